@@ -1,0 +1,246 @@
+"""The engine: prompts in, texts out. One thread of its own does all MLX work.
+
+MLX's streams belong to threads, so whoever calls, from whichever thread, only submits work here
+and waits for it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import mlx.core as mx
+
+from mlx_gemma_mtp import hub, weights
+from mlx_gemma_mtp.batch import SIZES, Batch
+from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.request import Chunk, Completion, Request
+from mlx_gemma_mtp.sampling import SamplingParams
+from mlx_gemma_mtp.speculate import PlayRound, round_player
+from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.text import Message, Prompt, Text
+
+AUTO_DRAFT_TOKENS = 3
+
+_T = TypeVar("_T")
+
+
+def load(
+    model: str | Path,
+    drafter: str | Path | None = "auto",
+    *,
+    bits: int | None = None,
+    max_batch: int = 8,
+) -> Engine:
+    """Load a target and its drafter.
+
+    model: a folder, a Hub name, or "demo", the embedded pair. drafter: the same, "auto" for
+    `<model>-assistant` where there is one, None for none. bits: 4 or 8 quantizes while loading.
+    max_batch: most requests that decode side by side, up to 8.
+
+    Raises ModelNotFoundError, CheckpointError, UsageError.
+    """
+    if not 1 <= max_batch <= SIZES[-1]:
+        raise UsageError(f"max_batch must lie in 1 .. {SIZES[-1]}, not {max_batch}")
+    folder = hub.find_model(model)
+    if drafter is None:
+        beside = None
+    else:
+        beside = hub.find_drafter(model, folder) if drafter == "auto" else hub.find_model(drafter)
+    worker = ThreadPoolExecutor(1, thread_name_prefix="mgm")
+
+    def read() -> tuple[Target, Drafter | None]:
+        target = weights.load_target(folder, bits=bits)
+        if beside is None:
+            return target, None
+        return target, weights.load_drafter(beside, target.config, bits=bits)
+
+    try:
+        models = worker.submit(read).result()
+        text = Text(folder) if (folder / "tokenizer.json").exists() else None
+        defaults = weights.read_generation_config(folder)
+        return Engine(*models, text=text, defaults=defaults, max_batch=max_batch, worker=worker)
+    except BaseException:
+        worker.shutdown(wait=False)
+        raise
+
+
+class Engine:
+    """A loaded pair. Made by `load`; a context manager; may be used from any thread."""
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        *,
+        text: Text | None,
+        defaults: dict[str, Any],
+        max_batch: int,
+        worker: ThreadPoolExecutor,
+    ) -> None:
+        self.text = text
+        self.config = target.config
+        self.has_drafter = drafter is not None
+        self._models: tuple[Target, PlayRound] | None = (target, round_player(target, drafter))
+        self._defaults = defaults
+        self._max_batch = max_batch
+        self._worker = worker
+        eos = defaults.get("eos_token_id", 1)
+        self._eos = frozenset([eos] if isinstance(eos, int) else eos)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back. The engine cannot be used afterwards; closing twice is fine."""
+        if self._models is not None:
+            self._models = None
+            self._worker.submit(mx.clear_cache).result()
+            self._worker.shutdown()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """The texts of several prompts, up to max_batch of them decoding side by side.
+
+        A prompt is a string (one user turn), a list of token ids, or a list of messages
+        {"role", "content"}; a single one may be given as it is. `params` are those of all
+        prompts, or one for each. The results are in the order of the prompts.
+
+        Raises UsageError for a prompt or setting that cannot be honoured, before any work.
+        """
+        many = _prompts(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            each = [params or SamplingParams()] * len(many)
+        else:
+            each = list(params)
+        if len(each) != len(many):
+            raise UsageError(f"{len(many)} prompts but {len(each)} settings: give one for each")
+        requests = [self._request(one, own) for one, own in zip(many, each, strict=True)]
+        stop = threading.Event()
+        for start in range(0, len(requests), self._max_batch):
+            group = requests[start : start + self._max_batch]
+            job = self._submit(partial(self._run, group, stop.is_set))
+            try:
+                job.result()
+            except BaseException:
+                stop.set()
+                raise
+        return [request.completion for request in requests]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """The text of one prompt, piece by piece as it becomes certain.
+
+        Closing the iterator stops the request within one round. Errors as `generate`.
+        """
+        chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        request = self._request(prompt, params or SamplingParams(), chunks.put)
+        stop = threading.Event()
+        job = self._submit(partial(self._run, [request], stop.is_set))
+        job.add_done_callback(lambda _: chunks.put(None))
+        return _drain(chunks, job, stop)
+
+    def _submit(self, job: Callable[[], _T]) -> Future[_T]:
+        if self._models is None:
+            raise MgmError("this engine is closed: load the model again")
+        return self._worker.submit(job)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> Request:
+        """Check a prompt and its settings, and lay them out as a request."""
+        ids = self._ids(prompt)
+        room = self.config.max_position_embeddings - len(ids)
+        if not ids:
+            raise UsageError("the prompt is empty: give some text")
+        bad = next((i for i in ids if not 0 <= i < self.config.vocab_size), None)
+        if bad is not None:
+            raise UsageError(
+                f"token id {bad} is outside the vocabulary of {self.config.vocab_size} tokens"
+            )
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, but the model takes at most "
+                f"{self.config.max_position_embeddings}, its answer included: shorten it"
+            )
+        if params.stop_strings and self.text is None:
+            raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
+        drafts = params.num_draft_tokens
+        if drafts == "auto":
+            drafts = AUTO_DRAFT_TOKENS if self.has_drafter else 0
+        elif drafts and not self.has_drafter:
+            raise ModelNotFoundError(
+                f"num_draft_tokens={drafts} needs a drafter, and none was loaded: give one with "
+                "drafter=, or set num_draft_tokens=0"
+            )
+        return Request(
+            ids,
+            params.resolved(self._defaults),
+            max_tokens=min(params.max_tokens or room, room),
+            num_draft_tokens=drafts,
+            eos=frozenset() if params.ignore_eos else self._eos,
+            stream=self.text.stream(params.stop_strings) if self.text else None,
+            on_chunk=on_chunk,
+        )
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+            return list(cast(Sequence[int], prompt))
+        if self.text is None:
+            raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
+        if isinstance(prompt, str) and not prompt.strip():
+            return []
+        return self.text.prompt(cast(str | Sequence[Message], prompt))
+
+    def _run(self, requests: list[Request], cancelled: Callable[[], bool]) -> None:
+        """Decode a group of requests to their ends; runs on the engine's thread."""
+        assert self._models is not None
+        size = next(size for size in SIZES if size >= len(requests))
+        suppressed = self._defaults.get("suppress_tokens")
+        suppress = None
+        if suppressed:
+            suppress = mx.zeros((self.config.vocab_size,))
+            suppress[mx.array(suppressed)] = -mx.inf
+        batch = Batch(*self._models, size, suppress)
+        for row, request in enumerate(requests):
+            batch.join(row, request, cancelled)
+        batch.decode(cancelled)
+
+
+def _prompts(value: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts, also of a single one given as it is."""
+    single = isinstance(value, str) or (
+        len(value) > 0 and all(isinstance(item, (int, dict)) for item in value)
+    )
+    return cast(list[Prompt], [value] if single else list(value))
+
+
+def _drain(
+    chunks: queue.SimpleQueue[Chunk | None], job: Future[None], stop: threading.Event
+) -> Iterator[Chunk]:
+    try:
+        while (chunk := chunks.get()) is not None:
+            yield chunk
+        job.result()  # raises what ended the job early
+    finally:
+        stop.set()

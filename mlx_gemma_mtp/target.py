@@ -1,0 +1,72 @@
+"""The target: Gemma 4's text decoder. Holds weights and nothing else; the cache is the caller's."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_gemma_mtp.cache import KVCache
+from mlx_gemma_mtp.config import TargetConfig
+from mlx_gemma_mtp.layers import TargetLayer
+
+
+class Target(nn.Module):
+    """Gemma 4 E2B, E4B, 12B, 26B-A4B or 31B; parameters named as in the text-only checkpoint."""
+
+    def __init__(self, config: TargetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [TargetLayer(config, layer) for layer in config.layers]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        width = config.hidden_size_per_layer_input
+        if width:
+            packed = width * len(config.layers)
+            self.embed_tokens_per_layer = nn.Embedding(config.vocab_size_per_layer_input, packed)
+            self.per_layer_model_projection = nn.Linear(config.hidden_size, packed, bias=False)
+            self.per_layer_projection_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of activations, keys and values."""
+        return self.norm.weight.dtype
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Scaled embeddings [..., H] of tokens [...]; the scale is rounded to the weights' type."""
+        scale = mx.array(self.config.hidden_size**0.5, self.dtype)
+        return self.embed_tokens(tokens) * scale
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Tied head, before the softcap: hidden [..., H] -> [..., V]."""
+        return self.embed_tokens.as_linear(hidden)
+
+    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
+        """Hidden states [B, T, H] after the final norm, of tokens [B, T].
+
+        They stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys and
+        values are written to the cache; they count once the caller advances its offset.
+        """
+        h = self.embed(tokens)
+        per_layer = self._per_layer_inputs(tokens, h)
+        reach = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
+        for index, (layer, config) in enumerate(zip(self.layers, self.config.layers, strict=True)):
+            slots, mask = reach[config.kind]
+            x = layer.input_layernorm(h)
+            if config.owns_kv:
+                cache.write(index, *layer.self_attn.keys_values(x, cache.offset), slots)
+            keys, values = cache.keys[config.kv_source], cache.values[config.kv_source]
+            attended = layer.self_attn(x, cache.offset, keys, values, mask)
+            h = layer(h, attended, None if per_layer is None else per_layer[:, :, index])
+        return self.norm(h)
+
+    def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
+        """What each layer gets to know of its token besides h: [B, T, layers, width]."""
+        width = self.config.hidden_size_per_layer_input
+        if not width:
+            return None
+        shape = (*tokens.shape, len(self.layers), width)
+        context = self.per_layer_model_projection(embedded) * self.config.hidden_size**-0.5
+        context = self.per_layer_projection_norm(context.reshape(shape))
+        scale = mx.array(width**0.5, self.dtype)
+        identity = (self.embed_tokens_per_layer(tokens) * scale).reshape(shape)
+        return (context + identity) * 2**-0.5

@@ -1,0 +1,272 @@
+"""From a name to a folder, from a folder to a model with its weights; and does the pair fit.
+
+Reads Transformers checkpoints (single or sharded safetensors, multimodal or text-only names) and
+MLX ones (with their `quantization` block). Every parameter must be there in the right shape;
+what the text model does not need is left in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.target import Target
+
+Model = TypeVar("Model", Target, Drafter)
+Arrays = dict[str, mx.array]
+
+GROUP_SIZE = 64
+# Modules that low precision hurts most: they keep 8 bits whatever the others get.
+EIGHT_BIT = ("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids")
+
+_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+_TOWERS = re.compile(
+    r"^(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\."
+)
+
+
+def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None) -> Target:
+    """The target in a folder.
+
+    bits: 4 or 8 quantizes while loading. dtype: type of everything that is not quantized; by
+    default the checkpoint's own, and float32 on the CPU backend, which multiplies experts in no
+    other and is slower in bfloat16. Raises CheckpointError, UsageError.
+    """
+    raw = read_config(folder)
+    config = TargetConfig.from_dict(raw)
+    return _load(Target(config), folder, raw, bits, dtype)
+
+
+def load_drafter(
+    folder: Path, target: TargetConfig, *, bits: int | None = None, dtype: mx.Dtype | None = None
+) -> Drafter:
+    """The drafter in a folder, for this target; arguments and errors as `load_target`."""
+    raw = read_config(folder)
+    config = DrafterConfig.from_dict(raw)
+    check_pair(target, config)
+    return _load(Drafter(config), folder, raw, bits, dtype)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises CheckpointError."""
+    return _read_json(folder / "config.json", "is this a model folder?")
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The folder's generation_config.json; empty where there is none."""
+    path = folder / "generation_config.json"
+    return _read_json(path, "") if path.exists() else {}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, all of them present. Raises CheckpointError."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(_read_json(index, "").get("weight_map", {}).values())
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: no model*.safetensors; only safetensors are read")
+    for path in files:
+        if not path.exists():
+            raise CheckpointError(f"{path.name} is missing from {folder}: download it again")
+    return files
+
+
+def _load(
+    model: Model, folder: Path, raw: dict[str, Any], bits: int | None, dtype: mx.Dtype | None
+) -> Model:
+    quantization = raw.get("quantization")
+    if bits is not None and quantization is not None:
+        raise UsageError(f"{folder} is quantized already: leave bits out")
+    if bits not in (None, 4, 8):
+        raise UsageError(f"bits must be 4 or 8, not {bits}")
+    arrays = _read_arrays(folder, model.config.num_kv_layers)
+    if quantization is not None:
+        _quantize(model, _stored_format(quantization, arrays))
+    _check(model, arrays, folder)
+    if dtype is None:
+        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        dtype = mx.float32 if on_cpu else arrays["norm.weight"].dtype
+    wanted = dict(tree_flatten(model.parameters()))
+    typed = {name: arrays[name].astype(_type_for(name, arrays[name], dtype)) for name in wanted}
+    model.load_weights(list(typed.items()))
+    del arrays, typed  # held on to, the arrays in the files would stay beside their copies
+    if bits is not None:
+        _quantize(model, _format_for(bits))
+    model.eval()
+    for layer in model.layers:
+        mx.eval(layer.parameters())
+    mx.eval(model.parameters())
+    return model
+
+
+def _type_for(name: str, array: mx.array, dtype: mx.Dtype) -> mx.Dtype:
+    if mx.issubdtype(array.dtype, mx.floating):
+        return dtype
+    return mx.int32 if name.endswith("token_ordering") else array.dtype
+
+
+# Files and names
+
+
+def _read_json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return found
+
+
+def _read_arrays(folder: Path, num_kv_layers: int) -> Arrays:
+    """All arrays a text model may need, under this package's names; read when first used."""
+    arrays: Arrays = {}
+    for path in weight_files(folder):
+        _check_whole(path)
+        stored = mx.load(str(path))
+        assert isinstance(stored, dict)  # which safetensors always give
+        for name, array in stored.items():
+            mine = _canonical(name)
+            if mine is not None and not _shares_kv(mine, num_kv_layers):
+                arrays[mine] = array
+    return _join_gate_up(arrays)
+
+
+def _check_whole(path: Path) -> None:
+    """Raise CheckpointError unless the file is as long as its header says."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
+        try:
+            header = json.loads(file.read(size)) if size < path.stat().st_size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is not a whole safetensors file: download it again")
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    missing = 8 + size + max(ends, default=0) - path.stat().st_size
+    if missing > 0:
+        raise CheckpointError(f"{path} is cut short by {missing} bytes: download it again")
+
+
+def _canonical(name: str) -> str | None:
+    """A checkpoint's name for an array -> ours, which is that of the text-only checkpoint less
+    its `model.`; None for what a text model does not have."""
+    if _TOWERS.match(name) or name.endswith("lm_head.weight"):
+        return None
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            break
+    name = name.replace(".experts.switch_glu.", ".experts.")
+    return (
+        f"{name}.weight" if name.endswith((".experts.gate_up_proj", ".experts.down_proj")) else name
+    )
+
+
+def _shares_kv(name: str, num_kv_layers: int) -> bool:
+    """Is this a key or value weight of a layer that reads another layer's?"""
+    match = re.match(r"layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.", name)
+    return match is not None and int(match[1]) >= num_kv_layers
+
+
+def _join_gate_up(arrays: Arrays) -> Arrays:
+    """MLX checkpoints keep the experts' gate and up maps apart; one product computes both here.
+
+    The rows of a quantized map are independent, so joining keeps every bit.
+    """
+    joined: Arrays = {}
+    for name, array in arrays.items():
+        if ".experts.gate_proj." in name:
+            up = arrays.get(name.replace(".gate_proj.", ".up_proj."))
+            if up is None:
+                raise CheckpointError(f"tensor {name} has no up_proj beside it")
+            name, array = (
+                name.replace(".gate_proj.", ".gate_up_proj."),
+                mx.concatenate([array, up], axis=1),
+            )
+        elif ".experts.up_proj." in name:
+            continue
+        joined[name] = array
+    return joined
+
+
+def _check(model: Target | Drafter, arrays: Arrays, folder: Path) -> None:
+    """Raise CheckpointError, naming the tensor, unless each parameter is there as it must be."""
+    for name, parameter in dict(tree_flatten(model.parameters())).items():
+        found = arrays.get(name)
+        if found is None:
+            raise CheckpointError(f"{folder}: tensor {name} is missing: download it again")
+        if found.shape != parameter.shape:
+            raise CheckpointError(
+                f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks "
+                f"for {list(parameter.shape)}: weights and config are of different models"
+            )
+
+
+# Quantization
+
+Format = Callable[[str, nn.Module], dict[str, Any] | bool]
+
+
+def _quantize(model: nn.Module, format_of: Format) -> None:
+    def checked(path: str, module: nn.Module) -> dict[str, Any] | bool:
+        if not hasattr(module, "to_quantized"):
+            return False
+        chosen = format_of(path, module)
+        width = module.weight.shape[-1]
+        if isinstance(chosen, dict) and width % chosen["group_size"]:
+            raise CheckpointError(
+                f"cannot quantize {path}: its width {width} does not divide by the group size "
+                f"{chosen['group_size']}; load it without bits"
+            )
+        return chosen
+
+    nn.quantize(model, class_predicate=checked)
+
+
+def _format_for(bits: int) -> Format:
+    """The recipe of `bits=`: sensitive modules get 8 bits."""
+
+    def format_of(path: str, _: nn.Module) -> dict[str, Any]:
+        return {"group_size": GROUP_SIZE, "bits": 8 if path.endswith(EIGHT_BIT) else bits}
+
+    return format_of
+
+
+def _stored_format(quantization: dict[str, Any], arrays: Arrays) -> Format:
+    """What an MLX checkpoint says of itself: a common format, and exceptions by module."""
+    common = {
+        key: quantization[key] for key in ("group_size", "bits", "mode") if key in quantization
+    }
+    own = {}
+    for path, entry in quantization.items():
+        if isinstance(entry, dict):
+            mine = _canonical(f"{path}.weight") or ""
+            own[
+                mine.removesuffix(".weight").replace(".experts.gate_proj", ".experts.gate_up_proj")
+            ] = entry
+
+    def format_of(path: str, _: nn.Module) -> dict[str, Any] | bool:
+        if f"{path}.scales" not in arrays:
+            return False
+        entry = own.get(path, {})
+        return common | {key: entry[key] for key in ("group_size", "bits", "mode") if key in entry}
+
+    return format_of
