@@ -1,3 +1,1 @@
-"""Measures this runtime: where the measurements of `mgm bench` will live.
-
-Stands at the root of the repository; installed as `mlx_gemma_mtp.bench`."""
+"""Measuring what speculation buys: `python -m mlx_gemma_mtp.bench`."""

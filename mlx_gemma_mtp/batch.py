@@ -32,12 +32,15 @@ class Batch:
     """Up to `size` requests decoding side by side."""
 
     def __init__(
-        self, target: Target, play_round: PlayRound, size: int, suppress: mx.array | None
+        self, target: Target, play_round: PlayRound, size: int, suppressed: list[int]
     ) -> None:
         config = target.config
         self._target = target
         self._play_round = play_round
-        self._suppress = suppress
+        self._suppress: mx.array | None = None
+        if suppressed:
+            self._suppress = mx.zeros((config.vocab_size,))
+            self._suppress[mx.array(suppressed)] = -mx.inf
         self._rows: list[Request | None] = [None] * size
         self._lengths = [0] * size  # most positions each row may have committed
         self._cache = KVCache.empty(

@@ -86,6 +86,11 @@ class DecoderConfig:
     layers: tuple[LayerConfig, ...]
     rope: dict[LayerKind, RopeConfig]
 
+    def __post_init__(self) -> None:
+        sizes = (self.vocab_size, self.hidden_size, self.num_attention_heads, self.sliding_window)
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or not self.layers:
+            raise CheckpointError("config.json: sizes must be positive whole numbers")
+
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The layer kinds that occur."""
@@ -132,13 +137,17 @@ class TargetConfig(DecoderConfig):
             )
         text = _text_section(raw)
         moe = bool(text.get("enable_moe_block"))
+        experts = _required(text, "num_experts") if moe else 0
+        chosen = _required(text, "top_k_experts") if moe else 0
+        if moe and not 1 <= chosen <= experts:
+            raise CheckpointError(f"config.json: top_k_experts is {chosen} of {experts} experts")
         width = text["hidden_size_per_layer_input"] or 0
         return TargetConfig(
             **_decoder_fields(text, num_shared=text.get("num_kv_shared_layers") or 0),
             max_position_embeddings=text["max_position_embeddings"],
             final_logit_softcapping=text.get("final_logit_softcapping"),
-            num_experts=_required(text, "num_experts") if moe else 0,
-            top_k_experts=_required(text, "top_k_experts") if moe else 0,
+            num_experts=experts,
+            top_k_experts=chosen,
             moe_intermediate_size=_required(text, "moe_intermediate_size") if moe else 0,
             hidden_size_per_layer_input=width,
             vocab_size_per_layer_input=text.get("vocab_size_per_layer_input", text["vocab_size"]),
@@ -254,6 +263,10 @@ def _layers(text: dict[str, Any], num_shared: int) -> tuple[LayerConfig, ...]:
             f"config.json: layer_types must name {count} layers of {', '.join(KINDS)}"
         )
     num_own = count - num_shared
+    if num_shared < 0 or num_own < 0:
+        raise CheckpointError(
+            f"config.json: num_kv_shared_layers is {num_shared} of {count} layers"
+        )
     overrides = text.get("per_layer_config")
     if overrides is not None:  # keys are layer numbers, padded with zeros: "05"
         overrides = {int(key): value for key, value in overrides.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +19,19 @@ import mlx.core as mx
 
 from mlx_gemma_mtp import hub, weights
 from mlx_gemma_mtp.batch import SIZES, Batch
+from mlx_gemma_mtp.config import TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.request import Chunk, Completion, Request
-from mlx_gemma_mtp.sampling import SamplingParams
+from mlx_gemma_mtp.sampling import SamplingParams, is_count
 from mlx_gemma_mtp.speculate import PlayRound, round_player
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.text import Message, Prompt, Text
+from mlx_gemma_mtp.worker import mlx_worker
 
 AUTO_DRAFT_TOKENS = 3
+GEMMA_EOS = 1  # for a checkpoint without a generation_config
+PROMPT_FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
 _T = TypeVar("_T")
 
@@ -47,14 +51,9 @@ def load(
 
     Raises ModelNotFoundError, CheckpointError, UsageError.
     """
-    if not 1 <= max_batch <= SIZES[-1]:
-        raise UsageError(f"max_batch must lie in 1 .. {SIZES[-1]}, not {max_batch}")
-    folder = hub.find_model(model)
-    if drafter is None:
-        beside = None
-    else:
-        beside = hub.find_drafter(model, folder) if drafter == "auto" else hub.find_model(drafter)
-    worker = ThreadPoolExecutor(1, thread_name_prefix="mgm")
+    if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
+        raise UsageError(f"max_batch must lie in 1 .. {SIZES[-1]}, not {max_batch!r}")
+    folder, beside = hub.find_pair(model, drafter)
 
     def read() -> tuple[Target, Drafter | None]:
         target = weights.load_target(folder, bits=bits)
@@ -62,14 +61,10 @@ def load(
             return target, None
         return target, weights.load_drafter(beside, target.config, bits=bits)
 
-    try:
-        models = worker.submit(read).result()
-        text = Text(folder) if (folder / "tokenizer.json").exists() else None
-        defaults = weights.read_generation_config(folder)
-        return Engine(*models, text=text, defaults=defaults, max_batch=max_batch, worker=worker)
-    except BaseException:
-        worker.shutdown(wait=False)
-        raise
+    defaults = weights.read_generation_config(folder)
+    text = Text(folder) if (folder / "tokenizer.json").exists() else None
+    models = mlx_worker().submit(read).result()
+    return Engine(*models, text=text, defaults=defaults, max_batch=max_batch)
 
 
 class Engine:
@@ -83,7 +78,6 @@ class Engine:
         text: Text | None,
         defaults: dict[str, Any],
         max_batch: int,
-        worker: ThreadPoolExecutor,
     ) -> None:
         self.text = text
         self.config = target.config
@@ -91,9 +85,8 @@ class Engine:
         self._models: tuple[Target, PlayRound] | None = (target, round_player(target, drafter))
         self._defaults = defaults
         self._max_batch = max_batch
-        self._worker = worker
-        eos = defaults.get("eos_token_id", 1)
-        self._eos = frozenset([eos] if isinstance(eos, int) else eos)
+        self._eos = frozenset(_token_list(defaults, "eos_token_id", self.config) or [GEMMA_EOS])
+        self._suppressed = _token_list(defaults, "suppress_tokens", self.config)
 
     def __enter__(self) -> Engine:
         return self
@@ -110,8 +103,7 @@ class Engine:
         """Give the memory back. The engine cannot be used afterwards; closing twice is fine."""
         if self._models is not None:
             self._models = None
-            self._worker.submit(mx.clear_cache).result()
-            self._worker.shutdown()
+            mlx_worker().submit(mx.clear_cache).result()
 
     def generate(
         self,
@@ -127,17 +119,14 @@ class Engine:
         Raises UsageError for a prompt or setting that cannot be honoured, before any work.
         """
         many = _prompts(prompts)
-        if params is None or isinstance(params, SamplingParams):
-            each = [params or SamplingParams()] * len(many)
-        else:
-            each = list(params)
+        each = list(params) if isinstance(params, Sequence) else [params] * len(many)
         if len(each) != len(many):
             raise UsageError(f"{len(many)} prompts but {len(each)} settings: give one for each")
         requests = [self._request(one, own) for one, own in zip(many, each, strict=True)]
         stop = threading.Event()
         for start in range(0, len(requests), self._max_batch):
             group = requests[start : start + self._max_batch]
-            job = self._submit(partial(self._run, group, stop.is_set))
+            job = self._submit(partial(self._run, group, stop))
             try:
                 job.result()
             except BaseException:
@@ -151,24 +140,27 @@ class Engine:
         Closing the iterator stops the request within one round. Errors as `generate`.
         """
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        request = self._request(prompt, params or SamplingParams(), chunks.put)
+        request = self._request(prompt, params, chunks.put)
         stop = threading.Event()
-        job = self._submit(partial(self._run, [request], stop.is_set))
+        job = self._submit(partial(self._run, [request], stop))
         job.add_done_callback(lambda _: chunks.put(None))
         return _drain(chunks, job, stop)
 
     def _submit(self, job: Callable[[], _T]) -> Future[_T]:
         if self._models is None:
             raise MgmError("this engine is closed: load the model again")
-        return self._worker.submit(job)
+        return mlx_worker().submit(job)
 
     def _request(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | None,
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and lay them out as a request."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise UsageError(f"settings come as SamplingParams, not {type(params).__name__}")
         ids = self._ids(prompt)
         room = self.config.max_position_embeddings - len(ids)
         if not ids:
@@ -204,24 +196,28 @@ class Engine:
         )
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
-            return list(cast(Sequence[int], prompt))
-        if self.text is None:
-            raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise UsageError(f"{PROMPT_FORMS}; not {type(prompt).__name__}")
         if isinstance(prompt, str) and not prompt.strip():
             return []
+        if all(is_count(item) for item in prompt):
+            return [int(cast(int, item)) for item in prompt]
+        if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
+            raise UsageError(PROMPT_FORMS)
+        if self.text is None:
+            raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
         return self.text.prompt(cast(str | Sequence[Message], prompt))
 
-    def _run(self, requests: list[Request], cancelled: Callable[[], bool]) -> None:
-        """Decode a group of requests to their ends; runs on the engine's thread."""
+    def _run(self, requests: list[Request], stop: threading.Event) -> None:
+        """Decode a group of requests to their ends, or until told to stop; on the worker."""
         assert self._models is not None
+        leaving = mlx_worker().leaving
+
+        def cancelled() -> bool:
+            return stop.is_set() or leaving.is_set()
+
         size = next(size for size in SIZES if size >= len(requests))
-        suppressed = self._defaults.get("suppress_tokens")
-        suppress = None
-        if suppressed:
-            suppress = mx.zeros((self.config.vocab_size,))
-            suppress[mx.array(suppressed)] = -mx.inf
-        batch = Batch(*self._models, size, suppress)
+        batch = Batch(*self._models, size, self._suppressed)
         for row, request in enumerate(requests):
             batch.join(row, request, cancelled)
         batch.decode(cancelled)
@@ -229,10 +225,23 @@ class Engine:
 
 def _prompts(value: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, also of a single one given as it is."""
-    single = isinstance(value, str) or (
-        len(value) > 0 and all(isinstance(item, (int, dict)) for item in value)
-    )
+    single = not isinstance(value, Sequence) or isinstance(value, (str, bytes))
+    if not single and len(value) > 0:
+        single = all(is_count(item) or _is_message(item) for item in value)
     return cast(list[Prompt], [value] if single else list(value))
+
+
+def _token_list(defaults: dict[str, Any], key: str, config: TargetConfig) -> list[int]:
+    """Token ids of a generation_config entry, which may be one number, a list or null."""
+    found = defaults.get(key)
+    many = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(is_count(token) and 0 <= token < config.vocab_size for token in many):
+        raise CheckpointError(f"generation_config.json: {key} is {found!r}, not token ids")
+    return many
+
+
+def _is_message(item: object) -> bool:
+    return isinstance(item, dict) and "role" in item and bool({"content", "tool_calls"} & set(item))
 
 
 def _drain(

@@ -1,66 +1,95 @@
 """From a model's name to the folder that holds it: a path, the embedded demo, or the Hub.
 
-The Hub is asked only for what its cache does not hold. Knows nothing of what is in the files.
+What the Hub's cache holds is not asked for again. Knows nothing of what is in the files, but that
+a checkpoint without its config or a part of its weights is not one.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
-from mlx_gemma_mtp.weights import weight_files
+from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.weights import read_config, weight_files
 
 DEMO = Path(__file__).parent / "demo" / "gemma-4-demo-it"
 DRAFTER_SUFFIX = "-assistant"
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
-def find_model(name: str | Path) -> Path:
-    """The folder of a model given as a folder, "demo" or a Hub name. Raises ModelNotFoundError."""
-    if str(name) == "demo":
-        return DEMO
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    text = str(name)
-    if isinstance(name, Path) or text.count("/") != 1 or text[0] in "./~" or text.endswith("/"):
-        raise ModelNotFoundError(
-            f"no folder {text!r}; give a folder, a Hub name such as google/gemma-4-E4B-it, "
-            'or "demo"'
-        )
-    return _from_hub(text)
+def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path | None]:
+    """The folders of a target and its drafter.
 
-
-def find_drafter(name: str | Path, folder: Path) -> Path | None:
-    """The drafter of a model: in its folder, beside it, or `<name>-assistant` on the Hub."""
-    for near in (folder / "drafter", folder.with_name(folder.name + DRAFTER_SUFFIX)):
+    Each is a folder, "demo" or a Hub name. drafter "auto": in the target's folder as `drafter`,
+    beside it, or on the Hub, as `<model>-assistant`; None where there is none. A target that was
+    in the cache already has its drafter looked up in the cache only: no network for a cached
+    model. Raises ModelNotFoundError, UsageError.
+    """
+    folder, fetched = _find(model)
+    if drafter != "auto":
+        return folder, None if drafter is None else _find(drafter)[0]
+    whole = folder.resolve()
+    for near in (whole / "drafter", whole.with_name(whole.name + DRAFTER_SUFFIX)):
         if near.is_dir():
-            return near
-    if str(name) == "demo" or Path(name).expanduser().is_dir():
-        return None
+            return folder, near
+    if model == "demo" or _is_folder(model):
+        return folder, None
+    name = f"{model}{DRAFTER_SUFFIX}"
     try:
-        return _from_hub(f"{name}{DRAFTER_SUFFIX}")
+        return folder, _from_hub(name) if fetched else _from_cache(name)
     except ModelNotFoundError:
-        return None
+        return folder, None
 
 
-def _from_hub(name: str) -> Path:
+def _find(name: str | Path) -> tuple[Path, bool]:
+    """The folder, and whether it had to be downloaded."""
+    if not isinstance(name, (str, Path)):
+        raise UsageError(f"a model is a folder or a name, not {type(name).__name__}")
+    if name == "demo":
+        return DEMO, False
+    if _is_folder(name):
+        return Path(name).expanduser(), False
+    if isinstance(name, Path) or not _HUB_NAME.fullmatch(name):
+        raise ModelNotFoundError(
+            f"no folder {str(name)[:200]!r}; give a folder, a Hub name such as "
+            'google/gemma-4-E4B-it, or "demo"'
+        )
+    cached = _from_cache(name)
+    return (cached, False) if cached is not None else (_from_hub(name), True)
+
+
+def _is_folder(name: str | Path) -> bool:
+    try:
+        return str(name) != "" and Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name too long to be one; a user without a home
+        return False
+
+
+def _from_cache(name: str) -> Path | None:
+    """The cached folder of a Hub name, if it holds a whole checkpoint."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        cached = Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True)
-        )
-        weight_files(cached)
-        return cached
-    except (errors.LocalEntryNotFoundError, CheckpointError):
-        pass  # not in the cache, or only a part of it
-    except errors.HFValidationError:
-        raise ModelNotFoundError(f"{name!r} is neither a folder nor a Hub name") from None
+        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        read_config(folder)
+        weight_files(folder)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, CheckpointError):
+        return None
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    """Download what the cache lacks of a Hub name. Raises ModelNotFoundError."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+    except errors.HFValidationError:
+        raise ModelNotFoundError(f"{name!r} is neither a folder nor a Hub name") from None
     except errors.GatedRepoError:
         raise ModelNotFoundError(
             f"{name} asks for its terms to be accepted: do so on its Hub page, then set HF_TOKEN"

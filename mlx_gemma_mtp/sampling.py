@@ -9,6 +9,7 @@ rejected on the way. Temperature 0 leaves the noise out. Knows nothing of models
 
 from __future__ import annotations
 
+import numbers
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,20 @@ import mlx.core as mx
 from mlx_gemma_mtp.errors import UsageError
 
 NO_FILTER = 0  # top_k that keeps every token
+MAX_DRAFT_TOKENS = 15  # a bound on buffers; no published drafter gains beyond 8
+
+
+def is_count(value: object) -> bool:
+    """A whole number, of Python's or numpy's, and not a truth value?"""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _within(value: int | None, low: int, high: int) -> bool:
+    return value is None or (is_count(value) and low <= value <= high)
+
+
+def _real(value: object) -> bool:
+    return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -45,21 +60,29 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        most = 2**31 - 1
         drafts = self.num_draft_tokens
         checks = [
-            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens must be 1 or more"),
+            (_within(self.max_tokens, 1, most), "max_tokens must be a whole number, 1 or more"),
             (
-                self.temperature is None or 0 <= self.temperature < float("inf"),
+                _real(self.temperature) and 0 <= (self.temperature or 0) < float("inf"),
                 "temperature must be 0 (greedy) or a positive number",
             ),
-            (self.top_k is None or self.top_k >= 0, "top_k must be 0 (off) or more"),
-            (self.top_p is None or 0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
-            (self.seed is None or 0 <= self.seed < 2**32, "seed must lie in 0 .. 2**32 - 1"),
+            (_within(self.top_k, 0, most), "top_k must be 0 (off) or a positive whole number"),
             (
-                drafts == "auto" or (isinstance(drafts, int) and 0 <= drafts <= MAX_DRAFT_TOKENS),
+                _real(self.top_p) and (self.top_p is None or 0 < self.top_p <= 1),
+                "top_p must be above 0 and at most 1",
+            ),
+            (_within(self.seed, 0, 2**32 - 1), "seed must be a whole number in 0 .. 2**32 - 1"),
+            (
+                drafts == "auto" or (drafts is not None and _within(drafts, 0, MAX_DRAFT_TOKENS)),
                 f'num_draft_tokens must be "auto" or lie in 0 .. {MAX_DRAFT_TOKENS}',
             ),
-            (all(self.stop_strings), "a stop string must not be empty"),
+            (
+                isinstance(self.stop, Sequence)
+                and all(isinstance(stop, str) and stop for stop in self.stop_strings),
+                "stop must be a string or a list of strings, none of them empty",
+            ),
         ]
         for good, message in checks:
             if not good:
@@ -89,9 +112,6 @@ class SamplingParams:
             top_p=pick(self.top_p, "top_p", 1.0),
             seed=secrets.randbits(32) if self.seed is None else self.seed,
         )
-
-
-MAX_DRAFT_TOKENS = 15  # a bound on buffers; no published drafter gains beyond 8
 
 
 class RowSettings(NamedTuple):

@@ -38,7 +38,8 @@ class Text:
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Token ids of a conversation, ready for the model's next turn.
 
-        options go to the checkpoint's chat template (`enable_thinking=True`, `tools=[...]`).
+        options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (off
+        unless asked for).
         Raises UsageError for a conversation that the template refuses.
         """
         import jinja2
@@ -47,7 +48,10 @@ class Text:
             raise UsageError("this checkpoint has no chat template: give plain text or token ids")
         try:
             text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, **options
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=True,
+                **{"enable_thinking": False} | options,
             )
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from None
@@ -93,9 +97,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._detokenizer.last_segment
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        # Of several, the one complete first: how the text was cut into tokens must not matter.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
-        end = min(found) if found else len(self._held) - (0 if final else self._undecided())
+        certain = len(self._held) - (0 if final else self._undecided())
+        end = min(found)[1] if found else certain
         piece, self._held = self._held[:end], self._held[end:]
         return piece
 

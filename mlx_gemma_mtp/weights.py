@@ -21,9 +21,11 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.sampling import is_count
 from mlx_gemma_mtp.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
+Config = TypeVar("Config", TargetConfig, DrafterConfig)
 Arrays = dict[str, mx.array]
 
 GROUP_SIZE = 64
@@ -44,7 +46,7 @@ def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     other and is slower in bfloat16. Raises CheckpointError, UsageError.
     """
     raw = read_config(folder)
-    config = TargetConfig.from_dict(raw)
+    config = _parse(TargetConfig.from_dict, raw, folder)
     return _load(Target(config), folder, raw, bits, dtype)
 
 
@@ -53,9 +55,19 @@ def load_drafter(
 ) -> Drafter:
     """The drafter in a folder, for this target; arguments and errors as `load_target`."""
     raw = read_config(folder)
-    config = DrafterConfig.from_dict(raw)
+    config = _parse(DrafterConfig.from_dict, raw, folder)
     check_pair(target, config)
     return _load(Drafter(config), folder, raw, bits, dtype)
+
+
+def _parse(parse: Callable[[dict[str, Any]], Config], raw: dict[str, Any], folder: Path) -> Config:
+    """Run a configuration's own reader; a value of a wrong kind becomes a CheckpointError."""
+    try:
+        return parse(raw)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is damaged ({type(error).__name__}: {error})"
+        ) from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -73,14 +85,16 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, all of them present. Raises CheckpointError."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = set(_read_json(index, "").get("weight_map", {}).values())
-        files = [folder / name for name in sorted(names)]
+        shards = _read_json(index, "").get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+            raise CheckpointError(f"{index}: weight_map does not name files: download it again")
+        files = [folder / name for name in sorted(set(shards.values()))]
     else:
         files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder}: no model*.safetensors; only safetensors are read")
     for path in files:
-        if not path.exists():
+        if not path.is_file():
             raise CheckpointError(f"{path.name} is missing from {folder}: download it again")
     return files
 
@@ -89,10 +103,12 @@ def _load(
     model: Model, folder: Path, raw: dict[str, Any], bits: int | None, dtype: mx.Dtype | None
 ) -> Model:
     quantization = raw.get("quantization")
+    if not isinstance(quantization, dict | None):
+        raise CheckpointError(f"{folder}: config.json: quantization is not a mapping")
     if bits is not None and quantization is not None:
         raise UsageError(f"{folder} is quantized already: leave bits out")
-    if bits not in (None, 4, 8):
-        raise UsageError(f"bits must be 4 or 8, not {bits}")
+    if bits is not None and (not is_count(bits) or bits not in (4, 8)):
+        raise UsageError(f"bits must be 4 or 8, not {bits!r}")
     arrays = _read_arrays(folder, model.config.num_kv_layers)
     if quantization is not None:
         _quantize(model, _stored_format(quantization, arrays))
@@ -139,7 +155,10 @@ def _read_arrays(folder: Path, num_kv_layers: int) -> Arrays:
     arrays: Arrays = {}
     for path in weight_files(folder):
         _check_whole(path)
-        stored = mx.load(str(path))
+        try:
+            stored = mx.load(str(path))
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
         assert isinstance(stored, dict)  # which safetensors always give
         for name, array in stored.items():
             mine = _canonical(name)
@@ -159,8 +178,11 @@ def _check_whole(path: Path) -> None:
             header = None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a whole safetensors file: download it again")
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    missing = 8 + size + max(ends, default=0) - path.stat().st_size
+    try:
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        missing = 8 + size + max(ends, default=0) - path.stat().st_size
+    except (KeyError, TypeError, IndexError):
+        raise CheckpointError(f"{path} has a damaged header: download it again") from None
     if missing > 0:
         raise CheckpointError(f"{path} is cut short by {missing} bytes: download it again")
 

@@ -1,0 +1,114 @@
+"""Gemma 4 pairs at their real sizes with random weights, to time rounds where no weights are.
+
+The shapes are those of the published configurations; the values are noise, so nothing these
+models say means anything and their drafts are never right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.target import Target
+
+Model = TypeVar("Model", Target, Drafter)
+
+_COMMON: dict[str, Any] = {"model_type": "gemma4_text", "final_logit_softcapping": 30.0}
+_K_EQ_V: dict[str, Any] = {
+    "attention_k_eq_v": True,
+    "sliding_window": 1024,
+    "hidden_size_per_layer_input": 0,
+    "max_position_embeddings": 262_144,
+}
+TARGETS: dict[str, dict[str, Any]] = {
+    "E4B": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 18,
+    },
+    "12B": {
+        **_K_EQ_V,
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "num_global_key_value_heads": 1,
+    },
+    "26B-A4B": {
+        **_K_EQ_V,
+        "hidden_size": 2816,
+        "intermediate_size": 2112,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "num_global_key_value_heads": 2,
+        "enable_moe_block": True,
+        "num_experts": 128,
+        "top_k_experts": 8,
+        "moe_intermediate_size": 704,
+    },
+    "31B": {
+        **_K_EQ_V,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "num_global_key_value_heads": 4,
+    },
+}
+
+
+def random_pair(size: str, dtype: mx.Dtype = mx.bfloat16) -> tuple[Target, Drafter]:
+    """A target and its drafter at a published size, weights drawn with a standard deviation of
+    one over the root of their input width."""
+    target = TargetConfig.from_dict(_COMMON | TARGETS[size])
+    return _randomised(Target(target), dtype), _randomised(Drafter(_drafter(size, target)), dtype)
+
+
+def _drafter(size: str, target: TargetConfig) -> DrafterConfig:
+    shape = TARGETS[size]
+    small = size == "E4B"
+    text = _COMMON | {
+        "hidden_size": 256 if small else 1024,
+        "intermediate_size": 2048 if small else 8192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4 if small else shape["num_attention_heads"],
+        "num_key_value_heads": shape["num_key_value_heads"],
+        "sliding_window": target.sliding_window,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    }
+    return DrafterConfig.from_dict(
+        {
+            "model_type": "gemma4_assistant",
+            "text_config": text,
+            "backbone_hidden_size": target.hidden_size,
+            "use_ordered_embeddings": small,
+        }
+    )
+
+
+def _randomised(model: Model, dtype: mx.Dtype) -> Model:
+    """Replace every parameter by noise, one at a time so that memory holds one copy."""
+
+    def noise(parameter: mx.array) -> mx.array:
+        if parameter.dtype == mx.int32:  # a centroid head's token ordering
+            drawn = mx.random.permutation(parameter.size).astype(mx.int32)
+        elif parameter.ndim == 1:  # norms and scales
+            drawn = mx.ones(parameter.shape, dtype)
+        else:
+            drawn = mx.random.normal(parameter.shape, dtype) * parameter.shape[-1] ** -0.5
+        mx.eval(drawn)
+        return drawn
+
+    for name, parameter in dict(tree_flatten(model.parameters())).items():
+        model.update(tree_unflatten([(name, noise(parameter))]))
+    return model
