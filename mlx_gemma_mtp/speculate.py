@@ -136,7 +136,7 @@ def prefill(target: Target, tokens: mx.array, cache: KVCache) -> mx.array:
     Returns the hidden state [B, 1, H] of the last one. A long prompt comes in several calls, each
     of at most the cache's `most` positions.
     """
-    hidden = target(tokens, cache)[:, -1:]
+    hidden = target(tokens, cache, last_only=True)
     cache.offset = cache.offset + tokens.shape[1]
     return hidden
 

@@ -40,24 +40,31 @@ class Target(nn.Module):
         """Tied head, before the softcap: hidden [..., H] -> [..., V]."""
         return self.embed_tokens.as_linear(hidden)
 
-    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
         """Hidden states [B, T, H] after the final norm, of tokens [B, T].
 
         They stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys and
         values are written to the cache; they count once the caller advances its offset.
+        last_only: return [B, 1, H], the last position's, and spare the others the layers that
+        write no keys and values (more than half of E2B and E4B).
         """
         h = self.embed(tokens)
+        position = cache.offset
         per_layer = self._per_layer_inputs(tokens, h)
         reach = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
         for index, (layer, config) in enumerate(zip(self.layers, self.config.layers, strict=True)):
             slots, mask = reach[config.kind]
+            if last_only and not config.owns_kv:
+                h, position = h[:, -1:], cache.offset + tokens.shape[1] - 1
+                mask = mask[:, :, -1:]
             x = layer.input_layernorm(h)
             if config.owns_kv:
-                cache.write(index, *layer.self_attn.keys_values(x, cache.offset), slots)
+                cache.write(index, *layer.self_attn.keys_values(x, position), slots)
             keys, values = cache.keys[config.kv_source], cache.values[config.kv_source]
-            attended = layer.self_attn(x, cache.offset, keys, values, mask)
-            h = layer(h, attended, None if per_layer is None else per_layer[:, :, index])
-        return self.norm(h)
+            attended = layer.self_attn(x, position, keys, values, mask)
+            extra = None if per_layer is None else per_layer[:, -h.shape[1] :, index]
+            h = layer(h, attended, extra)
+        return self.norm(h[:, -1:] if last_only else h)
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
         """What each layer gets to know of its token besides h: [B, T, layers, width]."""
