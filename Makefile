@@ -34,7 +34,7 @@ type: $(TESTING) ## mypy, strict
 	cd $(VENV)/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 pytest: $(TESTING) ## the tests; ARGS="-k name" to choose
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 # Proves that a wheel holds all of the package, and that the dependencies it declares are enough.
 check-wheel: $(TESTING) ## build the wheel; try it in an empty environment, away from here

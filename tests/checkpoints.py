@@ -1,0 +1,317 @@
+"""Tiny random Gemma 4 checkpoints, written by Transformers' own classes and `save_pretrained`.
+
+One target and one assistant per published kind, in the published layout, float32, a few megabytes
+each and without a tokenizer. Default initialisation gives nearly flat logits, so every weight is
+drawn anew from (seed, name): each part then has an effect that a parity test can see, and one seed
+gives one model in all its layouts.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4AssistantForCausalLM,
+    Gemma4AudioConfig,
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
+    Gemma4UnifiedAssistantConfig,
+    Gemma4UnifiedAssistantForCausalLM,
+    Gemma4UnifiedAudioConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForCausalLM,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedTextConfig,
+    Gemma4UnifiedVisionConfig,
+    Gemma4VisionConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()
+
+VOCAB = 256
+MAX_POSITIONS = 1024
+PER_LAYER_WIDTH = 64
+EOS = [1, 106, 50]
+SUPPRESSED = {"12B": list(range(200, 216))}  # the published 12B has such a list as well
+# Root mean squares: of a scaled embedding, of a final hidden state, of a query-key product. A small
+# embedding keeps greedy text from repeating its last token; logits, whose spread is the product of
+# the first two, and attention are kept as gentle as the parts still allow to be told apart, because
+# a random network that is sharper turns float32's last bits into differences of 1e-4.
+EMBEDDING = 0.1
+FINAL_HIDDEN = 15.0
+ATTENTION_SCORE = 1.2
+
+# What all five kinds have in common, and what each adds. The proportions are those of the published
+# models: which layers share K/V, which type has which head size, how many queries share a K/V head.
+# Some hidden sizes differ from the drafter's, and in 31B two full layers own K/V, so that a mix-up
+# of either cannot pass.
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "intermediate_size": 128,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "max_position_embeddings": MAX_POSITIONS,
+    "final_logit_softcapping": 30.0,
+    "eos_token_id": EOS,
+}
+PER_LAYER_EMBEDDINGS = {
+    "hidden_size_per_layer_input": PER_LAYER_WIDTH,
+    "vocab_size_per_layer_input": VOCAB,
+}
+NO_PER_LAYER_EMBEDDINGS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+TARGETS: dict[str, dict[str, Any]] = {
+    "E2B": {
+        **PER_LAYER_EMBEDDINGS,
+        "hidden_size": 64,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 5,
+        "use_double_wide_mlp": True,
+        "sliding_window": 8,
+    },
+    "E4B": {
+        **PER_LAYER_EMBEDDINGS,
+        "hidden_size": 128,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 6,
+        "sliding_window": 8,
+    },
+    "12B": {
+        "hidden_size": 64,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "use_bidirectional_attention": "vision",
+        "sliding_window": 16,
+    },
+    "26B-A4B": {
+        **NO_PER_LAYER_EMBEDDINGS,
+        "hidden_size": 64,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "use_bidirectional_attention": "vision",
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 64,
+        "sliding_window": 16,
+    },
+    "31B": {
+        **NO_PER_LAYER_EMBEDDINGS,
+        "hidden_size": 128,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_global_key_value_heads": 2,
+        "attention_k_eq_v": True,
+        "use_bidirectional_attention": "vision",
+        "sliding_window": 16,
+    },
+}
+KINDS = tuple(TARGETS)
+CENTROID_KINDS = ("E2B", "E4B")
+UNIFIED_KINDS = ("12B",)
+# What an assistant takes over from its target: the shape and the reach of the K/V it reads.
+INHERITED = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_global_key_value_heads",
+    "attention_k_eq_v",
+    "sliding_window",
+)
+
+
+class PairPaths(NamedTuple):
+    target: Path
+    drafter: Path
+
+
+def make_pair(
+    kind: str, folder: Path, seed: int, *, sharded: bool = False, multimodal: bool = False
+) -> PairPaths:
+    """Write `kind`'s target to `folder/target` and its assistant to `folder/target-assistant`.
+
+    The text weights depend on (kind, seed) alone: not on `sharded` (several safetensors files and
+    an index) nor on `multimodal` (names under `model.language_model.`, towers, and k/v weights that
+    nobody uses on the layers that share K/V: the published checkpoints have them).
+    """
+    paths = PairPaths(folder / "target", folder / "target-assistant")
+    shards = {"max_shard_size": "600KB"} if sharded else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        target = _multimodal(kind) if multimodal else _text_only(kind)
+        drafter = _assistant(kind)
+    draw_weights(target, f"{kind} target", seed)
+    draw_weights(drafter, f"{kind} drafter", seed)
+
+    state = target.state_dict()
+    if multimodal:
+        state |= _unused_key_value_weights(target)
+    target.generation_config = GenerationConfig(
+        bos_token_id=2,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        do_sample=True,
+        temperature=1.0,
+        top_k=64,
+        top_p=0.95,
+        suppress_tokens=SUPPRESSED.get(kind),
+    )
+    target.save_pretrained(paths.target, state_dict=state, **shards)
+    drafter.save_pretrained(paths.drafter, **shards)
+    return paths
+
+
+@torch.no_grad()
+def draw_weights(model: PreTrainedModel, role: str, seed: int) -> None:
+    """Draw every text weight from (seed, role, name); towers stay as they are.
+
+    Activations stay near 1 and logits spread by about 1.5.
+    """
+    for name, tensor in model.state_dict().items():
+        if "vision" in name or "audio" in name or name == "lm_head.weight":
+            continue
+        name = name.replace("language_model.", "")
+        rng = np.random.default_rng([seed, zlib.crc32(f"{role} {name}".encode())])
+        tensor.copy_(torch.from_numpy(_draw(name, tuple(tensor.shape), rng)))
+
+
+def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if name.endswith("token_ordering"):
+        return rng.permutation(shape[0])
+    if name.endswith("layer_scalar"):
+        return rng.uniform(0.5, 1.2, shape)
+    if name.endswith("per_expert_scale"):
+        return rng.uniform(0.5, 1.5, shape)
+    if len(shape) == 1:
+        mean = 1.0
+        if name == "model.norm.weight":
+            mean = FINAL_HIDDEN
+        elif name.endswith("q_norm.weight"):
+            mean = ATTENTION_SCORE * shape[0] ** -0.5
+        return mean * rng.uniform(0.7, 1.3, shape)
+    std = shape[-1] ** -0.5
+    if name.endswith("embed_tokens.weight"):
+        std *= EMBEDDING
+    elif name == "pre_projection.weight":
+        # Embedding and last hidden weigh the same.
+        half = shape[-1] // 2
+        std *= np.repeat([EMBEDDING**-1, FINAL_HIDDEN**-1], half)
+    elif name.endswith("embed_tokens_per_layer.weight"):
+        std = PER_LAYER_WIDTH**-0.5
+    elif name.endswith("router.proj.weight"):
+        std = 1.5
+    return rng.standard_normal(shape, dtype=np.float32) * np.asarray(std, np.float32)
+
+
+def to_global_spelling(folder: Path) -> None:
+    """Rewrite a config.json from `per_layer_config` to the older spelling of the same.
+
+    That is `global_head_dim` and `num_global_key_value_heads` (null: as on sliding layers).
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = config.get("text_config", config)
+    overrides = list(text.pop("per_layer_config").values())
+    assert all(override == overrides[0] for override in overrides)
+    text["global_head_dim"] = overrides[0]["head_dim"]
+    text["num_global_key_value_heads"] = overrides[0].get("num_key_value_heads")
+    path.write_text(json.dumps(config, indent=2))
+
+
+def _text_config(kind: str) -> PreTrainedConfig:
+    settings = COMMON | TARGETS[kind] | {"num_hidden_layers": len(TARGETS[kind]["layer_types"])}
+    return (Gemma4UnifiedTextConfig if kind in UNIFIED_KINDS else Gemma4TextConfig)(**settings)
+
+
+def _text_only(kind: str) -> PreTrainedModel:
+    model_class = Gemma4UnifiedForCausalLM if kind in UNIFIED_KINDS else Gemma4ForCausalLM
+    return model_class(_text_config(kind))
+
+
+def _multimodal(kind: str) -> PreTrainedModel:
+    text = _text_config(kind)
+    if kind in UNIFIED_KINDS:
+        return Gemma4UnifiedForConditionalGeneration(
+            Gemma4UnifiedConfig(
+                text_config=text,
+                vision_config=Gemma4UnifiedVisionConfig(
+                    patch_size=2, mm_embed_dim=32, mm_posemb_size=16, output_proj_dims=32
+                ),
+                audio_config=Gemma4UnifiedAudioConfig(audio_embed_dim=16),
+            )
+        )
+    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = Gemma4VisionConfig(
+        **tower,
+        intermediate_size=32,
+        num_key_value_heads=2,
+        head_dim=16,
+        patch_size=2,
+        position_embedding_size=16,
+        use_clipped_linears=True,
+    )
+    audio = Gemma4AudioConfig(**tower, subsampling_conv_channels=[4, 4], output_proj_dims=32)
+    return Gemma4ForConditionalGeneration(
+        Gemma4Config(text_config=text, vision_config=vision, audio_config=audio)
+    )
+
+
+def _assistant(kind: str) -> PreTrainedModel:
+    target = TARGETS[kind]
+    inherited = {name: target[name] for name in INHERITED if name in target}
+    settings = (
+        COMMON
+        | inherited
+        | {
+            "hidden_size": 64,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 4,
+            "final_logit_softcapping": None,
+        }
+    )
+    head = {
+        "backbone_hidden_size": target["hidden_size"],
+        "use_ordered_embeddings": kind in CENTROID_KINDS,
+        "num_centroids": 32,
+        "centroid_intermediate_top_k": 4,
+    }
+    if kind in UNIFIED_KINDS:
+        text = Gemma4UnifiedTextConfig(**settings)
+        config = Gemma4UnifiedAssistantConfig(text_config=text, **head)
+        return Gemma4UnifiedAssistantForCausalLM(config)
+    text = Gemma4TextConfig(**settings | NO_PER_LAYER_EMBEDDINGS)
+    return Gemma4AssistantForCausalLM(Gemma4AssistantConfig(text_config=text, **head))
+
+
+def _unused_key_value_weights(target: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The k/v weights of layers that reuse another's K/V: a loader must leave them out."""
+    config = target.config.get_text_config()
+    first = config.num_hidden_layers - config.num_kv_shared_layers
+    state = target.state_dict()
+    unused = {}
+    for layer in range(first, config.num_hidden_layers):
+        owner = config.layer_types[:first].index(config.layer_types[layer])
+        for part in ("k_proj", "v_proj", "k_norm"):
+            name = "model.language_model.layers.{}.self_attn." + part + ".weight"
+            unused[name.format(layer)] = torch.full_like(state[name.format(owner)], 1e3)
+    return unused

@@ -1,0 +1,73 @@
+"""Shared by all tests: one fresh seed per run, and one random pair of each kind made from it."""
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from checkpoints import PairPaths
+
+# Left in the environment, so that all processes of a run draw from the same one.
+SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
+
+# The layouts a checkpoint comes in are spread over the kinds, so that what holds for all kinds
+# holds for all layouts: names with and without towers beside them, one file or several, and both
+# spellings of the full-attention layers' head size.
+LAYOUTS = {
+    "E2B": {"multimodal": True},
+    "E4B": {"sharded": True},
+    "12B": {"multimodal": True, "sharded": True},
+    "26B-A4B": {"multimodal": True, "global_spelling": True},
+    "31B": {"global_spelling": True},
+}
+KINDS = tuple(LAYOUTS)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Not `pytest_report_header`: -q hides it.
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"to repeat this run: MGM_TEST_SEED={SEED} pytest …")
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """What everything random in this run is made from."""
+    return SEED
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
+    """Random numbers of one test, the same whichever other tests run."""
+    return np.random.default_rng([seed, *request.node.name.encode()])
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each published kind of Gemma 4 in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> "dict[str, PairPaths]":
+    """A target and its drafter of every kind, on disk; read-only for tests."""
+    from checkpoints import make_pair, to_global_spelling  # imports torch: only where needed
+
+    made = {}
+    for name, layout in LAYOUTS.items():
+        layout = dict(layout)
+        spelling = layout.pop("global_spelling", False)
+        made[name] = make_pair(name, tmp_path_factory.mktemp(name), seed, **layout)
+        if spelling:
+            for folder in made[name]:
+                to_global_spelling(folder)
+    return made
+
+
+@pytest.fixture(scope="session")
+def pair(kind: str, pairs: "dict[str, PairPaths]") -> "PairPaths":
+    """The pair of this kind."""
+    return pairs[kind]

@@ -1,0 +1,177 @@
+"""What Transformers itself computes for a checkpoint: the side every parity test compares with.
+
+Torch on the CPU, float32, one row. It knows nothing of MLX or of this runtime.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+Result = TypeVar("Result")
+
+torch.set_num_threads(1)  # more only get in each other's way at these sizes
+
+# Two float32 implementations differ by about 1e-5 of the spread of what they choose from: tokens,
+# experts, clusters. Where the last one chosen leads the next by less than this share of the spread,
+# they may choose differently, neither being wrong, and whatever follows says nothing about parity.
+LEAST_LEAD = 5e-5
+_leads: list[float] = []  # of the choices made since the last `decisive` began
+
+
+class Draft(NamedTuple):
+    """One round's drafts, as Transformers' assistant computes them."""
+
+    newest: int  # the target's greedy token after the committed ids; the first step embeds it
+    logits: list[np.ndarray]  # one [V] per step
+    tokens: list[int]  # arg max of each step; the next step embeds it
+
+    def candidates(self, step: int) -> set[int]:
+        """The tokens a centroid head scored: it gives all others one value below the least."""
+        logits = self.logits[step]
+        return set(np.flatnonzero(logits > logits.min()).tolist())
+
+
+@lru_cache(maxsize=16)
+def load(folder: Path) -> PreTrainedModel:
+    """The checkpoint, in the class that its config.json names."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, config.architectures[0])
+    model: PreTrainedModel = model_class.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    for name, module in model.named_modules():
+        if name.endswith("router.proj"):
+            _note_choices_of(module, config.get_text_config().top_k_experts)
+        elif name.endswith("masked_embedding.centroids"):
+            _note_choices_of(module, config.centroid_intermediate_top_k)
+    return model.eval()
+
+
+def decisive(
+    compute: Callable[[list[int]], Result], rng: np.random.Generator, vocabulary: int, length: int
+) -> tuple[list[int], Result]:
+    """A random prompt for which `compute`, made of functions below, chooses nothing by a hair."""
+    for _ in range(50):
+        ids = rng.integers(0, vocabulary, length).tolist()
+        _leads.clear()
+        result = compute(ids)
+        if min(_leads, default=np.inf) > LEAST_LEAD:
+            return ids, result
+    raise AssertionError("50 random prompts, each with a near tie: draw the weights better")
+
+
+def target_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
+    """Logits after the softcap, of all positions at once and without a cache: [T, V]."""
+    with torch.inference_mode():
+        return load(folder)(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+
+def greedy(folder: Path, ids: Sequence[int], n: int) -> list[int]:
+    """The `n` tokens that Transformers' own `generate` appends; with its own cache, without EOS."""
+    with torch.inference_mode():
+        out = load(folder).generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=n,
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        for scores in out.scores:
+            _note_choice(scores[scores > -torch.inf], 1)
+    tokens: list[int] = out.sequences[0, len(ids) :].tolist()
+    return tokens
+
+
+def draft(
+    target_folder: Path,
+    drafter_folder: Path,
+    ids: Sequence[int],
+    num_steps: int,
+    position_offset: int = -1,
+) -> Draft:
+    """Draft after the P = len(ids) committed positions, as gemma4.md describes it.
+
+    The queries stand at P + position_offset in every step. Keys and values come from a forward
+    without a cache, so they are uncut and those of the P positions alone.
+    """
+    with torch.inference_mode():
+        return _draft(load(target_folder), load(drafter_folder), ids, num_steps, position_offset)
+
+
+def _draft(
+    target: PreTrainedModel,
+    assistant: PreTrainedModel,
+    ids: Sequence[int],
+    num_steps: int,
+    position_offset: int,
+) -> Draft:
+    committed = target.get_decoder()(
+        input_ids=torch.tensor([ids]), use_cache=False, return_shared_kv_states=True
+    )
+    # Found in transformers 5.22.2: the assistant masks its sliding layers by distance to the newest
+    # key <= window (`sliding_window_bidirectional_overlay` is inclusive), so it sees window + 1
+    # keys where the target's own sliding layers see window. In `generate` it gets all prompt keys
+    # after the prefill, hence window + 1; in later rounds what the target's sliding cache returned,
+    # rejected drafts included once that is shorter than the text. The rule is the newest `window`
+    # that are committed: keys and values are cut to them here, and that mask then hides none.
+    window = target.config.get_text_config().sliding_window
+    full, sliding = (
+        committed.shared_kv_states[f"{kind}_attention"] for kind in ("full", "sliding")
+    )
+    shared = {
+        "full_attention": full,
+        "sliding_attention": tuple(part[:, :, -window:] for part in sliding),
+    }
+    embed = target.get_input_embeddings()  # multiplies by sqrt(hidden) itself
+    hidden = committed.last_hidden_state[:, -1:]  # after the final norm
+    newest = _best(target.lm_head(hidden))
+    logits: list[np.ndarray] = []
+    tokens: list[int] = []
+    for _ in range(num_steps):
+        last_token = torch.tensor([[tokens[-1] if tokens else newest]])
+        step = assistant(
+            inputs_embeds=torch.cat([embed(last_token), hidden], dim=-1),
+            position_ids=torch.tensor([[len(ids) + position_offset]]),
+            shared_kv_states=shared,
+        )
+        hidden = step.last_hidden_state  # after post_projection
+        logits.append(step.logits[0, 0].numpy())
+        tokens.append(_best(step.logits))
+    return Draft(newest, logits, tokens)
+
+
+def draft_logits(
+    target_folder: Path,
+    drafter_folder: Path,
+    ids: Sequence[int],
+    num_steps: int,
+    position_offset: int = -1,
+) -> list[np.ndarray]:
+    """The logits [V] of each step of `draft`."""
+    return draft(target_folder, drafter_folder, ids, num_steps, position_offset).logits
+
+
+def _best(logits: torch.Tensor) -> int:
+    _note_choice(logits, 1)
+    return int(logits.argmax())
+
+
+def _note_choices_of(scorer: torch.nn.Module, k: int) -> None:
+    """From now on, note each choice of k among the scores this module returns."""
+    scorer.register_forward_hook(lambda _module, _inputs, scores: _note_choice(scores, k))
+
+
+def _note_choice(scores: torch.Tensor, k: int) -> None:
+    ranked = scores.sort(dim=-1, descending=True).values
+    _leads.append(float((ranked[..., k - 1] - ranked[..., k]).min() / scores.std()))
