@@ -126,6 +126,8 @@ def draft(
 
 def agreeing_prefix(drafts: mx.array, chosen: mx.array) -> mx.array:
     """How many drafts [B, K] come true before the first that differs from chosen [B, K + 1]."""
+    if drafts.shape[1] == 0:  # CUDA's scan divides by the length of the axis
+        return mx.zeros(drafts.shape[:1], mx.int32)
     agree = (drafts == chosen[:, :-1]).astype(mx.int32)
     return mx.cumprod(agree, axis=1).sum(axis=1)
 

@@ -1,0 +1,150 @@
+"""Exercises with declared tools: the call, the use of its result, and no call where none is "
+"needed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from .example import Draw, Example, Tool, indefinite, same_text, spoken, user
+from .facts import CITIES, NAMES, WORDS
+
+
+def _tool(name: str, description: str, /, **properties: tuple[str, str]) -> Tool:
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": description,
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    key: {"type": kind, "description": text}
+                    for key, (kind, text) in properties.items()
+                },
+                "required": list(properties),
+            },
+        },
+    }
+
+
+TOOLS = {
+    "get_weather": _tool("get_weather", "Get the weather in a city.", city=("string", "The city.")),
+    "get_time": _tool("get_time", "Get the time in a city.", city=("string", "The city.")),
+    "set_timer": _tool("set_timer", "Set a timer.", minutes=("integer", "How many minutes.")),
+    "get_phone": _tool("get_phone", "Look up a phone number.", name=("string", "The person.")),
+    "get_price": _tool(
+        "get_price", "Look up a price in euros.", item=("string", "What to look up.")
+    ),
+    "send_message": _tool(
+        "send_message",
+        "Send a message.",
+        name=("string", "To whom."),
+        text=("string", "What to send."),
+    ),
+}
+
+
+class Case(NamedTuple):
+    """One use of a tool: how it is asked for, and everything that follows."""
+
+    wordings: str
+    arguments: dict[str, Any]
+    result: dict[str, Any]
+    sentence: str  # what to say with the result
+
+
+def _case(rng: random.Random, name: str) -> Case:
+    city, person, item = rng.choice(CITIES), rng.choice(NAMES), rng.choice(WORDS)
+    if name == "get_weather":
+        sky = rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy", "snowy"))
+        degrees = rng.randrange(-10, 40)
+        return Case(
+            "What is the weather in {city}? | How is the weather in {city}? | "
+            "Is it warm in {city}? | Weather in {city}? | Tell me the weather in {city}.",
+            {"city": city},
+            {"degrees": degrees, "sky": sky},
+            f"It is {sky} in {city}, at {degrees} degrees.",
+        )
+    if name == "get_time":
+        time = f"{rng.randrange(24)}:{rng.randrange(60):02d}"
+        return Case(
+            "What time is it in {city}? | Tell me the time in {city}. | "
+            "How late is it in {city}? | Time in {city}?",
+            {"city": city},
+            {"time": time},
+            f"It is {time} in {city}.",
+        )
+    if name == "set_timer":
+        minutes = rng.randrange(1, 100)
+        return Case(
+            "Set a timer for {minutes} minutes. | Start a timer of {minutes} minutes. | "
+            "Wake me in {minutes} minutes. | Timer: {minutes} minutes",
+            {"minutes": minutes},
+            {"status": "ok"},
+            f"The timer is set for {minutes} minutes.",
+        )
+    if name == "get_phone":
+        number = str(rng.randrange(100000, 1000000))
+        return Case(
+            "What is the phone number of {name}? | Look up the number of {name}. | "
+            "How can I call {name}? | Phone number of {name}?",
+            {"name": person},
+            {"number": number},
+            f"The phone number of {person} is {number}.",
+        )
+    if name == "get_price":
+        price = rng.randrange(1, 1000)
+        return Case(
+            "How much does {item} cost? | What is the price of {item}? | "
+            "Look up the price of {item}. | Price of {item}?",
+            {"item": item},
+            {"price": price},
+            f"The price of {indefinite(item)} is {price} euros.",
+        )
+    text = " ".join(rng.sample(WORDS, rng.randint(1, 4)))
+    return Case(
+        "Send {name} this message: {text} | Send a message to {name}: {text} | "
+        "Tell {name}: {text} | Text {name}: {text}",
+        {"name": person, "text": text},
+        {"status": "ok"},
+        f"I sent your message to {person}.",
+    )
+
+
+def tool_call_text(name: str, arguments: dict[str, Any]) -> str:
+    """A call as Gemma 4 writes it, keys in alphabetical order."""
+    parts = (
+        f'{key}:<|"|>{value}<|"|>' if isinstance(value, str) else f"{key}:{value}"
+        for key, value in sorted(arguments.items())
+    )
+    return f"<|tool_call>call:{name}{{{','.join(parts)}}}<tool_call|>"
+
+
+def tool_calls(rng: random.Random, single: Draw) -> Example:
+    """With tools declared: the call, the answer made of its result, or no call where none is "
+    "needed."""
+    name = rng.choice(list(TOOLS))
+    declared = rng.sample([other for other in TOOLS if other != name], rng.choice((0, 0, 1, 2)))
+    declared.insert(rng.randint(0, len(declared)), name)
+    tools = tuple(TOOLS[tool] for tool in declared)
+    kind = rng.random()
+    if kind < 0.15:
+        return replace(single(rng), tools=tools, task="tool calls")
+    case = _case(rng, name)
+    nouns = {
+        key: indefinite(value) if key == "item" else value for key, value in case.arguments.items()
+    }
+    request = user(spoken(rng, rng.choice(case.wordings.split(" | ")).format(**nouns)))
+    if kind < 0.6:
+        call = tool_call_text(name, case.arguments)
+        thought = f"I use {name}."
+        return Example(
+            "tool calls", (request,), call, same_text(call), thought, tools=tools, calls_tool=True
+        )
+    function = {"name": name, "arguments": case.arguments}
+    called = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+    response = {"role": "tool", "name": name, "content": case.result}
+    right = same_text(case.sentence)
+    return Example("tool results", (request, called, response), case.sentence, right, tools=tools)
