@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -32,8 +32,6 @@ from mlx_gemma_mtp.worker import mlx_worker
 AUTO_DRAFT_TOKENS = 3
 GEMMA_EOS = 1  # for a checkpoint without a generation_config
 PROMPT_FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
-
-_T = TypeVar("_T")
 
 
 def load(
@@ -126,7 +124,7 @@ class Engine:
         stop = threading.Event()
         for start in range(0, len(requests), self._max_batch):
             group = requests[start : start + self._max_batch]
-            job = self._submit(partial(self._run, group, stop))
+            job = mlx_worker().submit(partial(self._run, group, stop))
             try:
                 job.result()
             except BaseException:
@@ -142,14 +140,15 @@ class Engine:
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         request = self._request(prompt, params, chunks.put)
         stop = threading.Event()
-        job = self._submit(partial(self._run, [request], stop))
+        job = mlx_worker().submit(partial(self._run, [request], stop))
         job.add_done_callback(lambda _: chunks.put(None))
         return _drain(chunks, job, stop)
 
-    def _submit(self, job: Callable[[], _T]) -> Future[_T]:
+    @property
+    def _open_models(self) -> tuple[Target, PlayRound]:
         if self._models is None:
             raise MgmError("this engine is closed: load the model again")
-        return mlx_worker().submit(job)
+        return self._models
 
     def _request(
         self,
@@ -158,6 +157,7 @@ class Engine:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and lay them out as a request."""
+        _ = self._open_models  # a closed engine says so here, not on the worker
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings come as SamplingParams, not {type(params).__name__}")
@@ -210,14 +210,14 @@ class Engine:
 
     def _run(self, requests: list[Request], stop: threading.Event) -> None:
         """Decode a group of requests to their ends, or until told to stop; on the worker."""
-        assert self._models is not None
+        target, play_round = self._open_models
         leaving = mlx_worker().leaving
 
         def cancelled() -> bool:
             return stop.is_set() or leaving.is_set()
 
         size = next(size for size in SIZES if size >= len(requests))
-        batch = Batch(*self._models, size, self._suppressed)
+        batch = Batch(target, play_round, size, self._suppressed)
         for row, request in enumerate(requests):
             batch.join(row, request, cancelled)
         batch.decode(cancelled)

@@ -27,7 +27,7 @@ def chat(
     bits: options.Bits = None,
 ) -> None:
     """Talk to a model, a line at a time. Ctrl-C stops an answer, Ctrl-D leaves."""
-    from mlx_gemma_mtp import SamplingParams, load
+    from mlx_gemma_mtp import SamplingParams
 
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -42,7 +42,7 @@ def chat(
         import readline  # noqa: F401 - importing it gives input() line editing
 
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    with load(model, options.drafter_choice(drafter), bits=bits) as engine:
+    with options.open_engine(model, drafter, bits) as engine:
         if at_terminal:
             print(f"{model}. Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
         while (line := _read_line(at_terminal)) is not None:

@@ -30,7 +30,7 @@ def generate(
     ] = False,
 ) -> None:
     """Answer one prompt, given as --prompt or on standard input."""
-    from mlx_gemma_mtp import SamplingParams, load
+    from mlx_gemma_mtp import SamplingParams
 
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -45,7 +45,7 @@ def generate(
         if sys.stdin.isatty():
             raise UsageError("no prompt: give --prompt, or pipe one in")
         prompt = sys.stdin.read().rstrip("\n")
-    with load(model, options.drafter_choice(drafter), bits=bits) as engine:
+    with options.open_engine(model, drafter, bits) as engine:
         if as_json:
             done = engine.generate(prompt, params)[0]
             stats = dataclasses.asdict(done.stats) | {

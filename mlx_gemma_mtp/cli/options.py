@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mlx_gemma_mtp.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp import Engine
 
 Model = Annotated[
     str, typer.Option(help="A folder, a Hub name, or demo: the pair that comes with mgm.")
@@ -23,9 +27,14 @@ Seed = Annotated[int | None, typer.Option(help="Same seed, same text [a fresh on
 NumDraftTokens = Annotated[str, typer.Option(help="Drafts per round: auto, or 0 (plain) to 15.")]
 
 
-def drafter_choice(drafter: str) -> str | None:
-    """--drafter as `load` takes it."""
-    return None if drafter == "none" else drafter
+def open_engine(model: str, drafter: str, bits: int | None) -> Engine:
+    """Load what the options name; says so where there is nothing to draft with."""
+    from mlx_gemma_mtp import load
+
+    engine = load(model, None if drafter == "none" else drafter, bits=bits)
+    if drafter == "auto" and not engine.has_drafter:
+        print(f"{model}: no drafter found, decoding plainly; --drafter names one", file=sys.stderr)
+    return engine
 
 
 def draft_count(num_draft_tokens: str) -> int | Literal["auto"]:
