@@ -128,9 +128,8 @@ class Batch:
             if request is None or request.finish_reason is not None:
                 continue
             drafted = min(request.num_draft_tokens, flight.num_draft_tokens)
-            request.stats.count_round(drafted, accepted[row])
             self._lengths[row] -= flight.num_draft_tokens - accepted[row]
-            request.take(tokens[row][: accepted[row] + 1])
+            request.take(tokens[row][: accepted[row] + 1], drafted)
         if self.active != before:
             self._refresh()
 

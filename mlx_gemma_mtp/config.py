@@ -6,6 +6,7 @@ classes; knows nothing of arrays, files or quantization.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,9 +88,41 @@ class DecoderConfig:
     rope: dict[LayerKind, RopeConfig]
 
     def __post_init__(self) -> None:
-        sizes = (self.vocab_size, self.hidden_size, self.num_attention_heads, self.sliding_window)
-        if not all(isinstance(size, int) and size > 0 for size in sizes) or not self.layers:
-            raise CheckpointError("config.json: sizes must be positive whole numbers")
+        """Raise CheckpointError for a value that no model could be built with."""
+        if not self.layers:
+            raise CheckpointError("config.json: num_hidden_layers must be 1 or more")
+        sizes = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_attention_heads,
+            "sliding_window": self.sliding_window,
+        }
+        for layer in self.layers:
+            sizes |= {
+                "head_dim": layer.head_dim,
+                "num_key_value_heads": layer.num_key_value_heads,
+                "intermediate_size": layer.intermediate_size,
+            }
+            _check_sizes(sizes)
+            if layer.head_dim % 2:
+                raise CheckpointError(f"config.json: head_dim is {layer.head_dim}, not even")
+            if self.num_attention_heads % layer.num_key_value_heads and layer.owns_kv:
+                raise CheckpointError(
+                    f"config.json: {self.num_attention_heads} query heads do not share "
+                    f"{layer.num_key_value_heads} key/value heads evenly"
+                )
+        for kind in self.kinds:
+            shapes = {
+                (layer.head_dim, layer.num_key_value_heads)
+                for layer in self.layers
+                if layer.kind == kind
+            }
+            if len(shapes) > 1:
+                raise CheckpointError(f"config.json: {kind} layers differ in their heads")
+        _check_share("rms_norm_eps", self.rms_norm_eps)
+        for rope in self.rope.values():
+            _check_share("partial_rotary_factor", rope.rotated)
+            _check_positive("rope_theta", rope.theta)
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -118,6 +151,26 @@ class TargetConfig(DecoderConfig):
     hidden_size_per_layer_input: int
     vocab_size_per_layer_input: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes({"max_position_embeddings": self.max_position_embeddings})
+        if self.final_logit_softcapping is not None:
+            _check_positive("final_logit_softcapping", self.final_logit_softcapping)
+        if self.num_experts:
+            _check_sizes({"moe_intermediate_size": self.moe_intermediate_size})
+        if self.hidden_size_per_layer_input:
+            _check_sizes(
+                {
+                    "hidden_size_per_layer_input": self.hidden_size_per_layer_input,
+                    "vocab_size_per_layer_input": self.vocab_size_per_layer_input,
+                }
+            )
+        for kind in KINDS:
+            if not any(layer.owns_kv and layer.kind == kind for layer in self.layers):
+                raise CheckpointError(
+                    f"config.json: no {kind} layer has keys and values of its own"
+                )
+
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> TargetConfig:
         """Read the parsed config.json of a target, multimodal or text-only.
@@ -139,7 +192,9 @@ class TargetConfig(DecoderConfig):
         moe = bool(text.get("enable_moe_block"))
         experts = _required(text, "num_experts") if moe else 0
         chosen = _required(text, "top_k_experts") if moe else 0
-        if moe and not 1 <= chosen <= experts:
+        if moe:
+            _check_sizes({"num_experts": experts, "top_k_experts": chosen})
+        if moe and chosen > experts:
             raise CheckpointError(f"config.json: top_k_experts is {chosen} of {experts} experts")
         width = text["hidden_size_per_layer_input"] or 0
         return TargetConfig(
@@ -168,6 +223,23 @@ class DrafterConfig(DecoderConfig):
     num_centroids: int
     centroid_intermediate_top_k: int
     query_position: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {"backbone_hidden_size": self.backbone_hidden_size}
+        if self.use_ordered_embeddings:
+            sizes["num_centroids"] = self.num_centroids
+            sizes["centroid_intermediate_top_k"] = self.centroid_intermediate_top_k
+        _check_sizes(sizes)
+        if self.use_ordered_embeddings and (
+            self.vocab_size % self.num_centroids
+            or self.centroid_intermediate_top_k > self.num_centroids
+        ):
+            raise CheckpointError(
+                f"config.json: {self.num_centroids} centroids, of which "
+                f"{self.centroid_intermediate_top_k} are chosen, do not fit a vocabulary of "
+                f"{self.vocab_size}"
+            )
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> DrafterConfig:
@@ -212,6 +284,23 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
                 f"this drafter belongs to another model: its {what} is {has}, the target's is "
                 f"{needs}; give the drafter whose name is the target's followed by -assistant"
             )
+
+
+def _check_sizes(sizes: dict[str, Any]) -> None:
+    for key, value in sizes.items():
+        if type(value) is not int or not 0 < value < 2**31:
+            raise CheckpointError(f"config.json: {key} is {value!r}, not a size")
+
+
+def _check_positive(key: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key} is {value!r}, not a positive number")
+
+
+def _check_share(key: str, value: Any) -> None:
+    _check_positive(key, value)
+    if value > 1:
+        raise CheckpointError(f"config.json: {key} is {value!r}, more than 1")
 
 
 def _required(text: dict[str, Any], key: str) -> Any:

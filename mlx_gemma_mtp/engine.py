@@ -196,7 +196,7 @@ class Engine:
         )
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        if not isinstance(prompt, str) and not _is_list(prompt):
             raise UsageError(f"{PROMPT_FORMS}; not {type(prompt).__name__}")
         if isinstance(prompt, str) and not prompt.strip():
             return []
@@ -225,10 +225,16 @@ class Engine:
 
 def _prompts(value: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, also of a single one given as it is."""
-    single = not isinstance(value, Sequence) or isinstance(value, (str, bytes))
-    if not single and len(value) > 0:
-        single = all(is_count(item) or _is_message(item) for item in value)
+    single = not _is_list(value) or (
+        len(value) > 0 and all(is_count(item) or _is_message(item) for item in value)
+    )
     return cast(list[Prompt], [value] if single else list(value))
+
+
+def _is_list(value: object) -> bool:
+    """A sequence of things, not one of characters or bytes?"""
+    strings = (str, bytes, bytearray, memoryview)
+    return isinstance(value, Sequence) and not isinstance(value, strings)
 
 
 def _token_list(defaults: dict[str, Any], key: str, config: TargetConfig) -> list[int]:

@@ -31,7 +31,7 @@ def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path
     if drafter != "auto":
         return folder, None if drafter is None else _find(drafter)[0]
     whole = folder.resolve()
-    for near in (whole / "drafter", whole.with_name(whole.name + DRAFTER_SUFFIX)):
+    for near in (whole / "drafter", whole.parent / (whole.name + DRAFTER_SUFFIX)):
         if near.is_dir():
             return folder, near
     if model == "demo" or _is_folder(model):
@@ -73,7 +73,9 @@ def _from_cache(name: str) -> Path | None:
     from huggingface_hub import errors
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        folder = Path(
+            huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=_FILES)
+        )
         read_config(folder)
         weight_files(folder)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError, CheckpointError):
@@ -86,17 +88,19 @@ def _from_hub(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
+    # Of the client's HTTP library, whichever it is: what ends a download half-way.
+    http_error = errors.HTTPError  # type: ignore[attr-defined]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
     except errors.HFValidationError:
-        raise ModelNotFoundError(f"{name!r} is neither a folder nor a Hub name") from None
+        raise ModelNotFoundError(f"{name[:200]!r} is neither a folder nor a Hub name") from None
     except errors.GatedRepoError:
         raise ModelNotFoundError(
             f"{name} asks for its terms to be accepted: do so on its Hub page, then set HF_TOKEN"
         ) from None
     except errors.RepositoryNotFoundError:
         raise ModelNotFoundError(f"no folder and no Hub repository named {name!r}") from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (http_error, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelNotFoundError(
             f"{name} is not in the cache and the Hub cannot be reached ({reason}); "

@@ -117,8 +117,12 @@ class Request:
         self._pieces: list[str] = []
         self._begun = time.perf_counter()
 
-    def take(self, tokens: Sequence[int]) -> None:
-        """Take the tokens a round gave, up to the one that ends the request."""
+    def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
+        """Take the tokens a round gave, up to the one that ends the request.
+
+        num_drafted: how many drafts the round verified; None for the token of the prefill. Drafts
+        that came true past the end count as drafted, not as accepted.
+        """
         if not self.tokens:
             self.stats.first_token_seconds = time.perf_counter() - self._begun
         taken: list[int] = []
@@ -136,6 +140,8 @@ class Request:
             if self.finish_reason:
                 break
         self.tokens += taken
+        if num_drafted is not None:
+            self.stats.count_round(num_drafted, min(len(tokens) - 1, len(taken)))
         self._emit(text, taken)
 
     def cancel(self) -> None:

@@ -9,6 +9,7 @@ rejected on the way. Temperature 0 leaves the noise out. Knows nothing of models
 
 from __future__ import annotations
 
+import math
 import numbers
 import secrets
 from collections.abc import Sequence
@@ -32,8 +33,21 @@ def _within(value: int | None, low: int, high: int) -> bool:
     return value is None or (is_count(value) and low <= value <= high)
 
 
-def _real(value: object) -> bool:
-    return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+def _real(value: Any) -> bool:
+    """None, or a number that a float can hold?"""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value is None
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 300 digits
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python's own int or float: MLX makes arrays of no others."""
+    if is_count(value):
+        return int(value)
+    return value if value is None or isinstance(value, str) else float(value)
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class SamplingParams:
         checks = [
             (_within(self.max_tokens, 1, most), "max_tokens must be a whole number, 1 or more"),
             (
-                _real(self.temperature) and 0 <= (self.temperature or 0) < float("inf"),
+                _real(self.temperature) and (self.temperature or 0) >= 0,
                 "temperature must be 0 (greedy) or a positive number",
             ),
             (_within(self.top_k, 0, most), "top_k must be 0 (off) or a positive whole number"),
@@ -75,18 +89,22 @@ class SamplingParams:
             ),
             (_within(self.seed, 0, 2**32 - 1), "seed must be a whole number in 0 .. 2**32 - 1"),
             (
-                drafts == "auto" or (drafts is not None and _within(drafts, 0, MAX_DRAFT_TOKENS)),
+                (isinstance(drafts, str) and drafts == "auto")
+                or (drafts is not None and _within(drafts, 0, MAX_DRAFT_TOKENS)),
                 f'num_draft_tokens must be "auto" or lie in 0 .. {MAX_DRAFT_TOKENS}',
             ),
             (
-                isinstance(self.stop, Sequence)
+                isinstance(self.stop, (str, list, tuple))
                 and all(isinstance(stop, str) and stop for stop in self.stop_strings),
                 "stop must be a string or a list of strings, none of them empty",
             ),
+            (isinstance(self.ignore_eos, bool), "ignore_eos must be True or False"),
         ]
         for good, message in checks:
             if not good:
                 raise UsageError(message)
+        for name in ("max_tokens", "temperature", "top_k", "top_p", "seed", "num_draft_tokens"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

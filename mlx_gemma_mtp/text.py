@@ -29,6 +29,10 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, as it is: no turn, no beginning-of-text token."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the prompt is not valid UTF-8 text") from None
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -53,8 +57,9 @@ class Text:
                 add_generation_prompt=True,
                 **{"enable_thinking": False} | options,
             )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise UsageError(f"the chat template refuses these messages: {error}") from None
+        except (jinja2.TemplateError, TypeError, KeyError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"the chat template refuses these messages: {reason}") from None
         return self.encode(text)
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:

@@ -33,9 +33,6 @@ GROUP_SIZE = 64
 EIGHT_BIT = ("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids")
 
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
-_TOWERS = re.compile(
-    r"^(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\."
-)
 
 
 def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None) -> Target:
@@ -91,6 +88,9 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / name for name in sorted(set(shards.values()))]
     else:
         files = sorted(folder.glob("model*.safetensors"))
+        part = re.search(r"-of-(\d+)\.safetensors$", files[-1].name) if files else None
+        if part and len(files) != int(part[1]):
+            raise CheckpointError(f"{folder} lacks parts of its weights: download it again")
     if not files:
         raise CheckpointError(f"{folder}: no model*.safetensors; only safetensors are read")
     for path in files:
@@ -109,9 +109,13 @@ def _load(
         raise UsageError(f"{folder} is quantized already: leave bits out")
     if bits is not None and (not is_count(bits) or bits not in (4, 8)):
         raise UsageError(f"bits must be 4 or 8, not {bits!r}")
-    arrays = _read_arrays(folder, model.config.num_kv_layers)
+    arrays = _read_arrays(folder)
     if quantization is not None:
-        _quantize(model, _stored_format(quantization, arrays))
+        try:
+            _quantize(model, _stored_format(quantization, arrays))
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{folder}: config.json: quantization: {reason}") from None
     _check(model, arrays, folder)
     if dtype is None:
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
@@ -150,8 +154,8 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
     return found
 
 
-def _read_arrays(folder: Path, num_kv_layers: int) -> Arrays:
-    """All arrays a text model may need, under this package's names; read when first used."""
+def _read_arrays(folder: Path) -> Arrays:
+    """All arrays of a checkpoint, under this package's names; MLX reads them when first used."""
     arrays: Arrays = {}
     for path in weight_files(folder):
         _check_whole(path)
@@ -160,10 +164,7 @@ def _read_arrays(folder: Path, num_kv_layers: int) -> Arrays:
         except RuntimeError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         assert isinstance(stored, dict)  # which safetensors always give
-        for name, array in stored.items():
-            mine = _canonical(name)
-            if mine is not None and not _shares_kv(mine, num_kv_layers):
-                arrays[mine] = array
+        arrays |= {_canonical(name): array for name, array in stored.items()}
     return _join_gate_up(arrays)
 
 
@@ -174,7 +175,7 @@ def _check_whole(path: Path) -> None:
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
         try:
             header = json.loads(file.read(size)) if size < path.stat().st_size else None
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a whole safetensors file: download it again")
@@ -183,29 +184,20 @@ def _check_whole(path: Path) -> None:
         missing = 8 + size + max(ends, default=0) - path.stat().st_size
     except (KeyError, TypeError, IndexError):
         raise CheckpointError(f"{path} has a damaged header: download it again") from None
-    if missing > 0:
-        raise CheckpointError(f"{path} is cut short by {missing} bytes: download it again")
+    if missing:
+        what = f"cut short by {missing}" if missing > 0 else f"too long by {-missing}"
+        raise CheckpointError(f"{path} is {what} bytes: download it again")
 
 
-def _canonical(name: str) -> str | None:
-    """A checkpoint's name for an array -> ours, which is that of the text-only checkpoint less
-    its `model.`; None for what a text model does not have."""
-    if _TOWERS.match(name) or name.endswith("lm_head.weight"):
-        return None
+def _canonical(name: str) -> str:
+    """A checkpoint's name for an array -> ours: the text-only checkpoint's, less its `model.`."""
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
             break
     name = name.replace(".experts.switch_glu.", ".experts.")
-    return (
-        f"{name}.weight" if name.endswith((".experts.gate_up_proj", ".experts.down_proj")) else name
-    )
-
-
-def _shares_kv(name: str, num_kv_layers: int) -> bool:
-    """Is this a key or value weight of a layer that reads another layer's?"""
-    match = re.match(r"layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.", name)
-    return match is not None and int(match[1]) >= num_kv_layers
+    whole = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+    return f"{name}.weight" if whole else name
 
 
 def _join_gate_up(arrays: Arrays) -> Arrays:
@@ -217,8 +209,8 @@ def _join_gate_up(arrays: Arrays) -> Arrays:
     for name, array in arrays.items():
         if ".experts.gate_proj." in name:
             up = arrays.get(name.replace(".gate_proj.", ".up_proj."))
-            if up is None:
-                raise CheckpointError(f"tensor {name} has no up_proj beside it")
+            if up is None or up.shape != array.shape:
+                raise CheckpointError(f"tensor {name} has no up_proj of its shape beside it")
             name, array = (
                 name.replace(".gate_proj.", ".gate_up_proj."),
                 mx.concatenate([array, up], axis=1),
@@ -235,6 +227,12 @@ def _check(model: Target | Drafter, arrays: Arrays, folder: Path) -> None:
         found = arrays.get(name)
         if found is None:
             raise CheckpointError(f"{folder}: tensor {name} is missing: download it again")
+        real = mx.issubdtype(found.dtype, mx.floating)
+        if mx.issubdtype(parameter.dtype, mx.floating) and not real:
+            raise CheckpointError(
+                f"{folder}: tensor {name} holds {found.dtype}, not floating-point numbers: "
+                "quantized by another tool? Give the original checkpoint"
+            )
         if found.shape != parameter.shape:
             raise CheckpointError(
                 f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks "
@@ -280,7 +278,7 @@ def _stored_format(quantization: dict[str, Any], arrays: Arrays) -> Format:
     own = {}
     for path, entry in quantization.items():
         if isinstance(entry, dict):
-            mine = _canonical(f"{path}.weight") or ""
+            mine = _canonical(f"{path}.weight")
             own[
                 mine.removesuffix(".weight").replace(".experts.gate_proj", ".experts.gate_up_proj")
             ] = entry

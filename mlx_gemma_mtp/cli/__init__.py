@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +12,7 @@ import typer
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.cli.chat import chat
 from mlx_gemma_mtp.cli.generate import generate
-from mlx_gemma_mtp.errors import MgmError
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
+from mlx_gemma_mtp.errors import MgmError, UsageError
 
 app = typer.Typer(
     name="mgm",
@@ -46,6 +44,8 @@ def options(
 
 def main() -> None:
     """Entry point of `mgm`: run a command and turn what it raises into one line and a code."""
+    if sys.stdin is None:  # started with it closed: keep the next file from taking its place
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - for as long as the process lives
     try:
         app()
     except MgmError as error:
@@ -53,8 +53,6 @@ def main() -> None:
             raise
         print(f"mgm: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
-        sys.exit(EXIT_PIPE_CLOSED)
+    except UnicodeDecodeError:
+        print("mgm: the input is not UTF-8 text", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
