@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -135,14 +134,22 @@ class Engine:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """The text of one prompt, piece by piece as it becomes certain.
 
-        Closing the iterator stops the request within one round. Errors as `generate`.
+        Work begins when the first piece is asked for; closing the iterator stops it within one
+        round. Errors as `generate`.
         """
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        request = self._request(prompt, params, chunks.put)
+        return self._pieces(self._request(prompt, params, chunks.put), chunks)
+
+    def _pieces(self, request: Request, chunks: queue.SimpleQueue[Chunk | None]) -> Iterator[Chunk]:
         stop = threading.Event()
         job = mlx_worker().submit(partial(self._run, [request], stop))
         job.add_done_callback(lambda _: chunks.put(None))
-        return _drain(chunks, job, stop)
+        try:
+            while (chunk := chunks.get()) is not None:
+                yield chunk
+            job.result()  # raises what ended the job early
+        finally:
+            stop.set()
 
     @property
     def _open_models(self) -> tuple[Target, PlayRound]:
@@ -248,14 +255,3 @@ def _token_list(defaults: dict[str, Any], key: str, config: TargetConfig) -> lis
 
 def _is_message(item: object) -> bool:
     return isinstance(item, dict) and "role" in item and bool({"content", "tool_calls"} & set(item))
-
-
-def _drain(
-    chunks: queue.SimpleQueue[Chunk | None], job: Future[None], stop: threading.Event
-) -> Iterator[Chunk]:
-    try:
-        while (chunk := chunks.get()) is not None:
-            yield chunk
-        job.result()  # raises what ended the job early
-    finally:
-        stop.set()

@@ -172,25 +172,29 @@ def choose(
     *,
     softcap: float | None = None,
     ids: mx.array | None = None,
+    vocab_size: int | None = None,
 ) -> mx.array:
     """Choose the tokens for position [B, T] from raw logits [B, T, C]: int32 [B, T].
 
-    ids [B, T, C] names the token of each logit; None means that C is the vocabulary. The softcap
-    is monotone, so a greedy choice skips it.
+    ids [B, T, C] names the token of each logit, of vocab_size in all; without them C is the
+    vocabulary. The softcap is monotone, so a greedy choice skips it.
     """
+    barred = mx.array(0.0)
     if settings.suppress is not None:
-        logits = logits + (settings.suppress if ids is None else settings.suppress[ids])
+        barred = settings.suppress if ids is None else settings.suppress[ids]
+        logits = logits + barred
     if settings.greedy:
         best = mx.argmax(logits, axis=-1)
     else:
         temperature = settings.temperature[..., None]  # [B, 1, 1]
         scores = logits.astype(mx.float32)
         if softcap is not None:
-            scores = mx.tanh(scores / softcap) * softcap
+            scores = mx.tanh(scores / softcap) * softcap + barred  # the cap made -inf finite
         scores = scores / mx.where(temperature > 0, temperature, 1)
         if settings.filtered:
             scores = _filter(scores, settings.top_k[..., None], settings.top_p[..., None])
-        scores = scores + _noise(settings.seed, position, logits.shape[-1], ids)
+        size = vocab_size or logits.shape[-1]
+        scores = scores + _noise(settings.seed, position, size, ids)
         best = mx.argmax(mx.where(temperature > 0, scores, logits), axis=-1)
     if ids is not None:
         best = mx.take_along_axis(ids, best[..., None], axis=-1)[..., 0]

@@ -119,7 +119,9 @@ def draft(
     for step in range(1, num_draft_tokens + 1):
         state, hidden = drafter(target.embed(token[:, None]), hidden, memory, where)
         logits, ids = drafter.candidates(state)
-        token = choose(logits, cache.offset[:, None] + step, settings, ids=ids)[:, 0]
+        position = cache.offset[:, None] + step
+        size = drafter.config.vocab_size
+        token = choose(logits, position, settings, ids=ids, vocab_size=size)[:, 0]
         guesses.append(token)
     return mx.stack(guesses, axis=1)
 
