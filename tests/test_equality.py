@@ -1,0 +1,495 @@
+"""The text is the one the target writes alone: whatever is drafted, accepted and batched with it.
+
+Eight plain texts of every kind are decoded once, without a drafter, and checked against a single
+pass of the target over each. Every other way to the same texts must give the same tokens. Random
+tiny drafters are hardly ever right, so drafts are also forced: right and wrong by a pattern over
+rows and positions, and then the counts of accepted drafts must be exactly those of the pattern.
+
+The sliding layers get the tightest ring that the largest K here allows: short texts wrap it.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from checkpoints import VOCAB, PairPaths
+from conftest import KINDS
+from mlx_gemma_mtp import Completion, Engine, SamplingParams, batch, cache, load, speculate
+from mlx_gemma_mtp.cache import KVCache, capacity_for
+from mlx_gemma_mtp.request import Stats
+from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, choose, row_settings
+from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.text import TextStream
+from mlx_gemma_mtp.weights import load_target, read_generation_config
+
+DRAFTS = (1, 2, 3, 5, 7)
+BATCHES = (1, 2, 4, 5, 8)
+NUM_ROWS = 8
+SOME_KIND = "E2B"  # for what does not depend on the kind
+# Rows whose text of SHORT tokens passes the end of the ring twice, one for each kind.
+LONG_ROWS = (0, 2, 4, 6, 7)
+OWN_RING = (cache.SLOT_STEP, batch.MAX_DRAFT_TOKENS)  # what makes the ring of an engine in use
+# On MLX's CPU backend up to 8 rows are computed to the same bits as one. Other backends, and a
+# prompt prefilled in other chunks, differ by about 1e-5 in these logits; where the best token leads
+# by less than this, another one would be as right.
+LEAST_LEAD = 1e-4
+
+GREEDY = SamplingParams(temperature=0, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=1, top_k=64, top_p=0.95, ignore_eos=True)
+OTHERWISE = SamplingParams(temperature=0.7, top_k=5, top_p=0.8, ignore_eos=True)
+
+Pattern = np.ndarray  # bool [positions]: is the draft for this position of the row right?
+
+
+class Row(NamedTuple):
+    """A prompt with its settings, and the text the target alone gives it."""
+
+    prompt: list[int]
+    params: SamplingParams
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The plain texts of one kind."""
+
+    kind: str
+    pair: PairPaths
+    window: int
+    rows: list[Row]
+
+    @property
+    def ring(self) -> int:
+        """Slots of a sliding layer."""
+        needed = self.window + batch.MAX_DRAFT_TOKENS + 1
+        return -(-needed // cache.SLOT_STEP) * cache.SLOT_STEP
+
+    @property
+    def short(self) -> int:
+        """Tokens with which a text that starts just before the ring's end passes it twice."""
+        return self.ring + 4
+
+    @property
+    def long(self) -> int:
+        """Tokens with which any text passes the ring's end twice."""
+        return 2 * self.ring + 2
+
+    def pick(self, size: int) -> list[Row]:
+        """`size` neighbouring rows, beginning with another long row for every kind."""
+        start = LONG_ROWS[KINDS.index(self.kind)]
+        return [self.rows[(start + i) % NUM_ROWS] for i in range(size)]
+
+
+def wraps(row: Row, num_tokens: int, ring: int) -> int:
+    """How often a text of num_tokens passes the ring's end; its last token is not written."""
+    return (len(row.prompt) + num_tokens - 2) // ring - len(row.prompt) // ring
+
+
+# The plain texts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tight_ring() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "SLOT_STEP", 1)
+        patch.setattr(batch, "MAX_DRAFT_TOKENS", max(DRAFTS))
+        yield
+
+
+@pytest.fixture(scope="module")
+def plains(tight_ring: None, pairs: dict[str, PairPaths], seed: int) -> Callable[[str], Plain]:
+    """The plain texts of a kind; decoded when first asked for."""
+    made: dict[str, Plain] = {}
+
+    def get(kind: str) -> Plain:
+        if kind not in made:
+            made[kind] = decode_plainly(kind, pairs[kind], seed)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def plain(kind: str, plains: Callable[[str], Plain]) -> Plain:
+    """The plain texts of this kind."""
+    return plains(kind)
+
+
+def decode_plainly(kind: str, pair: PairPaths, seed: int) -> Plain:
+    """Eight random prompts of many lengths and settings, and their texts without a drafter.
+
+    A text with a near tie is replaced by that of another prompt.
+    """
+    rng = np.random.default_rng([seed, *kind.encode()])
+    target = load_target(pair.target, dtype=mx.float32)
+    suppressed = read_generation_config(pair.target).get("suppress_tokens") or []
+    window = target.config.sliding_window
+    plain = Plain(kind, pair, window, [])
+    ring, num_tokens = plain.ring, plain.long + max(DRAFTS) + 1
+    kinds_of_row = [
+        (ring - 2, GREEDY),
+        (3, SAMPLED),
+        (2 * ring - 1, SAMPLED),
+        (window, GREEDY),
+        (capacity_for(1) // ring * ring - 2, GREEDY),  # outgrows full-attention layers' buffers
+        (window + 1, SAMPLED),
+        (ring - 1, GREEDY),
+        (3 * ring - 2, OTHERWISE),
+    ]
+    rows: list[Row | None] = [None] * NUM_ROWS
+    with load(pair.target, None) as engine:
+        for _ in range(10):
+            missing = [i for i, row in enumerate(rows) if row is None]
+            if not missing:
+                break
+            prompts = [rng.integers(0, VOCAB, kinds_of_row[i][0]).tolist() for i in missing]
+            params = [
+                replace(kinds_of_row[i][1], max_tokens=num_tokens, seed=int(rng.integers(2**32)))
+                for i in missing
+            ]
+            done = engine.generate(prompts, params)
+            for i, prompt, settings, one in zip(missing, prompts, params, done, strict=True):
+                row = Row(prompt, settings, one.tokens)
+                if is_decisive(target, row, suppressed):
+                    rows[i] = row
+    plain.rows.extend(row for row in rows if row is not None)
+    assert len(plain.rows) == NUM_ROWS, "plain texts differ from one pass over them, or only tie"
+    return plain
+
+
+def is_decisive(target: Target, row: Row, suppressed: Sequence[int]) -> bool:
+    """Does one pass over prompt and text choose each token of the text, by LEAST_LEAD or more?"""
+    ids = row.prompt + row.tokens[:-1]
+    whole = KVCache.empty(
+        target.config, 1, capacity=capacity_for(len(ids)), most=len(ids), dtype=mx.float32
+    )
+    logits = target.logits(target(mx.array([ids]), whole)[:, len(row.prompt) - 1 :])
+    tokens = mx.array([row.tokens])
+    handicap = LEAST_LEAD * (mx.arange(VOCAB) == tokens[..., None])
+    suppress = mx.array([-np.inf if token in suppressed else 0.0 for token in range(VOCAB)])
+    chosen = choose(
+        logits - handicap,
+        mx.arange(len(row.prompt), len(ids) + 1)[None],
+        row_settings([row.params.resolved({})], suppress),
+        softcap=target.config.final_logit_softcapping,
+    )
+    return bool((chosen == tokens).all().item())
+
+
+# Ways to the same texts
+
+
+def again(
+    engine: Engine, rows: Sequence[Row], num_tokens: int, num_draft_tokens: int | Sequence[int]
+) -> list[Completion]:
+    """The rows' prompts decoded as one batch, with this many drafts per round."""
+    if isinstance(num_draft_tokens, int):
+        num_draft_tokens = [num_draft_tokens] * len(rows)
+    params = [
+        replace(row.params, max_tokens=num_tokens, num_draft_tokens=k)
+        for row, k in zip(rows, num_draft_tokens, strict=True)
+    ]
+    return engine.generate([row.prompt for row in rows], params)
+
+
+def assert_plain(done: Sequence[Completion], rows: Sequence[Row], num_tokens: int) -> None:
+    for number, (one, row) in enumerate(zip(done, rows, strict=True)):
+        assert one.tokens == row.tokens[:num_tokens], f"row {number}, {row.params}"
+        assert one.finish_reason == "length"
+
+
+class Forced:
+    """Drafts that are right where a pattern says so, in place of the drafter's."""
+
+    def __init__(
+        self, rng: np.random.Generator, rows: Sequence[Row], patterns: Sequence[Pattern]
+    ) -> None:
+        self.rows = rows
+        self.patterns = patterns
+        width = max(len(row.prompt) + len(row.tokens) for row in rows)
+        table = np.zeros((batch.SIZES[-1], width), np.int32)
+        for number, (row, pattern) in enumerate(zip(rows, patterns, strict=True)):
+            right = np.array(row.prompt + row.tokens)
+            wrong = (right + rng.integers(1, VOCAB, len(right))) % VOCAB
+            table[number, : len(right)] = np.where(pattern[: len(right)], right, wrong)
+        self._table = mx.array(table)
+        mx.eval(self._table)  # it is read in the engine's thread
+
+    def __call__(
+        self,
+        target: object,
+        drafter: object,
+        cache: KVCache,
+        head: speculate.Head,
+        settings: object,
+        num_draft_tokens: int,
+    ) -> mx.array:
+        """Stands in for `speculate.draft`."""
+        table = self._table[: cache.offset.shape[0]]
+        wanted = cache.offset[:, None] + mx.arange(1, num_draft_tokens + 1)
+        return mx.take_along_axis(table, mx.minimum(wanted, table.shape[1] - 1), axis=1)
+
+    def rounds(self, number: int, num_tokens: int, num_draft_tokens: int) -> list[int]:
+        """How many drafts each round of this row must accept; none past the end of the text."""
+        at, said, accepted = len(self.rows[number].prompt), 1, []
+        while said < num_tokens:
+            hits = self.patterns[number][at + 1 : at + 1 + num_draft_tokens]
+            accepted.append(min(int(np.cumprod(hits).sum()), num_tokens - said))
+            at += accepted[-1] + 1
+            said += accepted[-1] + 1
+        return accepted
+
+    def assert_counted(
+        self, number: int, stats: Stats, num_tokens: int, num_draft_tokens: int
+    ) -> None:
+        accepted = np.array(self.rounds(number, num_tokens, num_draft_tokens))
+        assert stats.rounds == len(accepted)
+        assert stats.drafted_at == [len(accepted)] * num_draft_tokens
+        assert stats.accepted_at == [int((accepted > i).sum()) for i in range(num_draft_tokens)]
+        assert stats.accepted == accepted.sum()
+
+
+def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> list[Pattern]:
+    """Patterns that are right at this rate: also after a wrong draft, where it must not count."""
+    return [rng.random(len(row.prompt) + len(row.tokens)) < rate for row in rows]
+
+
+def always(rows: Sequence[Row], right: bool) -> list[Pattern]:
+    return [np.full(len(row.prompt) + len(row.tokens), right) for row in rows]
+
+
+def case(kind: str, number: int) -> tuple[int, int]:
+    """K and batch size: each kind meets every K and every size, the kinds together every pair."""
+    return DRAFTS[number], BATCHES[(number + KINDS.index(kind)) % len(BATCHES)]
+
+
+def test_the_plain_texts_cover_what_is_promised(plain: Plain) -> None:
+    lengths = [len(row.prompt) for row in plain.rows]
+    assert min(lengths) < plain.window < max(lengths)
+    assert plain.window in lengths
+    assert max(lengths) > plain.ring
+    assert plain.ring == plain.window + max(DRAFTS) + 1
+    assert lengths[4] < capacity_for(1) < lengths[4] + plain.short
+    assert all(wraps(row, plain.long, plain.ring) >= 2 for row in plain.rows)
+    assert all(wraps(plain.rows[i], plain.short, plain.ring) >= 2 for i in LONG_ROWS)
+    met = {case(kind, number) for kind in KINDS for number in range(5)}
+    assert met == {(k, size) for k in DRAFTS for size in BATCHES}
+    assert sum(len(set(row.tokens)) for row in plain.rows) > 100  # they do say something
+
+
+@pytest.mark.parametrize(("num_drafts", "size"), list(zip(DRAFTS, reversed(BATCHES), strict=True)))
+def test_text_with_the_drafter_is_the_plain_text(plain: Plain, num_drafts: int, size: int) -> None:
+    rows = plain.pick(size)
+    assert wraps(rows[0], plain.short, plain.ring) >= 2
+    with load(*plain.pair) as engine:
+        done = again(engine, rows, plain.short, num_drafts)
+    assert_plain(done, rows, plain.short)
+    assert all(one.stats.drafted == one.stats.rounds * num_drafts > 0 for one in done)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_text_is_plain_whatever_is_accepted(
+    plain: Plain, number: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_drafts, size = case(plain.kind, number)
+    rows = plain.pick(size)
+    forced = Forced(rng, rows, at_random(rng, rows, rate=0.85))
+    monkeypatch.setattr(speculate, "draft", forced)
+    with load(*plain.pair) as engine:
+        done = again(engine, rows, plain.long, num_drafts)
+    assert_plain(done, rows, plain.long)
+    for i, one in enumerate(done):
+        forced.assert_counted(i, one.stats, plain.long, num_drafts)
+
+
+def test_rows_accept_nothing_everything_or_a_pattern_side_by_side(
+    plain: Plain, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing, everything = always(plain.rows, False), always(plain.rows, True)
+    odd = [np.arange(len(pattern)) % 2 == 1 for pattern in everything]
+    late = [np.arange(len(pattern)) % 4 != 0 for pattern in everything]
+    seldom = at_random(rng, plain.rows, rate=0.3)
+    choices = [nothing, everything, odd, late, seldom, everything, nothing, odd]
+    turn = int(rng.integers(NUM_ROWS))
+    patterns = [choices[(i + turn) % NUM_ROWS][i] for i in range(NUM_ROWS)]
+    forced = Forced(rng, plain.rows, patterns)
+    monkeypatch.setattr(speculate, "draft", forced)
+    with load(*plain.pair) as engine:
+        done = again(engine, plain.rows, plain.short, 3)
+    assert_plain(done, plain.rows, plain.short)
+    for i, one in enumerate(done):
+        forced.assert_counted(i, one.stats, plain.short, 3)
+    rates = {one.stats.acceptance_rate for one in done}
+    assert {0, 1} < rates
+
+
+def test_each_row_has_its_own_number_of_drafts(
+    plains: Callable[[str], Plain], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = plains(SOME_KIND)
+    forced = Forced(rng, plain.rows, at_random(rng, plain.rows, rate=0.9))
+    monkeypatch.setattr(speculate, "draft", forced)
+    drafts = rng.permutation([0, 1, 2, 3, 4, 5, 6, 7]).tolist()
+    with load(*plain.pair) as engine:
+        done = again(engine, plain.rows, plain.short, drafts)
+    assert_plain(done, plain.rows, plain.short)
+    for i, one in enumerate(done):
+        forced.assert_counted(i, one.stats, plain.short, drafts[i])
+
+
+def test_each_prompt_alone_gives_the_same_text(
+    plain: Plain, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = plain.pick(1)[0]
+    with load(plain.pair.target, None) as engine:
+        assert_plain(again(engine, [row], plain.short, 0), [row], plain.short)
+    for row in plain.rows:
+        monkeypatch.setattr(speculate, "draft", Forced(rng, [row], always([row], True)))
+        with load(*plain.pair) as engine:
+            assert_plain(again(engine, [row], plain.long, max(DRAFTS)), [row], plain.long)
+
+
+def test_the_most_drafts_and_the_ring_of_an_engine_in_use(
+    plain: Plain, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SLOT_STEP", OWN_RING[0])
+    monkeypatch.setattr(batch, "MAX_DRAFT_TOKENS", OWN_RING[1])
+    num_tokens = min(len(row.tokens) for row in plain.rows)
+    assert all(wraps(row, num_tokens, plain.ring) >= 1 for row in plain.rows)
+    forced = Forced(rng, plain.rows, at_random(rng, plain.rows, rate=0.9))
+    monkeypatch.setattr(speculate, "draft", forced)
+    with load(*plain.pair) as engine:
+        done = again(engine, plain.rows, num_tokens, MAX_DRAFT_TOKENS)
+    assert_plain(done, plain.rows, num_tokens)
+
+
+def test_a_prompt_may_come_in_chunks_that_wrap_the_ring(
+    plain: Plain, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PREFILL_CHUNK", 13)
+    rows = [row for row in plain.rows if len(row.prompt) > 13]
+    forced = Forced(rng, rows, always(rows, True))
+    monkeypatch.setattr(speculate, "draft", forced)
+    with load(*plain.pair) as engine:
+        done = again(engine, rows, plain.short, 7)
+    assert_plain(done, rows, plain.short)
+
+
+# Ends inside a draft. K = 5 and everything accepted: a round gives 6 tokens.
+
+
+class Numbers:
+    """A detokenizer that writes each token as three digits, so that a stop can span two tokens."""
+
+    def __init__(self) -> None:
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = f"{token:03d}"
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+
+class NumbersText:
+    """Stands in for `text.Text`."""
+
+    def stream(self, stop: Sequence[str] = ()) -> TextStream:
+        return TextStream(Numbers(), stop)
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(f"{token:03d}" for token in tokens)
+
+
+def inside_a_draft(index: int, num_draft_tokens: int) -> bool:
+    """Is this token of an always accepted text neither the first nor the last of its round?"""
+    return index > 0 and 0 < (index - 1) % (num_draft_tokens + 1) < num_draft_tokens
+
+
+@pytest.fixture
+def everything_right(
+    plains: Callable[[str], Plain], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> Plain:
+    plain = plains(SOME_KIND)
+    monkeypatch.setattr(speculate, "draft", Forced(rng, plain.rows, always(plain.rows, True)))
+    return plain
+
+
+@pytest.mark.parametrize("num_drafts", [0, 5])
+def test_an_end_token_inside_a_draft_ends_the_text(
+    everything_right: Plain, num_drafts: int, tmp_path: Path
+) -> None:
+    plain = everything_right
+    # For each row the first new token from a different place on; they are the end tokens of all.
+    eos = set()
+    for i, row in enumerate(plain.rows):
+        fresh = (j for j, token in enumerate(row.tokens) if token not in row.tokens[:j])
+        eos.add(row.tokens[next(j for j in fresh if j > 3 * i and inside_a_draft(j, 5))])
+    ends = [next(j for j, t in enumerate(row.tokens) if t in eos) for row in plain.rows]
+    assert any(inside_a_draft(end, 5) for end in ends)
+    assert len(set(ends)) > 1
+
+    folder = shutil.copytree(plain.pair.target, tmp_path / "target")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(eos)}))
+    params = [
+        replace(row.params, max_tokens=plain.long, num_draft_tokens=num_drafts, ignore_eos=False)
+        for row in plain.rows
+    ]
+    with load(folder, plain.pair.drafter) as engine:
+        done = engine.generate([row.prompt for row in plain.rows], params)
+    for one, row, end in zip(done, plain.rows, ends, strict=True):
+        assert one.tokens == row.tokens[: end + 1]
+        assert one.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("num_drafts", [0, 5])
+def test_a_stop_string_inside_a_draft_ends_the_text(
+    everything_right: Plain, num_drafts: int
+) -> None:
+    plain = everything_right
+    params, ends = [], []
+    for i, row in enumerate(plain.rows):
+        # Two digits of one token and one of the next; it may occur earlier than where it was taken.
+        taken = next(j for j in range(3 * i + 2, plain.long) if inside_a_draft(j, 5))
+        stop = spelled(row.tokens)[3 * taken - 2 : 3 * taken + 1]
+        ends.append(spelled(row.tokens).index(stop))
+        params.append(
+            replace(
+                row.params, max_tokens=plain.long, num_draft_tokens=num_drafts, stop=["#", stop]
+            )
+        )
+    last_tokens = [(end + 2) // 3 for end in ends]  # with it the stop string is complete
+    assert any(inside_a_draft(last, 5) for last in last_tokens)
+    assert len(set(last_tokens)) > 1
+    with load(*plain.pair) as engine:
+        engine.text = NumbersText()  # type: ignore[assignment]
+        done = engine.generate([row.prompt for row in plain.rows], params)
+    for one, row, end, last in zip(done, plain.rows, ends, last_tokens, strict=True):
+        assert one.text == spelled(row.tokens)[:end]
+        assert one.tokens == row.tokens[: last + 1]
+        assert one.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("num_drafts", [0, 5])
+def test_rows_end_at_different_tokens_of_a_draft(everything_right: Plain, num_drafts: int) -> None:
+    plain = everything_right
+    limits = [1, 2, 4, 7, 8, 12, 13, 30]
+    assert any(inside_a_draft(limit - 1, 5) for limit in limits)
+    params = [
+        replace(row.params, max_tokens=limit, num_draft_tokens=num_drafts)
+        for row, limit in zip(plain.rows, limits, strict=True)
+    ]
+    with load(*plain.pair) as engine:
+        done = engine.generate([row.prompt for row in plain.rows], params)
+    for one, row, limit in zip(done, plain.rows, limits, strict=True):
+        assert one.tokens == row.tokens[:limit]
+        assert one.finish_reason == "length"
+        assert one.stats.rounds == -(-(limit - 1) // (num_drafts + 1))
