@@ -54,7 +54,7 @@ check-wheel: $(TESTING) ## build the wheel; try it in an empty environment, away
 	echo "What is 17 + 25? $$answer"; \
 	case $$answer in *42*) ;; *) echo 'check-wheel: not the right answer' >&2; exit 1 ;; esac
 
-bench: $(RUNTIME) ## measure on this machine; ARGS=... is passed on
+bench: $(RUNTIME) ## time a random pair at a real size: ARGS=31B needs 64 GB
 	$(BIN)/python -m mlx_gemma_mtp.bench $(ARGS)
 
 clean: ## remove all that make made, the environment too

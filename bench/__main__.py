@@ -14,6 +14,7 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -38,10 +39,21 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("size", choices=list(TARGETS))
-    parser.add_argument("--batch", type=_numbers, default=[1, 4, 8], help="1,4,8")
-    parser.add_argument("--drafts", type=_numbers, default=[0, 1, 3, 5], help="0,1,3,5")
-    parser.add_argument("--accept", type=float, default=0.8, help="chance of each draft (0.8)")
+    parser.add_argument(
+        "size",
+        choices=list(TARGETS),
+        help="its bfloat16 weights take 15 (E4B), 24, 51 or 61 GB (31B), caches come on top",
+    )
+    parser.add_argument(
+        "--batch", type=_numbers(1, len(PROMPT_LENGTHS)), default=[1, 4, 8], help="rows (1,4,8)"
+    )
+    parser.add_argument(
+        "--drafts",
+        type=_numbers(0, MAX_DRAFT_TOKENS),
+        default=[0, 1, 3, 5],
+        help="drafts per round (0,1,3,5)",
+    )
+    parser.add_argument("--accept", type=_chance, default=0.8, help="chance of each draft (0.8)")
     parser.add_argument("--in-step", action="store_true", help="read each round before the next")
     args = parser.parse_args()
 
@@ -147,8 +159,22 @@ def _accepted(rng: random.Random, drafts: int, accept: float) -> int:
     return next((i for i in range(drafts) if rng.random() >= accept), drafts)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _numbers(low: int, high: int) -> Callable[[str], list[int]]:
+    """A reader of lists such as 1,4,8, of numbers from low to high."""
+
+    def read(text: str) -> list[int]:
+        numbers = [int(part) for part in text.split(",")]
+        if not all(low <= number <= high for number in numbers):
+            raise argparse.ArgumentTypeError(f"{text}: must lie in {low} .. {high}")
+        return numbers
+
+    return read
+
+
+def _chance(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must lie in 0 .. 1")
+    return float(text)
 
 
 if __name__ == "__main__":

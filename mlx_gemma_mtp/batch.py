@@ -60,6 +60,7 @@ class Batch:
 
     def join(self, row: int, request: Request, cancelled: Callable[[], bool]) -> None:
         """Prefill a request and give it the row; its first token is taken here."""
+        request.begin()
         one = KVCache.empty(
             self._target.config,
             1,

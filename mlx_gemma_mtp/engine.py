@@ -97,7 +97,10 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Give the memory back. The engine cannot be used afterwards; closing twice is fine."""
+        """End what is under way within a round and give the memory back.
+
+        The engine cannot be used afterwards; closing twice is fine.
+        """
         if self._models is not None:
             self._models = None
             mlx_worker().submit(mx.clear_cache).result()
@@ -189,8 +192,8 @@ class Engine:
             drafts = AUTO_DRAFT_TOKENS if self.has_drafter else 0
         elif drafts and not self.has_drafter:
             raise ModelNotFoundError(
-                f"num_draft_tokens={drafts} needs a drafter, and none was loaded: give one with "
-                "drafter=, or set num_draft_tokens=0"
+                f"{drafts} draft tokens need a drafter, and none was loaded: "
+                "name one, or ask for 0 draft tokens"
             )
         return Request(
             ids,
@@ -221,7 +224,7 @@ class Engine:
         leaving = mlx_worker().leaving
 
         def cancelled() -> bool:
-            return stop.is_set() or leaving.is_set()
+            return stop.is_set() or leaving.is_set() or self._models is None
 
         size = next(size for size in SIZES if size >= len(requests))
         batch = Batch(target, play_round, size, self._suppressed)

@@ -20,8 +20,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Stats:
     """Counts and seconds of one request.
 
-    A round drafts up to K tokens and always yields one more than it accepts. `drafted_at[i]`
-    counts the rounds that drafted an i-th token (from 0), `accepted_at[i]` those that kept it.
+    A round drafts up to K tokens and yields one more than it accepts, unless the text ends before.
+    `drafted_at[i]` counts the rounds that drafted an i-th token (from 0), `accepted_at[i]` those
+    that kept it. The clock starts with the prefill.
     """
 
     prompt_tokens: int = 0
@@ -50,7 +51,7 @@ class Stats:
     @property
     def acceptance_length(self) -> float | None:
         """Tokens per round, the extra one included; None before the first round."""
-        return 1 + self.accepted / self.rounds if self.rounds else None
+        return (self.generated_tokens - 1) / self.rounds if self.rounds else None
 
     @property
     def decode_tokens_per_second(self) -> float | None:
@@ -81,13 +82,15 @@ class Chunk:
 class Completion:
     """What a request gave. `tokens` holds all generated ids, the ending one too; `text` does not.
 
-    `text` is empty for a checkpoint without a tokenizer.
+    `text` is empty for a checkpoint without a tokenizer. `seed` gives the same text again, also
+    where it was drawn.
     """
 
     text: str
     tokens: list[int]
     finish_reason: FinishReason
     stats: Stats
+    seed: int
 
 
 class Request:
@@ -115,6 +118,10 @@ class Request:
         self._stream = stream
         self._on_chunk = on_chunk
         self._pieces: list[str] = []
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """Its prefill starts now."""
         self._begun = time.perf_counter()
 
     def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
@@ -153,7 +160,9 @@ class Request:
     def completion(self) -> Completion:
         """The finished request's result."""
         assert self.finish_reason is not None
-        return Completion("".join(self._pieces), self.tokens, self.finish_reason, self.stats)
+        assert self.params.seed is not None
+        text = "".join(self._pieces)
+        return Completion(text, self.tokens, self.finish_reason, self.stats, self.params.seed)
 
     def _emit(self, text: str, tokens: list[int]) -> None:
         if self.finish_reason and self._stream:

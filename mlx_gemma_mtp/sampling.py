@@ -20,6 +20,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.errors import UsageError
 
+LEAST_TEMPERATURE = 1e-6  # logits divided by much less overflow float32
 NO_FILTER = 0  # top_k that keeps every token
 MAX_DRAFT_TOKENS = 15  # a bound on buffers; no published drafter gains beyond 8
 
@@ -55,10 +56,11 @@ class SamplingParams:
     """Settings of one request; None takes the checkpoint's generation_config.
 
     max_tokens: most tokens to generate; None: as many as the context holds.
-    temperature: 0 is greedy. top_k: 0 keeps all. top_p: in (0, 1].
+    temperature: 0 is greedy, and so is anything below 1e-6. top_k: 0 keeps all. top_p: in (0, 1].
     seed: same prompt, settings and seed, same text; None draws a fresh one.
     stop: strings that end the text; they are not part of it.
-    num_draft_tokens: drafts per round; "auto" lets the engine choose, 0 is plain decoding.
+    num_draft_tokens: drafts per round; "auto" is the engine's choice (3 where there is a drafter),
+        0 is plain decoding.
     ignore_eos: go on past end-of-turn tokens.
 
     Raises UsageError for a value out of range.
@@ -77,7 +79,10 @@ class SamplingParams:
         most = 2**31 - 1
         drafts = self.num_draft_tokens
         checks = [
-            (_within(self.max_tokens, 1, most), "max_tokens must be a whole number, 1 or more"),
+            (
+                _within(self.max_tokens, 1, most),
+                f"max_tokens must be a whole number in 1 .. {most}",
+            ),
             (
                 _real(self.temperature) and (self.temperature or 0) >= 0,
                 "temperature must be 0 (greedy) or a positive number",
@@ -121,11 +126,10 @@ class SamplingParams:
             found = defaults.get(key)
             return fallback if found is None else found
 
+        unset_greedy = self.temperature is None and not sampled
         return replace(
             self,
-            temperature=pick(self.temperature, "temperature", 1.0)
-            if sampled or self.temperature is not None
-            else 0.0,
+            temperature=0.0 if unset_greedy else pick(self.temperature, "temperature", 1.0),
             top_k=pick(self.top_k, "top_k", NO_FILTER),
             top_p=pick(self.top_p, "top_p", 1.0),
             seed=secrets.randbits(32) if self.seed is None else self.seed,
@@ -153,9 +157,11 @@ def row_settings(
     def column(values: list[Any], dtype: mx.Dtype) -> mx.array:
         return mx.array(values, dtype)[:, None]
 
-    sampled = [row for row in filled if row.temperature]
+    heat = [row.temperature or 0.0 for row in filled]
+    heat = [value if value >= LEAST_TEMPERATURE else 0.0 for value in heat]
+    sampled = [row for row, value in zip(filled, heat, strict=True) if value]
     return RowSettings(
-        temperature=column([row.temperature for row in filled], mx.float32),
+        temperature=column(heat, mx.float32),
         top_k=column([row.top_k for row in filled], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),

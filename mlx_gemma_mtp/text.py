@@ -33,7 +33,8 @@ class Text:
             text.encode()
         except UnicodeEncodeError:
             raise UsageError("the prompt is not valid UTF-8 text") from None
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        # verbose: else a long text makes transformers warn of a limit that is not this runtime's
+        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""

@@ -1,4 +1,4 @@
-"""From a name to a folder, from a folder to a model with its weights; and does the pair fit.
+"""From a checkpoint's folder to a model with its weights.
 
 Reads Transformers checkpoints (single or sharded safetensors, multimodal or text-only names) and
 MLX ones (with their `quantization` block). Every parameter must be there in the right shape;

@@ -18,6 +18,7 @@ app = typer.Typer(
     name="mgm",
     help="Gemma 4 with its multi-token-prediction drafters, on MLX.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # it would take the [defaults] of help texts for markup
     pretty_exceptions_enable=False,
 )
 app.command()(generate)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine, SamplingParams
@@ -48,7 +49,15 @@ def chat(
         while (line := _read_line(at_terminal)) is not None:
             if line.strip():
                 messages.append({"role": "user", "content": line})
-                messages.append({"role": "assistant", "content": _answer(engine, messages, params)})
+                try:
+                    said = _answer(engine, messages, params)
+                except UsageError as error:  # too long a line, say
+                    if not at_terminal:
+                        raise
+                    print(f"mgm: {error}", file=sys.stderr)
+                    messages.pop()
+                else:
+                    messages.append({"role": "assistant", "content": said})
 
 
 def _read_line(at_terminal: bool) -> str | None:

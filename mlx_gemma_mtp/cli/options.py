@@ -33,7 +33,11 @@ def open_engine(model: str, drafter: str, bits: int | None) -> Engine:
 
     engine = load(model, None if drafter == "none" else drafter, bits=bits)
     if drafter == "auto" and not engine.has_drafter:
-        print(f"{model}: no drafter found, decoding plainly; --drafter names one", file=sys.stderr)
+        print(
+            f"{model}: no drafter beside it or in the cache, decoding plainly; "
+            "--drafter names one, and downloads it if need be",
+            file=sys.stderr,
+        )
     return engine
 
 
