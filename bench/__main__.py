@@ -1,174 +1,262 @@
-"""Time rounds of a random pair at a real size, plain and with K drafts, by batch.
+"""Decode with a random pair at a real size, plain and with K drafts, by batch; beside mlx-vlm.
 
-    python -m mlx_gemma_mtp.bench 31B --batch 1,4,8 --drafts 0,3,5 --accept 0.8
+    python -m mlx_gemma_mtp.bench 31B --batch 1,4,8 --drafts 0,3,5,auto --accept 0.8 --peer
 
-A random drafter is never right, so the accepts are drawn at the stated rate per draft; all of the
-compute is done. Prints a table, then one line of JSON.
+A random drafter is never right, so the accepts are drawn at the stated chance of each draft, given
+that those before it came true; all of the compute is done. Prints a table; --out writes JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
-import random
-import statistics
-import time
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
 
 import mlx.core as mx
+from mlx_gemma_mtp.bench.decode import decode, speed
+from mlx_gemma_mtp.bench.drawn import Draws, drawn_round_player
+from mlx_gemma_mtp.bench.floor import Floor, bandwidth
+from mlx_gemma_mtp.bench.mlx_vlm_peer import MlxVlmPeer, tokens_per_second
 from mlx_gemma_mtp.bench.synthetic import TARGETS, random_pair
 
-from mlx_gemma_mtp import speculate
-from mlx_gemma_mtp.cache import KVCache, capacity_for
-from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, SamplingParams, row_settings
+from mlx_gemma_mtp import engine as engines
+from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.engine import Engine
+from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.layers import join_projections
+from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.worker import mlx_worker
 
 PROMPT_LENGTHS = (180, 900, 420, 1500, 260, 1100, 640, 75)  # a different one in every row
-ROUNDS = 16
-REPEATS = 5
-WARM_UP = 4
+SCHEMA = 1
+
+Drafts = int | Literal["auto"]
+Case = dict[str, Any]
 
 
 def main() -> None:
-    """Parse the arguments, measure every case, print."""
+    """Parse the arguments, measure every case, print and write."""
+    args = _parser().parse_args()
+    target, drafter = mlx_worker().run(lambda: _pair(args.size))
+    rate = mlx_worker().run(bandwidth)
+    floor = Floor(target, drafter)
+    dtype = str(target.dtype).rpartition(".")[2]
+    device = mx.device_info().get("device_name", platform.processor())
+    print(
+        f"{args.size}, {dtype}, random weights; {device}, "
+        f"{rate / 1e12:.2f} TB/s; prompts of {', '.join(map(str, PROMPT_LENGTHS))} tokens, the "
+        "first B of them",
+        flush=True,
+    )
+    cases: list[Case] = []
+    for accept in args.accept or [[0.8]]:
+        cases += _ours(args, target, drafter, accept, floor, rate)
+    peer = _peer(args, target, drafter, cases) if args.peer else []
+    if args.out:
+        found = {
+            "schema": SCHEMA,
+            "command": shlex.join(["python", "-m", "mlx_gemma_mtp.bench", *sys.argv[1:]]),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": device,
+            "mlx": version("mlx"),
+            "size": args.size,
+            "dtype": dtype,
+            "bandwidth_bytes_per_second": rate,
+            "prompt_lengths": PROMPT_LENGTHS,
+            "cases": cases,
+            "mlx_vlm_0.7.10": peer,
+        }
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _pair(size: str) -> tuple[Target, Drafter]:
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    target, drafter = random_pair(size, mx.float32 if on_cpu else mx.bfloat16)
+    return join_projections(target), join_projections(drafter)
+
+
+def _ours(
+    args: argparse.Namespace,
+    target: Target,
+    drafter: Drafter,
+    accept: Sequence[float],
+    floor: Floor,
+    rate: float,
+) -> list[Case]:
+    """Every batch and number of drafts at this acceptance, through one engine."""
+    draws = Draws(accept)
+    shared = "" if not args.overlap else f", {args.overlap} experts shared by a row's tokens"
+    print(f"\naccepts drawn at {', '.join(map(str, accept))}{shared}")
+    print(
+        f"{'batch':>5} {'drafts':>6} {'ms/round':>9} {'tok/s':>8} {'low':>8} {'high':>8} "
+        f"{'x plain':>8} {'allowed':>8} {'floor':>8} {'share':>6} {'experts':>8}"
+    )
+    cases: list[Case] = []
+
+    def player(*pair: Any) -> Any:
+        return drawn_round_player(*pair, draws, args.overlap)
+
+    with patch.object(engines, "round_player", player):
+        engine = Engine(target, drafter, text=None, defaults={}, max_batch=8, max_queue=8)
+    with engine:
+        for batch in args.batch:
+            for drafts in args.drafts:
+                lengths = PROMPT_LENGTHS[:batch]
+                auto = drafts == "auto"
+                samples, distinct = decode(
+                    engine,
+                    lengths,
+                    drafts,
+                    rounds=args.rounds,
+                    samples=args.samples,
+                    warm_up=args.auto_warm_up if auto else args.warm_up,
+                )
+                found = speed(samples)
+                case: Case = {
+                    "accept": accept,
+                    "shared_experts": args.overlap,
+                    "batch": batch,
+                    "drafts": drafts,
+                    **found._asdict(),
+                    "distinct_experts": distinct,
+                }
+                if not auto:
+                    num_bytes = floor.round_bytes(lengths, drafts, distinct)
+                    ideal = batch * draws.expected_tokens(drafts) * rate / num_bytes
+                    case |= {"round_bytes": num_bytes, "floor_tokens_per_second": ideal}
+                cases.append(case)
+                _print_case(case, cases)
+    return cases
+
+
+def _print_case(case: Case, cases: list[Case]) -> None:
+    plain = _find(cases, batch=case["batch"], accept=case["accept"], drafts=0)
+    gain = allowed = floor = share = ""
+    if plain:
+        gain = f"{case['tokens_per_second'] / plain['tokens_per_second']:.2f}"
+    if "floor_tokens_per_second" in case:
+        ideal = case["floor_tokens_per_second"]
+        floor, share = f"{ideal:.0f}", f"{case['tokens_per_second'] / ideal:.0%}"
+        allowed = f"{ideal / plain['floor_tokens_per_second']:.2f}" if plain else ""
+    experts = "" if case["distinct_experts"] is None else f"{case['distinct_experts']:.1f}"
+    print(
+        f"{case['batch']:>5} {case['drafts']:>6} {case['ms']:>9.2f} "
+        f"{case['tokens_per_second']:>8.1f} {case['low']:>8.1f} {case['high']:>8.1f} "
+        f"{gain:>8} {allowed:>8} {floor:>8} {share:>6} {experts:>8}",
+        flush=True,
+    )
+
+
+def _peer(
+    args: argparse.Namespace, target: Target, drafter: Drafter, ours: list[Case]
+) -> list[Case]:
+    """mlx-vlm on the same arrays, at the first acceptance. Takes the pair apart."""
+    gc.collect()  # the engine's compiled rounds hold the arrays
+    accept = (args.accept or [[0.8]])[0]
+    print(f"\nmlx-vlm 0.7.10, the same weights, accepts drawn at {', '.join(map(str, accept))}")
+    print(f"{'batch':>5} {'drafts':>6} {'tok/s':>8} {'low':>8} {'high':>8}   ours: plain, best")
+
+    def measure() -> list[Case]:
+        peer = MlxVlmPeer(target, drafter)
+        found = []
+        for batch in args.batch:
+            for drafts in args.peer_drafts:
+                samples = peer.decode(
+                    PROMPT_LENGTHS[:batch],
+                    drafts,
+                    Draws(accept),
+                    rounds=args.rounds,
+                    samples=args.samples,
+                    warm_up=args.warm_up,
+                )
+                middle, low, high = tokens_per_second(samples)
+                case: Case = {
+                    "accept": accept,
+                    "batch": batch,
+                    "drafts": drafts,
+                    "tokens_per_second": middle,
+                    "low": low,
+                    "high": high,
+                }
+                _print_peer(case, ours)
+                found.append(case)
+        return found
+
+    return mlx_worker().run(measure)
+
+
+def _print_peer(case: Case, cases: list[Case]) -> None:
+    same = [c for c in cases if (c["batch"], c["accept"]) == (case["batch"], case["accept"])]
+    theirs, plain = case["tokens_per_second"], _find(same, drafts=0)
+    best = max(same, key=lambda c: c["tokens_per_second"])
+    ours = f"{plain['tokens_per_second'] / theirs:.2f} x, " if plain else ""
+    print(
+        f"{case['batch']:>5} {case['drafts']:>6} {theirs:>8.1f} {case['low']:>8.1f} "
+        f"{case['high']:>8.1f}   {ours}{best['tokens_per_second'] / theirs:.2f} x "
+        f"({best['drafts']} drafts)",
+        flush=True,
+    )
+
+
+def _find(cases: list[Case], **wanted: Any) -> Case | None:
+    return next((c for c in cases if all(c[key] == wanted[key] for key in wanted)), None)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mlx_gemma_mtp.bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "size",
         choices=list(TARGETS),
         help="its bfloat16 weights take 15 (E4B), 24, 51 or 61 GB (31B), caches come on top",
     )
-    parser.add_argument(
-        "--batch", type=_numbers(1, len(PROMPT_LENGTHS)), default=[1, 4, 8], help="rows (1,4,8)"
+    add("--batch", type=_list(_rows), default=[1, 4, 8], help="rows: 1, 2, 4 or 8 (1,4,8)")
+    add("--drafts", type=_list(_drafts), default=[0, 3, 5], help="per round, or auto (0,3,5)")
+    add(
+        "--accept",
+        type=_list(_chance),
+        action="append",
+        help="chance of each draft, by position; the last one holds on; may be repeated (0.8)",
     )
-    parser.add_argument(
-        "--drafts",
-        type=_numbers(0, MAX_DRAFT_TOKENS),
-        default=[0, 1, 3, 5],
-        help="drafts per round (0,1,3,5)",
-    )
-    parser.add_argument("--accept", type=_chance, default=0.8, help="chance of each draft (0.8)")
-    parser.add_argument("--in-step", action="store_true", help="read each round before the next")
-    args = parser.parse_args()
-
-    target, drafter = random_pair(args.size)
-    # The drawn accepts come in through the round's limit: every draft counts as right up to it.
-    speculate.agreeing_prefix = lambda drafts, chosen: mx.full(
-        drafts.shape[:1], drafts.shape[1], mx.int32
-    )
-    play_round = speculate.round_player(target, drafter)
-    device = mx.device_info().get("device_name", platform.processor())
-    print(
-        f"{args.size} bfloat16, random weights, accepts drawn at {args.accept} per draft; {device}"
-    )
-    print(f"{'batch':>5} {'drafts':>6} {'ms/round':>9} {'spread':>13} {'tok/s':>7} {'peak GB':>8}")
-    cases = []
-    for batch in args.batch:
-        for drafts in args.drafts:
-            case = measure(target, play_round, batch, drafts, args.accept, args.in_step)
-            cases.append(case)
-            spread = f"{case['ms_low']:.1f}-{case['ms_high']:.1f}"
-            print(
-                f"{batch:>5} {drafts:>6} {case['ms']:>9.2f} {spread:>13} "
-                f"{case['tokens_per_second']:>7.1f} {case['peak_gb']:>8.2f}",
-                flush=True,
-            )
-    print(
-        json.dumps(
-            {
-                "size": args.size,
-                "accept": args.accept,
-                "in_step": args.in_step,
-                "device": device,
-                "mlx": version("mlx"),
-                "cases": cases,
-            }
-        )
-    )
+    add("--overlap", type=int, default=0, help="experts that a row's tokens share in a round (0)")
+    add("--rounds", type=int, default=16, help="rounds of a sample (16)")
+    add("--samples", type=int, default=5, help="samples of a case: median, lowest, highest (5)")
+    add("--warm-up", type=int, default=6, help="rounds before the first sample (6)")
+    add("--auto-warm-up", type=int, default=150, help="the same for auto, which learns (150)")
+    add("--peer", action="store_true", help="measure mlx-vlm 0.7.10 too, in the same run")
+    add("--peer-drafts", type=_list(int), default=[0, 3], help="drafts of the peer (0,3)")
+    add("--out", type=Path, help="write everything as JSON")
+    return parser
 
 
-def measure(
-    target: Target,
-    play_round: speculate.PlayRound,
-    batch: int,
-    drafts: int,
-    accept: float,
-    in_step: bool,
-) -> dict[str, Any]:
-    """Median milliseconds per round over REPEATS runs of ROUNDS rounds, tokens/s, peak memory."""
-    rng = random.Random(0)
-    lengths = PROMPT_LENGTHS[:batch]
-    longest = max(lengths) + (WARM_UP + ROUNDS * REPEATS) * (drafts + 1)
-    cache = KVCache.empty(
-        target.config,
-        batch,
-        capacity=capacity_for(longest),
-        most=MAX_DRAFT_TOKENS + 1,
-        dtype=target.dtype,
-    )
-    for buffers in (cache.keys, cache.values):
-        for index, buffer in enumerate(buffers):
-            buffers[index] = mx.random.normal(buffer.shape, buffer.dtype)
-            mx.eval(buffers[index])
-    cache.offset = mx.array(lengths, mx.int32)
-    head = speculate.Head(
-        mx.random.randint(0, target.config.vocab_size, (batch,)),
-        mx.random.normal((batch, 1, target.config.hidden_size), target.dtype),
-    )
-    settings = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)] * batch)
-
-    def run(rounds: int) -> tuple[float, int]:
-        nonlocal head
-        begun, tokens = time.perf_counter(), 0
-        waiting: speculate.Round | None = None
-        for _ in range(rounds):
-            drawn = [_accepted(rng, drafts, accept) for _ in range(batch)]
-            tokens += sum(drawn) + batch
-            played = play_round(cache, head, settings, mx.array(drawn, mx.int32), drafts)
-            head = played.head
-            mx.async_eval(played)
-            last = played if in_step else waiting
-            if last is not None:
-                last.tokens.tolist()
-            waiting = played
-        mx.eval(waiting)
-        return time.perf_counter() - begun, tokens
-
-    run(WARM_UP)
-    mx.reset_peak_memory()
-    runs = [run(ROUNDS) for _ in range(REPEATS)]
-    times = [seconds / ROUNDS * 1e3 for seconds, _ in runs]
-    return {
-        "batch": batch,
-        "drafts": drafts,
-        "ms": statistics.median(times),
-        "ms_low": min(times),
-        "ms_high": max(times),
-        "tokens_per_second": statistics.median(tokens / seconds for seconds, tokens in runs),
-        "peak_gb": mx.get_peak_memory() / 1e9,
-    }
+def _list(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda text: [read(part) for part in text.split(",")]
 
 
-def _accepted(rng: random.Random, drafts: int, accept: float) -> int:
-    return next((i for i in range(drafts) if rng.random() >= accept), drafts)
+def _rows(text: str) -> int:
+    if int(text) not in (1, 2, 4, 8):
+        raise argparse.ArgumentTypeError(f"{text}: must be 1, 2, 4 or 8")
+    return int(text)
 
 
-def _numbers(low: int, high: int) -> Callable[[str], list[int]]:
-    """A reader of lists such as 1,4,8, of numbers from low to high."""
-
-    def read(text: str) -> list[int]:
-        numbers = [int(part) for part in text.split(",")]
-        if not all(low <= number <= high for number in numbers):
-            raise argparse.ArgumentTypeError(f"{text}: must lie in {low} .. {high}")
-        return numbers
-
-    return read
+def _drafts(text: str) -> Drafts:
+    if text != "auto" and not 0 <= int(text) <= MAX_DRAFT_TOKENS:
+        raise argparse.ArgumentTypeError(f"{text}: must lie in 0 .. {MAX_DRAFT_TOKENS}")
+    return "auto" if text == "auto" else int(text)
 
 
 def _chance(text: str) -> float:
@@ -178,4 +266,7 @@ def _chance(text: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MgmError as error:
+        sys.exit(f"error: {error}")

@@ -13,15 +13,25 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlx_gemma_mtp.engine import Engine, load
     from mlx_gemma_mtp.errors import MgmError
-    from mlx_gemma_mtp.request import Chunk, Completion
+    from mlx_gemma_mtp.request import Chunk, Completion, Generation
     from mlx_gemma_mtp.sampling import SamplingParams
 
-__all__ = ["Chunk", "Completion", "Engine", "MgmError", "SamplingParams", "__version__", "load"]
+__all__ = [
+    "Chunk",
+    "Completion",
+    "Engine",
+    "Generation",
+    "MgmError",
+    "SamplingParams",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
     "Chunk": "request",
     "Completion": "request",
     "Engine": "engine",
+    "Generation": "request",
     "MgmError": "errors",
     "SamplingParams": "sampling",
     "load": "engine",

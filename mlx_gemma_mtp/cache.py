@@ -117,24 +117,45 @@ class KVCache:
         self.values[index] = mx.put_along_axis(self.values[index], slots, v, axis=2)
 
     def grow(self, capacity: int) -> None:
-        """Make room for this many positions in the full-attention layers; never shrinks.
+        """Make room for this many positions in the full-attention layers; never shrinks."""
+        if capacity > self.capacity("full_attention"):
+            self.resize(range(self.offset.shape[0]), capacity)
 
-        Layer by layer, so that the transient need is one layer's buffers, not all of them.
+    def resize(self, rows: Sequence[int | None], capacity: int) -> None:
+        """Lay out these rows instead, None as one never used, with this many full-attention slots.
+
+        No row kept may have more committed positions than that. Goes layer by layer, so that the
+        transient need is one layer's buffers. If that fails, for want of memory, everything is put
+        back and the error raised.
         """
-        extra = capacity - self.capacity("full_attention")
-        if extra <= 0:
-            return
-        for index, layer in enumerate(self.config.layers[: self.config.num_kv_layers]):
-            if layer.kind == "full_attention":
-                widths = [(0, 0), (0, 0), (0, extra), (0, 0)]
-                self.keys[index] = mx.pad(self.keys[index], widths)
-                self.values[index] = mx.pad(self.values[index], widths)
-                mx.eval(self.keys[index], self.values[index])
+        before = self.capacity("full_attention")
+        back = [rows.index(row) if row in rows else None for row in range(self.offset.shape[0])]
+        layers = [*self.config.layers[: self.config.num_kv_layers]] * 2
+        buffers, half = [*self.keys, *self.values], len(self.keys)
+        self.keys, self.values = [], []  # nobody may use them half moved
+
+        def move(index: int, rows: Sequence[int | None], capacity: int) -> None:
+            full = layers[index].kind == "full_attention"
+            slots = capacity if full else buffers[index].shape[2]
+            buffers[index] = _arranged(buffers[index], rows, slots)
+
+        moved = 0
+        try:
+            for moved in range(len(buffers)):
+                move(moved, rows, capacity)
+        except BaseException:
+            for index in range(moved):
+                move(index, back, before)
+            self.keys, self.values = buffers[:half], buffers[half:]
+            raise
+        self.keys, self.values = buffers[:half], buffers[half:]
+        self.offset = _arranged(self.offset[:, None, None, None], rows, 1)[:, 0, 0, 0]
 
     def take_over(self, row: int, other: KVCache, length: int) -> None:
         """Move the `length` committed positions of a one-row cache into this row.
 
-        Empties `other` layer by layer. The caller sets the offset.
+        Empties `other` layer by layer. The caller sets the offset. Nothing else stays in the row:
+        masked slots count with weight zero, which does not make an infinite value vanish.
         """
         self.grow(capacity_for(length))
         for index, layer in enumerate(self.config.layers[: self.config.num_kv_layers]):
@@ -145,8 +166,8 @@ class KVCache:
             slots = (positions % self.keys[index].shape[2])[None, None, :, None]
             for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
                 moved = mx.take(theirs[index], source, axis=2)
-                kept = mx.put_along_axis(mine[index][row : row + 1], slots, moved, axis=2)
-                mine[index][row : row + 1] = kept
+                blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
+                mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
                 theirs[index] = mx.zeros((0,))
                 mx.eval(mine[index])
 
@@ -167,3 +188,16 @@ class KVCache:
         if kind == "sliding_attention":
             mask = mask & (held > query - self.config.sliding_window)
         return mask
+
+
+def _arranged(buffer: mx.array, rows: Sequence[int | None], slots: int) -> mx.array:
+    """These rows of a buffer [B, :, S, :], zeros for None, with so many slots; evaluated."""
+    extra = slots - buffer.shape[2]
+    if extra < 0 or list(rows) != list(range(buffer.shape[0])):
+        fresh = mx.array([row is None for row in rows])[:, None, None, None]
+        index = mx.array([row or 0 for row in rows])
+        buffer = mx.where(fresh, 0, mx.take(buffer[:, :, :slots], index, axis=0))
+    if extra > 0:
+        buffer = mx.pad(buffer, [(0, 0), (0, 0), (0, extra), (0, 0)])
+    mx.eval(buffer)
+    return buffer

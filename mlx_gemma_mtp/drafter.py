@@ -74,7 +74,8 @@ class Drafter(nn.Module):
         h = self.pre_projection(mx.concatenate([embedding, hidden], axis=-1))
         for layer, config in zip(self.layers, self.config.layers, strict=True):
             x = layer.input_layernorm(h)
-            h = layer(h, layer.self_attn(x, position, *memory[config.kind]))
+            q = layer.self_attn.queries(x, position)
+            h = layer(h, layer.self_attn(q, *memory[config.kind]))
         state = self.norm(h)
         return state, self.post_projection(state)
 

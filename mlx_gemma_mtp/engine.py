@@ -1,15 +1,14 @@
-"""The engine: prompts in, texts out. One thread of its own does all MLX work.
+"""The engine: prompts in, texts out.
 
-MLX's streams belong to threads, so whoever calls, from whichever thread, only submits work here
-and waits for it.
+Checks prompts and settings in the caller's thread; the work is the scheduler's, on the one thread
+that uses MLX.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -17,18 +16,20 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mlx_gemma_mtp import hub, weights
-from mlx_gemma_mtp.batch import SIZES, Batch
+from mlx_gemma_mtp.batch import SIZES
 from mlx_gemma_mtp.config import TargetConfig
+from mlx_gemma_mtp.depth import Depth
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.request import Chunk, Completion, Request
+from mlx_gemma_mtp.layers import join_projections
+from mlx_gemma_mtp.request import Chunk, Completion, Generation, Request
 from mlx_gemma_mtp.sampling import SamplingParams, is_count
-from mlx_gemma_mtp.speculate import PlayRound, round_player
+from mlx_gemma_mtp.scheduler import Scheduler
+from mlx_gemma_mtp.speculate import round_player
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.text import Message, Prompt, Text
 from mlx_gemma_mtp.worker import mlx_worker
 
-AUTO_DRAFT_TOKENS = 3
 GEMMA_EOS = 1  # for a checkpoint without a generation_config
 PROMPT_FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
@@ -39,29 +40,35 @@ def load(
     *,
     bits: int | None = None,
     max_batch: int = 8,
+    max_queue: int = 256,
 ) -> Engine:
     """Load a target and its drafter.
 
     model: a folder, a Hub name, or "demo", the embedded pair. drafter: the same, "auto" for
     `<model>-assistant` where there is one, None for none. bits: 4 or 8 quantizes while loading.
-    max_batch: most requests that decode side by side, up to 8.
+    max_batch: most requests that decode side by side, up to 8. max_queue: most that wait for it.
 
     Raises ModelNotFoundError, CheckpointError, UsageError.
     """
     if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
         raise UsageError(f"max_batch must lie in 1 .. {SIZES[-1]}, not {max_batch!r}")
+    if not is_count(max_queue) or max_queue < 1:
+        raise UsageError(f"max_queue must be a whole number from 1 on, not {max_queue!r}")
     folder, beside = hub.find_pair(model, drafter)
 
     def read() -> tuple[Target, Drafter | None]:
-        target = weights.load_target(folder, bits=bits)
+        target = join_projections(weights.load_target(folder, bits=bits))
         if beside is None:
             return target, None
-        return target, weights.load_drafter(beside, target.config, bits=bits)
+        drafter = weights.load_drafter(beside, target.config, bits=bits)
+        return target, join_projections(drafter)
 
     defaults = weights.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
-    models = mlx_worker().submit(read).result()
-    return Engine(*models, text=text, defaults=defaults, max_batch=max_batch)
+    models = mlx_worker().run(read)
+    return Engine(
+        *models, text=text, defaults=defaults, max_batch=int(max_batch), max_queue=int(max_queue)
+    )
 
 
 class Engine:
@@ -75,15 +82,22 @@ class Engine:
         text: Text | None,
         defaults: dict[str, Any],
         max_batch: int,
+        max_queue: int,
     ) -> None:
         self.text = text
         self.config = target.config
         self.has_drafter = drafter is not None
-        self._models: tuple[Target, PlayRound] | None = (target, round_player(target, drafter))
         self._defaults = defaults
         self._max_batch = max_batch
         self._eos = frozenset(_token_list(defaults, "eos_token_id", self.config) or [GEMMA_EOS])
-        self._suppressed = _token_list(defaults, "suppress_tokens", self.config)
+        self._scheduler: Scheduler | None = Scheduler(
+            target,
+            round_player(target, drafter),
+            Depth(),
+            suppressed=_token_list(defaults, "suppress_tokens", self.config),
+            max_batch=max_batch,
+            max_queue=max_queue,
+        )
 
     def __enter__(self) -> Engine:
         return self
@@ -99,11 +113,32 @@ class Engine:
     def close(self) -> None:
         """End what is under way within a round and give the memory back.
 
-        The engine cannot be used afterwards; closing twice is fine.
+        Whoever still waits for a text gets an MgmError. The engine cannot be used afterwards;
+        closing twice is fine. Raises UsageError in an `on_chunk` callback.
         """
-        if self._models is not None:
-            self._models = None
-            mlx_worker().submit(mx.clear_cache).result()
+        mlx_worker().check_may_wait()
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.close()
+            del scheduler  # and with it the models
+            mlx_worker().run(mx.clear_cache)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+    ) -> Generation:
+        """Ask for the text of one prompt without waiting for it.
+
+        Requests are served in order; up to max_batch decode side by side, joining and leaving at
+        any round. on_chunk is called with every piece of the text, on the thread that does all the
+        work: it must be quick and must not wait for an engine. What it raises ends the request.
+        What fails is told by the Generation alone.
+
+        Raises QueueFullError where max_queue requests wait already, else as `generate`.
+        """
+        return self._open.submit(self._request(prompt, params, on_chunk))
 
     def generate(
         self,
@@ -114,51 +149,57 @@ class Engine:
 
         A prompt is a string (one user turn), a list of token ids, or a list of messages
         {"role", "content"}; a single one may be given as it is. `params` are those of all
-        prompts, or one for each. The results are in the order of the prompts.
+        prompts, or one for each. The results are in the order of the prompts, of which there may
+        be any number. The first that fails ends the others.
 
-        Raises UsageError for a prompt or setting that cannot be honoured, before any work.
+        Raises UsageError for a prompt or setting that cannot be honoured, before any work;
+        NotEnoughMemoryError and GenerationError for what fails later.
         """
+        mlx_worker().check_may_wait()
         many = _prompts(prompts)
         each = list(params) if isinstance(params, Sequence) else [params] * len(many)
         if len(each) != len(many):
             raise UsageError(f"{len(many)} prompts but {len(each)} settings: give one for each")
         requests = [self._request(one, own) for one, own in zip(many, each, strict=True)]
-        stop = threading.Event()
-        for start in range(0, len(requests), self._max_batch):
-            group = requests[start : start + self._max_batch]
-            job = mlx_worker().submit(partial(self._run, group, stop))
-            try:
-                job.result()
-            except BaseException:
-                stop.set()
-                raise
-        return [request.completion for request in requests]
+        pending: set[Future[Completion]] = set()
+        try:
+            for request in requests:
+                # Enough to keep every row busy; the rest of the queue is for others.
+                if len(pending) == 2 * self._max_batch:
+                    pending = _wait(pending, FIRST_COMPLETED)
+                pending.add(self._open.submit(request, patient=True))
+            _wait(pending, FIRST_EXCEPTION)
+            return [request.generation.result() for request in requests]
+        except BaseException:
+            for request in requests:
+                request.generation.cancel()
+            raise
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
         """The text of one prompt, piece by piece as it becomes certain.
 
         Work begins when the first piece is asked for; closing the iterator stops it within one
-        round. Errors as `generate`.
+        round. Errors as `submit`.
         """
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         return self._pieces(self._request(prompt, params, chunks.put), chunks)
 
     def _pieces(self, request: Request, chunks: queue.SimpleQueue[Chunk | None]) -> Iterator[Chunk]:
-        stop = threading.Event()
-        job = mlx_worker().submit(partial(self._run, [request], stop))
-        job.add_done_callback(lambda _: chunks.put(None))
+        mlx_worker().check_may_wait()
+        request.generation.add_done_callback(lambda _: chunks.put(None))
         try:
+            self._open.submit(request)
             while (chunk := chunks.get()) is not None:
                 yield chunk
-            job.result()  # raises what ended the job early
+            request.generation.result()  # raises what ended it early
         finally:
-            stop.set()
+            request.generation.cancel()
 
     @property
-    def _open_models(self) -> tuple[Target, PlayRound]:
-        if self._models is None:
+    def _open(self) -> Scheduler:
+        if self._scheduler is None:
             raise MgmError("this engine is closed: load the model again")
-        return self._models
+        return self._scheduler
 
     def _request(
         self,
@@ -167,7 +208,7 @@ class Engine:
         on_chunk: Callable[[Chunk], None] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and lay them out as a request."""
-        _ = self._open_models  # a closed engine says so here, not on the worker
+        _ = self._open  # a closed engine says so here
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings come as SamplingParams, not {type(params).__name__}")
@@ -187,10 +228,9 @@ class Engine:
             )
         if params.stop_strings and self.text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
-        drafts = params.num_draft_tokens
-        if drafts == "auto":
-            drafts = AUTO_DRAFT_TOKENS if self.has_drafter else 0
-        elif drafts and not self.has_drafter:
+        asked = params.num_draft_tokens
+        drafts = asked if isinstance(asked, int) else None if self.has_drafter else 0
+        if drafts and not self.has_drafter:
             raise ModelNotFoundError(
                 f"{drafts} draft tokens need a drafter, and none was loaded: "
                 "name one, or ask for 0 draft tokens"
@@ -218,19 +258,13 @@ class Engine:
             raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
         return self.text.prompt(cast(str | Sequence[Message], prompt))
 
-    def _run(self, requests: list[Request], stop: threading.Event) -> None:
-        """Decode a group of requests to their ends, or until told to stop; on the worker."""
-        target, play_round = self._open_models
-        leaving = mlx_worker().leaving
 
-        def cancelled() -> bool:
-            return stop.is_set() or leaving.is_set() or self._models is None
-
-        size = next(size for size in SIZES if size >= len(requests))
-        batch = Batch(target, play_round, size, self._suppressed)
-        for row, request in enumerate(requests):
-            batch.join(row, request, cancelled)
-        batch.decode(cancelled)
+def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion]]:
+    """Wait for the first of some requests to end, or to fail; those left. Raises what failed."""
+    ended, left = wait(pending, return_when=until)
+    for generation in ended:
+        generation.result()
+    return left
 
 
 def _prompts(value: Prompt | Sequence[Prompt]) -> list[Prompt]:

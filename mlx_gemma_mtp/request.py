@@ -1,17 +1,20 @@
-"""One request: its prompt and settings, what was generated, and why it ended.
+"""One request: its prompt and settings, what was generated, and how it ended.
 
-Lives on the host. Knows nothing of the device, of other requests or of threads.
+Lives on the host. Knows nothing of the device or of other requests.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlx_gemma_mtp.sampling import SamplingParams
+from mlx_gemma_mtp.errors import as_failure
+from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.text import TextStream
+from mlx_gemma_mtp.worker import mlx_worker
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -22,7 +25,9 @@ class Stats:
 
     A round drafts up to K tokens and yields one more than it accepts, unless the text ends before.
     `drafted_at[i]` counts the rounds that drafted an i-th token (from 0), `accepted_at[i]` those
-    that kept it. The clock starts with the prefill.
+    that kept it. queue_seconds is the wait before the prefill, with which the other clocks start.
+    longest_pause_seconds is the longest wait for further tokens after the first. experts_read adds
+    up how many experts the batch's rounds read in a layer, on average over the layers.
     """
 
     prompt_tokens: int = 0
@@ -30,8 +35,11 @@ class Stats:
     rounds: int = 0
     drafted_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
+    queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
+    longest_pause_seconds: float = 0.0
+    experts_read: float = 0.0
 
     @property
     def drafted(self) -> int:
@@ -52,6 +60,11 @@ class Stats:
     def acceptance_length(self) -> float | None:
         """Tokens per round, the extra one included; None before the first round."""
         return (self.generated_tokens - 1) / self.rounds if self.rounds else None
+
+    @property
+    def distinct_experts(self) -> float | None:
+        """Experts read per round and layer, for all rows together; None without experts."""
+        return self.experts_read / self.rounds if self.experts_read else None
 
     @property
     def decode_tokens_per_second(self) -> float | None:
@@ -93,8 +106,42 @@ class Completion:
     seed: int
 
 
+class Generation(Future[Completion]):
+    """A request under way: a Future of its Completion, made by `Engine.submit`.
+
+    In an event loop, `await asyncio.wrap_future(generation)`; cancelling that cancels the request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait for the request to end, at most `timeout` seconds.
+
+        Raises the MgmError that ended it, TimeoutError, or UsageError in an `on_chunk` callback.
+        """
+        if not self.done():
+            mlx_worker().check_may_wait()
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # an error raised here would keep it alive, and it the error
+
+    def cancel(self) -> bool:
+        """Have the request end within a round; its result is what was said until then.
+
+        The finish_reason is "cancelled". False where it has ended already.
+        """
+        self.stopping = True
+        return not self.done()
+
+
 class Request:
-    """A request under way. `on_chunk` is called with every piece, on the engine's thread."""
+    """A request under way. `on_chunk` is called with every piece, on the engine's thread.
+
+    What fails on the host's side of it, a callback included, ends this request alone.
+    """
 
     def __init__(
         self,
@@ -102,7 +149,7 @@ class Request:
         params: SamplingParams,
         *,
         max_tokens: int,
-        num_draft_tokens: int,
+        num_draft_tokens: int | None,
         eos: frozenset[int],
         stream: TextStream | None,
         on_chunk: Callable[[Chunk], None] | None = None,
@@ -110,19 +157,37 @@ class Request:
         self.ids = list(ids)
         self.params = params
         self.max_tokens = max_tokens
-        self.num_draft_tokens = num_draft_tokens
+        self.pinned_drafts = num_draft_tokens  # None: as many as the engine chooses
         self.tokens: list[int] = []
-        self.finish_reason: FinishReason | None = None
         self.stats = Stats(prompt_tokens=len(self.ids))
+        self.generation = Generation()
+        self._finish_reason: FinishReason | None = None
         self._eos = eos
         self._stream = stream
         self._on_chunk = on_chunk
         self._pieces: list[str] = []
+        self._queued = 0.0
         self._begun = 0.0
+        self._last_take = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Finished, cancelled or failed?"""
+        return self.generation.done()
+
+    @property
+    def most_drafts(self) -> int:
+        """The most drafts a round may verify for this request."""
+        return MAX_DRAFT_TOKENS if self.pinned_drafts is None else self.pinned_drafts
+
+    def queue(self) -> None:
+        """It waits from now on."""
+        self._queued = time.perf_counter()
 
     def begin(self) -> None:
         """Its prefill starts now."""
         self._begun = time.perf_counter()
+        self.stats.queue_seconds = self._begun - self._queued
 
     def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
         """Take the tokens a round gave, up to the one that ends the request.
@@ -130,48 +195,61 @@ class Request:
         num_drafted: how many drafts the round verified; None for the token of the prefill. Drafts
         that came true past the end count as drafted, not as accepted.
         """
-        if not self.tokens:
-            self.stats.first_token_seconds = time.perf_counter() - self._begun
+        try:
+            self._take(tokens, num_drafted)
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            self.fail(error)
+
+    def cancel(self) -> None:
+        """End the request here, keeping what was said."""
+        self._finish_reason = "cancelled"
+        try:
+            self._emit("", [])
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with this error, as `errors.as_failure` words it."""
+        self.generation.set_exception(as_failure(error))
+
+    def _take(self, tokens: Sequence[int], num_drafted: int | None) -> None:
+        now = time.perf_counter()
+        if self.tokens:
+            pause = now - self._last_take
+            self.stats.longest_pause_seconds = max(self.stats.longest_pause_seconds, pause)
+        else:
+            self.stats.first_token_seconds = now - self._begun
+        self._last_take = now
         taken: list[int] = []
         text = ""
         for token in tokens:
             taken.append(token)
             if token in self._eos:
-                self.finish_reason = "stop"
+                self._finish_reason = "stop"
             else:
                 text += self._stream.add(token) if self._stream else ""
                 if self._stream and self._stream.stopped:
-                    self.finish_reason = "stop"
+                    self._finish_reason = "stop"
                 elif len(self.tokens) + len(taken) >= self.max_tokens:
-                    self.finish_reason = "length"
-            if self.finish_reason:
+                    self._finish_reason = "length"
+            if self._finish_reason:
                 break
         self.tokens += taken
         if num_drafted is not None:
             self.stats.count_round(num_drafted, min(len(tokens) - 1, len(taken)))
         self._emit(text, taken)
 
-    def cancel(self) -> None:
-        """End the request here, keeping what was said."""
-        self.finish_reason = "cancelled"
-        self._emit("", [])
-
-    @property
-    def completion(self) -> Completion:
-        """The finished request's result."""
-        assert self.finish_reason is not None
-        assert self.params.seed is not None
-        text = "".join(self._pieces)
-        return Completion(text, self.tokens, self.finish_reason, self.stats, self.params.seed)
-
     def _emit(self, text: str, tokens: list[int]) -> None:
-        if self.finish_reason and self._stream:
+        reason, stats = self._finish_reason, self.stats
+        if reason and self._stream:
             text += self._stream.finish()
-        self.stats.generated_tokens = len(self.tokens)
-        self.stats.decode_seconds = (
-            time.perf_counter() - self._begun - self.stats.first_token_seconds
-        )
+        stats.generated_tokens = len(self.tokens)
+        stats.decode_seconds = time.perf_counter() - self._begun - stats.first_token_seconds
         self._pieces.append(text)
         if self._on_chunk:
-            stats = self.stats if self.finish_reason else None
-            self._on_chunk(Chunk(text, tokens, self.finish_reason, stats))
+            self._on_chunk(Chunk(text, tokens, reason, stats if reason else None))
+        if reason:
+            assert self.params.seed is not None
+            whole = "".join(self._pieces)
+            done = Completion(whole, self.tokens, reason, stats, self.params.seed)
+            self.generation.set_result(done)

@@ -31,6 +31,7 @@ class Round(NamedTuple):
     tokens: mx.array  # int32 [B, K + 1]
     accepted: mx.array  # int32 [B]
     head: Head
+    distinct_experts: mx.array | None  # float32 [], of a layer, see `count_distinct`
 
 
 def speculate(
@@ -49,7 +50,8 @@ def speculate(
     """
     drafts = draft(target, drafter, cache, head, settings, num_draft_tokens)  # [B, K]
     tokens = mx.concatenate([head.newest[:, None], drafts], axis=1)  # [B, K + 1]
-    hidden = target(tokens, cache)
+    routed: list[mx.array] = []
+    hidden = target(tokens, cache, routed=routed)
     position = cache.offset[:, None] + 1 + mx.arange(num_draft_tokens + 1)
     softcap = target.config.final_logit_softcapping
     chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
@@ -61,6 +63,7 @@ def speculate(
         tokens=chosen,
         accepted=accepted,
         head=Head(newest, mx.take_along_axis(hidden, last[..., None], axis=1)),
+        distinct_experts=count_distinct(routed, target.config.num_experts) if routed else None,
     )
 
 
@@ -132,6 +135,16 @@ def agreeing_prefix(drafts: mx.array, chosen: mx.array) -> mx.array:
         return mx.zeros(drafts.shape[:1], mx.int32)
     agree = (drafts == chosen[:, :-1]).astype(mx.int32)
     return mx.cumprod(agree, axis=1).sum(axis=1)
+
+
+def count_distinct(routed: list[mx.array], num_experts: int) -> mx.array:
+    """How many experts are read, from some layers' choices [N, k]: the mean of them, float32 [].
+
+    The full-attention layers stand for all: asking every layer would cost an operation in each.
+    """
+    chosen = mx.stack([experts.flatten() for experts in routed])  # [layers, N k]
+    used = mx.zeros((len(routed), num_experts))
+    return mx.put_along_axis(used, chosen, mx.array(1.0), axis=1).sum() / len(routed)
 
 
 def prefill(target: Target, tokens: mx.array, cache: KVCache) -> mx.array:

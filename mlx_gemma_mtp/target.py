@@ -40,13 +40,21 @@ class Target(nn.Module):
         """Tied head, before the softcap: hidden [..., H] -> [..., V]."""
         return self.embed_tokens.as_linear(hidden)
 
-    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: KVCache,
+        *,
+        last_only: bool = False,
+        routed: list[mx.array] | None = None,
+    ) -> mx.array:
         """Hidden states [B, T, H] after the final norm, of tokens [B, T].
 
         They stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys and
         values are written to the cache; they count once the caller advances its offset.
         last_only: return [B, 1, H], the last position's, and spare the others the layers that
-        write no keys and values (more than half of E2B and E4B).
+        write no keys and values (more than half of E2B and E4B). routed: each
+        full-attention layer with experts appends those it chose, [B T, k].
         """
         h = self.embed(tokens)
         position = cache.offset
@@ -59,11 +67,14 @@ class Target(nn.Module):
                 mask = mask[:, :, -1:]
             x = layer.input_layernorm(h)
             if config.owns_kv:
-                cache.write(index, *layer.self_attn.keys_values(x, position), slots)
+                q, k, v = layer.self_attn.queries_keys_values(x, position)
+                cache.write(index, k, v, slots)
+            else:
+                q = layer.self_attn.queries(x, position)
             keys, values = cache.keys[config.kv_source], cache.values[config.kv_source]
-            attended = layer.self_attn(x, position, keys, values, mask)
+            attended = layer.self_attn(q, keys, values, mask)
             extra = None if per_layer is None else per_layer[:, -h.shape[1] :, index]
-            h = layer(h, attended, extra)
+            h = layer(h, attended, extra, routed)
         return self.norm(h[:, -1:] if last_only else h)
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:

@@ -15,18 +15,21 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from mlx_gemma_mtp.errors import UsageError
+
 T = TypeVar("T")
 
-EXIT_SECONDS = 10.0  # how long leaving the process waits for the job under way
+EXIT_SECONDS = 10.0  # how long leaving the process waits for a job under way
 
 
 class Worker:
     """Runs submitted jobs one after another on its own thread."""
 
     def __init__(self) -> None:
-        self.leaving = threading.Event()  # long jobs look at it and end early
+        self.leaving = threading.Event()  # jobs that would go on look at it, and end
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="mgm", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="mgm", daemon=True)
+        self._thread.start()
         atexit.register(self._leave)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
@@ -34,6 +37,18 @@ class Worker:
         future: Future[T] = Future()
         self._jobs.put((future, job))
         return future
+
+    def run(self, job: Callable[[], T]) -> T:
+        """Queue a job and wait for what it returns or raises; UsageError on the worker itself."""
+        self.check_may_wait()
+        return self.submit(job).result()
+
+    def check_may_wait(self) -> None:
+        """Raise UsageError on the worker's own thread, which would wait for itself for ever."""
+        if threading.current_thread() is self._thread:
+            raise UsageError(
+                "a callback must not wait for an engine: it runs on the thread that does the work"
+            )
 
     def _work(self) -> None:
         while True:
@@ -46,7 +61,9 @@ class Worker:
 
     def _leave(self) -> None:
         self.leaving.set()
-        self.submit(lambda: None).exception(EXIT_SECONDS)
+        # Twice: the job under way may queue one more behind the first, and that one sees `leaving`.
+        for _ in range(2):
+            self.submit(lambda: None).exception(EXIT_SECONDS)
 
 
 @functools.cache

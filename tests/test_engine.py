@@ -20,7 +20,7 @@ import pytest
 import mlx_gemma_mtp
 from checkpoints import MAX_POSITIONS, VOCAB, PairPaths
 from mlx_gemma_mtp import Chunk, Engine, MgmError, SamplingParams, engine, load, speculate
-from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import GenerationError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.speculate import PlayRound, Round
 from mlx_gemma_mtp.text import TextStream
 
@@ -247,8 +247,9 @@ def test_an_error_in_a_round_reaches_the_caller_and_the_engine_goes_on(
     with load(*pair) as running:
         expected = texts(running, [prompts[1]], PARAMS)
         rounds.then = fail
-        with pytest.raises(RuntimeError, match="out of something"):
+        with pytest.raises(GenerationError, match="out of something") as raised:
             use(running, prompts[0], PARAMS)
+        assert isinstance(raised.value.__cause__, RuntimeError)
         rounds.then = lambda: None
         assert texts(running, [prompts[1]], PARAMS) == expected
 
@@ -262,7 +263,7 @@ def test_more_prompts_than_rows_come_back_in_order(
     expected = [texts(running, [prompt], PARAMS)[0] for prompt in prompts]
     with load(*pair, max_batch=2) as narrow:
         assert texts(narrow, prompts, PARAMS) == expected
-    assert set(rounds.sizes) == {1, 2}
+    assert max(rounds.sizes) == 2
 
 
 def test_each_prompt_may_have_its_own_settings(running: Engine, prompts: list[list[int]]) -> None:

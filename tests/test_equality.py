@@ -10,6 +10,7 @@ The sliding layers get the tightest ring that the largest K here allows: short t
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +22,23 @@ import pytest
 
 from checkpoints import VOCAB, PairPaths
 from conftest import KINDS
-from mlx_gemma_mtp import Completion, Engine, SamplingParams, batch, cache, load, speculate
+from mlx_gemma_mtp import (
+    Completion,
+    Engine,
+    SamplingParams,
+    batch,
+    cache,
+    load,
+    prefill,
+    speculate,
+)
 from mlx_gemma_mtp.cache import KVCache, capacity_for
 from mlx_gemma_mtp.request import Stats
-from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, choose, row_settings
+from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, RowSettings, choose, row_settings
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.text import TextStream
 from mlx_gemma_mtp.weights import load_target, read_generation_config
+from mlx_gemma_mtp.worker import mlx_worker
 
 DRAFTS = (1, 2, 3, 5, 7)
 BATCHES = (1, 2, 4, 5, 8)
@@ -100,6 +111,7 @@ def tight_ring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "SLOT_STEP", 1)
         patch.setattr(batch, "MAX_DRAFT_TOKENS", max(DRAFTS))
+        patch.setattr(prefill, "PAUSE_SECONDS", np.inf)  # short prompts join before the next round
         yield
 
 
@@ -189,14 +201,18 @@ def is_decisive(target: Target, row: Row, suppressed: Sequence[int]) -> bool:
 def again(
     engine: Engine, rows: Sequence[Row], num_tokens: int, num_draft_tokens: int | Sequence[int]
 ) -> list[Completion]:
-    """The rows' prompts decoded as one batch, with this many drafts per round."""
+    """The rows' prompts decoded side by side, with this many drafts per round."""
     if isinstance(num_draft_tokens, int):
         num_draft_tokens = [num_draft_tokens] * len(rows)
     params = [
         replace(row.params, max_tokens=num_tokens, num_draft_tokens=k)
         for row, k in zip(rows, num_draft_tokens, strict=True)
     ]
-    return engine.generate([row.prompt for row in rows], params)
+    all_here = threading.Event()
+    mlx_worker().submit(all_here.wait)  # else the first would begin before the last is there
+    under_way = [engine.submit(row.prompt, own) for row, own in zip(rows, params, strict=True)]
+    all_here.set()
+    return [one.result() for one in under_way]
 
 
 def assert_plain(done: Sequence[Completion], rows: Sequence[Row], num_tokens: int) -> None:
@@ -214,13 +230,14 @@ class Forced:
         self.rows = rows
         self.patterns = patterns
         width = max(len(row.prompt) + len(row.tokens) for row in rows)
-        table = np.zeros((batch.SIZES[-1], width), np.int32)
+        table = np.zeros((len(rows), width), np.int32)
         for number, (row, pattern) in enumerate(zip(rows, patterns, strict=True)):
             right = np.array(row.prompt + row.tokens)
             wrong = (right + rng.integers(1, VOCAB, len(right))) % VOCAB
             table[number, : len(right)] = np.where(pattern[: len(right)], right, wrong)
         self._table = mx.array(table)
-        mx.eval(self._table)  # it is read in the engine's thread
+        self._seeds = mx.array([row.params.seed for row in rows], mx.uint32)
+        mx.eval(self._table, self._seeds)  # they are read in the engine's thread
 
     def __call__(
         self,
@@ -228,11 +245,11 @@ class Forced:
         drafter: object,
         cache: KVCache,
         head: speculate.Head,
-        settings: object,
+        settings: RowSettings,
         num_draft_tokens: int,
     ) -> mx.array:
-        """Stands in for `speculate.draft`."""
-        table = self._table[: cache.offset.shape[0]]
+        """Stands in for `speculate.draft`. Tells rows by their seeds: they may be anywhere."""
+        table = self._table[mx.argmax(settings.seed == self._seeds, axis=1)]
         wanted = cache.offset[:, None] + mx.arange(1, num_draft_tokens + 1)
         return mx.take_along_axis(table, mx.minimum(wanted, table.shape[1] - 1), axis=1)
 
@@ -373,7 +390,7 @@ def test_the_most_drafts_and_the_ring_of_an_engine_in_use(
 def test_a_prompt_may_come_in_chunks_that_wrap_the_ring(
     plain: Plain, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "PREFILL_CHUNK", 13)
+    monkeypatch.setattr(prefill, "CHUNKS", (13,))
     rows = [row for row in plain.rows if len(row.prompt) > 13]
     forced = Forced(rng, rows, always(rows, True))
     monkeypatch.setattr(speculate, "draft", forced)

@@ -17,12 +17,13 @@ import pytest
 # From the ground up. A part imports from the layers below its own, and from its own layer as long
 # as that closes no circle. `__init__` is what `import mlx_gemma_mtp` gives: users' names, lazily.
 LAYERS = [
-    ["errors", "config", "worker"],
-    ["layers", "cache", "sampling", "text"],
+    ["errors", "config", "worker", "costs"],
+    ["layers", "cache", "sampling", "text", "acceptance", "depth"],
     ["target", "drafter", "request"],
     ["speculate"],
-    ["weights", "batch"],
-    ["hub"],
+    ["weights", "prefill"],
+    ["hub", "batch"],
+    ["scheduler"],
     ["engine"],
     ["__init__"],
     ["convert", "bench"],

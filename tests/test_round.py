@@ -227,7 +227,7 @@ def test_the_next_round_is_dispatched_before_the_last_is_read(
         monkeypatch.setattr(mx.array, reader, recorded("read", getattr(mx.array, reader)))
     with load(*pairs[SOME_KIND]) as running:
         settings = SamplingParams(max_tokens=12, temperature=0, num_draft_tokens=0, ignore_eos=True)
-        running.generate([[5, 6, 7]] * 2, settings)
+        running.generate([5, 6, 7], settings)
     monkeypatch.undo()
 
     last = len(rounds) - 1
@@ -488,7 +488,7 @@ def test_take_over_moves_the_committed_positions_and_nothing_else(
         expected = moved + 1000 * index + 0.5 * value
         assert (new[1][:, moved % new.shape[2]] == expected[None, :, None]).all()
         kept = np.setdiff1d(np.arange(old.shape[2]), moved % new.shape[2])
-        assert (new[1][:, kept] == old[1][:, kept]).all()
+        assert not new[1][:, kept].any()  # nothing of the row that was here before
         assert (new[[0, 2], :, : old.shape[2]] == old[[0, 2]]).all()
     assert other.nbytes == 0
     assert mine.offset.tolist() == [0, 0, 0]
@@ -513,6 +513,83 @@ def test_growing_keeps_everything_and_touches_full_attention_only(
     for old, new in zip(before, copies(rows), strict=True):
         assert (new[:, :, : old.shape[2]] == old).all()
         assert not new[:, :, old.shape[2] :].any()
+
+
+def fill(rows: KVCache, rng: np.random.Generator) -> None:
+    rows.keys, rows.values = (
+        [mx.array(rng.standard_normal(b.shape, dtype=np.float32)) for b in part]
+        for part in (rows.keys, rows.values)
+    )
+    rows.offset = mx.array(rng.integers(1, CAPACITY, rows.offset.shape[0]), mx.int32)
+
+
+@pytest.mark.parametrize("capacity", [CAPACITY, CAPACITY // 2, 2 * CAPACITY])
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2], [2], [1, None], [2, 0, None, None], [None, None, None, 1, None, 0, 2]]
+)
+def test_resizing_takes_rows_as_they_are_and_fresh_ones(
+    config: TargetConfig, rng: np.random.Generator, order: list[int | None], capacity: int
+) -> None:
+    rows = KVCache.empty(config, 3, capacity=CAPACITY, most=MOST, dtype=mx.float32)
+    fill(rows, rng)
+    before, offset = copies(rows), rows.offset.tolist()
+    size = rows.nbytes
+    rows.resize(order, capacity)
+    layers = [*config.layers[: config.num_kv_layers]] * 2
+    for layer, old, new in zip(layers, before, copies(rows), strict=True):
+        slots = capacity if layer.kind == "full_attention" else old.shape[2]
+        assert new.shape == (len(order), old.shape[1], slots, old.shape[3])
+        for row, source in enumerate(order):
+            kept = 0 if source is None else min(slots, old.shape[2])
+            assert not new[row, :, kept:].any()
+            assert source is None or (new[row, :, :kept] == old[source, :, :kept]).all()
+    assert rows.offset.tolist() == [0 if row is None else offset[row] for row in order]
+    assert rows.offset.dtype == mx.int32
+    if len(order) < 3 and capacity <= CAPACITY:
+        assert rows.nbytes < size
+
+
+def test_resizing_needs_one_layer_more_than_the_larger_of_both(
+    config: TargetConfig, rng: np.random.Generator
+) -> None:
+    for old, new in ((2, 4), (4, 2)):
+        rows = KVCache.empty(config, old, capacity=4096, most=MOST, dtype=mx.float32)
+        fill(rows, rng)
+        mx.eval(rows.keys, rows.values)
+        order = [*range(min(old, new)), *[None] * (new - old)]
+        largest = max(buffer.nbytes for buffer in buffers(rows)) * max(old, new) // old
+        most = rows.nbytes * max(old, new) // old
+        mx.clear_cache()
+        other = mx.get_active_memory() - rows.nbytes
+        mx.reset_peak_memory()
+        rows.resize(order, 4096)
+        assert mx.get_peak_memory() - other <= most + 3 * largest
+
+
+def test_resizing_happens_whole_or_not_at_all(
+    config: TargetConfig, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = KVCache.empty(config, 3, capacity=CAPACITY, most=MOST, dtype=mx.float32)
+    fill(rows, rng)
+    before, offset = copies(rows), rows.offset.tolist()
+    arranged = cache._arranged
+    for fails_at in range(len(before)):
+        calls: list[int] = []
+
+        def arrange(*arguments: Any, fails_at: int = fails_at, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) == fails_at + 1:
+                raise RuntimeError("no memory")
+            return arranged(*arguments)
+
+        monkeypatch.setattr(cache, "_arranged", arrange)
+        with pytest.raises(RuntimeError, match="no memory"):
+            rows.resize([2, None, 0, 1], 2 * CAPACITY)
+        assert len(calls) == 2 * fails_at + 1
+        for old, new in zip(before, copies(rows), strict=True):
+            assert old.shape == new.shape
+            assert (old == new).all()
+        assert rows.offset.tolist() == offset
 
 
 def test_capacities_are_few_and_never_much_too_large() -> None:
