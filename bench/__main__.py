@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import shlex
 import sys
@@ -34,6 +35,7 @@ from mlx_gemma_mtp.engine import Engine
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.layers import join_projections
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
+from mlx_gemma_mtp.speculate import PlayRound
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.worker import mlx_worker
 
@@ -69,6 +71,7 @@ def main() -> None:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": device,
             "mlx": version("mlx"),
+            "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("MLX_")},
             "size": args.size,
             "dtype": dtype,
             "bandwidth_bytes_per_second": rate,
@@ -99,12 +102,12 @@ def _ours(
     print(f"\naccepts drawn at {', '.join(map(str, accept))}{shared}")
     print(
         f"{'batch':>5} {'drafts':>6} {'ms/round':>9} {'tok/s':>8} {'low':>8} {'high':>8} "
-        f"{'x plain':>8} {'allowed':>8} {'floor':>8} {'share':>6} {'experts':>8}"
+        f"{'x plain':>8} {'allowed':>8} {'floor':>8} {'share':>6} {'experts':>8} {'drafted':>8}"
     )
     cases: list[Case] = []
 
-    def player(*pair: Any) -> Any:
-        return drawn_round_player(*pair, draws, args.overlap)
+    def player(target: Target, drafter: Drafter | None) -> PlayRound:
+        return drawn_round_player(target, drafter, draws, args.overlap)
 
     with patch.object(engines, "round_player", player):
         engine = Engine(target, drafter, text=None, defaults={}, max_batch=8, max_queue=8)
@@ -113,7 +116,7 @@ def _ours(
             for drafts in args.drafts:
                 lengths = PROMPT_LENGTHS[:batch]
                 auto = drafts == "auto"
-                samples, distinct = decode(
+                samples, stats = decode(
                     engine,
                     lengths,
                     drafts,
@@ -121,13 +124,14 @@ def _ours(
                     samples=args.samples,
                     warm_up=args.auto_warm_up if auto else args.warm_up,
                 )
-                found = speed(samples)
+                found, distinct = speed(samples), stats.distinct_experts
                 case: Case = {
                     "accept": accept,
                     "shared_experts": args.overlap,
                     "batch": batch,
                     "drafts": drafts,
                     **found._asdict(),
+                    "drafted_per_round": stats.drafted / stats.rounds,
                     "distinct_experts": distinct,
                 }
                 if not auto:
@@ -152,7 +156,8 @@ def _print_case(case: Case, cases: list[Case]) -> None:
     print(
         f"{case['batch']:>5} {case['drafts']:>6} {case['ms']:>9.2f} "
         f"{case['tokens_per_second']:>8.1f} {case['low']:>8.1f} {case['high']:>8.1f} "
-        f"{gain:>8} {allowed:>8} {floor:>8} {share:>6} {experts:>8}",
+        f"{gain:>8} {allowed:>8} {floor:>8} {share:>6} {experts:>8} "
+        f"{case['drafted_per_round']:>8.2f}",
         flush=True,
     )
 

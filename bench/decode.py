@@ -9,11 +9,13 @@ import random
 import statistics
 import threading
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
 from typing import Literal, NamedTuple
 
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams
+from mlx_gemma_mtp.request import Stats
 
 STUCK_SECONDS = 600  # without a single round
 
@@ -85,11 +87,11 @@ def decode(
     rounds: int,
     samples: int,
     warm_up: int,
-) -> tuple[list[Sample], float | None]:
+) -> tuple[list[Sample], Stats]:
     """Time `samples` times `rounds` rounds, once all rows decode and `warm_up` rounds are over.
 
-    Greedy, through `Engine.submit`, as any program would. Returns the samples and the distinct
-    experts per round and layer, for a mixture of experts.
+    Greedy, through `Engine.submit`, as any program would. Returns the samples and the counts of
+    one of the rows, warm-up included.
     """
     watch = _Watch(len(lengths), warm_up + rounds * samples)
     params = SamplingParams(
@@ -98,9 +100,7 @@ def decode(
     generations = []
     try:
         for row, prompt in enumerate(random_prompts(lengths, engine.config.vocab_size)):
-            generations.append(
-                engine.submit(prompt, params, lambda chunk, row=row: watch.take(row, chunk))
-            )
+            generations.append(engine.submit(prompt, params, partial(watch.take, row)))
         while not watch.enough.wait(STUCK_SECONDS):
             failed = [g for g in generations if g.done()]
             if failed or not watch.stirred.is_set():
@@ -110,5 +110,4 @@ def decode(
         for generation in generations:
             generation.cancel()
         done = [generation.result() for generation in generations]  # raises what failed
-    counts = [completion.stats.distinct_experts for completion in done]
-    return watch.samples(warm_up, rounds), counts[0]
+    return watch.samples(warm_up, rounds), done[0].stats

@@ -36,14 +36,14 @@ class Floor:
     """
 
     def __init__(self, target: Target, drafter: Drafter) -> None:
-        weights = {name: array.nbytes for name, array in tree_flatten(target.parameters())}
+        weights = {name: a.nbytes for name, a in dict(tree_flatten(target.parameters())).items()}
         self._target = target.config
         self._item = target.dtype.size
         self._experts = sum(size for name, size in weights.items() if ".experts." in name)
         looked_up = weights.get("embed_tokens_per_layer.weight", 0)  # a few rows of it
         self._weights = sum(weights.values()) - self._experts - looked_up
         self._drafter = drafter.config
-        parts = {name: array.nbytes for name, array in tree_flatten(drafter.parameters())}
+        parts = {name: a.nbytes for name, a in dict(tree_flatten(drafter.parameters())).items()}
         self._draft_step = sum(parts.values())
         if drafter.config.use_ordered_embeddings:  # of the tied head, the best clusters' rows
             share = drafter.config.centroid_intermediate_top_k / drafter.config.num_centroids

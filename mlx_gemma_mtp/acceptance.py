@@ -1,4 +1,4 @@
-"""How often drafts come true, by position, and how many tokens a round of K drafts yields.
+"""How often drafts come true, by position, and how many tokens a round of K drafts then yields.
 
 Plain counting: knows nothing of the device, of time, or of why a draft came true.
 """
@@ -9,15 +9,16 @@ from typing import Any
 
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
 
-ROW_MEMORY = 40  # verified drafts of a row and position after which one counts 1/e
+ROW_MEMORY = 40  # verified drafts, of a row and position, after which one counts 1/e
 POOL_MEMORY = 256  # the same for all rows together
 PRIOR_WEIGHT = 8.0  # verified drafts that the pool's rate is worth to a new row
-IDLE_TRIES = 6.0  # a rate that is not tried any more fades until it is worth this many
-RECENT = 8  # verified drafts after which one counts 1/e in the short mean, and
-CHANGE = 3.0  # standard deviations between the two means that say: the text has changed
-CHANGE_TRIES = 3.0  # what rates of the text before are then worth
-LEAST_VARIANCE = 0.05  # of one draft, for that comparison
+IDLE_TRIES = 6.0  # what a rate is worth after it was not tried for long
 FIRST_RATE = 0.6  # before anything was verified
+
+RECENT = 8  # verified drafts after which one counts 1/e in the short mean
+CHANGE = 3.0  # standard deviations between short and long mean: the text has changed
+CHANGED_TRIES = 3.0  # what the rates before a change are worth after it
+LEAST_VARIANCE = 0.05  # of one draft, so that one surprise where all was certain is no change
 
 
 class Acceptance:
@@ -25,7 +26,7 @@ class Acceptance:
 
     A draft is tried only where those before it came true, so each position has its own
     conditional rate: a mean with exponential forgetting. A row begins with the pool's rates, the
-    pool's deeper positions with those before them.
+    pool's deeper positions with the rate before them.
     pinned: the most drafts this row takes, whatever the others do; None: as many as there are.
     """
 
@@ -35,42 +36,44 @@ class Acceptance:
         self._keep = 1 - 1 / (POOL_MEMORY if pool is None else ROW_MEMORY)
         self._tries = [0.0] * MAX_DRAFT_TOKENS
         self._hits = [0.0] * MAX_DRAFT_TOKENS
-        self._prior = [PRIOR_WEIGHT] * MAX_DRAFT_TOKENS
         self._recent = [0.0] * MAX_DRAFT_TOKENS
-        self._rates: list[float] | None = None
+        self._prior_weight = [PRIOR_WEIGHT] * MAX_DRAFT_TOKENS
+        self._rates: list[float] | None = None  # until something is seen
         self._tokens: list[float] | None = None
 
     def seen(self, drafted: int, accepted: int) -> None:
         """A round verified `drafted` tokens of this row, of which `accepted` came true."""
         for i in range(min(accepted + 1, drafted)):
             self._count(i, i < accepted)
+        self._rates = self._tokens = None
         if self._pool is not None:
             for i in range(drafted, MAX_DRAFT_TOKENS):
                 if self._tries[i] > IDLE_TRIES:
-                    self._worth(i, self._tries[i] * self._keep)
+                    self._reweigh(i, self._tries[i] * self._keep)
             self._pool.seen(drafted, accepted)
-        self._rates = self._tokens = None
 
     def _count(self, i: int, came_true: bool) -> None:
-        """Draft i was verified. Where the last few differ clearly from the mean, begin anew."""
+        """Draft i was verified. If a row's last few differ clearly from the mean, begin anew."""
         if self._tries[i] == 0:
             self._recent[i] = float(came_true)
         self._recent[i] += (came_true - self._recent[i]) / RECENT
         self._tries[i] = self._tries[i] * self._keep + 1
         self._hits[i] = self._hits[i] * self._keep + came_true
-        self._prior[i] *= self._keep
+        self._prior_weight[i] *= self._keep
+        if self._pool is None:
+            return
         mean = self._hits[i] / self._tries[i]
         variance = max(mean * (1 - mean), LEAST_VARIANCE) / (2 * RECENT - 1)
-        if self._pool is not None and (self._recent[i] - mean) ** 2 > CHANGE**2 * variance:
+        if (self._recent[i] - mean) ** 2 > CHANGE**2 * variance:
             self._hits[i] = self._recent[i] * self._tries[i]
             for j in range(MAX_DRAFT_TOKENS):
-                self._worth(j, min(self._tries[j], CHANGE_TRIES))
+                self._reweigh(j, min(self._tries[j], CHANGED_TRIES))
 
-    def _worth(self, i: int, tries: float) -> None:
-        """Let what is known of draft i count as so many tries."""
-        if self._tries[i]:
+    def _reweigh(self, i: int, tries: float) -> None:
+        """Keep the rate of draft i, but let it count as so many tries."""
+        if self._tries[i] > 0:
             self._hits[i] *= tries / self._tries[i]
-        self._tries[i] = tries
+            self._tries[i] = tries
 
     @property
     def rates(self) -> list[float]:
@@ -79,7 +82,7 @@ class Acceptance:
             pooled = None if self._pool is None else self._pool.rates
             rate = FIRST_RATE
             self._rates = []
-            for i, weight in enumerate(self._prior):
+            for i, weight in enumerate(self._prior_weight):
                 prior = rate if pooled is None else pooled[i]
                 rate = (self._hits[i] + weight * prior) / (self._tries[i] + weight)
                 self._rates.append(rate)
@@ -88,8 +91,8 @@ class Acceptance:
     def expected_tokens(self, num_draft_tokens: int, certain_after: int | None = None) -> float:
         """Tokens that a round of K drafts yields on average, the extra one included.
 
-        That is 1 + p1 + p1 p2 + … (Leviathan et al. 2023, with a rate per position).
-        certain_after: suppose that of the drafts after so many all come true, if those do.
+        That is 1 + p1 + p1 p2 + … (Leviathan et al. 2023, with a rate for each position).
+        certain_after: suppose that all drafts after so many come true where those do.
         """
         if self._tokens is None:
             reached, self._tokens = 1.0, [1.0]
@@ -99,9 +102,9 @@ class Acceptance:
         most = num_draft_tokens if self.pinned is None else min(num_draft_tokens, self.pinned)
         if certain_after is None or certain_after >= most:
             return self._tokens[most]
-        surely = self._tokens[certain_after]
-        reached = surely - self._tokens[certain_after - 1] if certain_after else 1.0
-        return surely + reached * (most - certain_after)
+        tokens = self._tokens[certain_after]
+        reached = tokens - self._tokens[certain_after - 1] if certain_after else 1.0
+        return tokens + reached * (most - certain_after)
 
     @classmethod
     def from_json(cls, rates: Any) -> Acceptance:
@@ -113,5 +116,5 @@ class Acceptance:
         for i, rate in enumerate(rates[:MAX_DRAFT_TOKENS]):
             if not 0 <= rate <= 1:
                 raise ValueError(f"{rate} is no rate")
-            pool._tries[i], pool._hits[i] = float(ROW_MEMORY), ROW_MEMORY * float(rate)
+            pool._tries[i], pool._hits[i] = ROW_MEMORY, ROW_MEMORY * float(rate)
         return pool

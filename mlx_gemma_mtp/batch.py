@@ -31,6 +31,7 @@ class Flight(NamedTuple):
     rows: list[Request | None]
     num_draft_tokens: int
     follows: bool  # dispatched while the round before was in flight
+    compiled_from: float | None  # when it was dispatched, if it is the first of its shape
 
 
 class Batch:
@@ -55,6 +56,8 @@ class Batch:
             self._suppress[mx.array(suppressed)] = -mx.inf
         self._shapes: set[tuple[int, int, int]] = set()  # rounds are compiled for each
         self._landed_at = 0.0
+        self._num_drafts = 0  # of the last round
+        self._repeat: bool  # the next round takes as many
         self._spare_rounds = 0  # in a row that left enough rows unused for the next smaller size
         self._flight: Flight | None
         self._rows: list[Request | None]
@@ -121,13 +124,16 @@ class Batch:
         if settled:
             self._shrink()
         following = self._dispatch() if self._more_to_come else None
-        self.land()
+        self.land(following)
         self._flight = following
         if not self.active:
             self.clear()
 
-    def land(self) -> None:
-        """Wait for the round in flight, if there is one, and hand out its tokens."""
+    def land(self, following: Flight | None = None) -> None:
+        """Wait for the round in flight, if there is one, and hand out its tokens.
+
+        following: the round that was dispatched meanwhile.
+        """
         if self._flight is None:
             return
         flight, self._flight = self._flight, None
@@ -136,7 +142,14 @@ class Batch:
         distinct = flight.round.distinct_experts
         experts_read = 0.0 if distinct is None else cast(float, distinct.item())
         now = time.perf_counter()
-        self._observe(flight, accepted, now - self._landed_at if flight.follows else None)
+        if flight.compiled_from is not None:
+            took = now - flight.compiled_from
+            self._depth.round_compiled(len(flight.rows), flight.num_draft_tokens, took)
+        # Where the device outruns the host, a landing waits for the dispatch of the round after:
+        # the time between two of them is that of a round if the round after is one like it.
+        alike = following is not None and following.num_draft_tokens == flight.num_draft_tokens
+        seconds = now - self._landed_at if flight.follows and alike else None
+        self._observe(flight, accepted, seconds)
         self._landed_at = now
         for row, request in enumerate(flight.rows):
             if request is None or request.ended:
@@ -155,8 +168,8 @@ class Batch:
     def _observe(self, flight: Flight, accepted: list[int], seconds: float | None) -> None:
         """Learn from a round what the next ones should draft.
 
-        seconds: what it took, where nothing but rounds of known shapes was done since the one
-        before was read; else None. accepted: of each row, -1 for a free one.
+        seconds: what it took, where nothing but rounds of this shape was done since the one before
+        was read; else None. accepted: of each row, -1 for a free one.
         """
         if seconds is not None:
             self._depth.round_took(len(flight.rows), flight.num_draft_tokens, seconds)
@@ -167,16 +180,17 @@ class Batch:
 
     def _dispatch(self) -> Flight | None:
         """Start a round; None where no row can play it."""
-        rows = [self._acceptance[request] for request in self.active]
-        drafts = self._depth.choose(len(self._rows), rows)
+        drafts = self._choose_drafts()
         held = self._cache.capacity("full_attention")
         capacity = max(held, capacity_for(max(self._lengths) + drafts + 1))
         shape = (len(self._rows), drafts, capacity)
-        if capacity > held or shape not in self._shapes:
+        is_new = capacity > held or shape not in self._shapes
+        if is_new:
             self.land()  # what is compiled and copied now is no part of any round's time
             self._free_ended()
             if not self.active or not self._grow(capacity):
                 return None
+        begun = time.perf_counter()
         self._shapes.add(shape)
         for row, request in enumerate(self._rows):
             if request is not None:
@@ -184,7 +198,18 @@ class Batch:
         played = self._play_round(self._cache, self._head, self._settings, self._limit, drafts)
         mx.async_eval(played)
         self._head = played.head
-        return Flight(played, list(self._rows), drafts, self._flight is not None)
+        follows, compiled_from = self._flight is not None, begun if is_new else None
+        return Flight(played, list(self._rows), drafts, follows, compiled_from)
+
+    def _choose_drafts(self) -> int:
+        """How many drafts the next round takes; another number comes twice, to be timed once."""
+        if self._repeat:
+            self._repeat = False
+            return self._num_drafts
+        rows = [self._acceptance[request] for request in self.active]
+        drafts = self._depth.choose(len(self._rows), rows)
+        self._repeat, self._num_drafts = drafts != self._num_drafts, drafts
+        return drafts
 
     def _grow(self, capacity: int) -> bool:
         """Make room for longer texts. Where there is none the longest ends, the others go on."""
@@ -249,6 +274,7 @@ class Batch:
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows anew; a free row stays where it is."""
+        self._repeat = False  # the rows may now want another number of drafts
         params = [row.params if row else None for row in self._rows]
         self._settings = row_settings(params, self._suppress)
         self._limit = mx.array([row.most_drafts if row else -1 for row in self._rows], mx.int32)

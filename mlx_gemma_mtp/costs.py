@@ -11,18 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 WINDOW = 32  # timings kept for each B and K
-ENOUGH = 16  # timings after which it is exact
-KNOWN = 3  # timings after which a cost is trusted
-STALE = 64  # rounds without a timing after which a cost is stale
-KEPT = 16  # timings of a stale cost that survive its next one
-FIRST_SLOPE = 0.1  # what a draft adds to a round of the smallest K, before two K were timed
-OPTIMISM = 0.95  # share of the mean slope that is expected beyond the K that were timed
-STALE_DOUBT = 0.08  # share by which a stale cost may have fallen
+KNOWN = 3  # timings after which a cost is known,
+ENOUGH = 16  # and after which it is certain
+STALE = 64  # rounds without a timing after which the next one leaves ENOUGH of the old ones
+STEP = 1.25  # factor between a timing and the estimate that makes it odd
+STEP_TIMINGS = 5  # odd ones in a row that are the new estimate
+COMMON = 0.5  # share, of a slow change of one K, that is taken for one of all
 FEW_DOUBT = 0.08  # share by which a cost may be below the fastest of few timings
+STALE_DOUBT = 0.0003  # share by which it may have fallen, in each round since its last timing,
+MOST_DOUBT = 0.4  # and at most
+FIRST_SLOPE = 0.1  # what a draft adds to the cost of the only K known
+SLOPE_SHARE = 0.95  # what is expected beyond the largest K known, of the mean slope before it
 
 
 class Cost(NamedTuple):
-    """Seconds of a round: what is expected, and what it might be at best."""
+    """Seconds of a round: what is expected, and what it may be with luck."""
 
     expected: float
     least: float
@@ -30,18 +33,25 @@ class Cost(NamedTuple):
 
 @dataclass
 class _Timings:
-    """Those of one B and K."""
+    """Those of one B and K. Times are counted in rounds."""
 
     window: list[float] = field(default_factory=list)
-    scale: float = 1.0  # the window's seconds, times this, are today's
-    last: int = -STALE - 1  # when the last one came
+    times: list[int] = field(default_factory=list)  # when each of them came
+    scale: float = 1.0  # the window's seconds times this are today's
     seconds: float = 0.0  # the estimate
+    num_odd: int = 0  # how many of the last are all far from it
 
     def add(self, seconds: float, now: int) -> None:
-        if now - self.last > STALE:
-            self.window = self.window[-KEPT:]
-        self.window = [*self.window, seconds / self.scale][-WINDOW:]
-        self.last = now
+        self.num_odd += 1
+        if not self.window or 1 / STEP < seconds / self.seconds < STEP:
+            self.num_odd = 0
+        kept = WINDOW - 1
+        if self.num_odd == STEP_TIMINGS:
+            kept = STEP_TIMINGS - 1
+        elif self.window and now - self.times[-1] > STALE:
+            kept = ENOUGH
+        self.window = [*self.window[-kept:], seconds / self.scale]
+        self.times = [*self.times[-kept:], now]
         # The mean of the middle half: nearly as steady as the mean, and outliers do not reach it.
         # They are slow ones: of few timings one more of the slow is left out.
         ordered = sorted(self.window)
@@ -53,12 +63,19 @@ class _Timings:
         self.scale *= factor
         self.seconds *= factor
 
+    def least(self, now: int) -> float:
+        if len(self.window) < ENOUGH:
+            return min(self.window) * self.scale * (1 - FEW_DOUBT)
+        doubt = min((now - self.times[-1]) * STALE_DOUBT, MOST_DOUBT)
+        return self.seconds * (1 - doubt)
+
 
 class Costs:
     """Seconds of a round for every B and K.
 
-    Single outliers do not show. What slows the K in use (a longer context, heat, another app) is
-    taken to slow those that were not timed for long as much.
+    Single outliers do not show. What changes the times of the K in use (a longer context, heat,
+    another app) changes those of the others too: a step wholly, a slow change in part, because
+    that may also be an estimate that was wrong before.
     """
 
     def __init__(self) -> None:
@@ -70,65 +87,70 @@ class Costs:
         self._now += 1
         of = self._of.setdefault(batch, {})
         timings = of.setdefault(num_draft_tokens, _Timings())
-        before, settled = timings.seconds, len(timings.window) >= ENOUGH
+        before, certain = timings.seconds, len(timings.window) >= ENOUGH
         timings.add(seconds, self._now)
-        if settled:
-            for other in of.values():
-                if self._now - other.last > STALE:
-                    other.rescale(timings.seconds / before)
+        if certain:
+            self._follow(timings, timings.seconds / before, of)
+
+    def _follow(self, timings: _Timings, factor: float, of: dict[int, _Timings]) -> None:
+        """An estimate moved by this factor: so may those have that were timed before."""
+        stepped = timings.num_odd == STEP_TIMINGS
+        for other in of.values():
+            if other.times[-1] <= timings.times[0]:
+                remembered = other.times[-1] < 0
+                other.rescale(factor if stepped or remembered else factor**COMMON)
+            elif stepped and 0 < other.num_odd < STEP_TIMINGS:
+                other.rescale(factor)  # its last timings came after the step, too few to tell
 
     def known(self, batch: int) -> list[int]:
-        """The K that were timed often enough to be trusted, in order."""
+        """The K that were timed often enough to be relied on, in order."""
         of = self._of.get(batch, {})
         return sorted(k for k, timings in of.items() if len(timings.window) >= KNOWN)
 
     def estimates(self, batch: int, most: int) -> list[Cost]:
         """The costs of K = 0 .. most, of which at least one must be known.
 
-        Where K is not known it is guessed from the line through those that are, somewhat too low:
-        what might be best is then tried, and known.
+        The others are guessed from the lines through those, and rather too low: what might be
+        best is then tried, and known.
         """
-        known = [(k, self._of[batch][k].seconds) for k in self.known(batch)]
+        of = self._of[batch]
+        known = [(k, of[k].seconds) for k in self.known(batch)]
         (first, low), (last, high) = known[0], known[-1]
         slope = max(0.0, (high - low) / (last - first)) if last > first else FIRST_SLOPE * low
         below = [max(low - slope * (first - k), low / 2) for k in range(first)]
-        costs = [Cost(seconds, seconds) for seconds in below]
+        costs = [Cost(guess, guess) for guess in below]
         for (left, a), (right, b) in zip(known, [*known[1:], (most + 1, math.inf)], strict=True):
-            costs.append(Cost(a, self._least(self._of[batch][left])))
+            costs.append(Cost(a, of[left].least(self._now)))
+            floor = min(costs[left].least, b)
             for k in range(left + 1, right):
-                if right > most:
-                    guess = high + OPTIMISM * slope * (k - last)
-                else:
+                if left == last:
+                    guess = a + SLOPE_SHARE * slope * (k - left)
+                else:  # a jump may come before K or after it: half way
                     guess = a + (b - a) * (k - left) / (right - left) / 2
                     if left > first:
                         guess = min(guess, a + max(0, a - low) / (left - first) * (k - left))
-                costs.append(Cost(guess, (guess + min(costs[left].least, b)) / 2))
+                costs.append(Cost(guess, (guess + floor) / 2))
         return costs[: most + 1]
 
-    def _least(self, timings: _Timings) -> float:
-        if len(timings.window) < ENOUGH:
-            return min(timings.window) * timings.scale * (1 - FEW_DOUBT)
-        stale = self._now - timings.last > STALE
-        return timings.seconds * (1 - STALE_DOUBT if stale else 1)
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """The known costs: B, K, seconds."""
+    def to_json(self) -> dict[str, dict[str, list[float]]]:
+        """The known costs: B, K, seconds and number of timings."""
         return {
-            str(batch): {str(k): of[k].seconds for k in self.known(batch)}
+            str(batch): {str(k): [of[k].seconds, len(of[k].window)] for k in self.known(batch)}
             for batch, of in self._of.items()
         }
 
     @classmethod
     def from_json(cls, saved: Any) -> Costs:
-        """Costs known from an earlier run: trusted, and soon overruled by timings of this one.
+        """Costs of an earlier run: relied on, and soon overruled by timings of this one.
 
         Raises ValueError, TypeError or AttributeError for anything that `to_json` did not make.
         """
         costs = cls()
         for batch, of in saved.items():
-            for k, seconds in of.items():
+            for k, (seconds, num_timings) in of.items():
                 if not (int(k) >= 0 and 0 < seconds < math.inf):
                     raise ValueError(f"a round of {k} drafts cannot take {seconds} s")
-                timings = _Timings([float(seconds)] * WINDOW, seconds=float(seconds))
+                count = ENOUGH if num_timings >= ENOUGH else KNOWN
+                timings = _Timings([float(seconds)] * count, [-STALE] * count, 1.0, float(seconds))
                 costs._of.setdefault(int(batch), {})[int(k)] = timings
         return costs

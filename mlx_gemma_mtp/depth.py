@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.acceptance import Acceptance
 from mlx_gemma_mtp.costs import KNOWN, Cost, Costs
@@ -17,40 +17,66 @@ from mlx_gemma_mtp.costs import KNOWN, Cost, Costs
 MOST = 8  # drafts that "auto" goes up to; no published drafter gains beyond
 
 KEEP_GAIN = 1.01  # a K is left only for one better than this,
-NEW_GAIN = 1.015  # and better than this as well for one not yet used here: each is compiled
-TRIAL_ROUNDS = 8  # rounds after which a trial without enough clean timings ends
-TRIAL_PAUSE = 256  # rounds until that K may be tried again
+NEW_GAIN = 1.015  # and better than this as well for one that is not compiled
+MOST_NEW_GAIN = 1.05  # or up to this, where its gain would take longer than
+COMPILED_ROUNDS = 200  # rounds to make up for the compilation
+TRIAL_ROUNDS = 8  # rounds after which a trial without enough clean timings ends,
+TRIAL_PAUSE = 256  # and rounds from its begin to the next one of that K
 
 PROBE_SHARE = 0.006  # of all time: what probes may lose
 PROBE_GAIN = 1.02  # what a probed K could gain, if all that is unknown turned out well
 PATIENCE = 3  # probes' losses saved up before the first; then lucky ones follow at once
 SAVED_ROUNDS = 8  # rounds' time that may be saved up otherwise
-LUCK = 1.005  # share by which a lucky probe raised the tokens expected of its K
 SPACING = 6  # rounds between two probes, unless the last one was lucky
+LUCK = 1.005  # a lucky probe raised the tokens expected of its K by this
+
+
+class _View(NamedTuple):
+    """What is known of every K now: lists go by K."""
+
+    rows: Sequence[Acceptance]
+    tokens: list[float]
+    costs: list[Cost]
+    known: list[int]
+    options: list[int]  # the K to choose from
+
+    def speed(self, k: int) -> float:
+        """Tokens per second."""
+        return self.tokens[k] / self.costs[k].expected
+
+    def hope(self, k: int, best: int, *, doubted: bool) -> float:
+        """Tokens per second if the drafts that the best K does not verify come true.
+
+        doubted: and if a known cost is as low as it may be.
+        """
+        tokens = sum(row.expected_tokens(k, certain_after=best) for row in self.rows)
+        cost = self.costs[k]
+        return tokens / (cost.least if doubted or k not in self.known else cost.expected)
 
 
 @dataclass
 class _Standing:
-    """Where the choice stands for one batch size."""
+    """Where the choice stands for one batch size. Times are in its rounds."""
 
     round: int = 0
-    best: int | None = None
-    used: set[int] = field(default_factory=set)
+    best: int = 0
+    compiled: set[int] = field(default_factory=set)
+    compiling: float = 0.0  # seconds it took last
     trial: int | None = None
-    tried: dict[int, int] = field(default_factory=dict)  # K: round its last trial began
-    probed: dict[int, int] = field(default_factory=dict)  # K: round of its last probe
-    probe: int | None = None  # the last one
-    hope: float = 0.0  # tokens expected of it then
+    tried: dict[int, int] = field(default_factory=dict)  # when the last trial of K began
+    probed: dict[int, int] = field(default_factory=dict)  # when the last probe of K was made
+    probe: int | None = None  # the last one,
+    tokens: float = 0.0  # and what was expected of it
 
 
 class Depth:
     """Chooses K for every round. One for an engine, where rows come and go.
 
-    Normally the K of most expected tokens per second, of those whose cost is known. Besides,
-    - a K that promises to be the best, but whose cost is only guessed, gets a few rounds: a trial.
-      Then its cost is known, so there are few of them.
-    - a K that could be the best if all that is unknown turned out well gets a round now and then:
-      a probe. What it is expected to lose is paid from PROBE_SHARE of the time, saved up before.
+    Normally that is the K of most expected tokens per second. Besides,
+    - a K that promises to be it, but whose cost is only guessed, gets a few rounds: a trial. Then
+      the cost is known, so there are at most MOST of them for a batch size.
+    - a K that could be it, if all that is unknown turned out well, gets a round now and then: a
+      probe. What it is expected to lose is paid from PROBE_SHARE of the time, saved up before.
     """
 
     def __init__(self, costs: Costs | None = None, pool: Acceptance | None = None) -> None:
@@ -60,7 +86,7 @@ class Depth:
         self._saved = 0.0  # seconds
 
     def row(self, pinned: int | None = None) -> Acceptance:
-        """The acceptance of a new row, to be told what every round showed.
+        """The acceptance of a new row: tell it with `seen` what every round showed.
 
         pinned: the row's own number of drafts; None for a row that takes what is chosen.
         """
@@ -69,93 +95,119 @@ class Depth:
     def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
         """A round took so long, and nothing but the round: no compilation, no prefill, no wait."""
         self._costs.add(batch, num_draft_tokens, seconds)
+        self._standing(batch).compiled.add(num_draft_tokens)
+
+    def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+        """Before a round could be played, it took so long to compile it.
+
+        Whoever reports it spares compilations: probes of known costs pay for theirs, and a K that
+        is compiled is not left for a slightly better one that is not. Where a K is compiled again
+        the buffers have changed, and all others would be as well.
+        """
+        here = self._standing(batch)
+        if num_draft_tokens in here.compiled:
+            here.compiled.clear()
+        here.compiled.add(num_draft_tokens)
+        here.compiling = seconds
+        if num_draft_tokens not in (here.best, here.trial):
+            self._saved -= seconds
 
     def choose(self, batch: int, rows: Sequence[Acceptance]) -> int:
-        """K for the next round of a batch of this size, of which `rows` are active.
+        """K for the next round of a batch of this size, in which `rows` are active.
 
         At least what the largest pinned row takes. Call it once a round; what the last one or two
         rounds showed may come in later.
         """
-        low = max((row.pinned for row in rows if row.pinned is not None), default=0)
+        least = max((row.pinned for row in rows if row.pinned is not None), default=0)
         if all(row.pinned is not None for row in rows):
-            return low
-        here = self._standings.setdefault(batch, _Standing())
+            return least
+        here = self._standing(batch)
         here.round += 1
-        k = self._choose(batch, rows, low, here)
-        here.used.add(k)
-        return k
+        return self._choose(batch, rows, least, here)
 
-    def _choose(self, batch: int, rows: Sequence[Acceptance], low: int, here: _Standing) -> int:
+    def _standing(self, batch: int) -> _Standing:
+        return self._standings.setdefault(batch, _Standing())
+
+    def _choose(self, batch: int, rows: Sequence[Acceptance], least: int, here: _Standing) -> int:
         known = self._costs.known(batch)
-        if not any(k >= low for k in known):
-            return low
-        if here.trial is not None and here.trial >= low and here.trial not in known:
-            if here.round < here.tried[here.trial] + TRIAL_ROUNDS:
+        if not known or known[-1] < least:
+            return least
+        if here.trial is not None:
+            going = here.round < here.tried[here.trial] + TRIAL_ROUNDS
+            if going and here.trial >= least and here.trial not in known:
                 return here.trial
-        here.trial = None
+            here.trial = None
 
-        most = max(low, MOST)
-        costs = self._costs.estimates(batch, most)
-        tokens = [sum(row.expected_tokens(k) for row in rows) for k in range(most + 1)]
+        most = max(least, MOST)
+        pause = here.round - TRIAL_PAUSE
+        view = _View(
+            rows,
+            tokens=[sum(row.expected_tokens(k) for row in rows) for k in range(most + 1)],
+            costs=self._costs.estimates(batch, most),
+            known=known,
+            options=[
+                k for k in range(least, most + 1) if k in known or here.tried.get(k, pause) <= pause
+            ],
+        )
+
+        compiling = here.compiling / (COMPILED_ROUNDS * view.costs[least].expected)
+        new_gain = min(max(NEW_GAIN, 1 + compiling), MOST_NEW_GAIN)
 
         def merit(k: int) -> float:
-            gain = KEEP_GAIN if k == here.best else 1 if k in here.used else 1 / NEW_GAIN
-            return gain * tokens[k] / costs[k].expected
+            gain = KEEP_GAIN if k == here.best else 1 if k in here.compiled else 1 / new_gain
+            return gain * view.speed(k)
 
-        pause = here.round - TRIAL_PAUSE
-        options = [
-            k for k in range(low, most + 1) if k in known or here.tried.get(k, pause) <= pause
-        ]
-        choice = max(options, key=merit)
-        if choice in known:
-            here.best = choice
-            choice = self._probe(rows, options, known, tokens, costs, here)
-        if choice not in known:
-            here.trial = choice
-            here.tried[choice] = here.round
-        return choice
+        k = max(view.options, key=merit)
+        if k in known:
+            here.best = k
+            k = self._probe(view, here)
+        if k not in known:
+            here.trial = k
+            here.tried[k] = here.round
+        return k
 
-    def _probe(
-        self,
-        rows: Sequence[Acceptance],
-        options: list[int],
-        known: list[int],
-        tokens: list[float],
-        costs: list[Cost],
-        here: _Standing,
-    ) -> int:
-        """A K worth a probe now, or else the best."""
+    def _probe(self, view: _View, here: _Standing) -> int:
+        """The K of a probe that is due and paid for, or else the best."""
         best = here.best
-        seconds = costs[best].expected
-        speed = tokens[best] / seconds
-
-        def could_win(k: int) -> bool:
-            hope = sum(row.expected_tokens(k, certain_after=best) for row in rows)
-            return hope / costs[k].least > PROBE_GAIN * speed
-
-        above = next((k for k in options if k > best and could_win(k)), best)
-        below = next((k for k in reversed(options) if k < best and could_win(k)), best)
-        k = min({above, below} - {best}, key=lambda k: here.probed.get(k, 0), default=best)
-        rounds, cost = (1, costs[k].expected) if k in known else (KNOWN, costs[k].least)
-        loss = rounds * max(0.0, cost - tokens[k] / speed)
+        seconds, speed = view.costs[best].expected, view.speed(best)
+        enough = PROBE_GAIN * speed
+        above = [k for k in view.options if k > best]
+        below = [k for k in reversed(view.options) if k < best]
+        nearest = {best}
+        for side in (above, below):
+            could_win = [k for k in side if view.hope(k, best, doubted=False) > enough]
+            could_win += [k for k in side if view.hope(k, best, doubted=True) > enough]
+            nearest.update(could_win[:1])
+        k = min(nearest - {best}, key=lambda k: here.probed.get(k, 0), default=best)
+        if k in view.known:
+            loss = view.costs[k].expected - view.tokens[k] / speed
+        else:
+            loss = KNOWN * (view.costs[k].least - view.tokens[k] / speed)
+        loss = max(loss, 0.0)
         most = max(PATIENCE * loss, SAVED_ROUNDS * seconds)
         self._saved = min(self._saved + PROBE_SHARE * seconds, most)
-        due = here.round >= here.probed.get(here.probe, 0) + SPACING
-        lucky = k == here.probe and tokens[k] > here.hope * LUCK
-        if k == best or self._saved < loss * (1 if lucky else PATIENCE) or not (lucky or due):
+        self._saved = max(self._saved, -most)
+        if k == best:
+            return best
+        if k == here.probe and view.tokens[k] > LUCK * here.tokens:
+            due = self._saved >= loss
+        else:
+            rested = here.probe is None or here.round >= here.probed[here.probe] + SPACING
+            due = rested and self._saved >= PATIENCE * loss
+        if not due:
             return best
         self._saved -= loss
-        here.probe, here.hope = k, tokens[k]
+        here.probe, here.tokens = k, view.tokens[k]
         here.probed[k] = here.round
         return k
 
     def to_json(self) -> dict[str, Any]:
-        """What is worth remembering for the next run: for `from_json`."""
+        """What the next run can begin with."""
         return {"costs": self._costs.to_json(), "acceptance": self._pool.rates}
 
     @classmethod
     def from_json(cls, saved: Any) -> Depth:
-        """Go on with what an earlier run found.
+        """Begin with what an earlier run found.
 
         Raises KeyError, ValueError, TypeError or AttributeError for what `to_json` did not make.
         """

@@ -6,14 +6,18 @@ that uses MLX.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import hub, weights
 from mlx_gemma_mtp.batch import SIZES
@@ -22,6 +26,7 @@ from mlx_gemma_mtp.depth import Depth
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.layers import join_projections
+from mlx_gemma_mtp.remembered import load_depth, save_depth
 from mlx_gemma_mtp.request import Chunk, Completion, Generation, Request
 from mlx_gemma_mtp.sampling import SamplingParams, is_count
 from mlx_gemma_mtp.scheduler import Scheduler
@@ -45,7 +50,8 @@ def load(
     """Load a target and its drafter.
 
     model: a folder, a Hub name, or "demo", the embedded pair. drafter: the same, "auto" for
-    `<model>-assistant` where there is one, None for none. bits: 4 or 8 quantizes while loading.
+    `<model>-assistant` where there is one, None for none. bits: 4 or 8 quantizes both while
+    loading; beside a target that is quantized already, the drafter becomes so, too.
     max_batch: most requests that decode side by side, up to 8. max_queue: most that wait for it.
 
     Raises ModelNotFoundError, CheckpointError, UsageError.
@@ -60,14 +66,20 @@ def load(
         target = join_projections(weights.load_target(folder, bits=bits))
         if beside is None:
             return target, None
-        drafter = weights.load_drafter(beside, target.config, bits=bits)
+        drafter_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+        drafter = weights.load_drafter(beside, target.config, bits=drafter_bits)
         return target, join_projections(drafter)
 
     defaults = weights.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
     models = mlx_worker().run(read)
     return Engine(
-        *models, text=text, defaults=defaults, max_batch=int(max_batch), max_queue=int(max_queue)
+        *models,
+        text=text,
+        defaults=defaults,
+        max_batch=int(max_batch),
+        max_queue=int(max_queue),
+        remember=_fingerprint(folder.name, *models),
     )
 
 
@@ -83,7 +95,10 @@ class Engine:
         defaults: dict[str, Any],
         max_batch: int,
         max_queue: int,
+        remember: str | None = None,
     ) -> None:
+        """remember: the name under which what is learned about depth outlives the process."""
+        depth = Depth() if remember is None else load_depth(remember)
         self.text = text
         self.config = target.config
         self.has_drafter = drafter is not None
@@ -93,10 +108,11 @@ class Engine:
         self._scheduler: Scheduler | None = Scheduler(
             target,
             round_player(target, drafter),
-            Depth(),
+            depth,
             suppressed=_token_list(defaults, "suppress_tokens", self.config),
             max_batch=max_batch,
             max_queue=max_queue,
+            on_idle=None if remember is None else partial(save_depth, remember, depth),
         )
 
     def __enter__(self) -> Engine:
@@ -265,6 +281,18 @@ def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion
     for generation in ended:
         generation.result()
     return left
+
+
+def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | None:
+    """What rounds cost depends on: device, MLX, model, quantization. None without a drafter."""
+    if drafter is None:
+        return None
+    arrays = [dict(tree_flatten(model.parameters())).values() for model in (target, drafter)]
+    sizes = [sum(array.nbytes for array in of) for of in arrays]
+    shape = repr((target.config, drafter.config, target.dtype, sizes))
+    device = mx.device_info().get("device_name", "")
+    digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
+    return f"{name} {digest}, {device}, mlx {version('mlx')}"
 
 
 def _prompts(value: Prompt | Sequence[Prompt]) -> list[Prompt]:

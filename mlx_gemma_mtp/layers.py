@@ -294,9 +294,8 @@ class Experts(nn.Module):
         gate, up = mx.split(self.gate_up_proj.all(x[None]), 2, axis=-1)  # [experts, N, width]
         out = self.down_proj.all(gelu_tanh(gate) * up * share.T[..., None])  # [experts, N, H]
         # The sum over the experts, as a product: faster than a reduction down the columns.
-        return (mx.ones((1, num_experts), out.dtype) @ out.reshape(num_experts, -1)).reshape(
-            x.shape
-        )
+        ones = mx.array([[1.0] * num_experts], out.dtype)
+        return (ones @ out.reshape(num_experts, -1)).reshape(x.shape)
 
     def _through_chosen(self, x: mx.array, experts: mx.array, weights: mx.array) -> mx.array:
         num_tokens, num_chosen = experts.shape

@@ -244,7 +244,8 @@ class Request:
         if reason and self._stream:
             text += self._stream.finish()
         stats.generated_tokens = len(self.tokens)
-        stats.decode_seconds = time.perf_counter() - self._begun - stats.first_token_seconds
+        if self.tokens:  # else the clock never started: it was cancelled before the first
+            stats.decode_seconds = time.perf_counter() - self._begun - stats.first_token_seconds
         self._pieces.append(text)
         if self._on_chunk:
             self._on_chunk(Chunk(text, tokens, reason, stats if reason else None))

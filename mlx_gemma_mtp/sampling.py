@@ -59,8 +59,8 @@ class SamplingParams:
     temperature: 0 is greedy, and so is anything below 1e-6. top_k: 0 keeps all. top_p: in (0, 1].
     seed: same prompt, settings and seed, same text; None draws a fresh one.
     stop: strings that end the text; they are not part of it.
-    num_draft_tokens: drafts per round; "auto" is the engine's choice (3 where there is a drafter),
-        0 is plain decoding.
+    num_draft_tokens: drafts per round; "auto" is the engine's choice, round by round, of what it
+        measures to be fastest; 0 is plain decoding.
     ignore_eos: go on past end-of-turn tokens.
 
     Raises UsageError for a value out of range.

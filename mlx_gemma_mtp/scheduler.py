@@ -39,9 +39,12 @@ class Scheduler:
         suppressed: list[int],
         max_batch: int,
         max_queue: int,
+        on_idle: Callable[[], None] | None = None,
     ) -> None:
+        """on_idle is called, on the worker, whenever nothing is left to do."""
         self._target = target
         self._max_queue = max_queue
+        self._on_idle = on_idle
         self._room = threading.Semaphore(max_queue)
         self._waiting: deque[Request] = deque()
         self._prefill: Prefill | None = None
@@ -102,6 +105,8 @@ class Scheduler:
         else:
             self._stepping = False
             mx.clear_cache()
+            if self._on_idle:
+                self._on_idle()
 
     def _drop_cancelled(self) -> None:
         """End requests that were cancelled, wherever they are; all if the process is leaving."""

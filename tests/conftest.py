@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
 # Left in the environment, so that all processes of a run draw from the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
+
+# What engines remember of this machine stays out of the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="mgm-test-")
+os.environ["MGM_CACHE_DIR"] = _CACHE.name
 
 # The layouts a checkpoint comes in are spread over the kinds, so that what holds for all kinds
 # holds for all layouts: names with and without towers beside them, one file or several, and both

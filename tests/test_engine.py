@@ -381,9 +381,13 @@ def test_drafts_need_a_drafter_and_auto_goes_without(
             plain.generate(prompts[0], replace(PARAMS, num_draft_tokens=1))
 
 
-def test_auto_drafts_where_there_is_a_drafter(running: Engine, prompts: list[list[int]]) -> None:
-    (done,) = running.generate(prompts[0], replace(PARAMS, max_tokens=40))
-    assert done.stats.drafted > 0
+def test_auto_takes_what_the_controller_chooses(
+    running: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Depth, "choose", lambda *_: 2)
+    chosen, pinned = running.generate(prompts[:2], [PARAMS, replace(PARAMS, num_draft_tokens=1)])
+    assert len(chosen.stats.drafted_at) == 2
+    assert len(pinned.stats.drafted_at) == 1
 
 
 # Closing

@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "config", "worker", "costs"],
     ["layers", "cache", "sampling", "text", "acceptance", "depth"],
     ["target", "drafter", "request"],
-    ["speculate"],
+    ["speculate", "remembered"],
     ["weights", "prefill"],
     ["hub", "batch"],
     ["scheduler"],

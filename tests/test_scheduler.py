@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import cycle, groupby, pairwise
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -33,6 +33,7 @@ from mlx_gemma_mtp import (
     speculate,
 )
 from mlx_gemma_mtp.cache import KVCache
+from mlx_gemma_mtp.depth import Depth
 from mlx_gemma_mtp.errors import (
     GenerationError,
     NotEnoughMemoryError,
@@ -836,9 +837,35 @@ def test_a_round_is_timed_only_where_nothing_came_between(
     running.submit(prompts[0], LONG).result(SECONDS)
     at_rest()
     assert observed[0] == (1, 0, False)
-    assert set(observed[1:5]) == {(1, 0, True)}
-    assert observed[5] == (2, 2, False)  # after a prefill and a resize
+    assert set(observed[1:4]) == {(1, 0, True)}
+    assert observed[4:6] == [(1, 0, False), (2, 2, False)]  # a prefill and a resize between them
     # Each change is to a shape not seen before, or comes with a resize.
     changes = [after for before, after in pairwise(observed) if before[:2] != after[:2]]
     assert [timed for _, _, timed in changes] == [False] * len(changes)
-    assert sum(not timed for _, _, timed in observed) == 1 + len(changes)
+    # Nor are the first, the last, and the ones before a change: none like them was in flight.
+    assert not observed[-1][2]
+    assert sum(not timed for _, _, timed in observed) == 2 + 2 * len(changes)
+
+
+def test_a_round_is_timed_only_beside_one_of_as_many_drafts_and_a_change_comes_twice(
+    running: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed: list[tuple[int, bool]] = []
+    wanted = cycle([0, 0, 0, 2, 0, 0, 3])
+
+    def observe(
+        self: object, flight: batch.Flight, accepted: list[int], seconds: float | None
+    ) -> None:
+        observed.append((flight.num_draft_tokens, seconds is not None))
+
+    monkeypatch.setattr(batch.Batch, "_observe", observe)
+    monkeypatch.setattr(Depth, "choose", lambda *_: next(wanted))
+    for _ in range(2):  # in the second text no shape is new
+        observed.clear()
+        running.submit(prompts[0], replace(LONG, num_draft_tokens="auto")).result(SECONDS)
+        at_rest()
+    for (drafts, timed), (following, _) in pairwise(observed[1:]):
+        assert timed == (drafts == following)
+    runs = [len(list(same)) for _, same in groupby(drafts for drafts, _ in observed)]
+    assert min(runs[:-1]) >= 2
+    assert len(runs) > 4
