@@ -117,4 +117,5 @@ class Acceptance:
             if not 0 <= rate <= 1:
                 raise ValueError(f"{rate} is no rate")
             pool._tries[i], pool._hits[i] = ROW_MEMORY, ROW_MEMORY * float(rate)
+            pool._prior_weight[i] = 0.0
         return pool

@@ -170,15 +170,18 @@ class Depth:
         """The K of a probe that is due and paid for, or else the best."""
         best = here.best
         seconds, speed = view.costs[best].expected, view.speed(best)
-        enough = PROBE_GAIN * speed
-        above = [k for k in view.options if k > best]
-        below = [k for k in reversed(view.options) if k < best]
-        nearest = {best}
-        for side in (above, below):
-            could_win = [k for k in side if view.hope(k, best, doubted=False) > enough]
-            could_win += [k for k in side if view.hope(k, best, doubted=True) > enough]
-            nearest.update(could_win[:1])
-        k = min(nearest - {best}, key=lambda k: here.probed.get(k, 0), default=best)
+
+        def nearest(side: list[int]) -> int:
+            """The first that could win, of those that must not be doubted for it before all."""
+            for doubted in (False, True):
+                for k in side:
+                    if view.hope(k, best, doubted=doubted) > PROBE_GAIN * speed:
+                        return k
+            return best
+
+        above = nearest([k for k in view.options if k > best])
+        below = nearest([k for k in reversed(view.options) if k < best])
+        k = min({above, below} - {best}, key=lambda k: here.probed.get(k, 0), default=best)
         if k in view.known:
             loss = view.costs[k].expected - view.tokens[k] / speed
         else:

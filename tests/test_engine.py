@@ -20,6 +20,7 @@ import pytest
 import mlx_gemma_mtp
 from checkpoints import MAX_POSITIONS, VOCAB, PairPaths
 from mlx_gemma_mtp import Chunk, Engine, MgmError, SamplingParams, engine, load, speculate
+from mlx_gemma_mtp.depth import Depth
 from mlx_gemma_mtp.errors import GenerationError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.speculate import PlayRound, Round
 from mlx_gemma_mtp.text import TextStream
