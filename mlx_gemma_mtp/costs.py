@@ -7,6 +7,7 @@ timed is only guessed. Knows nothing of clocks: seconds come in.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ ENOUGH = 16  # and after which it is certain
 STALE = 64  # rounds without a timing after which the next one leaves ENOUGH of the old ones
 STEP = 1.25  # factor between a timing and the estimate that makes it odd
 STEP_TIMINGS = 5  # odd ones in a row that are the new estimate
-COMMON = 0.5  # share, of a slow change of one K, that is taken for one of all
 FEW_DOUBT = 0.08  # share by which a cost may be below the fastest of few timings
 STALE_DOUBT = 0.0003  # share by which it may have fallen, in each round since its last timing,
 MOST_DOUBT = 0.4  # and at most
@@ -33,25 +33,21 @@ class Cost(NamedTuple):
 
 @dataclass
 class _Timings:
-    """Those of one B and K. Times are counted in rounds."""
+    """Those of one B and K."""
 
     window: list[float] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)  # when each of them came
     scale: float = 1.0  # the window's seconds times this are today's
+    last: int = 0  # when the last one came, in rounds; below 0 in an earlier run
     seconds: float = 0.0  # the estimate
-    num_odd: int = 0  # how many of the last are all far from it
+
+    @property
+    def certain(self) -> bool:
+        return len(self.window) >= ENOUGH
 
     def add(self, seconds: float, now: int) -> None:
-        self.num_odd += 1
-        if not self.window or 1 / STEP < seconds / self.seconds < STEP:
-            self.num_odd = 0
-        kept = WINDOW - 1
-        if self.num_odd == STEP_TIMINGS:
-            kept = STEP_TIMINGS - 1
-        elif self.window and now - self.times[-1] > STALE:
-            kept = ENOUGH
+        kept = ENOUGH if now - self.last > STALE else WINDOW - 1
         self.window = [*self.window[-kept:], seconds / self.scale]
-        self.times = [*self.times[-kept:], now]
+        self.last = now
         # The mean of the middle half: nearly as steady as the mean, and outliers do not reach it.
         # They are slow ones: of few timings one more of the slow is left out.
         ordered = sorted(self.window)
@@ -64,9 +60,9 @@ class _Timings:
         self.seconds *= factor
 
     def least(self, now: int) -> float:
-        if len(self.window) < ENOUGH:
+        if not self.certain:
             return min(self.window) * self.scale * (1 - FEW_DOUBT)
-        doubt = min((now - self.times[-1]) * STALE_DOUBT, MOST_DOUBT)
+        doubt = min((now - self.last) * STALE_DOUBT, MOST_DOUBT)
         return self.seconds * (1 - doubt)
 
 
@@ -81,26 +77,35 @@ class Costs:
     def __init__(self) -> None:
         self._of: dict[int, dict[int, _Timings]] = {}
         self._now = 0
+        self._odd: list[tuple[_Timings, float]] = []  # the last, and by which factor they were off
 
     def add(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
         """A round took so long."""
         self._now += 1
         of = self._of.setdefault(batch, {})
         timings = of.setdefault(num_draft_tokens, _Timings())
-        before, certain = timings.seconds, len(timings.window) >= ENOUGH
+        before = timings.seconds
+        if timings.certain:
+            self._odd.append((timings, seconds / before))
+            if 1 / STEP < seconds / before < STEP:
+                self._odd = []
         timings.add(seconds, self._now)
-        if certain:
-            self._follow(timings, timings.seconds / before, of)
+        if len(self._odd) == STEP_TIMINGS:
+            self._step()
+        elif timings.certain and before:
+            for other in of.values():
+                if other.last < 0:
+                    other.rescale(timings.seconds / before)
 
-    def _follow(self, timings: _Timings, factor: float, of: dict[int, _Timings]) -> None:
-        """An estimate moved by this factor: so may those have that were timed before."""
-        stepped = timings.num_odd == STEP_TIMINGS
-        for other in of.values():
-            if other.times[-1] <= timings.times[0]:
-                remembered = other.times[-1] < 0
-                other.rescale(factor if stepped or remembered else factor**COMMON)
-            elif stepped and 0 < other.num_odd < STEP_TIMINGS:
-                other.rescale(factor)  # its last timings came after the step, too few to tell
+    def _step(self) -> None:
+        """The machine is slower now, or faster, since as many timings as are odd."""
+        factor = statistics.median(ratio for _, ratio in self._odd)
+        for of in self._of.values():
+            for timings in of.values():
+                timings.rescale(factor)
+        for timings, _ in self._odd:
+            timings.window.pop()  # those since are not what was scaled; there is more to come
+        self._odd = []
 
     def known(self, batch: int) -> list[int]:
         """The K that were timed often enough to be relied on, in order."""
@@ -151,6 +156,6 @@ class Costs:
                 if not (int(k) >= 0 and 0 < seconds < math.inf):
                     raise ValueError(f"a round of {k} drafts cannot take {seconds} s")
                 count = ENOUGH if num_timings >= ENOUGH else KNOWN
-                timings = _Timings([float(seconds)] * count, [-STALE] * count, 1.0, float(seconds))
+                timings = _Timings([float(seconds)] * count, 1.0, -STALE, float(seconds))
                 costs._of.setdefault(int(batch), {})[int(k)] = timings
         return costs

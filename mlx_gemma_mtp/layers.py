@@ -75,7 +75,8 @@ def attend(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.
 
     keys, values [B, kv_heads, S, head_dim]; mask is boolean, [B, 1, T, S]. Where MLX has no fused
     kernel, the queries that share a key/value head become the rows of one product, so that keys
-    and values are read once for all of them (on an H100 0.3 to 0.7 of the time of MLX's own).
+    and values are read once for all of them: on an H100, in 15 of 16 shapes of 31B and 26B-A4B,
+    0.3 to 0.75 of the time of MLX's own fallback, in the other one 1.3.
     """
     batch, heads, length, head_dim = q.shape
     kv_heads = keys.shape[1]

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 # Left in the environment, so that all processes of a run draw from the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What engines remember of this machine stays out of the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="mgm-test-")
