@@ -69,9 +69,9 @@ class _Timings:
 class Costs:
     """Seconds of a round for every B and K.
 
-    Single outliers do not show. What changes the times of the K in use (a longer context, heat,
-    another app) changes those of the others too: a step wholly, a slow change in part, because
-    that may also be an estimate that was wrong before.
+    Single outliers do not show. When the times of what is known jump (another app, heat), all
+    costs do. Those of an earlier run follow the first that is timed in this one. A cost that is
+    not timed for long may have fallen: it is doubted.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Costs:
             for timings in of.values():
                 timings.rescale(factor)
         for timings, _ in self._odd:
-            timings.window.pop()  # those since are not what was scaled; there is more to come
+            timings.window.pop()  # timed after the step, so not to be scaled; more are to come
         self._odd = []
 
     def known(self, batch: int) -> list[int]:

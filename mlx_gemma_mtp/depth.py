@@ -77,6 +77,7 @@ class Depth:
       the cost is known, so there are at most MOST of them for a batch size.
     - a K that could be it, if all that is unknown turned out well, gets a round now and then: a
       probe. What it is expected to lose is paid from PROBE_SHARE of the time, saved up before.
+      Only the nearest above and below the best are probed: the others cost more, and compilations.
     """
 
     def __init__(self, costs: Costs | None = None, pool: Acceptance | None = None) -> None:
@@ -129,7 +130,8 @@ class Depth:
         return self._standings.setdefault(batch, _Standing())
 
     def _choose(self, batch: int, rows: Sequence[Acceptance], least: int, here: _Standing) -> int:
-        known = self._costs.known(batch)
+        most = max(least, MOST)
+        known = [k for k in self._costs.known(batch) if k <= most]
         if not known or known[-1] < least:
             return least
         if here.trial is not None:
@@ -138,7 +140,6 @@ class Depth:
                 return here.trial
             here.trial = None
 
-        most = max(least, MOST)
         pause = here.round - TRIAL_PAUSE
         view = _View(
             rows,
@@ -149,7 +150,6 @@ class Depth:
                 k for k in range(least, most + 1) if k in known or here.tried.get(k, pause) <= pause
             ],
         )
-
         compiling = here.compiling / (COMPILED_ROUNDS * view.costs[least].expected)
         new_gain = min(max(NEW_GAIN, 1 + compiling), MOST_NEW_GAIN)
 
@@ -172,7 +172,7 @@ class Depth:
         seconds, speed = view.costs[best].expected, view.speed(best)
 
         def nearest(side: list[int]) -> int:
-            """The first that could win, of those that must not be doubted for it before all."""
+            """The first that could win; doubting its cost only where none could otherwise."""
             for doubted in (False, True):
                 for k in side:
                     if view.hope(k, best, doubted=doubted) > PROBE_GAIN * speed:

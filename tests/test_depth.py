@@ -360,6 +360,17 @@ def test_without_clean_timings_it_stays_plain_and_a_trial_without_them_ends() ->
     assert set(ks[MOST * TRIAL_ROUNDS :]) == {0}
 
 
+def test_what_a_pinned_row_beyond_the_most_showed_does_no_harm() -> None:
+    depth = Depth()
+    for _ in range(20):
+        depth.round_took(1, MOST + 4, 0.1)
+    rows = [depth.row()]
+    assert {depth.choose(1, rows) for _ in range(300)} == {0}
+    for _ in range(5):
+        depth.round_took(1, 0, 0.01)
+    assert 0 < depth.choose(1, rows) <= MOST
+
+
 def test_each_position_has_its_own_rate_and_deeper_ones_take_the_one_before() -> None:
     pool = Acceptance()
     row = Acceptance(pool)
