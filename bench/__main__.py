@@ -26,7 +26,7 @@ import mlx.core as mx
 from mlx_gemma_mtp.bench.decode import decode, speed
 from mlx_gemma_mtp.bench.drawn import Draws, drawn_round_player
 from mlx_gemma_mtp.bench.floor import Floor, bandwidth
-from mlx_gemma_mtp.bench.mlx_vlm_peer import MlxVlmPeer, tokens_per_second
+from mlx_gemma_mtp.bench.mlx_vlm_peer import MlxVlmPeer
 from mlx_gemma_mtp.bench.synthetic import TARGETS, random_pair
 
 from mlx_gemma_mtp import engine as engines
@@ -49,6 +49,7 @@ Case = dict[str, Any]
 def main() -> None:
     """Parse the arguments, measure every case, print and write."""
     args = _parser().parse_args()
+    accepts = args.accept or [[0.8]]  # not a default: argparse would append to it
     target, drafter = mlx_worker().run(lambda: _pair(args.size))
     rate = mlx_worker().run(bandwidth)
     floor = Floor(target, drafter)
@@ -61,9 +62,9 @@ def main() -> None:
         flush=True,
     )
     cases: list[Case] = []
-    for accept in args.accept or [[0.8]]:
+    for accept in accepts:
         cases += _ours(args, target, drafter, accept, floor, rate)
-    peer = _peer(args, target, drafter, cases) if args.peer else []
+    peer = _peer(args, target, drafter, accepts[0], cases) if args.peer else []
     if args.out:
         found = {
             "schema": SCHEMA,
@@ -163,17 +164,20 @@ def _print_case(case: Case, cases: list[Case]) -> None:
 
 
 def _peer(
-    args: argparse.Namespace, target: Target, drafter: Drafter, ours: list[Case]
+    args: argparse.Namespace,
+    target: Target,
+    drafter: Drafter,
+    accept: Sequence[float],
+    ours: list[Case],
 ) -> list[Case]:
-    """mlx-vlm on the same arrays, at the first acceptance. Takes the pair apart."""
+    """mlx-vlm on the same arrays, at this acceptance. Takes the pair apart."""
     gc.collect()  # the engine's compiled rounds hold the arrays
-    accept = (args.accept or [[0.8]])[0]
     print(f"\nmlx-vlm 0.7.10, the same weights, accepts drawn at {', '.join(map(str, accept))}")
     print(f"{'batch':>5} {'drafts':>6} {'tok/s':>8} {'low':>8} {'high':>8}   ours: plain, best")
 
     def measure() -> list[Case]:
         peer = MlxVlmPeer(target, drafter)
-        found = []
+        cases = []
         for batch in args.batch:
             for drafts in args.peer_drafts:
                 samples = peer.decode(
@@ -184,18 +188,18 @@ def _peer(
                     samples=args.samples,
                     warm_up=args.warm_up,
                 )
-                middle, low, high = tokens_per_second(samples)
+                found = speed(samples)
                 case: Case = {
                     "accept": accept,
                     "batch": batch,
                     "drafts": drafts,
-                    "tokens_per_second": middle,
-                    "low": low,
-                    "high": high,
+                    "tokens_per_second": found.tokens_per_second,
+                    "low": found.low,
+                    "high": found.high,
                 }
                 _print_peer(case, ours)
-                found.append(case)
-        return found
+                cases.append(case)
+        return cases
 
     return mlx_worker().run(measure)
 

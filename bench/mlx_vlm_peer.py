@@ -6,16 +6,15 @@ drafter is never right, so what the target answers to a draft is drawn (`_drawn`
 
 from __future__ import annotations
 
-import random
-import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
+from mlx_gemma_mtp.bench.decode import Sample, random_prompts
 from mlx_gemma_mtp.bench.mlx_vlm_pair import hand_over
 
 from mlx_gemma_mtp.drafter import Drafter
@@ -28,19 +27,6 @@ PREFILL_STEP = 256  # theirs is 2048, at which 8 rows beside 31B hardly fit into
 Draw = Callable[[int, int], list[int]]
 # Each step plays one round and yields the number of its tokens, over all rows.
 Rounds = Generator[int, None, None]
-
-
-class Sample(NamedTuple):
-    """Some rounds of decoding: the tokens of all rows, and the seconds they took."""
-
-    tokens: int
-    seconds: float
-
-
-def tokens_per_second(samples: list[Sample]) -> tuple[float, float, float]:
-    """Median, lowest and highest tokens per second, all rows together."""
-    rates = [tokens / seconds for tokens, seconds in samples]
-    return statistics.median(rates), min(rates), max(rates)
 
 
 class MlxVlmPeer:
@@ -69,8 +55,7 @@ class MlxVlmPeer:
         """
         from mlx_vlm.speculative import mtp
 
-        rng, vocabulary = random.Random(0), range(self._language.config.vocab_size)
-        prompts = [rng.choices(vocabulary, k=length) for length in lengths]
+        prompts = random_prompts(lengths, self._language.config.vocab_size)
         drafting = {}
         if num_drafts:
             # Their block counts the token before the drafts. Asking for a larger one than is
@@ -187,7 +172,7 @@ def _answer(right: mx.array, draft: mx.array, chosen: mx.array) -> mx.array:
 def _sample(played: Rounds, rounds: int) -> Sample:
     begun = time.perf_counter()
     tokens = sum(next(played) for _ in range(rounds))
-    return Sample(tokens, time.perf_counter() - begun)
+    return Sample(tokens, rounds, time.perf_counter() - begun)
 
 
 class _NeverStops:
