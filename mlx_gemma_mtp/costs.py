@@ -7,21 +7,28 @@ timed is only guessed. Knows nothing of clocks: seconds come in.
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-WINDOW = 32  # timings kept for each B and K
+import numpy as np
+
 KNOWN = 3  # timings after which a cost is known,
-ENOUGH = 16  # and after which it is certain
-STALE = 64  # rounds without a timing after which the next one leaves ENOUGH of the old ones
-STEP = 1.25  # factor between a timing and the estimate that makes it odd
-STEP_TIMINGS = 5  # odd ones in a row that are the new estimate
-FEW_DOUBT = 0.08  # share by which a cost may be below the fastest of few timings
-STALE_DOUBT = 0.0003  # share by which it may have fallen, in each round since its last timing,
-MOST_DOUBT = 0.4  # and at most
+ENOUGH = 16  # and after which it is no longer counted how many there were
+
+# Standard deviations of logarithms of seconds, that is, relative ones.
+COMMON = 0.02  # by which the machine's speed may change in a round, for all K alike,
+OWN = 0.002  # and the cost of one K beside the others'
+FIRST = 0.1  # of the first timings of a K, by which they may be off together
+EARLIER = 0.5  # between an earlier run and this one, for all K alike
+NOISE, LEAST_NOISE, MOST_NOISE = 0.08, 0.02, 0.3  # of a timing: at first, and bounds
+NOISE_TIMINGS = 50  # that the estimate of the noise goes back
+OUTLIER = 3.0  # deviations beyond which a timing counts the less, the further it is off
+DOUBT = 2.0  # deviations by which a cost may be lower than expected
+
 FIRST_SLOPE = 0.1  # what a draft adds to the cost of the only K known
 SLOPE_SHARE = 0.95  # what is expected beyond the largest K known, of the mean slope before it
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class Cost(NamedTuple):
@@ -32,85 +39,98 @@ class Cost(NamedTuple):
 
 
 @dataclass
-class _Timings:
-    """Those of one B and K."""
+class _Table:
+    """What is known of one batch size: a Kalman filter over the logarithms of its costs.
 
-    window: list[float] = field(default_factory=list)
-    scale: float = 1.0  # the window's seconds times this are today's
-    last: int = 0  # when the last one came, in rounds; below 0 in an earlier run
-    seconds: float = 0.0  # the estimate
+    Most changes are the machine's (heat, another app, a longer context) and move all K alike. So a
+    timing of one K tells of the others as well, and a K that is timed again after long is compared
+    with those timed just before it: a slow phase of the machine does not count against it.
+    """
+
+    ks: list[int] = field(default_factory=list)  # the known ones, as they came
+    logs: Floats = field(default_factory=lambda: np.zeros(0))
+    spread: Floats = field(default_factory=lambda: np.zeros((0, 0)))  # their covariance
+    counts: dict[int, int] = field(default_factory=dict)  # timings of each K, up to ENOUGH
+    firsts: dict[int, list[float]] = field(default_factory=dict)  # of K that are not known yet
+    last: int = 0  # the K timed last
+    now: int = 0  # when that was, in timings of all batch sizes
+
+    def age(self, now: int) -> None:
+        """So much may have changed until now."""
+        rounds, self.now = now - self.now, now
+        own = np.eye(len(self.ks)) * (rounds * OWN**2)
+        self.spread = self.spread + own + min(rounds * COMMON**2, EARLIER**2)
+
+    def begin(self, k: int, log: float, deviation: float) -> None:
+        """A K is known from now on, as far as this."""
+        size = len(self.ks)
+        spread = np.zeros((size + 1, size + 1))
+        spread[:size, :size] = self.spread
+        spread[size, size] = deviation**2
+        self.spread, self.logs = spread, np.append(self.logs, log)
+        self.ks.append(k)
+        self.last = k
 
     @property
-    def certain(self) -> bool:
-        return len(self.window) >= ENOUGH
+    def index(self) -> int:
+        return self.ks.index(self.last)
 
-    def add(self, seconds: float, now: int) -> None:
-        kept = ENOUGH if now - self.last > STALE else WINDOW - 1
-        self.window = [*self.window[-kept:], seconds / self.scale]
-        self.last = now
-        # The mean of the middle half: nearly as steady as the mean, and outliers do not reach it.
-        # They are slow ones: of few timings one more of the slow is left out.
-        ordered = sorted(self.window)
-        cut = (len(ordered) + 1) // 4
-        middle = ordered[cut : len(ordered) - cut - (3 < len(ordered) < ENOUGH)]
-        self.seconds = sum(middle) / len(middle) * self.scale
+    def update(self, k: int, log: float, noise: float) -> float:
+        """Learn from a timing of a known K; its squared surprise, less what was to be expected."""
+        self.last = k
+        index = self.index
+        surprise = log - float(self.logs[index])
+        expected = float(self.spread[index, index]) + noise**2
+        odd = max(1.0, surprise**2 / (OUTLIER**2 * expected))
+        gain = self.spread[:, index] / (float(self.spread[index, index]) + odd * noise**2)
+        self.logs = self.logs + gain * surprise
+        self.spread = self.spread - np.outer(gain, self.spread[index])
+        return surprise**2 / odd - expected
 
-    def rescale(self, factor: float) -> None:
-        self.scale *= factor
-        self.seconds *= factor
+    def seconds(self, k: int) -> float:
+        return math.exp(float(self.logs[self.ks.index(k)]))
 
-    def least(self, now: int) -> float:
-        if not self.certain:
-            return min(self.window) * self.scale * (1 - FEW_DOUBT)
-        doubt = min((now - self.last) * STALE_DOUBT, MOST_DOUBT)
-        return self.seconds * (1 - doubt)
+    def least(self, k: int) -> float:
+        """What K may cost with luck, beside the K timed last."""
+        i, j = self.ks.index(k), self.index
+        apart = self.spread[i, i] + self.spread[j, j] - 2 * self.spread[i, j]
+        return self.seconds(k) * math.exp(-DOUBT * math.sqrt(max(0.0, float(apart))))
 
 
 class Costs:
     """Seconds of a round for every B and K.
 
-    Single outliers do not show. When the times of what is known jump (another app, heat), all
-    costs do. Those of an earlier run follow the first that is timed in this one. A cost that is
-    not timed for long may have fallen: it is doubted.
+    What is learned above all is how they compare: times that change for one K change the costs of
+    all, as far as the comparison is certain. Those of an earlier run follow the first that is
+    timed in this one. A cost that is not timed for long may have fallen: it is doubted.
     """
 
     def __init__(self) -> None:
-        self._of: dict[int, dict[int, _Timings]] = {}
+        self._of: dict[int, _Table] = {}
         self._now = 0
-        self._odd: list[tuple[_Timings, float]] = []  # the last, and by which factor they were off
+        self._noise = NOISE
 
     def add(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
         """A round took so long."""
         self._now += 1
-        of = self._of.setdefault(batch, {})
-        timings = of.setdefault(num_draft_tokens, _Timings())
-        before = timings.seconds
-        if timings.certain:
-            self._odd.append((timings, seconds / before))
-            if 1 / STEP < seconds / before < STEP:
-                self._odd = []
-        timings.add(seconds, self._now)
-        if len(self._odd) == STEP_TIMINGS:
-            self._step()
-        elif timings.certain and before:
-            for other in of.values():
-                if other.last < 0:
-                    other.rescale(timings.seconds / before)
-
-    def _step(self) -> None:
-        """The machine is slower now, or faster, since as many timings as are odd."""
-        factor = statistics.median(ratio for _, ratio in self._odd)
-        for of in self._of.values():
-            for timings in of.values():
-                timings.rescale(factor)
-        for timings, _ in self._odd:
-            timings.window.pop()  # timed after the step, so not to be scaled; more are to come
-        self._odd = []
+        table = self._of.setdefault(batch, _Table(now=self._now))
+        table.age(self._now)
+        k, log = num_draft_tokens, math.log(seconds)
+        table.counts[k] = min(table.counts.get(k, 0) + 1, ENOUGH)
+        if k in table.ks:
+            excess = table.update(k, log, self._noise)
+            noise = math.sqrt(max(0.0, self._noise**2 + excess / NOISE_TIMINGS))
+            self._noise = min(max(noise, LEAST_NOISE), MOST_NOISE)
+            return
+        firsts = table.firsts.setdefault(k, [])
+        firsts.append(log)
+        if len(firsts) == KNOWN:
+            # Outliers are slow ones: a K that looks too cheap is played, and soon known better.
+            table.begin(k, min(table.firsts.pop(k)), FIRST)
 
     def known(self, batch: int) -> list[int]:
         """The K that were timed often enough to be relied on, in order."""
-        of = self._of.get(batch, {})
-        return sorted(k for k, timings in of.items() if len(timings.window) >= KNOWN)
+        return sorted(self._of[batch].ks) if batch in self._of else []
 
     def estimates(self, batch: int, most: int) -> list[Cost]:
         """The costs of K = 0 .. most, of which at least one must be known.
@@ -118,14 +138,14 @@ class Costs:
         The others are guessed from the lines through those, and rather too low: what might be
         best is then tried, and known.
         """
-        of = self._of[batch]
-        known = [(k, of[k].seconds) for k in self.known(batch)]
+        table = self._of[batch]
+        known = [(k, table.seconds(k)) for k in self.known(batch)]
         (first, low), (last, high) = known[0], known[-1]
         slope = max(0.0, (high - low) / (last - first)) if last > first else FIRST_SLOPE * low
         below = [max(low - slope * (first - k), low / 2) for k in range(first)]
         costs = [Cost(guess, guess) for guess in below]
         for (left, a), (right, b) in zip(known, [*known[1:], (most + 1, math.inf)], strict=True):
-            costs.append(Cost(a, of[left].least(self._now)))
+            costs.append(Cost(a, table.least(left)))
             floor = min(costs[left].least, b)
             for k in range(left + 1, right):
                 if left == last:
@@ -140,8 +160,8 @@ class Costs:
     def to_json(self) -> dict[str, dict[str, list[float]]]:
         """The known costs: B, K, seconds and number of timings."""
         return {
-            str(batch): {str(k): [of[k].seconds, len(of[k].window)] for k in self.known(batch)}
-            for batch, of in self._of.items()
+            str(batch): {str(k): [table.seconds(k), table.counts[k]] for k in self.known(batch)}
+            for batch, table in self._of.items()
         }
 
     @classmethod
@@ -152,10 +172,12 @@ class Costs:
         """
         costs = cls()
         for batch, of in saved.items():
+            table = costs._of.setdefault(int(batch), _Table())
             for k, (seconds, num_timings) in of.items():
                 if not (int(k) >= 0 and 0 < seconds < math.inf):
                     raise ValueError(f"a round of {k} drafts cannot take {seconds} s")
-                count = ENOUGH if num_timings >= ENOUGH else KNOWN
-                timings = _Timings([float(seconds)] * count, 1.0, -STALE, float(seconds))
-                costs._of.setdefault(int(batch), {})[int(k)] = timings
+                enough = num_timings >= ENOUGH
+                table.counts[int(k)] = ENOUGH if enough else KNOWN
+                table.begin(int(k), math.log(seconds), FIRST / 4 if enough else FIRST)
+            table.spread = table.spread + EARLIER**2
         return costs

@@ -77,7 +77,7 @@ class Depth:
       the cost is known, so there are at most MOST of them for a batch size.
     - a K that could be it, if all that is unknown turned out well, gets a round now and then: a
       probe. What it is expected to lose is paid from PROBE_SHARE of the time, saved up before.
-      Only the nearest above and below the best are probed: the others cost more, and compilations.
+      On either side of the best it is the one that should lose least, as a rule the nearest.
     """
 
     def __init__(self, costs: Costs | None = None, pool: Acceptance | None = None) -> None:
@@ -171,16 +171,19 @@ class Depth:
         best = here.best
         seconds, speed = view.costs[best].expected, view.speed(best)
 
-        def nearest(side: list[int]) -> int:
-            """The first that could win; doubting its cost only where none could otherwise."""
+        def cheapest(side: list[int]) -> int:
+            """Of those that could win the one that should lose least; the nearest of equals.
+
+            The cost of a known one is doubted only where none could win otherwise.
+            """
             for doubted in (False, True):
-                for k in side:
-                    if view.hope(k, best, doubted=doubted) > PROBE_GAIN * speed:
-                        return k
+                able = [k for k in side if view.hope(k, best, doubted=doubted) > PROBE_GAIN * speed]
+                if able:
+                    return max(able, key=view.speed)
             return best
 
-        above = nearest([k for k in view.options if k > best])
-        below = nearest([k for k in reversed(view.options) if k < best])
+        above = cheapest([k for k in view.options if k > best])
+        below = cheapest([k for k in reversed(view.options) if k < best])
         k = min({above, below} - {best}, key=lambda k: here.probed.get(k, 0), default=best)
         if k in view.known:
             loss = view.costs[k].expected - view.tokens[k] / speed

@@ -37,9 +37,15 @@ class CheckpointError(MgmError):
 
 
 class NotEnoughMemoryError(MgmError):
-    """The device has no room for this prompt, or for more of this text."""
+    """The device has no room for this model, for this prompt, or for more of this text."""
 
     exit_code = 4
+
+
+class VerificationError(MgmError):
+    """What was checked is not what it should be: a file, a text, a pair."""
+
+    exit_code = 5
 
 
 class QueueFullError(MgmError):

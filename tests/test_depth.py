@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mlx_gemma_mtp.acceptance import IDLE_TRIES, Acceptance
-from mlx_gemma_mtp.costs import WINDOW, Costs
+from mlx_gemma_mtp.costs import Costs
 from mlx_gemma_mtp.depth import MOST, PROBE_SHARE, TRIAL_PAUSE, TRIAL_ROUNDS, Depth
 from mlx_gemma_mtp.remembered import load_depth, save_depth
 
@@ -30,6 +30,8 @@ MACHINES = {
     "linear": [10, 21, 32, 43, 54, 65, 76, 87, 98],  # a CPU: drafts never pay
     # From shared measurements of one H100: 31B at batch 1 went from 41 to 84 tokens/s at 0.8.
     "H100 31B": [24.4, 28.2, 32.1, 36.0, 39.9, 43.9, 47.8, 51.7, 55.6],
+    # Measured when many experts are read: one draft costs half a round.
+    "H100 26B at batch 4": [13.9, 21.5, 23.0, 26.0, 28.0, 30.0, 33.0, 35.0, 37.0],
     # And 26B-A4B with an expert path that sorts from 8 rows on: 4 times as slow there.
     "H100 26B": [11.0, 11.1, 12.9, 14.7, 16.4, 18.1, 19.2, 47.0, 49.0],
 }
@@ -60,6 +62,7 @@ class Machine:
     seconds: Floats
     compile_seconds: float = 0.0
     resized_every: int | None = None  # rounds
+    noise: float | None = None  # standard deviation of a timing, relative; drawn where None
     compiled: set[int] = field(default_factory=set)
 
 
@@ -122,7 +125,7 @@ def play(
     rounds, batch, most = chances.shape
     wrong = rng.random(chances.shape) >= chances
     agreeing = np.where(wrong.any(2), wrong.argmax(2), most).tolist()
-    jitter = np.maximum(rng.normal(1, rng.uniform(0.05, 0.10), rounds), 0.5)
+    jitter = np.maximum(rng.normal(1, machine.noise or rng.uniform(0.05, 0.10), rounds), 0.5)
     jitter[rng.random(rounds) < 0.01] *= 3  # rare outliers
     timed = (machine.seconds * jitter[:, None]).tolist()
     rows = [depth.row() for _ in range(batch)]
@@ -228,6 +231,39 @@ def test_a_machine_that_slows_down_and_recovers_is_followed(
     distance = typical(0.05, measure)
     report(f"{name}, {text}, drift and steps, {rounds} rounds from nothing", f"{distance:.2%}")
     assert distance < 0.05
+
+
+def restless(rng: Rng, rounds: int) -> Floats:
+    """The scale of a machine as seen behind a busy host: its pace creeps up and drops at once."""
+    scale = np.empty(rounds)
+    at = 0
+    while at < rounds:
+        length = min(int(rng.integers(60, 300)), rounds - at)
+        low, high = rng.uniform(0.9, 1.2), rng.uniform(1.2, 1.8)
+        creep = np.linspace(low, high, length)
+        scale[at : at + length] = creep if rng.random() < 0.7 else creep[::-1]
+        at += length
+    return scale
+
+
+@pytest.mark.parametrize("text", ["0.8", "0.5", "0.2", "0"])
+@pytest.mark.parametrize("name", ["mixture", "H100 26B at batch 4", "jump at 4"])
+def test_a_machine_whose_pace_never_rests_does_not_mislead(
+    rng: Rng, report: Report, name: str, text: str
+) -> None:
+    # What is near the best may be mistaken for it there. Plain decoding it must not fall behind.
+    rounds = 3000
+
+    def measure(distance: Callable[[Played], float]) -> float:
+        shaken = machine(name, rounds, restless(rng, rounds))
+        shaken.noise = 0.15
+        return distance(play(rng, Depth(), shaken, steady(text, rounds)))
+
+    behind_plain = typical(STEADY, lambda: measure(Played.behind_plain))
+    assert behind_plain < STEADY
+    distance = typical(0.08, lambda: measure(Played.behind_best))
+    assert distance < 0.08
+    report(f"{name}, {text}, a restless pace, {rounds} rounds from nothing", f"{distance:.2%}")
 
 
 def changing(first: str, then: str, at: int, rounds: int) -> Floats:
@@ -408,18 +444,18 @@ def test_what_is_not_tried_any_more_gives_way_soon() -> None:
 
 def test_single_outliers_do_not_show_in_a_cost(rng: Rng) -> None:
     costs = Costs()
-    for i in range(WINDOW):
+    for i in range(64):
         costs.add(1, 0, 10.0 if i % 8 == 5 else 1.0)
-    assert costs.estimates(1, 0)[0].expected == pytest.approx(1)
+    assert costs.estimates(1, 0)[0].expected == pytest.approx(1, rel=0.03)
 
 
 def test_a_step_of_the_k_in_use_is_one_of_the_machine() -> None:
     costs = Costs()
-    for k, seconds, count in ((0, 1.0, 200), (3, 2.0, 200), (3, 4.0, 10)):
+    for k, seconds, count in ((0, 1.0, 200), (3, 2.0, 200), (3, 4.0, 40)):
         for _ in range(count):
             costs.add(1, k, seconds)
-    assert costs.estimates(1, 3)[0].expected == pytest.approx(2)
-    assert costs.estimates(1, 3)[3].expected == pytest.approx(4)
+    assert costs.estimates(1, 3)[0].expected == pytest.approx(2, rel=0.1)
+    assert costs.estimates(1, 3)[3].expected == pytest.approx(4, rel=0.02)
 
 
 def test_a_remembered_table_is_scaled_to_the_machine_of_today() -> None:
@@ -430,7 +466,7 @@ def test_a_remembered_table_is_scaled_to_the_machine_of_today() -> None:
     today = Costs.from_json(before.to_json())
     for _ in range(40):
         today.add(1, 3, 4.8)
-    assert today.estimates(1, 3)[0].expected == pytest.approx(1.2)
+    assert today.estimates(1, 3)[0].expected == pytest.approx(1.2, rel=0.03)
 
 
 def test_a_cost_that_was_not_timed_for_long_is_doubted_more_and_more() -> None:
