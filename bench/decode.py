@@ -110,4 +110,4 @@ def decode(
         for generation in generations:
             generation.cancel()
         done = [generation.result() for generation in generations]  # raises what failed
-    return watch.samples(warm_up, rounds), done[0].stats
+    return watch.samples(warm_up, rounds)[:samples], done[0].stats

@@ -359,9 +359,11 @@ def test_probes_lose_no_more_than_their_share(rng: Rng) -> None:
 
 
 def test_the_k_of_a_steady_text_settles(rng: Rng) -> None:
-    played = play(rng, Depth(), machine("jump at 4", LEARNING), steady("published", LEARNING))
-    late = played.ks[LEARNING // 2 :]
-    assert late.count(3) > 0.7 * len(late)
+    late = [
+        play(rng, Depth(), machine("jump at 4", LEARNING), steady("published", LEARNING)).ks[-1000:]
+        for _ in range(3)
+    ]
+    assert np.median([ks.count(3) / len(ks) for ks in late]) > 0.7
 
 
 def test_a_pinned_row_gets_its_k_and_the_others_at_least_that() -> None:
