@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mlx_gemma_mtp.channels import ToolCall
     from mlx_gemma_mtp.engine import Engine, load
     from mlx_gemma_mtp.errors import MgmError
     from mlx_gemma_mtp.request import Chunk, Completion, Generation
     from mlx_gemma_mtp.sampling import SamplingParams
+    from mlx_gemma_mtp.session import Session
 
 __all__ = [
     "Chunk",
@@ -23,6 +25,8 @@ __all__ = [
     "Generation",
     "MgmError",
     "SamplingParams",
+    "Session",
+    "ToolCall",
     "__version__",
     "load",
 ]
@@ -34,6 +38,8 @@ _HOMES = {
     "Generation": "request",
     "MgmError": "errors",
     "SamplingParams": "sampling",
+    "Session": "session",
+    "ToolCall": "channels",
     "load": "engine",
 }
 

@@ -14,13 +14,16 @@ import mlx.core as mx
 from mlx_gemma_mtp.acceptance import Acceptance
 from mlx_gemma_mtp.cache import KVCache, capacity_for
 from mlx_gemma_mtp.depth import Depth
-from mlx_gemma_mtp.prefill import Prefill
+from mlx_gemma_mtp.prefill import CHUNKS, Prefill
 from mlx_gemma_mtp.request import Request
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, row_settings
 from mlx_gemma_mtp.speculate import Head, PlayRound, Round, first_token
 from mlx_gemma_mtp.target import Target
 
 SIZES = (1, 2, 4, 8)
+# A row may be two rounds ahead of its text: the one in which that ended, and the next. A session
+# that takes the row over still wants the window before the end.
+ROUNDS_AHEAD = 2
 SHRINK_AFTER = 16  # rounds with rows to spare before they go: resizing copies the cache
 
 
@@ -95,10 +98,13 @@ class Batch:
         request, length = prefill.request, len(prefill.request.ids)
         settings = row_settings([request.params], self._suppress)
         head = first_token(self._target, prefill.hidden, prefill.cache, settings)
+        if request.session:
+            request.session.mark(prefill.cache, request.ids)
         request.take(cast(list[int], head.newest.tolist()))
         if request.ended:
+            prefill.hand_back()
             return
-        self._free_ended()
+        self.free_ended()
         if None not in self._rows:
             size = next(size for size in self._sizes if size > len(self._rows))
             self._resize(size, length)
@@ -120,12 +126,13 @@ class Batch:
         So the device never waits for the host; what a row gets after its end is dropped. settled:
         nobody is about to join, so that rows to spare may go.
         """
-        self._free_ended()
+        self.free_ended()
         if settled:
             self._shrink()
         following = self._dispatch() if self._more_to_come else None
         self.land(following)
         self._flight = following
+        self.free_ended()  # a session has its cache as soon as its request has ended
         if not self.active:
             self.clear()
 
@@ -187,7 +194,7 @@ class Batch:
         is_new = capacity > held or shape not in self._shapes
         if is_new:
             self.land()  # what is compiled and copied now is no part of any round's time
-            self._free_ended()
+            self.free_ended()
             if not self.active or not self._grow(capacity):
                 return None
         begun = time.perf_counter()
@@ -226,20 +233,19 @@ class Batch:
         self._spare_rounds = self._spare_rounds + 1 if size < len(self._rows) else 0
         if self._spare_rounds > SHRINK_AFTER:
             self.land()
-            self._free_ended()
+            self.free_ended()
             self._resize(size)
 
     def _begin(self, size: int, capacity: int) -> None:
         """Start anew with this many free rows."""
         config, dtype = self._target.config, self._target.dtype
+        most = ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1)
         self._flight = None
         self._rows = [None] * size
         self._acceptance = {}
         self._lengths = [0] * size
         self._spare_rounds = 0
-        self._cache = KVCache.empty(
-            config, size, capacity=capacity, most=MAX_DRAFT_TOKENS + 1, dtype=dtype
-        )
+        self._cache = KVCache.empty(config, size, capacity=capacity, most=most, dtype=dtype)
         self._head = Head(
             mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
         )
@@ -261,16 +267,25 @@ class Batch:
         self._lengths = [0 if row is None else self._lengths[row] for row in rows]
         self._lay_out()
 
-    def _free_ended(self) -> None:
-        """Free the rows of requests that have ended."""
+    def free_ended(self) -> None:
+        """Free the rows of requests that have ended; those with a session leave it their cache."""
         rows = [None if row is None or row.ended else row for row in self._rows]
-        if rows != self._rows:
-            self._rows = rows
-            self._acceptance = {row: self._acceptance[row] for row in rows if row}
-            self._lengths = [
-                length if row else 0 for length, row in zip(self._lengths, rows, strict=True)
-            ]
-            self._lay_out()
+        if rows == self._rows:
+            return
+        for row, request in enumerate(self._rows):
+            if request and request.ended and request.session:
+                # The newest token's keys and values are not there yet.
+                held = [*request.ids, *request.tokens[:-1]]
+                try:
+                    request.session.keep_row(self._cache, row, held, most=CHUNKS[-1])
+                except (RuntimeError, MemoryError):  # no room: the next turn is prefilled whole
+                    request.session.close()
+        self._rows = rows
+        self._acceptance = {row: self._acceptance[row] for row in rows if row}
+        self._lengths = [
+            length if row else 0 for length, row in zip(self._lengths, rows, strict=True)
+        ]
+        self._lay_out()
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows anew; a free row stays where it is."""

@@ -158,18 +158,28 @@ class KVCache:
         masked slots count with weight zero, which does not make an infinite value vanish.
         """
         self.grow(capacity_for(length))
-        for index, layer in enumerate(self.config.layers[: self.config.num_kv_layers]):
-            sliding = layer.kind == "sliding_attention"
-            first = max(0, length - self.config.sliding_window) if sliding else 0
-            positions = mx.arange(first, length)
-            source = positions % other.keys[index].shape[2]
-            slots = (positions % self.keys[index].shape[2])[None, None, :, None]
-            for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-                moved = mx.take(theirs[index], source, axis=2)
-                blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
-                mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
-                theirs[index] = mx.zeros((0,))
-                mx.eval(mine[index])
+        for index in range(len(self.keys)):
+            self._copy_layer(index, row, other, 0, length)
+            other.keys[index] = other.values[index] = mx.zeros((0,))
+
+    def copy_row(self, other: KVCache, row: int, length: int) -> None:
+        """Copy the first `length` positions of a row of another cache into this one's only row."""
+        self.grow(capacity_for(length))
+        for index in range(len(self.keys)):
+            self._copy_layer(index, 0, other, row, length)
+        self.offset = mx.array([length], mx.int32)
+
+    def _copy_layer(self, index: int, row: int, other: KVCache, source: int, length: int) -> None:
+        """What the next query may see of one layer's first `length` positions, row to row."""
+        sliding = self.config.layers[index].kind == "sliding_attention"
+        positions = mx.arange(max(0, length - self.config.sliding_window) if sliding else 0, length)
+        taken = positions % other.keys[index].shape[2]
+        slots = (positions % self.keys[index].shape[2])[None, None, :, None]
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            moved = mx.take(theirs[index][source : source + 1], taken, axis=2)
+            blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
+            mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
+            mx.eval(mine[index])
 
     def _held_positions(self, kind: LayerKind, last: mx.array) -> mx.array:
         """The position each slot holds once `last` [B, 1] has been written: [B, S].

@@ -30,6 +30,7 @@ from mlx_gemma_mtp.remembered import load_depth, save_depth
 from mlx_gemma_mtp.request import Chunk, Completion, Generation, Request
 from mlx_gemma_mtp.sampling import SamplingParams, is_count
 from mlx_gemma_mtp.scheduler import Scheduler
+from mlx_gemma_mtp.session import Session
 from mlx_gemma_mtp.speculate import round_player
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.text import Message, Prompt, Text
@@ -102,6 +103,7 @@ class Engine:
         self.text = text
         self.config = target.config
         self.has_drafter = drafter is not None
+        self._identity = mlx_worker().run(lambda: _identity(target))
         self._defaults = defaults
         self._max_batch = max_batch
         self._eos = frozenset(_token_list(defaults, "eos_token_id", self.config) or [GEMMA_EOS])
@@ -144,17 +146,20 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         on_chunk: Callable[[Chunk], None] | None = None,
+        *,
+        session: Session | None = None,
     ) -> Generation:
         """Ask for the text of one prompt without waiting for it.
 
         Requests are served in order; up to max_batch decode side by side, joining and leaving at
         any round. on_chunk is called with every piece of the text, on the thread that does all the
         work: it must be quick and must not wait for an engine. What it raises ends the request.
-        What fails is told by the Generation alone.
+        What fails is told by the Generation alone. session: the conversation that this is a turn
+        of; what it holds of the prompt is not prefilled again.
 
         Raises QueueFullError where max_queue requests wait already, else as `generate`.
         """
-        return self._open.submit(self._request(prompt, params, on_chunk))
+        return self._submit(self._request(prompt, params, on_chunk, session))
 
     def generate(
         self,
@@ -191,20 +196,51 @@ class Engine:
                 request.generation.cancel()
             raise
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        session: Session | None = None,
+    ) -> Iterator[Chunk]:
         """The text of one prompt, piece by piece as it becomes certain.
 
         Work begins when the first piece is asked for; closing the iterator stops it within one
         round. Errors as `submit`.
         """
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        return self._pieces(self._request(prompt, params, chunks.put), chunks)
+        return self._pieces(self._request(prompt, params, chunks.put, session), chunks)
+
+    def session(self, saved: Path | None = None) -> Session:
+        """A conversation whose turns are not prefilled twice; give it to `submit` and `stream`.
+
+        The text is the same without. saved: a file that `Session.save` wrote with this model.
+        Raises CheckpointError where it is none.
+        """
+        _ = self._open
+        session = Session(self.config, self._identity)
+        if saved is not None:
+            mlx_worker().run(partial(session.restore, saved))
+        return session
+
+    def _submit(self, request: Request) -> Generation:
+        session = request.session
+        if session is None:
+            return self._open.submit(request)
+        session.begin()
+        try:
+            generation = self._open.submit(request)
+        except MgmError:
+            session.end()
+            raise
+        generation.add_done_callback(lambda _: session.end())
+        return generation
 
     def _pieces(self, request: Request, chunks: queue.SimpleQueue[Chunk | None]) -> Iterator[Chunk]:
         mlx_worker().check_may_wait()
         request.generation.add_done_callback(lambda _: chunks.put(None))
         try:
-            self._open.submit(request)
+            self._submit(request)
             while (chunk := chunks.get()) is not None:
                 yield chunk
             request.generation.result()  # raises what ended it early
@@ -222,13 +258,14 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None,
         on_chunk: Callable[[Chunk], None] | None = None,
+        session: Session | None = None,
     ) -> Request:
         """Check a prompt and its settings, and lay them out as a request."""
         _ = self._open  # a closed engine says so here
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings come as SamplingParams, not {type(params).__name__}")
-        ids = self._ids(prompt)
+        ids = self._ids(prompt, thinking=params.thinking)
         room = self.config.max_position_embeddings - len(ids)
         if not ids:
             raise UsageError("the prompt is empty: give some text")
@@ -259,20 +296,23 @@ class Engine:
             eos=frozenset() if params.ignore_eos else self._eos,
             stream=self.text.stream(params.stop_strings) if self.text else None,
             on_chunk=on_chunk,
+            session=session,
         )
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _ids(self, prompt: Prompt, *, thinking: bool) -> list[int]:
         if not isinstance(prompt, str) and not _is_list(prompt):
             raise UsageError(f"{PROMPT_FORMS}; not {type(prompt).__name__}")
         if isinstance(prompt, str) and not prompt.strip():
             return []
         if all(is_count(item) for item in prompt):
+            if thinking and prompt:
+                raise UsageError("thinking is the chat template's: give text or messages, not ids")
             return [int(cast(int, item)) for item in prompt]
         if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
             raise UsageError(PROMPT_FORMS)
         if self.text is None:
             raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
-        return self.text.prompt(cast(str | Sequence[Message], prompt))
+        return self.text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking)
 
 
 def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion]]:
@@ -293,6 +333,17 @@ def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | No
     device = mx.device_info().get("device_name", "")
     digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
     return f"{name} {digest}, {device}, mlx {version('mlx')}"
+
+
+def _identity(target: Target) -> str:
+    """What keys and values belong to: the target's configuration, types and small weights."""
+    parameters = dict(tree_flatten(target.parameters()))
+    about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
+    digest = hashlib.sha256(repr((target.config, about)).encode())
+    for array in parameters.values():
+        if array.ndim == 1 and mx.issubdtype(array.dtype, mx.floating):
+            digest.update(bytes(memoryview(array.astype(mx.float32))))
+    return digest.hexdigest()
 
 
 def _prompts(value: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -48,26 +48,38 @@ class Prefill:
 
     def __init__(self, target: Target, request: Request) -> None:
         request.begin()
-        length = len(request.ids)
+        length, session = len(request.ids), request.session
         self.request = request
-        self.cache = KVCache.empty(
-            target.config,
-            1,
-            capacity=capacity_for(length),
-            most=min(CHUNKS[-1], length),
-            dtype=target.dtype,
-        )
-        self.hidden: mx.array  # [1, 1, H] of the last token so far
         self._target = target
-        self._left = request.ids
+        reused = session.resume(request.ids) if session else None
+        if reused:
+            self.cache = reused.cache
+            request.stats.reused_tokens = reused.length
+        else:
+            self.cache = KVCache.empty(
+                target.config,
+                1,
+                capacity=capacity_for(length),
+                most=CHUNKS[-1] if session else min(CHUNKS[-1], length),
+                dtype=target.dtype,
+            )
+        self.hidden: mx.array  # [1, 1, H] of the last token so far
+        self._left = request.ids[request.stats.reused_tokens :]
 
     @property
     def finished(self) -> bool:
         """Is the whole prompt in the cache?"""
         return not self._left
 
+    def hand_back(self) -> None:
+        """Leave what there is of it to the request's session, where it has one."""
+        if self.request.session:
+            done = len(self.request.ids) - len(self._left)
+            self.request.session.keep(self.cache, self.request.ids[:done])
+
     def advance(self, most: int) -> int:
         """Run up to `most` further tokens, and wait for them; returns how many they were."""
+        self.cache.grow(capacity_for(len(self.request.ids)))
         chunk, self._left = self._left[:most], self._left[most:]
         self.hidden = prefill(self._target, mx.array([chunk]), self.cache)
         # One chunk's activations at a time.

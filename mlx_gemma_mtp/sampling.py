@@ -58,10 +58,11 @@ class SamplingParams:
     max_tokens: most tokens to generate; None: as many as the context holds.
     temperature: 0 is greedy, and so is anything below 1e-6. top_k: 0 keeps all. top_p: in (0, 1].
     seed: same prompt, settings and seed, same text; None draws a fresh one.
-    stop: strings that end the text; they are not part of it.
+    stop: strings that end the text where the answer holds one; they are not part of it.
     num_draft_tokens: drafts per round; "auto" is the engine's choice, round by round, of what it
         measures to be fastest; 0 is plain decoding.
     ignore_eos: go on past end-of-turn tokens.
+    thinking: have the chat template ask for a thought before the answer; not for prompts of ids.
 
     Raises UsageError for a value out of range.
     """
@@ -74,6 +75,7 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     num_draft_tokens: int | Literal["auto"] = "auto"
     ignore_eos: bool = False
+    thinking: bool = False
 
     def __post_init__(self) -> None:
         most = 2**31 - 1
@@ -104,6 +106,7 @@ class SamplingParams:
                 "stop must be a string or a list of strings, none of them empty",
             ),
             (isinstance(self.ignore_eos, bool), "ignore_eos must be True or False"),
+            (isinstance(self.thinking, bool), "thinking must be True or False"),
         ]
         for good, message in checks:
             if not good:

@@ -116,7 +116,9 @@ class Scheduler:
             if leaving or request.generation.stopping:
                 request.cancel()
         if self._prefill is not None and self._prefill.request.ended:
+            self._prefill.hand_back()
             self._prefill = None
+        self._in_batch(self._batch.free_ended)
         for request in [request for request in self._waiting if request.ended]:
             self._waiting.remove(request)
             self._room.release()

@@ -1,23 +1,51 @@
 """Between text and tokens: tokenizer, chat template, and text that streams.
 
 Wraps mlx-lm's tokenizer, whose detokenizers yield text as soon as its bytes are complete. Knows
-nothing of models, engines or terminals.
+nothing of models, engines or terminals, nor of what a model's markers mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 
 Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
+MODEL_ROLES = ("assistant", "model")
+# A thought that is still in front of what a model said, as its text and markers decode.
+LEADING_THOUGHTS = re.compile(
+    r"\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+", re.DOTALL
+)
+NOTHING = r"(?!)"  # a pattern that matches nowhere
+FIRST_DISGUISE = 0xD800  # and on: lone surrogates, which no text holds that UTF-8 can write
+
+
+class Markers(NamedTuple):
+    """The ids of the tokens that part what a model says; None where the tokenizer has none."""
+
+    channel: int | None = None
+    channel_end: int | None = None
+    call: int | None = None
+    call_end: int | None = None
+    quote: int | None = None
+
+
+NO_MARKERS = Markers()
+MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
+
 
 class Text:
-    """The tokenizer and chat template of a checkpoint."""
+    """The tokenizer and chat template of a checkpoint.
+
+    What is in a message is text throughout: a special token that is spelled out there becomes
+    ordinary tokens, so nobody can forge a turn. Special tokens come from the template, or as ids.
+    """
 
     def __init__(self, folder: Path) -> None:
         from mlx_lm import tokenizer_utils  # pulls in transformers: about a second
@@ -26,13 +54,19 @@ class Text:
             self._tokenizer = tokenizer_utils.load(folder)
         except Exception as error:  # tokenizers raises bare Exception for a broken file
             raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
+        added = self._tokenizer.added_tokens_decoder
+        self.markers = _markers({token.content: number for number, token in added.items()})
+        special = [t.content for t in added.values() if t.special or t.content in MARKERS]
+        firsts = sorted({ord(content[0]) for content in special})
+        self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
+        self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
+        self._special = re.compile("|".join(map(re.escape, special)) or NOTHING)
+        disguises = "|".join(map(chr, self._undisguise))
+        self._disguised = re.compile(disguises or NOTHING)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, as it is: no turn, no beginning-of-text token."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError("the prompt is not valid UTF-8 text") from None
+        """Token ids of a text with its special tokens: no turn, no beginning-of-text token."""
+        _check_writable(text)
         # verbose: else a long text makes transformers warn of a limit that is not this runtime's
         return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
@@ -44,36 +78,114 @@ class Text:
         """Token ids of a conversation, ready for the model's next turn.
 
         options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (off
-        unless asked for).
+        unless asked for). Thoughts that a model's message begins with, markers and all, are left
+        out; other markers in messages and tools are plain text.
         Raises UsageError for a conversation that the template refuses.
         """
         import jinja2
 
-        if self._tokenizer.chat_template is None:
+        template = self._tokenizer.chat_template
+        if template is None:
             raise UsageError("this checkpoint has no chat template: give plain text or token ids")
+        options = {"enable_thinking": False} | options
+        if options["enable_thinking"] and "enable_thinking" not in str(template):
+            raise UsageError("this checkpoint's chat template cannot switch thinking on")
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages),
+            if "tools" in options:
+                options["tools"] = self._in_disguise(options["tools"])
+            written = self._tokenizer.apply_chat_template(
+                [self._in_disguise(_without_thoughts(message)) for message in messages],
                 tokenize=False,
                 add_generation_prompt=True,
-                **{"enable_thinking": False} | options,
+                **options,
             )
-        except (jinja2.TemplateError, TypeError, KeyError, ZeroDivisionError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            KeyError,
+            ZeroDivisionError,
+            RecursionError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"the chat template refuses these messages: {reason}") from None
-        return self.encode(text)
+        return self._encode_disguised(written)
 
-    def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Token ids of a prompt. A string is one user turn where there is a chat template."""
+    def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
+        """Token ids of a prompt. A string is one user turn where there is a chat template.
+
+        thinking: have the template switch it on. Raises UsageError as `chat`, and where thinking
+        is asked for without a template.
+        """
         if not isinstance(prompt, str):
-            return self.chat(prompt)
-        if self._tokenizer.chat_template is None:
-            return list(self._tokenizer.encode(prompt))
-        return self.chat([{"role": "user", "content": prompt}])
+            return self.chat(prompt, enable_thinking=thinking)
+        if self._tokenizer.chat_template is None and not thinking:
+            beginning = list(self._tokenizer.encode(""))
+            return beginning + self._encode_disguised(self._in_disguise(prompt))
+        return self.chat([{"role": "user", "content": prompt}], enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """A fresh stream of text that ends at any of the stop strings."""
-        return TextStream(self._tokenizer.detokenizer, stop)
+        return TextStream(self._tokenizer.detokenizer, stop, self.markers)
+
+    def _in_disguise(self, value: Any) -> Any:
+        """A value with every character of its strings disguised that a special token begins with.
+
+        One character stands for one, so that templates may cut and trim as they do.
+        """
+        if isinstance(value, str):
+            _check_writable(value)
+            return value.translate(self._disguise)
+        if isinstance(value, Mapping):
+            return {self._in_disguise(key): self._in_disguise(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._in_disguise(item) for item in value]
+        return value
+
+    def _encode_disguised(self, written: str) -> list[int]:
+        """Token ids of a text in which special tokens are those that do not begin in disguise."""
+        text = written.translate(self._undisguise)
+        begun = (found.start() for found in self._disguised.finditer(written))
+        # Encoded in parts, cut behind the first character of each one that only looks special.
+        cuts = [at + 1 for at in begun if self._special.match(text, at)]
+        ids: list[int] = []
+        for start, end in pairwise([0, *cuts, len(text)]):
+            ids += self.encode(text[start:end])
+        return ids
+
+
+def _markers(ids: Mapping[str, int]) -> Markers:
+    """The markers among these tokens; one that opens counts only beside the one that closes."""
+    channel, channel_end, call, call_end, quote = map(ids.get, MARKERS)
+    if channel is None or channel_end is None:
+        channel = channel_end = None
+    if call is None or call_end is None:
+        call = call_end = None
+    return Markers(channel, channel_end, call, call_end, quote)
+
+
+def _check_writable(text: str) -> None:
+    """Raises UsageError for a text with halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the prompt is not valid UTF-8 text") from None
+
+
+def _without_thoughts(message: Any) -> Any:
+    """A message without the thoughts that a model's words begin with."""
+    if not isinstance(message, Mapping) or message.get("role") not in MODEL_ROLES:
+        return message
+    return {key: _said(item) if key == "content" else item for key, item in message.items()}
+
+
+def _said(content: Any) -> Any:
+    """A content, as text or as a list of parts, without the thoughts in front."""
+    if isinstance(content, str):
+        return LEADING_THOUGHTS.sub("", content, count=1)
+    if isinstance(content, list) and content and isinstance(content[0], Mapping):
+        first = {key: _said(item) if key == "text" else item for key, item in content[0].items()}
+        return [first, *content[1:]]
+    return content
 
 
 class TextStream:
@@ -83,11 +195,23 @@ class TextStream:
     everything after it are not part of the text.
     """
 
-    def __init__(self, detokenizer: Any, stop: Sequence[str]) -> None:
+    markers = NO_MARKERS
+
+    def __init__(
+        self, detokenizer: Any, stop: Sequence[str], markers: Markers = NO_MARKERS
+    ) -> None:
+        self.markers = markers
         self._detokenizer = detokenizer
         self._stop = stop
         self._held = ""
         self.stopped = False
+
+    def beside(self) -> TextStream:
+        """A stream for text between parts of this one, without stop strings.
+
+        They share what they read with: `finish` the one before the other goes on.
+        """
+        return TextStream(self._detokenizer, (), self.markers)
 
     def add(self, token: int) -> str:
         """The text that has become certain with this token."""
@@ -95,7 +219,10 @@ class TextStream:
         return self._release(final=False)
 
     def finish(self) -> str:
-        """What was still held back; bytes of an unfinished character become U+FFFD."""
+        """What was still held back; bytes of an unfinished character become U+FFFD.
+
+        More may come then, as another part of the text.
+        """
         self._detokenizer.finalize()
         return self._release(final=True)
 

@@ -870,6 +870,7 @@ WRONG_SETTINGS: dict[str, list[Any]] = {
     "stop": ["", [""], ["a", ""], 5, [5], b"a", b"", {"a"}, None, ["a", None], np.array(["a"])],
     "num_draft_tokens": [-1, 16, 1.5, "3", "none", True, None, [1], np.array([1, 2])],
     "ignore_eos": ["no", None, [True]],
+    "thinking": ["no", None, 1],
 }
 
 

@@ -187,6 +187,7 @@ def small_steps() -> Iterator[None]:
         patch.setattr(scheduler, "CHUNKS", (1,))  # short prompts may still share a chunk
         patch.setattr(cache, "SLOT_STEP", 1)
         patch.setattr(batch, "MAX_DRAFT_TOKENS", MOST)
+        patch.setattr(batch, "ROUNDS_AHEAD", 1)
         patch.setattr(batch, "SHRINK_AFTER", 2)
         for module in (cache, batch, prefill):
             patch.setattr(

@@ -111,6 +111,7 @@ def tight_ring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "SLOT_STEP", 1)
         patch.setattr(batch, "MAX_DRAFT_TOKENS", max(DRAFTS))
+        patch.setattr(batch, "ROUNDS_AHEAD", 1)  # enough where no session takes over
         patch.setattr(prefill, "PAUSE_SECONDS", np.inf)  # short prompts join before the next round
         yield
 

@@ -867,5 +867,5 @@ def test_a_round_is_timed_only_beside_one_of_as_many_drafts_and_a_change_comes_t
     for (drafts, timed), (following, _) in pairwise(observed[1:]):
         assert timed == (drafts == following)
     runs = [len(list(same)) for _, same in groupby(drafts for drafts, _ in observed)]
-    assert min(runs[:-1]) >= 2
+    assert min(runs[1:-1]) >= 2  # the first may begin with the last number of the text before
     assert len(runs) > 4

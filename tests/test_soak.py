@@ -181,6 +181,10 @@ def stream(running: Engine, ask: Ask) -> None:
     pieces.close()  # type: ignore[attr-defined]
 
 
+def answer(ask: Ask) -> str:
+    return "".join(chunk.text for chunk in ask.pieces if chunk.kind == "answer")
+
+
 def assert_ended_well(ask: Ask) -> None:
     """Did it end once, as it was to, with nothing lost, doubled or miscounted?"""
     finals = [chunk for chunk in ask.pieces if chunk.finish_reason]
@@ -200,7 +204,7 @@ def assert_ended_well(ask: Ask) -> None:
     if not ask.streamed:
         assert isinstance(ask.result, Completion), ask
         assert ask.result.tokens == ask.tokens
-        assert ask.result.text == "".join(chunk.text for chunk in ask.pieces)
+        assert ask.result.text == answer(ask)
         assert ask.result.finish_reason == finals[0].finish_reason
         assert ask.result.stats is finals[0].stats
     reason, stats = finals[0].finish_reason, finals[0].stats
@@ -371,7 +375,7 @@ def test_the_demo_pair_serves_many_and_nothing_is_lost(
             ask = completed[number]
             (alone,) = running.generate(ask.prompt, replace(ask.params, num_draft_tokens=0))
             assert ask.tokens == alone.tokens, ask
-            assert "".join(chunk.text for chunk in ask.pieces) == alone.text
+            assert answer(ask) == alone.text
             if ask.params.num_draft_tokens in (1, 2):  # then drafts are its own business, too
                 (alone,) = running.generate(ask.prompt, ask.params)
                 stats = ask.pieces[-1].stats
