@@ -27,14 +27,14 @@ def load_depth(key: str) -> Depth:
     """
     # ArithmeticError: a number too large for a float. The others: not ours, or damaged.
     with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, ArithmeticError):
-        return Depth.from_json(_entries()[key])
+        return Depth.from_json(remembered_depths()[key])
     return Depth()
 
 
 def save_depth(key: str, depth: Depth) -> None:
     """Keep what this run found out, and what is there under other keys."""
-    path = _path()
-    entries = {**_entries(), key: depth.to_json()}
+    path = depth_file()
+    entries = {**remembered_depths(), key: depth.to_json()}
     text = json.dumps({"format": FORMAT, "entries": entries}, indent=1)
     # A full disk or a folder that is not ours must not end a run: the next one learns anew.
     with contextlib.suppress(OSError):
@@ -48,15 +48,16 @@ def save_depth(key: str, depth: Depth) -> None:
             Path(name).unlink(missing_ok=True)
 
 
-def _path() -> Path:
+def depth_file() -> Path:
+    """Where it is kept; it need not be there."""
     folder = os.environ.get("MGM_CACHE_DIR") or user_cache_dir("mlx-gemma-mtp", appauthor=False)
     return Path(folder) / "depth.json"
 
 
-def _entries() -> dict[str, Any]:
+def remembered_depths() -> dict[str, Any]:
     """What the file holds, by key; nothing if there is none, or not one of ours."""
     try:
-        saved = json.loads(_path().read_text(encoding="utf-8"))
+        saved = json.loads(depth_file().read_text(encoding="utf-8"))
         return dict(saved["entries"]) if saved["format"] == FORMAT else {}
     except (OSError, KeyError, ValueError, TypeError):  # ValueError: not JSON, not UTF-8
         return {}

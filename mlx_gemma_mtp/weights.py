@@ -43,7 +43,7 @@ def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     other and is slower in bfloat16. Raises CheckpointError, UsageError.
     """
     raw = read_config(folder)
-    config = _parse(TargetConfig.from_dict, raw, folder)
+    config = parse_config(TargetConfig.from_dict, raw, folder)
     return _load(Target(config), folder, raw, bits, dtype)
 
 
@@ -52,7 +52,7 @@ def load_drafter(
 ) -> Drafter:
     """The drafter in a folder, for this target; arguments and errors as `load_target`."""
     raw = read_config(folder)
-    config = _parse(DrafterConfig.from_dict, raw, folder)
+    config = parse_config(DrafterConfig.from_dict, raw, folder)
     check_pair(target, config)
     return _load(Drafter(config), folder, raw, bits, dtype)
 
@@ -71,7 +71,9 @@ def drafter_bits(target: Path, drafter: Path) -> int | None:
     return 4 if quantization.get("bits", 8) <= 4 else 8
 
 
-def _parse(parse: Callable[[dict[str, Any]], Config], raw: dict[str, Any], folder: Path) -> Config:
+def parse_config(
+    parse: Callable[[dict[str, Any]], Config], raw: dict[str, Any], folder: Path
+) -> Config:
     """Run a configuration's own reader; a value of a wrong kind becomes a CheckpointError."""
     try:
         return parse(raw)
@@ -172,18 +174,21 @@ def _read_arrays(folder: Path) -> Arrays:
     """All arrays of a checkpoint, under this package's names; MLX reads them when first used."""
     arrays: Arrays = {}
     for path in weight_files(folder):
-        _check_whole(path)
+        read_header(path)
         try:
             stored = mx.load(str(path))
         except RuntimeError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         assert isinstance(stored, dict)  # which safetensors always give
-        arrays |= {_canonical(name): array for name, array in stored.items()}
+        arrays |= {canonical_name(name): array for name, array in stored.items()}
     return _join_gate_up(arrays)
 
 
-def _check_whole(path: Path) -> None:
-    """Raise CheckpointError unless the file is as long as its header says."""
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's entries by tensor name, unchecked, and the byte where its data start.
+
+    Raises CheckpointError unless the file is as long as its header says.
+    """
     with path.open("rb") as file:
         start = file.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
@@ -193,17 +198,19 @@ def _check_whole(path: Path) -> None:
             header = None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a whole safetensors file: download it again")
+    header.pop("__metadata__", None)
     try:
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        ends = [entry["data_offsets"][1] for entry in header.values()]
         missing = 8 + size + max(ends, default=0) - path.stat().st_size
     except (KeyError, TypeError, IndexError):
         raise CheckpointError(f"{path} has a damaged header: download it again") from None
     if missing:
         what = f"cut short by {missing}" if missing > 0 else f"too long by {-missing}"
         raise CheckpointError(f"{path} is {what} bytes: download it again")
+    return header, 8 + size
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A checkpoint's name for an array -> ours: the text-only checkpoint's, less its `model.`."""
     for prefix in _PREFIXES:
         if name.startswith(prefix):
@@ -292,7 +299,7 @@ def _stored_format(quantization: dict[str, Any], arrays: Arrays) -> Format:
     own = {}
     for path, entry in quantization.items():
         if isinstance(entry, dict):
-            mine = _canonical(f"{path}.weight")
+            mine = canonical_name(f"{path}.weight")
             own[
                 mine.removesuffix(".weight").replace(".experts.gate_proj", ".experts.gate_up_proj")
             ] = entry

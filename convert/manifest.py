@@ -1,0 +1,121 @@
+"""manifest.json of a converted folder: what it was made from, by what, and what must be in it.
+
+Knows the file alone: neither how weights are made nor how they are checked.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_gemma_mtp.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+# In the folder, but not of what the manifest answers for.
+UNLISTED = (MANIFEST, "README.md")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint came from: a Hub name and its commit, or a folder's name."""
+
+    name: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class RecipeRecord:
+    """What was asked for, and all rules as they were applied, in order."""
+
+    name: str
+    bits: str
+    group_size: int | None  # of the common format
+    dtype: str  # of what is not quantized
+    rules: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One parameter: its shape before quantizing; no bits where it is not quantized."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole file. `created` is the only thing in it that depends on when or where."""
+
+    kind: Literal["target", "drafter"]
+    source: Origin
+    created: str  # ISO 8601, UTC
+    tools: dict[str, str]
+    recipe: RecipeRecord
+    bits_per_weight: float
+    parameters: int
+    files: dict[str, FileRecord]
+    tensors: dict[str, TensorRecord]
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        tensors = {
+            name: {key: value for key, value in asdict(tensor).items() if value is not None}
+            for name, tensor in self.tensors.items()
+        }
+        return json.dumps({"schema": SCHEMA} | asdict(self) | {"tensors": tensors}, indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a converted folder. Raises CheckpointError."""
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {MANIFEST}: mgm convert did not make it") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if isinstance(raw, dict) and raw.get("schema") not in (None, SCHEMA):
+        raise CheckpointError(
+            f"{path} has schema {raw['schema']!r}, and this version reads {SCHEMA}: update mgm"
+        )
+    try:
+        return _parse(raw)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
+    if raw["kind"] not in ("target", "drafter"):
+        raise ValueError(f"kind is {raw['kind']!r}")
+    recipe = raw["recipe"]
+    return Manifest(
+        kind=raw["kind"],
+        source=Origin(**raw["source"]),
+        created=str(raw["created"]),
+        tools={str(name): str(version) for name, version in raw["tools"].items()},
+        recipe=RecipeRecord(
+            **recipe | {"rules": tuple((str(p), str(f)) for p, f in recipe["rules"])}
+        ),
+        bits_per_weight=float(raw["bits_per_weight"]),
+        parameters=int(raw["parameters"]),
+        files={
+            str(name): FileRecord(int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in raw["files"].items()
+        },
+        tensors={
+            str(name): TensorRecord(**entry | {"shape": tuple(int(n) for n in entry["shape"])})
+            for name, entry in raw["tensors"].items()
+        },
+    )

@@ -1,0 +1,137 @@
+"""How two targets predict the same text: perplexity of each, and how far one is from the other.
+
+Both are streamed through memory, so that neither has to fit: one layer of one of them is there at a
+time, then the heads of both, and of their logits a slice of positions. Knows nothing of drafters or
+of where the text comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx_gemma_mtp.convert.passage import Document
+from mlx_gemma_mtp.convert.streamed import final_hidden
+
+from mlx_gemma_mtp.target import Target
+
+OnProgress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
+
+GROUP = 4096  # positions that go through the layers together; more read the weights once more
+SLICE = 2**23  # logits of one model that exist at a time
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """How one kind of text is predicted. Divergence is KL(source || quantized), in nats."""
+
+    text: str
+    tokens: int  # predicted ones
+    source_perplexity: float
+    perplexity: float
+    mean_divergence: float
+    divergence_99: float  # 99 % of the tokens have no larger one
+    same_top: float  # share of tokens for which both find the same token most likely
+
+
+def compare(
+    source: Path,
+    quantized: Path,
+    documents: Sequence[Document],
+    on_progress: OnProgress = lambda *_: None,
+) -> list[TextQuality]:
+    """How both targets predict the documents, by part. On the worker's thread.
+
+    Raises CheckpointError.
+    """
+    scores: dict[str, list[_Scores]] = {}
+    for group in _groups(documents):
+        tokens = _padded(group)
+        targets, hidden = [], []
+        for folder, what in ((source, "source"), (quantized, "quantized")):
+            target, states = final_hidden(folder, tokens, partial(on_progress, what))
+            targets.append(target)
+            hidden.append(states)
+        for row, document in enumerate(group):
+            first, last = document.first, len(document.tokens)
+            predicting = [states[row, first - 1 : last - 1] for states in hidden]  # [N, H]
+            found = _scores(targets, predicting, tokens[row, first:last])
+            scores.setdefault(document.part, []).append(found)
+    return [_summary(part, of_part) for part, of_part in scores.items()]
+
+
+class _Scores(NamedTuple):
+    """Of N predicted tokens: float64 [N] each."""
+
+    source_surprise: np.ndarray  # -log of the token's probability
+    surprise: np.ndarray
+    divergence: np.ndarray
+    same_top: np.ndarray
+
+
+def _scores(targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.array) -> _Scores:
+    """Compare what two hidden states [N, H] say about the next token; tokens [N] is what it was."""
+    size = max(1, SLICE // targets[0].config.vocab_size)
+    slices = []
+    for at in range(0, len(tokens), size):
+        p, q = (
+            _log_probabilities(target, states[at : at + size])  # [size, V]
+            for target, states in zip(targets, hidden, strict=True)
+        )
+        actual = tokens[at : at + size, None]
+        found = mx.stack(
+            [
+                -mx.take_along_axis(p, actual, axis=-1)[:, 0],
+                -mx.take_along_axis(q, actual, axis=-1)[:, 0],
+                (mx.exp(p) * (p - q)).sum(axis=-1),
+                (mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)).astype(p.dtype),
+            ]
+        )
+        slices.append(np.array(found, np.float64))
+    return _Scores(*np.concatenate(slices, axis=1))
+
+
+def _log_probabilities(target: Target, hidden: mx.array) -> mx.array:
+    logits = target.logits(hidden)
+    softcap = target.config.final_logit_softcapping
+    if softcap is not None:
+        logits = mx.tanh(logits / softcap) * softcap
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _summary(part: str, scores: Sequence[_Scores]) -> TextQuality:
+    whole = _Scores(*(np.concatenate(of) for of in zip(*scores, strict=True)))
+    return TextQuality(
+        part,
+        tokens=len(whole.surprise),
+        source_perplexity=float(np.exp(whole.source_surprise.mean())),
+        perplexity=float(np.exp(whole.surprise.mean())),
+        mean_divergence=float(whole.divergence.mean()),
+        divergence_99=float(np.percentile(whole.divergence, 99)),
+        same_top=float(whole.same_top.mean()),
+    )
+
+
+def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Documents that go through the layers together: GROUP positions, padding included, or one."""
+    group: list[Document] = []
+    for document in documents:
+        longest = max(len(one.tokens) for one in (*group, document))
+        if group and longest * (len(group) + 1) > GROUP:
+            yield group
+            group = []
+        group.append(document)
+    if group:
+        yield group
+
+
+def _padded(documents: Sequence[Document]) -> mx.array:
+    """Their tokens as rows [B, T], zeros after the shorter ones."""
+    longest = max(len(document.tokens) for document in documents)
+    rows = [[*document.tokens, *[0] * (longest - len(document.tokens))] for document in documents]
+    return mx.array(rows)

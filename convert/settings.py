@@ -1,0 +1,87 @@
+"""config.json of the output: the source's, how its weights are quantized, and what mlx-lm needs.
+
+Knows the spellings of both worlds; reads and writes no files.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from mlx_gemma_mtp.convert.formats import parse_format
+from mlx_gemma_mtp.convert.plan import MULTIMODAL, Plan
+
+from mlx_gemma_mtp.config import TargetConfig
+
+
+def config_json(plan: Plan) -> str:
+    """The text of the file."""
+    config = copy.deepcopy(plan.raw)
+    sections = [config]
+    if "text_config" in config:
+        sections.append(config["text_config"])
+    for section in sections:
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) is not None:
+                section[key] = plan.recipe.dtype
+    if isinstance(plan.config, TargetConfig):
+        sections[-1].update(_for_mlx_lm(plan.config))
+        if config["model_type"] in MULTIMODAL:
+            config["vocab_size"] = plan.config.vocab_size
+    block = quantization(plan)
+    if block:
+        config |= {"quantization": block, "quantization_config": block}
+    return json.dumps(config, indent=2) + "\n"
+
+
+def quantization(plan: Plan) -> dict[str, Any]:
+    """The common format and, by module, every other one; empty where nothing is quantized."""
+    formats = {
+        output.name.removesuffix(".weight"): output.format
+        for output in plan.outputs
+        if output.format is not None
+    }
+    if not formats:
+        return {}
+    used = list(formats.values())
+    base = parse_format(plan.recipe.bits, plan.recipe.group_size)
+    common = base if base in used else used[0]
+    assert common is not None
+    others = {path: own.block for path, own in formats.items() if own.block != common.block}
+    return common.block | others
+
+
+def _for_mlx_lm(config: TargetConfig) -> dict[str, Any]:
+    """What mlx-lm would otherwise take E2B's value for, or does not read from `per_layer_config`.
+
+    Transformers leaves out what equals its own defaults.
+    """
+    sliding, full = (
+        config.layers[config.last_owner(kind)] for kind in ("sliding_attention", "full_attention")
+    )
+    narrow = config.layers[0].intermediate_size
+    wanted: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": narrow,
+        "use_double_wide_mlp": any(layer.intermediate_size > narrow for layer in config.layers),
+        "num_hidden_layers": len(config.layers),
+        "layer_types": [layer.kind for layer in config.layers],
+        "num_kv_shared_layers": len(config.layers) - config.num_kv_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": sliding.num_key_value_heads,
+        "head_dim": sliding.head_dim,
+        "global_head_dim": full.head_dim,
+        "attention_k_eq_v": full.k_eq_v,
+        "sliding_window": config.sliding_window,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
+        "enable_moe_block": config.num_experts > 0,
+    }
+    if full.k_eq_v:
+        wanted["num_global_key_value_heads"] = full.num_key_value_heads
+    if config.hidden_size_per_layer_input:
+        wanted["vocab_size_per_layer_input"] = config.vocab_size_per_layer_input
+    return wanted

@@ -1,0 +1,159 @@
+"""A target that passes through memory one layer at a time, and what it says about given texts.
+
+The forward is Target's own; only its layers come from the files when their turn comes, and go.
+Everything is computed in float32, so that two checkpoints differ by their weights alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_gemma_mtp.convert.source import read_rows, read_tensors
+
+from mlx_gemma_mtp import weights
+from mlx_gemma_mtp.cache import KVCache
+from mlx_gemma_mtp.config import DRAFTER_TYPES, DrafterConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.errors import CheckpointError, MgmError
+from mlx_gemma_mtp.layers import TargetLayer
+from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.worker import mlx_worker
+
+OnLayer = Callable[[int, int], None]  # layers done, layers in all
+
+
+def opened(folder: Path) -> tuple[Target | Drafter, weights.Arrays]:
+    """A model with parameters as its config.json asks for, and the arrays of its files.
+
+    Under the same names; neither is computed or read before it is used. Raises CheckpointError.
+    """
+    raw = weights.read_config(folder)
+    model: Target | Drafter
+    if raw.get("model_type") in DRAFTER_TYPES:
+        model = Drafter(weights.parse_config(DrafterConfig.from_dict, raw, folder))
+    else:
+        model = Target(weights.parse_config(TargetConfig.from_dict, raw, folder))
+    arrays = weights._read_arrays(folder)
+    quantization = raw.get("quantization")
+    if quantization is not None:
+        try:
+            weights._quantize(model, weights._stored_format(quantization, arrays))
+        except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{folder}: config.json: quantization: {reason}") from None
+    return model, arrays
+
+
+def final_hidden(
+    folder: Path, tokens: mx.array, on_layer: OnLayer = lambda *_: None
+) -> tuple[Target, mx.array]:
+    """A target's hidden states [B, T, H] after the final norm, of texts that start at position 0.
+
+    tokens [B, T]; what a row is padded with at its end changes nothing before it. At most one
+    layer's weights are in memory at a time, and of the embedding tables the rows of these tokens.
+    Also returns the target, of which only `embed_tokens` is left, for its `logits`. Runs on the
+    worker's thread. Raises CheckpointError.
+    """
+    target, arrays = opened(folder)
+    assert isinstance(target, Target)
+    weights._check(target, arrays, folder)
+    wanted = dict(tree_flatten(target.parameters()))
+    typed = {
+        name: arrays[name].astype(weights._type_for(name, arrays[name], mx.float32))
+        for name in wanted
+    }
+    target.load_weights(list(typed.items()))
+    del arrays, typed  # held on to, whatever is read from now on would stay
+    used = np.unique(np.array(tokens))
+    head = target.embed_tokens
+    for name in ("embed_tokens", "embed_tokens_per_layer"):
+        if name in target:
+            target[name] = _UsedRows(target[name], _read_rows(folder, name, used), used)
+    target.layers = _Passing(target.layers, on_layer)
+    hidden = target(tokens, _TextCache(target.config, tokens))
+    mx.eval(hidden)
+    target.embed_tokens = head
+    return target, hidden
+
+
+class _UsedRows(nn.Module):
+    """An embedding table of which only the rows of the tokens used are in memory."""
+
+    def __init__(self, table: nn.Module, rows: weights.Arrays, used: np.ndarray) -> None:
+        super().__init__()
+        self._table = copy.copy(table)
+        self._table.update(rows)
+        self._row = mx.array(used)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self._table(mx.argmax(self._row == tokens[..., None], axis=-1))
+
+
+def _read_rows(folder: Path, table: str, rows: np.ndarray) -> weights.Arrays:
+    """Some rows of what an embedding table consists of: its weight, if quantized also scales."""
+    found = {}
+    for name, tensor in read_tensors(folder).items():
+        module, _, part = name.rpartition(".")
+        if module == table:
+            read = mx.concatenate([read_rows(tensor, int(row), 1) for row in rows])
+            found[part] = read.astype(weights._type_for(part, read, mx.float32))
+    return found
+
+
+class _Passing(list[TargetLayer]):
+    """A target's layers, to be gone through once: each leaves as it is asked for."""
+
+    def __init__(self, layers: list[TargetLayer], on_layer: OnLayer) -> None:
+        super().__init__(layers)
+        self._on_layer = on_layer
+
+    def __iter__(self) -> Iterator[TargetLayer]:
+        total = len(self)
+        while self:
+            if mlx_worker().leaving.is_set():
+                raise MgmError("the process is leaving")
+            yield cast(TargetLayer, _Computed(self.pop(0)))
+            mx.clear_cache()
+            self._on_layer(total - len(self), total)
+
+
+class _Computed:
+    """A layer that reads its weights now, computes its output when it is called, and is gone."""
+
+    def __init__(self, layer: TargetLayer) -> None:
+        for parameter in dict(tree_flatten(layer.parameters())).values():
+            mx.eval(parameter)  # one by one: what is read of the file is larger than what stays
+        self.input_layernorm = layer.input_layernorm
+        self.self_attn = layer.self_attn
+        self._layer = layer
+
+    def __call__(self, h: mx.array, *others: Any) -> mx.array:
+        out = self._layer(h, *others)
+        mx.eval(out)
+        del self.input_layernorm, self.self_attn, self._layer  # before the next one is read
+        return out
+
+
+class _TextCache(KVCache):
+    """Keys and values of one forward over whole texts, kept as long as a later layer reads them."""
+
+    def __init__(self, config: TargetConfig, tokens: mx.array) -> None:
+        batch, self._length = tokens.shape
+        none = [mx.zeros((0,))] * config.num_kv_layers
+        super().__init__(config, mx.zeros((batch,), mx.int32), none, none)
+
+    def capacity(self, kind: LayerKind) -> int:
+        return self._length
+
+    def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
+        read_later = {layer.kv_source for layer in self.config.layers[index:]}
+        for done in set(range(index)) - read_later:
+            self.keys[done] = self.values[done] = mx.zeros((0,))
+        self.keys[index], self.values[index] = k, v

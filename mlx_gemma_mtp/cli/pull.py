@@ -1,0 +1,94 @@
+"""`mgm pull`: a target and its drafter from the Hub into the cache, sizes first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlx_gemma_mtp.errors import UsageError
+
+STOPPED = 130
+WHAT_IS_KEPT = "mgm: stopped; the files that came whole are kept, and mgm pull fetches the others\n"
+
+
+def pull(
+    model: Annotated[str, typer.Argument(help="A Hub name, such as google/gemma-4-E4B-it.")],
+    drafter: Annotated[
+        str, typer.Option(help="A Hub name; auto: <model>-assistant if there is one; none.")
+    ] = "auto",
+    revision: Annotated[
+        str | None,
+        typer.Option(help="A branch, a tag or a commit; load it as <model>@<revision> [main]."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sizes only.")] = False,
+) -> None:
+    """Download a model and its drafter into the Hub's cache, and print their folders."""
+    if revision is not None:
+        if "@" in model:
+            raise UsageError(f"{model} names a revision already: leave --revision out")
+        model = f"{model}@{revision}"
+    for folder in fetch_pair(model, drafter, dry_run=dry_run):
+        print(folder)
+
+
+def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]:
+    """Tell what a target and its drafter take, and download them; the folders.
+
+    dry_run: tell only, on stdout. Ctrl-C ends the process. Raises as `download` says.
+    """
+    from mlx_gemma_mtp import download, hub
+
+    downloads = download.plan(model, None if drafter == "none" else drafter)
+    shown = sys.stdout if dry_run else sys.stderr
+    width = max(len(one.name) for one in downloads)
+    for one in downloads:
+        missing = f"{download.in_words(one.missing)} to download" if one.missing else "in the cache"
+        print(f"{one.name:{width}}  {download.in_words(one.total):>8}, {missing}", file=shown)
+        if one.refused:
+            print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
+    if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
+        print(f"no drafter: there is no {hub.drafter_name(model)}", file=sys.stderr)
+    free = download.in_words(download.free_bytes())
+    print(f"{free} free in {hub.cache_folder()}", file=shown)
+    download.check_room(downloads)
+    if dry_run:
+        return []
+    with ExitStack() as stack:
+        stack.enter_context(stoppable([one.repository for one in downloads]))
+        if not sys.stderr.isatty():
+            stack.enter_context(download.without_bars())
+        return [download.fetch(one) for one in downloads]
+
+
+@contextmanager
+def stoppable(repositories: Sequence[str]) -> Iterator[None]:
+    """Within it, Ctrl-C leaves at once and takes the parts of files along that nobody could use.
+
+    In order, the Hub's client would wait for all files under way, and Python for its threads.
+    """
+    from mlx_gemma_mtp import download
+
+    def parts() -> set[Path]:
+        return {path for name in repositories for path in download.parts(name)}
+
+    before = parts()
+
+    def leave(*_: object) -> None:
+        for path in parts() - before:
+            path.unlink(missing_ok=True)
+        fresh_line = "\n" if sys.stderr.isatty() else ""
+        os.write(2, f"{fresh_line}{WHAT_IS_KEPT}".encode())  # it may be within a print
+        os._exit(STOPPED)
+
+    previous = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,327 @@
+"""What a pair, a context and a batch need at their peak, and what this machine has for them.
+
+Counted before anything is loaded: from configurations, from the headers of weight files, and from
+what prefill, joining and rounds allocate. Knows nothing of what is running.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_gemma_mtp.batch import ROUNDS_AHEAD
+from mlx_gemma_mtp.cache import KVCache, capacity_for
+from mlx_gemma_mtp.config import DrafterConfig, LayerConfig, TargetConfig
+from mlx_gemma_mtp.depth import MOST
+from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.footprint import activation_bytes, checkpoint_bytes, checkpoint_size
+from mlx_gemma_mtp.layers import ALL_EXPERTS_FROM
+from mlx_gemma_mtp.prefill import CHUNKS
+from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
+from mlx_gemma_mtp.session import MARKS
+from mlx_gemma_mtp.weights import drafter_bits, parse_config, read_config
+
+__all__ = ["checkpoint_bytes"]
+
+LOAD_CONTEXT = 2048  # tokens of the one text that there must be room for to load a model
+
+# `sampling.choose` holds so many float32 copies of the logits where it samples: capped, divided,
+# negated, ranked, as probabilities, summed up, filtered, noise, their sum.
+LOGITS_COPIES = 10
+
+# GB (of 2**30 bytes) that Macs with Apple silicon have been sold with.
+MAC_SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
+
+
+class Needs(NamedTuple):
+    """Bytes, by what they are for.
+
+    target, drafter: weights. sliding, full: keys and values of all rows, by the kind of layer.
+    working: what else is alive at the peak.
+    """
+
+    target: int
+    drafter: int
+    sliding: int
+    full: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """The most that MLX holds at once."""
+        return sum(self)
+
+
+def needs(
+    target: TargetConfig,
+    drafter: DrafterConfig | None,
+    *,
+    target_bytes: int,
+    drafter_bytes: int,
+    context: int,
+    batch: int,
+    dtype_bytes: int = 2,
+    sessions: int = 0,
+) -> Needs:
+    """What an engine needs that keeps `batch` rows busy, each with up to `context` positions.
+
+    context: of prompt and answer together, as far as the model's maximum. target_bytes,
+    drafter_bytes: the weights. dtype_bytes: of a number in activations, keys and values. sessions:
+    conversations of that length that are kept (`Engine.session`), those in the rows included.
+
+    The peak is the largest of four moments: a prompt is read while the other rows are decoding,
+    its cache joins theirs, a round is played, a session gets its row. An upper bound where it
+    depends on timing: prompts are counted to come in the largest chunks and rounds to take the most
+    drafts that "auto" does, which on a slow machine they do not. Measured on MLX's CPU backend.
+    """
+    context = min(context, target.max_position_embeddings)
+    chunk = min(CHUNKS[-1], context)
+    dtype = mx.float32 if dtype_bytes == 4 else mx.bfloat16
+    prompt = KVCache.empty(
+        target,
+        1,
+        capacity=capacity_for(context),
+        most=CHUNKS[-1] if sessions else chunk,
+        dtype=dtype,
+    )
+    rows = KVCache.empty(
+        target,
+        batch,
+        capacity=capacity_for(context + ROUNDS_AHEAD * (MOST + 1)),
+        most=ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1),
+        dtype=dtype,
+    )
+    kept = sessions * (prompt.nbytes + MARKS * _sliding(prompt))
+    others = kept - prompt.nbytes if sessions else 0  # one lends its cache, to prompt and row
+    rows_then = rows.nbytes if batch > 1 else 0  # a single row is laid out after its prompt
+    reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
+    # A buffer that is laid out anew stands beside the old one.
+    joining = others + rows_then + prompt.nbytes + max(keys.nbytes for keys in rows.keys)
+    logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * target.vocab_size
+    playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
+    leaving = kept + rows.nbytes
+    sliding = _sliding(rows)
+    working = max(reading, joining, playing, leaving) - rows.nbytes
+    return Needs(target_bytes, drafter_bytes, sliding, rows.nbytes - sliding, working)
+
+
+def _sliding(cache: KVCache) -> int:
+    """Bytes of the sliding layers' keys and values."""
+    buffers = zip(cache.config.layers, cache.keys, cache.values, strict=False)
+    return sum(
+        keys.nbytes + values.nbytes
+        for layer, keys, values in buffers
+        if layer.kind == "sliding_attention"
+    )
+
+
+def _forward(cache: KVCache, length: int, *, last_only: bool = False) -> int:
+    """What a pass over the next `length` positions of every row allocates, keys and values apart.
+
+    MLX allocates what an operation gives when it schedules it and frees what it read once it has
+    run, and it schedules some 50 operations ahead: while a layer's attention is computed, by far
+    its slowest part, what follows is allocated already, to the end of the MLP. Elementwise
+    operations take over the memory of an input that nobody else holds.
+    last_only: the layers that own no keys and values see one position only.
+    """
+    config = cache.config
+    slots = {kind: cache.capacity(kind) for kind in config.kinds}
+    layers = [layer for layer in config.layers if layer.owns_kv or not last_only]
+    most = max(_layer(config, layer, slots[layer.kind]) for layer in layers)
+    per_layer = config.hidden_size_per_layer_input * len(config.layers)
+    masks = sum(slots.values())  # a byte each
+    tokens = cache.offset.size * length
+    return tokens * (cache.keys[0].itemsize * (most + per_layer) + masks)
+
+
+def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
+    """The most numbers per token that are alive in this layer: in its attention or its experts."""
+    heads = config.num_attention_heads * layer.head_dim
+    kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
+    # Queries, keys and values; scores; what is read of the values, and that with heads in a row.
+    attention = heads + layer.owns_kv * kv + config.num_attention_heads * slots + 2 * heads
+    width, size = config.moe_intermediate_size, config.hidden_size
+    if not config.num_experts:
+        experts = 0
+    elif ALL_EXPERTS_FROM is None:  # inputs in order; gate, up and GELU; outputs, and put back
+        experts = config.top_k_experts * (4 * width + 3 * size)
+    else:
+        experts = config.num_experts * (4 * width + size)
+    # Gate and up, and two products of the gate that GELU is made of.
+    mlp = 4 * layer.intermediate_size
+    # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
+    hidden = 11 * size
+    return mlp + hidden + max(attention, experts)
+
+
+def longest_context(
+    target: TargetConfig,
+    drafter: DrafterConfig | None,
+    *,
+    target_bytes: int,
+    drafter_bytes: int,
+    batch: int,
+    have: int,
+    dtype_bytes: int = 2,
+) -> int:
+    """The longest context that fits into `have` bytes at this batch; 0 where none does."""
+
+    def total(context: int) -> int:
+        return needs(
+            target,
+            drafter,
+            target_bytes=target_bytes,
+            drafter_bytes=drafter_bytes,
+            context=context,
+            batch=batch,
+            dtype_bytes=dtype_bytes,
+        ).total
+
+    low, high = 0, target.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if total(middle) <= have else (low, middle - 1)
+    return low
+
+
+class Pair(NamedTuple):
+    """A pair as it will be loaded. loading: bytes that it takes at most until it is."""
+
+    target: TargetConfig
+    drafter: DrafterConfig | None
+    target_bytes: int
+    drafter_bytes: int
+    loading: int
+    dtype_bytes: int
+
+    def needs(self, context: int, batch: int) -> Needs:
+        """As the function."""
+        return needs(
+            self.target,
+            self.drafter,
+            target_bytes=self.target_bytes,
+            drafter_bytes=self.drafter_bytes,
+            context=context,
+            batch=batch,
+            dtype_bytes=self.dtype_bytes,
+        )
+
+
+def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:
+    """The pair in these folders, as `engine.load` would load it. Raises CheckpointError."""
+    config = parse_config(TargetConfig.from_dict, read_config(folder), folder)
+    target = checkpoint_size(folder, bits=bits)
+    dtype_bytes = activation_bytes(folder)
+    if beside is None:
+        return Pair(config, None, target.loaded, 0, target.loading, dtype_bytes)
+    own_bits = drafter_bits(folder, beside) if bits is None else bits
+    drafter = checkpoint_size(beside, bits=own_bits)
+    return Pair(
+        config,
+        parse_config(DrafterConfig.from_dict, read_config(beside), beside),
+        target.loaded,
+        drafter.loaded,
+        max(target.loading, target.loaded + drafter.loading),
+        dtype_bytes,
+    )
+
+
+# What there is
+
+
+def available() -> int:
+    """Bytes that MLX may hold here, with those that it holds already.
+
+    On macOS the GPU's recommended working set, on CUDA the device's memory; on the CPU what other
+    processes leave, in which MLX's own share counts as used.
+    """
+    if mx.default_device() == mx.Device(mx.gpu):
+        on_metal = mx.metal.is_available()
+        return int(
+            mx.device_info()["max_recommended_working_set_size" if on_metal else "total_memory"]
+        )
+    try:
+        counts = Path("/proc/meminfo").read_text()
+    except FileNotFoundError:  # a Mac without its GPU
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", counts, re.MULTILINE)
+    free = int(found[1]) * 1024 if found else 0
+    return free + mx.get_active_memory() + mx.get_cache_memory()
+
+
+def keep_resident() -> None:
+    """On macOS, have what MLX holds stay in memory; on the worker's thread.
+
+    Weights that are idle for a while would otherwise be taken out, and the next text would wait for
+    them. More than the recommended working set is an error, and before macOS 15 it has no effect
+    (documentation of `mlx.core.set_wired_limit`).
+    """
+    if mx.metal.is_available():
+        mx.set_wired_limit(int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]))
+
+
+def mac_limit(gigabytes: int) -> int:
+    """The GPU's recommended working set on a Mac of this size, in bytes, as macOS sets it.
+
+    Two thirds up to 32 GB, three quarters from 36 GB on, as logged by llama.cpp: 10,922.67 MiB of
+    16 GB (abetlen/llama-cpp-python#687), 21,845.34 of 32 (ollama/ollama#434), 27,648 of 36, 49,152
+    of 64 (ggml-org/llama.cpp#1870), 73,728 of 96 (#3213). macOS 26 gives more: 107.5 GiB of 128
+    (antirez/ds4#893).
+    """
+    size = gigabytes * 2**30
+    return size * 2 // 3 if gigabytes < 36 else size * 3 // 4
+
+
+def check(need: int, have: int, what: str, ways: Iterable[tuple[str, int]]) -> None:
+    """Raise NotEnoughMemoryError unless `need` bytes fit into `have`.
+
+    what: is in need of it. ways: other ways to do it, and the bytes that each needs; those that fit
+    are named.
+    """
+    if need <= have:
+        return
+    fitting = [f"{way} ({in_words(size)})" for way, size in ways if size <= have]
+    raise NotEnoughMemoryError(
+        f"{what} needs {in_words(need)} of memory, and there are {in_words(max(have, 0))}; "
+        + (f"what fits: {', '.join(fitting)}" if fitting else "only a smaller model fits")
+    )
+
+
+def in_words(size: float) -> str:
+    """12.3 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.1f} MB"
+
+
+def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None = None) -> None:
+    """Raise NotEnoughMemoryError unless there is room to load a pair and for one modest text.
+
+    name: what people call it. What other engines of this process hold is not there. Raises
+    CheckpointError.
+    """
+    pair = read_pair(folder, beside, bits=bits)
+    context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
+
+    def need(pair: Pair) -> int:
+        return max(pair.loading, pair.needs(context, 1).total)
+
+    def ways() -> Iterator[tuple[str, int]]:
+        if "quantization" not in read_config(folder):
+            for fewer in (8, 4):
+                if bits is None or fewer < bits:
+                    yield f"bits={fewer}", need(read_pair(folder, beside, bits=fewer))
+            ready = read_pair(folder, beside, bits=4).needs(context, 1).total
+            yield "what mgm convert makes of it with --bits 4", ready
+        if beside:
+            yield "without its drafter", need(read_pair(folder, None, bits=bits))
+
+    check(
+        need(pair),
+        available() - mx.get_active_memory(),
+        f"{name}, with one text of {context:,} tokens,",
+        ways(),
+    )
