@@ -21,7 +21,7 @@ from mlx_gemma_mtp import weights
 from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.config import DRAFTER_TYPES, DrafterConfig, LayerKind, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.errors import CheckpointError, MgmError
+from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.layers import TargetLayer
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.worker import mlx_worker
@@ -40,15 +40,7 @@ def opened(folder: Path) -> tuple[Target | Drafter, weights.Arrays]:
         model = Drafter(weights.parse_config(DrafterConfig.from_dict, raw, folder))
     else:
         model = Target(weights.parse_config(TargetConfig.from_dict, raw, folder))
-    arrays = weights._read_arrays(folder)
-    quantization = raw.get("quantization")
-    if quantization is not None:
-        try:
-            weights._quantize(model, weights._stored_format(quantization, arrays))
-        except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{folder}: config.json: quantization: {reason}") from None
-    return model, arrays
+    return model, weights.open_arrays(model, folder, raw)
 
 
 def final_hidden(
@@ -63,14 +55,8 @@ def final_hidden(
     """
     target, arrays = opened(folder)
     assert isinstance(target, Target)
-    weights._check(target, arrays, folder)
-    wanted = dict(tree_flatten(target.parameters()))
-    typed = {
-        name: arrays[name].astype(weights._type_for(name, arrays[name], mx.float32))
-        for name in wanted
-    }
-    target.load_weights(list(typed.items()))
-    del arrays, typed  # held on to, whatever is read from now on would stay
+    weights.fill(target, arrays, folder, mx.float32)
+    del arrays  # held on to, whatever is read from now on would stay
     used = np.unique(np.array(tokens))
     head = target.embed_tokens
     for name in ("embed_tokens", "embed_tokens_per_layer"):
@@ -103,7 +89,7 @@ def _read_rows(folder: Path, table: str, rows: np.ndarray) -> weights.Arrays:
         module, _, part = name.rpartition(".")
         if module == table:
             read = mx.concatenate([read_rows(tensor, int(row), 1) for row in rows])
-            found[part] = read.astype(weights._type_for(part, read, mx.float32))
+            found[part] = read.astype(weights.type_for(part, read, mx.float32))
     return found
 
 

@@ -132,6 +132,16 @@ class Costs:
         """The K that were timed often enough to be relied on, in order."""
         return sorted(self._of[batch].ks) if batch in self._of else []
 
+    def measured(self, batch: int, num_draft_tokens: int) -> float | None:
+        """Seconds of such a round on this machine as it is now.
+
+        None where it is not known, or only from an earlier run that nothing of this one adjusted.
+        """
+        table = self._of.get(batch)
+        if table is None or table.now == 0 or num_draft_tokens not in table.ks:
+            return None
+        return table.seconds(num_draft_tokens)
+
     def estimates(self, batch: int, most: int) -> list[Cost]:
         """The costs of K = 0 .. most, of which at least one must be known.
 

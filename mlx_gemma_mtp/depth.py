@@ -98,6 +98,12 @@ class Depth:
         self._costs.add(batch, num_draft_tokens, seconds)
         self._standing(batch).compiled.add(num_draft_tokens)
 
+    @property
+    def plain_tokens_per_second(self) -> float | None:
+        """What one text alone gets without drafts; None where that was not measured."""
+        seconds = self._costs.measured(1, 0)
+        return None if seconds is None else 1 / seconds
+
     def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
         """Before a round could be played, it took so long to compile it.
 

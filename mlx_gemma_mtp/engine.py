@@ -19,7 +19,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_gemma_mtp import hub, weights
+from mlx_gemma_mtp import hub, memory, weights
 from mlx_gemma_mtp.batch import SIZES
 from mlx_gemma_mtp.config import TargetConfig
 from mlx_gemma_mtp.depth import Depth
@@ -47,6 +47,7 @@ def load(
     bits: int | None = None,
     max_batch: int = 8,
     max_queue: int = 256,
+    force: bool = False,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -54,16 +55,20 @@ def load(
     `<model>-assistant` where there is one, None for none. bits: 4 or 8 quantizes both while
     loading; beside a target that is quantized already, the drafter becomes so, too.
     max_batch: most requests that decode side by side, up to 8. max_queue: most that wait for it.
+    force: load it also where it seems too large for the memory.
 
-    Raises ModelNotFoundError, CheckpointError, UsageError.
+    Raises ModelNotFoundError, CheckpointError, UsageError, NotEnoughMemoryError.
     """
     if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
         raise UsageError(f"max_batch must lie in 1 .. {SIZES[-1]}, not {max_batch!r}")
     if not is_count(max_queue) or max_queue < 1:
         raise UsageError(f"max_queue must be a whole number from 1 on, not {max_queue!r}")
     folder, beside = hub.find_pair(model, drafter)
+    if not force:
+        mlx_worker().run(partial(memory.check_load, folder, beside, str(model), bits=bits))
 
     def read() -> tuple[Target, Drafter | None]:
+        memory.keep_resident()
         target = join_projections(weights.load_target(folder, bits=bits))
         if beside is None:
             return target, None
@@ -107,6 +112,7 @@ class Engine:
         self._defaults = defaults
         self._max_batch = max_batch
         self._eos = frozenset(_token_list(defaults, "eos_token_id", self.config) or [GEMMA_EOS])
+        self._depth = depth
         self._scheduler: Scheduler | None = Scheduler(
             target,
             round_player(target, drafter),
@@ -222,6 +228,10 @@ class Engine:
         if saved is not None:
             mlx_worker().run(partial(session.restore, saved))
         return session
+
+    def plain_tokens_per_second(self) -> float | None:
+        """What one text alone gets here without drafts; None as long as that was not measured."""
+        return mlx_worker().run(lambda: self._depth.plain_tokens_per_second)
 
     def _submit(self, request: Request) -> Generation:
         session = request.session

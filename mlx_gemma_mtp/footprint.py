@@ -61,7 +61,7 @@ class _Stored(NamedTuple):
 
 # The parts of a target or drafter; of a layer its number, and if it makes keys or values, which.
 _PARTS = re.compile(
-    r"layers\.(?P<layer>\d+)\.(?:self_attn\.(?P<kv>[kv])_)?"
+    r"layers\.(?P<layer>\d{1,6})\.(?:self_attn\.(?P<kv>[kv])_)?"
     r"|norm\.|embed_tokens(?:_per_layer)?\.|per_layer_|(?:pre|post)_projection\.|masked_embedding\."
 )
 
@@ -103,7 +103,7 @@ def activation_bytes(folder: Path) -> int:
     if mx.default_device() == mx.Device(mx.cpu):
         return 4
     norm = next((tensor for tensor in _stored(folder) if tensor.name == "norm.weight"), None)
-    return norm.nbytes // norm.elements if norm else 2
+    return norm.nbytes // max(norm.elements, 1) if norm else 2
 
 
 def _stored(folder: Path) -> Iterator[_Stored]:
@@ -122,7 +122,7 @@ def _stored(folder: Path) -> Iterator[_Stored]:
             if part and _is_used(config.layers, part["layer"], part["kv"]):
                 try:
                     yield _tensor(name, part["layer"], entry)
-                except (KeyError, TypeError, ValueError):
+                except (AttributeError, KeyError, TypeError, ValueError):
                     raise CheckpointError(
                         f"{path} has a damaged header: download it again"
                     ) from None
@@ -138,7 +138,9 @@ def _is_used(layers: tuple[LayerConfig, ...], number: str | None, key_or_value: 
 
 
 def _tensor(name: str, layer: str | None, entry: dict[str, Any]) -> _Stored:
-    start, end = entry["data_offsets"]
+    (start, end), shape = entry["data_offsets"], entry["shape"]
+    if any(type(number) is not int for number in (start, end, *shape)):
+        raise TypeError("sizes are whole numbers")
     floating = entry["dtype"].startswith(("F", "BF"))
-    matrix = floating and len(entry["shape"]) > 1 and name.endswith(".weight")
-    return _Stored(name, layer, math.prod(entry["shape"]), end - start, floating, matrix)
+    is_matrix = len(shape) > 1 and name.endswith(".weight")
+    return _Stored(name, layer, math.prod(shape), end - start, floating, floating and is_matrix)

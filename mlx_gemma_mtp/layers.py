@@ -176,8 +176,7 @@ def join(module: nn.Module, names: Sequence[str], joined: str) -> None:
     """
     names = [name for name in names if name in module]
     parts = [module[name] for name in names]
-    formats = {(type(p), *(p.get(key) for key in ("group_size", "bits", "mode"))) for p in parts}
-    if len(parts) < 2 or len(formats) > 1:
+    if len(parts) < 2 or len({_format(part) for part in parts}) > 1:
         return
     whole = parts[0]
     for name in whole.parameters():
@@ -186,6 +185,12 @@ def join(module: nn.Module, names: Sequence[str], joined: str) -> None:
     for name in names:
         del module[name]
     module[joined] = whole
+
+
+def _format(part: nn.Module) -> tuple[object, ...]:
+    """How a linear map, of ours or of MLX, is stored."""
+    own = (part.group_size, part.bits, part.mode) if "scales" in part else ()
+    return (type(part), *own)
 
 
 def side_by_side(module: nn.Module, x: mx.array, names: Sequence[str], joined: str) -> mx.array:

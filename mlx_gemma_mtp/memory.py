@@ -19,14 +19,13 @@ from mlx_gemma_mtp.cache import KVCache, capacity_for
 from mlx_gemma_mtp.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.depth import MOST
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.footprint import activation_bytes, checkpoint_bytes, checkpoint_size
+from mlx_gemma_mtp.footprint import activation_bytes, checkpoint_size
+from mlx_gemma_mtp.footprint import checkpoint_bytes as checkpoint_bytes
 from mlx_gemma_mtp.layers import ALL_EXPERTS_FROM
 from mlx_gemma_mtp.prefill import CHUNKS
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.session import MARKS
 from mlx_gemma_mtp.weights import drafter_bits, parse_config, read_config
-
-__all__ = ["checkpoint_bytes"]
 
 LOAD_CONTEXT = 2048  # tokens of the one text that there must be room for to load a model
 
@@ -36,6 +35,8 @@ LOGITS_COPIES = 10
 
 # GB (of 2**30 bytes) that Macs with Apple silicon have been sold with.
 MAC_SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
+
+MEMINFO = Path("/proc/meminfo")  # of Linux
 
 
 class Needs(NamedTuple):
@@ -235,93 +236,101 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
 
 
 def available() -> int:
-    """Bytes that MLX may hold here, with those that it holds already.
+    """Bytes that MLX may hold in this process, what it holds already included.
 
-    On macOS the GPU's recommended working set, on CUDA the device's memory; on the CPU what other
-    processes leave, in which MLX's own share counts as used.
+    On macOS the GPU's recommended working set, with CUDA the device's memory, on the CPU what other
+    processes leave.
     """
     if mx.default_device() == mx.Device(mx.gpu):
-        on_metal = mx.metal.is_available()
-        return int(
-            mx.device_info()["max_recommended_working_set_size" if on_metal else "total_memory"]
-        )
+        return _working_set() if mx.metal.is_available() else int(mx.device_info()["total_memory"])
     try:
-        counts = Path("/proc/meminfo").read_text()
-    except FileNotFoundError:  # a Mac without its GPU
+        found = re.search(r"^MemAvailable: +(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    except FileNotFoundError:  # a Mac without Metal
+        found = None
+    if found is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", counts, re.MULTILINE)
-    free = int(found[1]) * 1024 if found else 0
-    return free + mx.get_active_memory() + mx.get_cache_memory()
+    # MemAvailable leaves out what this process uses, MLX's cache of freed buffers included.
+    return int(found[1]) * 1024 + mx.get_active_memory() + mx.get_cache_memory()
 
 
 def keep_resident() -> None:
-    """On macOS, have what MLX holds stay in memory; on the worker's thread.
+    """On macOS, have the system leave in memory what MLX holds. On the worker.
 
-    Weights that are idle for a while would otherwise be taken out, and the next text would wait for
-    them. More than the recommended working set is an error, and before macOS 15 it has no effect
-    (documentation of `mlx.core.set_wired_limit`).
+    Without it the weights of an idle model may be compressed or swapped out, and the next text
+    waits for them. More than the recommended working set would be an error, see MLX's
+    documentation of set_wired_limit; before macOS 15 it has no effect.
     """
     if mx.metal.is_available():
-        mx.set_wired_limit(int(mx.device_info(mx.gpu)["max_recommended_working_set_size"]))
+        mx.set_wired_limit(_working_set())
+
+
+def _working_set() -> int:
+    return int(mx.device_info(mx.Device(mx.gpu))["max_recommended_working_set_size"])
 
 
 def mac_limit(gigabytes: int) -> int:
-    """The GPU's recommended working set on a Mac of this size, in bytes, as macOS sets it.
+    """The GPU's recommended working set on a Mac of this size, in bytes.
 
-    Two thirds up to 32 GB, three quarters from 36 GB on, as logged by llama.cpp: 10,922.67 MiB of
-    16 GB (abetlen/llama-cpp-python#687), 21,845.34 of 32 (ollama/ollama#434), 27,648 of 36, 49,152
-    of 64 (ggml-org/llama.cpp#1870), 73,728 of 96 (#3213). macOS 26 gives more: 107.5 GiB of 128
-    (antirez/ds4#893).
+    Two thirds of the memory up to 32 GB, three quarters from 36 GB on, going by what llama.cpp's
+    users saw logged, in MiB: 10922.67 of 16 GB (abetlen/llama-cpp-python#687), 21845.34 of 32 GB
+    (ollama/ollama#434), 49152.00 of 64 GB and 73728.00 of 96 GB (ggml-org/llama.cpp#1870, #3213).
+    macOS 26 grants more: 107.5 GiB of 128 (antirez/ds4#893).
     """
     size = gigabytes * 2**30
     return size * 2 // 3 if gigabytes < 36 else size * 3 // 4
 
 
-def check(need: int, have: int, what: str, ways: Iterable[tuple[str, int]]) -> None:
+def check(
+    need: int, have: int, what: str, *, ways: Iterable[tuple[str, int]] = (), despite: str = ""
+) -> None:
     """Raise NotEnoughMemoryError unless `need` bytes fit into `have`.
 
-    what: is in need of it. ways: other ways to do it, and the bytes that each needs; those that fit
-    are named.
+    what: needs them. ways: what needs less, perhaps, and how many bytes; those that fit are named.
+    despite: how to go on all the same.
     """
     if need <= have:
         return
-    fitting = [f"{way} ({in_words(size)})" for way, size in ways if size <= have]
+    fitting = [f"{way} ({_in_words(size)})" for way, size in ways if size <= have]
     raise NotEnoughMemoryError(
-        f"{what} needs {in_words(need)} of memory, and there are {in_words(max(have, 0))}; "
-        + (f"what fits: {', '.join(fitting)}" if fitting else "only a smaller model fits")
+        f"{what} needs {_in_words(need)} of memory, of which there are {_in_words(max(have, 0))}: "
+        + (f"what fits is {' or '.join(fitting)}" if fitting else "take a smaller model")
+        + (f"; {despite}" if despite else "")
     )
-
-
-def in_words(size: float) -> str:
-    """12.3 GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.1f} MB"
 
 
 def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None = None) -> None:
-    """Raise NotEnoughMemoryError unless there is room to load a pair and for one modest text.
+    """Raise NotEnoughMemoryError unless there is room to load a pair, and then for a modest text.
 
-    name: what people call it. What other engines of this process hold is not there. Raises
-    CheckpointError.
+    beside: the drafter's folder. name: what people call the model. What this process holds already
+    is not there. Raises CheckpointError.
     """
+    quantized = "quantization" in read_config(folder)
+    if bits not in (None, 4, 8) or (quantized and bits is not None):
+        return  # `weights` says what is wrong with that
     pair = read_pair(folder, beside, bits=bits)
     context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
 
-    def need(pair: Pair) -> int:
+    def most(pair: Pair) -> int:
         return max(pair.loading, pair.needs(context, 1).total)
 
     def ways() -> Iterator[tuple[str, int]]:
-        if "quantization" not in read_config(folder):
+        if not quantized:
             for fewer in (8, 4):
                 if bits is None or fewer < bits:
-                    yield f"bits={fewer}", need(read_pair(folder, beside, bits=fewer))
-            ready = read_pair(folder, beside, bits=4).needs(context, 1).total
-            yield "what mgm convert makes of it with --bits 4", ready
-        if beside:
-            yield "without its drafter", need(read_pair(folder, None, bits=bits))
+                    yield f"bits={fewer}", most(read_pair(folder, beside, bits=fewer))
+            converted = read_pair(folder, beside, bits=4).needs(context, 1).total
+            yield "what `mgm convert --bits 4` makes of it", converted
+        if beside is not None:
+            yield "the model without its drafter", most(read_pair(folder, None, bits=bits))
 
     check(
-        need(pair),
+        most(pair),
         available() - mx.get_active_memory(),
         f"{name}, with one text of {context:,} tokens,",
-        ways(),
+        ways=ways(),
+        despite="force=True or --force loads it all the same",
     )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.1f} MB"

@@ -7,12 +7,12 @@ how fast both were; the pair is far too small for this to say anything about Gem
 from __future__ import annotations
 
 import time
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_gemma_mtp import hub, weights
+from mlx_gemma_mtp.comparison import parting
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.engine import Engine
 from mlx_gemma_mtp.layers import join_projections
@@ -115,10 +115,11 @@ def _texts(engine: Engine, batch: int, temperature: float) -> list[Completion]:
 
 def _parting(where: str, found: list[int], wanted: list[int]) -> list[str]:
     """Where two token lists part, in words; nothing where they do not."""
-    for i, (one, other) in enumerate(zip_longest(found, wanted)):
-        if one != other:
-            return [f"{where}: token {i} is {one} and should be {other}"]
-    return []
+    parted = parting(found, wanted)
+    if parted is None:
+        return []
+    one, other = (next(iter(tokens), None) for tokens in (parted.found, parted.wanted))
+    return [f"{where}: token {parted.position} is {one} and should be {other}"]
 
 
 def _speed(done: list[Completion]) -> float:

@@ -118,28 +118,13 @@ def weight_files(folder: Path) -> list[Path]:
 def _load(
     model: Model, folder: Path, raw: dict[str, Any], bits: int | None, dtype: mx.Dtype | None
 ) -> Model:
-    quantization = raw.get("quantization")
-    if not isinstance(quantization, dict | None):
-        raise CheckpointError(f"{folder}: config.json: quantization is not a mapping")
-    if bits is not None and quantization is not None:
+    if bits is not None and raw.get("quantization") is not None:
         raise UsageError(f"{folder} is quantized already: leave bits out")
     if bits is not None and (not is_count(bits) or bits not in (4, 8)):
         raise UsageError(f"bits must be 4 or 8, not {bits!r}")
-    arrays = _read_arrays(folder)
-    if quantization is not None:
-        try:
-            _quantize(model, _stored_format(quantization, arrays))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{folder}: config.json: quantization: {reason}") from None
-    _check(model, arrays, folder)
-    if dtype is None:
-        on_cpu = mx.default_device() == mx.Device(mx.cpu)
-        dtype = mx.float32 if on_cpu else arrays["norm.weight"].dtype
-    wanted = dict(tree_flatten(model.parameters()))
-    typed = {name: arrays[name].astype(_type_for(name, arrays[name], dtype)) for name in wanted}
-    model.load_weights(list(typed.items()))
-    del arrays, typed  # held on to, the arrays in the files would stay beside their copies
+    arrays = open_arrays(model, folder, raw)
+    fill(model, arrays, folder, dtype)
+    del arrays  # held on to, the arrays in the files would stay beside their copies
     if bits is not None:
         _quantize(model, _format_for(bits))
     model.eval()
@@ -149,7 +134,43 @@ def _load(
     return model
 
 
-def _type_for(name: str, array: mx.array, dtype: mx.Dtype) -> mx.Dtype:
+def open_arrays(model: Target | Drafter, folder: Path, raw: dict[str, Any]) -> Arrays:
+    """The arrays of a folder's files by our names for them; MLX reads them when first used.
+
+    Modules that are quantized there become so in the model. raw: the folder's config.json. Raises
+    CheckpointError.
+    """
+    quantization = raw.get("quantization")
+    if not isinstance(quantization, dict | None):
+        raise CheckpointError(f"{folder}: config.json: quantization is not a mapping")
+    arrays = _read_arrays(folder)
+    if quantization is not None:
+        try:
+            _quantize(model, _stored_format(quantization, arrays))
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{folder}: config.json: quantization: {reason}") from None
+    return arrays
+
+
+def fill(
+    model: Target | Drafter, arrays: Arrays, folder: Path, dtype: mx.Dtype | None = None
+) -> None:
+    """Make these arrays, which `open_arrays` gave, the model's parameters; computes nothing yet.
+
+    dtype: as `load_target` takes it. Raises CheckpointError unless each is there as it must be.
+    """
+    _check(model, arrays, folder)
+    if dtype is None:
+        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        dtype = mx.float32 if on_cpu else arrays["norm.weight"].dtype
+    wanted = dict(tree_flatten(model.parameters()))
+    typed = {name: arrays[name].astype(type_for(name, arrays[name], dtype)) for name in wanted}
+    model.load_weights(list(typed.items()))
+
+
+def type_for(name: str, array: mx.array, dtype: mx.Dtype) -> mx.Dtype:
+    """The type that a stored array of this name is used in, where floating ones are in dtype."""
     if mx.issubdtype(array.dtype, mx.floating):
         return dtype
     return mx.int32 if name.endswith("token_ordering") else array.dtype
