@@ -34,7 +34,7 @@ type: $(TESTING) ## mypy, strict
 	cd $(VENV)/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 pytest: $(TESTING) ## the tests; ARGS="-k name" to choose
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Proves that a wheel holds all of the package, and that the dependencies it declares are enough.
 check-wheel: $(TESTING) ## build the wheel; try it in an empty environment, away from here
@@ -50,7 +50,7 @@ check-wheel: $(TESTING) ## build the wheel; try it in an empty environment, away
 	cd "$$tmp"; \
 	env/bin/python -c 'import mlx_gemma_mtp.convert, mlx_gemma_mtp.bench'; \
 	env/bin/mgm --version; \
-	answer=$$(env/bin/mgm generate --prompt 'What is 17 + 25?' --max-tokens 32); \
+	answer=$$(env/bin/mgm generate 'What is 17 + 25?' --max-tokens 32); \
 	echo "What is 17 + 25? $$answer"; \
 	case $$answer in *42*) ;; *) echo 'check-wheel: not the right answer' >&2; exit 1 ;; esac
 

@@ -17,16 +17,16 @@ import pytest
 # From the ground up. A part imports from the layers below its own, and from its own layer as long
 # as that closes no circle. `__init__` is what `import mlx_gemma_mtp` gives: users' names, lazily.
 LAYERS = [
-    ["errors", "config", "worker", "costs"],
-    ["layers", "cache", "sampling", "text", "acceptance", "depth"],
-    ["target", "drafter", "request"],
+    ["errors", "folders", "comparison", "config", "worker", "costs"],
+    ["layers", "cache", "sampling", "text", "channels", "acceptance", "depth"],
+    ["target", "drafter", "session", "request"],
     ["speculate", "remembered"],
     ["weights", "prefill"],
-    ["hub", "batch"],
+    ["hub", "download", "cached", "removal", "footprint", "memory", "batch"],
     ["scheduler"],
     ["engine"],
     ["__init__"],
-    ["convert", "bench"],
+    ["chat", "convert", "bench", "selftest", "doctor"],
     ["cli"],
 ]
 # Data, and the recipe that made it: imports nothing of the package, and only `cli` may import it.

@@ -151,8 +151,8 @@ def test_weights_are_counted_without_being_read(pair: PairPaths, bits: int | Non
         peak = peak_of(lambda: model.append(mlx_worker().run(read)))  # noqa: B023 - used at once
         size = memory.checkpoint_size(folder, bits=bits)
         assert size.loaded == memory.checkpoint_bytes(folder, bits=bits) == nbytes(model[0])
-        # How much of the tiny tensors is there at once depends on timing.
-        assert size.loading == pytest.approx(peak, rel=0.1, abs=100_000)
+        # A bound: it depends on timing which of the tiny tensors are there at once.
+        assert peak / 1.1 < size.loading < peak * 1.5
 
 
 def test_a_quantized_checkpoint_is_counted_as_it_will_be_typed(

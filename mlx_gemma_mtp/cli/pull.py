@@ -67,6 +67,16 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
         return [download.fetch(one) for one in downloads]
 
 
+def fetch_missing(model: str, drafter: str) -> None:
+    """Before a model is loaded: `fetch_pair`, where it is neither a folder nor in the cache."""
+    from mlx_gemma_mtp import hub
+
+    if model == "demo" or hub.is_folder(model) or hub.from_cache(model) is not None:
+        return
+    here = drafter == "demo" or (drafter not in ("auto", "none") and hub.is_folder(drafter))
+    fetch_pair(model, "none" if here else drafter)
+
+
 @contextmanager
 def stoppable(repositories: Sequence[str]) -> Iterator[None]:
     """Within it, Ctrl-C leaves at once and takes the parts of files along that nobody could use.

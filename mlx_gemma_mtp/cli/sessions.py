@@ -1,0 +1,94 @@
+"""`mgm sessions`: the conversations that are kept, and out with them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_gemma_mtp.errors import MgmError, UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.chat.store import Kept
+
+HEAD = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "BEGINS WITH")
+TITLE = 50  # characters
+
+sessions = typer.Typer(
+    help="List the conversations that are kept, or remove some.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@sessions.callback()
+def list_sessions(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the conversations that are kept, or remove some."""
+    if context.invoked_subcommand is not None:
+        return
+    from mlx_gemma_mtp.chat import store
+    from mlx_gemma_mtp.cli.models import print_columns
+    from mlx_gemma_mtp.folders import sessions_folder
+
+    kept = store.kept()
+    if as_json:
+        folder = str(sessions_folder())
+        found = {"schema": 1, "folder": folder, "sessions": [_as_json(one) for one in kept]}
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    if not kept:
+        print(f"no conversations in {sessions_folder()}", file=sys.stderr)
+        return
+    print_columns([HEAD, *map(_row, kept)])
+    for one in kept:
+        if one.problem:
+            print(f"mgm: {one.problem}", file=sys.stderr)
+
+
+@sessions.command("rm")
+def remove(
+    names: Annotated[list[str] | None, typer.Argument(help="As mgm sessions lists them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Remove conversations and what was kept of their caches."""
+    from mlx_gemma_mtp.chat import store
+
+    if everything == bool(names):
+        raise UsageError("name the conversations to remove, or give --all")
+    for name in [one.name for one in store.kept()] if everything else names or []:
+        try:
+            store.remove(name)
+        except OSError as error:
+            raise MgmError(f"{name} cannot be removed: {error.strerror}") from None
+        print(f"removed {name}")
+
+
+def _row(one: Kept) -> tuple[str, ...]:
+    from mlx_gemma_mtp.chat.statistics import in_words
+    from mlx_gemma_mtp.cli.models import _ago
+
+    said = one.said
+    size = in_words(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
+    if said is None:
+        return (one.name, "?", "?", _ago(one.last_used), size, "(cannot be read)")
+    title = said.title if len(said.title) <= TITLE else f"{said.title[: TITLE - 1]}…"
+    return (one.name, said.models.model, str(said.turns), _ago(one.last_used), size, title)
+
+
+def _as_json(one: Kept) -> dict[str, Any]:
+    said = one.said
+    return {
+        "name": one.name,
+        "model": said and said.models.model,
+        "turns": said and said.turns,
+        "begins_with": said and said.title,
+        "last_used": one.last_used,
+        "size_bytes": one.size_bytes,
+        "cache_bytes": one.cache_bytes,
+        "problem": one.problem,
+    }

@@ -1,0 +1,504 @@
+"""The chat's own logic: what is kept, what was meant, what is written where; and ten real turns."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from command import SECONDS, Done, assert_one_line, environment, found, run_here
+from mlx_gemma_mtp import Chunk, Completion, SamplingParams
+from mlx_gemma_mtp.chat import clipboard, commands, editor, journal, statistics, store, transcript
+from mlx_gemma_mtp.chat.chat import Chat
+from mlx_gemma_mtp.chat.commands import Call, parse
+from mlx_gemma_mtp.chat.loading import Loaded
+from mlx_gemma_mtp.chat.obey import obey
+from mlx_gemma_mtp.chat.screen import Screen
+from mlx_gemma_mtp.chat.statistics import Gauge
+from mlx_gemma_mtp.chat.terminal import Interrupts
+from mlx_gemma_mtp.chat.transcript import Models, Said, Transcript
+from mlx_gemma_mtp.errors import (
+    CheckpointError,
+    MgmError,
+    ModelNotFoundError,
+    NotEnoughMemoryError,
+    UsageError,
+)
+from mlx_gemma_mtp.request import Generation, Stats
+
+ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
+
+
+class Terminal(io.StringIO):
+    """A stderr that is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Engine:
+    """Answers with what it is given, and remembers what it was asked."""
+
+    has_drafter = True
+
+    def __init__(self, *answers: Completion | MgmError) -> None:
+        self.answers = list(answers)
+        self.asked: list[list[dict[str, Any]]] = []
+        self.closed = False
+
+    def session(self, saved: Path | None = None) -> Any:
+        if saved is not None:
+            raise CheckpointError(f"{saved} is no saved session")
+        return object()
+
+    def submit(self, prompt: Any, params: Any, on_chunk: Any, session: Any) -> Generation:
+        self.asked.append([dict(message) for message in prompt])
+        answer = self.answers.pop(0)
+        if isinstance(answer, UsageError):
+            raise answer
+        generation = Generation()
+        if isinstance(answer, MgmError):
+            generation.set_exception(answer)
+            return generation
+        if answer.thought:
+            on_chunk(Chunk(answer.thought, [1, 2, 3], kind="thought"))
+        on_chunk(Chunk(answer.text, [4], answer.finish_reason, answer.stats))
+        generation.set_result(answer)
+        return generation
+
+    def plain_tokens_per_second(self) -> float | None:
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def said(text: str, thought: str = "", finish_reason: Any = "stop") -> Completion:
+    return Completion(text, [4], finish_reason, Stats(generated_tokens=1), 7, thought=thought)
+
+
+class Talk:
+    """A chat with a made-up engine, and what it wrote."""
+
+    def __init__(self, *answers: Completion | MgmError, terminal: bool = True) -> None:
+        self.out = io.BytesIO()
+        self.err = Terminal() if terminal else io.StringIO()
+        self.engine = Engine(*answers)
+        self.chat = Chat(
+            Loaded(self.engine, Models(), 4096),  # type: ignore[arg-type]
+            Transcript(Said(), store.new_path()),
+            SamplingParams(),
+            Screen(self.out, self.err),
+            Interrupts() if terminal else None,
+            keeps=True,
+        )
+
+    def obey(self, text: str, load: Any = None) -> None:
+        call = parse(text)
+        assert call
+        obey(self.chat, call, load)
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        return [(m["role"], m["content"]) for m in self.chat.transcript.said.messages]
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MGM_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return tmp_path / "data"
+
+
+# What is written where
+
+
+def test_an_answer_is_on_stdout_byte_for_byte_and_all_else_on_stderr() -> None:
+    talk = Talk(said(ODD, thought="[red]hm[/red]"), terminal=False)
+    talk.chat.shows_stats = True
+    talk.chat.ask("Hi")
+    assert talk.out.getvalue() == f"{ODD}\n".encode()
+    thought, count, numbers = talk.err.getvalue().splitlines()
+    assert (thought, count) == ("[red]hm[/red]", "(3 tokens of thought)")
+    assert numbers.startswith("1 tok · ")
+
+
+@pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_nothing_is_dimmed_where_nobody_wants_it(
+    monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
+) -> None:
+    monkeypatch.setenv(*variable)
+    talk = Talk(said("Hello", thought="hm"))
+    talk.chat.ask("Hi")
+    assert "\x1b" not in talk.err.getvalue()
+
+
+def test_the_line_of_numbers_holds_what_was_measured_and_no_more() -> None:
+    stats = Stats(
+        prompt_tokens=3900,
+        reused_tokens=3800,
+        generated_tokens=182,
+        rounds=67,
+        drafted_at=[67, 66],
+        accepted_at=[60, 44],
+        first_token_seconds=0.31,
+        decode_seconds=181 / 61.4,
+    )
+    assert statistics.line(stats, Gauge(32.6, 32_000, 9_200_000_000)) == (
+        "182 tok · 61.4 tok/s (1.9x vs 32.6) · first token 0.31 s · "
+        "MTP 2.7 tok/round, 78 % accepted · ctx 4.1k/32k (3.8k reused) · 9.2 GB"
+    )
+    assert " vs " not in statistics.line(stats, Gauge(None, 32_000, 1))
+    plain = Stats(prompt_tokens=9, generated_tokens=1)
+    assert (
+        statistics.line(plain, Gauge(32.6, 4096, 48e6)) == "1 tok · no drafts · ctx 10/4.1k · 48 MB"
+    )
+
+
+# What was meant
+
+
+def test_a_slash_begins_a_command_and_a_path_or_several_lines_a_message() -> None:
+    assert parse("/set seed  7 ") == Call("set", "seed  7")
+    assert parse("/quit") == Call("exit", "")
+    assert parse("/system two\nlines") == Call("system", "two\nlines")
+    for message in (
+        "/etc/hosts",
+        "/etc/hosts is what?",
+        " /help",
+        "a /help",
+        "/help\nme",
+        "//",
+        "/1",
+    ):
+        assert parse(message) is None
+
+
+def test_a_command_that_there_is_not_is_told_with_the_nearest_one() -> None:
+    for typed, meant in [
+        ("/hlep", "/help"),
+        ("/laod", "/load"),
+        ("/tmp", "/mtp"),
+        ("/exti", "/exit"),
+    ]:
+        with pytest.raises(UsageError, match=rf"no command {typed}: did you mean {meant}\?"):
+            parse(typed)
+    with pytest.raises(UsageError, match="/help lists them"):
+        parse("/zzz")
+
+
+def test_commands_are_completed_with_their_values() -> None:
+    assert list(commands.completions("/s")) == ["/system", "/set", "/stats", "/save"]
+    assert list(commands.completions("/mtp a")) == ["auto"]
+    assert "/set NAME VALUE" in commands.help_text().replace("[", "").replace("]", "")
+
+
+def test_a_block_of_lines_is_what_stands_between_its_quotes() -> None:
+    for text in ('"""a\n b"""', '  """\na\n b\n"""\n'):
+        assert not editor.is_open(text)
+        assert editor.unblocked(text) == "a\n b"
+    assert editor.is_open('"""a\nb')
+    assert editor.is_open('"""')
+    for text in ('a """b', '"a"', ""):
+        assert not editor.is_open(text)
+        assert editor.unblocked(text) == text
+
+
+# What is kept
+
+
+def test_a_conversation_read_again_is_what_it_was(data: Path) -> None:
+    talk = Talk(*(said(f"answer {number}", thought="hm") for number in range(9)))
+    talk.obey("/system Be kind.")
+    talk.chat.ask(ODD)
+    talk.chat.ask("second")
+    talk.obey("/undo")
+    talk.chat.ask("third")
+    talk.obey("/regen")
+    before = talk.chat.transcript.said
+    path = talk.chat.transcript.path
+    assert path
+    with pytest.raises(UsageError, match="open in another mgm"):
+        Transcript.reopened(path)
+    talk.chat.transcript.close()
+    with path.open("ab") as file:
+        file.write(b'{"message": {"role": "us')  # a crash
+    again = Transcript.reopened(path)
+    assert again.said == before
+    assert [content for _, content in talk.messages] == [ODD, "answer 0", "third", "answer 3"]
+    again.ask("fourth")
+    assert transcript.load(path) == again.said
+    assert path.stat().st_mode & 0o77 == 0  # nobody else's business
+
+
+def test_the_system_prompt_is_there_once_in_every_turn() -> None:
+    talk = Talk(*[said("yes")] * 3)
+    talk.obey("/system Be kind.")
+    for _ in range(3):
+        talk.chat.ask("Hi")
+    for number, prompt in enumerate(talk.engine.asked):
+        roles = [message["role"] for message in prompt]
+        assert roles == ["system", *["user", "assistant"] * number, "user"]
+
+
+def test_a_question_without_answer_is_asked_again_or_gives_way() -> None:
+    lost = MgmError("the device is gone")
+    talk = Talk(lost, UsageError("too long"), said("two"), said("", finish_reason="cancelled"))
+    for question in ("first", "second"):
+        with pytest.raises(MgmError):
+            talk.chat.ask(question)
+    assert talk.messages == [("user", "second")]
+    talk.obey("/regen")
+    assert talk.messages == [("user", "second"), ("assistant", "two")]
+    talk.obey("/regen")  # stopped before a word: what was there stays
+    assert talk.messages[-1] == ("assistant", "two")
+    talk.obey("/undo")
+    for command in ("/undo", "/regen", "/copy"):
+        with pytest.raises(UsageError):
+            talk.obey(command)
+
+
+def test_what_was_said_until_it_was_stopped_is_the_answer() -> None:
+    talk = Talk(said("half an", finish_reason="cancelled"), said("ok"))
+    talk.chat.ask("Hi")
+    talk.chat.ask("Go on")
+    assert talk.engine.asked[1][1] == {"role": "assistant", "content": "half an"}
+
+
+def test_clear_begins_another_conversation_and_leaves_the_first_where_it_is() -> None:
+    talk = Talk(said("one"), said("two"))
+    talk.obey("/system Be kind.")
+    talk.chat.ask("first")
+    talk.obey("/clear")
+    assert talk.messages == []
+    assert len(store.kept()) == 1
+    talk.chat.ask("second")
+    assert [one.said and one.said.title for one in store.kept()] in (
+        ["second", "first"],
+        ["first", "second"],  # within the clock's grain
+    )
+    assert talk.engine.asked[1] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "second"},
+    ]
+
+
+def test_a_disk_that_is_full_is_told_once_and_the_chat_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    talk = Talk(said("one"), said("two"), said("three"))
+    talk.chat.ask("first")
+    path = talk.chat.transcript.path
+    assert path
+    before = path.read_bytes()
+    write = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(28, "No space left on device")
+        return write(handle, data[:-5])
+
+    monkeypatch.setattr(journal.os, "write", full)
+    talk.chat.ask("second")
+    talk.chat.ask("third")
+    assert talk.err.getvalue().count("No space left on device") == 1
+    assert path.read_bytes() == before
+    assert talk.messages[-1] == ("assistant", "three")
+
+
+def test_a_cache_that_is_no_good_is_told_in_a_line(tmp_path: Path) -> None:
+    talk = Talk(said("one"))
+    talk.chat.restore(tmp_path / "cache.safetensors")
+    assert talk.err.getvalue().count("\n") == 1
+    assert "is read anew" in talk.err.getvalue()
+
+
+def test_files_that_are_no_conversations_are_refused(tmp_path: Path) -> None:
+    files = {
+        "text": b"hello\n",
+        "nothing": b"",
+        "json": b"{}\n",
+        "bytes": b"\xff\xfe\n",
+        "deep": b"[" * 100_000 + b"\n",
+        "odd": journal.lines([journal.HEAD, {"message": {"role": "king", "content": "x"}}]),
+        "numbers": journal.lines([journal.HEAD, {"message": 3}]),
+        "keep": journal.lines([journal.HEAD, {"keep": "all"}]),
+        "models": journal.lines([journal.HEAD, {"models": {"model": "a", "size": 3}}]),
+    }
+    for name, data in files.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(MgmError, match=name):
+            transcript.load(path)
+
+
+# Another model
+
+
+def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
+    def load(models: Models) -> Any:
+        raise CheckpointError(f"{models.model} is damaged")
+
+    talk = Talk(said("still here"))
+    with pytest.raises(ModelNotFoundError):
+        talk.obey("/model no-such-model", load)
+    with pytest.raises(ModelNotFoundError, match="mgm pull some/model"):
+        talk.obey("/model some/model", load)
+    with pytest.raises(CheckpointError):
+        talk.obey("/model demo", load)
+    assert not talk.engine.closed
+    talk.chat.ask("Hi")
+    assert talk.out.getvalue() == b"still here\n"
+
+
+def test_where_two_models_do_not_fit_the_old_one_makes_room_and_comes_back(tmp_path: Path) -> None:
+    (folder := tmp_path / "model").mkdir()
+    loaded: list[str] = []
+
+    def load(models: Models) -> Any:
+        if models.model != "demo" and not talk.engine.closed:
+            raise NotEnoughMemoryError("no room")
+        loaded.append(models.model)
+        if models.model != "demo":
+            raise CheckpointError("damaged")
+        engine: Any = Engine(said("back again"))
+        engine.config = SimpleNamespace(max_position_embeddings=4096)
+        return engine
+
+    talk = Talk()
+    talk.obey(f"/model {folder}", load)
+    assert loaded == [str(folder), "demo"]
+    assert talk.engine.closed
+    assert "damaged" in talk.err.getvalue()
+    talk.chat.ask("Hi")
+    assert talk.out.getvalue() == b"back again\n"
+
+
+# The clipboard
+
+
+def test_the_answer_goes_to_the_system_or_the_terminal_or_it_is_said_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSH_CONNECTION", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MgmError, match="xclip"):
+        clipboard.copy("text", io.StringIO())
+    screen = Terminal()
+    clipboard.copy("é", screen)
+    assert screen.getvalue() == "\x1b]52;c;w6k=\x07"
+    with pytest.raises(MgmError, match="too long"):
+        clipboard.copy("x" * 100_000, screen)
+
+    program = tmp_path / "xclip"
+    program.write_text(f"#!/bin/sh\n/bin/cat > {tmp_path}/copied\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert clipboard.copy(ODD, screen) == "copied by xclip"
+    assert (tmp_path / "copied").read_bytes() == ODD.encode()
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(MgmError, match="xclip did not take it"):
+        clipboard.copy("text", screen)
+
+
+# mgm sessions, mgm paths
+
+
+def test_sessions_are_listed_and_removed_with_their_caches(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], data: Path
+) -> None:
+    def sessions(*arguments: str) -> Done:
+        return run_here(monkeypatch, capfd, ["sessions", *arguments])
+
+    assert sessions().stdout == ""
+    talk = Talk(said("one"), said("two"))
+    talk.chat.ask("My name is Anna.")
+    talk.obey("/clear")
+    talk.chat.ask("second")
+    path = talk.chat.transcript.path
+    assert path
+    store.cache_of(path).write_bytes(b"12345")
+    (data / "sessions" / "broken.jsonl").write_bytes(b"?\n")
+
+    assert "My name is Anna." in sessions().stdout
+    listed = {one["name"]: one for one in found(sessions("--json"))["sessions"]}
+    assert len(listed) == 3
+    assert listed["broken"]["problem"]
+    assert listed[path.stem]["cache_bytes"] == 5
+    assert listed[path.stem]["turns"] == 1
+    assert store.last() != data / "sessions" / "broken.jsonl"
+
+    assert sessions("rm", path.stem).stdout == f"removed {path.stem}\n"
+    assert not path.exists()
+    assert not store.cache_of(path).exists()
+    assert_one_line(sessions("rm", path.stem), 2, path.stem)
+    assert_one_line(sessions("rm", "../history"), 2, "name")
+    assert_one_line(sessions("rm"), 2, "--all")
+    sessions("rm", "--all")
+    assert store.kept() == []
+    assert_one_line(run_here(monkeypatch, capfd, ["chat", "-c"]), 2, "no conversation")
+
+
+def test_paths_are_those_of_the_system_or_as_the_variables_say(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], data: Path
+) -> None:
+    def paths() -> dict[str, Any]:
+        return found(run_here(monkeypatch, capfd, ["paths", "--json"]))
+
+    own = paths()
+    assert own["sessions"] == str(data / "sessions")
+    assert own["history"] == str(data / "history")
+    monkeypatch.delenv("MGM_DATA_DIR")
+    if sys.platform == "linux":
+        monkeypatch.setenv("XDG_DATA_HOME", "/xdg/data")
+        monkeypatch.setenv("XDG_STATE_HOME", "/xdg/state")
+        assert paths()["sessions"] == "/xdg/data/mlx-gemma-mtp/sessions"
+        assert paths()["history"] == "/xdg/state/mlx-gemma-mtp/history"
+    else:
+        assert "Library/Application Support/mlx-gemma-mtp" in paths()["sessions"]
+
+
+# With a model
+
+TEN_TURNS = """
+import io, json, sys
+sys.modules["torch"] = None  # see command.py
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.chat.chat import Chat
+from mlx_gemma_mtp.chat.loading import Loaded
+from mlx_gemma_mtp.chat.screen import Screen
+from mlx_gemma_mtp.chat.transcript import Models, Said, Transcript
+
+models = Models()
+params = SamplingParams(temperature=0, max_tokens=64, num_draft_tokens=2, thinking=True)
+screen, prompts, turns = Screen(io.BytesIO(), io.StringIO()), [], []
+with load("demo") as engine:
+    chat = Chat(Loaded(engine, models, 4096), Transcript(Said()), params, screen)
+    for number in range(10):
+        chat.ask(f"What is {17 + number} + 25?")
+        prompts.append(chat.transcript.prompt[:-1])
+        turns.append([chat.last.prompt_tokens, chat.last.reused_tokens, chat.transcript.answer])
+    fresh = [engine.generate(prompt, params)[0].message for prompt in prompts[::3]]
+print(json.dumps([turns, fresh]))
+"""
+
+
+def test_ten_turns_with_thoughts_prefill_what_is_new_and_say_what_they_say_from_nothing() -> None:
+    program = [sys.executable, "-c", TEN_TURNS]
+    done = subprocess.run(program, capture_output=True, timeout=SECONDS, env=environment())
+    turns, fresh = json.loads(done.stdout)
+    assert turns[0][2]["reasoning"]
+    # Every third turn: reading all of the conversation ten times is slow on a CPU.
+    assert [answer for _, _, answer in turns[::3]] == fresh
+    before = 0
+    for length, reused, _ in turns:
+        assert reused >= before  # all but the last answer, and what is new
+        before = length
+    assert before > 200
