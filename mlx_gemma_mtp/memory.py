@@ -169,8 +169,9 @@ def longest_context(
     batch: int,
     have: int,
     dtype_bytes: int = 2,
+    sessions: int = 0,
 ) -> int:
-    """The longest context that fits into `have` bytes at this batch; 0 where none does."""
+    """The longest context whose `needs` fit into `have` bytes; 0 where none does."""
 
     def total(context: int) -> int:
         return needs(
@@ -181,6 +182,7 @@ def longest_context(
             context=context,
             batch=batch,
             dtype_bytes=dtype_bytes,
+            sessions=sessions,
         ).total
 
     low, high = 0, target.max_position_embeddings

@@ -210,6 +210,31 @@ def test_a_block_of_lines_is_what_stands_between_its_quotes() -> None:
         assert editor.unblocked(text) == text
 
 
+def test_drafts_and_settings_are_taken_as_typed_or_not_at_all() -> None:
+    talk = Talk()
+    for typed, drafts in [("off", 0), ("3", 3), ("auto", "auto")]:
+        talk.obey(f"/mtp {typed}")
+        assert talk.chat.params.num_draft_tokens == drafts
+    for setting in ("temperature 0.5", "top_k 3", "seed 7", "stop a b", "max_tokens 9"):
+        talk.obey(f"/set {setting}")
+    params = SamplingParams(temperature=0.5, top_k=3, seed=7, stop="a b", max_tokens=9)
+    for typed in (
+        "/mtp 99",
+        "/mtp -1",
+        "/set seed 1.5",
+        "/set top_p no",
+        "/set speed 3",
+        "/think x",
+    ):
+        with pytest.raises(UsageError):
+            talk.obey(typed)
+    assert talk.chat.params == params
+    talk.obey('/set stop ["\\n", "b"]')
+    assert talk.chat.params.stop_strings == ("\n", "b")
+    talk.obey("/set stop default")
+    assert talk.chat.params.stop_strings == ()
+
+
 # What is kept
 
 
@@ -307,7 +332,8 @@ def test_a_disk_that_is_full_is_told_once_and_the_chat_goes_on(
     monkeypatch.setattr(journal.os, "write", full)
     talk.chat.ask("second")
     talk.chat.ask("third")
-    assert talk.err.getvalue().count("No space left on device") == 1
+    assert talk.err.getvalue().count("not kept: [Errno 28] No space left on device") == 1
+    assert talk.err.getvalue().count("not kept") == 1
     assert path.read_bytes() == before
     assert talk.messages[-1] == ("assistant", "three")
 

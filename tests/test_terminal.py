@@ -152,11 +152,14 @@ def test_arrow_keys_edit_and_up_recalls(person: Person) -> None:
 
 def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(person: Person) -> None:
     row = person.paper.row
-    person.type(f"{LONG}\rtyped ahead")  # which waits, unseen, for the next prompt
+    person.type(f"{LONG}\r")
+    person.wait_to_see("1, 2, 3", row)
+    assert person.paper.modes["2004"]  # what is pasted now will be known as such
+    person.type(PASTE.format("typed\rahead"))  # which waits, unseen, for the next prompt
     person.wait_to_see("14, 15", row)
     person.child.kill(signal.SIGINT)  # the key would take along what was typed ahead
-    person.wait_until(lambda: person.paper.at == "> typed ahead")
-    shown = "".join(person.paper.lines[row + 1 : person.paper.row])
+    person.wait_until(lambda: person.paper.at == "  ahead")
+    shown = "".join(person.paper.lines[row + 1 : person.paper.row - 1])
     said = person.said("assistant")
     assert said.startswith("1, 2, 3")
     assert not said.endswith("99.")

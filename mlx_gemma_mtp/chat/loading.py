@@ -41,6 +41,7 @@ def open_pair(models: Models, load: Load) -> Loaded:
             batch=1,
             have=memory.available(),
             dtype_bytes=pair.dtype_bytes,
+            sessions=1,
         )
 
     # With --force there may be no room by that count: then nothing is known but the model's limit.

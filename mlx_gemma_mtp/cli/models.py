@@ -96,10 +96,10 @@ def _row(model: CachedModel) -> Row:
             drafter += ", unusable"
     size = in_words(model.size_bytes) + (", unusable" if model.problem else "")
     bits = "?" if model.bits is None else str(model.bits)
-    return (model.name, model.kind or "other", bits, size, drafter, _ago(model.last_used))
+    return (model.name, model.kind or "other", bits, size, drafter, ago(model.last_used))
 
 
-def _ago(seconds: float | None) -> str:
+def ago(seconds: float | None) -> str:
     """How long ago that was: the largest unit, rounded down."""
     if seconds is None:
         return "?"

@@ -70,14 +70,14 @@ def remove(
 
 def _row(one: Kept) -> tuple[str, ...]:
     from mlx_gemma_mtp.chat.statistics import in_words
-    from mlx_gemma_mtp.cli.models import _ago
+    from mlx_gemma_mtp.cli.models import ago
 
     said = one.said
     size = in_words(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if said is None:
-        return (one.name, "?", "?", _ago(one.last_used), size, "(cannot be read)")
+        return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
     title = said.title if len(said.title) <= TITLE else f"{said.title[: TITLE - 1]}…"
-    return (one.name, said.models.model, str(said.turns), _ago(one.last_used), size, title)
+    return (one.name, said.models.model, str(said.turns), ago(one.last_used), size, title)
 
 
 def _as_json(one: Kept) -> dict[str, Any]:
