@@ -101,7 +101,7 @@ def examine() -> Report:
     versions |= {name: _version(name) for name in PACKAGES}
     cache, file = _folder(hub.cache_folder()), remembered.depth_file()
     depth = _folder(file.parent)._replace(path=file)  # the file is never written to, but replaced
-    backend = _backend()
+    backend = backend_name()
     return Report(
         chip=str(mx.device_info().get("device_name", platform.machine())),
         system=_system(),
@@ -206,7 +206,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _backend() -> str:
+def backend_name() -> str:
+    """What MLX computes on here: cpu, metal or cuda."""
     if mx.default_device() == mx.Device(mx.cpu):
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"

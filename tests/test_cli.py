@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,11 @@ def test_a_command_line_that_makes_no_sense_exits_with_2(
     assert "Usage: mgm" in done.stderr + done.stdout
 
 
-def test_the_version_is_printed(run: Callable[[str], Done]) -> None:
+def test_versions_and_the_device_are_printed(run: Callable[[str], Done]) -> None:
     done = run("version")
-    assert (done.returncode, done.stdout) == (0, f"mgm {mlx_gemma_mtp.__version__}\n")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"mgm {mlx_gemma_mtp.__version__}, mlx {version('mlx')}, ")
+    assert done.stdout.endswith((" cpu\n", " metal\n", " cuda\n"))
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback() -> None:

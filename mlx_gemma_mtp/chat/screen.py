@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import BinaryIO, TextIO
 
-from mlx_gemma_mtp.chat.spinner import Spinner
+from mlx_gemma_mtp.chat.spinner import Spinner, can_draw
 
 
 class Screen:
@@ -18,8 +18,7 @@ class Screen:
         self._out = out
         self._err = err
         self._aside = False  # within a line of an aside
-        self._dims = err.isatty() and "NO_COLOR" not in os.environ
-        self._dims = self._dims and os.environ.get("TERM", "dumb") != "dumb"
+        self._dims = can_draw(err) and "NO_COLOR" not in os.environ
 
     @property
     def stderr(self) -> TextIO:

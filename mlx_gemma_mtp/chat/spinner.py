@@ -5,6 +5,7 @@ Knows nothing of what that is.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
@@ -14,8 +15,13 @@ SHAPES = "|/-\\"
 PAUSE_SECONDS = 0.1
 
 
+def can_draw(stream: TextIO) -> bool:
+    """Is this a terminal that can do more than print?"""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 class Spinner:
-    """Spins within `with`, or until `stop`; not at all where the stream is no terminal."""
+    """Spins within `with`, or until `stop`; not at all where the stream cannot draw."""
 
     def __init__(self, what: str, stream: TextIO, *, after_seconds: float = 0.3) -> None:
         """after_seconds: nothing is shown of what is over by then."""
@@ -24,7 +30,7 @@ class Spinner:
         self._after = after_seconds
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
-        if stream.isatty():
+        if can_draw(stream):
             self._thread.start()
 
     def __enter__(self) -> Spinner:

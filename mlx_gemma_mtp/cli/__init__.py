@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -64,9 +65,15 @@ app.command()(paths)
 
 
 def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"mgm {__version__}")
-        raise typer.Exit
+    if not wanted:
+        return
+    from importlib.metadata import version
+
+    from mlx_gemma_mtp.doctor import backend_name
+
+    others = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+    print(f"mgm {__version__}, {others}, Python {platform.python_version()}, {backend_name()}")
+    raise typer.Exit
 
 
 @app.callback()
@@ -74,7 +81,7 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", callback=_print_version, is_eager=True, help="Print versions and device."
         ),
     ] = False,
 ) -> None:

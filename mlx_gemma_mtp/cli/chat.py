@@ -45,12 +45,13 @@ def chat(
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.loading import open_pair
     from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.chat.spinner import can_draw
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
 
     params = sampling.params()
     if go_on and session:
         raise UsageError("--continue and --session both name a conversation: give one of them")
-    shown = next((one for one in (sys.stderr, sys.stdout) if one.isatty()), None)
+    shown = next((one for one in (sys.stderr, sys.stdout) if can_draw(one)), None)
     editing = sys.stdin.isatty() and shown is not None
     keeps = editing or keep_cache
     named = store.last() if go_on else store.path_of(session) if session else None
