@@ -129,15 +129,7 @@ def check(model: CachedModel) -> Checked:
         return Checked(replace(model, problem=str(error)), None, None, None, None)
     needs, have = pair.needs(CONTEXT, 1), memory.available()
     most = max(pair.loading, needs.total)
-    longest = memory.longest_context(
-        pair.target,
-        pair.drafter,
-        target_bytes=pair.target_bytes,
-        drafter_bytes=pair.drafter_bytes,
-        batch=1,
-        have=have,
-        dtype_bytes=pair.dtype_bytes,
-    )
+    longest = pair.longest_context(batch=1, have=have)
     return Checked(model, most, most <= have, longest, why_no_drafts(model))
 
 

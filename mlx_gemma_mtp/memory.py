@@ -160,38 +160,6 @@ def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
     return mlp + hidden + max(attention, experts)
 
 
-def longest_context(
-    target: TargetConfig,
-    drafter: DrafterConfig | None,
-    *,
-    target_bytes: int,
-    drafter_bytes: int,
-    batch: int,
-    have: int,
-    dtype_bytes: int = 2,
-    sessions: int = 0,
-) -> int:
-    """The longest context whose `needs` fit into `have` bytes; 0 where none does."""
-
-    def total(context: int) -> int:
-        return needs(
-            target,
-            drafter,
-            target_bytes=target_bytes,
-            drafter_bytes=drafter_bytes,
-            context=context,
-            batch=batch,
-            dtype_bytes=dtype_bytes,
-            sessions=sessions,
-        ).total
-
-    low, high = 0, target.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if total(middle) <= have else (low, middle - 1)
-    return low
-
-
 class Pair(NamedTuple):
     """A pair as it will be loaded. loading: bytes that it takes at most until it is."""
 
@@ -202,7 +170,7 @@ class Pair(NamedTuple):
     loading: int
     dtype_bytes: int
 
-    def needs(self, context: int, batch: int) -> Needs:
+    def needs(self, context: int, batch: int, sessions: int = 0) -> Needs:
         """As the function."""
         return needs(
             self.target,
@@ -212,7 +180,17 @@ class Pair(NamedTuple):
             context=context,
             batch=batch,
             dtype_bytes=self.dtype_bytes,
+            sessions=sessions,
         )
+
+    def longest_context(self, *, batch: int, have: int, sessions: int = 0) -> int:
+        """The longest context whose `needs` fit into `have` bytes; 0 where none does."""
+        low, high = 0, self.target.max_position_embeddings
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.needs(middle, batch, sessions).total <= have
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
 
 
 def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:

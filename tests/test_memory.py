@@ -22,7 +22,7 @@ from mlx_gemma_mtp import SamplingParams, cli, engine, hub, load, memory, prefil
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.memory import Pair, available, longest_context, mac_limit, read_pair
+from mlx_gemma_mtp.memory import Pair, available, mac_limit, read_pair
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.worker import mlx_worker
 
@@ -227,16 +227,7 @@ def test_the_longest_context_just_fits() -> None:
     pair = read_pair(*DEMO)
 
     def longest(have: int, sessions: int = 0) -> int:
-        return longest_context(
-            pair.target,
-            pair.drafter,
-            target_bytes=pair.target_bytes,
-            drafter_bytes=pair.drafter_bytes,
-            batch=2,
-            have=have,
-            dtype_bytes=pair.dtype_bytes,
-            sessions=sessions,
-        )
+        return pair.longest_context(batch=2, have=have, sessions=sessions)
 
     have = pair.needs(1000, 2).total
     found = longest(have)

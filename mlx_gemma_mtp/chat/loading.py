@@ -33,16 +33,7 @@ def open_pair(models: Models, load: Load) -> Loaded:
 
     def longest() -> int:
         pair = memory.read_pair(folder, beside, bits=models.bits)
-        return memory.longest_context(
-            pair.target,
-            pair.drafter,
-            target_bytes=pair.target_bytes,
-            drafter_bytes=pair.drafter_bytes,
-            batch=1,
-            have=memory.available(),
-            dtype_bytes=pair.dtype_bytes,
-            sessions=1,
-        )
+        return pair.longest_context(batch=1, have=memory.available(), sessions=1)
 
     # With --force there may be no room by that count: then nothing is known but the model's limit.
     context = mlx_worker().run(longest) or engine.config.max_position_embeddings
