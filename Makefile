@@ -54,8 +54,8 @@ check-wheel: $(TESTING) ## build the wheel; try it in an empty environment, away
 	echo "What is 17 + 25? $$answer"; \
 	case $$answer in *42*) ;; *) echo 'check-wheel: not the right answer' >&2; exit 1 ;; esac
 
-bench: $(RUNTIME) ## time a random pair at a real size: ARGS=31B needs 64 GB
-	$(BIN)/python -m mlx_gemma_mtp.bench $(ARGS)
+bench: $(RUNTIME) ## what drafts gain here, with the demo pair; ARGS="--model NAME" for another
+	@$(BIN)/mgm bench $(ARGS)
 
 clean: ## remove all that make made, the environment too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

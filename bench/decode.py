@@ -1,113 +1,206 @@
-"""Timing an engine at work: rows with random prompts decode side by side, and rounds are counted.
+"""One turn of an engine: prompts go in side by side, and a window of their decoding is timed.
 
-Knows nothing of what is printed, nor of other engines.
+Knows nothing of other turns, of other engines or of what is printed.
 """
 
 from __future__ import annotations
 
-import random
-import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx_gemma_mtp.bench.workload import Row
 
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams
-from mlx_gemma_mtp.request import Stats
+from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.request import Generation, Stats
 
-STUCK_SECONDS = 600  # without a single round
+WAVES = 16  # times that prompts go in, at most, until a window is full,
+FUTILE = 3  # and after which a window is given up that holds nothing
 
 
 class Sample(NamedTuple):
-    """Some rounds of decoding: the tokens of all rows, and the seconds they took."""
+    """What a turn showed. The window is timed while all rows decode; its parts add up.
+
+    tokens, rounds, seconds: of the window, all rows together. first_tokens: seconds that each row
+    waited for its first token. gaps: seconds that each token of the window came after the one
+    before it in its row, 0 within a burst. stats: of each row, from its prompt to its end.
+    """
 
     tokens: int
     rounds: int
     seconds: float
+    prefill_tokens: int
+    prefill_seconds: float
+    first_tokens: list[float]
+    gaps: list[float]
+    stats: list[Stats]
+    peak_bytes: int
 
-
-class Speed(NamedTuple):
-    """Tokens per second over all rows, and milliseconds per round: medians of several samples."""
-
-    tokens_per_second: float
-    low: float
-    high: float
-    ms: float
-
-
-def speed(samples: Sequence[Sample]) -> Speed:
-    """Median, lowest and highest tokens per second, median milliseconds per round."""
-    rates = [sample.tokens / sample.seconds for sample in samples]
-    ms = [sample.seconds / sample.rounds * 1e3 for sample in samples]
-    return Speed(statistics.median(rates), min(rates), max(rates), statistics.median(ms))
-
-
-def random_prompts(lengths: Sequence[int], vocab_size: int) -> list[list[int]]:
-    """Token ids of prompts of these lengths, the same in every call."""
-    rng = random.Random(0)
-    return [rng.choices(range(vocab_size), k=length) for length in lengths]
-
-
-class _Watch:
-    """Notes each row's tokens as they come, on the engine's thread."""
-
-    def __init__(self, num_rows: int, rounds: int) -> None:
-        self.enough = threading.Event()
-        self.stirred = threading.Event()
-        self._left = set(range(num_rows))
-        self._rounds = rounds
-        self._marks: list[tuple[float, int]] = []  # when a round came, tokens until then
-        self._tokens = 0
-
-    def take(self, row: int, chunk: Chunk) -> None:
-        """One row's tokens of one round."""
-        self.stirred.set()
-        self._left.discard(row)
-        if not self._left and row == 0:
-            self._marks.append((perf_counter(), self._tokens))
-            if len(self._marks) > self._rounds:
-                self.enough.set()
-        self._tokens += len(chunk.tokens)
-
-    def samples(self, warm_up: int, rounds: int) -> list[Sample]:
-        marks = self._marks[warm_up::rounds]
-        return [
-            Sample(after[1] - before[1], rounds, after[0] - before[0])
-            for before, after in pairwise(marks)
-        ]
+    def __add__(self, other: object) -> Sample:
+        """Both turns as one."""
+        assert isinstance(other, Sample)
+        return Sample(
+            self.tokens + other.tokens,
+            self.rounds + other.rounds,
+            self.seconds + other.seconds,
+            self.prefill_tokens + other.prefill_tokens,
+            self.prefill_seconds + other.prefill_seconds,
+            self.first_tokens + other.first_tokens,
+            self.gaps + other.gaps,
+            self.stats + other.stats,
+            max(self.peak_bytes, other.peak_bytes),
+        )
 
 
 def decode(
     engine: Engine,
-    lengths: Sequence[int],
-    num_drafts: int | Literal["auto"],
+    wave: Callable[[int], list[Row]],
+    params: SamplingParams,
     *,
-    rounds: int,
-    samples: int,
+    tokens: int,
     warm_up: int,
-) -> tuple[list[Sample], Stats]:
-    """Time `samples` times `rounds` rounds, once all rows decode and `warm_up` rounds are over.
+) -> Sample:
+    """Decode until the window holds `tokens` tokens of every row on average.
 
-    Greedy, through `Engine.submit`, as any program would. Returns the samples and the counts of
-    one of the rows, warm-up included.
+    wave: the prompts that go in side by side; where a text ends too early, the next wave follows.
+    warm_up: rounds before the window, once all rows decode. Seeds are the rows' numbers. Raises
+    what ends a request, and MgmError where texts are too short to be timed.
     """
-    watch = _Watch(len(lengths), warm_up + rounds * samples)
-    params = SamplingParams(
-        temperature=0, ignore_eos=True, num_draft_tokens=num_drafts, seed=0, max_tokens=1 << 20
-    )
-    generations = []
+    mx.reset_peak_memory()
+    sample, missing = None, tokens * len(wave(0))
+    for number in range(WAVES):
+        prompts = [row.ids for row in wave(number)]
+        played = _wave(engine, prompts, params, missing, warm_up)
+        sample = played if sample is None else sample + played
+        missing -= played.tokens
+        if missing <= 0 or (number == FUTILE and not sample.rounds):
+            break
+    assert sample is not None
+    if not sample.rounds:
+        raise MgmError("these texts end before there is anything to time: take other --tasks")
+    return sample._replace(peak_bytes=mx.get_peak_memory())
+
+
+def _wave(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    tokens: int,
+    warm_up: int,
+) -> Sample:
+    window = _Window(len(prompts), tokens, warm_up)
+    generations: list[Generation] = []
+    begun = perf_counter()
     try:
-        for row, prompt in enumerate(random_prompts(lengths, engine.config.vocab_size)):
-            generations.append(engine.submit(prompt, params, partial(watch.take, row)))
-        while not watch.enough.wait(STUCK_SECONDS):
-            failed = [g for g in generations if g.done()]
-            if failed or not watch.stirred.is_set():
-                break
-            watch.stirred.clear()
+        for row, prompt in enumerate(prompts):
+            own = replace(params, seed=row)
+            generation = engine.submit(list(prompt), own, partial(window.take, row))
+            generation.add_done_callback(lambda _: window.over.set())
+            generations.append(generation)
+        while not window.over.wait(0.2):
+            pass  # not one wait without an end: Ctrl-C should get through everywhere
     finally:
         for generation in generations:
             generation.cancel()
         done = [generation.result() for generation in generations]  # raises what failed
-    return watch.samples(warm_up, rounds)[:samples], done[0].stats
+    return window.sample(begun, [completion.stats for completion in done], prompts)
+
+
+class _Window:
+    """Notes each row's tokens as they come, on the engine's thread.
+
+    Once every row decodes, a round begins with the tokens of row 0. The one in which a text ends,
+    and what comes after it, is not timed: it plays fewer rows.
+    """
+
+    def __init__(self, num_rows: int, tokens: int, warm_up: int) -> None:
+        self.over = threading.Event()
+        self._enough = tokens
+        self._first = warm_up
+        self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(num_rows)]
+        self._waiting = set(range(num_rows))
+        self._times: list[float] = []  # of every round: when it came,
+        self._tokens: list[int] = []  # and what it brought
+
+    def take(self, row: int, chunk: Chunk) -> None:
+        """One row's tokens of one round."""
+        if self.over.is_set():
+            return
+        if chunk.finish_reason:
+            if row > 0:
+                self._drop_round()
+            self.over.set()
+            return
+        now = perf_counter()
+        self._waiting.discard(row)
+        if not self._waiting:
+            if row == 0 or not self._times:
+                self._times.append(now)
+                self._tokens.append(0)
+                if sum(self._tokens[self._first + 1 : -1]) >= self._enough:
+                    self._drop_round()
+                    self.over.set()
+                    return
+            self._tokens[-1] += len(chunk.tokens)
+        self._arrivals[row].append((now, len(chunk.tokens)))
+
+    def _drop_round(self) -> None:
+        """The last one is not complete."""
+        del self._times[-1:], self._tokens[-1:]
+
+    def sample(self, begun: float, stats: list[Stats], prompts: Sequence[Sequence[int]]) -> Sample:
+        """What the window holds: the rounds after those of the warm-up."""
+        times = self._times[self._first :] or [0.0]
+        gaps = [
+            gap
+            for arrivals in self._arrivals
+            for (before, _), (now, count) in pairwise(arrivals)
+            if count and times[0] < before and now <= times[-1]
+            for gap in (now - before, *[0.0] * (count - 1))
+        ]
+        firsts = [arrivals[0][0] - begun for arrivals in self._arrivals if arrivals]
+        return Sample(
+            sum(self._tokens[self._first + 1 :]),
+            len(times) - 1,
+            times[-1] - times[0],
+            sum(map(len, prompts)),
+            max(firsts, default=0.0),
+            firsts,
+            gaps,
+            stats,
+            peak_bytes=0,
+        )
+
+
+class SecondTurn(NamedTuple):
+    """A conversation's second prompt: its tokens, those not computed again, seconds to its first
+    token with all of it prefilled and with a session."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    fresh: float
+    reused: float
+
+
+def second_turn(engine: Engine, row: Row, tokens: int) -> SecondTurn:
+    """Answer a prompt with so many tokens, then time the turn after it both ways."""
+    session = engine.session()
+    plain = SamplingParams(temperature=0, num_draft_tokens=0, max_tokens=tokens)
+    answer = engine.submit(row.ids, plain, session=session).result()
+    second = row.then(answer)
+    first = replace(plain, max_tokens=1)
+    reused = engine.submit(second, first, session=session).result().stats
+    fresh = engine.submit(second, first).result().stats
+    session.close()
+    return SecondTurn(
+        fresh.prompt_tokens,
+        reused.reused_tokens,
+        fresh.first_token_seconds,
+        reused.first_token_seconds,
+    )

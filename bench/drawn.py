@@ -14,11 +14,9 @@ import mlx.core as mx
 
 from mlx_gemma_mtp import speculate
 from mlx_gemma_mtp.cache import KVCache
-from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.layers import Router
 from mlx_gemma_mtp.sampling import RowSettings
 from mlx_gemma_mtp.speculate import Head, PlayRound, Round
-from mlx_gemma_mtp.target import Target
 
 # Their square roots are irrational and unrelated: one sequence for each row.
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
@@ -52,22 +50,20 @@ class Draws:
         return math.prod(rates)
 
 
-def drawn_round_player(
-    target: Target, drafter: Drafter | None, draws: Draws, shared_experts: int = 0
-) -> PlayRound:
-    """`speculate.round_player` with drawn accepts.
+def drawn(play_round: PlayRound, draws: Draws, shared_experts: int = 0) -> PlayRound:
+    """These rounds with drawn accepts.
 
-    shared_experts: of the experts of each token, how many are those of the first token that its
-    row has in the round; 0 leaves the routing to the random router.
+    play_round: must not have played any yet, for what it traces is changed. shared_experts: of the
+    experts of each token, how many are those of the first token that its row has in the round; 0
+    leaves the routing to the random router.
     """
-    play_round = speculate.round_player(target, drafter)
     agreeing, route = speculate.agreeing_prefix, Router.__call__
 
     def play(
         cache: KVCache, head: Head, settings: RowSettings, limit: mx.array, num_draft_tokens: int
     ) -> Round:
         num_rows = len(limit)
-        drawn = mx.array(draws(num_rows, num_draft_tokens), mx.int32)
+        accepts = mx.array(draws(num_rows, num_draft_tokens), mx.int32)
 
         def all_agree(drafts: mx.array, chosen: mx.array) -> mx.array:
             return mx.maximum(agreeing(drafts, chosen), drafts.shape[1])
@@ -86,6 +82,6 @@ def drawn_round_player(
             patch.object(speculate, "agreeing_prefix", all_agree),
             patch.object(Router, "__call__", share if shared_experts else route),
         ):
-            return play_round(cache, head, settings, mx.minimum(limit, drawn), num_draft_tokens)
+            return play_round(cache, head, settings, mx.minimum(limit, accepts), num_draft_tokens)
 
     return play

@@ -1,62 +1,54 @@
-"""mlx-vlm 0.7.10, plain and with its MTP loops, on our arrays: what the benchmark compares with.
+"""mlx-vlm 0.7.10 on our pair's arrays, plain and with its own MTP loops.
 
-Their models, caches, prefill and decoding loops run as they are but for one thing: a random
-drafter is never right, so what the target answers to a draft is drawn (`_drawn` says how).
+Its models, caches, prefill and decoding loops run as they are but for one thing: a random drafter
+is never right, so what the target answers to a draft can be drawn (`_drawn` says how).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
-from mlx_gemma_mtp.bench.decode import Sample, random_prompts
-from mlx_gemma_mtp.bench.mlx_vlm_pair import hand_over
+from mlx_gemma_mtp.bench.mlx_vlm_pair import VERSION, hand_over
+from mlx_gemma_mtp.bench.peer import ENDLESS, PREFILL_STEP, Draw, PeerSample, Rounds, timed
 
 from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.target import Target
-
-ENDLESS = 1_000_000  # their max_tokens, never reached: near it their rounds get shorter
-PREFILL_STEP = 256  # theirs is 2048, at which 8 rows beside 31B hardly fit into 80 GB
-
-# Given the numbers of rows and of drafts in a round: how many drafts each row accepts.
-Draw = Callable[[int, int], list[int]]
-# Each step plays one round and yields the number of its tokens, over all rows.
-Rounds = Generator[int, None, None]
 
 
 class MlxVlmPeer:
-    """A pair in mlx-vlm's hands; it drafts `default_num_drafts` tokens unless told otherwise."""
+    """A pair in mlx-vlm's hands, or a target alone."""
 
-    def __init__(self, target: Target, drafter: Drafter) -> None:
-        """Empties the pair, see `hand_over`."""
-        self._language, self._assistant = hand_over(target, drafter)
-        self.default_num_drafts: int = self._assistant.config.block_size - 1
+    name = f"mlx-vlm {VERSION}"
+
+    def __init__(
+        self, target: Target, drafter: Drafter | None, *, copy_experts: bool = True
+    ) -> None:
+        """Shares the pair's arrays; arguments and errors are those of `hand_over`."""
+        self._language, self._assistant = hand_over(target, drafter, copy_experts=copy_experts)
+        self.can_draft = drafter is not None
 
     def decode(
         self,
-        lengths: Sequence[int],
+        prompts: list[list[int]],
         num_drafts: int,
-        draw: Draw,
         *,
-        rounds: int = 16,
-        samples: int = 5,
-        warm_up: int = 4,
-    ) -> list[Sample]:
-        """Time `samples` times `rounds` rounds of rows with random prompts of these lengths.
+        tokens: int,
+        warm_up: int,
+        draw: Draw | None,
+    ) -> PeerSample:
+        """See Peer. One row runs their `generate_step`, several run their `BatchGenerator`.
 
-        Greedy; prefill and `warm_up` rounds come before and are not timed. One row runs their
-        `generate_step`, several run their `BatchGenerator`, as their `generate` and
-        `batch_generate` do. num_drafts 0 is plain decoding: a round is a step, nothing is drawn.
+        That is what their `generate` and `batch_generate` do.
         """
-        from mlx_vlm.speculative import mtp
-
-        prompts = random_prompts(lengths, self._language.config.vocab_size)
-        drafting = {}
+        if num_drafts and not self.can_draft:
+            raise UsageError("there is no drafter that mlx-vlm could draft with: ask for 0 drafts")
+        drafting: dict[str, Any] = {}
         if num_drafts:
             # Their block counts the token before the drafts. Asking for a larger one than is
             # configured sets a mere ceiling, used while 65 % of the rounds accept all of the
@@ -65,19 +57,16 @@ class MlxVlmPeer:
             drafting = {"draft_model": self._assistant, "draft_kind": "mtp"}
             drafting["draft_block_size"] = block
         with ExitStack() as stack:
-            for walk in (
-                "_speculative_walk_deferred_greedy",  # of one row
-                "_speculative_walk_batch_deferred_uniform",  # of several
-            ):
-                stack.enter_context(patch.object(mtp, walk, _drawn(getattr(mtp, walk), draw)))
+            if draw is not None:
+                _enter_drawn(stack, draw)
             play = self._single if len(prompts) == 1 else self._batch
             played = play(prompts, drafting)
             stack.callback(played.close)
-            _sample(played, warm_up)
-            taken = [_sample(played, rounds) for _ in range(samples)]
-        self._assistant.reset(self._language)  # it holds the last round's keys and values
+            sample = timed(played, prompts, tokens=tokens, warm_up=warm_up)
+        if drafting:
+            self._assistant.reset(self._language)  # it holds the last round's keys and values
         mx.clear_cache()
-        return taken
+        return sample
 
     def _single(self, prompts: list[list[int]], drafting: dict[str, Any]) -> Rounds:
         from mlx_vlm.generate.ar import generate_step
@@ -95,16 +84,15 @@ class MlxVlmPeer:
             None,
             None,
             max_tokens=ENDLESS,
-            temperature=0.0,
             prefill_step_size=PREFILL_STEP,
+            temperature=0.0,
             **drafting,
         )
-        next(steps)  # the prefill's token
-        for _ in steps:  # the first of a round; its others are there already
+        first, _ = next(steps)
+        yield [[int(first)]]
+        for token, _ in steps:  # the first of a round; its others are there already
             others = self._assistant.accept_lens[-1] if drafting else 0
-            for _ in range(others):
-                next(steps)
-            yield 1 + others
+            yield [[int(token), *(int(next(steps)[0]) for _ in range(others))]]
 
     def _batch(self, prompts: list[list[int]], drafting: dict[str, Any]) -> Rounds:
         from mlx_vlm.generate.ar import BatchGenerator
@@ -113,25 +101,40 @@ class MlxVlmPeer:
             self._language,
             _NeverStops(),
             max_tokens=ENDLESS,
+            prefill_step_size=PREFILL_STEP,
             prefill_batch_size=len(prompts),
             completion_batch_size=len(prompts),
-            prefill_step_size=PREFILL_STEP,
             compute_logprobs=False,
             **drafting,
         )
         embedded = [{"inputs_embeds": self._embed(prompt)} for prompt in prompts]
-        generator.insert(prompts, prompt_kwargs=embedded)
+        rows = {
+            uid: row for row, uid in enumerate(generator.insert(prompts, prompt_kwargs=embedded))
+        }
         try:
             while True:
                 _, answers = generator.next()
+                new: list[list[int]] = [[] for _ in prompts]
+                for answer in answers:
+                    new[rows[answer.uid]].append(answer.token)
                 if answers:  # none while it prefills
-                    yield len(answers)
+                    yield new
         finally:
             generator.close()
 
     def _embed(self, prompt: list[int]) -> mx.array:
         model = self._language.model
         return model.embed_tokens(mx.array([prompt])) * model.embed_scale
+
+
+def _enter_drawn(stack: ExitStack, draw: Draw) -> None:
+    from mlx_vlm.speculative import mtp
+
+    for walk in (
+        "_speculative_walk_deferred_greedy",  # of one row
+        "_speculative_walk_batch_deferred_uniform",  # of several
+    ):
+        stack.enter_context(patch.object(mtp, walk, _drawn(getattr(mtp, walk), draw)))
 
 
 def _drawn(walk: Callable[..., Any], draw: Draw) -> Callable[..., Any]:
@@ -167,12 +170,6 @@ def _drawn(walk: Callable[..., Any], draw: Draw) -> Callable[..., Any]:
 @mx.compile
 def _answer(right: mx.array, draft: mx.array, chosen: mx.array) -> mx.array:
     return mx.where(right, draft, mx.where(chosen == draft, chosen ^ 1, chosen))
-
-
-def _sample(played: Rounds, rounds: int) -> Sample:
-    begun = time.perf_counter()
-    tokens = sum(next(played) for _ in range(rounds))
-    return Sample(tokens, rounds, time.perf_counter() - begun)
 
 
 class _NeverStops:

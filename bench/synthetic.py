@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.layers import join_projections
 from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.weights import quantize
 
 Model = TypeVar("Model", Target, Drafter)
 
@@ -25,6 +27,16 @@ _K_EQ_V: dict[str, Any] = {
     "max_position_embeddings": 262_144,
 }
 TARGETS: dict[str, dict[str, Any]] = {
+    "E2B": {
+        "hidden_size": 1536,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 35,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20,
+        "use_double_wide_mlp": True,
+    },
     "E4B": {
         "hidden_size": 2560,
         "intermediate_size": 10240,
@@ -67,16 +79,34 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_pair(size: str, dtype: mx.Dtype = mx.bfloat16) -> tuple[Target, Drafter]:
+def random_pair(
+    size: str, dtype: mx.Dtype = mx.bfloat16, bits: int | None = None
+) -> tuple[Target, Drafter]:
     """A target and its drafter at a published size, weights drawn with a standard deviation of
-    one over the root of their input width."""
+    one over the root of their input width. bits: 4 or 8 quantizes them as `load` does.
+
+    Nothing is computed yet: sizes are known, memory is not taken. `draw` does that.
+    """
+    target, drafter = configs(size)
+    return _noise(Target(target), dtype, bits), _noise(Drafter(drafter), dtype, bits)
+
+
+def draw(model: Model) -> Model:
+    """Compute the weights, one at a time, so that memory holds one copy; joined as `load` does."""
+    for parameter in dict(tree_flatten(model.parameters())).values():
+        mx.eval(parameter)
+    return join_projections(model)
+
+
+def configs(size: str) -> tuple[TargetConfig, DrafterConfig]:
+    """The configurations of a published size."""
     target = TargetConfig.from_dict(_COMMON | TARGETS[size])
-    return _randomised(Target(target), dtype), _randomised(Drafter(_drafter(size, target)), dtype)
+    return target, _drafter(size, target)
 
 
 def _drafter(size: str, target: TargetConfig) -> DrafterConfig:
     shape = TARGETS[size]
-    small = size == "E4B"
+    small = size in ("E2B", "E4B")
     text = _COMMON | {
         "hidden_size": 256 if small else 1024,
         "intermediate_size": 2048 if small else 8192,
@@ -96,19 +126,17 @@ def _drafter(size: str, target: TargetConfig) -> DrafterConfig:
     )
 
 
-def _randomised(model: Model, dtype: mx.Dtype) -> Model:
-    """Replace every parameter by noise, one at a time so that memory holds one copy."""
+def _noise(model: Model, dtype: mx.Dtype, bits: int | None) -> Model:
+    """Replace every parameter by noise."""
 
     def noise(parameter: mx.array) -> mx.array:
         if parameter.dtype == mx.int32:  # a centroid head's token ordering
-            drawn = mx.random.permutation(parameter.size).astype(mx.int32)
-        elif parameter.ndim == 1:  # norms and scales
-            drawn = mx.ones(parameter.shape, dtype)
-        else:
-            drawn = mx.random.normal(parameter.shape, dtype) * parameter.shape[-1] ** -0.5
-        mx.eval(drawn)
-        return drawn
+            return mx.random.permutation(parameter.size).astype(mx.int32)
+        if parameter.ndim == 1:  # norms and scales
+            return mx.ones(parameter.shape, dtype)
+        return mx.random.normal(parameter.shape, dtype) * parameter.shape[-1] ** -0.5
 
-    for name, parameter in dict(tree_flatten(model.parameters())).items():
-        model.update(tree_unflatten([(name, noise(parameter))]))
+    model.update(tree_map(noise, model.parameters()))
+    if bits is not None:
+        quantize(model, bits)
     return model

@@ -14,7 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -31,7 +31,7 @@ from mlx_gemma_mtp.request import Chunk, Completion, Generation, Request
 from mlx_gemma_mtp.sampling import SamplingParams, is_count
 from mlx_gemma_mtp.scheduler import Scheduler
 from mlx_gemma_mtp.session import Session
-from mlx_gemma_mtp.speculate import round_player
+from mlx_gemma_mtp.speculate import PlayRound, round_player
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.text import Message, Prompt, Text
 from mlx_gemma_mtp.worker import mlx_worker
@@ -63,6 +63,33 @@ def load(
         raise UsageError(f"max_batch must lie in 1 .. {SIZES[-1]}, not {max_batch!r}")
     if not is_count(max_queue) or max_queue < 1:
         raise UsageError(f"max_queue must be a whole number from 1 on, not {max_queue!r}")
+    pair = open_pair(model, drafter, bits=bits, force=force)
+    return Engine(
+        pair.target,
+        pair.drafter,
+        text=pair.text,
+        defaults=pair.defaults,
+        max_batch=int(max_batch),
+        max_queue=int(max_queue),
+        remember=pair.fingerprint,
+    )
+
+
+class OpenPair(NamedTuple):
+    """What an engine is made of. fingerprint: what the cost of its rounds depends on, as a name;
+    None without a drafter."""
+
+    target: Target
+    drafter: Drafter | None
+    text: Text | None
+    defaults: dict[str, Any]
+    fingerprint: str | None
+
+
+def open_pair(
+    model: str | Path, drafter: str | Path | None = "auto", *, bits: int | None, force: bool
+) -> OpenPair:
+    """The weights and all that goes with them. Arguments and errors are those of `load`."""
     folder, beside = hub.find_pair(model, drafter)
     if not force:
         mlx_worker().run(partial(memory.check_load, folder, beside, str(model), bits=bits))
@@ -79,14 +106,7 @@ def load(
     defaults = weights.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
     models = mlx_worker().run(read)
-    return Engine(
-        *models,
-        text=text,
-        defaults=defaults,
-        max_batch=int(max_batch),
-        max_queue=int(max_queue),
-        remember=_fingerprint(folder.name, *models),
-    )
+    return OpenPair(*models, text, defaults, _fingerprint(folder.name, *models))
 
 
 class Engine:
@@ -102,9 +122,16 @@ class Engine:
         max_batch: int,
         max_queue: int,
         remember: str | None = None,
+        depth: Depth | None = None,
+        play_round: PlayRound | None = None,
     ) -> None:
-        """remember: the name under which what is learned about depth outlives the process."""
-        depth = Depth() if remember is None else load_depth(remember)
+        """remember: the name under which what is learned about depth outlives the process.
+
+        depth: what is known of it already, in place of what is remembered. play_round: plays the
+        rounds, in place of what `round_player` makes of the pair.
+        """
+        if depth is None:
+            depth = Depth() if remember is None else load_depth(remember)
         self.text = text
         self.config = target.config
         self.has_drafter = drafter is not None
@@ -115,7 +142,7 @@ class Engine:
         self._depth = depth
         self._scheduler: Scheduler | None = Scheduler(
             target,
-            round_player(target, drafter),
+            play_round or round_player(target, drafter),
             depth,
             suppressed=_token_list(defaults, "suppress_tokens", self.config),
             max_batch=max_batch,

@@ -48,23 +48,8 @@ def speculate(
     limit [B] is the most drafts a row may accept; -1 leaves the row where it is (a free row).
     K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
     """
-    drafts = draft(target, drafter, cache, head, settings, num_draft_tokens)  # [B, K]
-    tokens = mx.concatenate([head.newest[:, None], drafts], axis=1)  # [B, K + 1]
-    routed: list[mx.array] = []
-    hidden = target(tokens, cache, routed=routed)
-    position = cache.offset[:, None] + 1 + mx.arange(num_draft_tokens + 1)
-    softcap = target.config.final_logit_softcapping
-    chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
-    accepted = mx.minimum(agreeing_prefix(drafts, chosen), limit)
-    last = mx.maximum(accepted, 0)[:, None]
-    newest = mx.take_along_axis(chosen, last, axis=1)[:, 0]
-    cache.offset = cache.offset + accepted + 1
-    return Round(
-        tokens=chosen,
-        accepted=accepted,
-        head=Head(newest, mx.take_along_axis(hidden, last[..., None], axis=1)),
-        distinct_experts=count_distinct(routed, target.config.num_experts) if routed else None,
-    )
+    drafts = draft(target, drafter, cache, head, settings, num_draft_tokens)
+    return verify(target, cache, head, drafts, settings, limit)
 
 
 PlayRound = Callable[[KVCache, Head, RowSettings, mx.array, int], Round]
@@ -127,6 +112,33 @@ def draft(
         token = choose(logits, position, settings, ids=ids, vocab_size=size)[:, 0]
         guesses.append(token)
     return mx.stack(guesses, axis=1)
+
+
+def verify(
+    target: Target,
+    cache: KVCache,
+    head: Head,
+    drafts: mx.array,
+    settings: RowSettings,
+    limit: mx.array,
+) -> Round:
+    """Run the target over the newest token and the drafts [B, K] after it; commit what agrees."""
+    tokens = mx.concatenate([head.newest[:, None], drafts], axis=1)  # [B, K + 1]
+    routed: list[mx.array] = []
+    hidden = target(tokens, cache, routed=routed)
+    position = cache.offset[:, None] + 1 + mx.arange(tokens.shape[1])
+    softcap = target.config.final_logit_softcapping
+    chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
+    accepted = mx.minimum(agreeing_prefix(drafts, chosen), limit)
+    last = mx.maximum(accepted, 0)[:, None]
+    newest = mx.take_along_axis(chosen, last, axis=1)[:, 0]
+    cache.offset = cache.offset + accepted + 1
+    return Round(
+        tokens=chosen,
+        accepted=accepted,
+        head=Head(newest, mx.take_along_axis(hidden, last[..., None], axis=1)),
+        distinct_experts=count_distinct(routed, target.config.num_experts) if routed else None,
+    )
 
 
 def agreeing_prefix(drafts: mx.array, chosen: mx.array) -> mx.array:

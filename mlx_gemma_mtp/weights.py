@@ -126,7 +126,7 @@ def _load(
     fill(model, arrays, folder, dtype)
     del arrays  # held on to, the arrays in the files would stay beside their copies
     if bits is not None:
-        _quantize(model, _format_for(bits))
+        quantize(model, bits)
     model.eval()
     for layer in model.layers:
         mx.eval(layer.parameters())
@@ -303,13 +303,13 @@ def _quantize(model: nn.Module, format_of: Format) -> None:
     nn.quantize(model, class_predicate=checked)
 
 
-def _format_for(bits: int) -> Format:
-    """The recipe of `bits=`: sensitive modules get 8 bits."""
+def quantize(model: Target | Drafter, bits: int) -> None:
+    """Quantize as `bits=` does, sensitive modules to 8 bits; computes nothing yet."""
 
     def format_of(path: str, _: nn.Module) -> dict[str, Any]:
         return {"group_size": GROUP_SIZE, "bits": 8 if path.endswith(EIGHT_BIT) else bits}
 
-    return format_of
+    _quantize(model, format_of)
 
 
 def _stored_format(quantization: dict[str, Any], arrays: Arrays) -> Format:

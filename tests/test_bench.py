@@ -1,25 +1,29 @@
-"""The benchmark: draws at the stated rates, all of the compute, the floor's bytes, the JSON."""
+"""The benchmark's parts: draws, windows, cases, the split, the floor, the recommendation."""
 
-import json
-import sys
-from pathlib import Path
+import re
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.bench import __main__ as bench
-from mlx_gemma_mtp.bench import synthetic
-from mlx_gemma_mtp.bench.decode import Sample, speed
-from mlx_gemma_mtp.bench.drawn import Draws, drawn_round_player
+from mlx_gemma_mtp.bench import cases, decode, stamp, synthetic
+from mlx_gemma_mtp.bench.decode import Sample
+from mlx_gemma_mtp.bench.drawn import Draws, drawn
 from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.recommend import recommend
+from mlx_gemma_mtp.bench.record import Case, Record, Spread, Subject
+from mlx_gemma_mtp.bench.split import SlowDrafter, Stopwatch, in_step
+from mlx_gemma_mtp.bench.workload import Row, Workload
 
+from mlx_gemma_mtp import Chunk
 from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.request import Stats
 from mlx_gemma_mtp.sampling import SamplingParams, row_settings
-from mlx_gemma_mtp.speculate import Head
+from mlx_gemma_mtp.speculate import Head, round_player
 from mlx_gemma_mtp.target import Target
 
 WINDOW = 64
@@ -40,7 +44,7 @@ EXPERTS = {
     "enable_moe_block": True,
     "num_experts": 16,
     "top_k_experts": 4,
-    "moe_intermediate_size": 32,
+    "moe_intermediate_size": 64,
 }
 
 
@@ -50,7 +54,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
     def drafter(_: str, target: TargetConfig) -> DrafterConfig:
         kinds = ["sliding_attention"] * 3 + ["full_attention"]
-        shape = SHAPE | {"hidden_size": 32, "num_hidden_layers": 4, "layer_types": kinds}
+        shape = SHAPE | {"hidden_size": 64, "num_hidden_layers": 4, "layer_types": kinds}
         return DrafterConfig.from_dict(
             {
                 "model_type": "gemma4_assistant",
@@ -67,24 +71,25 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def pair(tiny: str) -> tuple[Target, Drafter]:
-    return synthetic.random_pair(tiny, mx.float32)
+    target, drafter = synthetic.random_pair(tiny, mx.float32)
+    return synthetic.draw(target), synthetic.draw(drafter)
 
 
 @pytest.mark.parametrize("rates", [[0.8], [0.2], [0.84, 0.71, 0.64, 0.70], [1.0], [0.0]])
 def test_draws_come_at_the_stated_rates_by_position(rates: list[float]) -> None:
     draws = Draws(rates)
-    drawn = np.array([draws(8, 5) for _ in range(2000)])
+    accepts = np.array([draws(8, 5) for _ in range(2000)])
     reached = 1.0
     for position in range(5):
         reached *= rates[min(position, len(rates) - 1)]
-        assert (drawn > position).mean(axis=0) == pytest.approx(reached, abs=0.02)
-    assert drawn.mean() + 1 == pytest.approx(draws.expected_tokens(5), abs=0.01)
+        assert (accepts > position).mean(axis=0) == pytest.approx(reached, abs=0.02)
+    assert accepts.mean() + 1 == pytest.approx(draws.expected_tokens(5), abs=0.01)
 
 
 def test_a_few_rounds_come_near_the_rates_already() -> None:
     draws = Draws([0.8])
-    drawn = np.array([draws(8, 3) for _ in range(16)])
-    assert drawn.mean() + 1 == pytest.approx(draws.expected_tokens(3), rel=0.03)
+    accepts = np.array([draws(8, 3) for _ in range(16)])
+    assert accepts.mean() + 1 == pytest.approx(draws.expected_tokens(3), rel=0.03)
 
 
 def test_draws_of_rows_are_independent() -> None:
@@ -99,7 +104,7 @@ def test_a_drawn_round_accepts_what_was_drawn_and_moves_by_it(
     pair: tuple[Target, Drafter],
 ) -> None:
     target, drafter = pair
-    play = drawn_round_player(target, drafter, Draws([0.5]))
+    play = drawn(round_player(target, drafter), Draws([0.5]))
     cache = KVCache.empty(target.config, 2, capacity=64, most=4, dtype=mx.float32)
     head = Head(mx.array([1, 2]), mx.zeros((2, 1, target.config.hidden_size)))
     settings = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)] * 2)
@@ -107,9 +112,9 @@ def test_a_drawn_round_accepts_what_was_drawn_and_moves_by_it(
     for _ in range(6):
         played = play(cache, head, settings, mx.array([3, 3]), 3)
         head = played.head
-        drawn = expected(2, 3)
-        assert played.accepted.tolist() == drawn
-        offset += np.array(drawn) + 1
+        accepts = expected(2, 3)
+        assert played.accepted.tolist() == accepts
+        offset += np.array(accepts) + 1
         assert cache.offset.tolist() == offset.tolist()
 
 
@@ -117,7 +122,7 @@ def test_shared_experts_are_those_of_the_rows_first_token(pair: tuple[Target, Dr
     target, drafter = pair
     alone, shared = [], []
     for counts, num_shared in ((alone, 0), (shared, 4)):
-        play = drawn_round_player(target, drafter, Draws([1.0]), num_shared)
+        play = drawn(round_player(target, drafter), Draws([1.0]), num_shared)
         cache = KVCache.empty(target.config, 1, capacity=64, most=8, dtype=mx.float32)
         head = Head(mx.array([1]), mx.ones((1, 1, target.config.hidden_size)))
         settings = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)])
@@ -134,9 +139,9 @@ def test_the_floor_counts_weights_experts_keys_and_values_once(
     pair: tuple[Target, Drafter],
 ) -> None:
     target, drafter = pair
-    floor = Floor(target, drafter)
+    floor = Floor.of(target, drafter)
     plain = floor.round_bytes([10], 0, 16)
-    experts = 6 * 16 * (64 * 64 + 64 * 32) * 4  # layers, experts, both maps, bytes
+    experts = 6 * 16 * (128 * 64 + 64 * 64) * 4  # layers, experts, both maps, bytes
     assert plain - floor.round_bytes([10], 0, 4) == pytest.approx(experts * 12 / 16)
     # Five sliding layers of 2 x 32 and one full layer of 1 x 64, keys and values.
     slot = 2 * 64 * 4
@@ -148,27 +153,183 @@ def test_the_floor_counts_weights_experts_keys_and_values_once(
     assert drafted == 3 * step
 
 
-def test_speed_is_the_median_of_the_samples() -> None:
-    found = speed([Sample(20, 10, 2.0), Sample(40, 10, 2.0), Sample(90, 10, 1.0)])
-    assert found == (20.0, 10.0, 90.0, 200.0)
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(decode, "perf_counter", lambda: self.now)
+
+    def rounds(self, window: decode._Window, *rounds: list[int], seconds: float = 1.0) -> None:
+        """Rounds one after the other; each gives so many tokens to each row."""
+        for counts in rounds:
+            self.now += seconds
+            for row, count in enumerate(counts):
+                window.take(row, Chunk("", [7] * count))
 
 
-def test_the_table_and_the_json_hold_every_case(
-    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_window_is_timed_once_all_rows_decode_and_are_warm(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "found.json"
-    quick = "--batch 1,2 --drafts 0,3,auto --rounds 2 --samples 2 --warm-up 2 --auto-warm-up 2"
-    monkeypatch.setattr(bench, "PROMPT_LENGTHS", (9, 70))
-    monkeypatch.setattr(bench, "bandwidth", lambda: 1e10)
-    monkeypatch.setattr(sys, "argv", ["bench", tiny, *quick.split(), "--out", str(out)])
-    bench.main()
-    found, table = json.loads(out.read_text()), capsys.readouterr().out
-    assert [(c["batch"], c["drafts"]) for c in found["cases"]] == [
-        (batch, drafts) for batch in (1, 2) for drafts in (0, 3, "auto")
+    clock, window = Clock(monkeypatch), decode._Window(2, tokens=8, warm_up=1)
+    window.take(0, Chunk("", [1]))  # the first row decodes alone
+    clock.now = 5.0
+    window.take(0, Chunk("", [1, 1]))
+    window.take(1, Chunk("", [1]))  # the second joins
+    clock.rounds(window, [1, 1], [1, 1], seconds=1.0)  # a round, a warm one
+    clock.rounds(window, [3, 1], [2, 2], [4, 4], seconds=0.5)
+    assert window.over.is_set()
+    sample = window.sample(0.0, [], [[1] * 10, [1] * 30])
+    assert (sample.tokens, sample.rounds, sample.seconds) == (10, 3, 2.0)
+    assert sample.first_tokens == [0.0, 5.0]
+    assert (sample.prefill_tokens, sample.prefill_seconds) == (40, 5.0)
+    # Of a burst, the first token has waited; the others come with it.
+    assert sorted(sample.gaps) == [0.0] * 4 + [0.5] * 4
+
+
+def test_the_round_in_which_a_text_ends_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, window = Clock(monkeypatch), decode._Window(2, tokens=99, warm_up=0)
+    clock.rounds(window, [1, 1], [2, 2], [3, 3])
+    clock.now += 1
+    window.take(0, Chunk("", [7]))
+    window.take(1, Chunk("", [7], finish_reason="stop"))
+    assert window.over.is_set()
+    sample = window.sample(0.0, [], [[1], [1]])
+    assert (sample.tokens, sample.rounds, sample.seconds) == (10, 2, 2.0)
+
+
+def stats(*rounds: tuple[int, int]) -> Stats:
+    """A row that played these rounds: drafted, accepted."""
+    found = Stats(prompt_tokens=5)
+    for drafted, accepted in rounds:
+        found.count_round(drafted, accepted)
+    return found
+
+
+def sample(tokens: int, rounds: int, seconds: float, *rows: Stats) -> Sample:
+    return Sample(tokens, rounds, seconds, 50, 0.5, [0.1, 0.3], [0.0, 0.02], list(rows), 1000)
+
+
+def test_a_case_holds_medians_and_what_the_rounds_accepted(pair: tuple[Target, Drafter]) -> None:
+    floor = Floor.of(*pair)
+    rows = (stats((3, 3), (3, 0), (3, 2)), stats((3, 1), (3, 3), (3, 3)))
+    turns = [sample(20, 4, 1.0, *rows), sample(20, 4, 2.0, *rows), sample(20, 4, 0.5, *rows)]
+    plain = [sample(10, 10, 1.0), sample(10, 10, 1.0), sample(10, 10, 1.0)]
+    found = cases.case(
+        "mlx-gemma-mtp", "code", 3, [8, 9], turns,
+        plain=plain, floor=floor, bytes_per_second=1e9, accept=None,
+    )  # fmt: skip
+    assert found.decode_tokens_per_second == (20.0, 10.0, 40.0)
+    assert found.speedup == (2.0, 1.0, 4.0)  # each turn against its own
+    assert found.round_ms == (250.0, 125.0, 500.0)
+    assert found.prefill_tokens_per_second.median == 100.0
+    assert found.first_token_ms == pytest.approx((200.0,) * 3)
+    assert found.acceptance_rate == pytest.approx(12 / 18)
+    assert found.acceptance_length == 3.0
+    assert found.accepted_histogram == [3, 3, 3, 9]
+    assert found.acceptance_by_position == pytest.approx([5 / 6, 4 / 5, 3 / 4])
+    assert found.drafted_per_round == 3.0
+    assert found.floor is not None
+    # A turn decodes 10 tokens in every row: midway they are 5 longer.
+    num_bytes = floor.verify_bytes([13, 14], None) + 3 * floor.draft_bytes([13, 14])
+    assert found.floor.round_bytes == num_bytes
+    assert found.floor.tokens_per_second == pytest.approx(5 * 1e9 / num_bytes)
+    assert found.floor.share == pytest.approx(20 / found.floor.tokens_per_second)
+
+
+def test_a_slowed_draft_step_shows_as_drafting_and_changes_no_text(
+    pair: tuple[Target, Drafter],
+) -> None:
+    target, drafter = pair
+    splits, texts = [], []
+    for times in (1, 12):
+        stopwatch = Stopwatch()
+        slowed = SlowDrafter(drafter, times)
+        play = in_step(target, slowed, stopwatch)
+        cache = KVCache.empty(target.config, 2, capacity=256, most=4, dtype=mx.float32)
+        head = Head(mx.array([1, 2]), mx.zeros((2, 1, target.config.hidden_size)))
+        settings = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)] * 2)
+        played = []
+        for _ in range(12):
+            found = play(cache, head, settings, mx.array([3, 3]), 3)
+            head = found.head
+            played.append((found.tokens.tolist(), found.accepted.tolist()))
+        splits.append(stopwatch.split(10))
+        texts.append(played)
+    quick, slow = splits
+    assert slow.draft_ms > 3 * quick.draft_ms
+    assert slow.verify_ms + slow.host_ms < 3 * (quick.verify_ms + quick.host_ms)
+    assert texts[0] == texts[1]
+
+
+def test_a_round_in_step_is_the_engines_round(pair: tuple[Target, Drafter]) -> None:
+    target, drafter = pair
+    settings = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)])
+    texts = []
+    for play in (round_player(target, drafter), in_step(target, drafter, Stopwatch())):
+        cache = KVCache.empty(target.config, 1, capacity=64, most=4, dtype=mx.float32)
+        head, text = Head(mx.array([1]), mx.zeros((1, 1, target.config.hidden_size))), []
+        for num_drafts in (3, 0, 2, 3):
+            found = play(cache, head, settings, mx.array([3]), num_drafts)
+            head = found.head
+            text += found.tokens[0, : found.accepted.item() + 1].tolist()
+        texts.append(text)
+    assert texts[0] == texts[1]
+
+
+def test_rows_of_a_batch_take_the_tasks_in_turn_and_differ() -> None:
+    made = Workload(("a", "b"), lambda task, number: Row([ord(task), number], lambda _: "next"))
+    assert made.tasks_at(1) == ("a", "b")
+    assert made.tasks_at(4) == ("mixed",)
+    rows = [row.ids for number in (0, 1) for row in made.wave("mixed", 4, number)]
+    assert [ids[0] for ids in rows] == [ord(task) for task in "abababab"]
+    assert [ids[1] for ids in rows] == list(range(8))
+
+
+def test_a_quantized_random_pair_is_as_loaded_with_bits(tiny: str) -> None:
+    target, _ = (synthetic.draw(model) for model in synthetic.random_pair(tiny, bits=4))
+    bits = {type(module).__name__: module.bits for _, module in target.named_modules()
+            if hasattr(module, "bits")}  # fmt: skip
+    assert bits == {"QuantizedEmbedding": 8, "QuantizedLinear": 4, "QuantizedExpertLinear": 4}
+    routers = [layer.router.proj.bits for layer in target.layers]
+    assert set(routers) == {8}
+
+
+def speeds(**by_drafts: float) -> list[Case]:
+    """Summary cases at batch 1 of so many tokens per second."""
+    return [
+        Case(
+            "mlx-gemma-mtp",
+            "code",
+            1,
+            "auto" if name == "auto" else int(name[1:]),
+            [5],
+            [],
+            decode_tokens_per_second=Spread(rate, rate, rate),
+            round_ms=Spread(1, 1, 1),
+            prefill_tokens_per_second=Spread(1, 1, 1),
+            speedup=Spread.of([rate / by_drafts.get("k0", 1)]),
+        )
+        for name, rate in by_drafts.items()
     ]
-    for case in found["cases"]:
-        assert 0 < case["low"] <= case["tokens_per_second"] <= case["high"]
-        assert 4 <= case["distinct_experts"] <= 16
-        assert f"{case['tokens_per_second']:.1f}" in table
-        if case["drafts"] != "auto":
-            assert case["floor_tokens_per_second"] > case["tokens_per_second"]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (speeds(k0=50, k3=100, k5=90, auto=99), r"Leave num_draft_tokens at auto .* 1\.98 x .*3"),
+        (speeds(k0=50, k3=100, auto=80), r"Set num_draft_tokens to 3 at batch 1 .*2\.00 x"),
+        (speeds(k0=50, k3=45, auto=49), r"Decode plainly .*0\.90 x, 3 drafts.*98%"),
+    ],
+)
+def test_the_recommendation_follows_what_was_measured(found: list[Case], said: str) -> None:
+    subject = Subject("tiny", "float32", None, 1, 1, 0, False)
+    record = Record("mgm bench", stamp.stamp(), subject, {}, 1e9, cases=found)
+    assert re.search(said, recommend(record))
+
+
+def test_a_recommendation_needs_plain_decoding_and_auto() -> None:
+    subject = Subject("tiny", "float32", None, 1, 1, 0, False)
+    record = Record("mgm bench", stamp.stamp(), subject, {}, 1e9, cases=speeds(k3=9, auto=9))
+    with pytest.raises(UsageError, match="--drafts 0,3,auto"):
+        recommend(record)

@@ -13,9 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from mlx_gemma_mtp import __version__
+from mlx_gemma_mtp.cli.bench import bench
 from mlx_gemma_mtp.cli.chat import chat
 from mlx_gemma_mtp.cli.convert import convert
 from mlx_gemma_mtp.cli.doctor import doctor
+from mlx_gemma_mtp.cli.estimate import estimate
 from mlx_gemma_mtp.cli.generate import generate
 from mlx_gemma_mtp.cli.models import list_models, remove
 from mlx_gemma_mtp.cli.paths import paths
@@ -54,12 +56,14 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(bench)
 app.command()(convert)
 app.command()(verify)
 app.command()(pull)
 app.command("list")(list_models)
 app.command("rm")(remove)
 app.command()(doctor)
+app.command()(estimate)
 app.add_typer(sessions, name="sessions")
 app.command()(paths)
 

@@ -1,0 +1,133 @@
+"""From the samples of a setting to its case: medians, spreads, acceptance, the floor's share.
+
+Plain arithmetic: knows nothing of engines or of how samples are taken.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from mlx_gemma_mtp.bench.decode import Sample
+from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.record import OURS, Case, Drafts, Ideal, Spread
+
+from mlx_gemma_mtp.request import Stats
+
+
+def case(
+    engine: str,
+    task: str,
+    drafts: Drafts,
+    lengths: Sequence[int],
+    samples: Sequence[Sample],
+    *,
+    plain: Sequence[Sample] | None,
+    floor: Floor,
+    bytes_per_second: float,
+    accept: Sequence[float] | None,
+) -> Case:
+    """The case of a setting; one sample a turn. plain: the same turns of the same engine
+    without drafts.
+
+    lengths: tokens of each row's prompt. accept: the rates at which accepts were drawn.
+    """
+    rates = [sample.tokens / sample.seconds for sample in samples]
+    speedup = None
+    if plain is not None:
+        plain_rates = [sample.tokens / sample.seconds for sample in plain]
+        speedup = Spread.of([a / b for a, b in zip(rates, plain_rates, strict=True)])
+    found: dict[str, Any] = {}
+    if engine == OURS:
+        found = _inside(samples, drafts)
+        found["floor"] = _ideal(lengths, samples, found, floor, bytes_per_second)
+    return Case(
+        engine,
+        task,
+        len(lengths),
+        drafts,
+        list(lengths),
+        [
+            {
+                "tokens": sample.tokens,
+                "rounds": sample.rounds,
+                "seconds": sample.seconds,
+                "prefill_tokens": sample.prefill_tokens,
+                "prefill_seconds": sample.prefill_seconds,
+            }
+            for sample in samples
+        ],
+        decode_tokens_per_second=Spread.of(rates),
+        round_ms=Spread.of([sample.seconds / sample.rounds * 1e3 for sample in samples]),
+        prefill_tokens_per_second=Spread.of(
+            [sample.prefill_tokens / sample.prefill_seconds for sample in samples]
+        ),
+        speedup=speedup,
+        accept=None if accept is None else list(accept),
+        **found,
+    )
+
+
+def _inside(samples: Sequence[Sample], drafts: Drafts) -> dict[str, Any]:
+    """What only our own engine tells."""
+    stats = [one for sample in samples for one in sample.stats]
+    gaps = np.array([gap for sample in samples for gap in sample.gaps]) * 1e3
+    rounds = sum(one.rounds for one in stats)
+    drafted, accepted = _summed(stats, "drafted_at"), _summed(stats, "accepted_at")
+    experts = [one.distinct_experts for one in stats if one.distinct_experts is not None]
+    found: dict[str, Any] = {
+        "first_token_ms": Spread.of(
+            [statistics.median(sample.first_tokens) * 1e3 for sample in samples]
+        ),
+        "drafted_per_round": sum(drafted) / rounds,
+        "distinct_experts": statistics.mean(experts) if experts else None,
+        "peak_bytes": max(sample.peak_bytes for sample in samples),
+    }
+    if len(gaps):
+        p50, p95 = np.percentile(gaps, [50, 95])
+        found["token_gap_ms"] = {
+            "mean": float(gaps.mean()),
+            "p50": float(p50),
+            "p95": float(p95),
+            "max": float(gaps.max()),
+        }
+    if drafted:
+        reached = [rounds, *accepted]
+        found |= {
+            "acceptance_rate": sum(accepted) / sum(drafted),
+            "acceptance_length": 1 + sum(accepted) / rounds,
+            "accepted_histogram": [*(a - b for a, b in pairwise(reached)), accepted[-1]],
+        }
+        if drafts != "auto":  # whose rounds do not all try every position
+            found["acceptance_by_position"] = [
+                after / before if before else 0.0 for before, after in pairwise(reached)
+            ]
+    return found
+
+
+def _ideal(
+    lengths: Sequence[int],
+    samples: Sequence[Sample],
+    found: dict[str, Any],
+    floor: Floor,
+    bytes_per_second: float,
+) -> Ideal:
+    rounds, tokens = sum(s.rounds for s in samples), sum(s.tokens for s in samples)
+    waves = sum(len(s.stats) for s in samples) / len(lengths)
+    midway = [length + int(tokens / waves / len(lengths) / 2) for length in lengths]
+    num_bytes = floor.verify_bytes(midway, found["distinct_experts"])
+    if found["drafted_per_round"]:
+        num_bytes += found["drafted_per_round"] * floor.draft_bytes(midway)
+    allowed = tokens / rounds * bytes_per_second / num_bytes
+    reached = statistics.median(sample.tokens / sample.seconds for sample in samples)
+    return Ideal(num_bytes, allowed, reached / allowed)
+
+
+def _summed(stats: Sequence[Stats], name: str) -> list[int]:
+    """Counts by position, of all rows."""
+    counts: list[list[int]] = [getattr(one, name) for one in stats]
+    longest = max(map(len, counts), default=0)
+    return [sum(of[at] for of in counts if at < len(of)) for at in range(longest)]

@@ -1,0 +1,301 @@
+"""A benchmark's run: for every batch and task, all settings and engines in turns.
+
+Turn after turn, forwards and backwards: what drifts, drifts for all. Fills a Record group by group;
+knows nothing of command lines or of how a record is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add
+from statistics import median
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx_gemma_mtp.bench.cases import case
+from mlx_gemma_mtp.bench.decode import Sample, decode, second_turn
+from mlx_gemma_mtp.bench.drawn import Draws
+from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.peer import Peer
+from mlx_gemma_mtp.bench.record import ALL, OURS, Case, Drafts, Record, Split, Spread, Turn
+from mlx_gemma_mtp.bench.split import Stopwatch
+from mlx_gemma_mtp.bench.workload import Row, Workload
+
+from mlx_gemma_mtp import Engine, SamplingParams
+from mlx_gemma_mtp.worker import mlx_worker
+
+WARM_UP = 4  # rounds before a window, where rounds are compiled; one elsewhere
+WARM_UP_TOKENS = 16  # of every row that a setting decodes before its first window, there
+LEARNING = 200  # rounds of auto before its first window at a batch size, there; a third elsewhere
+SPLIT_ROUNDS = 8  # in step, of every setting
+ANSWER_TOKENS = 16  # of the first turn, before the second is timed
+DRIFT = 0.88  # of plain decoding's speed at the beginning: less at the end is told
+
+Prompts = Callable[[int], list[Row]]  # wave by wave
+Taken = dict[tuple[str, Drafts], list[Sample]]  # by engine and number of drafts, turn by turn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. tokens: of every row in a window. delay: seconds between two windows."""
+
+    batches: Sequence[int]
+    drafts: Sequence[Drafts]
+    peer_drafts: Sequence[int]
+    tokens: int
+    repeat: int
+    delay: float
+    temperature: float
+    endless: bool  # texts do not end: their model is noise
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What there is to measure with. in_step: a second engine, which splits rounds."""
+
+    engine: Engine
+    in_step: Engine
+    stopwatch: Stopwatch
+    workload: Workload
+    floor: Floor
+    peers: Sequence[Peer]
+    draws: Draws | None  # of accepts, for a model that is noise
+
+
+class _Contestant(NamedTuple):
+    engine: str
+    drafts: Drafts
+    play: Callable[[Prompts, int], Sample]  # prompts, tokens
+
+
+def run(
+    bench: Bench,
+    plan: Plan,
+    record: Record,
+    *,
+    after_group: Callable[[], None],
+    tell: Callable[[str], None],
+) -> None:
+    """Measure everything into the record; after_group is called whenever cases are complete.
+
+    Raises what ends a request of ours. A peer that fails is left out from then on, and told of.
+    """
+    for batch in plan.batches:
+        contestants = _contestants(bench, plan, batch)
+        tasks = bench.workload.tasks_at(batch)
+        tell(f"batch {batch}: warming up")
+        _warm_up(contestants, partial(bench.workload.wave, tasks[0], batch), plan, record)
+        taken: dict[str, Taken] = {}
+        for task in tasks:
+            prompts = partial(bench.workload.wave, task, batch)
+            taken[task] = _in_turns(contestants, task, prompts, plan, record, tell)
+            lengths = [len(row.ids) for row in prompts(0)]
+            record.cases += _cases(bench, record, task, lengths, taken[task])
+            after_group()
+        if len(tasks) > 1:
+            record.cases += _summary(bench, record, batch, taken)
+        tell(f"batch {batch}: where a round's time goes")
+        _split(bench, plan, record, batch)
+        after_group()
+        if batch == 1:
+            tell("a conversation's second turn")
+            record.turns += _second_turns(bench, plan)
+            after_group()
+    record.warnings += _drift(record)
+    record.complete = True
+
+
+def _drift(record: Record) -> Iterator[str]:
+    """What to say where plain decoding became slower from the first turn to the last."""
+    plain = [case for case in record.cases if (case.engine, case.drafts) == (OURS, 0)]
+    rates = [[one["tokens"] / one["seconds"] for one in case.samples] for case in plain]
+    left = median(of[-1] / of[0] for of in rates) if rates else 1.0
+    if left < DRIFT:
+        yield (
+            f"plain decoding slowed down by {1 - left:.0%} from the first turn to the last: the "
+            "machine grew hot, or something else used it"
+        )
+
+
+def _contestants(bench: Bench, plan: Plan, batch: int) -> list[_Contestant]:
+    found = [_Contestant(OURS, drafts, _ours(bench.engine, plan, drafts)) for drafts in plan.drafts]
+    for peer in bench.peers:
+        for drafts in plan.peer_drafts if peer.can_draft else (0,):
+            found.append(_Contestant(peer.name, drafts, _theirs(bench, plan, peer, drafts)))
+    return found
+
+
+def _params(plan: Plan, drafts: Drafts) -> SamplingParams:
+    # Ours may decode on beyond the window: it ends them. Without a limit a context ends them.
+    return SamplingParams(
+        temperature=plan.temperature, num_draft_tokens=drafts, ignore_eos=plan.endless
+    )
+
+
+def _ours(engine: Engine, plan: Plan, drafts: Drafts) -> Callable[[Prompts, int], Sample]:
+    params = _params(plan, drafts)
+
+    def play(prompts: Prompts, tokens: int) -> Sample:
+        return decode(engine, prompts, params, tokens=tokens, warm_up=_warm_up_rounds())
+
+    return play
+
+
+def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prompts, int], Sample]:
+    def play(prompts: Prompts, tokens: int) -> Sample:
+        ids = [row.ids for row in prompts(0)]
+        played = mlx_worker().run(
+            lambda: peer.decode(
+                ids, drafts, tokens=tokens, warm_up=_warm_up_rounds(), draw=bench.draws
+            )
+        )
+        return Sample(
+            played.tokens,
+            played.rounds,
+            played.seconds,
+            played.prefill_tokens,
+            played.prefill_seconds,
+            first_tokens=[],
+            gaps=[],
+            stats=[],
+            peak_bytes=0,
+        )
+
+    return play
+
+
+def _warm_up(contestants: list[_Contestant], prompts: Prompts, plan: Plan, record: Record) -> None:
+    """Whatever is compiled, allocated or learned at first is so after this."""
+    tokens, learning = (WARM_UP_TOKENS, LEARNING) if _compiled() else (1, LEARNING // 3)
+    for one in list(contestants):
+        if one.drafts == "auto":
+            rounds = 0.0
+            while rounds < learning:
+                stats = one.play(prompts, plan.tokens).stats
+                rounds += sum(of.rounds for of in stats) / len(prompts(0))
+        else:
+            _attempt(one, contestants, prompts, tokens, record)
+
+
+def _attempt(
+    one: _Contestant,
+    contestants: list[_Contestant],
+    prompts: Prompts,
+    tokens: int,
+    record: Record,
+) -> Sample | None:
+    """A sample; None for a peer that fails, which then is none of the contestants any more."""
+    try:
+        return one.play(prompts, tokens)
+    except RuntimeError as error:  # MLX's, of a peer: those of our engine come as MgmError
+        if one.engine == OURS:
+            raise
+        contestants.remove(one)
+        line = " ".join(str(error).split())
+        rows = len(prompts(0))
+        record.warnings.append(f"{one.engine} failed at batch {rows}, {one.drafts} drafts: {line}")
+        return None
+
+
+def _warm_up_rounds() -> int:
+    return WARM_UP if _compiled() else 1
+
+
+def _compiled() -> bool:
+    return mx.default_device() == mx.Device(mx.gpu)
+
+
+def _in_turns(
+    contestants: list[_Contestant],
+    task: str,
+    prompts: Prompts,
+    plan: Plan,
+    record: Record,
+    tell: Callable[[str], None],
+) -> Taken:
+    """A sample of each contestant and turn."""
+    where = f"batch {len(prompts(0))}, {task}"
+    taken: Taken = {(one.engine, one.drafts): [] for one in contestants}
+    for turn in range(plan.repeat):
+        for one in contestants[:: -1 if turn % 2 else 1]:
+            tell(f"{where}: turn {turn + 1} of {plan.repeat}, {one.engine}, {one.drafts} drafts")
+            sample = _attempt(one, contestants, prompts, plan.tokens, record)
+            if sample is None:
+                del taken[one.engine, one.drafts]
+            else:
+                taken[one.engine, one.drafts].append(sample)
+            time.sleep(plan.delay)
+    return taken
+
+
+def _cases(
+    bench: Bench, record: Record, task: str, lengths: Sequence[int], taken: Taken
+) -> list[Case]:
+    return [
+        case(
+            engine,
+            task,
+            drafts,
+            lengths,
+            samples,
+            plain=taken.get((engine, 0)),
+            floor=bench.floor,
+            bytes_per_second=record.bandwidth_bytes_per_second,
+            accept=bench.draws.rates if bench.draws else None,
+        )
+        for (engine, drafts), samples in taken.items()
+    ]
+
+
+def _summary(bench: Bench, record: Record, batch: int, taken: dict[str, Taken]) -> list[Case]:
+    """The cases over all tasks: what their windows took together, turn by turn."""
+    *_, last = taken.values()  # it lacks whoever failed before
+    together = {
+        who: [reduce(add, turn) for turn in zip(*(of[who] for of in taken.values()), strict=True)]
+        for who in last
+    }
+    lengths = [len(bench.workload.wave(task, batch, 0)[0].ids) for task in taken]
+    return _cases(bench, record, ALL, [round(sum(lengths) / len(lengths))] * batch, together)
+
+
+def _split(bench: Bench, plan: Plan, record: Record, batch: int) -> None:
+    """Add to the cases of this batch over all tasks where a round's time goes."""
+    task = bench.workload.tasks_at(batch)[0]
+    prompts = partial(bench.workload.wave, task, batch)
+    for at, one in enumerate(record.cases):
+        ours = (one.engine, one.batch) == (OURS, batch) and record.is_summary(one)
+        if ours and one.drafts != "auto":
+            split = _split_of(bench, plan, one.drafts, prompts)
+            record.cases[at] = replace(one, split=split)
+
+
+def _split_of(bench: Bench, plan: Plan, drafts: int, prompts: Prompts) -> Split:
+    bench.stopwatch.clear()
+    decode(
+        bench.in_step,
+        prompts,
+        replace(_params(plan, drafts), ignore_eos=True),  # in one go: no prefill in between
+        tokens=(SPLIT_ROUNDS + 1) * (drafts + 1),
+        warm_up=_warm_up_rounds(),
+    )
+    return bench.stopwatch.split(SPLIT_ROUNDS)
+
+
+def _second_turns(bench: Bench, plan: Plan) -> list[Turn]:
+    turns = []
+    for task in bench.workload.tasks:
+        row = bench.workload.wave(task, 1, 0)[0]
+        taken = [second_turn(bench.engine, row, ANSWER_TOKENS) for _ in range(plan.repeat)]
+        turns.append(
+            Turn(
+                task,
+                taken[0].prompt_tokens,
+                taken[0].reused_tokens,
+                Spread.of([one.fresh * 1e3 for one in taken]),
+                Spread.of([one.reused * 1e3 for one in taken]),
+            )
+        )
+    return turns

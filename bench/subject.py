@@ -1,0 +1,191 @@
+"""What a benchmark measures, made ready: a loaded pair or a random one, engines on it, peers.
+
+Knows nothing of plans or results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_gemma_mtp.bench import synthetic
+from mlx_gemma_mtp.bench.drawn import Draws, drawn
+from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.peer import Peer
+from mlx_gemma_mtp.bench.record import Subject
+from mlx_gemma_mtp.bench.run import Bench
+from mlx_gemma_mtp.bench.split import SlowDrafter, Stopwatch, in_step
+from mlx_gemma_mtp.bench.workload import Workload
+
+from mlx_gemma_mtp import Engine, memory
+from mlx_gemma_mtp.depth import Depth
+from mlx_gemma_mtp.doctor import backend_name
+from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.engine import OpenPair, open_pair
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.speculate import PlayRound, round_player
+from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.worker import mlx_worker
+
+PEERS = ("mlx-lm", "mlx-vlm")
+
+
+class Opened(NamedTuple):
+    """A pair to measure. draws: its accepts are drawn, for it is noise."""
+
+    name: str
+    pair: OpenPair
+    draws: Draws | None
+    shared_experts: int
+
+    def subject(self) -> Subject:
+        """As a record tells it."""
+        target, drafter = self.pair.target, self.pair.drafter
+        return Subject(
+            self.name,
+            str(target.dtype).rpartition(".")[2],
+            _bits(target),
+            _num_bytes(target),
+            None if drafter is None else _num_bytes(drafter),
+            target.config.num_experts,
+            self.draws is not None,
+        )
+
+
+def loaded(model: str, drafter: str | None, *, bits: int | None, force: bool) -> Opened:
+    """A pair as `load` takes it. Raises what `load` raises."""
+    return Opened(model, open_pair(model, drafter, bits=bits, force=force), None, 0)
+
+
+def random(
+    size: str,
+    *,
+    bits: int | None,
+    accept: Sequence[float],
+    shared_experts: int,
+    context: int,
+    batch: int,
+    force: bool,
+) -> Opened:
+    """Noise at a published size. context, batch: what there must be room for, unless forced.
+
+    Raises UsageError, NotEnoughMemoryError.
+    """
+    if size not in synthetic.TARGETS:
+        raise UsageError(f"--synthetic is one of {', '.join(synthetic.TARGETS)}, not {size!r}")
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    dtype = mx.float32 if on_cpu else mx.bfloat16
+
+    def draw() -> OpenPair:
+        target, drafter = synthetic.random_pair(size, dtype, bits)
+        if not force:
+            have = memory.available() - mx.get_active_memory()
+            _check_room(size, target, drafter, context=context, batch=batch, have=have)
+        return OpenPair(synthetic.draw(target), synthetic.draw(drafter), None, {}, None)
+
+    name = f"{size} (random weights)"
+    return Opened(name, mlx_worker().run(draw), Draws(accept), shared_experts)
+
+
+def check_room(opened: Opened, *, context: int, batch: int) -> None:
+    """Raise NotEnoughMemoryError unless there is room for so many texts of a loaded pair."""
+    pair = opened.pair
+    have = mlx_worker().run(memory.available)
+    _check_room(opened.name, pair.target, pair.drafter, context=context, batch=batch, have=have)
+
+
+def _check_room(
+    name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
+) -> None:
+    needs = memory.needs(
+        target.config,
+        None if drafter is None else drafter.config,
+        target_bytes=_num_bytes(target),
+        drafter_bytes=0 if drafter is None else _num_bytes(drafter),
+        context=context,
+        batch=batch,
+        dtype_bytes=target.dtype.size,
+    )
+    memory.check(
+        needs.total,
+        have,
+        f"{name}, with {batch} texts of {context:,} tokens,",
+        despite="--bits 4, a smaller --batch or fewer --prompt-tokens need less, --force tries it",
+    )
+
+
+def bench_of(
+    opened: Opened,
+    workload: Workload,
+    *,
+    batch: int,
+    depth: Depth,
+    slow_draft: int,
+    peers: Sequence[str],
+) -> Bench:
+    """Engines and peers for up to `batch` rows. depth: what the engine learns goes there.
+
+    slow_draft: how many times each draft step is done, to test what is measured. Raises MgmError
+    where a peer is missing.
+    """
+    pair = opened.pair
+    drafter = pair.drafter
+    if drafter is not None and slow_draft > 1:
+        drafter = SlowDrafter(drafter, slow_draft)
+    stopwatch = Stopwatch()
+
+    def player(of: Callable[[Target, Drafter | None], PlayRound]) -> PlayRound:
+        play_round = of(pair.target, drafter)
+        if opened.draws is None:
+            return play_round
+        return drawn(play_round, opened.draws, opened.shared_experts)
+
+    def engine(play_round: PlayRound, depth: Depth) -> Engine:
+        return Engine(
+            pair.target,
+            drafter,
+            text=pair.text,
+            defaults=pair.defaults,
+            max_batch=batch,
+            max_queue=batch,
+            depth=depth,
+            play_round=play_round,
+        )
+
+    return Bench(
+        engine(player(round_player), depth),
+        engine(player(partial(in_step, stopwatch=stopwatch)), Depth()),
+        stopwatch,
+        workload,
+        Floor.of(pair.target, pair.drafter),
+        mlx_worker().run(
+            lambda: [_peer(name, pair, random=opened.draws is not None) for name in peers]
+        ),
+        opened.draws,
+    )
+
+
+def _peer(name: str, pair: OpenPair, *, random: bool) -> Peer:
+    # Views of joined experts are as quick on an H100 as copies, for which there is no room beside
+    # 26B in bfloat16; whether kernels read the right ones does not matter where all are noise.
+    views = backend_name() == "cuda" and random and _bits(pair.target) is None
+    if name == "mlx-lm":
+        from mlx_gemma_mtp.bench.mlx_lm_peer import MlxLmPeer
+
+        return MlxLmPeer(pair.target, copy_experts=not views)
+    from mlx_gemma_mtp.bench.mlx_vlm_peer import MlxVlmPeer
+
+    return MlxVlmPeer(pair.target, pair.drafter, copy_experts=not views)
+
+
+def _num_bytes(model: Target | Drafter) -> int:
+    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
+
+
+def _bits(target: Target) -> str | None:
+    """The bits of most of a quantized target's layers, as people say them; None for any other."""
+    maps = [module for module in target.layers[0].modules() if hasattr(module, "bits")]
+    return f"{maps[0].bits}" if maps else None

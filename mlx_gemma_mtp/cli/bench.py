@@ -1,0 +1,242 @@
+"""`mgm bench`: what the drafter gains on this machine, for which text, at which batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_gemma_mtp.cli import bench_plan, options
+from mlx_gemma_mtp.cli.bench_plan import Asked
+from mlx_gemma_mtp.errors import UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.bench.record import Record
+    from mlx_gemma_mtp.bench.run import Bench, Plan
+
+FORMATS = ("table", "md", "csv", "json")
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How it is told."""
+
+    format: Annotated[str, typer.Option(help="table, md, csv or json.")] = "table"
+    out: Annotated[Path | None, typer.Option(help="Also write it as JSON, case by case.")] = None
+    plot: Annotated[Path | None, typer.Option(help="A folder for plots, as SVG.")] = None
+    recommend: Annotated[
+        bool, typer.Option("--recommend", help="Say which setting to use; auto starts from there.")
+    ] = False
+    share: Annotated[bool, typer.Option("--share", help="Print one Markdown row, to paste.")] = (
+        False
+    )
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Show what --out wrote, and measure nothing; repeatable."),
+    ] = None
+
+
+@options.spread
+def bench(
+    pair: options.Pair,
+    asked: Asked,
+    shown: Shown,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Time nothing; compare texts with and without drafts. 5: they differ."
+        ),
+    ] = False,
+) -> None:
+    """Measure what drafts gain here: by task, by texts side by side, by number of drafts.
+
+    Every engine and setting takes its turn, forwards and backwards. The figures go to stdout, what
+    is going on to stderr. Ctrl-C keeps what is finished.
+    """
+    if shown.format not in FORMATS:
+        raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {shown.format!r}")
+    if asked.tasks == "list":
+        _list_tasks()
+    elif shown.from_:
+        _show_earlier(shown, shown.from_)
+    elif check:
+        _check(pair, asked, shown)
+    else:
+        _measure(pair, asked, shown)
+
+
+def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
+    from mlx_gemma_mtp.bench import stamp
+    from mlx_gemma_mtp.bench.floor import bandwidth
+    from mlx_gemma_mtp.bench.plot import need_matplotlib
+    from mlx_gemma_mtp.bench.recommend import recommend
+    from mlx_gemma_mtp.bench.record import Record
+    from mlx_gemma_mtp.bench.run import run
+    from mlx_gemma_mtp.bench.subject import bench_of
+    from mlx_gemma_mtp.depth import Depth
+    from mlx_gemma_mtp.remembered import save_depth
+    from mlx_gemma_mtp.worker import mlx_worker
+
+    plan = bench_plan.plan(pair, asked)
+    if shown.recommend and asked.synthetic:
+        raise UsageError("--recommend is about a model's own texts: leave --synthetic out")
+    if shown.out is not None and not shown.out.absolute().parent.is_dir():
+        raise UsageError(f"--out: there is no folder {shown.out.absolute().parent}")
+    if shown.plot is not None:
+        need_matplotlib()
+    before = stamp.stamp()
+    opened = bench_plan.open_subject(pair, asked, plan)
+    workload = bench_plan.workload(pair, asked, plan, opened)
+    depth = Depth()
+    bench = bench_of(
+        opened,
+        workload,
+        batch=max(plan.batches),
+        depth=depth,
+        slow_draft=asked.slow_draft,
+        peers=asked.peer or [],
+    )
+    plan = _without_drafter(plan, bench)
+    record = Record(
+        _command(),
+        before,
+        opened.subject(),
+        asdict(plan)
+        | {"tasks": workload.tasks, "depth": asked.depth, "slow_draft": asked.slow_draft},
+        mlx_worker().run(bandwidth),
+    )
+    stopped = False
+    try:
+        run(bench, plan, record, after_group=lambda: _keep(record, shown), tell=_tell)
+    except KeyboardInterrupt:
+        stopped = True
+    _tell("")
+    record.warnings += stamp.later_warnings(before)
+    if shown.recommend and record.complete:
+        record.recommendation = recommend(record)
+        if opened.pair.fingerprint is not None:
+            save_depth(opened.pair.fingerprint, depth)
+    _keep(record, shown)
+    _show([record], shown)
+    if stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _keep(record: Record, shown: Shown) -> None:
+    from mlx_gemma_mtp.bench.record import write_json
+
+    if shown.out is not None:
+        write_json(record.to_json(), shown.out)
+
+
+def _show_earlier(shown: Shown, files: list[Path]) -> None:
+    from mlx_gemma_mtp.bench.record import read
+
+    if shown.recommend or shown.out:
+        raise UsageError("--from shows what is there: leave --recommend and --out out")
+    _show([read(path) for path in files], shown)
+
+
+def _show(records: list[Record], shown: Shown) -> None:
+    from mlx_gemma_mtp.bench import show
+    from mlx_gemma_mtp.bench.plot import plot
+
+    if shown.share:
+        print(show.share_header(), *(show.share(record) for record in records), sep="\n")
+    else:
+        for record in records:
+            print(_formatted(record, shown.format), end="")
+    if shown.plot is not None:
+        for path in plot(records, shown.plot):
+            print(path, file=sys.stderr)
+
+
+def _formatted(record: Record, form: str) -> str:
+    from mlx_gemma_mtp.bench import show
+
+    if form == "json":
+        return json.dumps(record.to_json(), ensure_ascii=False) + "\n"
+    return {"table": show.table, "md": show.markdown, "csv": show.csv}[form](record)
+
+
+def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
+    from mlx_gemma_mtp.bench.check import check
+    from mlx_gemma_mtp.bench.record import MIXED, write_json
+    from mlx_gemma_mtp.bench.subject import bench_of
+    from mlx_gemma_mtp.depth import Depth
+
+    if asked.synthetic or asked.peer or shown.format not in ("table", "json"):
+        raise UsageError(
+            "--check takes a model and --format table or json, no --synthetic or --peer"
+        )
+    # With TF32, which MLX uses for float32 where a GPU has it, the digits of a product depend on
+    # how many rows it has. MLX looks at this once, before its first product.
+    os.environ["MLX_ENABLE_TF32"] = "0"
+    plan = bench_plan.plan(pair, asked)
+    opened = bench_plan.open_subject(pair, asked, plan)
+    workload = bench_plan.workload(pair, asked, plan, opened)
+    batch = max(plan.batches)
+    bench = bench_of(opened, workload, batch=batch, depth=Depth(), slow_draft=1, peers=[])
+
+    def prompts(batch: int) -> list[list[int]]:
+        return [row.ids for row in workload.wave(MIXED, batch, 0)]
+
+    report = check(
+        bench.engine,
+        opened.pair,
+        prompts,
+        batches=plan.batches,
+        drafts=plan.drafts,
+        max_tokens=plan.tokens,
+        seed=0,
+        tell=_tell,
+    )
+    _tell("")
+    found = report.to_json()
+    if shown.out is not None:
+        write_json(found, shown.out)
+    if shown.format == "json":
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print(*report.lines(), sep="\n")
+    if report.faults:
+        raise VerificationError(report.summary())
+
+
+def _list_tasks() -> None:
+    from mlx_gemma_mtp.bench.tasks import TASKS
+
+    print(*TASKS, sep="\n")
+    print(f"with --model demo, its own: {', '.join(bench_plan.DEMO_TASKS)}")
+
+
+def _without_drafter(plan: Plan, bench: Bench) -> Plan:
+    """The plan for a model that has no drafter: what it can do. Says so."""
+    if bench.engine.has_drafter:
+        return plan
+    print("no drafter beside this model: plain decoding only", file=sys.stderr)
+    return replace(plan, drafts=(0,))
+
+
+def _command() -> str:
+    """What was typed, without the folders of this machine."""
+    typed = (Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:])
+    return shlex.join(["mgm", *typed])
+
+
+def _tell(line: str) -> None:
+    """What is going on: one line that changes on a terminal, lines elsewhere."""
+    from mlx_gemma_mtp.chat.spinner import can_draw
+
+    if can_draw(sys.stderr):
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+    elif line:
+        print(line, file=sys.stderr)

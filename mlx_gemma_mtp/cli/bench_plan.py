@@ -1,0 +1,225 @@
+"""What `mgm bench` is asked to measure: its options, read into a plan, a pair and prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.bench.record import Drafts
+    from mlx_gemma_mtp.bench.run import Plan
+    from mlx_gemma_mtp.bench.subject import Opened
+    from mlx_gemma_mtp.bench.workload import Workload
+    from mlx_gemma_mtp.text import Message
+
+T = TypeVar("T")
+
+# Of the demo's own exercises, those with answers that are long enough to be timed.
+DEMO_TASKS = ("stories", "counting", "json")
+DEMO_EXAMPLES = 600  # of all exercises, from which those are taken
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure."""
+
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Of chat, code, summarise, extract, ...; `list` names them [all]."),
+    ] = None
+    batch: Annotated[
+        str | None, typer.Option(help="Texts side by side [1,2,4,8; on a CPU 1,4].")
+    ] = None
+    drafts: Annotated[str, typer.Option(help="Draft tokens per round.")] = "0,1,2,3,5,auto"
+    prompt_tokens: Annotated[
+        str | None, typer.Option(help="Tokens of each row's prompt [mixed, up to 1,000].")
+    ] = None
+    depth: Annotated[int, typer.Option(help="Tokens of conversation before the prompt.")] = 0
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of every row that are timed [128; on a CPU 24].")
+    ] = None
+    repeat: Annotated[int, typer.Option(help="Turns: median, lowest and highest are told.")] = 3
+    delay: Annotated[float, typer.Option(help="Seconds to rest between two windows.")] = 0.0
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Also mlx-lm or mlx-vlm, in turns; repeatable.")
+    ] = None
+    peer_drafts: Annotated[str, typer.Option(help="Draft tokens of a peer that drafts.")] = "0,3"
+    synthetic: Annotated[
+        str | None, typer.Option(help="Random weights of this size: E2B, E4B, 12B, 26B-A4B, 31B.")
+    ] = None
+    accept: Annotated[
+        str, typer.Option(help="Their drawn accepts: the chance of each draft, by position.")
+    ] = "0.8"
+    overlap: Annotated[
+        int, typer.Option(help="Experts that a row's tokens share in a round, with --synthetic.")
+    ] = 0
+    slow_draft: Annotated[int, typer.Option(hidden=True)] = 1  # each draft step so many times
+
+
+def plan(pair: options.Pair, asked: Asked) -> Plan:
+    """What to measure. Raises UsageError for what cannot be, before anything is loaded."""
+    import mlx.core as mx
+
+    from mlx_gemma_mtp.batch import SIZES
+    from mlx_gemma_mtp.bench.mlx_vlm_pair import need_mlx_vlm
+    from mlx_gemma_mtp.bench.run import Plan
+    from mlx_gemma_mtp.bench.subject import PEERS
+
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    batches = _numbers("--batch", asked.batch or ("1,4" if on_cpu else "1,2,4,8"))
+    if not set(batches) <= set(SIZES):
+        raise UsageError(
+            f"--batch takes {', '.join(map(str, SIZES))}: an engine has so many rows, "
+            "whatever of them is used"
+        )
+    for peer in asked.peer or []:
+        if peer not in PEERS:
+            raise UsageError(f"--peer is one of {', '.join(PEERS)}, not {peer!r}")
+        if peer == "mlx-vlm":
+            need_mlx_vlm()
+    tokens = (24 if on_cpu else 128) if asked.max_tokens is None else asked.max_tokens
+    at_least = {
+        "--max-tokens": (tokens, 1),
+        "--repeat": (asked.repeat, 1),
+        "--delay": (asked.delay, 0),
+        "--depth": (asked.depth, 0),
+        "--overlap": (asked.overlap, 0),
+        "--slow-draft": (asked.slow_draft, 1),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise UsageError(f"{name} must be at least {least}, not {value}")
+    _tasks(pair, asked)
+    _lengths(asked)
+    return Plan(
+        batches=batches,
+        drafts=list(dict.fromkeys(_each("--drafts", asked.drafts, _drafts))),
+        peer_drafts=_numbers("--peer-drafts", asked.peer_drafts),
+        tokens=tokens,
+        repeat=asked.repeat,
+        delay=asked.delay,
+        temperature=asked.temperature,
+        endless=asked.synthetic is not None,
+    )
+
+
+def _tasks(pair: options.Pair, asked: Asked) -> tuple[str, ...]:
+    from mlx_gemma_mtp.bench.tasks import TASKS
+
+    if asked.synthetic is not None:
+        if asked.tasks or asked.depth:
+            raise UsageError("--synthetic has neither texts nor tasks: no --tasks, no --depth")
+        return ()
+    is_demo = pair.model == "demo"
+    if is_demo and (asked.prompt_tokens or asked.depth):
+        raise UsageError("the demo's prompts are as they are: no --prompt-tokens, no --depth")
+    known = DEMO_TASKS if is_demo else TASKS
+    chosen = tuple(asked.tasks.split(",")) if asked.tasks else known
+    for task in chosen:
+        if task not in known:
+            raise UsageError(f"--tasks takes {', '.join(known)}; not {task!r}")
+    return chosen
+
+
+def _lengths(asked: Asked) -> list[int]:
+    from mlx_gemma_mtp.bench.tasks import LENGTHS
+    from mlx_gemma_mtp.bench.workload import RANDOM_LENGTHS
+
+    if asked.prompt_tokens is not None:
+        return _numbers("--prompt-tokens", asked.prompt_tokens, least=1)
+    return list(LENGTHS if asked.synthetic is None else RANDOM_LENGTHS)
+
+
+def open_subject(pair: options.Pair, asked: Asked, plan: Plan) -> Opened:
+    """The pair to measure. Raises what loading raises."""
+    from mlx_gemma_mtp.bench import subject
+    from mlx_gemma_mtp.chat.spinner import Spinner
+    from mlx_gemma_mtp.cli.pull import fetch_missing
+
+    if asked.synthetic is None:
+        fetch_missing(pair.model, pair.drafter)
+        with Spinner(f"loading {pair.model}", sys.stderr):
+            return subject.loaded(pair.model, pair.beside, bits=pair.bits, force=pair.force)
+    accept = _each("--accept", asked.accept, _chance)
+    with Spinner(f"drawing {asked.synthetic}", sys.stderr):
+        return subject.random(
+            asked.synthetic,
+            bits=pair.bits,
+            accept=accept,
+            shared_experts=asked.overlap,
+            context=max(_lengths(asked)) + _beyond(plan),
+            batch=max(plan.batches),
+            force=pair.force,
+        )
+
+
+def workload(pair: options.Pair, asked: Asked, plan: Plan, opened: Opened) -> Workload:
+    """Its prompts. Raises UsageError, NotEnoughMemoryError where there is no room for them."""
+    from mlx_gemma_mtp.bench import subject
+    from mlx_gemma_mtp.bench.workload import by_task, of_conversations, of_noise
+
+    text, tasks = opened.pair.text, _tasks(pair, asked)
+    if asked.synthetic is not None:
+        return of_noise(opened.pair.target.config.vocab_size, _lengths(asked))
+    if pair.model == "demo" and text is not None:
+        return of_conversations(text, _demo_conversations(tasks))
+    longest = max(_lengths(asked)) + asked.depth + _beyond(plan)
+    if not pair.force:
+        subject.check_room(opened, context=longest, batch=max(plan.batches))
+    if text is None:
+        if asked.tasks or asked.depth:
+            raise UsageError("this checkpoint has no tokenizer: no --tasks, no --depth")
+        return of_noise(opened.pair.target.config.vocab_size, _lengths(asked))
+    return by_task(text, tasks, _lengths(asked), depth=asked.depth)
+
+
+def _beyond(plan: Plan) -> int:
+    """Tokens that a row may decode, those before and after its window included."""
+    return 4 * plan.tokens
+
+
+def _demo_conversations(chosen: tuple[str, ...]) -> dict[str, list[list[Message]]]:
+    """Prompts of the demo's exercises that it was not trained on."""
+    from mlx_gemma_mtp.demo.tasks import held_out
+
+    examples = [one for one in held_out(DEMO_EXAMPLES) if not one.tools and not one.thinking]
+    return {task: [list(one.messages) for one in examples if one.task == task] for task in chosen}
+
+
+def _each(name: str, given: str, read: Callable[[str], T]) -> list[T]:
+    """The parts of a list as it is typed. Raises UsageError."""
+    try:
+        return [read(part.strip()) for part in given.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} takes a list such as its default, not {given!r}") from None
+
+
+def _numbers(name: str, given: str, least: int = 0) -> list[int]:
+    found = _each(name, given, int)
+    if min(found) < least:
+        raise UsageError(f"{name} takes numbers from {least} on, not {given!r}")
+    return found
+
+
+def _drafts(part: str) -> Drafts:
+    from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
+
+    if part != "auto" and not 0 <= int(part) <= MAX_DRAFT_TOKENS:
+        raise UsageError(
+            f"--drafts takes auto and numbers from 0 to {MAX_DRAFT_TOKENS}, not {part}"
+        )
+    return "auto" if part == "auto" else int(part)
+
+
+def _chance(part: str) -> float:
+    if not 0 <= float(part) <= 1:
+        raise UsageError(f"--accept takes chances from 0 to 1, not {part}")
+    return float(part)

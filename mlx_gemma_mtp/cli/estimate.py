@@ -1,0 +1,120 @@
+"""`mgm estimate`: what a Mac could do with a model, predicted from its chip's figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from mlx_gemma_mtp.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.bench.chips import Chip
+    from mlx_gemma_mtp.bench.estimate import Prediction, Subject
+
+SCHEMA = 1
+Number = TypeVar("Number", int, float)
+
+
+def estimate(
+    model: Annotated[
+        str, typer.Argument(help="E2B, E4B, 12B, 26B-A4B, 31B, a folder, a cached Hub name, demo.")
+    ],
+    chip: Annotated[str, typer.Option(help='Such as "M4 Max", or "M4 Max 32-core".')],
+    batch: Annotated[str, typer.Option(help="Numbers of rows, by comma.")] = "1,2,4,8",
+    context: Annotated[int, typer.Option(help="Tokens of each row, its prompt included.")] = 4096,
+    bits: Annotated[int | None, typer.Option(help="As if quantized to 4 or 8 bits.")] = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            help="The chance of each draft, if those before it came true; the last one holds on."
+            " [.84,.71,.64,.70]"
+        ),
+    ] = None,
+    output: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
+) -> None:
+    """Predict tokens per second, the best number of drafts and the memory, on one of Apple's chips.
+
+    From the memory's bandwidth and the GPU's compute: a prediction, not a measurement.
+    """
+    from mlx_gemma_mtp.bench import estimate
+    from mlx_gemma_mtp.bench.chips import find_chip
+
+    chances = list(estimate.ACCEPT) if accept is None else _numbers("--accept", accept, float)
+    batches = _numbers("--batch", batch, int)
+    on = find_chip(chip)
+    subject = estimate.find_subject(model, bits=bits)
+    predictions = [
+        estimate.predict(subject, on, batch=rows, context=context, accept=chances)
+        for rows in batches
+    ]
+    prefill = context / estimate.prefill_seconds(subject, on, context)
+    if output == "json":
+        found = _to_json(subject, on, predictions)
+        found |= {"context": context, "accept": chances, "prefill_tokens_per_second": prefill}
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    _print_head(subject, on, chances, estimate.SHARE)
+    print(f"\ntokens/s of all rows together, by the number of drafts; {context:,} tokens a row")
+    _print_table(predictions)
+    print(f"\nA prompt of {context:,} tokens is read at about {prefill:.0f} tokens/s.")
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes numbers with commas between, not {text!r}") from None
+
+
+def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float) -> None:
+    from mlx_gemma_mtp.download import in_words
+
+    pair = subject.pair
+    of = in_words(pair.target_bytes)
+    if pair.drafter is not None:
+        of += f", drafter {in_words(pair.drafter_bytes)}"
+    bits = f" in {subject.bits} bits" if subject.bits else ""
+    speeds = f"{chip.bandwidth / 1e9:.0f} GB/s, {chip.compute / 1e12:.1f} TFLOP/s"
+    print(f"{subject.name}{bits} ({of}) on {chip.name} ({speeds})")
+    print(
+        "A prediction from bandwidth and compute, not a measurement: it assumes that rounds reach\n"
+        f"{share:.0%} of both, and drafts come true at {', '.join(f'{one:g}' for one in accept)}"
+        + (", each if those before it did." if len(accept) > 1 else ".")
+    )
+    if pair.target.num_experts:
+        print("Experts are counted as if chosen evenly: text whose tokens share them is faster.")
+
+
+def _print_table(predictions: list[Prediction]) -> None:
+    from mlx_gemma_mtp.download import in_words
+
+    counts = range(len(predictions[0].tokens_per_second))
+    head = "".join(f"{count or 'plain':>6}" for count in counts)
+    print(f"batch{head}  {'best':<10}{'memory':>8}  fits Macs of")
+    for one in predictions:
+        speeds = "".join(
+            f"{found:>6.{0 if found >= 100 else 1}f}" for found in one.tokens_per_second
+        )
+        gain = one.tokens_per_second[one.best] / one.tokens_per_second[0]
+        best = f"{one.best} ({gain:.1f}x)" if one.best else "plain"
+        fits = ", ".join(map(str, one.fits)) + " GB" if one.fits else "no size"
+        print(f"{one.batch:>5}{speeds}  {best:<10}{in_words(one.needs):>8}  {fits}")
+
+
+def _to_json(subject: Subject, chip: Chip, predictions: list[Prediction]) -> dict[str, Any]:
+    from mlx_gemma_mtp.bench import estimate
+
+    return {
+        "schema": SCHEMA,
+        "kind": "prediction from bandwidth and compute, not a measurement",
+        "share_assumed": estimate.SHARE,
+        "model": subject.name,
+        "bits": subject.bits,
+        "target_bytes": subject.pair.target_bytes,
+        "drafter_bytes": subject.pair.drafter_bytes if subject.pair.drafter else None,
+        "chip": chip._asdict(),
+        "predictions": [one._asdict() for one in predictions],
+    }

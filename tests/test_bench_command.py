@@ -1,0 +1,225 @@
+"""`mgm bench` as a person runs it: what it prints, writes, keeps and refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlx_gemma_mtp.bench.record import read
+
+from command import assert_one_line, command, environment, mgm, run_here
+from mlx_gemma_mtp import memory
+from mlx_gemma_mtp.remembered import load_depth
+
+# A size that a CPU can run, with experts.
+TINY = """
+from mlx_gemma_mtp.bench import synthetic
+from mlx_gemma_mtp.config import DrafterConfig
+SHAPE = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_global_key_value_heads": 1, "head_dim": 32,
+    "global_head_dim": 64, "attention_k_eq_v": True, "sliding_window": 64,
+    "hidden_size_per_layer_input": 0,
+}
+EXPERTS = {
+    "enable_moe_block": True, "num_experts": 16, "top_k_experts": 4, "moe_intermediate_size": 64,
+}
+synthetic.TARGETS["tiny"] = SHAPE | EXPERTS | {"num_hidden_layers": 6}
+KINDS = ["sliding_attention"] * 3 + ["full_attention"]
+synthetic._drafter = lambda size, target: DrafterConfig.from_dict({
+    "model_type": "gemma4_assistant", "backbone_hidden_size": 64, "use_ordered_embeddings": False,
+    "text_config": SHAPE | {
+        "model_type": "gemma4_text", "num_hidden_layers": 4, "layer_types": KINDS
+    },
+})
+"""
+QUICK = "from mlx_gemma_mtp.bench import run; run.LEARNING = 6\n"
+RANDOM = "--synthetic tiny --batch 1,2 --drafts 0,2,auto --prompt-tokens 9,30 --max-tokens 6"
+DEMO = "--tasks json,counting --batch 1,2 --drafts 0,3,auto --repeat 1 --max-tokens 6"
+
+
+@pytest.fixture(scope="module")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """The JSON, the table and the file of a run with random weights beside mlx-lm."""
+    out = tmp_path_factory.mktemp("bench") / "found.json"
+    asked = f"bench {RANDOM} --repeat 2 --accept 0.9,0.5 --peer mlx-lm --out"
+    done = mgm([*asked.split(), str(out)], before=TINY + QUICK)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), done.stdout, out
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """The JSON, the Markdown and the remembered depths of a run with the demo pair."""
+    folder = tmp_path_factory.mktemp("bench")
+    out = folder / "found.json"
+    asked = f"bench {DEMO} --format md --recommend --out"
+    done = mgm([*asked.split(), str(out)], before=QUICK, MGM_CACHE_DIR=str(folder))
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), done.stdout, folder
+
+
+def test_every_setting_and_engine_has_its_case(
+    random_run: tuple[dict[str, Any], str, Path],
+) -> None:
+    found, table, _ = random_run
+    settings = [(case["engine"][:6], case["batch"], case["drafts"]) for case in found["cases"]]
+    assert settings == [
+        (engine, batch, drafts)
+        for batch in (1, 2)
+        for engine, drafts in [("mlx-ge", 0), ("mlx-ge", 2), ("mlx-ge", "auto"), ("mlx-lm", 0)]
+    ]
+    assert found["complete"]
+    assert found["subject"]["random"]
+    assert "random weights" in table
+    for case in found["cases"]:
+        spread = case["decode_tokens_per_second"]
+        assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+        assert len(case["samples"]) == 2
+        assert f"{spread['median']:.1f}" in table
+        if case["engine"] == "mlx-gemma-mtp":
+            assert 4 <= case["distinct_experts"] <= 16
+            assert case["floor"]["share"] == pytest.approx(
+                spread["median"] / case["floor"]["tokens_per_second"]
+            )
+            assert case["peak_bytes"] > found["subject"]["target_bytes"]
+            assert (case["split"] is None) == (case["drafts"] == "auto")
+
+
+def test_the_demos_own_tasks_are_measured_by_task_and_position(
+    demo_run: tuple[dict[str, Any], str, Path],
+) -> None:
+    found, _, _ = demo_run
+    tasks = {(case["batch"], case["task"]) for case in found["cases"]}
+    assert tasks == {(1, "json"), (1, "counting"), (1, "all"), (2, "mixed")}
+    for case in found["cases"]:
+        if case["drafts"] == 3:
+            assert len(case["acceptance_by_position"]) == 3
+            assert sum(case["accepted_histogram"]) > 0
+            assert case["acceptance_rate"] > 0.5  # a drafter that guesses right
+    for turn in found["turns"]:
+        assert 0 < turn["reused_tokens"] < turn["prompt_tokens"]
+
+
+def test_what_is_recommended_is_where_auto_begins_next(
+    demo_run: tuple[dict[str, Any], str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, printed, folder = demo_run
+    assert found["recommendation"] in " ".join(printed.split())
+    monkeypatch.setenv("MGM_CACHE_DIR", str(folder))
+    (key,) = json.loads((folder / "depth.json").read_text())["entries"]
+    costs = load_depth(key).to_json()["costs"]
+    assert {"0", "3"} <= costs["1"].keys()
+    assert {"0"} <= costs["2"].keys()
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
+def test_an_earlier_run_is_shown_again_in_every_form(
+    random_run: tuple[dict[str, Any], str, Path], form: str
+) -> None:
+    found, table, out = random_run
+    done = mgm(["bench", "--from", str(out), "--format", form])
+    assert (done.returncode, done.stderr) == (0, "")
+    if form == "table":
+        assert done.stdout == table
+    elif form == "json":
+        assert json.loads(done.stdout) == found
+    else:
+        rate = found["cases"][0]["decode_tokens_per_second"]["median"]
+        assert f"{rate:.1f}" in done.stdout
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(done.stdout)))
+        assert len(rows) == len(found["cases"]) + len(found["turns"])
+
+
+def test_a_run_to_share_is_one_row(random_run: tuple[dict[str, Any], str, Path]) -> None:
+    done = mgm(["bench", "--from", str(random_run[2]), "--share"])
+    head, rule, row = done.stdout.splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert "tiny" in row
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    asked = f"bench {RANDOM} --repeat 1 --delay 0.2 --out"
+    run = [*command(TINY + QUICK), *asked.split(), str(out)]
+    process = subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("batch 2, random: turn 1"):
+            process.send_signal(signal.SIGINT)
+            break
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    record = read(out)
+    assert not record.complete
+    assert {case.batch for case in record.cases} == {1}
+    assert len(record.cases) == 3
+    assert f"{record.cases[0].decode_tokens_per_second.median:.1f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--batch 3", "--batch takes 1, 2, 4, 8"),
+        ("--batch x", "--batch takes a list"),
+        ("--drafts 99", "from 0 to 15, not 99"),
+        ("--drafts ,", "--drafts takes a list"),
+        ("--repeat 0", "--repeat must be at least 1"),
+        ("--delay -1", "--delay must be at least 0"),
+        ("--max-tokens 0", "--max-tokens must be at least 1"),
+        ("--tasks poetry", "--tasks takes stories, counting, json; not 'poetry'"),
+        ("--prompt-tokens 100", "the demo's prompts are as they are"),
+        ("--peer vllm", "--peer is one of mlx-lm, mlx-vlm"),
+        ("--peer mlx-vlm", "pip install"),
+        ("--format xml", "--format is one of table, md, csv, json"),
+        ("--synthetic 7B", "--synthetic is one of E2B, E4B, 12B, 26B-A4B, 31B"),
+        ("--synthetic 31B --accept 2", "--accept takes chances from 0 to 1"),
+        ("--synthetic 31B --tasks code", "no --tasks"),
+        ("--synthetic 31B --recommend", "leave --synthetic out"),
+        ("--out /no/such/folder/x.json", "there is no folder /no/such/folder"),
+        ("--from /no/such/file.json", "/no/such/file.json cannot be read"),
+        ("--check --format csv", "--check takes"),
+        ("--check --drafts 0", "ask for 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: str,
+    said: str,
+) -> None:
+    assert_one_line(run_here(monkeypatch, capfd, ["bench", *arguments.split()]), 2, said)
+
+
+def test_a_size_without_room_is_refused_before_it_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 8 * 10**9)
+    asked = "bench --synthetic 31B --bits 4 --batch 1"
+    assert_one_line(run_here(monkeypatch, capfd, asked.split()), 4, "31B, with 1 texts")
+
+
+def test_a_check_passes_and_one_that_finds_a_fault_ends_with_5(tmp_path: Path) -> None:
+    asked = "bench --check --tasks json --batch 1,2 --drafts 2 --max-tokens 6 --out"
+    done = mgm([*asked.split(), str(tmp_path / "check.json")])
+    assert done.returncode == 0, done.stderr
+    assert "nothing may part" in done.stdout
+    assert json.loads((tmp_path / "check.json").read_text())["faults"] == 0
+    # Every draft is taken for right: the texts are the drafter's.
+    broken = (
+        "from mlx_gemma_mtp import speculate; import mlx.core as mx;"
+        "speculate.agreeing_prefix = lambda d, c: mx.full(d.shape[:1], d.shape[1], mx.int32)"
+    )
+    asked = "bench --check --tasks json --batch 1 --drafts 3 --max-tokens 24"
+    done = mgm(asked.split(), before=broken)
+    assert done.returncode == 5
+    assert "not what they must be" in done.stderr.splitlines()[-1]
