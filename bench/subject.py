@@ -86,8 +86,7 @@ def random(
             _check_room(size, target, drafter, context=context, batch=batch, have=have)
         return OpenPair(synthetic.draw(target), synthetic.draw(drafter), None, {}, None)
 
-    name = f"{size} (random weights)"
-    return Opened(name, mlx_worker().run(draw), Draws(accept), shared_experts)
+    return Opened(size, mlx_worker().run(draw), Draws(accept), shared_experts)
 
 
 def check_room(opened: Opened, *, context: int, batch: int) -> None:

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench import estimate
 from mlx_gemma_mtp.bench.chips import CHIPS, Chip, find_chip
 from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.record import OURS, SCHEMA, read
 from mlx_gemma_mtp.bench.synthetic import TARGETS, configs
 
 from command import assert_one_line, found, run_here
@@ -32,6 +33,7 @@ H100 = Chip("H100", 3.35e12, 989e12, (), "https://www.nvidia.com/en-us/data-cent
 
 class Measured(NamedTuple):
     size: str
+    bits: int | None
     lengths: list[int]
     drafts: int
     accept: list[float]
@@ -39,15 +41,19 @@ class Measured(NamedTuple):
 
 
 def measured() -> Iterator[Measured]:
-    """Every case with a fixed number of drafts that an H100 was measured in."""
+    """Every case of ours with a fixed number of drafts that an H100 was measured in."""
     for path in sorted(RESULTS.glob("h100-*.json")):
-        run = json.loads(path.read_text())
-        assert run["dtype"] == "bfloat16"
-        for case in run["cases"]:
-            if case["drafts"] != "auto":
-                lengths = run["prompt_lengths"][: case["batch"]]
-                speed = case["tokens_per_second"]
-                yield Measured(run["size"], lengths, case["drafts"], case["accept"], speed)
+        if json.loads(path.read_text())["schema"] != SCHEMA:
+            continue  # written by an earlier form of the benchmark
+        run = read(path)
+        bits = None if run.subject.bits is None else int(run.subject.bits)
+        for case in run.cases:
+            if case.engine == OURS and case.drafts != "auto":
+                assert case.accept is not None
+                speed = case.decode_tokens_per_second.median
+                yield Measured(
+                    run.subject.name, bits, case.prompt_tokens, case.drafts, case.accept, speed
+                )
 
 
 @cache
@@ -56,7 +62,7 @@ def subject(size: str, bits: int | None = None) -> estimate.Subject:
 
 
 def predicted(case: Measured, share: float = estimate.SHARE) -> float:
-    what = subject(case.size)
+    what = subject(case.size, case.bits)
     return estimate.speed(what, H100, case.lengths, case.drafts, case.accept, share)
 
 
