@@ -118,9 +118,7 @@ def _ideal(
     rounds, tokens = sum(s.rounds for s in samples), sum(s.tokens for s in samples)
     waves = sum(len(s.stats) for s in samples) / len(lengths)
     midway = [length + int(tokens / waves / len(lengths) / 2) for length in lengths]
-    num_bytes = floor.verify_bytes(midway, found["distinct_experts"])
-    if found["drafted_per_round"]:
-        num_bytes += found["drafted_per_round"] * floor.draft_bytes(midway)
+    num_bytes = floor.round_bytes(midway, found["drafted_per_round"], found["distinct_experts"])
     allowed = tokens / rounds * bytes_per_second / num_bytes
     reached = statistics.median(sample.tokens / sample.seconds for sample in samples)
     return Ideal(num_bytes, allowed, reached / allowed)

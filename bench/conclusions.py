@@ -9,6 +9,8 @@ from mlx_gemma_mtp.bench.columns import Row, case_row, number
 from mlx_gemma_mtp.bench.group import Group, groups, is_drafted
 from mlx_gemma_mtp.bench.record import Case, Record
 
+LEAST_GAIN = 0.02  # over plain decoding that counts as one
+
 
 def conclusions(record: Record) -> list[str]:
     """One sentence per batch, then why where no drafts pay, tasks that differ, and the peers."""
@@ -27,9 +29,9 @@ def conclusions(record: Record) -> list[str]:
 
 
 def gains(case: Case) -> bool:
-    """Is it faster than plain decoding by more than half of its spread?"""
+    """Is it faster than plain decoding by more than half of its spread, and not just a little?"""
     found = case.speedup
-    return found is not None and found.median - 1 > (found.high - found.low) / 2
+    return found is not None and found.median - 1 > max((found.high - found.low) / 2, LEAST_GAIN)
 
 
 def best(group: Group, batch: int) -> Case | None:
@@ -150,15 +152,18 @@ def _tasks(record: Record, group: Group) -> list[str]:
 
 
 def _beside(record: Record, group: Group, batch: int, peer: str) -> str:
-    ours, theirs = group.fastest(batch), group.fastest(batch, peer)
-    if ours is None or theirs is None:
+    """Our best beside a peer's, of the same numbers of drafts where it drafts at all."""
+    theirs = group.fastest(batch, peer)
+    tried = {case.drafts for case in group.at(batch, peer)}
+    same = [case for case in group.at(batch) if case.drafts in tried or tried == {0}]
+    if theirs is None or not same:
         return ""
-    rate = theirs.decode_tokens_per_second.median
-    times = number(ours.decode_tokens_per_second.median / rate, 2)
-    cells = case_row(record, theirs)["decode_tokens_per_second"]
+    ours = max(same, key=lambda case: case.decode_tokens_per_second.median)
+    rates = (case.decode_tokens_per_second.median for case in (ours, theirs))
+    cells = [case_row(record, case)["decode_tokens_per_second"] for case in (ours, theirs)]
     return (
-        f"batch {batch} beside {peer}: our best is {times} x its best, "
-        f"{cells} tok/s with {setting(theirs)}"
+        f"batch {batch} beside {peer}: {number(next(rates) / next(rates), 2)} x, {cells[0]} tok/s "
+        f"with {setting(ours)} against {cells[1]} with {setting(theirs)}"
     )
 
 

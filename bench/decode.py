@@ -20,6 +20,7 @@ from mlx_gemma_mtp import Chunk, Engine, SamplingParams
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.request import Generation, Stats
 
+SAME_ROUND = 1e-4  # s; a round comes in several chunks where it goes from thought to answer, say
 WAVES = 16  # times that prompts go in, at most, until a window is full,
 FUTILE = 3  # and after which a window is given up that holds nothing
 
@@ -66,7 +67,7 @@ def decode(
     tokens: int,
     warm_up: int,
 ) -> Sample:
-    """Decode until the window holds `tokens` tokens of every row on average.
+    """Decode until the window holds `tokens` tokens of every row on average, or all waves are over.
 
     wave: the prompts that go in side by side; where a text ends too early, the next wave follows.
     warm_up: rounds before the window, once all rows decode. Seeds are the rows' numbers. Raises
@@ -103,8 +104,7 @@ def _wave(
             generation = engine.submit(list(prompt), own, partial(window.take, row))
             generation.add_done_callback(lambda _: window.over.set())
             generations.append(generation)
-        while not window.over.wait(0.2):
-            pass  # not one wait without an end: Ctrl-C should get through everywhere
+        window.over.wait()
     finally:
         for generation in generations:
             generation.cancel()
@@ -125,6 +125,7 @@ class _Window:
         self._first = warm_up
         self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(num_rows)]
         self._waiting = set(range(num_rows))
+        self._last = (-1, 0.0)  # the row of the last chunk, and when it came
         self._times: list[float] = []  # of every round: when it came,
         self._tokens: list[int] = []  # and what it brought
 
@@ -138,9 +139,11 @@ class _Window:
             self.over.set()
             return
         now = perf_counter()
+        begins = row == 0 and not (self._last[0] == 0 and now - self._last[1] < SAME_ROUND)
+        self._last = (row, now)
         self._waiting.discard(row)
         if not self._waiting:
-            if row == 0 or not self._times:
+            if begins or not self._times:
                 self._times.append(now)
                 self._tokens.append(0)
                 if sum(self._tokens[self._first + 1 : -1]) >= self._enough:
@@ -148,6 +151,7 @@ class _Window:
                     self.over.set()
                     return
             self._tokens[-1] += len(chunk.tokens)
+            now = self._times[-1]  # a round is one moment for all rows
         self._arrivals[row].append((now, len(chunk.tokens)))
 
     def _drop_round(self) -> None:
@@ -161,7 +165,7 @@ class _Window:
             gap
             for arrivals in self._arrivals
             for (before, _), (now, count) in pairwise(arrivals)
-            if count and times[0] < before and now <= times[-1]
+            if count and times[0] <= before and now <= times[-1]
             for gap in (now - before, *[0.0] * (count - 1))
         ]
         firsts = [arrivals[0][0] - begun for arrivals in self._arrivals if arrivals]
@@ -169,7 +173,7 @@ class _Window:
             sum(self._tokens[self._first + 1 :]),
             len(times) - 1,
             times[-1] - times[0],
-            sum(map(len, prompts)),
+            sum(len(prompts[row]) for row, arrivals in enumerate(self._arrivals) if arrivals),
             max(firsts, default=0.0),
             firsts,
             gaps,
@@ -188,16 +192,17 @@ class SecondTurn(NamedTuple):
     reused: float
 
 
-def second_turn(engine: Engine, row: Row, tokens: int) -> SecondTurn:
+def second_turn(engine: Engine, row: Row, tokens: int, *, fresh_first: bool) -> SecondTurn:
     """Answer a prompt with so many tokens, then time the turn after it both ways."""
     session = engine.session()
     plain = SamplingParams(temperature=0, num_draft_tokens=0, max_tokens=tokens)
     answer = engine.submit(row.ids, plain, session=session).result()
     second = row.then(answer)
     first = replace(plain, max_tokens=1)
-    reused = engine.submit(second, first, session=session).result().stats
-    fresh = engine.submit(second, first).result().stats
+    sessions = (None, session) if fresh_first else (session, None)
+    stats = {one: engine.submit(second, first, session=one).result().stats for one in sessions}
     session.close()
+    fresh, reused = stats[None], stats[session]
     return SecondTurn(
         fresh.prompt_tokens,
         reused.reused_tokens,

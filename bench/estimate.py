@@ -119,13 +119,6 @@ def speed(
     return share * len(lengths) * Draws(accept).expected_tokens(num_drafts) / seconds
 
 
-def prefill_seconds(subject: Subject, chip: Chip, length: int, share: float = SHARE) -> float:
-    """The time to read a prompt of so many tokens, at least, if in one pass."""
-    experts = distinct_experts(subject.pair.target, length)
-    read = subject.floor.verify_bytes([length], experts)
-    return _seconds(chip, read, subject.floor.prefill_products(length)) / share
-
-
 def distinct_experts(config: TargetConfig, tokens: int) -> float | None:
     """How many of a layer's experts so many tokens choose if they choose evenly; None without."""
     if not config.num_experts:

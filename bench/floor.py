@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import memory
@@ -18,25 +19,37 @@ from mlx_gemma_mtp.config import DecoderConfig, DrafterConfig, LayerConfig, Targ
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.target import Target
 
-BUFFER_BYTES = 1 << 31  # so large that a launch takes no time beside it; of memory at most
+BUFFER_BYTES = 1 << 31  # so large that a launch takes no time beside it; of what is left at most
 MEMORY_SHARE = 16  # one part in so many
-CPU_BUFFER_BYTES = 1 << 28  # there a launch takes no time anyway
+CPU_BUFFER_BYTES = 1 << 27  # beyond its caches
 REPEATS = 10
 
 
 def bandwidth() -> float:
-    """Bytes per second that this device reads and writes, both counted, measured by a copy."""
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    most = CPU_BUFFER_BYTES if on_cpu else BUFFER_BYTES
-    num_bytes = min(most, memory.available() // MEMORY_SHARE)
-    source = mx.zeros((num_bytes // 4,), mx.int32)
-    mx.eval(source)
+    """Bytes per second that this device reads and writes, both counted, measured by a copy.
+
+    On a CPU numpy copies: MLX's kernels there are limited by their arithmetic.
+    """
+    if mx.default_device() == mx.Device(mx.cpu):
+        source = np.ones(CPU_BUFFER_BYTES // 4, np.int32)
+        target = np.zeros_like(source)
+        return 2 * source.nbytes / _seconds(lambda: np.copyto(target, source))
+    left = memory.available() - mx.get_active_memory()
+    array = mx.zeros((min(BUFFER_BYTES, left // MEMORY_SHARE) // 4,), mx.int32)
+    mx.eval(array)
+    found = 2 * array.nbytes / _seconds(lambda: mx.eval(array + 1))
+    mx.clear_cache()
+    return found
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    """What it takes, in the median."""
     seconds = []
     for _ in range(REPEATS):
         begun = time.perf_counter()
-        mx.eval(source + 1)
+        action()
         seconds.append(time.perf_counter() - begun)
-    return 2 * source.nbytes / statistics.median(seconds)
+    return statistics.median(seconds)
 
 
 class Floor:
@@ -94,7 +107,7 @@ class Floor:
         return self._draft_step + self._cache_bytes(self._drafter, lengths)
 
     def round_bytes(
-        self, lengths: Sequence[int], num_drafts: int, distinct_experts: float | None
+        self, lengths: Sequence[int], num_drafts: float, distinct_experts: float | None
     ) -> float:
         """Bytes that a round of so many draft steps and one verification reads."""
         verify = self.verify_bytes(lengths, distinct_experts)
@@ -141,19 +154,6 @@ class Floor:
             each += config.num_centroids * size
         head = _head_share(config) * config.vocab_size * size
         return (each + head) * len(lengths) + self._attention_products(config, lengths)
-
-    def prefill_products(self, length: int) -> float:
-        """Multiply-adds of reading a prompt of so many tokens, one logit row at its end.
-
-        Layers without keys and values of their own see the last position only, see `Target`.
-        """
-        config = self._target
-        owners = [layer for layer in config.layers if layer.owns_kv]
-        total = length * float(sum(self._layer_products(layer) for layer in owners))
-        for layer in owners:  # causal: a position sees itself and what is before it
-            seen = self._seen(layer, length)
-            total += 2 * _heads(config, layer) * seen * (length - (seen - 1) / 2)
-        return total + config.hidden_size * config.vocab_size
 
     def _layer_products(self, layer: LayerConfig) -> int:
         """Of one token in one of the target's layers, attention to the others apart."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mlx_gemma_mtp.bench.conclusions import gains
-from mlx_gemma_mtp.bench.record import OURS, Case, Record
+from mlx_gemma_mtp.bench.group import Group, groups
+from mlx_gemma_mtp.bench.record import Case, Record
 
 from mlx_gemma_mtp.errors import UsageError
 
@@ -18,7 +19,12 @@ BEHIND = 0.05  # of the best fixed number's speed: more, and auto is not recomme
 class _Batch(NamedTuple):
     plain: Case
     auto: Case
-    best: Case  # of the fixed numbers, 0 among them
+    drafted: Case  # the fastest fixed number above 0
+
+    @property
+    def best(self) -> Case:
+        """The fastest fixed number, 0 among them."""
+        return max(self.plain, self.drafted, key=_speed)
 
     @property
     def lost(self) -> float:
@@ -28,12 +34,13 @@ class _Batch(NamedTuple):
 
 def recommend(record: Record) -> str:
     """The setting to use. Raises UsageError unless plain decoding, drafts and auto are there."""
-    found = {batch: _batch(record, batch) for batch in sorted({c.batch for c in record.cases})}
+    group = groups(record)[0]
+    found = {batch: _batch(group, batch) for batch in group.batches}
     device = record.stamp.device
-    if not any(gains(one.best) for one in found.values()):
+    if not any(gains(one.drafted) for one in found.values()):
         least = min(_gain(one, one.auto) for one in found.values())
         return (
-            f"Decode plainly on this {device} (num_draft_tokens=0): {_nowhere(record, found)}. "
+            f"Decode plainly on this {device} (num_draft_tokens=0): {_nowhere(found)}. "
             f"auto comes to that by itself and keeps {least:.0%} of plain decoding's speed."
         )
     told = "; ".join(_told(batch, one) for batch, one in found.items())
@@ -44,13 +51,12 @@ def recommend(record: Record) -> str:
     return f"Set num_draft_tokens to {pinned} on this {device}, else leave it at auto: {told}."
 
 
-def _batch(record: Record, batch: int) -> _Batch:
-    cases = [c for c in record.cases if (c.engine, c.batch) == (OURS, batch)]
-    fixed = [case for case in cases if record.is_summary(case) and case.drafts != "auto"]
-    plain, auto = record.find(batch, 0), record.find(batch, "auto")
-    if plain is None or auto is None or len(fixed) < 2:
+def _batch(group: Group, batch: int) -> _Batch:
+    plain, drafted = group.plain(batch), group.fastest_drafted(batch)
+    auto = next((case for case in group.at(batch) if case.drafts == "auto"), None)
+    if plain is None or drafted is None or auto is None:
         raise UsageError("to recommend a setting, measure 0, auto and others: --drafts 0,3,auto")
-    return _Batch(plain, auto, max(fixed, key=_speed))
+    return _Batch(plain, auto, drafted)
 
 
 def _speed(case: Case) -> float:
@@ -70,18 +76,9 @@ def _told(batch: int, one: _Batch) -> str:
     )
 
 
-def _nowhere(record: Record, found: dict[int, _Batch]) -> str:
-    best = []
-    for batch, one in found.items():
-        drafted = [
-            case
-            for case in record.cases
-            if (case.engine, case.batch) == (OURS, batch)
-            and record.is_summary(case)
-            and case.drafts not in (0, "auto")
-        ]
-        fastest = max(drafted, key=_speed)
-        best.append(
-            f"at batch {batch} at best {_gain(one, fastest):.2f} x, {fastest.drafts} drafts"
-        )
+def _nowhere(found: dict[int, _Batch]) -> str:
+    best = (
+        f"at batch {batch} at best {_gain(one, one.drafted):.2f} x, {one.drafted.drafts} drafts"
+        for batch, one in found.items()
+    )
     return "drafts do not pay, " + ", ".join(best)

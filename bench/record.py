@@ -44,7 +44,8 @@ class Spread(NamedTuple):
 class Split(NamedTuple):
     """Where a round's time goes, in ms, played in step: nothing overlaps, each part is waited for.
 
-    host: what is left of the round: Python, scheduling, reading the tokens.
+    draft and verify: until the device is done, the launching of their kernels included. host: what
+    lies between two rounds: Python, scheduling, reading the tokens.
     """
 
     draft_ms: float
@@ -130,20 +131,10 @@ class Record:
     recommendation: str | None = None
     complete: bool = False
 
-    def find(
-        self, batch: int, drafts: Drafts, task: str | None = None, engine: str = OURS
-    ) -> Case | None:
-        """The case of this setting; without a task the one over all of them."""
-        for case in self.cases:
-            same = (case.engine, case.batch, case.drafts) == (engine, batch, drafts)
-            if same and (case.task == task if task else self.is_summary(case)):
-                return case
-        return None
-
     def is_summary(self, case: Case) -> bool:
-        """Is there no case of the same batch that says more about all tasks?"""
+        """Is it about all tasks of its batch, or about the only one?"""
         tasks = {other.task for other in self.cases if other.batch == case.batch}
-        return case.task == ALL or ALL not in tasks
+        return case.task == ALL or tasks == {case.task}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON takes it, "schema" first."""

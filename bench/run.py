@@ -25,6 +25,7 @@ from mlx_gemma_mtp.bench.split import Stopwatch
 from mlx_gemma_mtp.bench.workload import Row, Workload
 
 from mlx_gemma_mtp import Engine, SamplingParams
+from mlx_gemma_mtp.batch import SIZES
 from mlx_gemma_mtp.worker import mlx_worker
 
 WARM_UP = 4  # rounds before a window, where rounds are compiled; one elsewhere
@@ -81,7 +82,7 @@ def run(
 ) -> None:
     """Measure everything into the record; after_group is called whenever cases are complete.
 
-    Raises what ends a request of ours. A peer that fails is left out from then on, and told of.
+    Raises what ends a request of ours. What a peer fails at is left out of its batch, and told of.
     """
     for batch in plan.batches:
         contestants = _contestants(bench, plan, batch)
@@ -190,9 +191,10 @@ def _attempt(
     """A sample; None for a peer that fails, which then is none of the contestants any more."""
     try:
         return one.play(prompts, tokens)
-    except RuntimeError as error:  # MLX's, of a peer: those of our engine come as MgmError
+    except Exception as error:
         if one.engine == OURS:
             raise
+        # Whatever is wrong with another engine, ours goes on.
         contestants.remove(one)
         line = " ".join(str(error).split())
         rows = len(prompts(0))
@@ -287,8 +289,11 @@ def _split_of(bench: Bench, plan: Plan, drafts: int, prompts: Prompts) -> Split:
 def _second_turns(bench: Bench, plan: Plan) -> list[Turn]:
     turns = []
     for task in bench.workload.tasks:
-        row = bench.workload.wave(task, 1, 0)[0]
-        taken = [second_turn(bench.engine, row, ANSWER_TOKENS) for _ in range(plan.repeat)]
+        row = max(bench.workload.wave(task, SIZES[-1], 0), key=lambda row: len(row.ids))
+        _, *taken = (  # the first one compiles
+            second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=turn % 2 == 0)
+            for turn in range(plan.repeat + 1)
+        )
         turns.append(
             Turn(
                 task,

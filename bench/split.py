@@ -1,7 +1,7 @@
 """Where a round's time goes: the same round with a wait between drafting and verifying.
 
-Played in step, nothing overlaps: what is left of a round beside the two is the host's. Knows
-nothing of prompts or of what is printed.
+Played in step, nothing overlaps. Each part holds the launching of its own kernels; what is left of
+a round is the host's work between two of them. Knows nothing of prompts or of what is printed.
 """
 
 from __future__ import annotations

@@ -76,6 +76,9 @@ def random(
     """
     if size not in synthetic.TARGETS:
         raise UsageError(f"--synthetic is one of {', '.join(synthetic.TARGETS)}, not {size!r}")
+    most = synthetic.configs(size)[0].top_k_experts
+    if shared_experts > most:
+        raise UsageError(f"--overlap is at most {most} for {size}: so many experts a token has")
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     dtype = mx.float32 if on_cpu else mx.bfloat16
 
@@ -161,7 +164,9 @@ def bench_of(
         workload,
         Floor.of(pair.target, pair.drafter),
         mlx_worker().run(
-            lambda: [_peer(name, pair, random=opened.draws is not None) for name in peers]
+            lambda: [
+                _peer(name, pair, random=opened.draws is not None) for name in dict.fromkeys(peers)
+            ]
         ),
         opened.draws,
     )

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text import Message, Text
 
 TASKS: tuple[str, ...] = tuple(REQUESTS)
-LENGTHS = (260, 600, 300, 1000, 280, 800, 450, 240)  # tokens of the prompts of rows 0 .. 7
+LENGTHS = (260, 600, 300, 840, 280, 800, 450, 240)  # tokens of the prompts of rows 0 .. 7
 LEAST_WORDS = 12  # of material: a request about less makes no sense
 LEAST_EXCHANGES = 2  # of multi-turn, besides the one that opens it
 EXCHANGE_TOKENS = range(10, 300)  # what one takes in any vocabulary, generously

@@ -184,7 +184,7 @@ def test_a_window_is_timed_once_all_rows_decode_and_are_warm(
     assert sample.first_tokens == [0.0, 5.0]
     assert (sample.prefill_tokens, sample.prefill_seconds) == (40, 5.0)
     # Of a burst, the first token has waited; the others come with it.
-    assert sorted(sample.gaps) == [0.0] * 4 + [0.5] * 4
+    assert sorted(sample.gaps) == [0.0] * 4 + [0.5] * 4 + [1.0] * 2
 
 
 def test_the_round_in_which_a_text_ends_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,8 @@ def test_a_slowed_draft_step_shows_as_drafting_and_changes_no_text(
         texts.append(played)
     quick, slow = splits
     assert slow.draft_ms > 3 * quick.draft_ms
-    assert slow.verify_ms + slow.host_ms < 3 * (quick.verify_ms + quick.host_ms)
+    share = slow.draft_ms / (slow.draft_ms + slow.verify_ms + slow.host_ms)
+    assert share > 1.5 * quick.draft_ms / (quick.draft_ms + quick.verify_ms + quick.host_ms)
     assert texts[0] == texts[1]
 
 

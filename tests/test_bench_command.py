@@ -8,13 +8,16 @@ import json
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import mlx.core as mx
 import pytest
+from mlx_gemma_mtp.bench import mlx_vlm_pair, run
 from mlx_gemma_mtp.bench.record import read
 
 from command import assert_one_line, command, environment, mgm, run_here
-from mlx_gemma_mtp import memory
+from mlx_gemma_mtp import memory, speculate
+from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.remembered import load_depth
 
 # A size that a CPU can run, with experts.
@@ -121,10 +124,13 @@ def test_what_is_recommended_is_where_auto_begins_next(
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
 def test_an_earlier_run_is_shown_again_in_every_form(
-    random_run: tuple[dict[str, Any], str, Path], form: str
+    random_run: tuple[dict[str, Any], str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    form: str,
 ) -> None:
     found, table, out = random_run
-    done = mgm(["bench", "--from", str(out), "--format", form])
+    done = run_here(monkeypatch, capfd, ["bench", "--from", out, "--format", form])
     assert (done.returncode, done.stderr) == (0, "")
     if form == "table":
         assert done.stdout == table
@@ -138,8 +144,12 @@ def test_an_earlier_run_is_shown_again_in_every_form(
         assert len(rows) == len(found["cases"]) + len(found["turns"])
 
 
-def test_a_run_to_share_is_one_row(random_run: tuple[dict[str, Any], str, Path]) -> None:
-    done = mgm(["bench", "--from", str(random_run[2]), "--share"])
+def test_a_run_to_share_is_one_row(
+    random_run: tuple[dict[str, Any], str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    done = run_here(monkeypatch, capfd, ["bench", "--from", random_run[2], "--share"])
     head, rule, row = done.stdout.splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     assert "tiny" in row
@@ -147,7 +157,7 @@ def test_a_run_to_share_is_one_row(random_run: tuple[dict[str, Any], str, Path])
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    asked = f"bench {RANDOM} --repeat 1 --delay 0.2 --out"
+    asked = f"bench {RANDOM} --repeat 1 --delay 1 --out"
     run = [*command(TINY + QUICK), *asked.split(), str(out)]
     process = subprocess.Popen(
         run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -180,11 +190,18 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         ("--prompt-tokens 100", "the demo's prompts are as they are"),
         ("--peer vllm", "--peer is one of mlx-lm, mlx-vlm"),
         ("--peer mlx-vlm", "pip install"),
+        ("--delay nan", "--delay must be at least 0"),
+        ("--temperature -1", "temperature"),
+        ("--temperature 1 --peer mlx-lm", "leave --temperature out"),
+        ("--overlap 1", "goes with --synthetic"),
+        ("--synthetic 26B-A4B --overlap 9", "at most 8"),
+        ("--recommend --slow-draft 2", "leave --slow-draft out"),
         ("--format xml", "--format is one of table, md, csv, json"),
         ("--synthetic 7B", "--synthetic is one of E2B, E4B, 12B, 26B-A4B, 31B"),
         ("--synthetic 31B --accept 2", "--accept takes chances from 0 to 1"),
         ("--synthetic 31B --tasks code", "no --tasks"),
         ("--synthetic 31B --recommend", "leave --synthetic out"),
+        ("--drafts 0,3 --recommend", "--drafts 0,3,auto"),
         ("--out /no/such/folder/x.json", "there is no folder /no/such/folder"),
         ("--from /no/such/file.json", "/no/such/file.json cannot be read"),
         ("--check --format csv", "--check takes"),
@@ -197,6 +214,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     arguments: str,
     said: str,
 ) -> None:
+    monkeypatch.setattr(mlx_vlm_pair, "VERSION", "0.0")  # also where the right one is installed
     assert_one_line(run_here(monkeypatch, capfd, ["bench", *arguments.split()]), 2, said)
 
 
@@ -208,18 +226,40 @@ def test_a_size_without_room_is_refused_before_it_is_drawn(
     assert_one_line(run_here(monkeypatch, capfd, asked.split()), 4, "31B, with 1 texts")
 
 
-def test_a_check_passes_and_one_that_finds_a_fault_ends_with_5(tmp_path: Path) -> None:
-    asked = "bench --check --tasks json --batch 1,2 --drafts 2 --max-tokens 6 --out"
-    done = mgm([*asked.split(), str(tmp_path / "check.json")])
+def test_a_check_passes_and_one_that_finds_a_fault_ends_with_5(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")  # which the command sets
+    out = tmp_path / "check.json"
+    asked = f"bench --check --tasks json --batch 1,2 --drafts 2 --max-tokens 6 --out {out}"
+    done = run_here(monkeypatch, capfd, asked.split())
     assert done.returncode == 0, done.stderr
     assert "nothing may part" in done.stdout
-    assert json.loads((tmp_path / "check.json").read_text())["faults"] == 0
-    # Every draft is taken for right: the texts are the drafter's.
-    broken = (
-        "from mlx_gemma_mtp import speculate; import mlx.core as mx;"
-        "speculate.agreeing_prefix = lambda d, c: mx.full(d.shape[:1], d.shape[1], mx.int32)"
-    )
+    assert json.loads(out.read_text())["faults"] == 0
+
+    def all_agree(drafts: mx.array, _: mx.array) -> mx.array:
+        return mx.full(drafts.shape[:1], drafts.shape[1], mx.int32)
+
+    monkeypatch.setattr(speculate, "agreeing_prefix", all_agree)
     asked = "bench --check --tasks json --batch 1 --drafts 3 --max-tokens 24"
-    done = mgm(asked.split(), before=broken)
+    done = run_here(monkeypatch, capfd, asked.split())
     assert done.returncode == 5
     assert "not what they must be" in done.stderr.splitlines()[-1]
+
+
+def test_what_was_measured_before_an_error_is_shown_and_kept(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise NotEnoughMemoryError("no room")
+
+    monkeypatch.setattr(run, "LEARNING", 3)
+    monkeypatch.setattr(run, "_second_turns", fail)
+    out = tmp_path / "found.json"
+    asked = f"bench --tasks json --batch 1,2 --drafts 0 --repeat 1 --max-tokens 4 --out {out}"
+    done = run_here(monkeypatch, capfd, asked.split())
+    assert done.returncode == 4
+    assert done.stderr.endswith("mgm: no room\n")
+    record = read(out)
+    assert [case.batch for case in record.cases] == [1]
+    assert f"{record.cases[0].decode_tokens_per_second.median:.1f}" in done.stdout

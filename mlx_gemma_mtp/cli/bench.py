@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +15,11 @@ import typer
 
 from mlx_gemma_mtp.cli import bench_plan, options
 from mlx_gemma_mtp.cli.bench_plan import Asked
-from mlx_gemma_mtp.errors import UsageError, VerificationError
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Record
-    from mlx_gemma_mtp.bench.run import Bench, Plan
+    from mlx_gemma_mtp.bench.run import Plan
 
 FORMATS = ("table", "md", "csv", "json")
 INTERRUPTED = 130
@@ -85,8 +86,8 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.worker import mlx_worker
 
     plan = bench_plan.plan(pair, asked)
-    if shown.recommend and asked.synthetic:
-        raise UsageError("--recommend is about a model's own texts: leave --synthetic out")
+    if shown.recommend:
+        _check_recommend(asked, plan)
     if shown.out is not None and not shown.out.absolute().parent.is_dir():
         raise UsageError(f"--out: there is no folder {shown.out.absolute().parent}")
     if shown.plot is not None:
@@ -103,7 +104,11 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
         slow_draft=asked.slow_draft,
         peers=asked.peer or [],
     )
-    plan = _without_drafter(plan, bench)
+    if not bench.engine.has_drafter:
+        if shown.recommend:
+            raise ModelNotFoundError("there is nothing to recommend without a drafter: name one")
+        print("no drafter beside this model: plain decoding only", file=sys.stderr)
+        plan = replace(plan, drafts=(0,))
     record = Record(
         _command(),
         before,
@@ -112,11 +117,13 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
         | {"tasks": workload.tasks, "depth": asked.depth, "slow_draft": asked.slow_draft},
         mlx_worker().run(bandwidth),
     )
-    stopped = False
-    try:
-        run(bench, plan, record, after_group=lambda: _keep(record, shown), tell=_tell)
-    except KeyboardInterrupt:
-        stopped = True
+    _keep(record, shown)  # a file that cannot be written is better known now
+    ended: BaseException | None = None
+    with bench.engine, bench.in_step:
+        try:
+            run(bench, plan, record, after_group=lambda: _keep(record, shown), tell=_tell)
+        except (KeyboardInterrupt, MgmError) as error:
+            ended = error  # what is finished is shown first
     _tell("")
     record.warnings += stamp.later_warnings(before)
     if shown.recommend and record.complete:
@@ -125,8 +132,19 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
             save_depth(opened.pair.fingerprint, depth)
     _keep(record, shown)
     _show([record], shown)
-    if stopped:
+    if isinstance(ended, MgmError):
+        raise ended
+    if ended is not None:
         raise typer.Exit(INTERRUPTED)
+
+
+def _check_recommend(asked: Asked, plan: Plan) -> None:
+    if asked.synthetic:
+        raise UsageError("--recommend is about a model's own texts: leave --synthetic out")
+    if not {0, "auto"} < set(plan.drafts):
+        raise UsageError("--recommend compares 0, auto and others: --drafts 0,3,auto")
+    if asked.slow_draft > 1:
+        raise UsageError("--recommend is about the drafter as it is: leave --slow-draft out")
 
 
 def _keep(record: Record, shown: Shown) -> None:
@@ -180,6 +198,8 @@ def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     # how many rows it has. MLX looks at this once, before its first product.
     os.environ["MLX_ENABLE_TF32"] = "0"
     plan = bench_plan.plan(pair, asked)
+    if set(plan.drafts) == {0}:
+        raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
     opened = bench_plan.open_subject(pair, asked, plan)
     workload = bench_plan.workload(pair, asked, plan, opened)
     batch = max(plan.batches)
@@ -217,17 +237,9 @@ def _list_tasks() -> None:
     print(f"with --model demo, its own: {', '.join(bench_plan.DEMO_TASKS)}")
 
 
-def _without_drafter(plan: Plan, bench: Bench) -> Plan:
-    """The plan for a model that has no drafter: what it can do. Says so."""
-    if bench.engine.has_drafter:
-        return plan
-    print("no drafter beside this model: plain decoding only", file=sys.stderr)
-    return replace(plan, drafts=(0,))
-
-
 def _command() -> str:
     """What was typed, without the folders of this machine."""
-    typed = (Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:])
+    typed = (re.sub(r"^(--[a-z-]+=)?/.*/", r"\1", one) for one in sys.argv[1:])
     return shlex.join(["mgm", *typed])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -72,9 +72,10 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
     from mlx_gemma_mtp.bench.mlx_vlm_pair import need_mlx_vlm
     from mlx_gemma_mtp.bench.run import Plan
     from mlx_gemma_mtp.bench.subject import PEERS
+    from mlx_gemma_mtp.sampling import SamplingParams
 
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    batches = _numbers("--batch", asked.batch or ("1,4" if on_cpu else "1,2,4,8"))
+    batches = _distinct(_numbers("--batch", asked.batch or ("1,4" if on_cpu else "1,2,4,8")))
     if not set(batches) <= set(SIZES):
         raise UsageError(
             f"--batch takes {', '.join(map(str, SIZES))}: an engine has so many rows, "
@@ -95,19 +96,25 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
         "--slow-draft": (asked.slow_draft, 1),
     }
     for name, (value, least) in at_least.items():
-        if value < least:
+        if not value >= least:  # nan is not
             raise UsageError(f"{name} must be at least {least}, not {value}")
+    SamplingParams(temperature=asked.temperature)  # raises what is wrong with it
+    if asked.peer and asked.temperature:
+        raise UsageError("--peer decodes greedily: leave --temperature out")
+    if asked.overlap and asked.synthetic is None:
+        raise UsageError("--overlap is about random weights: it goes with --synthetic")
     _tasks(pair, asked)
     _lengths(asked)
     return Plan(
         batches=batches,
-        drafts=list(dict.fromkeys(_each("--drafts", asked.drafts, _drafts))),
-        peer_drafts=_numbers("--peer-drafts", asked.peer_drafts),
+        drafts=_distinct(_each("--drafts", asked.drafts, _drafts)),
+        peer_drafts=_distinct(_numbers("--peer-drafts", asked.peer_drafts)),
         tokens=tokens,
         repeat=asked.repeat,
         delay=asked.delay,
         temperature=asked.temperature,
-        endless=asked.synthetic is not None,
+        # Peers go on where a text ends, and so does ours beside them.
+        endless=bool(asked.synthetic or asked.peer),
     )
 
 
@@ -122,7 +129,7 @@ def _tasks(pair: options.Pair, asked: Asked) -> tuple[str, ...]:
     if is_demo and (asked.prompt_tokens or asked.depth):
         raise UsageError("the demo's prompts are as they are: no --prompt-tokens, no --depth")
     known = DEMO_TASKS if is_demo else TASKS
-    chosen = tuple(asked.tasks.split(",")) if asked.tasks else known
+    chosen = tuple(_distinct(asked.tasks.split(","))) if asked.tasks else known
     for task in chosen:
         if task not in known:
             raise UsageError(f"--tasks takes {', '.join(known)}; not {task!r}")
@@ -192,6 +199,10 @@ def _demo_conversations(chosen: tuple[str, ...]) -> dict[str, list[list[Message]
 
     examples = [one for one in held_out(DEMO_EXAMPLES) if not one.tools and not one.thinking]
     return {task: [list(one.messages) for one in examples if one.task == task] for task in chosen}
+
+
+def _distinct(found: Sequence[T]) -> list[T]:
+    return list(dict.fromkeys(found))
 
 
 def _each(name: str, given: str, read: Callable[[str], T]) -> list[T]:

@@ -50,16 +50,14 @@ def estimate(
         estimate.predict(subject, on, batch=rows, context=context, accept=chances)
         for rows in batches
     ]
-    prefill = context / estimate.prefill_seconds(subject, on, context)
     if output == "json":
         found = _to_json(subject, on, predictions)
-        found |= {"context": context, "accept": chances, "prefill_tokens_per_second": prefill}
+        found |= {"context": context, "accept": chances}
         print(json.dumps(found, ensure_ascii=False))
         return
     _print_head(subject, on, chances, estimate.SHARE)
     print(f"\ntokens/s of all rows together, by the number of drafts; {context:,} tokens a row")
     _print_table(predictions)
-    print(f"\nA prompt of {context:,} tokens is read at about {prefill:.0f} tokens/s.")
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
