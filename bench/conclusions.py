@@ -18,8 +18,7 @@ def conclusions(record: Record) -> list[str]:
     for group in groups(record):
         tail = f" ({group.label})" if group.label else ""
         found = [_best(record, group, batch) for batch in group.batches]
-        found += _reasons(record, group)
-        found += _on_cpu(record, group)
+        found += _on_cpu(record, group) or _reasons(record, group)
         found += _tasks(record, group)
         found += [
             _beside(record, group, batch, peer) for batch in group.batches for peer in group.peers

@@ -146,11 +146,7 @@ class Record:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Record:
-        """What `to_json` made. Raises UsageError for another schema, KeyError or TypeError else."""
-        if found.get("schema") != SCHEMA:
-            raise UsageError(
-                f"this is no result of schema {SCHEMA}, but {found.get('schema')!r}: measure again"
-            )
+        """What `to_json` made. Raises KeyError or TypeError for anything else."""
         rest = {key: value for key, value in found.items() if key != "schema"}
         rest["stamp"] = Stamp.from_json(found["stamp"])
         rest["subject"] = Subject(**found["subject"])
@@ -178,7 +174,10 @@ def write_json(found: dict[str, Any], path: Path) -> None:
 def read(path: Path) -> Record:
     """The record in a file. Raises UsageError."""
     try:
-        return Record.from_json(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] != SCHEMA:
+            raise UsageError(f"{path} is of schema {found['schema']}, not {SCHEMA}: measure again")
+        return Record.from_json(found)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -30,8 +30,8 @@ from mlx_gemma_mtp.worker import mlx_worker
 
 WARM_UP = 4  # rounds before a window, where rounds are compiled; one elsewhere
 WARM_UP_TOKENS = 16  # of every row that a setting decodes before its first window, there
-LEARNING = 200  # rounds of auto before its first window at a batch size, there; a third elsewhere
-SPLIT_ROUNDS = 8  # in step, of every setting
+LEARNING = 200  # rounds of auto before its first window at a batch size, there; a fifth elsewhere
+SPLIT_ROUNDS = 6  # in step, of every setting
 ANSWER_TOKENS = 16  # of the first turn, before the second is timed
 DRIFT = 0.88  # of plain decoding's speed at the beginning: less at the end is told
 
@@ -92,9 +92,12 @@ def run(
         taken: dict[str, Taken] = {}
         for task in tasks:
             prompts = partial(bench.workload.wave, task, batch)
-            taken[task] = _in_turns(contestants, task, prompts, plan, record, tell)
             lengths = [len(row.ids) for row in prompts(0)]
-            record.cases += _cases(bench, record, task, lengths, taken[task])
+            taken[task] = {(one.engine, one.drafts): [] for one in contestants}
+            try:
+                _in_turns(contestants, task, prompts, plan, record, tell, taken[task])
+            finally:  # also of an interrupt: the turns that all have had
+                record.cases += _cases(bench, record, task, lengths, _whole(taken[task]))
             after_group()
         if len(tasks) > 1:
             record.cases += _summary(bench, record, batch, taken)
@@ -170,7 +173,7 @@ def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prom
 
 def _warm_up(contestants: list[_Contestant], prompts: Prompts, plan: Plan, record: Record) -> None:
     """Whatever is compiled, allocated or learned at first is so after this."""
-    tokens, learning = (WARM_UP_TOKENS, LEARNING) if _compiled() else (1, LEARNING // 3)
+    tokens, learning = (WARM_UP_TOKENS, LEARNING) if _compiled() else (1, LEARNING // 5)
     for one in list(contestants):
         if one.drafts == "auto":
             rounds = 0.0
@@ -217,12 +220,15 @@ def _in_turns(
     plan: Plan,
     record: Record,
     tell: Callable[[str], None],
-) -> Taken:
-    """A sample of each contestant and turn."""
+    taken: Taken,
+) -> None:
+    """Take a sample of each contestant and turn."""
     where = f"batch {len(prompts(0))}, {task}"
-    taken: Taken = {(one.engine, one.drafts): [] for one in contestants}
     for turn in range(plan.repeat):
-        for one in contestants[:: -1 if turn % 2 else 1]:
+        # Not always the same one first, last, or beside itself in the next turn.
+        first = turn * len(contestants) // plan.repeat
+        order = [*contestants[first:], *contestants[:first]]
+        for one in order[:: -1 if turn % 2 else 1]:
             tell(f"{where}: turn {turn + 1} of {plan.repeat}, {one.engine}, {one.drafts} drafts")
             sample = _attempt(one, contestants, prompts, plan.tokens, record)
             if sample is None:
@@ -230,7 +236,12 @@ def _in_turns(
             else:
                 taken[one.engine, one.drafts].append(sample)
             time.sleep(plan.delay)
-    return taken
+
+
+def _whole(taken: Taken) -> Taken:
+    """The turns that every contestant has had; nothing where there is none."""
+    turns = min(map(len, taken.values()))
+    return {who: samples[:turns] for who, samples in taken.items()} if turns else {}
 
 
 def _cases(
@@ -290,10 +301,12 @@ def _second_turns(bench: Bench, plan: Plan) -> list[Turn]:
     turns = []
     for task in bench.workload.tasks:
         row = max(bench.workload.wave(task, SIZES[-1], 0), key=lambda row: len(row.ids))
-        _, *taken = (  # the first one compiles
+        if _compiled():
+            second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=True)
+        taken = [
             second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=turn % 2 == 0)
-            for turn in range(plan.repeat + 1)
-        )
+            for turn in range(plan.repeat)
+        ]
         turns.append(
             Turn(
                 task,

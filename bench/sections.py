@@ -73,8 +73,12 @@ class Section(NamedTuple):
 def sections(record: Record) -> list[Section]:
     """The tables, without those of which nothing was measured."""
     found = []
-    speed = "Tokens per second of all rows; x: of its own plain; floor: what a round's bytes allow"
-    waits = "What one waits for, ms: the first token, gaps between tokens"
+    speed = "Tokens per second of all rows; x: of its own plain, turn by turn; floor: tok/s allowed"
+    waits = (
+        "What one waits for, ms: the first token, and from token to token; a round's come at once"
+    )
+    split = "Where a round's time goes, ms: measured apart, in step; and overlapping, as it runs"
+    accepted = "Acceptance: in all, by position, and rounds of all turns that accepted 0, 1, 2 …"
     for group in groups(record):
         tail = f"; {group.label}" if group.label else ""
         ours = [case for batch in group.batches for case in group.at(batch)]
@@ -88,12 +92,12 @@ def sections(record: Record) -> list[Section]:
             _section(f"{speed}{tail}", SPEED, _rows(record, all_engines)),
             _section(f"{waits}{tail}", WAITS, _rows(record, all_engines)),
             _section(
-                f"Where a round's time goes, ms: in step, and overlapping as it runs{tail}",
+                f"{split}{tail}",
                 SPLIT,
                 _rows(record, [case for case in ours if case.split or case.distinct_experts]),
             ),
             _section(
-                f"Acceptance: in all, by position, and rounds that accepted 0, 1, 2 …{tail}",
+                f"{accepted}{tail}",
                 [*ACCEPTANCE, *_positions(record)],
                 _rows(record, acceptance_cases(group)),
             ),

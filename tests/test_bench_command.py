@@ -180,7 +180,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ("--batch 3", "--batch takes 1, 2, 4, 8"),
-        ("--batch x", "--batch takes a list"),
+        ("--batch x", "--batch takes a list with commas"),
         ("--drafts 99", "from 0 to 15, not 99"),
         ("--drafts ,", "--drafts takes a list"),
         ("--repeat 0", "--repeat must be at least 1"),

@@ -295,7 +295,7 @@ def test_drawn_accepts_are_said_to_be_and_kept_apart() -> None:
     assert "random weights, so accepts are drawn, not earned" in show.table(DRAWN)
     told = conclusions(DRAWN)
     for rate in (0.8, 0.2):
-        assert f"bytes allow; accepts drawn at {rate}**" in show.markdown(DRAWN)
+        assert f"tok/s allowed; accepts drawn at {rate}**" in show.markdown(DRAWN)
         assert any(line.endswith(f"(accepts drawn at {rate}).") for line in told)
     assert "accepts drawn at 0.8" in show.share(DRAWN)
 

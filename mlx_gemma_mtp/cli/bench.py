@@ -92,6 +92,7 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
         raise UsageError(f"--out: there is no folder {shown.out.absolute().parent}")
     if shown.plot is not None:
         need_matplotlib()
+        _make_folder(shown.plot)
     before = stamp.stamp()
     opened = bench_plan.open_subject(pair, asked, plan)
     workload = bench_plan.workload(pair, asked, plan, opened)
@@ -147,6 +148,13 @@ def _check_recommend(asked: Asked, plan: Plan) -> None:
         raise UsageError("--recommend is about the drafter as it is: leave --slow-draft out")
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--plot: {folder} cannot be made: {error.strerror}") from None
+
+
 def _keep(record: Record, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.record import write_json
 
@@ -155,11 +163,16 @@ def _keep(record: Record, shown: Shown) -> None:
 
 
 def _show_earlier(shown: Shown, files: list[Path]) -> None:
+    from mlx_gemma_mtp.bench.recommend import recommend
     from mlx_gemma_mtp.bench.record import read
 
-    if shown.recommend or shown.out:
-        raise UsageError("--from shows what is there: leave --recommend and --out out")
-    _show([read(path) for path in files], shown)
+    if shown.out:
+        raise UsageError("--from measures nothing that --out could hold: leave one of them out")
+    records = [read(path) for path in files]
+    if shown.recommend:
+        for record in records:
+            record.recommendation = recommend(record)
+    _show(records, shown)
 
 
 def _show(records: list[Record], shown: Shown) -> None:

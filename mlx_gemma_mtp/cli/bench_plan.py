@@ -78,8 +78,7 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
     batches = _distinct(_numbers("--batch", asked.batch or ("1,4" if on_cpu else "1,2,4,8")))
     if not set(batches) <= set(SIZES):
         raise UsageError(
-            f"--batch takes {', '.join(map(str, SIZES))}: an engine has so many rows, "
-            "whatever of them is used"
+            f"--batch takes {', '.join(map(str, SIZES))}: what is between runs as the next of them"
         )
     for peer in asked.peer or []:
         if peer not in PEERS:
@@ -210,7 +209,7 @@ def _each(name: str, given: str, read: Callable[[str], T]) -> list[T]:
     try:
         return [read(part.strip()) for part in given.split(",")]
     except ValueError:
-        raise UsageError(f"{name} takes a list such as its default, not {given!r}") from None
+        raise UsageError(f"{name} takes a list with commas, not {given!r}") from None
 
 
 def _numbers(name: str, given: str, least: int = 0) -> list[int]:

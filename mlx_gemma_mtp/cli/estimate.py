@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 Number = TypeVar("Number", int, float)
 
+CONTEXT = 4096  # or as much as the model takes
+
 
 def estimate(
     model: Annotated[
@@ -24,7 +26,10 @@ def estimate(
     ],
     chip: Annotated[str, typer.Option(help='Such as "M4 Max", or "M4 Max 32-core".')],
     batch: Annotated[str, typer.Option(help="Numbers of rows, by comma.")] = "1,2,4,8",
-    context: Annotated[int, typer.Option(help="Tokens of each row, its prompt included.")] = 4096,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of each row, its prompt included [4096, if it takes so many]."),
+    ] = None,
     bits: Annotated[int | None, typer.Option(help="As if quantized to 4 or 8 bits.")] = None,
     accept: Annotated[
         str | None,
@@ -46,6 +51,8 @@ def estimate(
     batches = _numbers("--batch", batch, int)
     on = find_chip(chip)
     subject = estimate.find_subject(model, bits=bits)
+    if context is None:
+        context = min(CONTEXT, subject.pair.target.max_position_embeddings)
     predictions = [
         estimate.predict(subject, on, batch=rows, context=context, accept=chances)
         for rows in batches
@@ -81,6 +88,9 @@ def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float)
         "A prediction from bandwidth and compute, not a measurement: it assumes that rounds reach\n"
         f"{share:.0%} of both, and drafts come true at {', '.join(f'{one:g}' for one in accept)}"
         + (", each if those before it did." if len(accept) > 1 else ".")
+    )
+    print(
+        "Where the host's own work counts, as for small models on fast chips, it is far too high."
     )
     if pair.target.num_experts:
         print("Experts are counted as if chosen evenly: text whose tokens share them is faster.")
