@@ -8,62 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import add
 from statistics import median
 from typing import NamedTuple
 
-import mlx.core as mx
+from mlx_gemma_mtp.bench.apart import second_turns, split
 from mlx_gemma_mtp.bench.cases import case
-from mlx_gemma_mtp.bench.decode import Sample, decode, second_turn
-from mlx_gemma_mtp.bench.drawn import Draws
-from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.decode import Sample, decode
 from mlx_gemma_mtp.bench.peer import Peer
-from mlx_gemma_mtp.bench.record import ALL, OURS, Case, Drafts, Record, Split, Spread, Turn
-from mlx_gemma_mtp.bench.split import Stopwatch
-from mlx_gemma_mtp.bench.workload import Row, Workload
+from mlx_gemma_mtp.bench.plan import Bench, Plan, Prompts, compiled, warm_up_rounds
+from mlx_gemma_mtp.bench.record import ALL, OURS, Case, Drafts, Record
 
-from mlx_gemma_mtp import Engine, SamplingParams
-from mlx_gemma_mtp.batch import SIZES
+from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.worker import mlx_worker
 
-WARM_UP = 4  # rounds before a window, where rounds are compiled; one elsewhere
-WARM_UP_TOKENS = 16  # of every row that a setting decodes before its first window, there
-LEARNING = 200  # rounds of auto before its first window at a batch size, there; a fifth elsewhere
-SPLIT_ROUNDS = 6  # in step, of every setting
-ANSWER_TOKENS = 16  # of the first turn, before the second is timed
+# Before the first window of a batch size, where rounds are compiled:
+WARM_UP_TOKENS = 16  # of every row with a fixed number of drafts; one elsewhere
+LEARNING = 200  # rounds of auto; a fifth elsewhere
 DRIFT = 0.88  # of plain decoding's speed at the beginning: less at the end is told
 
-Prompts = Callable[[int], list[Row]]  # wave by wave
 Taken = dict[tuple[str, Drafts], list[Sample]]  # by engine and number of drafts, turn by turn
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure. tokens: of every row in a window. delay: seconds between two windows."""
-
-    batches: Sequence[int]
-    drafts: Sequence[Drafts]
-    peer_drafts: Sequence[int]
-    tokens: int
-    repeat: int
-    delay: float
-    temperature: float
-    endless: bool  # texts do not end: their model is noise
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What there is to measure with. in_step: a second engine, which splits rounds."""
-
-    engine: Engine
-    in_step: Engine
-    stopwatch: Stopwatch
-    workload: Workload
-    floor: Floor
-    peers: Sequence[Peer]
-    draws: Draws | None  # of accepts, for a model that is noise
 
 
 class _Contestant(NamedTuple):
@@ -102,11 +67,11 @@ def run(
         if len(tasks) > 1:
             record.cases += _summary(bench, record, batch, taken)
         tell(f"batch {batch}: where a round's time goes")
-        _split(bench, plan, record, batch)
+        split(bench, plan, record, batch)
         after_group()
         if batch == 1:
             tell("a conversation's second turn")
-            record.turns += _second_turns(bench, plan)
+            record.turns += second_turns(bench, plan)
             after_group()
     record.warnings += _drift(record)
     record.complete = True
@@ -132,18 +97,11 @@ def _contestants(bench: Bench, plan: Plan, batch: int) -> list[_Contestant]:
     return found
 
 
-def _params(plan: Plan, drafts: Drafts) -> SamplingParams:
-    # Ours may decode on beyond the window: it ends them. Without a limit a context ends them.
-    return SamplingParams(
-        temperature=plan.temperature, num_draft_tokens=drafts, ignore_eos=plan.endless
-    )
-
-
 def _ours(engine: Engine, plan: Plan, drafts: Drafts) -> Callable[[Prompts, int], Sample]:
-    params = _params(plan, drafts)
+    params = plan.params(drafts)
 
     def play(prompts: Prompts, tokens: int) -> Sample:
-        return decode(engine, prompts, params, tokens=tokens, warm_up=_warm_up_rounds())
+        return decode(engine, prompts, params, tokens=tokens, warm_up=warm_up_rounds())
 
     return play
 
@@ -153,7 +111,7 @@ def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prom
         ids = [row.ids for row in prompts(0)]
         played = mlx_worker().run(
             lambda: peer.decode(
-                ids, drafts, tokens=tokens, warm_up=_warm_up_rounds(), draw=bench.draws
+                ids, drafts, tokens=tokens, warm_up=warm_up_rounds(), draw=bench.draws
             )
         )
         return Sample(
@@ -173,7 +131,7 @@ def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prom
 
 def _warm_up(contestants: list[_Contestant], prompts: Prompts, plan: Plan, record: Record) -> None:
     """Whatever is compiled, allocated or learned at first is so after this."""
-    tokens, learning = (WARM_UP_TOKENS, LEARNING) if _compiled() else (1, LEARNING // 5)
+    tokens, learning = (WARM_UP_TOKENS, LEARNING) if compiled() else (1, LEARNING // 5)
     for one in list(contestants):
         if one.drafts == "auto":
             rounds = 0.0
@@ -203,14 +161,6 @@ def _attempt(
         rows = len(prompts(0))
         record.warnings.append(f"{one.engine} failed at batch {rows}, {one.drafts} drafts: {line}")
         return None
-
-
-def _warm_up_rounds() -> int:
-    return WARM_UP if _compiled() else 1
-
-
-def _compiled() -> bool:
-    return mx.default_device() == mx.Device(mx.gpu)
 
 
 def _in_turns(
@@ -272,48 +222,3 @@ def _summary(bench: Bench, record: Record, batch: int, taken: dict[str, Taken]) 
     }
     lengths = [len(bench.workload.wave(task, batch, 0)[0].ids) for task in taken]
     return _cases(bench, record, ALL, [round(sum(lengths) / len(lengths))] * batch, together)
-
-
-def _split(bench: Bench, plan: Plan, record: Record, batch: int) -> None:
-    """Add to the cases of this batch over all tasks where a round's time goes."""
-    task = bench.workload.tasks_at(batch)[0]
-    prompts = partial(bench.workload.wave, task, batch)
-    for at, one in enumerate(record.cases):
-        ours = (one.engine, one.batch) == (OURS, batch) and record.is_summary(one)
-        if ours and one.drafts != "auto":
-            split = _split_of(bench, plan, one.drafts, prompts)
-            record.cases[at] = replace(one, split=split)
-
-
-def _split_of(bench: Bench, plan: Plan, drafts: int, prompts: Prompts) -> Split:
-    bench.stopwatch.clear()
-    decode(
-        bench.in_step,
-        prompts,
-        replace(_params(plan, drafts), ignore_eos=True),  # in one go: no prefill in between
-        tokens=(SPLIT_ROUNDS + 1) * (drafts + 1),
-        warm_up=_warm_up_rounds(),
-    )
-    return bench.stopwatch.split(SPLIT_ROUNDS)
-
-
-def _second_turns(bench: Bench, plan: Plan) -> list[Turn]:
-    turns = []
-    for task in bench.workload.tasks:
-        row = max(bench.workload.wave(task, SIZES[-1], 0), key=lambda row: len(row.ids))
-        if _compiled():
-            second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=True)
-        taken = [
-            second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=turn % 2 == 0)
-            for turn in range(plan.repeat)
-        ]
-        turns.append(
-            Turn(
-                task,
-                taken[0].prompt_tokens,
-                taken[0].reused_tokens,
-                Spread.of([one.fresh * 1e3 for one in taken]),
-                Spread.of([one.reused * 1e3 for one in taken]),
-            )
-        )
-    return turns

@@ -15,8 +15,8 @@ from mlx_gemma_mtp.bench import synthetic
 from mlx_gemma_mtp.bench.drawn import Draws, drawn
 from mlx_gemma_mtp.bench.floor import Floor
 from mlx_gemma_mtp.bench.peer import Peer
+from mlx_gemma_mtp.bench.plan import Bench
 from mlx_gemma_mtp.bench.record import Subject
-from mlx_gemma_mtp.bench.run import Bench
 from mlx_gemma_mtp.bench.split import SlowDrafter, Stopwatch, in_step
 from mlx_gemma_mtp.bench.workload import Workload
 

@@ -254,7 +254,7 @@ def test_what_was_measured_before_an_error_is_shown_and_kept(
         raise NotEnoughMemoryError("no room")
 
     monkeypatch.setattr(run, "LEARNING", 3)
-    monkeypatch.setattr(run, "_second_turns", fail)
+    monkeypatch.setattr(run, "second_turns", fail)
     out = tmp_path / "found.json"
     asked = f"bench --tasks json --batch 1,2 --drafts 0 --repeat 1 --max-tokens 4 --out {out}"
     done = run_here(monkeypatch, capfd, asked.split())

@@ -18,8 +18,8 @@ from mlx_gemma_mtp.cli.bench_plan import Asked
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from mlx_gemma_mtp.bench.plan import Plan
     from mlx_gemma_mtp.bench.record import Record
-    from mlx_gemma_mtp.bench.run import Plan
 
 FORMATS = ("table", "md", "csv", "json")
 INTERRUPTED = 130

@@ -13,8 +13,8 @@ from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
+    from mlx_gemma_mtp.bench.plan import Plan
     from mlx_gemma_mtp.bench.record import Drafts
-    from mlx_gemma_mtp.bench.run import Plan
     from mlx_gemma_mtp.bench.subject import Opened
     from mlx_gemma_mtp.bench.workload import Workload
     from mlx_gemma_mtp.text import Message
@@ -70,7 +70,7 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
 
     from mlx_gemma_mtp.batch import SIZES
     from mlx_gemma_mtp.bench.mlx_vlm_pair import need_mlx_vlm
-    from mlx_gemma_mtp.bench.run import Plan
+    from mlx_gemma_mtp.bench.plan import Plan
     from mlx_gemma_mtp.bench.subject import PEERS
     from mlx_gemma_mtp.sampling import SamplingParams
 
