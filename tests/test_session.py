@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import (
+    Chunk,
     Completion,
     Engine,
     SamplingParams,
@@ -166,22 +168,24 @@ def test_conversations_side_by_side_do_not_mix(
 def test_what_was_said_until_it_was_cancelled_is_held(
     engine: Engine, rng: np.random.Generator
 ) -> None:
-    talk, session = Talk(engine, rng), engine.session()
+    talk, session, enough = Talk(engine, rng), engine.session(), Event()
     row = talk.turn([], 50)
-    chunks = engine.stream(row.prompt, replace(row.params, max_tokens=900), session=session)
-    said: Ids = []
-    while len(said) < 10:
-        said += next(chunks).tokens
-    chunks.close()  # type: ignore[attr-defined]
-    more = talk.turn([*row.prompt, *said], 10)
-    for _ in range(100):  # the stream's request ends within a round
-        try:
-            done = talk.ask(more, 10, session)
-            break
-        except UsageError:
-            continue
-    assert done.tokens == more.tokens[:10]
-    assert done.stats.reused_tokens >= len(row.prompt) + len(said) - 1
+    heard: Ids = []
+
+    def hear(chunk: Chunk) -> None:
+        heard.extend(chunk.tokens)
+        if len(heard) >= 10:
+            enough.set()
+
+    going = engine.submit(row.prompt, replace(row.params, max_tokens=900), hear, session=session)
+    assert enough.wait(60)
+    going.cancel()
+    done = going.result()  # some rounds more than were waited for
+    assert done.finish_reason == "cancelled"
+    more = talk.turn([*row.prompt, *done.tokens], 10)
+    again = talk.ask(more, 10, session)
+    assert again.tokens == more.tokens[:10]
+    assert again.stats.reused_tokens == len(row.prompt) + len(done.tokens) - 1
 
 
 def test_a_prompt_cancelled_half_way_is_not_read_twice(
