@@ -35,11 +35,12 @@ def case(
 
     lengths: tokens of each row's prompt. accept: the rates at which accepts were drawn.
     """
-    rates = [sample.tokens / sample.seconds for sample in samples]
+    windows = [sample.window for sample in samples]
+    rates = [window.rate for window in windows]
     speedup = None
     if plain is not None:
-        plain_rates = [sample.tokens / sample.seconds for sample in plain]
-        speedup = Spread.of([a / b for a, b in zip(rates, plain_rates, strict=True)])
+        pairs = zip(rates, plain, strict=True)
+        speedup = Spread.of([rate / without.window.rate for rate, without in pairs])
     found: dict[str, Any] = {}
     if engine == OURS:
         found = _inside(samples, drafts)
@@ -50,20 +51,11 @@ def case(
         len(lengths),
         drafts,
         list(lengths),
-        [
-            {
-                "tokens": sample.tokens,
-                "rounds": sample.rounds,
-                "seconds": sample.seconds,
-                "prefill_tokens": sample.prefill_tokens,
-                "prefill_seconds": sample.prefill_seconds,
-            }
-            for sample in samples
-        ],
+        [window._asdict() for window in windows],
         decode_tokens_per_second=Spread.of(rates),
-        round_ms=Spread.of([sample.seconds / sample.rounds * 1e3 for sample in samples]),
+        round_ms=Spread.of([window.seconds / window.rounds * 1e3 for window in windows]),
         prefill_tokens_per_second=Spread.of(
-            [sample.prefill_tokens / sample.prefill_seconds for sample in samples]
+            [window.prefill_tokens / window.prefill_seconds for window in windows]
         ),
         speedup=speedup,
         accept=None if accept is None else list(accept),
@@ -115,12 +107,13 @@ def _ideal(
     floor: Floor,
     bytes_per_second: float,
 ) -> Ideal:
-    rounds, tokens = sum(s.rounds for s in samples), sum(s.tokens for s in samples)
+    windows = [sample.window for sample in samples]
+    rounds, tokens = sum(one.rounds for one in windows), sum(one.tokens for one in windows)
     waves = sum(len(s.stats) for s in samples) / len(lengths)
     midway = [length + int(tokens / waves / len(lengths) / 2) for length in lengths]
     num_bytes = floor.round_bytes(midway, found["drafted_per_round"], found["distinct_experts"])
     allowed = tokens / rounds * bytes_per_second / num_bytes
-    reached = statistics.median(sample.tokens / sample.seconds for sample in samples)
+    reached = statistics.median(one.rate for one in windows)
     return Ideal(num_bytes, allowed, reached / allowed)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mlx_gemma_mtp.bench.columns import Row, case_row, number
 from mlx_gemma_mtp.bench.group import Group, groups, is_drafted
-from mlx_gemma_mtp.bench.record import Case, Record
+from mlx_gemma_mtp.bench.record import Case, Record, setting
 
 LEAST_GAIN = 0.02  # over plain decoding that counts as one
 
@@ -39,20 +39,13 @@ def best(group: Group, batch: int) -> Case | None:
     return plain if plain is not None and fastest is not None and not gains(fastest) else fastest
 
 
-def setting(case: Case) -> str:
-    """Its number of drafts, in words."""
-    if case.drafts == "auto":
-        return "auto"
-    return "plain decoding" if not case.drafts else _counted(case.drafts, "draft")
-
-
 def _best(record: Record, group: Group, batch: int) -> str:
     """The best setting of a batch; auto, or what comes closest, beside it."""
     chosen = best(group, batch)
     if chosen is None:
         return ""
     cells = case_row(record, chosen)
-    line = f"batch {batch}: {setting(chosen)}, {cells['decode_tokens_per_second']} tok/s"
+    line = f"batch {batch}: {setting(chosen.drafts)}, {cells['decode_tokens_per_second']} tok/s"
     if chosen.drafts != 0 and chosen.speedup is not None:
         line += f", {_speedup(cells)}"
     if chosen.floor is not None:
@@ -62,7 +55,9 @@ def _best(record: Record, group: Group, batch: int) -> str:
     if drafted is not None and drafted is not chosen:
         others.insert(0, drafted)
     compared = [(case, case_row(record, case)) for case in others if case.speedup is not None]
-    return "; ".join([line, *(f"{setting(case)} {_speedup(found)}" for case, found in compared)])
+    return "; ".join(
+        [line, *(f"{setting(case.drafts)} {_speedup(found)}" for case, found in compared)]
+    )
 
 
 def _speedup(cells: Row) -> str:
@@ -94,10 +89,10 @@ def _reason(record: Record, plain: Case, drafted: Case) -> str:
         parts.append(
             f"a pass over {drafted.drafts + 1} tokens costs {cost} passes over one "
             f"({after['verify_ms']} ms against {before['verify_ms']} ms), "
-            f"{_counted(drafted.drafts, 'draft')} another {after['draft_ms']} ms"
+            f"{setting(drafted.drafts)} another {after['draft_ms']} ms"
         )
     cost = number(drafted.round_ms.median / plain.round_ms.median, 2)
-    whole = f"a round with {setting(drafted)} costs {cost} plain rounds"
+    whole = f"a round with {setting(drafted.drafts)} costs {cost} plain rounds"
     if drafted.acceptance_length is not None:
         whole += f" and yields {after['acceptance_length']} tokens"
     if drafted.speedup is not None:
@@ -114,8 +109,8 @@ def _on_cpu(record: Record, group: Group) -> list[str]:
             cost = number(drafted.round_ms.median / plain.round_ms.median, 2)
             yields = number(drafted.acceptance_length, 2)
             cells.append(
-                f"at batch {batch} a round with {setting(drafted)} costs {cost} plain rounds and "
-                f"yields {yields} tokens"
+                f"at batch {batch} a round with {setting(drafted.drafts)} costs {cost} plain "
+                f"rounds and yields {yields} tokens"
             )
     if record.stamp.backend != "cpu" or not cells:
         return []
@@ -145,8 +140,8 @@ def _tasks(record: Record, group: Group) -> list[str]:
     by_task.sort(key=lambda pair: pair[0])
     least, most = (case_row(record, case) for _, case in (by_task[0], by_task[-1]))
     return [
-        f"with {setting(drafted)} at batch {batch} {most['task']} gains most, {_speedup(most)}, "
-        f"{least['task']} least, {_speedup(least)}"
+        f"with {setting(drafted.drafts)} at batch {batch} {most['task']} gains most, "
+        f"{_speedup(most)}, {least['task']} least, {_speedup(least)}"
     ]
 
 
@@ -162,9 +157,5 @@ def _beside(record: Record, group: Group, batch: int, peer: str) -> str:
     cells = [case_row(record, case)["decode_tokens_per_second"] for case in (ours, theirs)]
     return (
         f"batch {batch} beside {peer}: {number(next(rates) / next(rates), 2)} x, {cells[0]} tok/s "
-        f"with {setting(ours)} against {cells[1]} with {setting(theirs)}"
+        f"with {setting(ours.drafts)} against {cells[1]} with {setting(theirs.drafts)}"
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

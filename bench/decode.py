@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import mlx.core as mx
+from mlx_gemma_mtp.bench.window import Window
 from mlx_gemma_mtp.bench.workload import Row
 
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams
@@ -26,35 +27,26 @@ FUTILE = 3  # and after which a window is given up that holds nothing
 
 
 class Sample(NamedTuple):
-    """What a turn showed. The window is timed while all rows decode; its parts add up.
+    """What a turn showed: its window, and what only our own engine tells.
 
-    tokens, rounds, seconds: of the window, all rows together. first_tokens: seconds that each row
-    waited for its first token. gaps: seconds that each token of the window came after the one
-    before it in its row, 0 within a burst. stats: of each row, from its prompt to its end.
+    first_tokens: seconds that each row waited for its first token. gaps: seconds that each token
+    of the window came after the one before it in its row, 0 within a burst. stats: of each row,
+    from its prompt to its end.
     """
 
-    tokens: int
-    rounds: int
-    seconds: float
-    prefill_tokens: int
-    prefill_seconds: float
-    first_tokens: list[float]
-    gaps: list[float]
-    stats: list[Stats]
-    peak_bytes: int
+    window: Window
+    first_tokens: Sequence[float] = ()
+    gaps: Sequence[float] = ()
+    stats: Sequence[Stats] = ()
+    peak_bytes: int = 0
 
-    def __add__(self, other: object) -> Sample:
+    def plus(self, other: Sample) -> Sample:
         """Both turns as one."""
-        assert isinstance(other, Sample)
         return Sample(
-            self.tokens + other.tokens,
-            self.rounds + other.rounds,
-            self.seconds + other.seconds,
-            self.prefill_tokens + other.prefill_tokens,
-            self.prefill_seconds + other.prefill_seconds,
-            self.first_tokens + other.first_tokens,
-            self.gaps + other.gaps,
-            self.stats + other.stats,
+            self.window.plus(other.window),
+            [*self.first_tokens, *other.first_tokens],
+            [*self.gaps, *other.gaps],
+            [*self.stats, *other.stats],
             max(self.peak_bytes, other.peak_bytes),
         )
 
@@ -78,12 +70,12 @@ def decode(
     for number in range(WAVES):
         prompts = [row.ids for row in wave(number)]
         played = _wave(engine, prompts, params, missing, warm_up)
-        sample = played if sample is None else sample + played
-        missing -= played.tokens
-        if missing <= 0 or (number == FUTILE and not sample.rounds):
+        sample = played if sample is None else sample.plus(played)
+        missing -= played.window.tokens
+        if missing <= 0 or (number == FUTILE and not sample.window.rounds):
             break
     assert sample is not None
-    if not sample.rounds:
+    if not sample.window.rounds:
         raise MgmError("these texts end before there is anything to time: take other --tasks")
     return sample._replace(peak_bytes=mx.get_peak_memory())
 
@@ -95,24 +87,24 @@ def _wave(
     tokens: int,
     warm_up: int,
 ) -> Sample:
-    window = _Window(len(prompts), tokens, warm_up)
+    notes = _Notes(len(prompts), tokens, warm_up)
     generations: list[Generation] = []
     begun = perf_counter()
     try:
         for row, prompt in enumerate(prompts):
             own = replace(params, seed=row)
-            generation = engine.submit(list(prompt), own, partial(window.take, row))
-            generation.add_done_callback(lambda _: window.over.set())
+            generation = engine.submit(list(prompt), own, partial(notes.take, row))
+            generation.add_done_callback(lambda _: notes.over.set())
             generations.append(generation)
-        window.over.wait()
+        notes.over.wait()
     finally:
         for generation in generations:
             generation.cancel()
         done = [generation.result() for generation in generations]  # raises what failed
-    return window.sample(begun, [completion.stats for completion in done], prompts)
+    return notes.sample(begun, [completion.stats for completion in done], prompts)
 
 
-class _Window:
+class _Notes:
     """Notes each row's tokens as they come, on the engine's thread.
 
     Once every row decodes, a round begins with the tokens of row 0. The one in which a text ends,
@@ -169,17 +161,14 @@ class _Window:
             for gap in (now - before, *[0.0] * (count - 1))
         ]
         firsts = [arrivals[0][0] - begun for arrivals in self._arrivals if arrivals]
-        return Sample(
+        window = Window(
             sum(self._tokens[self._first + 1 :]),
             len(times) - 1,
             times[-1] - times[0],
             sum(len(prompts[row]) for row, arrivals in enumerate(self._arrivals) if arrivals),
             max(firsts, default=0.0),
-            firsts,
-            gaps,
-            stats,
-            peak_bytes=0,
         )
+        return Sample(window, firsts, gaps, stats)
 
 
 class SecondTurn(NamedTuple):

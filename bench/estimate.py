@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench.chips import Chip
 from mlx_gemma_mtp.bench.drawn import Draws
 from mlx_gemma_mtp.bench.floor import Floor
@@ -130,9 +129,6 @@ def _seconds(chip: Chip, num_bytes: float, products: float) -> float:
     return max(num_bytes / chip.bandwidth, 2 * products / chip.compute)
 
 
-# What is to run
-
-
 def find_subject(model: str, *, bits: int | None = None) -> Subject:
     """A published size (E2B to 31B), a folder, or what the cache holds of a Hub name; its drafter.
 
@@ -143,15 +139,7 @@ def find_subject(model: str, *, bits: int | None = None) -> Subject:
         raise UsageError(f"bits must be 4 or 8, not {bits}")
     size = {name.casefold(): name for name in TARGETS}.get(model.casefold())
     target, drafter = random_pair(size, bits=bits) if size is not None else _stored(model, bits)
-    pair = memory.Pair(
-        target.config,
-        None if drafter is None else drafter.config,
-        target_bytes=_num_bytes(target),
-        drafter_bytes=0 if drafter is None else _num_bytes(drafter),
-        loading=0,  # the way there: asked of nobody here
-        dtype_bytes=target.dtype.size,
-    )
-    return Subject(size or model, bits, Floor.of(target, drafter), pair)
+    return Subject(size or model, bits, Floor.of(target, drafter), memory.Pair.of(target, drafter))
 
 
 def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
@@ -192,7 +180,3 @@ def _is_here(model: str) -> bool:
         return hub.from_cache(model) is not None
     except ModelNotFoundError:  # nothing that the Hub could know
         return False
-
-
-def _num_bytes(model: Target | Drafter) -> int:
-    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())

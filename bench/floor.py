@@ -92,8 +92,6 @@ class Floor:
             dtype_bytes=target.dtype.size,
         )
 
-    # Bytes
-
     def verify_bytes(self, lengths: Sequence[int], distinct_experts: float | None) -> float:
         """Bytes that the target's pass reads; of each layer's experts so many, None without any."""
         total: float = self._dense + self._cache_bytes(self._target, lengths)
@@ -129,8 +127,6 @@ class Floor:
     def _seen(self, layer: LayerConfig, length: int) -> int:
         sliding = layer.kind == "sliding_attention"
         return min(length, self._target.sliding_window) if sliding else length
-
-    # Multiply-adds
 
     def verify_products(self, lengths: Sequence[int], tokens: int) -> float:
         """Multiply-adds of the target's pass over so many new tokens of every row."""

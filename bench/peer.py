@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
+from mlx_gemma_mtp.bench.window import Window
+
 ENDLESS = 1_000_000  # tokens that a peer may decode, never reached: it is stopped from outside
 # Of a prompt at once, as ours. Theirs is 2,048, at which 8 rows of 31B do not fit into 80 GB.
 PREFILL_STEP = 512
@@ -21,17 +23,9 @@ Rounds = Generator[list[list[int]], None, None]
 
 
 class PeerSample(NamedTuple):
-    """What a turn showed. The window is timed while all rows decode.
+    """What a turn showed. texts: all tokens of each row, those outside the window too."""
 
-    tokens, rounds, seconds: of the window, all rows together. prefill_seconds: from the call to
-    the last row's first token. texts: all tokens of each row, those outside the window too.
-    """
-
-    tokens: int
-    rounds: int
-    seconds: float
-    prefill_tokens: int
-    prefill_seconds: float
+    window: Window
     texts: list[list[int]]
 
 
@@ -84,6 +78,5 @@ def timed(
         num_rounds += 1
     end = perf_counter()
     num_prompt_tokens = sum(map(len, prompts))
-    return PeerSample(
-        in_window, num_rounds, end - start, num_prompt_tokens, prefilled - begun, texts
-    )
+    window = Window(in_window, num_rounds, end - start, num_prompt_tokens, prefilled - begun)
+    return PeerSample(window, texts)

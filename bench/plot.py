@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gemma_mtp.bench.conclusions import setting
 from mlx_gemma_mtp.bench.group import Group, groups
-from mlx_gemma_mtp.bench.record import ALL, Case, Record, Spread
+from mlx_gemma_mtp.bench.record import ALL, Case, Record, Spread, setting
 from mlx_gemma_mtp.bench.sections import acceptance_cases
 
 from mlx_gemma_mtp.errors import UsageError
@@ -92,7 +91,7 @@ def _acceptance(axes: Axes, group: Group) -> None:
         axes.plot(places, rates, color=_color(index), marker=_mark(index), label=case.task)
     longest = max(len(case.acceptance_by_position or []) for case in cases)
     axes.set_xticks(range(1, longest + 1))
-    axes.set_xlabel(f"position of the draft, {setting(cases[0])} per round")
+    axes.set_xlabel(f"position of the draft, {setting(cases[0].drafts)} per round")
     axes.set_ylabel("drafts that come true")
     axes.set_ylim(0, 1.02)
     axes.legend(ncols=1 + (len(cases) > 4))

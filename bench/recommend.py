@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mlx_gemma_mtp.bench.conclusions import gains
 from mlx_gemma_mtp.bench.group import Group, groups
-from mlx_gemma_mtp.bench.record import Case, Record
+from mlx_gemma_mtp.bench.record import Case, Record, setting
 
 from mlx_gemma_mtp.errors import UsageError
 
@@ -71,7 +71,7 @@ def _gain(one: _Batch, case: Case) -> float:
 def _told(batch: int, one: _Batch) -> str:
     plain, auto = _speed(one.plain), _speed(one.auto)
     return (
-        f"at batch {batch} auto is {auto / plain:.2f} x as fast as plain decoding "
+        f"at batch {batch} auto is {_gain(one, one.auto):.2f} x as fast as plain decoding "
         f"({plain:.1f} to {auto:.1f} tokens/s), the best fixed number, {one.best.drafts}, "
         f"{_gain(one, one.best):.2f} x"
     )
@@ -79,7 +79,7 @@ def _told(batch: int, one: _Batch) -> str:
 
 def _nowhere(found: dict[int, _Batch]) -> str:
     best = (
-        f"at batch {batch} at best {_gain(one, one.drafted):.2f} x, {one.drafted.drafts} drafts"
+        f"at batch {batch} at best {_gain(one, one.drafted):.2f} x, {setting(one.drafted.drafts)}"
         for batch, one in found.items()
     )
     return "drafts do not pay, " + ", ".join(best)

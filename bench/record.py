@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlx_gemma_mtp.bench.stamp import Stamp
 
+from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.errors import UsageError
 
 SCHEMA = 2  # changes where a key goes or means something else
@@ -26,6 +25,13 @@ ALL = "all"  # a case over several tasks, each measured by itself
 MIXED = "mixed"  # rows of several tasks side by side
 
 Drafts = int | Literal["auto"]
+
+
+def setting(drafts: Drafts) -> str:
+    """A number of drafts, in words."""
+    if drafts == "auto":
+        return "auto"
+    return f"{drafts} draft{'s' * (drafts > 1)}" if drafts else "plain decoding"
 
 
 class Spread(NamedTuple):
@@ -139,7 +145,6 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """As JSON takes it, "schema" first."""
         found = {"schema": SCHEMA} | dataclasses.asdict(self)
-        found["stamp"] = self.stamp.to_json()
         found["cases"] = [_named(case) for case in self.cases]
         found["turns"] = [_named(turn) for turn in self.turns]
         return found
@@ -148,7 +153,7 @@ class Record:
     def from_json(cls, found: dict[str, Any]) -> Record:
         """What `to_json` made. Raises KeyError or TypeError for anything else."""
         rest = {key: value for key, value in found.items() if key != "schema"}
-        rest["stamp"] = Stamp.from_json(found["stamp"])
+        rest["stamp"] = Stamp(**found["stamp"])
         rest["subject"] = Subject(**found["subject"])
         rest["cases"] = [Case(**_typed(case)) for case in found["cases"]]
         rest["turns"] = [Turn(**_typed(turn)) for turn in found["turns"]]
@@ -159,14 +164,7 @@ def write_json(found: dict[str, Any], path: Path) -> None:
     """Replace the file, whole or not at all. Raises UsageError where that cannot be done."""
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        write_whole(path, text.encode())
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 

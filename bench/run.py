@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
-from operator import add
+from itertools import count
 from statistics import median
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from mlx_gemma_mtp.bench.cases import case
 from mlx_gemma_mtp.bench.decode import Sample, decode
 from mlx_gemma_mtp.bench.peer import Peer
 from mlx_gemma_mtp.bench.plan import Bench, Plan, Prompts, compiled, warm_up_rounds
-from mlx_gemma_mtp.bench.record import ALL, OURS, Case, Drafts, Record
+from mlx_gemma_mtp.bench.record import ALL, OURS, Case, Drafts, Record, setting
 
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.worker import mlx_worker
@@ -49,9 +49,17 @@ def run(
 
     Raises what ends a request of ours. What a peer fails at is left out of its batch, and told of.
     """
+    tasks_at = bench.workload.tasks_at
+    num_windows = plan.repeat * sum(
+        len(tasks_at(batch)) * len(_contestants(bench, plan)) for batch in plan.batches
+    )
+    numbers = count(1)
+
+    def tell_window(line: str) -> None:
+        tell(f"window {next(numbers)} of {num_windows}: {line}")
+
     for batch in plan.batches:
-        contestants = _contestants(bench, plan, batch)
-        tasks = bench.workload.tasks_at(batch)
+        contestants, tasks = _contestants(bench, plan), tasks_at(batch)
         tell(f"batch {batch}: warming up")
         _warm_up(contestants, partial(bench.workload.wave, tasks[0], batch), plan, record)
         taken: dict[str, Taken] = {}
@@ -60,7 +68,7 @@ def run(
             lengths = [len(row.ids) for row in prompts(0)]
             taken[task] = {(one.engine, one.drafts): [] for one in contestants}
             try:
-                _in_turns(contestants, task, prompts, plan, record, tell, taken[task])
+                _in_turns(contestants, task, prompts, plan, record, tell_window, taken[task])
             finally:  # also of an interrupt: the turns that all have had
                 record.cases += _cases(bench, record, task, lengths, _whole(taken[task]))
             after_group()
@@ -89,7 +97,7 @@ def _drift(record: Record) -> Iterator[str]:
         )
 
 
-def _contestants(bench: Bench, plan: Plan, batch: int) -> list[_Contestant]:
+def _contestants(bench: Bench, plan: Plan) -> list[_Contestant]:
     found = [_Contestant(OURS, drafts, _ours(bench.engine, plan, drafts)) for drafts in plan.drafts]
     for peer in bench.peers:
         for drafts in plan.peer_drafts if peer.can_draft else (0,):
@@ -114,17 +122,7 @@ def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prom
                 ids, drafts, tokens=tokens, warm_up=warm_up_rounds(), draw=bench.draws
             )
         )
-        return Sample(
-            played.tokens,
-            played.rounds,
-            played.seconds,
-            played.prefill_tokens,
-            played.prefill_seconds,
-            first_tokens=[],
-            gaps=[],
-            stats=[],
-            peak_bytes=0,
-        )
+        return Sample(played.window)
 
     return play
 
@@ -159,7 +157,8 @@ def _attempt(
         contestants.remove(one)
         line = " ".join(str(error).split())
         rows = len(prompts(0))
-        record.warnings.append(f"{one.engine} failed at batch {rows}, {one.drafts} drafts: {line}")
+        how = setting(one.drafts)
+        record.warnings.append(f"{one.engine} failed at batch {rows}, {how}: {line}")
         return None
 
 
@@ -179,7 +178,7 @@ def _in_turns(
         first = turn * len(contestants) // plan.repeat
         order = [*contestants[first:], *contestants[:first]]
         for one in order[:: -1 if turn % 2 else 1]:
-            tell(f"{where}: turn {turn + 1} of {plan.repeat}, {one.engine}, {one.drafts} drafts")
+            tell(f"{where}, {one.engine}, {setting(one.drafts)}")
             sample = _attempt(one, contestants, prompts, plan.tokens, record)
             if sample is None:
                 del taken[one.engine, one.drafts]
@@ -216,9 +215,7 @@ def _cases(
 def _summary(bench: Bench, record: Record, batch: int, taken: dict[str, Taken]) -> list[Case]:
     """The cases over all tasks: what their windows took together, turn by turn."""
     *_, last = taken.values()  # it lacks whoever failed before
-    together = {
-        who: [reduce(add, turn) for turn in zip(*(of[who] for of in taken.values()), strict=True)]
-        for who in last
-    }
+    turns = {who: zip(*(of[who] for of in taken.values()), strict=True) for who in last}
+    together = {who: [reduce(Sample.plus, turn) for turn in of] for who, of in turns.items()}
     lengths = [len(bench.workload.wave(task, batch, 0)[0].ids) for task in taken]
     return _cases(bench, record, ALL, [round(sum(lengths) / len(lengths))] * batch, together)

@@ -10,9 +10,9 @@ import textwrap
 from csv import DictWriter
 
 from mlx_gemma_mtp.bench.columns import case_row, number, rows
-from mlx_gemma_mtp.bench.conclusions import best, conclusions, setting
+from mlx_gemma_mtp.bench.conclusions import best, conclusions
 from mlx_gemma_mtp.bench.group import Group, groups
-from mlx_gemma_mtp.bench.record import Record
+from mlx_gemma_mtp.bench.record import Record, setting
 from mlx_gemma_mtp.bench.sections import NOTHING, Section, acceptance_cases, sections
 
 LEFT = ("engine", "task", "device", "model")  # the rest are numbers, aligned at the right
@@ -72,7 +72,7 @@ def _plain_and_best(record: Record, group: Group, batch: int) -> str:
         return before
     row = case_row(record, chosen)
     gain = f"{row['speedup']} x, " if row["speedup"] else ""
-    return f"{before} → {row['decode_tokens_per_second']} ({gain}{setting(chosen)})"
+    return f"{before} → {row['decode_tokens_per_second']} ({gain}{setting(chosen.drafts)})"
 
 
 def _model(record: Record) -> str:

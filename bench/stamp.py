@@ -12,11 +12,10 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -69,15 +68,6 @@ class Stamp:
     power: str
     load: float | None
     warnings: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Stamp:
-        """What `to_json` gave. TypeError: a field is missing or unknown."""
-        return cls(**found)
 
 
 def stamp() -> Stamp:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import mode
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench import synthetic
 from mlx_gemma_mtp.bench.drawn import Draws, drawn
 from mlx_gemma_mtp.bench.floor import Floor
@@ -28,6 +28,7 @@ from mlx_gemma_mtp.engine import OpenPair, open_pair
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.speculate import PlayRound, round_player
 from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.weights import num_bytes
 from mlx_gemma_mtp.worker import mlx_worker
 
 PEERS = ("mlx-lm", "mlx-vlm")
@@ -48,11 +49,18 @@ class Opened(NamedTuple):
             self.name,
             str(target.dtype).rpartition(".")[2],
             _bits(target),
-            _num_bytes(target),
-            None if drafter is None else _num_bytes(drafter),
+            num_bytes(target),
+            None if drafter is None else num_bytes(drafter),
             target.config.num_experts,
             self.draws is not None,
         )
+
+    def slowed(self, times: int) -> Opened:
+        """Each draft step done so many times over, to test what is measured."""
+        if self.pair.drafter is None or times == 1:
+            return self
+        slow = SlowDrafter(self.pair.drafter, times)
+        return self._replace(pair=self.pair._replace(drafter=slow))
 
 
 def loaded(model: str, drafter: str | None, *, bits: int | None, force: bool) -> Opened:
@@ -102,72 +110,45 @@ def check_room(opened: Opened, *, context: int, batch: int) -> None:
 def _check_room(
     name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
 ) -> None:
-    needs = memory.needs(
-        target.config,
-        None if drafter is None else drafter.config,
-        target_bytes=_num_bytes(target),
-        drafter_bytes=0 if drafter is None else _num_bytes(drafter),
-        context=context,
-        batch=batch,
-        dtype_bytes=target.dtype.size,
-    )
+    pair = memory.Pair.of(target, drafter)
     memory.check(
-        needs.total,
+        pair.needs(context, batch).total,
         have,
         f"{name}, with {batch} texts of {context:,} tokens,",
         despite="--bits 4, a smaller --batch or fewer --prompt-tokens need less, --force tries it",
     )
 
 
-def bench_of(
+def engine(
     opened: Opened,
-    workload: Workload,
     *,
     batch: int,
     depth: Depth,
-    slow_draft: int,
-    peers: Sequence[str],
+    player: Callable[[Target, Drafter | None], PlayRound] = round_player,
+) -> Engine:
+    """An engine for up to `batch` rows. depth: what it learns goes there. player: of its rounds."""
+    play_round = player(opened.pair.target, opened.pair.drafter)
+    if opened.draws is not None:
+        play_round = drawn(play_round, opened.draws, opened.shared_experts)
+    return Engine(opened.pair, max_batch=batch, max_queue=batch, depth=depth, play_round=play_round)
+
+
+def bench_of(
+    opened: Opened, workload: Workload, *, batch: int, depth: Depth, peers: Sequence[str]
 ) -> Bench:
     """Engines and peers for up to `batch` rows. depth: what the engine learns goes there.
 
-    slow_draft: how many times each draft step is done, to test what is measured. Raises MgmError
-    where a peer is missing.
+    Raises MgmError where a peer is missing.
     """
-    pair = opened.pair
-    drafter = pair.drafter
-    if drafter is not None and slow_draft > 1:
-        drafter = SlowDrafter(drafter, slow_draft)
-    stopwatch = Stopwatch()
-
-    def player(of: Callable[[Target, Drafter | None], PlayRound]) -> PlayRound:
-        play_round = of(pair.target, drafter)
-        if opened.draws is None:
-            return play_round
-        return drawn(play_round, opened.draws, opened.shared_experts)
-
-    def engine(play_round: PlayRound, depth: Depth) -> Engine:
-        return Engine(
-            pair.target,
-            drafter,
-            text=pair.text,
-            defaults=pair.defaults,
-            max_batch=batch,
-            max_queue=batch,
-            depth=depth,
-            play_round=play_round,
-        )
-
+    pair, stopwatch = opened.pair, Stopwatch()
+    random, names = opened.draws is not None, dict.fromkeys(peers)
     return Bench(
-        engine(player(round_player), depth),
-        engine(player(partial(in_step, stopwatch=stopwatch)), Depth()),
+        engine(opened, batch=batch, depth=depth),
+        engine(opened, batch=batch, depth=Depth(), player=partial(in_step, stopwatch=stopwatch)),
         stopwatch,
         workload,
         Floor.of(pair.target, pair.drafter),
-        mlx_worker().run(
-            lambda: [
-                _peer(name, pair, random=opened.draws is not None) for name in dict.fromkeys(peers)
-            ]
-        ),
+        mlx_worker().run(lambda: [_peer(name, pair, random=random) for name in names]),
         opened.draws,
     )
 
@@ -185,11 +166,7 @@ def _peer(name: str, pair: OpenPair, *, random: bool) -> Peer:
     return MlxVlmPeer(pair.target, pair.drafter, copy_experts=not views)
 
 
-def _num_bytes(model: Target | Drafter) -> int:
-    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
-
-
 def _bits(target: Target) -> str | None:
-    """The bits of most of a quantized target's layers, as people say them; None for any other."""
-    maps = [module for module in target.layers[0].modules() if hasattr(module, "bits")]
-    return f"{maps[0].bits}" if maps else None
+    """The bits of most of a quantized target's modules, as people say them; None for any other."""
+    bits = [module.bits for module in target.modules() if "scales" in module]
+    return f"{mode(bits)}" if bits else None

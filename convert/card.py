@@ -10,7 +10,9 @@ from typing import Literal
 from mlx_gemma_mtp.convert.manifest import Manifest
 from mlx_gemma_mtp.convert.plan import Plan
 from mlx_gemma_mtp.convert.recipes import RECIPES
-from mlx_gemma_mtp.convert.report import format_table, size, table
+from mlx_gemma_mtp.convert.report import format_table, table
+
+from mlx_gemma_mtp.sizes import in_words
 
 CARD = "README.md"
 _BEGIN, _END = "<!-- quality -->", "<!-- end of quality -->"
@@ -28,11 +30,11 @@ def card(kind: Literal["target", "drafter"], name: str, plan: Plan, manifest: Ma
     lines = ["---", *front, "---", ""]
     if kind == "target":
         lines += [f"# {name}", "", f"MLX weights of {made_of}, {manifest.bits_per_weight:.2f} "]
-        lines[-1] += f"bits per weight, {size(plan.nbytes)}. Text only."
+        lines[-1] += f"bits per weight, {in_words(plan.nbytes)}. Text only."
         lines += ["", "## Run", "", _RUN.format(name=name)]
     else:
         lines += [f"# The drafter of {name}", "", f"MLX weights of {made_of}, "]
-        lines[-1] += f"{manifest.bits_per_weight:.2f} bits per weight, {size(plan.nbytes)}. "
+        lines[-1] += f"{manifest.bits_per_weight:.2f} bits per weight, {in_words(plan.nbytes)}. "
         lines[-1] += "It is of use with its target only, in whose folder it lies."
     lines += ["", "## Quality", "", _quality(_UNKNOWN), "", "## How it was made", ""]
     tools = ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from mlx_gemma_mtp.convert.conversion import Conversion
 from mlx_gemma_mtp.convert.output import peak_bytes
-from mlx_gemma_mtp.convert.report import format_table, size, table
+from mlx_gemma_mtp.convert.report import format_table, table
 
 from mlx_gemma_mtp import memory
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.sizes import in_words
 
 CONTEXTS = (4_096, 32_768, 131_072, 262_144)
 BATCHES = (1, 4, 8)
@@ -26,10 +27,10 @@ def dry_run(conversion: Conversion) -> str:
     files = sum(len(model.plan.shards) for model in conversion.models)
     left_out = sum(model.plan.left_out for model in conversion.models)
     plural = "s" * (files > 1)
-    lines = [f"output: {size(conversion.nbytes)} of weights in {files} file{plural}"]
+    lines = [f"output: {in_words(conversion.nbytes)} of weights in {files} file{plural}"]
     if left_out:
-        lines.append(f"left out: {size(left_out)}, towers and what no text needs")
-    lines.append(f"memory to convert: {size(peak_bytes(conversion.models))} at most")
+        lines.append(f"left out: {in_words(left_out)}, towers and what no text needs")
+    lines.append(f"memory to convert: {in_words(peak_bytes(conversion.models))} at most")
     parts.append("\n".join(lines))
     parts.append(f"memory to run, and the smallest Mac that it fits:\n\n{_memory(conversion)}")
     return "\n\n".join(parts)
@@ -42,18 +43,18 @@ def _memory(conversion: Conversion) -> str:
     of_drafter = None if drafter is None else drafter.plan.config
     assert isinstance(of_drafter, DrafterConfig | None)
 
+    pair = memory.Pair(
+        config,
+        of_drafter,
+        target.nbytes,
+        0 if drafter is None else drafter.plan.nbytes,
+        dtype_bytes=4 if target.recipe.dtype == "float32" else 2,
+    )
+
     def cell(context: int, batch: int) -> str:
-        total = memory.needs(
-            config,
-            of_drafter,
-            target_bytes=target.nbytes,
-            drafter_bytes=0 if drafter is None else drafter.plan.nbytes,
-            context=context,
-            batch=batch,
-            dtype_bytes=4 if target.recipe.dtype == "float32" else 2,
-        ).total
+        total = pair.needs(context, batch).total
         macs = [mac for mac in memory.MAC_SIZES if memory.mac_limit(mac) >= total]
-        return f"{size(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
+        return f"{in_words(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
 
     contexts = [c for c in CONTEXTS if c < config.max_position_embeddings]
     contexts.append(config.max_position_embeddings)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.sizes import in_words
 
 SUFFIX = ".partial"
 
@@ -143,6 +144,6 @@ def check_room(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if needed - there > free:
         raise MgmError(
-            f"{out} takes {(needed - there) / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB "
+            f"{out} takes {in_words(needed - there)}, and the disk has {in_words(free)} "
             "left: make room, or name another place with --out"
         )

@@ -19,6 +19,7 @@ from mlx_gemma_mtp.convert.predictions import OnProgress, TextQuality, compare
 from mlx_gemma_mtp.convert.report import table
 
 from mlx_gemma_mtp import SamplingParams, hub, load, weights
+from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.config import TargetConfig
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.text import Text
@@ -126,11 +127,10 @@ def write_to_cards(folder: Path, drafter: Path | None, quality: Quality) -> None
     if drafter is not None:
         sections[drafter] = drafting
     for of, section in sections.items():
-        path, fresh = of / CARD, of / f".{CARD}.new"
+        path = of / CARD
         try:
             before = path.read_text(encoding="utf-8") if path.exists() else ""
-            fresh.write_text(with_quality(before, section), encoding="utf-8")
-            fresh.replace(path)
+            write_whole(path, with_quality(before, section).encode())
         except OSError as error:
             raise MgmError(f"cannot write {path}: {error.strerror}") from None
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from mlx_gemma_mtp.convert.plan import Plan, dtype_name
 
+from mlx_gemma_mtp.sizes import in_words
+
 
 class Group(NamedTuple):
     """The weights of one name in all layers; `formats` counts the tensors by format."""
@@ -48,7 +50,7 @@ def format_table(plan: Plan) -> str:
                 for label, count in group.formats.most_common()
             ),
             number(group.parameters),
-            size(group.nbytes),
+            in_words(group.nbytes),
         ]
         for group in groups(plan)
     ]
@@ -57,7 +59,7 @@ def format_table(plan: Plan) -> str:
             "together",
             f"{plan.bits_per_weight:.2f} bits per weight",
             number(plan.parameters),
-            size(plan.nbytes),
+            in_words(plan.nbytes),
         ]
     )
     return table(["weights", "format", "number", "size"], rows)
@@ -81,11 +83,3 @@ def number(count: float) -> str:
         if count >= length:
             return f"{count / length:.1f} {unit}"
     return str(count)
-
-
-def size(nbytes: float) -> str:
-    """Bytes as people read them, decimal units."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= length:
-            return f"{nbytes / length:.1f} {unit}"
-    return f"{nbytes:.0f} B"

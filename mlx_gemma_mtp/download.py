@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlx_gemma_mtp import hub
 from mlx_gemma_mtp.config import DRAFTER_TYPES, TARGET_TYPES
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.sizes import in_words
 from mlx_gemma_mtp.weights import read_config
 
 if TYPE_CHECKING:
@@ -150,14 +151,6 @@ def _remove_abandoned(repository: str) -> None:
         with suppress(FileNotFoundError):  # whoever wrote it has just finished
             if now - path.stat().st_mtime > ABANDONED_SECONDS:
                 path.unlink()
-
-
-def in_words(num_bytes: float) -> str:
-    """12.3 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= 0.95 * size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def _look_up(name: str) -> Download:

@@ -64,20 +64,15 @@ def load(
     if not is_count(max_queue) or max_queue < 1:
         raise UsageError(f"max_queue must be a whole number from 1 on, not {max_queue!r}")
     pair = open_pair(model, drafter, bits=bits, force=force)
-    return Engine(
-        pair.target,
-        pair.drafter,
-        text=pair.text,
-        defaults=pair.defaults,
-        max_batch=int(max_batch),
-        max_queue=int(max_queue),
-        remember=pair.fingerprint,
-    )
+    return Engine(pair, max_batch=int(max_batch), max_queue=int(max_queue))
 
 
 class OpenPair(NamedTuple):
-    """What an engine is made of. fingerprint: what the cost of its rounds depends on, as a name;
-    None without a drafter."""
+    """What an engine is made of.
+
+    fingerprint: the name under which what is learned about depth outlives the process, of all that
+    the cost of a round depends on; None where nothing is to.
+    """
 
     target: Target
     drafter: Drafter | None
@@ -114,25 +109,20 @@ class Engine:
 
     def __init__(
         self,
-        target: Target,
-        drafter: Drafter | None,
+        pair: OpenPair,
         *,
-        text: Text | None,
-        defaults: dict[str, Any],
         max_batch: int,
         max_queue: int,
-        remember: str | None = None,
         depth: Depth | None = None,
         play_round: PlayRound | None = None,
     ) -> None:
-        """remember: the name under which what is learned about depth outlives the process.
+        """depth: learns in place of what is remembered, and is not remembered itself.
 
-        depth: what is known of it already, in place of what is remembered. play_round: plays the
-        rounds, in place of what `round_player` makes of the pair.
+        play_round: plays the rounds, in place of what `round_player` makes of the pair.
         """
-        if depth is None:
-            depth = Depth() if remember is None else load_depth(remember)
-        self.text = text
+        target, drafter, self.text, defaults, fingerprint = pair
+        remember = fingerprint if depth is None else None
+        depth = depth or (Depth() if remember is None else load_depth(remember))
         self.config = target.config
         self.has_drafter = drafter is not None
         self._identity = mlx_worker().run(lambda: _identity(target))
@@ -364,8 +354,7 @@ def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | No
     """What rounds cost depends on: device, MLX, model, quantization. None without a drafter."""
     if drafter is None:
         return None
-    arrays = [dict(tree_flatten(model.parameters())).values() for model in (target, drafter)]
-    sizes = [sum(array.nbytes for array in of) for of in arrays]
+    sizes = [weights.num_bytes(model) for model in (target, drafter)]
     shape = repr((target.config, drafter.config, target.dtype, sizes))
     device = mx.device_info().get("device_name", "")
     digest = hashlib.sha256(shape.encode()).hexdigest()[:12]

@@ -66,23 +66,15 @@ _PARTS = re.compile(
 )
 
 
-def checkpoint_bytes(
-    folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None
-) -> int:
-    """What the weights in a folder take once they are loaded, from the headers of its files alone.
-
-    bits, dtype: as `weights.load_target` takes them. Raises CheckpointError.
-    """
-    return checkpoint_size(folder, bits=bits, dtype=dtype).loaded
-
-
 def checkpoint_size(
     folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None
 ) -> Size:
-    """As `checkpoint_bytes`, and what they take on the way there.
+    """What the weights in a folder take once they are loaded, and on the way there at most.
 
+    Counted from the headers of its files alone. bits, dtype: as `weights.load_target` takes them.
     Layers are read one after the other, what is outside them at last and at once; what is cast or
     quantized stands beside what it becomes. (To join projections later takes less than a text.)
+    Raises CheckpointError.
     """
     dtype_bytes = activation_bytes(folder) if dtype is None else dtype.size
     loaded: dict[str | None, int] = {None: 0}

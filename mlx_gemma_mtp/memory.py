@@ -18,14 +18,16 @@ from mlx_gemma_mtp.batch import ROUNDS_AHEAD
 from mlx_gemma_mtp.cache import KVCache, capacity_for
 from mlx_gemma_mtp.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.depth import MOST
+from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.footprint import activation_bytes, checkpoint_size
-from mlx_gemma_mtp.footprint import checkpoint_bytes as checkpoint_bytes
 from mlx_gemma_mtp.layers import ALL_EXPERTS_FROM
 from mlx_gemma_mtp.prefill import CHUNKS
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.session import MARKS
-from mlx_gemma_mtp.weights import drafter_bits, parse_config, read_config
+from mlx_gemma_mtp.sizes import in_words
+from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.weights import drafter_bits, num_bytes, parse_config, read_config
 
 LOAD_CONTEXT = 2048  # tokens of the one text that there must be room for to load a model
 
@@ -56,59 +58,6 @@ class Needs(NamedTuple):
     def total(self) -> int:
         """The most that MLX holds at once."""
         return sum(self)
-
-
-def needs(
-    target: TargetConfig,
-    drafter: DrafterConfig | None,
-    *,
-    target_bytes: int,
-    drafter_bytes: int,
-    context: int,
-    batch: int,
-    dtype_bytes: int = 2,
-    sessions: int = 0,
-) -> Needs:
-    """What an engine needs that keeps `batch` rows busy, each with up to `context` positions.
-
-    context: of prompt and answer together, as far as the model's maximum. target_bytes,
-    drafter_bytes: the weights. dtype_bytes: of a number in activations, keys and values. sessions:
-    conversations of that length that are kept (`Engine.session`), those in the rows included.
-
-    The peak is the largest of four moments: a prompt is read while the other rows are decoding,
-    its cache joins theirs, a round is played, a session gets its row. An upper bound where it
-    depends on timing: prompts are counted to come in the largest chunks and rounds to take the most
-    drafts that "auto" does, which on a slow machine they do not. Measured on MLX's CPU backend.
-    """
-    context = min(context, target.max_position_embeddings)
-    chunk = min(CHUNKS[-1], context)
-    dtype = mx.float32 if dtype_bytes == 4 else mx.bfloat16
-    prompt = KVCache.empty(
-        target,
-        1,
-        capacity=capacity_for(context),
-        most=CHUNKS[-1] if sessions else chunk,
-        dtype=dtype,
-    )
-    rows = KVCache.empty(
-        target,
-        batch,
-        capacity=capacity_for(context + ROUNDS_AHEAD * (MOST + 1)),
-        most=ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1),
-        dtype=dtype,
-    )
-    kept = sessions * (prompt.nbytes + MARKS * _sliding(prompt))
-    others = kept - prompt.nbytes if sessions else 0  # one lends its cache, to prompt and row
-    rows_then = rows.nbytes if batch > 1 else 0  # a single row is laid out after its prompt
-    reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
-    # A buffer that is laid out anew stands beside the old one.
-    joining = others + rows_then + prompt.nbytes + max(keys.nbytes for keys in rows.keys)
-    logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * target.vocab_size
-    playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
-    leaving = kept + rows.nbytes
-    sliding = _sliding(rows)
-    working = max(reading, joining, playing, leaving) - rows.nbytes
-    return Needs(target_bytes, drafter_bytes, sliding, rows.nbytes - sliding, working)
 
 
 def _sliding(cache: KVCache) -> int:
@@ -161,27 +110,71 @@ def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
 
 
 class Pair(NamedTuple):
-    """A pair as it will be loaded. loading: bytes that it takes at most until it is."""
+    """A pair as it will be loaded, or is.
+
+    target_bytes, drafter_bytes: the weights. dtype_bytes: of a number in activations, keys and
+    values. loading: bytes that it takes at most until it is loaded.
+    """
 
     target: TargetConfig
     drafter: DrafterConfig | None
     target_bytes: int
     drafter_bytes: int
-    loading: int
     dtype_bytes: int
+    loading: int = 0
+
+    @classmethod
+    def of(cls, target: Target, drafter: Drafter | None) -> Pair:
+        """Of these models. Evaluates nothing."""
+        return cls(
+            target.config,
+            None if drafter is None else drafter.config,
+            num_bytes(target),
+            0 if drafter is None else num_bytes(drafter),
+            target.dtype.size,
+        )
 
     def needs(self, context: int, batch: int, sessions: int = 0) -> Needs:
-        """As the function."""
-        return needs(
+        """What an engine needs that keeps `batch` rows busy, each with up to `context` positions.
+
+        context: of prompt and answer together, as far as the model's maximum. sessions:
+        conversations of that length that are kept (`Engine.session`), those in the rows included.
+
+        The peak is the largest of four moments: a prompt is read while the other rows are decoding,
+        its cache joins theirs, a round is played, a session gets its row. An upper bound where it
+        depends on timing: prompts are counted to come in the largest chunks and rounds to take the
+        most drafts that "auto" does, which on a slow machine they do not. Measured on MLX's CPU
+        backend.
+        """
+        context = min(context, self.target.max_position_embeddings)
+        chunk = min(CHUNKS[-1], context)
+        dtype = mx.float32 if self.dtype_bytes == 4 else mx.bfloat16
+        prompt = KVCache.empty(
             self.target,
-            self.drafter,
-            target_bytes=self.target_bytes,
-            drafter_bytes=self.drafter_bytes,
-            context=context,
-            batch=batch,
-            dtype_bytes=self.dtype_bytes,
-            sessions=sessions,
+            1,
+            capacity=capacity_for(context),
+            most=CHUNKS[-1] if sessions else chunk,
+            dtype=dtype,
         )
+        rows = KVCache.empty(
+            self.target,
+            batch,
+            capacity=capacity_for(context + ROUNDS_AHEAD * (MOST + 1)),
+            most=ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1),
+            dtype=dtype,
+        )
+        kept = sessions * (prompt.nbytes + MARKS * _sliding(prompt))
+        others = kept - prompt.nbytes if sessions else 0  # one lends its cache, to prompt and row
+        rows_then = rows.nbytes if batch > 1 else 0  # a single row is laid out after its prompt
+        reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
+        # A buffer that is laid out anew stands beside the old one.
+        joining = others + rows_then + prompt.nbytes + max(keys.nbytes for keys in rows.keys)
+        logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size
+        playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
+        leaving = kept + rows.nbytes
+        sliding = _sliding(rows)
+        working = max(reading, joining, playing, leaving) - rows.nbytes
+        return Needs(self.target_bytes, self.drafter_bytes, sliding, rows.nbytes - sliding, working)
 
     def longest_context(self, *, batch: int, have: int, sessions: int = 0) -> int:
         """The longest context whose `needs` fit into `have` bytes; 0 where none does."""
@@ -199,7 +192,7 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
     target = checkpoint_size(folder, bits=bits)
     dtype_bytes = activation_bytes(folder)
     if beside is None:
-        return Pair(config, None, target.loaded, 0, target.loading, dtype_bytes)
+        return Pair(config, None, target.loaded, 0, dtype_bytes, target.loading)
     own_bits = drafter_bits(folder, beside) if bits is None else bits
     drafter = checkpoint_size(beside, bits=own_bits)
     return Pair(
@@ -207,12 +200,9 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
         parse_config(DrafterConfig.from_dict, read_config(beside), beside),
         target.loaded,
         drafter.loaded,
-        max(target.loading, target.loaded + drafter.loading),
         dtype_bytes,
+        max(target.loading, target.loaded + drafter.loading),
     )
-
-
-# What there is
 
 
 def available() -> int:
@@ -270,9 +260,9 @@ def check(
     """
     if need <= have:
         return
-    fitting = [f"{way} ({_in_words(size)})" for way, size in ways if size <= have]
+    fitting = [f"{way} ({in_words(size)})" for way, size in ways if size <= have]
     raise NotEnoughMemoryError(
-        f"{what} needs {_in_words(need)} of memory, of which there are {_in_words(max(have, 0))}: "
+        f"{what} needs {in_words(need)} of memory, of which there are {in_words(max(have, 0))}: "
         + (f"what fits is {' or '.join(fitting)}" if fitting else "take a smaller model")
         + (f"; {despite}" if despite else "")
     )
@@ -310,7 +300,3 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
         ways=ways(),
         despite="force=True or --force loads it all the same",
     )
-
-
-def _in_words(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.1f} MB"

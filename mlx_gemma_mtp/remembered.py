@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_dir
 
+from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.depth import Depth
 
 FORMAT = 1  # of the file; another one counts as none
@@ -39,13 +39,7 @@ def save_depth(key: str, depth: Depth) -> None:
     # A full disk or a folder that is not ours must not end a run: the next one learns anew.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(path)  # whole or not at all, whoever reads or writes meanwhile
-        finally:
-            Path(name).unlink(missing_ok=True)
+        write_whole(path, text.encode())
 
 
 def depth_file() -> Path:

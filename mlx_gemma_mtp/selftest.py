@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_gemma_mtp import hub, weights
 from mlx_gemma_mtp.comparison import parting
 from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.engine import Engine
+from mlx_gemma_mtp.engine import Engine, OpenPair
 from mlx_gemma_mtp.layers import join_projections
 from mlx_gemma_mtp.request import Completion
 from mlx_gemma_mtp.sampling import SamplingParams
@@ -96,7 +96,7 @@ def _engine(text: Text, *, with_drafter: bool) -> Engine:
 
     defaults = weights.read_generation_config(hub.DEMO)
     models = mlx_worker().run(read)
-    return Engine(*models, text=text, defaults=defaults, max_batch=max(BATCHES), max_queue=8)
+    return Engine(OpenPair(*models, text, defaults, None), max_batch=max(BATCHES), max_queue=8)
 
 
 def _texts(engine: Engine, batch: int, temperature: float) -> list[Completion]:

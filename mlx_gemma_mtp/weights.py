@@ -27,6 +27,7 @@ from mlx_gemma_mtp.target import Target
 Model = TypeVar("Model", Target, Drafter)
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
 Arrays = dict[str, mx.array]
+Format = Callable[[str, nn.Module], dict[str, Any] | bool]  # of a module, by its path
 
 GROUP_SIZE = 64
 # Modules that low precision hurts most: they keep 8 bits whatever the others get.
@@ -169,14 +170,16 @@ def fill(
     model.load_weights(list(typed.items()))
 
 
+def num_bytes(model: nn.Module) -> int:
+    """Bytes of all its parameters."""
+    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
+
+
 def type_for(name: str, array: mx.array, dtype: mx.Dtype) -> mx.Dtype:
     """The type that a stored array of this name is used in, where floating ones are in dtype."""
     if mx.issubdtype(array.dtype, mx.floating):
         return dtype
     return mx.int32 if name.endswith("token_ordering") else array.dtype
-
-
-# Files and names
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:
@@ -280,11 +283,6 @@ def _check(model: Target | Drafter, arrays: Arrays, folder: Path) -> None:
                 f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks "
                 f"for {list(parameter.shape)}: weights and config are of different models"
             )
-
-
-# Quantization
-
-Format = Callable[[str, nn.Module], dict[str, Any] | bool]
 
 
 def _quantize(model: nn.Module, format_of: Format) -> None:

@@ -14,6 +14,7 @@ from mlx_gemma_mtp.bench.floor import Floor
 from mlx_gemma_mtp.bench.recommend import recommend
 from mlx_gemma_mtp.bench.record import Case, Record, Spread, Subject
 from mlx_gemma_mtp.bench.split import SlowDrafter, Stopwatch, in_step
+from mlx_gemma_mtp.bench.window import Window
 from mlx_gemma_mtp.bench.workload import Row, Workload
 
 from mlx_gemma_mtp import Chunk
@@ -160,42 +161,41 @@ class Clock:
         self.now = 0.0
         monkeypatch.setattr(decode, "perf_counter", lambda: self.now)
 
-    def rounds(self, window: decode._Window, *rounds: list[int], seconds: float = 1.0) -> None:
+    def rounds(self, notes: decode._Notes, *rounds: list[int], seconds: float = 1.0) -> None:
         """Rounds one after the other; each gives so many tokens to each row."""
         for counts in rounds:
             self.now += seconds
             for row, count in enumerate(counts):
-                window.take(row, Chunk("", [7] * count))
+                notes.take(row, Chunk("", [7] * count))
 
 
 def test_a_window_is_timed_once_all_rows_decode_and_are_warm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, window = Clock(monkeypatch), decode._Window(2, tokens=8, warm_up=1)
-    window.take(0, Chunk("", [1]))  # the first row decodes alone
+    clock, notes = Clock(monkeypatch), decode._Notes(2, tokens=8, warm_up=1)
+    notes.take(0, Chunk("", [1]))  # the first row decodes alone
     clock.now = 5.0
-    window.take(0, Chunk("", [1, 1]))
-    window.take(1, Chunk("", [1]))  # the second joins
-    clock.rounds(window, [1, 1], [1, 1], seconds=1.0)  # a round, a warm one
-    clock.rounds(window, [3, 1], [2, 2], [4, 4], seconds=0.5)
-    assert window.over.is_set()
-    sample = window.sample(0.0, [], [[1] * 10, [1] * 30])
-    assert (sample.tokens, sample.rounds, sample.seconds) == (10, 3, 2.0)
+    notes.take(0, Chunk("", [1, 1]))
+    notes.take(1, Chunk("", [1]))  # the second joins
+    clock.rounds(notes, [1, 1], [1, 1], seconds=1.0)  # a round, a warm one
+    clock.rounds(notes, [3, 1], [2, 2], [4, 4], seconds=0.5)
+    assert notes.over.is_set()
+    sample = notes.sample(0.0, [], [[1] * 10, [1] * 30])
+    assert sample.window == (10, 3, 2.0, 40, 5.0)
     assert sample.first_tokens == [0.0, 5.0]
-    assert (sample.prefill_tokens, sample.prefill_seconds) == (40, 5.0)
     # Of a burst, the first token has waited; the others come with it.
     assert sorted(sample.gaps) == [0.0] * 4 + [0.5] * 4 + [1.0] * 2
 
 
 def test_the_round_in_which_a_text_ends_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, window = Clock(monkeypatch), decode._Window(2, tokens=99, warm_up=0)
-    clock.rounds(window, [1, 1], [2, 2], [3, 3])
+    clock, notes = Clock(monkeypatch), decode._Notes(2, tokens=99, warm_up=0)
+    clock.rounds(notes, [1, 1], [2, 2], [3, 3])
     clock.now += 1
-    window.take(0, Chunk("", [7]))
-    window.take(1, Chunk("", [7], finish_reason="stop"))
-    assert window.over.is_set()
-    sample = window.sample(0.0, [], [[1], [1]])
-    assert (sample.tokens, sample.rounds, sample.seconds) == (10, 2, 2.0)
+    notes.take(0, Chunk("", [7]))
+    notes.take(1, Chunk("", [7], finish_reason="stop"))
+    assert notes.over.is_set()
+    sample = notes.sample(0.0, [], [[1], [1]])
+    assert sample.window[:3] == (10, 2, 2.0)
 
 
 def stats(*rounds: tuple[int, int]) -> Stats:
@@ -207,7 +207,8 @@ def stats(*rounds: tuple[int, int]) -> Stats:
 
 
 def sample(tokens: int, rounds: int, seconds: float, *rows: Stats) -> Sample:
-    return Sample(tokens, rounds, seconds, 50, 0.5, [0.1, 0.3], [0.0, 0.02], list(rows), 1000)
+    window = Window(tokens, rounds, seconds, 50, 0.5)
+    return Sample(window, [0.1, 0.3], [0.0, 0.02], list(rows), 1000)
 
 
 def test_a_case_holds_medians_and_what_the_rounds_accepted(pair: tuple[Target, Drafter]) -> None:

@@ -110,10 +110,7 @@ def run(rng: np.random.Generator) -> Run:
         drafts: Sequence[Drafts] = (0, 2, "auto"),
         batches: Sequence[int] = (1, 3),
     ) -> CheckReport:
-        engine = Engine(
-            pair.target, pair.drafter, text=None, defaults=pair.defaults, max_batch=4, max_queue=8
-        )
-        with engine:
+        with Engine(pair, max_batch=4, max_queue=8) as engine:
             return check(
                 engine,
                 pair,

@@ -19,6 +19,7 @@ from mlx_gemma_mtp.bench.peer import Peer
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.engine import OpenPair
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.layers import join_projections
 from mlx_gemma_mtp.target import Target
@@ -88,7 +89,8 @@ def pair(request: pytest.FixtureRequest, seed: int) -> Iterator[Pair]:
     target, drafter = mlx_worker().run(lambda: _random_pair(kind, bits, seed))
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in LENGTHS]
-    with Engine(target, drafter, text=None, defaults={}, max_batch=4, max_queue=4) as engine:
+    opened = OpenPair(target, drafter, None, {}, None)
+    with Engine(opened, max_batch=4, max_queue=4) as engine:
         yield Pair(target, drafter, engine, prompts, _said(engine, prompts))
 
 
@@ -159,7 +161,7 @@ def test_a_peer_says_what_we_say_and_takes_nothing_from_us(
                 )
             )
             assert [text[:SAID] for text in played.texts] == said
-            assert played.prefill_tokens == sum(map(len, prompts))
+            assert played.window.prefill_tokens == sum(map(len, prompts))
     assert _said(pair.engine, pair.prompts) == pair.said
 
 
@@ -197,8 +199,8 @@ def test_drafts_of_mlx_vlm_are_accepted_as_drawn(pair: Pair, num_rows: int) -> N
         lambda: other.decode(prompts, 3, tokens=60, warm_up=0, draw=Draws([0.5]))
     )
     drawn = Draws([0.5])
-    rounds = [min(drawn(num_rows, 3)) + 1 for _ in range(played.rounds)]  # its worst row's
-    assert played.tokens == sum(rounds) * num_rows
+    rounds = [min(drawn(num_rows, 3)) + 1 for _ in range(played.window.rounds)]  # its worst row's
+    assert played.window.tokens == sum(rounds) * num_rows
 
 
 @pytest.mark.parametrize("pair", CASES[:1], indirect=True, ids=["dense"])
@@ -223,7 +225,7 @@ def test_the_window_opens_when_all_rows_decode_and_are_warm(
 
     monkeypatch.setattr(peer, "perf_counter", lambda: 10.0 * num_played)
     found = peer.timed(played(), [[7, 7], [7]], tokens=2, warm_up=1)
-    assert found == (6, 2, 20.0, 3, 20.0, [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5]])
+    assert found == ((6, 2, 20.0, 3, 20.0), [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5]])
 
 
 @pytest.mark.parametrize("pair", CASES[:1], indirect=True, ids=["dense"])

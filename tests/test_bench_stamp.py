@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -83,8 +83,7 @@ def minutes_ago(before: Stamp, minutes: float) -> Stamp:
 
 def test_a_stamp_of_this_machine_has_every_field_and_survives_json() -> None:
     found = stamp()
-    assert Stamp.from_json(json.loads(json.dumps(found.to_json()))) == found
-    assert list(found.to_json()) == [field.name for field in fields(Stamp)]
+    assert Stamp(**json.loads(json.dumps(asdict(found)))) == found
     assert datetime.fromisoformat(found.time).utcoffset() == timedelta(0)
     assert found.memory_bytes > 2**28
     assert "" not in (found.device, found.system)

@@ -157,7 +157,8 @@ def test_the_line_of_numbers_holds_what_was_measured_and_no_more() -> None:
     assert " vs " not in statistics.line(stats, Gauge(None, 32_000, 1))
     plain = Stats(prompt_tokens=9, generated_tokens=1)
     assert (
-        statistics.line(plain, Gauge(32.6, 4096, 48e6)) == "1 tok · no drafts · ctx 10/4.1k · 48 MB"
+        statistics.line(plain, Gauge(32.6, 4096, 48e6))
+        == "1 tok · no drafts · ctx 10/4.1k · 48.0 MB"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench.synthetic import TARGETS
-from mlx_gemma_mtp.convert import output, report, shards
+from mlx_gemma_mtp.convert import output, shards
 from mlx_gemma_mtp.convert.card import with_quality
 from mlx_gemma_mtp.convert.conversion import convert, default_out, prepare
 from mlx_gemma_mtp.convert.dry_run import dry_run
@@ -30,6 +30,7 @@ from mlx_gemma_mtp import SamplingParams, load, memory
 from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.sizes import in_words
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.weights import load_drafter, load_target
 
@@ -576,22 +577,22 @@ def test_a_dry_run_knows_the_output_without_reading_weights(
     for model, folder in zip(planned.models, (out, out / "drafter"), strict=True):
         bits = read_manifest(folder).bits_per_weight
         assert f"{bits:.2f} bits per weight" in found
-        assert f"| {report.size(written[model.kind])}" in found
+        assert f"| {in_words(written[model.kind])}" in found
     whole, used = (
         sum(array.nbytes for array in read_arrays(folder).values())
         for folder in (pairs[kind].target, as_it_is)
     )
     assert planned.target.plan.left_out == whole - used > 0
-    assert f"left out: {report.size(whole - used)}" in found
+    assert f"left out: {in_words(whole - used)}" in found
 
     target, drafter = (model.plan for model in planned.models)
     assert isinstance(target.config, TargetConfig)
     assert isinstance(drafter.config, DrafterConfig)
-    sizes = {"target_bytes": target.nbytes, "drafter_bytes": drafter.nbytes, "dtype_bytes": 4}
-    need = memory.needs(target.config, drafter.config, **sizes, context=1024, batch=4).total
+    pair = memory.Pair(target.config, drafter.config, target.nbytes, drafter.nbytes, dtype_bytes=4)
+    need = pair.needs(1024, 4).total
     cells = [cell.strip() for cell in found.splitlines()[-1].split("|")]
     assert cells[1] == "1,024"  # all that the tiny models take
-    assert cells[3] == f"{report.size(need)}: 8 GB Mac"
+    assert cells[3] == f"{in_words(need)}: 8 GB Mac"
 
 
 # What is written beside the weights

@@ -21,7 +21,7 @@ from mlx_gemma_mtp.bench.synthetic import TARGETS, configs
 from command import assert_one_line, found, run_here
 from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.footprint import checkpoint_bytes
+from mlx_gemma_mtp.footprint import checkpoint_size
 from mlx_gemma_mtp.hub import DEMO
 from mlx_gemma_mtp.memory import MAC_SIZES
 from mlx_gemma_mtp.target import Target
@@ -198,7 +198,8 @@ def test_a_folder_counts_what_its_files_hold_and_nothing_is_read(
     found = estimate.find_subject(str(tmp_path), bits=bits)
     assert subject("31B", bits).pair.target_bytes > 15e9
     assert mx.get_peak_memory() - before < 1e6
-    assert found.pair.target_bytes == checkpoint_bytes(tmp_path, bits=bits, dtype=mx.float32)
+    size = checkpoint_size(tmp_path, bits=bits, dtype=mx.float32)
+    assert found.pair.target_bytes == size.loaded
     assert (found.pair.dtype_bytes, found.pair.drafter) == (4, None)
 
 

@@ -17,7 +17,7 @@ import pytest
 # From the ground up. A part imports from the layers below its own, and from its own layer as long
 # as that closes no circle. `__init__` is what `import mlx_gemma_mtp` gives: users' names, lazily.
 LAYERS = [
-    ["errors", "folders", "comparison", "config", "worker", "costs"],
+    ["errors", "sizes", "atomic", "folders", "comparison", "config", "worker", "costs"],
     ["layers", "cache", "sampling", "text", "channels", "acceptance", "depth"],
     ["target", "drafter", "session", "request"],
     ["speculate", "remembered"],

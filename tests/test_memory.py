@@ -108,16 +108,7 @@ def test_kept_conversations_are_counted(
 ) -> None:
     paths = tiny["E2B"]
     pair = read_pair(*paths)
-    need = memory.needs(
-        pair.target,
-        pair.drafter,
-        target_bytes=pair.target_bytes,
-        drafter_bytes=pair.drafter_bytes,
-        context=1024,
-        batch=1,
-        dtype_bytes=pair.dtype_bytes,
-        sessions=2,
-    ).total
+    need = pair.needs(1024, 1, sessions=2).total
 
     def work() -> None:
         with load(*paths, max_batch=1) as running:
@@ -150,7 +141,7 @@ def test_weights_are_counted_without_being_read(pair: PairPaths, bits: int | Non
         model: list[Target | Drafter] = []
         peak = peak_of(lambda: model.append(mlx_worker().run(read)))  # noqa: B023 - used at once
         size = memory.checkpoint_size(folder, bits=bits)
-        assert size.loaded == memory.checkpoint_bytes(folder, bits=bits) == nbytes(model[0])
+        assert size.loaded == nbytes(model[0])
         # A bound: it depends on timing which of the tiny tensors are there at once.
         assert peak / 1.1 < size.loading < peak * 1.5
 
@@ -175,7 +166,7 @@ def test_a_quantized_checkpoint_is_counted_as_it_will_be_typed(
     (tmp_path / "config.json").write_text(json.dumps(config))
     for dtype in (None, mx.bfloat16):  # scales and biases in float32 on the CPU, else as stored
         expected = nbytes(weights.load_target(tmp_path, dtype=dtype))
-        assert memory.checkpoint_bytes(tmp_path, dtype=dtype) == expected
+        assert memory.checkpoint_size(tmp_path, dtype=dtype).loaded == expected
 
 
 def nbytes(model: Target | Drafter) -> int:
@@ -402,9 +393,8 @@ def test_the_readme_has_the_table_of_the_published_sizes(
             pair = Pair(
                 TargetConfig.from_dict(weights.read_config(target)),
                 DrafterConfig.from_dict(weights.read_config(drafter)),
-                memory.checkpoint_bytes(target, bits=bits, dtype=mx.bfloat16),
-                memory.checkpoint_bytes(drafter, bits=bits, dtype=mx.bfloat16),
-                loading=0,
+                memory.checkpoint_size(target, bits=bits, dtype=mx.bfloat16).loaded,
+                memory.checkpoint_size(drafter, bits=bits, dtype=mx.bfloat16).loaded,
                 dtype_bytes=2,
             )
             cells = [f"{size} {label}", f"{(pair.target_bytes + pair.drafter_bytes) / 1e9:.1f}"]

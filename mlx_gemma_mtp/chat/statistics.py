@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mlx_gemma_mtp.request import Stats
+from mlx_gemma_mtp.sizes import in_words
 
 
 class Gauge(NamedTuple):
@@ -40,11 +41,6 @@ def short(count: int) -> str:
     if count < 1000:
         return str(count)
     return f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:.0f}k"
-
-
-def in_words(size: float) -> str:
-    """Bytes: 9.2 GB, 212 MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{size / 1e6:.0f} MB"
 
 
 def _speed(stats: Stats, plain: float | None) -> str:

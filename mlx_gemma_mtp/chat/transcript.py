@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.chat.journal import HEAD, Event, Journal, lines, parse
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.text import Message
@@ -158,12 +159,7 @@ class Transcript:
 
     def save(self, path: Path) -> None:
         """Write a copy. Raises OSError."""
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            partial.write_bytes(lines([HEAD, *self.said.events()]))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, lines([HEAD, *self.said.events()]))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mlx_gemma_mtp.cli import bench_plan, options
 from mlx_gemma_mtp.cli.bench_plan import Asked
+from mlx_gemma_mtp.cli.check import exact_products
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.plan import Plan
     from mlx_gemma_mtp.bench.record import Record
 
-FORMATS = ("table", "md", "csv", "json")
 INTERRUPTED = 130
 
 
@@ -29,7 +28,7 @@ INTERRUPTED = 130
 class Shown:
     """How it is told."""
 
-    format: Annotated[str, typer.Option(help="table, md, csv or json.")] = "table"
+    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
     out: Annotated[Path | None, typer.Option(help="Also write it as JSON, case by case.")] = None
     plot: Annotated[Path | None, typer.Option(help="A folder for plots, as SVG.")] = None
     recommend: Annotated[
@@ -61,8 +60,6 @@ def bench(
     Every engine and setting takes its turn, forwards and backwards. The figures go to stdout, what
     is going on to stderr. Ctrl-C keeps what is finished.
     """
-    if shown.format not in FORMATS:
-        raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {shown.format!r}")
     if asked.tasks == "list":
         _list_tasks()
     elif shown.from_:
@@ -96,15 +93,8 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     before = stamp.stamp()
     opened = bench_plan.open_subject(pair, asked, plan)
     workload = bench_plan.workload(pair, asked, plan, opened)
-    depth = Depth()
-    bench = bench_of(
-        opened,
-        workload,
-        batch=max(plan.batches),
-        depth=depth,
-        slow_draft=asked.slow_draft,
-        peers=asked.peer or [],
-    )
+    opened, depth = opened.slowed(asked.slow_draft), Depth()
+    bench = bench_of(opened, workload, batch=max(plan.batches), depth=depth, peers=asked.peer or [])
     if not bench.engine.has_drafter:
         if shown.recommend:
             raise ModelNotFoundError("there is nothing to recommend without a drafter: name one")
@@ -200,37 +190,34 @@ def _formatted(record: Record, form: str) -> str:
 def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.check import check
     from mlx_gemma_mtp.bench.record import MIXED, write_json
-    from mlx_gemma_mtp.bench.subject import bench_of
+    from mlx_gemma_mtp.bench.subject import engine
     from mlx_gemma_mtp.depth import Depth
 
     if asked.synthetic or asked.peer or shown.format not in ("table", "json"):
         raise UsageError(
             "--check takes a model and --format table or json, no --synthetic or --peer"
         )
-    # With TF32, which MLX uses for float32 where a GPU has it, the digits of a product depend on
-    # how many rows it has. MLX looks at this once, before its first product.
-    os.environ["MLX_ENABLE_TF32"] = "0"
+    exact_products()
     plan = bench_plan.plan(pair, asked)
     if set(plan.drafts) == {0}:
         raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
     opened = bench_plan.open_subject(pair, asked, plan)
     workload = bench_plan.workload(pair, asked, plan, opened)
-    batch = max(plan.batches)
-    bench = bench_of(opened, workload, batch=batch, depth=Depth(), slow_draft=1, peers=[])
 
     def prompts(batch: int) -> list[list[int]]:
         return [row.ids for row in workload.wave(MIXED, batch, 0)]
 
-    report = check(
-        bench.engine,
-        opened.pair,
-        prompts,
-        batches=plan.batches,
-        drafts=plan.drafts,
-        max_tokens=plan.tokens,
-        seed=0,
-        tell=_tell,
-    )
+    with engine(opened, batch=max(plan.batches), depth=Depth()) as running:
+        report = check(
+            running,
+            opened.pair,
+            prompts,
+            batches=plan.batches,
+            drafts=plan.drafts,
+            max_tokens=plan.tokens,
+            seed=0,
+            tell=_tell,
+        )
     _tell("")
     found = report.to_json()
     if shown.out is not None:

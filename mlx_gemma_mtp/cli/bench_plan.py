@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -51,13 +51,16 @@ class Asked:
     peer: Annotated[
         list[str] | None, typer.Option(help="Also mlx-lm or mlx-vlm, in turns; repeatable.")
     ] = None
-    peer_drafts: Annotated[str, typer.Option(help="Draft tokens of a peer that drafts.")] = "0,3"
+    peer_drafts: Annotated[
+        str | None, typer.Option(help="Draft tokens of a peer that drafts [0,3].")
+    ] = None
     synthetic: Annotated[
         str | None, typer.Option(help="Random weights of this size: E2B, E4B, 12B, 26B-A4B, 31B.")
     ] = None
     accept: Annotated[
-        str, typer.Option(help="Their drawn accepts: the chance of each draft, by position.")
-    ] = "0.8"
+        str | None,
+        typer.Option(help="Their drawn accepts: the chance of each draft, by position [0.8]."),
+    ] = None
     overlap: Annotated[
         int, typer.Option(help="Experts that a row's tokens share in a round, with --synthetic.")
     ] = 0
@@ -100,14 +103,17 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
     SamplingParams(temperature=asked.temperature)  # raises what is wrong with it
     if asked.peer and asked.temperature:
         raise UsageError("--peer decodes greedily: leave --temperature out")
-    if asked.overlap and asked.synthetic is None:
-        raise UsageError("--overlap is about random weights: it goes with --synthetic")
+    for name, given in (("--overlap", asked.overlap), ("--accept", asked.accept)):
+        if given and asked.synthetic is None:
+            raise UsageError(f"{name} is about random weights: it goes with --synthetic")
+    if asked.peer_drafts and not asked.peer:
+        raise UsageError("--peer-drafts is about a peer: it goes with --peer")
     _tasks(pair, asked)
     _lengths(asked)
     return Plan(
         batches=batches,
-        drafts=_distinct(_each("--drafts", asked.drafts, _drafts)),
-        peer_drafts=_distinct(_numbers("--peer-drafts", asked.peer_drafts)),
+        drafts=_distinct(options.listed("--drafts", asked.drafts, _drafts)),
+        peer_drafts=_distinct(_numbers("--peer-drafts", asked.peer_drafts or "0,3")),
         tokens=tokens,
         repeat=asked.repeat,
         delay=asked.delay,
@@ -154,7 +160,7 @@ def open_subject(pair: options.Pair, asked: Asked, plan: Plan) -> Opened:
         fetch_missing(pair.model, pair.drafter)
         with Spinner(f"loading {pair.model}", sys.stderr):
             return subject.loaded(pair.model, pair.beside, bits=pair.bits, force=pair.force)
-    accept = _each("--accept", asked.accept, _chance)
+    accept = options.listed("--accept", asked.accept or "0.8", _chance)
     with Spinner(f"drawing {asked.synthetic}", sys.stderr):
         return subject.random(
             asked.synthetic,
@@ -204,16 +210,8 @@ def _distinct(found: Sequence[T]) -> list[T]:
     return list(dict.fromkeys(found))
 
 
-def _each(name: str, given: str, read: Callable[[str], T]) -> list[T]:
-    """The parts of a list as it is typed. Raises UsageError."""
-    try:
-        return [read(part.strip()) for part in given.split(",")]
-    except ValueError:
-        raise UsageError(f"{name} takes a list with commas, not {given!r}") from None
-
-
 def _numbers(name: str, given: str, least: int = 0) -> list[int]:
-    found = _each(name, given, int)
+    found = options.listed(name, given, int)
     if min(found) < least:
         raise UsageError(f"{name} takes numbers from {least} on, not {given!r}")
     return found

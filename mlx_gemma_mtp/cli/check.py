@@ -1,8 +1,9 @@
-"""`mgm generate --check`: is a text the same that is written without drafts?"""
+"""Is a text the same that is written without drafts? For `mgm generate --check`, and others."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.text import Prompt, Text
 
 NUM_DRAFT_TOKENS = 3  # in place of auto, which may find that here no drafts pay
+
+
+def exact_products() -> None:
+    """Have the digits of a float32 product not depend on how many rows it has.
+
+    With TF32, which MLX uses where a GPU has it, they do. MLX looks at this once, before its first
+    product.
+    """
+    os.environ["MLX_ENABLE_TF32"] = "0"
 
 
 def with_drafts(params: SamplingParams) -> SamplingParams:

@@ -100,13 +100,13 @@ def convert(
 
 
 def _announce(conversion: Conversion) -> None:
-    from mlx_gemma_mtp.convert.report import size
+    from mlx_gemma_mtp.sizes import in_words
 
     for model in conversion.models:
         plan = model.plan
         print(
             f"{model.kind} {model.origin.name}: {plan.bits_per_weight:.2f} bits per weight, "
-            f"{size(plan.nbytes)}",
+            f"{in_words(plan.nbytes)}",
             file=sys.stderr,
         )
     if conversion.drafter is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_gemma_mtp.cli.check import exact_products
 from mlx_gemma_mtp.errors import MgmError, VerificationError
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def doctor(
         _print_report(report)
     if self_test:
         print("the self-test takes about ten seconds ...", file=sys.stderr)
-        # With TF32, which MLX uses for float32 where a GPU has it, the digits of a product depend
-        # on how many rows it has. MLX looks at this once, before its first product.
-        os.environ["MLX_ENABLE_TF32"] = "0"
+        exact_products()
         try:
             tested = selftest.run()
         except MgmError as error:
@@ -65,7 +63,7 @@ def doctor(
 
 def _print_report(report: Report) -> None:
     from mlx_gemma_mtp.cli.models import print_columns
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     versions = (f"{name} {found or 'missing'}" for name, found in report.versions.items())
     variables = (f"{name}={value}" for name, value in report.variables.items())
@@ -89,7 +87,7 @@ def _print_report(report: Report) -> None:
 def _verdict(one: Checked) -> str:
     """What there is to say of a model, in one line."""
     from mlx_gemma_mtp.doctor import CONTEXT
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     if one.model.problem is not None:
         return one.model.problem
@@ -103,7 +101,7 @@ def _verdict(one: Checked) -> str:
 
 
 def _folder(folder: Folder) -> str:
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     writable = "writable" if folder.writable else "not writable"
     return f"{folder.path}, {in_words(folder.free_bytes)} free, {writable}"

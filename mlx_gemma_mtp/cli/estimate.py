@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.cli import options
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.chips import Chip
     from mlx_gemma_mtp.bench.estimate import Prediction, Subject
 
 SCHEMA = 1
-Number = TypeVar("Number", int, float)
 
 CONTEXT = 4096  # or as much as the model takes
 
@@ -28,7 +26,7 @@ def estimate(
     batch: Annotated[str, typer.Option(help="Numbers of rows, by comma.")] = "1,2,4,8",
     context: Annotated[
         int | None,
-        typer.Option(help="Tokens of each row, its prompt included [4096, if it takes so many]."),
+        typer.Option(help=f"Tokens of each row, its prompt included [{CONTEXT}, or all it takes]."),
     ] = None,
     bits: Annotated[int | None, typer.Option(help="As if quantized to 4 or 8 bits.")] = None,
     accept: Annotated[
@@ -47,8 +45,8 @@ def estimate(
     from mlx_gemma_mtp.bench import estimate
     from mlx_gemma_mtp.bench.chips import find_chip
 
-    chances = list(estimate.ACCEPT) if accept is None else _numbers("--accept", accept, float)
-    batches = _numbers("--batch", batch, int)
+    chances = list(estimate.ACCEPT) if accept is None else options.listed("--accept", accept, float)
+    batches = options.listed("--batch", batch, int)
     on = find_chip(chip)
     subject = estimate.find_subject(model, bits=bits)
     if context is None:
@@ -67,15 +65,8 @@ def estimate(
     _print_table(predictions)
 
 
-def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} takes numbers with commas between, not {text!r}") from None
-
-
 def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float) -> None:
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     pair = subject.pair
     of = in_words(pair.target_bytes)
@@ -97,7 +88,7 @@ def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float)
 
 
 def _print_table(predictions: list[Prediction]) -> None:
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     counts = range(len(predictions[0].tokens_per_second))
     head = "".join(f"{count or 'plain':>6}" for count in counts)

@@ -83,7 +83,10 @@ def generate(
 
     asked = with_system(_prompt(prompt, file), system)
     screen = Screen(sys.stdout.buffer, sys.stderr)
-    params = checking.with_drafts(sampling.params()) if check else sampling.params()
+    params = sampling.params()
+    if check:
+        checking.exact_products()
+        params = checking.with_drafts(params)
     with pair.load() as engine:
         if as_json:
             done = engine.generate(asked, params)[0]

@@ -50,7 +50,7 @@ def remove(
 ) -> None:
     """Remove a model and its drafter from the Hub's cache."""
     from mlx_gemma_mtp import removal
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     removals = removal.removals(model)
     if not yes:
@@ -84,7 +84,7 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _row(model: CachedModel) -> Row:
-    from mlx_gemma_mtp.download import in_words
+    from mlx_gemma_mtp.sizes import in_words
 
     if model.is_drafter:
         drafter = "(is one; its model is not here)"

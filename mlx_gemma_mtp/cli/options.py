@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -18,6 +18,8 @@ from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine, SamplingParams
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ def draft_count(num_draft_tokens: str) -> int | Literal["auto"]:
     if not num_draft_tokens.isdecimal():
         raise UsageError(f'--num-draft-tokens must be "auto" or a number, not {num_draft_tokens!r}')
     return int(num_draft_tokens)
+
+
+def listed(name: str, given: str, read: Callable[[str], T]) -> list[T]:
+    """The parts of a list as it is typed. Raises UsageError."""
+    try:
+        return [read(part.strip()) for part in given.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} takes a list with commas, not {given!r}") from None
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

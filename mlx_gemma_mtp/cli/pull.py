@@ -44,18 +44,19 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
     dry_run: tell only, on stdout. Ctrl-C ends the process. Raises as `download` says.
     """
     from mlx_gemma_mtp import download, hub
+    from mlx_gemma_mtp.sizes import in_words
 
     downloads = download.plan(model, None if drafter == "none" else drafter)
     shown = sys.stdout if dry_run else sys.stderr
     width = max(len(one.name) for one in downloads)
     for one in downloads:
-        missing = f"{download.in_words(one.missing)} to download" if one.missing else "in the cache"
-        print(f"{one.name:{width}}  {download.in_words(one.total):>8}, {missing}", file=shown)
+        missing = f"{in_words(one.missing)} to download" if one.missing else "in the cache"
+        print(f"{one.name:{width}}  {in_words(one.total):>8}, {missing}", file=shown)
         if one.refused:
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
         print(f"no drafter: there is no {hub.drafter_name(model)}", file=sys.stderr)
-    free = download.in_words(download.free_bytes())
+    free = in_words(download.free_bytes())
     print(f"{free} free in {hub.cache_folder()}", file=shown)
     download.check_room(downloads)
     if dry_run:

@@ -69,8 +69,8 @@ def remove(
 
 
 def _row(one: Kept) -> tuple[str, ...]:
-    from mlx_gemma_mtp.chat.statistics import in_words
     from mlx_gemma_mtp.cli.models import ago
+    from mlx_gemma_mtp.sizes import in_words
 
     said = one.said
     size = in_words(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
