@@ -100,30 +100,30 @@ def draw(model: Model) -> Model:
 
 def configs(size: str) -> tuple[TargetConfig, DrafterConfig]:
     """The configurations of a published size."""
-    target = TargetConfig.from_dict(_COMMON | TARGETS[size])
-    return target, _drafter(size, target)
+    target, drafter = settings(size)
+    return TargetConfig.from_dict(target), DrafterConfig.from_dict(drafter)
 
 
-def _drafter(size: str, target: TargetConfig) -> DrafterConfig:
-    shape = TARGETS[size]
+def settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json holds of a published target and its drafter, as far as shapes go."""
+    target = _COMMON | TARGETS[size]
     small = size in ("E2B", "E4B")
     text = _COMMON | {
         "hidden_size": 256 if small else 1024,
         "intermediate_size": 2048 if small else 8192,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4 if small else shape["num_attention_heads"],
-        "num_key_value_heads": shape["num_key_value_heads"],
-        "sliding_window": target.sliding_window,
+        "num_attention_heads": 4 if small else target["num_attention_heads"],
+        "num_key_value_heads": target["num_key_value_heads"],
+        "sliding_window": target.get("sliding_window", 512),
         "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
     }
-    return DrafterConfig.from_dict(
-        {
-            "model_type": "gemma4_assistant",
-            "text_config": text,
-            "backbone_hidden_size": target.hidden_size,
-            "use_ordered_embeddings": small,
-        }
-    )
+    drafter = {
+        "model_type": "gemma4_assistant",
+        "text_config": text,
+        "backbone_hidden_size": target["hidden_size"],
+        "use_ordered_embeddings": small,
+    }
+    return target, drafter
 
 
 def _noise(model: Model, dtype: mx.Dtype, bits: int | None) -> Model:

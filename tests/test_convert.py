@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.bench.synthetic import TARGETS
+from mlx_gemma_mtp.bench.synthetic import settings
 from mlx_gemma_mtp.convert import output, shards
 from mlx_gemma_mtp.convert.card import with_quality
 from mlx_gemma_mtp.convert.conversion import convert, default_out, prepare
@@ -25,7 +25,7 @@ from mlx_gemma_mtp.convert.plan import Options, Plan, plan_drafter, plan_target
 from mlx_gemma_mtp.convert.source import Source, SourceTensor
 from mlx_lm import utils as mlx_lm
 
-from checkpoints import CENTROID_KINDS, KINDS, VOCAB, PairPaths
+from checkpoints import KINDS, VOCAB, PairPaths
 from mlx_gemma_mtp import SamplingParams, load, memory
 from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
@@ -366,18 +366,6 @@ def test_converting_holds_a_few_slices_only(
 
 # Recipes
 
-SMALL = {  # the published sizes that the benchmark lacks
-    "E2B": {
-        "hidden_size": 1536,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 35,
-        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "num_kv_shared_layers": 20,
-        "use_double_wide_mlp": True,
-    }
-}
 # Parameters in billions, of the target and of the drafter.
 PUBLISHED = {
     "E2B": (4.63, 0.0777),
@@ -405,26 +393,9 @@ def headers_of(config: dict[str, Any]) -> Source:
 
 
 def published(size: str, options: Options) -> tuple[Plan, Plan]:
-    shape = (TARGETS | SMALL)[size]
-    small = size in CENTROID_KINDS
-    common = {"model_type": "gemma4_text", "final_logit_softcapping": 30.0}
-    target = plan_target(headers_of(common | shape), options)
-    text = common | {
-        "hidden_size": 256 if small else 1024,
-        "intermediate_size": 2048 if small else 8192,
-        "num_hidden_layers": 4,
-        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
-        "num_attention_heads": 4 if small else shape["num_attention_heads"],
-        "num_key_value_heads": shape["num_key_value_heads"],
-        "sliding_window": target.config.sliding_window,
-    }
-    config = {
-        "model_type": "gemma4_assistant",
-        "text_config": text,
-        "backbone_hidden_size": target.config.hidden_size,
-        "use_ordered_embeddings": small,
-    }
-    return target, plan_drafter(headers_of(config), target, options)
+    of_target, of_drafter = settings(size)
+    target = plan_target(headers_of(of_target), options)
+    return target, plan_drafter(headers_of(of_drafter), target, options)
 
 
 @pytest.mark.parametrize("size", PUBLISHED)

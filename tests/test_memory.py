@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_gemma_mtp.bench import synthetic
 
 import checkpoints
 from checkpoints import PairPaths, make_pair
 from mlx_gemma_mtp import SamplingParams, cli, engine, hub, load, memory, prefill, weights
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.config import TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.memory import Pair, available, mac_limit, read_pair
@@ -326,77 +326,17 @@ def test_the_command_leaves_with_4_and_can_be_forced(
 # The table in the README: what the published sizes need on a Mac, in GB at the peak, and in
 # brackets the smallest Mac that has so much for its GPU.
 
-GATED = {"attention_k_eq_v": True, "sliding_window": 1024, "hidden_size_per_layer_input": 0}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "E2B": {
-        "hidden_size": 1536,
-        "intermediate_size": 6144,
-        "use_double_wide_mlp": True,
-        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "num_kv_shared_layers": 20,
-    },
-    "E4B": {
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 7,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "num_kv_shared_layers": 18,
-    },
-    "12B": GATED
-    | {
-        "hidden_size": 3840,
-        "intermediate_size": 15360,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 8,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "num_global_key_value_heads": 1,
-    },
-    "26B-A4B": GATED
-    | {
-        "hidden_size": 2816,
-        "intermediate_size": 2112,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "num_global_key_value_heads": 2,
-        "enable_moe_block": True,
-        "num_experts": 128,
-        "top_k_experts": 8,
-        "moe_intermediate_size": 704,
-    },
-    "31B": GATED
-    | {
-        "hidden_size": 5376,
-        "intermediate_size": 21504,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "num_global_key_value_heads": 4,
-    },
-}
 README = Path(__file__).parents[1] / "README.md"
 SETTINGS = [(4096, 1), (32_768, 1), (131_072, 1), (4096, 8)]
 
 
-def test_the_readme_has_the_table_of_the_published_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readme_has_the_table_of_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "ALL_EXPERTS_FROM", None)  # as on a Mac
     head = ["", "weights", "4k", "32k", "128k", "8 texts of 4k"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for size, settings in PUBLISHED.items():
-        target, drafter = published(size, settings, tmp_path / size)
+    for size in synthetic.TARGETS:
         for label, bits in (("bf16", None), ("8 bits", 8), ("4 bits", 4)):
-            pair = Pair(
-                TargetConfig.from_dict(weights.read_config(target)),
-                DrafterConfig.from_dict(weights.read_config(drafter)),
-                memory.checkpoint_size(target, bits=bits, dtype=mx.bfloat16).loaded,
-                memory.checkpoint_size(drafter, bits=bits, dtype=mx.bfloat16).loaded,
-                dtype_bytes=2,
-            )
+            pair = Pair.of(*synthetic.random_pair(size, bits=bits))
             cells = [f"{size} {label}", f"{(pair.target_bytes + pair.drafter_bytes) / 1e9:.1f}"]
             for context, batch in SETTINGS:
                 total = pair.needs(context, batch).total
@@ -405,46 +345,3 @@ def test_the_readme_has_the_table_of_the_published_sizes(
             lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
     assert table in README.read_text(encoding="utf-8"), f"to be put into the README:\n{table}"
-
-
-def published(size: str, settings: dict[str, Any], folder: Path) -> PairPaths:
-    """A published pair as far as its shapes go: files of the right length with nothing in them."""
-    layer_types = settings["layer_types"]
-    common = {"model_type": "gemma4_text", "num_hidden_layers": len(layer_types)}
-    config = common | {"max_position_embeddings": 131_072} | settings
-    small = size in ("E2B", "E4B")
-    heads = {key: settings[key] for key in settings if "heads" in key or "attention_k" in key}
-    text = common | {
-        **heads,
-        "num_attention_heads": 4 if small else settings["num_attention_heads"],
-        "hidden_size": 256 if small else 1024,
-        "intermediate_size": 2048 if small else 8192,
-        "num_hidden_layers": 4,
-        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
-        "sliding_window": settings.get("sliding_window", 512),
-    }
-    assistant = {
-        "model_type": "gemma4_assistant",
-        "text_config": text,
-        "backbone_hidden_size": settings["hidden_size"],
-        "use_ordered_embeddings": small,
-    }
-    paths = PairPaths(folder / size, folder / f"{size}-assistant")
-    write_shapes(paths.target, config, Target(TargetConfig.from_dict(config)))
-    write_shapes(paths.drafter, assistant, Drafter(DrafterConfig.from_dict(assistant)))
-    return paths
-
-
-def write_shapes(folder: Path, config: dict[str, Any], model: Target | Drafter) -> None:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    header, end = {}, 0
-    for name, parameter in tree_flatten(model.parameters()):  # never computed: they take nothing
-        ordering = name.endswith("token_ordering")
-        start, end = end, end + parameter.size * (8 if ordering else 2)
-        dtype = "I64" if ordering else "BF16"
-        header[name] = {"dtype": dtype, "shape": parameter.shape, "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + end)
