@@ -19,8 +19,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import __version__
-from mlx_gemma_mtp.doctor import backend_name
+from mlx_gemma_mtp import __version__, memory
+from mlx_gemma_mtp.doctor import backend_name, chip_name, system_name
 
 PACKAGES = ("mlx", "mlx-lm", "numpy")
 CORES = os.cpu_count() or 1
@@ -72,15 +72,15 @@ class Stamp:
 
 def stamp() -> Stamp:
     """The machine now. Call it first: whatever works before it, a model's loading too, is load."""
-    info, mac = mx.device_info(), platform.mac_ver()[0]
     backend, power, load = backend_name(), _power(), _load()
+    own_bytes = int(mx.device_info()["total_memory"]) if backend == "cuda" else None
     return Stamp(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        device=str(info.get("device_name", platform.machine())),
+        device=chip_name(),
         backend=backend,
-        system=f"macOS {mac}" if mac else platform.platform(),
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        gpu_memory_bytes=int(info["total_memory"]) if backend == "cuda" else None,
+        system=system_name(),
+        memory_bytes=memory.installed(),
+        gpu_memory_bytes=own_bytes,
         versions={"python": platform.python_version(), "mlx_gemma_mtp": __version__}
         | {name: version(name) for name in PACKAGES},
         environment=environment(os.environ),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.folders import free_bytes
 from mlx_gemma_mtp.sizes import in_words
 
 SUFFIX = ".partial"
@@ -128,13 +129,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def free_bytes(folder: Path) -> int:
-    """Room on the disk that this folder is on, or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def check_room(out: Path, needed: int) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,12 @@ class CachedModel:
     drafter: CachedModel | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, the folder as a string."""
-        drafter = self.drafter and self.drafter.to_json()
-        return dataclasses.asdict(self) | {"folder": str(self.folder), "drafter": drafter}
+        """The fields, the folder as a string, the time in ISO 8601 and UTC."""
+        return dataclasses.asdict(self) | {
+            "folder": str(self.folder),
+            "last_used": None if self.last_used is None else iso_time(self.last_used),
+            "drafter": self.drafter and self.drafter.to_json(),
+        }
 
 
 def models() -> list[CachedModel]:
@@ -72,7 +76,7 @@ def models() -> list[CachedModel]:
 
 def demo() -> CachedModel:
     """The embedded pair."""
-    drafter = _in_folder(hub.DEMO.with_name(hub.DEMO.name + hub.DRAFTER_SUFFIX))
+    drafter = _in_folder(hub.DEMO_DRAFTER)
     return dataclasses.replace(_in_folder(hub.DEMO), name="demo", kind="demo", drafter=drafter)
 
 
@@ -188,3 +192,8 @@ def size_on_disk(path: Path) -> int:
             stat = file.stat()
             sizes[stat.st_dev, stat.st_ino] = stat.st_size
     return sum(sizes.values())
+
+
+def iso_time(seconds: float) -> str:
+    """A time since 1970 in ISO 8601 and UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -178,12 +178,14 @@ class Costs:
     def from_json(cls, saved: Any) -> Costs:
         """Costs of an earlier run: relied on, and soon overruled by timings of this one.
 
-        Raises ValueError, TypeError or AttributeError for anything that `to_json` did not make.
+        Raises ValueError, TypeError, AttributeError or ArithmeticError for anything that `to_json`
+        did not make.
         """
         costs = cls()
         for batch, of in saved.items():
             table = costs._of.setdefault(int(batch), _Table())
-            for k, (seconds, num_timings) in of.items():
+            for k, (saved_seconds, num_timings) in of.items():
+                seconds = float(saved_seconds)
                 if not (int(k) >= 0 and 0 < seconds < math.inf):
                     raise ValueError(f"a round of {k} drafts cannot take {seconds} s")
                 enough = num_timings >= ENOUGH

@@ -104,6 +104,14 @@ class Depth:
         seconds = self._costs.measured(1, 0)
         return None if seconds is None else 1 / seconds
 
+    def plain_at(self, batch: int) -> bool:
+        """Does no known number of drafts beat none? False where too little was measured."""
+        known = self._costs.known(batch)
+        if len(known) < 2:
+            return False
+        of = self._costs.estimates(batch, known[-1])
+        return not max(known, key=lambda k: self._pool.expected_tokens(k) / of[k].expected)
+
     def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
         """Before a round could be played, it took so long to compile it.
 
@@ -221,6 +229,7 @@ class Depth:
     def from_json(cls, saved: Any) -> Depth:
         """Begin with what an earlier run found.
 
-        Raises KeyError, ValueError, TypeError or AttributeError for what `to_json` did not make.
+        Raises KeyError, ValueError, TypeError, AttributeError or ArithmeticError for what `to_json`
+        did not make.
         """
         return cls(Costs.from_json(saved["costs"]), Acceptance.from_json(saved["acceptance"]))

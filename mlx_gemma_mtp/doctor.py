@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,15 +16,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import __version__, cached, hub, memory, remembered
-from mlx_gemma_mtp.acceptance import Acceptance
+from mlx_gemma_mtp import __version__, cached, folders, hub, memory, remembered
 from mlx_gemma_mtp.batch import SIZES
 from mlx_gemma_mtp.cached import CachedModel
-from mlx_gemma_mtp.costs import Costs
 from mlx_gemma_mtp.errors import CheckpointError
 
 PACKAGES = ("mlx", "mlx-lm", "huggingface_hub", "transformers")
-CONTEXT = memory.LOAD_CONTEXT  # tokens
 PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
 
 
@@ -42,9 +37,8 @@ class Folder(NamedTuple):
 class Checked:
     """A model in the cache.
 
-    needs_bytes: to load it with its drafter, and for one text of CONTEXT tokens; fits: is there so
-    much; longest_context: of one text that fits, 0 where none does. None where its files do not
-    tell.
+    needs_bytes: `memory.Pair.needs_to_load`, drafter and all; fits: is there so much;
+    longest_context: of one text that fits, 0 where none does. None where its files do not tell.
     no_drafts: why nothing would be drafted, or not everywhere; None where nothing speaks against.
     """
 
@@ -99,14 +93,14 @@ def examine() -> Report:
         "mlx_gemma_mtp": __version__,
     }
     versions |= {name: _version(name) for name in PACKAGES}
-    cache, file = _folder(hub.cache_folder()), remembered.depth_file()
+    cache, file = _folder(hub.cache_folder()), folders.depth_file()
     depth = _folder(file.parent)._replace(path=file)  # the file is never written to, but replaced
     backend = backend_name()
     return Report(
-        chip=str(mx.device_info().get("device_name", platform.machine())),
-        system=_system(),
+        chip=chip_name(),
+        system=system_name(),
         architecture=platform.machine(),
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=memory.installed(),
         available_bytes=memory.available(),
         backend=backend,
         versions=versions,
@@ -121,16 +115,15 @@ def examine() -> Report:
 def check(model: CachedModel) -> Checked:
     """What a model needs here, and whether its drafter would be used."""
     drafter = model.drafter.folder if model.drafter and not model.drafter.problem else None
+    if model.problem is not None:
+        return Checked(model, None, None, None, None)
     try:
-        if model.problem is not None:
-            raise CheckpointError(model.problem)
         pair = memory.read_pair(model.folder, drafter)
     except CheckpointError as error:  # also where only the weights' headers tell
         return Checked(replace(model, problem=str(error)), None, None, None, None)
-    needs, have = pair.needs(CONTEXT, 1), memory.available()
-    most = max(pair.loading, needs.total)
+    needs, have = pair.needs_to_load, memory.available()
     longest = pair.longest_context(batch=1, have=have)
-    return Checked(model, most, most <= have, longest, why_no_drafts(model))
+    return Checked(model, needs, needs <= have, longest, why_no_drafts(model))
 
 
 def why_no_drafts(model: CachedModel) -> str | None:
@@ -139,36 +132,15 @@ def why_no_drafts(model: CachedModel) -> str | None:
         return f"no drafter is there: mgm pull {model.name} fetches it, where the Hub has one"
     if model.drafter.problem is not None:
         return model.drafter.problem
-    batches = sorted({batch for costs, pool in _learned(model) for batch in _plain(costs, pool)})
+    learned = [*remembered.depths_of(model.folder.name)]  # with any bits
+    batches = [batch for batch in SIZES if any(depth.plain_at(batch) for depth in learned)]
     if not batches:
         return None
     sizes = " and ".join(map(str, batches))
     return (
         f"at batch {sizes} plain decoding was measured to be faster here; "
-        f"without {remembered.depth_file()} it is measured anew"
+        f"without {folders.depth_file()} it is measured anew"
     )
-
-
-def _learned(model: CachedModel) -> Iterator[tuple[Costs, Acceptance]]:
-    """What earlier runs on this device and with this MLX remembered of a model, at any bits."""
-    device = mx.device_info().get("device_name", "")
-    for key, saved in remembered.remembered_depths().items():
-        # The key's middle tells the weights' sizes, which are not known without loading them.
-        here = key.startswith(f"{model.folder.name} ")
-        if here and key.endswith(f", {device}, mlx {version('mlx')}"):
-            with suppress(KeyError, ValueError, TypeError, AttributeError, ArithmeticError):
-                yield Costs.from_json(saved["costs"]), Acceptance.from_json(saved["acceptance"])
-
-
-def _plain(costs: Costs, pool: Acceptance) -> Iterator[int]:
-    """The batch sizes at which no known number of drafts beats none."""
-    for batch in SIZES:
-        known = costs.known(batch)
-        if len(known) > 1:
-            of = costs.estimates(batch, known[-1])
-            best = max(known, key=lambda k: pool.expected_tokens(k) / of[k].expected)
-            if best == 0:
-                yield batch
 
 
 def _problems(
@@ -205,18 +177,22 @@ def backend_name() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-def _system() -> str:
+def chip_name() -> str:
+    """As MLX has it."""
+    return str(mx.device_info().get("device_name", platform.machine()))
+
+
+def system_name() -> str:
+    """The operating system and its version."""
     mac = platform.mac_ver()[0]
     return f"macOS {mac}" if mac else platform.platform()
 
 
 def _folder(path: Path) -> Folder:
     """A folder that is there or can be made."""
-    nearest = path.absolute()
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = folders.nearest(path)
     writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-    return Folder(path, shutil.disk_usage(nearest).free, writable)
+    return Folder(path, folders.free_bytes(path), writable)
 
 
 def _variables() -> dict[str, str]:

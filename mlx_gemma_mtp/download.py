@@ -6,7 +6,6 @@ fetched whole are kept; of the others the Hub's client keeps nothing. Knows noth
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlx_gemma_mtp import hub
 from mlx_gemma_mtp.config import DRAFTER_TYPES, TARGET_TYPES
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.folders import free_bytes
 from mlx_gemma_mtp.sizes import in_words
 from mlx_gemma_mtp.weights import read_config
 
@@ -76,20 +76,12 @@ def plan(model: str, drafter: str | None = "auto") -> list[Download]:
 
 def check_room(downloads: Sequence[Download]) -> None:
     """Raise MgmError unless the disk of the cache has room for all of them."""
-    missing, free = sum(one.missing for one in downloads), free_bytes()
+    missing, free = sum(one.missing for one in downloads), free_bytes(hub.cache_folder())
     if missing > free:
         raise MgmError(
             f"{in_words(missing)} to download, but the disk of {hub.cache_folder()} has "
             f"{in_words(free)} free: make room, or have HF_HOME name a folder elsewhere"
         )
-
-
-def free_bytes() -> int:
-    """What the disk of the cache has left."""
-    folder = hub.cache_folder().resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def fetch(download: Download) -> Path:

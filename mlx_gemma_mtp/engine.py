@@ -11,7 +11,6 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast
@@ -26,7 +25,7 @@ from mlx_gemma_mtp.depth import Depth
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.layers import join_projections
-from mlx_gemma_mtp.remembered import load_depth, save_depth
+from mlx_gemma_mtp.remembered import depth_key, load_depth, save_depth
 from mlx_gemma_mtp.request import Chunk, Completion, Generation, Request
 from mlx_gemma_mtp.sampling import SamplingParams, is_count
 from mlx_gemma_mtp.scheduler import Scheduler
@@ -356,9 +355,7 @@ def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | No
         return None
     sizes = [weights.num_bytes(model) for model in (target, drafter)]
     shape = repr((target.config, drafter.config, target.dtype, sizes))
-    device = mx.device_info().get("device_name", "")
-    digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
-    return f"{name} {digest}, {device}, mlx {version('mlx')}"
+    return depth_key(name, hashlib.sha256(shape.encode()).hexdigest()[:12])
 
 
 def _identity(target: Target) -> str:

@@ -28,10 +28,12 @@ from mlx_gemma_mtp.weights import (
 
 
 class Size(NamedTuple):
-    """Bytes of weights: once they are loaded, and at most until they are."""
+    """Bytes of weights: once they are loaded, and at most until they are; and of a number in
+    activations, keys and values of what is loaded."""
 
     loaded: int
     loading: int
+    dtype_bytes: int
 
 
 class _Stored(NamedTuple):
@@ -76,7 +78,7 @@ def checkpoint_size(
     quantized stands beside what it becomes. (To join projections later takes less than a text.)
     Raises CheckpointError.
     """
-    dtype_bytes = activation_bytes(folder) if dtype is None else dtype.size
+    dtype_bytes = _activation_bytes(folder) if dtype is None else dtype.size
     loaded: dict[str | None, int] = {None: 0}
     passing: dict[str | None, int] = {None: 0}
     for tensor in _stored(folder):
@@ -87,10 +89,10 @@ def checkpoint_size(
     total, outside = sum(loaded.values()), loaded[None]
     outside_passing = passing.pop(None)
     in_layers = total - outside + max(passing.values(), default=0)
-    return Size(total, max(in_layers, total + outside_passing))
+    return Size(total, max(in_layers, total + outside_passing), dtype_bytes)
 
 
-def activation_bytes(folder: Path) -> int:
+def _activation_bytes(folder: Path) -> int:
     """Bytes of a number in activations, keys and values of what is loaded from a folder."""
     if mx.default_device() == mx.Device(mx.cpu):
         return 4

@@ -18,6 +18,7 @@ from mlx_gemma_mtp.weights import read_config, weight_files
 
 DEMO = Path(__file__).parent / "demo" / "gemma-4-demo-it"
 DRAFTER_SUFFIX = "-assistant"
+DEMO_DRAFTER = DEMO.with_name(DEMO.name + DRAFTER_SUFFIX)
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # what a checkpoint needs
 MAIN = "main"  # the revision that a name without one means
 

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.depth import MOST
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.footprint import activation_bytes, checkpoint_size
+from mlx_gemma_mtp.footprint import checkpoint_size
 from mlx_gemma_mtp.layers import ALL_EXPERTS_FROM
 from mlx_gemma_mtp.prefill import CHUNKS
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
@@ -176,6 +176,11 @@ class Pair(NamedTuple):
         working = max(reading, joining, playing, leaving) - rows.nbytes
         return Needs(self.target_bytes, self.drafter_bytes, sliding, rows.nbytes - sliding, working)
 
+    @property
+    def needs_to_load(self) -> int:
+        """Bytes to load it, and then for one text of LOAD_CONTEXT tokens."""
+        return max(self.loading, self.needs(LOAD_CONTEXT, 1).total)
+
     def longest_context(self, *, batch: int, have: int, sessions: int = 0) -> int:
         """The longest context whose `needs` fit into `have` bytes; 0 where none does."""
         low, high = 0, self.target.max_position_embeddings
@@ -190,9 +195,8 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
     """The pair in these folders, as `engine.load` would load it. Raises CheckpointError."""
     config = parse_config(TargetConfig.from_dict, read_config(folder), folder)
     target = checkpoint_size(folder, bits=bits)
-    dtype_bytes = activation_bytes(folder)
     if beside is None:
-        return Pair(config, None, target.loaded, 0, dtype_bytes, target.loading)
+        return Pair(config, None, target.loaded, 0, target.dtype_bytes, target.loading)
     own_bits = drafter_bits(folder, beside) if bits is None else bits
     drafter = checkpoint_size(beside, bits=own_bits)
     return Pair(
@@ -200,7 +204,7 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
         parse_config(DrafterConfig.from_dict, read_config(beside), beside),
         target.loaded,
         drafter.loaded,
-        dtype_bytes,
+        target.dtype_bytes,
         max(target.loading, target.loaded + drafter.loading),
     )
 
@@ -218,9 +222,14 @@ def available() -> int:
     except FileNotFoundError:  # a Mac without Metal
         found = None
     if found is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return installed()
     # MemAvailable leaves out what this process uses, MLX's cache of freed buffers included.
     return int(found[1]) * 1024 + mx.get_active_memory() + mx.get_cache_memory()
+
+
+def installed() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_resident() -> None:
@@ -278,25 +287,22 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
     if bits not in (None, 4, 8) or (quantized and bits is not None):
         return  # `weights` says what is wrong with that
     pair = read_pair(folder, beside, bits=bits)
-    context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
-
-    def most(pair: Pair) -> int:
-        return max(pair.loading, pair.needs(context, 1).total)
+    most = pair.target.max_position_embeddings
 
     def ways() -> Iterator[tuple[str, int]]:
         if not quantized:
             for fewer in (8, 4):
                 if bits is None or fewer < bits:
-                    yield f"bits={fewer}", most(read_pair(folder, beside, bits=fewer))
-            converted = read_pair(folder, beside, bits=4).needs(context, 1).total
+                    yield f"bits={fewer}", read_pair(folder, beside, bits=fewer).needs_to_load
+            converted = read_pair(folder, beside, bits=4).needs(LOAD_CONTEXT, 1).total
             yield "what `mgm convert --bits 4` makes of it", converted
         if beside is not None:
-            yield "the model without its drafter", most(read_pair(folder, None, bits=bits))
+            yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load
 
     check(
-        most(pair),
+        pair.needs_to_load,
         available() - mx.get_active_memory(),
-        f"{name}, with one text of {context:,} tokens,",
+        f"{name}, with one text of {min(LOAD_CONTEXT, most):,} tokens,",
         ways=ways(),
         despite="force=True or --force loads it all the same",
     )

@@ -1,40 +1,51 @@
 """What one run found out about depth, kept for the next in a small file.
 
-`depth.json` in the user's cache folder, or in MGM_CACHE_DIR. It only saves time: it can be
-deleted, a damaged one counts as none, and where it cannot be written nothing is kept.
+`folders.depth_file`. It only saves time: it can be deleted, a damaged one counts as none, and where
+it cannot be written nothing is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-from pathlib import Path
+from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
-from platformdirs import user_cache_dir
+import mlx.core as mx
 
 from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.depth import Depth
+from mlx_gemma_mtp.folders import depth_file
 
 FORMAT = 1  # of the file; another one counts as none
 
 
-def load_depth(key: str) -> Depth:
-    """Go on with what was saved under this key, or begin with nothing.
+def depth_key(name: str, digest: str) -> str:
+    """What costs and acceptance of a model depend on, with this device and MLX.
 
-    key: whatever costs and acceptance depend on: machine, model, quantization, versions.
+    digest: of all that is the model's, quantization too.
     """
-    # ArithmeticError: a number too large for a float. The others: not ours, or damaged.
-    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, ArithmeticError):
-        return Depth.from_json(remembered_depths()[key])
-    return Depth()
+    return f"{name} {digest}{_here()}"
+
+
+def load_depth(key: str) -> Depth:
+    """Go on with what was saved under this key, or begin with nothing."""
+    return _read(_remembered().get(key)) or Depth()
+
+
+def depths_of(name: str) -> Iterator[Depth]:
+    """What was saved on this device and with this MLX of a model, whatever its quantization."""
+    for key, saved in _remembered().items():
+        ours = key.startswith(f"{name} ") and key.endswith(_here())
+        if ours and (depth := _read(saved)) is not None:
+            yield depth
 
 
 def save_depth(key: str, depth: Depth) -> None:
     """Keep what this run found out, and what is there under other keys."""
     path = depth_file()
-    entries = {**remembered_depths(), key: depth.to_json()}
+    entries = {**_remembered(), key: depth.to_json()}
     text = json.dumps({"format": FORMAT, "entries": entries}, indent=1)
     # A full disk or a folder that is not ours must not end a run: the next one learns anew.
     with contextlib.suppress(OSError):
@@ -42,13 +53,19 @@ def save_depth(key: str, depth: Depth) -> None:
         write_whole(path, text.encode())
 
 
-def depth_file() -> Path:
-    """Where it is kept; it need not be there."""
-    folder = os.environ.get("MGM_CACHE_DIR") or user_cache_dir("mlx-gemma-mtp", appauthor=False)
-    return Path(folder) / "depth.json"
+def _here() -> str:
+    return f", {mx.device_info().get('device_name', '')}, mlx {version('mlx')}"
 
 
-def remembered_depths() -> dict[str, Any]:
+def _read(saved: Any) -> Depth | None:
+    """An entry; None for a damaged one, or none."""
+    try:
+        return Depth.from_json(saved)
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError):
+        return None
+
+
+def _remembered() -> dict[str, Any]:
     """What the file holds, by key; nothing if there is none, or not one of ours."""
     try:
         saved = json.loads(depth_file().read_text(encoding="utf-8"))

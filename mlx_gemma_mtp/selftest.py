@@ -90,8 +90,7 @@ def _engine(text: Text, *, with_drafter: bool) -> Engine:
         target = weights.load_target(hub.DEMO, dtype=mx.float32)
         if not with_drafter:
             return join_projections(target), None
-        beside = hub.DEMO.with_name(hub.DEMO.name + hub.DRAFTER_SUFFIX)
-        drafter = weights.load_drafter(beside, target.config, dtype=mx.float32)
+        drafter = weights.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
         return join_projections(target), join_projections(drafter)
 
     defaults = weights.read_generation_config(hub.DEMO)

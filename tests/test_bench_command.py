@@ -23,11 +23,10 @@ from mlx_gemma_mtp.remembered import load_depth
 # A size that a CPU can run, with experts.
 TINY = """
 from mlx_gemma_mtp.bench import synthetic
-from mlx_gemma_mtp.config import DrafterConfig
 SHAPE = {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "num_global_key_value_heads": 1, "head_dim": 32,
-    "global_head_dim": 64, "attention_k_eq_v": True, "sliding_window": 64,
+    "model_type": "gemma4_text", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
+    "head_dim": 32, "global_head_dim": 64, "attention_k_eq_v": True, "sliding_window": 64,
     "hidden_size_per_layer_input": 0,
 }
 EXPERTS = {
@@ -35,11 +34,9 @@ EXPERTS = {
 }
 synthetic.TARGETS["tiny"] = SHAPE | EXPERTS | {"num_hidden_layers": 6}
 KINDS = ["sliding_attention"] * 3 + ["full_attention"]
-synthetic._drafter = lambda size, target: DrafterConfig.from_dict({
+synthetic.settings = lambda size: (synthetic.TARGETS[size], {
     "model_type": "gemma4_assistant", "backbone_hidden_size": 64, "use_ordered_embeddings": False,
-    "text_config": SHAPE | {
-        "model_type": "gemma4_text", "num_hidden_layers": 4, "layer_types": KINDS
-    },
+    "text_config": SHAPE | {"num_hidden_layers": 4, "layer_types": KINDS},
 })
 """
 QUICK = "from mlx_gemma_mtp.bench import run; run.LEARNING = 6\n"

@@ -545,7 +545,9 @@ def test_what_was_learned_is_remembered_by_key(file: Path) -> None:
         b'{"format": 1, "entries": {"key": {"costs": {}, "acceptance": [2]}}}',
         b'{"format": 1, "entries": {"key": {"costs": {}, "acceptance": 1}}}',
         b'{"format": 1, "entries": {"key": {"costs": {}, "acceptance": [1e999]}}}',
-        b'{"format": 1, "entries": {"key": {"costs": {"1": {"0": [1' + b"0" * 400 + b", 3]}}}}}",
+        b'{"format": 1, "entries": {"key": {"costs": {"1": {"0": [1'
+        + b"0" * 400
+        + b', 3]}}, "acceptance": []}}}',
     ],
 )
 def test_a_damaged_or_foreign_file_counts_as_none_and_is_replaced(

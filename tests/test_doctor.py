@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import huggingface_hub
@@ -15,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fake_hub import DRAFTER_CONFIG, NAME, TARGET_CONFIG, HubCache, model_files, offline_cache
-from mlx_gemma_mtp import cli, doctor, memory, remembered, selftest
+from mlx_gemma_mtp import cli, doctor, folders, memory, remembered, selftest
 from mlx_gemma_mtp.acceptance import Acceptance
 from mlx_gemma_mtp.costs import Costs
 from mlx_gemma_mtp.depth import Depth
@@ -78,7 +77,7 @@ def test_the_report_says_what_is_here(hub_cache: HubCache, monkeypatch: pytest.M
     for one in (demo, model):
         assert one["needs_bytes"] > one["size_bytes"] / 2
         assert one["fits"] is True
-        assert one["longest_context"] >= doctor.CONTEXT
+        assert one["longest_context"] >= memory.LOAD_CONTEXT
         assert one["no_drafts"] is None
 
     monkeypatch.setattr(selftest, "run", lambda: GOOD)
@@ -128,19 +127,19 @@ def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubC
             slow.add(8, k, 0.01)
             fast.add(1, k, 0.01)
     pool = Acceptance.from_json([0.7] * 8)
-    device = mx.device_info()["device_name"]
-    here = f"{folder.name} 0123456789ab, {device}, mlx {version('mlx')}"
+    device = doctor.chip_name()
+    here = remembered.depth_key(folder.name, "0123456789ab")
 
     def reason(key: str, costs: Costs) -> str | None:
-        remembered.depth_file().unlink(missing_ok=True)
+        folders.depth_file().unlink(missing_ok=True)
         remembered.save_depth(key, Depth(costs, pool))
         return report(hub_cache)[NAME].no_drafts
 
     assert reason(here, fast) is None
     assert "batch 1 and 4 plain decoding" in str(reason(here, slow))
-    assert reason(here.replace(str(device), "Other Chip"), slow) is None
+    assert reason(here.replace(device, "Other Chip"), slow) is None
     assert reason(f"other{here}", slow) is None
-    file = remembered.depth_file()
+    file = folders.depth_file()
     for odd in ("", "[]", file.read_text().replace('"costs"', '"c"')):
         file.write_text(odd)
         assert report(hub_cache)[NAME].no_drafts is None

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TextIO
 
 SHAPES = "|/-\\"
+AFTER_SECONDS = 0.3  # nothing is shown of what is over by then
 PAUSE_SECONDS = 0.1
 
 
@@ -20,14 +21,18 @@ def can_draw(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def rewrite(stream: TextIO, line: str) -> None:
+    """Put this in place of the line at the foot of a terminal that can draw."""
+    stream.write(f"\r\x1b[K{line}")
+    stream.flush()
+
+
 class Spinner:
     """Spins within `with`, or until `stop`; not at all where the stream cannot draw."""
 
-    def __init__(self, what: str, stream: TextIO, *, after_seconds: float = 0.3) -> None:
-        """after_seconds: nothing is shown of what is over by then."""
+    def __init__(self, what: str, stream: TextIO) -> None:
         self._what = what
         self._stream = stream
-        self._after = after_seconds
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         if can_draw(stream):
@@ -52,18 +57,14 @@ class Spinner:
 
     def _spin(self) -> None:
         begun = time.monotonic()
-        if self._stopped.wait(self._after):
+        if self._stopped.wait(AFTER_SECONDS):
             return
         turn = 0
         while True:
             seconds = time.monotonic() - begun
             shape = SHAPES[turn % len(SHAPES)]
-            self._show(f"{shape} {self._what} {seconds:.0f} s")
+            rewrite(self._stream, f"{shape} {self._what} {seconds:.0f} s")
             if self._stopped.wait(PAUSE_SECONDS):
                 break
             turn += 1
-        self._show("")
-
-    def _show(self, text: str) -> None:
-        self._stream.write(f"\r\x1b[K{text}")
-        self._stream.flush()
+        rewrite(self._stream, "")

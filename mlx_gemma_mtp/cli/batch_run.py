@@ -7,7 +7,6 @@ request, the settings and the seed alone, so that an interrupted run ends like a
 from __future__ import annotations
 
 import dataclasses
-import os
 import secrets
 import sys
 import time
@@ -27,7 +26,6 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Completion, Engine
 
-INTERRUPTED = 130
 OnResult = Callable[["Completion | None"], None]  # None: it failed
 
 
@@ -70,14 +68,13 @@ def run(
                             on_result(ended)
             results.publish(failures)
         except KeyboardInterrupt:
-            fresh_line = "\n" if sys.stderr.isatty() else ""
             without = " without --restart" if restart else ""
-            print(
-                f"{fresh_line}mgm: interrupted; {len(results.done)} of {len(requests.lines)} "
-                f"results are kept, and the same command{without} goes on",
-                file=sys.stderr,
+            said = (
+                f"interrupted; {len(results.done)} of {len(requests.lines)} results are kept, "
+                f"and the same command{without} goes on"
             )
-            raise typer.Exit(INTERRUPTED) from None
+            print(options.interruption(said), file=sys.stderr)
+            raise typer.Exit(options.INTERRUPTED) from None
         if failures:
             number, failure = next(iter(sorted(failures.items())))
             raise MgmError(
@@ -178,7 +175,6 @@ def _bar(total: int) -> Iterator[Callable[[str], None]]:
         bars.TextColumn("{task.description}", markup=False),
         bars.TimeRemainingColumn(),
     )
-    console = Console(stderr=True, no_color="NO_COLOR" in os.environ)
-    with bars.Progress(*columns, console=console, transient=True) as bar:
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda said: bar.update(task, advance=1, description=said)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.plan import Plan
     from mlx_gemma_mtp.bench.record import Record
 
-INTERRUPTED = 130
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -126,7 +124,7 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     if isinstance(ended, MgmError):
         raise ended
     if ended is not None:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(options.INTERRUPTED)
 
 
 def _check_recommend(asked: Asked, plan: Plan) -> None:
@@ -245,10 +243,9 @@ def _command() -> str:
 
 def _tell(line: str) -> None:
     """What is going on: one line that changes on a terminal, lines elsewhere."""
-    from mlx_gemma_mtp.chat.spinner import can_draw
+    from mlx_gemma_mtp.chat.spinner import can_draw, rewrite
 
     if can_draw(sys.stderr):
-        sys.stderr.write(f"\r\x1b[K{line}")
-        sys.stderr.flush()
+        rewrite(sys.stderr, line)
     elif line:
         print(line, file=sys.stderr)

@@ -134,7 +134,7 @@ def _tasks(pair: options.Pair, asked: Asked) -> tuple[str, ...]:
     if is_demo and (asked.prompt_tokens or asked.depth):
         raise UsageError("the demo's prompts are as they are: no --prompt-tokens, no --depth")
     known = DEMO_TASKS if is_demo else TASKS
-    chosen = tuple(_distinct(asked.tasks.split(","))) if asked.tasks else known
+    chosen = tuple(_distinct(options.listed("--tasks", asked.tasks, str))) if asked.tasks else known
     for task in chosen:
         if task not in known:
             raise UsageError(f"--tasks takes {', '.join(known)}; not {task!r}")
@@ -159,7 +159,9 @@ def open_subject(pair: options.Pair, asked: Asked, plan: Plan) -> Opened:
     if asked.synthetic is None:
         fetch_missing(pair.model, pair.drafter)
         with Spinner(f"loading {pair.model}", sys.stderr):
-            return subject.loaded(pair.model, pair.beside, bits=pair.bits, force=pair.force)
+            return subject.loaded(
+                pair.model, options.beside(pair.drafter), bits=pair.bits, force=pair.force
+            )
     accept = options.listed("--accept", asked.accept or "0.8", _chance)
     with Spinner(f"drawing {asked.synthetic}", sys.stderr):
         return subject.random(

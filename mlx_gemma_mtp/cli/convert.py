@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_gemma_mtp.cli import options
+
 if TYPE_CHECKING:
     from mlx_gemma_mtp.convert.conversion import Conversion
     from mlx_gemma_mtp.convert.output import OnProgress, Progress
@@ -59,7 +61,7 @@ def convert(
     from mlx_gemma_mtp.convert.partial import partial_of
     from mlx_gemma_mtp.convert.plan import Options
 
-    options = Options(
+    chosen = Options(
         bits=bits,
         group_size=group_size,
         dtype=dtype,
@@ -67,13 +69,13 @@ def convert(
         rules=tuple(rule or ()),
         drafter_bits=drafter_bits,
     )
-    wanted = None if drafter == "none" else drafter
-    out = out or conversion.default_out(source, options)
+    wanted = options.beside(drafter)
+    out = out or conversion.default_out(source, chosen)
     try:
         if plan_only:
             from mlx_gemma_mtp.convert.dry_run import dry_run
 
-            print(dry_run(conversion.prepare(source, options, wanted, headers_only=True)))
+            print(dry_run(conversion.prepare(source, chosen, wanted, headers_only=True)))
             return
         if upload_repo is not None:
             upload.check_upload(upload_repo)
@@ -81,7 +83,7 @@ def convert(
             conversion.convert(
                 source,
                 out,
-                options,
+                chosen,
                 drafter=wanted,
                 resume=resume,
                 force=force,
@@ -94,9 +96,8 @@ def convert(
     except KeyboardInterrupt:
         begun = partial_of(out).exists()
         then = "; the same command with --resume goes on" if begun else ""
-        fresh_line = "\n" if sys.stderr.isatty() else ""
-        print(f"{fresh_line}mgm: interrupted{then}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print(options.interruption(f"interrupted{then}"), file=sys.stderr)
+        raise typer.Exit(options.INTERRUPTED) from None
 
 
 def _announce(conversion: Conversion) -> None:

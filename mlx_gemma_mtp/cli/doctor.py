@@ -86,14 +86,14 @@ def _print_report(report: Report) -> None:
 
 def _verdict(one: Checked) -> str:
     """What there is to say of a model, in one line."""
-    from mlx_gemma_mtp.doctor import CONTEXT
+    from mlx_gemma_mtp.memory import LOAD_CONTEXT
     from mlx_gemma_mtp.sizes import in_words
 
     if one.model.problem is not None:
         return one.model.problem
     assert one.needs_bytes is not None  # which all have that load
     said = [f"{in_words(one.model.size_bytes)} on disk"]
-    needs = f"needs {in_words(one.needs_bytes)} for {CONTEXT} tokens"
+    needs = f"needs {in_words(one.needs_bytes)} for {LOAD_CONTEXT} tokens"
     room = f"there is room for {one.longest_context}" if one.fits else "does not fit"
     said.append(f"{needs}, {room}")
     said.append("drafts" if one.no_drafts is None else f"drafts nothing: {one.no_drafts}")

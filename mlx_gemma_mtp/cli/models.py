@@ -6,8 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +31,7 @@ def list_models(
         found = {
             "schema": 1,
             "cache": str(hub.cache_folder()),
-            "models": [model_json(model) for model in models],
+            "models": [model.to_json() for model in models],
         }
         print(json.dumps(found, ensure_ascii=False))
         return
@@ -63,16 +62,6 @@ def remove(
     for one in removals:
         removal.remove(one)
         print(f"removed {one.name}, {in_words(one.size_bytes)} freed")
-
-
-def model_json(model: CachedModel) -> dict[str, Any]:
-    """A model as the commands print it: times as ISO 8601, in UTC."""
-    found = model.to_json()
-    for one in (found, found["drafter"]):
-        if one is not None and one["last_used"] is not None:
-            when = datetime.fromtimestamp(one["last_used"], UTC)
-            one["last_used"] = when.isoformat(timespec="seconds")
-    return found
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+INTERRUPTED = 130  # what a shell makes of Ctrl-C
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -38,11 +40,6 @@ class Pair:
         bool, typer.Option("--force", help="Load it also where it seems too large for the memory.")
     ] = False
 
-    @property
-    def beside(self) -> str | None:
-        """The drafter as `load` takes it."""
-        return None if self.drafter == "none" else self.drafter
-
     def load(self, *, max_batch: int = 8) -> Engine:
         """Load it, downloaded first if need be; says so where there is nothing to draft with."""
         from mlx_gemma_mtp import load
@@ -52,7 +49,11 @@ class Pair:
         fetch_missing(self.model, self.drafter)
         with Spinner(f"loading {self.model}", sys.stderr):
             engine = load(
-                self.model, self.beside, bits=self.bits, max_batch=max_batch, force=self.force
+                self.model,
+                beside(self.drafter),
+                bits=self.bits,
+                max_batch=max_batch,
+                force=self.force,
             )
         if self.drafter == "auto" and not engine.has_drafter:
             print(
@@ -94,6 +95,17 @@ class Sampling:
             num_draft_tokens=draft_count(self.num_draft_tokens),
             thinking=self.think,
         )
+
+
+def beside(drafter: str) -> str | None:
+    """--drafter as `load` takes it."""
+    return None if drafter == "none" else drafter
+
+
+def interruption(line: str) -> str:
+    """What to say on stderr, on a line of its own where a terminal shows ^C."""
+    fresh_line = "\n" if sys.stderr.isatty() else ""
+    return f"{fresh_line}mgm: {line}"
 
 
 def draft_count(num_draft_tokens: str) -> int | Literal["auto"]:

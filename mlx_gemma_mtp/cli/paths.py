@@ -12,13 +12,13 @@ def paths(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the folders and files that mgm uses."""
-    from mlx_gemma_mtp import folders, hub, remembered
+    from mlx_gemma_mtp import folders, hub
     from mlx_gemma_mtp.cli.models import print_columns
 
     found = {
         "sessions": folders.sessions_folder(),
         "history": folders.history_file(),
-        "depth": remembered.depth_file(),
+        "depth": folders.depth_file(),
         "models": hub.cache_folder(),
         "demo": hub.DEMO,
     }

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError
 
-STOPPED = 130
-WHAT_IS_KEPT = "mgm: stopped; the files that came whole are kept, and mgm pull fetches the others\n"
+WHAT_IS_KEPT = "stopped; the files that came whole are kept, and mgm pull fetches the others"
 
 
 def pull(
@@ -43,10 +43,10 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
 
     dry_run: tell only, on stdout. Ctrl-C ends the process. Raises as `download` says.
     """
-    from mlx_gemma_mtp import download, hub
+    from mlx_gemma_mtp import download, folders, hub
     from mlx_gemma_mtp.sizes import in_words
 
-    downloads = download.plan(model, None if drafter == "none" else drafter)
+    downloads = download.plan(model, options.beside(drafter))
     shown = sys.stdout if dry_run else sys.stderr
     width = max(len(one.name) for one in downloads)
     for one in downloads:
@@ -56,7 +56,7 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
         print(f"no drafter: there is no {hub.drafter_name(model)}", file=sys.stderr)
-    free = in_words(download.free_bytes())
+    free = in_words(folders.free_bytes(hub.cache_folder()))
     print(f"{free} free in {hub.cache_folder()}", file=shown)
     download.check_room(downloads)
     if dry_run:
@@ -94,9 +94,8 @@ def stoppable(repositories: Sequence[str]) -> Iterator[None]:
     def leave(*_: object) -> None:
         for path in parts() - before:
             path.unlink(missing_ok=True)
-        fresh_line = "\n" if sys.stderr.isatty() else ""
-        os.write(2, f"{fresh_line}{WHAT_IS_KEPT}".encode())  # it may be within a print
-        os._exit(STOPPED)
+        os.write(2, options.interruption(f"{WHAT_IS_KEPT}\n").encode())  # it may be within a print
+        os._exit(options.INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, leave)
     try:

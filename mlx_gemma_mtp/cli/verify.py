@@ -111,6 +111,7 @@ def _praise(verdict: Verdict) -> list[str]:
 
 def _show(what: str, done: int, total: int) -> None:
     """Progress, in one line of a terminal that goes when it is done."""
-    if sys.stderr.isatty():
-        shown = f"{what} {100 * done // max(1, total)} %" if done < total else ""
-        print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+    from mlx_gemma_mtp.chat.spinner import can_draw, rewrite
+
+    if can_draw(sys.stderr):
+        rewrite(sys.stderr, f"{what} {100 * done // max(1, total)} %" if done < total else "")
