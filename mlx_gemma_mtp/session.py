@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.atomic import replacing
 from mlx_gemma_mtp.cache import KVCache, capacity_for
 from mlx_gemma_mtp.config import TargetConfig
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
@@ -165,12 +166,8 @@ class Session:
                 arrays[f"{number}.values.{index}"] = values
         standings = [(one.length, one.first) for one in (now, *self._marks)]
         about = {"format": FORMAT, "model": self._model, "standings": json.dumps(standings)}
-        partial = path.with_name(f"{path.name}.partial.safetensors")  # MLX insists on the ending
-        try:
+        with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
             mx.save_safetensors(str(partial), arrays, about)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def restore(self, path: Path) -> None:
         """Take over what `save` wrote. Raises CheckpointError for anything else, or another model.

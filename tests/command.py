@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from mlx_gemma_mtp.cli import main
 
 SECONDS = 120  # longer than any of this takes on a busy machine
 
+# What the demo pair is asked, and what it says to SUM.
+SUM = "What is 17 + 25?"
+SUM_ANSWER = "17 + 25 = 42"
+LONG = "Write the numbers from 1 to 99."
+STORY = "Tell me a story."
+GREEDY = ("--temperature", "0")
+
 Done = subprocess.CompletedProcess[str]
+Here = Callable[..., Done]
 
 
 def command(before: str = "") -> list[str]:
@@ -72,6 +80,16 @@ def run_here(
     code = left.value.code
     assert isinstance(code, int)
     return Done(arguments, code, *capfd.readouterr())
+
+
+@pytest.fixture(name="here")
+def generate_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """`mgm generate` in this process, with these arguments."""
+
+    def run(*arguments: str | Path, stdin: str = "") -> Done:
+        return run_here(monkeypatch, capfd, ["generate", *arguments], stdin)
+
+    return run
 
 
 def assert_plain(done: Done) -> None:

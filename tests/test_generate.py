@@ -1,15 +1,11 @@
-"""`mgm generate` with the demo pair: prompts of any kind, whoever reads, and `--check`."""
+"""`mgm generate` with the demo pair: prompts of any kind, Ctrl-C, and `--check`."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +13,37 @@ import mlx.core as mx
 import pytest
 
 from command import (
+    GREEDY,
+    LONG,
     MGM,
     SECONDS,
-    Done,
+    STORY,
+    SUM,
+    SUM_ANSWER,
+    Here,
     assert_one_line,
     assert_plain,
     environment,
     found,
+    generate_here,  # noqa: F401 - the fixture `here`
     mgm,
-    run_here,
 )
 from mlx_gemma_mtp import speculate
 from mlx_gemma_mtp.hub import DEMO
 from mlx_gemma_mtp.text import MARKERS, Text
 
-SUM = "What is 17 + 25?"
-SUM_ANSWER = "17 + 25 = 42"
-STORY = "Tell me a story."
-LONG = "Write the numbers from 1 to 99."
-GREEDY = ("--temperature", "0")
 EMOJI = "So: 😀é 日!"
 TURN_END = 106
-
-Here = Callable[..., Done]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """`mgm generate` in this process."""
-
-    def run(*arguments: str | Path, stdin: str = "") -> Done:
-        return run_here(monkeypatch, capfd, ["generate", *arguments], stdin)
-
-    return run
+# Ctrl-C while the first piece of a text is being shown.
+INTERRUPTED = """
+import signal
+from mlx_gemma_mtp.chat.screen import Screen
+answer = Screen.answer
+def interrupted(self, text):
+    answer(self, text)
+    signal.raise_signal(signal.SIGINT)
+Screen.answer = interrupted
+"""
 
 
 @pytest.fixture(scope="module")
@@ -235,28 +229,10 @@ def test_characters_split_over_tokens_come_out_whole(
     assert found(here("Hi", "--json"))["text"] == EMOJI
 
 
-def test_a_reader_that_has_enough_ends_it_quietly_with_141() -> None:
-    line = f"{shlex.join([*MGM, 'generate', LONG, *GREEDY])} | head -c 20; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, timeout=SECONDS, env=environment()
-    )
-    assert (done.stdout, done.stderr) == ("1, 2, 3, 4, 5, 6, 7,141\n", "")
-
-
 def test_an_interrupt_ends_a_text_with_130_and_no_traceback() -> None:
-    process = subprocess.Popen(
-        [*MGM, "generate", LONG, *GREEDY],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
-    assert process.stdout is not None
-    assert os.read(process.stdout.fileno(), 1) == b"1"
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130
-    assert b"99" not in rest
-    assert b"Traceback" not in errors
+    done = mgm(["generate", LONG, *GREEDY], before=INTERRUPTED)
+    assert_plain(done)
+    assert (done.returncode, done.stdout) == (130, "1")
 
 
 def test_where_no_drafter_is_found_stderr_says_so(here: Here, tmp_path: Path) -> None:

@@ -5,39 +5,31 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from command import MGM, SECONDS, Done, assert_plain, environment, found, run_here
+from command import (
+    GREEDY,
+    STORY,
+    SUM,
+    Done,
+    Here,
+    assert_plain,
+    found,
+    generate_here,  # noqa: F401 - the fixture `here`
+    mgm,
+)
 from mlx_gemma_mtp.cli import results_file
 from mlx_gemma_mtp.cli.requests_file import read
 from mlx_gemma_mtp.cli.results_file import ResultsFile
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.sampling import SamplingParams
 
-SUM = "What is 17 + 25?"
-STORY = "Tell me a story."
-GREEDY = ("--temperature", "0")
 SHORT = SamplingParams(max_tokens=4)
-
-Here = Callable[..., Done]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """`mgm generate` in this process."""
-
-    def run(*arguments: str | Path, stdin: str = "") -> Done:
-        return run_here(monkeypatch, capfd, ["generate", *arguments], stdin)
-
-    return run
 
 
 def write_lines(path: Path, lines: list[Any]) -> Path:
@@ -65,23 +57,19 @@ def a_hundred(rng: np.random.Generator) -> list[dict[str, Any]]:
     return lines
 
 
-def interrupted(arguments: list[str], partial: Path, lines: int, with_signal: int) -> Done:
-    """A run that gets a signal once so many lines are in `OUT.partial`."""
-    process = subprocess.Popen(
-        [*MGM, "generate", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        text=True,
-    )
-    deadline = time.monotonic() + SECONDS
-    while not partial.exists() or partial.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(with_signal)
-    out, errors = process.communicate(timeout=SECONDS)
-    return Done(arguments, process.returncode, out, errors)
+def interrupted(arguments: list[str], count: int, with_signal: signal.Signals) -> Done:
+    """A run that gets a signal once so many results are there."""
+    before = f"""
+import signal
+from mlx_gemma_mtp.cli.results_file import ResultsFile
+add = ResultsFile.add
+def interrupted(self, number, result):
+    add(self, number, result)
+    if len(self.done) == {count}:
+        signal.raise_signal({with_signal:d})
+ResultsFile.add = interrupted
+"""
+    return mgm(["generate", *arguments], before=before)
 
 
 def test_a_batch_interrupted_twice_gives_the_results_of_one_that_was_not(
@@ -91,16 +79,14 @@ def test_a_batch_interrupted_twice_gives_the_results_of_one_that_was_not(
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = ["--batch-file", str(source), "--out", str(out)]
 
-    done = interrupted(
-        [*command, "--max-batch", "3", "--num-draft-tokens", "0"], partial, 25, signal.SIGINT
-    )
+    done = interrupted([*command, "--max-batch", "3", "--num-draft-tokens", "0"], 25, signal.SIGINT)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (130, "")
     kept = partial.read_bytes()
-    count = kept.count(b"\n") - 1
-    assert f"{count} of 100 results are kept" in done.stderr
+    assert kept.count(b"\n") == 1 + 25
+    assert "25 of 100 results are kept" in done.stderr
 
-    done = interrupted([*command, "--drafter", "none"], partial, 60, signal.SIGKILL)
+    done = interrupted([*command, "--drafter", "none"], 60, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     assert partial.read_bytes().startswith(kept)
     with partial.open("ab") as file:
@@ -111,7 +97,7 @@ def test_a_batch_interrupted_twice_gives_the_results_of_one_that_was_not(
     done = here(*command)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (0, "")
-    assert re.match(r"\d\d results are there already\n\d\d texts, \d+ tokens, ", done.stderr)
+    assert re.match(r"60 results are there already\n40 texts, \d+ tokens, ", done.stderr)
     assert not partial.exists()
 
     whole = tmp_path / "whole.jsonl"
@@ -335,7 +321,8 @@ def test_what_somebody_else_wrote_is_left_alone(out: Path) -> None:
 def test_a_full_disk_is_one_line_and_keeps_what_is_there(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = begin(out)
+    out.write_text("before")
+    first = begin(out, restart=True)
     first.add(1, {"text": "a"})
 
     def full(*_: Any) -> int:
@@ -345,5 +332,10 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_there(
         patch.setattr(results_file.os, "pwrite", full)
         with pytest.raises(MgmError, match="No space left"):
             first.add(2, {"text": "b"})
+        patch.setattr(results_file.os, "fsync", full)
+        with pytest.raises(MgmError, match="No space left"):
+            first.publish({})
     first.close()
+    assert {path.name for path in out.parent.iterdir()} == {out.name, first.path.name}
+    assert out.read_text() == "before"
     assert begin(out).done == {1}

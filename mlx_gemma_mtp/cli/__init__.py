@@ -24,7 +24,7 @@ from mlx_gemma_mtp.cli.paths import paths
 from mlx_gemma_mtp.cli.pull import pull
 from mlx_gemma_mtp.cli.sessions import sessions
 from mlx_gemma_mtp.cli.verify import verify
-from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.errors import MgmError
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell reports of others in this case
 
@@ -81,7 +81,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def bare(
     version: Annotated[
         bool,
         typer.Option(
@@ -89,7 +89,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Options of the bare command; the docstring shown to people is the app's."""
+    """The options of `mgm` without a command; the docstring shown to people is the app's."""
 
 
 def main() -> None:
@@ -105,8 +105,6 @@ def main() -> None:
         app()
     except MgmError as error:
         _fail(str(error), error.exit_code)
-    except UnicodeDecodeError:
-        _fail("the input is not UTF-8 text", UsageError.exit_code)
     except Exception as error:  # noqa: BLE001 - what nobody foresaw, without its traceback
         said = " ".join(f"{type(error).__name__}: {error}".split())
         _fail(f"{said} (MGM_DEBUG=1 shows where)", MgmError.exit_code)

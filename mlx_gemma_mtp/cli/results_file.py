@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlx_gemma_mtp.atomic import replacing
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 FORMAT = "mgm batch 1"
@@ -100,9 +101,9 @@ class ResultsFile:
         return about
 
     @property
-    def done(self) -> frozenset[int]:
-        """Numbers of the requests that have their results."""
-        return frozenset(self._places)
+    def done(self) -> Set[int]:
+        """Numbers of the requests that have their results, as they come."""
+        return self._places.keys()
 
     def add(self, number: int, result: Mapping[str, Any]) -> None:
         """Keep the result of one request, whatever becomes of this process. Raises MgmError."""
@@ -118,9 +119,8 @@ class ResultsFile:
         Where there are none of these nothing is left to do, and `OUT.partial` goes.
         Raises MgmError.
         """
-        ordered = self.out.with_name(self.out.name + ".ordered")
         with self._writing():
-            with ordered.open("wb") as file:
+            with replacing(self.out) as ordered, ordered.open("wb") as file:
                 for number in sorted({*self._places, *failures}):
                     if number in failures:
                         file.write(_line(failures[number]))
@@ -129,7 +129,6 @@ class ResultsFile:
                         file.write(os.pread(self._file, end - start, start))
                 file.flush()
                 os.fsync(file.fileno())
-            ordered.replace(self.out)
             if not failures:
                 self.path.unlink()
 
