@@ -124,6 +124,7 @@ class Engine:
         depth = depth or (Depth() if remember is None else load_depth(remember))
         self.config = target.config
         self.has_drafter = drafter is not None
+        self._pair = memory.Pair.of(target, drafter)
         self._identity = mlx_worker().run(lambda: _identity(target))
         self._defaults = defaults
         self._max_batch = max_batch
@@ -248,6 +249,12 @@ class Engine:
     def plain_tokens_per_second(self) -> float | None:
         """What one text alone gets here without drafts; None as long as that was not measured."""
         return mlx_worker().run(lambda: self._depth.plain_tokens_per_second)
+
+    def longest_context(self) -> int:
+        """Most tokens of one kept text that there is room for; 0 where that is none."""
+        return mlx_worker().run(
+            lambda: self._pair.longest_context(batch=1, have=memory.available(), sessions=1)
+        )
 
     def _submit(self, request: Request) -> Generation:
         session = request.session

@@ -3,25 +3,31 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from command import SECONDS, Done, assert_one_line, environment, found, run_here
+from command import SECONDS, SUM, Done, assert_one_line, environment, found, run_here
 from mlx_gemma_mtp import Chunk, Completion, SamplingParams
+from mlx_gemma_mtp.channels import ToolCall
 from mlx_gemma_mtp.chat import clipboard, commands, editor, journal, statistics, store, transcript
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import Call, parse
-from mlx_gemma_mtp.chat.loading import Loaded
+from mlx_gemma_mtp.chat.loading import Loaded, open_pair
 from mlx_gemma_mtp.chat.obey import obey
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import Gauge
+from mlx_gemma_mtp.chat.talk import answer_lines
 from mlx_gemma_mtp.chat.terminal import Interrupts
-from mlx_gemma_mtp.chat.transcript import Models, Said, Transcript
+from mlx_gemma_mtp.chat.transcript import Models, Said, Transcript, shortened
 from mlx_gemma_mtp.errors import (
     CheckpointError,
     MgmError,
@@ -45,6 +51,8 @@ class Engine:
     """Answers with what it is given, and remembers what it was asked."""
 
     has_drafter = True
+    config = SimpleNamespace(max_position_embeddings=8192)
+    room = 4096
 
     def __init__(self, *answers: Completion | MgmError) -> None:
         self.answers = list(answers)
@@ -73,6 +81,9 @@ class Engine:
 
     def plain_tokens_per_second(self) -> float | None:
         return None
+
+    def longest_context(self) -> int:
+        return self.room
 
     def close(self) -> None:
         self.closed = True
@@ -155,14 +166,52 @@ def test_the_line_of_numbers_holds_what_was_measured_and_no_more() -> None:
         "MTP 2.7 tok/round, 78 % accepted · ctx 4.1k/32k (3.8k reused) · 9.2 GB"
     )
     assert " vs " not in statistics.line(stats, Gauge(None, 32_000, 1))
-    plain = Stats(prompt_tokens=9, generated_tokens=1)
+    plain = Stats(prompt_tokens=9, generated_tokens=1, decode_seconds=0.1)
     assert (
         statistics.line(plain, Gauge(32.6, 4096, 48e6))
         == "1 tok · no drafts · ctx 10/4.1k · 48.0 MB"
     )
 
 
+def test_it_is_told_whether_the_context_or_max_tokens_cut_an_answer_short() -> None:
+    talk = Talk(said("one", finish_reason="length"), said("two", finish_reason="length"))
+    talk.chat.ask("Hi")
+    assert "(cut short: the context is full)" in talk.err.getvalue()
+    talk.obey("/set max_tokens 1")
+    talk.chat.ask("Hi")
+    assert talk.err.getvalue().count("the context is full") == 1
+    assert "(cut short at max_tokens, 1)" in talk.err.getvalue()
+
+
+@pytest.mark.parametrize(("used", "told"), [(3686, False), (3687, True)])  # of 4096
+def test_a_context_is_told_to_be_nearly_full_from_nine_tenths_on(used: int, told: bool) -> None:
+    talk = Talk(replace(said("one"), stats=Stats(prompt_tokens=used - 1)))
+    talk.chat.ask("Hi")
+    assert ("3.7k of 4.1k tokens of context are in use" in talk.err.getvalue()) == told
+
+
+def test_a_call_of_a_tool_is_told_and_kept_out_of_the_answer() -> None:
+    talk = Talk(replace(said("one"), tool_calls=(ToolCall("look", {}, "look()"),)))
+    talk.chat.ask("Hi")
+    assert "a tool was called" in talk.err.getvalue()
+    assert talk.chat.transcript.answer == {"role": "assistant", "content": "one"}
+
+
+def test_a_long_text_is_cut_where_one_line_ends() -> None:
+    assert shortened("a\n b", 3) == "a b"
+    assert shortened("abcd", 3) == "ab…"
+
+
 # What was meant
+
+
+def test_piped_lines_are_utf_8_whatever_the_locale_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.BytesIO("é 🦊\n \n/help\r\nlast".encode() + b"\n\xff\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="latin-1"))
+    talk = Talk(*[said("yes")] * 3, terminal=False)
+    with pytest.raises(UsageError, match="not UTF-8 text"):
+        answer_lines(talk.chat)
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == ["é 🦊", "/help", "last"]
 
 
 def test_a_slash_begins_a_command_and_a_path_or_several_lines_a_message() -> None:
@@ -236,6 +285,16 @@ def test_drafts_and_settings_are_taken_as_typed_or_not_at_all() -> None:
     assert talk.chat.params.stop_strings == ()
 
 
+def test_no_drafts_are_asked_for_where_nothing_drafts() -> None:
+    talk = Talk()
+    talk.engine.has_drafter = False
+    with pytest.raises(UsageError, match="--drafter"):
+        talk.obey("/mtp 3")
+    assert talk.chat.params == SamplingParams()
+    talk.obey("/mtp 0")
+    assert talk.chat.params.num_draft_tokens == 0
+
+
 # What is kept
 
 
@@ -290,6 +349,43 @@ def test_a_question_without_answer_is_asked_again_or_gives_way() -> None:
             talk.obey(command)
 
 
+@pytest.mark.parametrize("moment", ["before it is known", "while the prompt is read"])
+def test_ctrl_c_stops_a_prefill_and_the_question_can_be_asked_again(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    talk = Talk(said("42"))
+    interrupts, spinner = talk.chat.interrupts, talk.chat.screen.spinner
+    assert interrupts
+
+    def read_prompt(generation: Generation) -> None:
+        deadline = time.monotonic() + 10
+        while not generation.stopping and time.monotonic() < deadline:
+            time.sleep(0.01)
+        reason = "cancelled" if generation.stopping else "stop"
+        generation.set_result(said("", finish_reason=reason))
+
+    def submit(*arguments: Any, session: Any) -> Generation:
+        generation = Generation()
+        threading.Thread(target=read_prompt, args=[generation]).start()
+        if moment == "before it is known":
+            interrupts.press(signal.SIGINT, None)
+        return generation
+
+    def begin_to_spin(what: str) -> Any:
+        if moment == "while the prompt is read":
+            interrupts.press(signal.SIGINT, None)
+        return spinner(what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(talk.engine, "submit", submit)
+        patch.setattr(talk.chat.screen, "spinner", begin_to_spin)
+        talk.chat.ask(SUM)
+    assert "(stopped before the answer: /regen asks again)" in talk.err.getvalue()
+    assert talk.messages == [("user", SUM)]
+    talk.obey("/regen")
+    assert talk.messages[-1] == ("assistant", "42")
+
+
 def test_what_was_said_until_it_was_stopped_is_the_answer() -> None:
     talk = Talk(said("half an", finish_reason="cancelled"), said("ok"))
     talk.chat.ask("Hi")
@@ -303,12 +399,11 @@ def test_clear_begins_another_conversation_and_leaves_the_first_where_it_is() ->
     talk.chat.ask("first")
     talk.obey("/clear")
     assert talk.messages == []
-    assert len(store.kept()) == 1
+    [first] = store.paths()
+    os.utime(first, (1, 1))
     talk.chat.ask("second")
-    assert [one.said and one.said.title for one in store.kept()] in (
-        ["second", "first"],
-        ["first", "second"],  # within the clock's grain
-    )
+    assert [one.said and one.said.title for one in store.kept()] == ["second", "first"]
+    assert store.last() == talk.chat.transcript.path != first
     assert talk.engine.asked[1] == [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "second"},
@@ -338,6 +433,30 @@ def test_a_disk_that_is_full_is_told_once_and_the_chat_goes_on(
     assert path.read_bytes() == before
     assert talk.messages[-1] == ("assistant", "three")
 
+    handles = len(list(Path("/dev/fd").iterdir()))
+    late = Talk(said("one"), said("two"))
+    late.chat.ask("first")
+    late.chat.ask("second")
+    assert late.err.getvalue().count("not kept") == 1
+    assert store.paths() == [path]
+    assert len(list(Path("/dev/fd").iterdir())) == handles
+
+
+def test_a_copy_says_not_when_something_was_said(tmp_path: Path) -> None:
+    talk = Talk(said("one"))
+    talk.chat.ask("first")
+    talk.obey(f"/save {tmp_path / 'copy'}")
+    copied = journal.parse((tmp_path / "copy").read_bytes(), tmp_path)
+    assert [list(event) for event in copied] == [["models", "system"], ["message"], ["message"]]
+
+
+def test_a_loaded_conversation_goes_on_with_the_model_that_is_here(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    Transcript(Said(Models("another"), "Be kind.", messages)).save(tmp_path / "copy")
+    talk = Talk()
+    talk.obey(f"/load {tmp_path / 'copy'}")
+    assert talk.chat.transcript.said == Said(Models(), "Be kind.", messages)
+
 
 def test_a_cache_that_is_no_good_is_told_in_a_line(tmp_path: Path) -> None:
     talk = Talk(said("one"))
@@ -363,6 +482,9 @@ def test_files_that_are_no_conversations_are_refused(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(MgmError, match=name):
             transcript.load(path)
+        for _ in range(2):  # the first try lets go of it
+            with pytest.raises(MgmError, match="remove it"):
+                Transcript.reopened(path)
 
 
 # Another model
@@ -394,9 +516,7 @@ def test_where_two_models_do_not_fit_the_old_one_makes_room_and_comes_back(tmp_p
         loaded.append(models.model)
         if models.model != "demo":
             raise CheckpointError("damaged")
-        engine: Any = Engine(said("back again"))
-        engine.config = SimpleNamespace(max_position_embeddings=4096)
-        return engine
+        return Engine(said("back again"))
 
     talk = Talk()
     talk.obey(f"/model {folder}", load)
@@ -405,6 +525,26 @@ def test_where_two_models_do_not_fit_the_old_one_makes_room_and_comes_back(tmp_p
     assert "damaged" in talk.err.getvalue()
     talk.chat.ask("Hi")
     assert talk.out.getvalue() == b"back again\n"
+
+
+def test_where_the_old_model_cannot_come_back_it_is_said_that_none_is_loaded() -> None:
+    def load(models: Models) -> Any:
+        raise NotEnoughMemoryError("no room")
+
+    talk = Talk()
+    with pytest.raises(MgmError, match=r"^no room; no model is loaded now: /model NAME loads one$"):
+        talk.obey("/model demo", load)
+    assert talk.engine.closed
+    talk.obey("/model demo", lambda _: Engine(said("here")))
+    talk.chat.ask("Hi")
+    assert talk.out.getvalue() == b"here\n"
+
+
+def test_the_context_is_what_there_is_room_for_else_the_models_own() -> None:
+    engine: Any = Engine()
+    assert open_pair(Models(), lambda _: engine).context == engine.room
+    engine.room = 0
+    assert open_pair(Models(), lambda _: engine).context == 8192
 
 
 # The clipboard
@@ -453,6 +593,9 @@ def test_sessions_are_listed_and_removed_with_their_caches(
     assert path
     store.cache_of(path).write_bytes(b"12345")
     (data / "sessions" / "broken.jsonl").write_bytes(b"?\n")
+    strangers = [data / "sessions" / name for name in ("my notes.jsonl", "copy.jsonl.jsonl")]
+    for stranger in strangers:
+        stranger.write_bytes(path.read_bytes())
 
     assert "My name is Anna." in sessions().stdout
     listed = {one["name"]: one for one in found(sessions("--json"))["sessions"]}
@@ -460,16 +603,18 @@ def test_sessions_are_listed_and_removed_with_their_caches(
     assert listed["broken"]["problem"]
     assert listed[path.stem]["cache_bytes"] == 5
     assert listed[path.stem]["turns"] == 1
-    assert store.last() != data / "sessions" / "broken.jsonl"
+    assert store.last().stem not in ("broken", "my notes", "copy.jsonl")
 
     assert sessions("rm", path.stem).stdout == f"removed {path.stem}\n"
     assert not path.exists()
     assert not store.cache_of(path).exists()
     assert_one_line(sessions("rm", path.stem), 2, path.stem)
-    assert_one_line(sessions("rm", "../history"), 2, "name")
+    for name in ("../history", "copy.jsonl"):
+        assert_one_line(sessions("rm", name), 2, "is no name")
     assert_one_line(sessions("rm"), 2, "--all")
     sessions("rm", "--all")
     assert store.kept() == []
+    assert all(stranger.exists() for stranger in strangers)
     assert_one_line(run_here(monkeypatch, capfd, ["chat", "-c"]), 2, "no conversation")
 
 
@@ -497,11 +642,12 @@ def test_paths_are_those_of_the_system_or_as_the_variables_say(
 TEN_TURNS = """
 import io, json, sys
 sys.modules["torch"] = None  # see command.py
-from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp import SamplingParams, hub, load, memory
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.loading import Loaded
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Models, Said, Transcript
+from mlx_gemma_mtp.worker import mlx_worker
 
 models = Models()
 params = SamplingParams(temperature=0, max_tokens=64, num_draft_tokens=2, thinking=True)
@@ -513,14 +659,31 @@ with load("demo") as engine:
         prompts.append(chat.transcript.prompt[:-1])
         turns.append([chat.last.prompt_tokens, chat.last.reused_tokens, chat.transcript.answer])
     fresh = [engine.generate(prompt, params)[0].message for prompt in prompts[::3]]
-print(json.dumps([turns, fresh]))
+    pair = memory.read_pair(*hub.find_pair("demo", "auto"))
+    room = mlx_worker().run(lambda: pair.needs(500, batch=1, sessions=1).total)
+    memory.available = lambda: room
+    fits = engine.longest_context()
+    needs = mlx_worker().run(lambda: [pair.needs(n, 1, 1).total - room for n in (fits, fits + 1)])
+print(json.dumps([turns, fresh, needs]))
 """
 
 
-def test_ten_turns_with_thoughts_prefill_what_is_new_and_say_what_they_say_from_nothing() -> None:
+@pytest.fixture(scope="module")
+def ten_turns() -> Any:
     program = [sys.executable, "-c", TEN_TURNS]
     done = subprocess.run(program, capture_output=True, timeout=SECONDS, env=environment())
-    turns, fresh = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_an_engine_tells_the_longest_text_that_it_has_room_to_keep(ten_turns: Any) -> None:
+    longest, longer = ten_turns[2]
+    assert longest <= 0 < longer
+
+
+def test_ten_turns_with_thoughts_prefill_what_is_new_and_say_what_they_say_from_nothing(
+    ten_turns: Any,
+) -> None:
+    turns, fresh, _ = ten_turns
     assert turns[0][2]["reasoning"]
     # Every third turn: reading all of the conversation ten times is slow on a CPU.
     assert [answer for _, _, answer in turns[::3]] == fresh

@@ -34,11 +34,16 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, events: Iterable[Event]) -> Journal:
-        """Begin a file with these. Raises OSError, FileExistsError among others."""
+        """Begin a file with these. Raises OSError, FileExistsError among them, and leaves none."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         journal = cls(path, os.open(path, flags, 0o600))
-        journal.write(HEAD, *events)
+        try:
+            journal.write(HEAD, *events)
+        except OSError:
+            journal.close()
+            path.unlink()
+            raise
         return journal
 
     @classmethod

@@ -13,10 +13,11 @@ from mlx_gemma_mtp.chat import clipboard, transcript
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import SETTINGS, Call, help_text
 from mlx_gemma_mtp.chat.loading import Load, switch
-from mlx_gemma_mtp.chat.transcript import Said
+from mlx_gemma_mtp.chat.transcript import Said, shortened
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.sampling import SamplingParams
 
+SHOWN = 60  # characters of a question
 UNSET = {"seed": "a fresh one each time", "max_tokens": "the context", "stop": "none"}
 
 
@@ -54,7 +55,7 @@ def _undo(chat: Chat, rest: str) -> None:
     question = chat.transcript.undo()
     if question is None:
         raise UsageError("there is nothing to take back")
-    chat.screen.note(f"(taken back: {_shortened(question)})")
+    chat.screen.note(f"(taken back: {shortened(question, SHOWN)})")
 
 
 def _system(chat: Chat, rest: str) -> None:
@@ -141,7 +142,7 @@ def _load(chat: Chat, rest: str) -> None:
     said = _read_conversation(_path(rest, "/load"))
     said.models = chat.loaded.models  # who it was said to is past
     chat.begin(said)
-    chat.screen.note(f"(loaded: {said.turns} turns, the last one: {_shortened(_last(said))})")
+    chat.screen.note(f"(loaded: {said.turns} turns, the last one: {shortened(_last(said), SHOWN)})")
 
 
 def _read(chat: Chat, rest: str) -> None:
@@ -218,8 +219,3 @@ def _name_and_text(rest: str) -> tuple[str, str]:
 def _last(said: Said) -> str:
     questions = [message["content"] for message in said.messages if message["role"] == "user"]
     return questions[-1] if questions else ""
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"

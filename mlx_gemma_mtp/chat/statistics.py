@@ -25,15 +25,8 @@ def line(stats: Stats, gauge: Gauge) -> str:
     parts = [f"{stats.generated_tokens} tok", _speed(stats, gauge.plain)]
     if stats.first_token_seconds:
         parts.append(f"first token {stats.first_token_seconds:.2f} s")
-    parts += [_drafts(stats), context(stats, gauge), in_words(gauge.memory)]
+    parts += [_drafts(stats), _context(stats, gauge), in_words(gauge.memory)]
     return " · ".join(part for part in parts if part)
-
-
-def context(stats: Stats, gauge: Gauge) -> str:
-    """How much of the context is in use: `ctx 4.1k/32k (3.8k reused)`."""
-    used = short(stats.prompt_tokens + stats.generated_tokens)
-    reused = f" ({short(stats.reused_tokens)} reused)" if stats.reused_tokens else ""
-    return f"ctx {used}/{short(gauge.context)}{reused}"
 
 
 def short(count: int) -> str:
@@ -45,7 +38,7 @@ def short(count: int) -> str:
 
 def _speed(stats: Stats, plain: float | None) -> str:
     speed = stats.decode_tokens_per_second
-    if not speed or speed <= 0:
+    if not speed:
         return ""
     beside = f" ({speed / plain:.1f}x vs {plain:.1f})" if plain and stats.drafted else ""
     return f"{speed:.1f} tok/s{beside}"
@@ -56,3 +49,9 @@ def _drafts(stats: Stats) -> str:
         return "no drafts"
     length, rate = stats.acceptance_length, stats.acceptance_rate
     return f"MTP {length:.1f} tok/round, {100 * rate:.0f} % accepted"
+
+
+def _context(stats: Stats, gauge: Gauge) -> str:
+    used = short(stats.prompt_tokens + stats.generated_tokens)
+    reused = f" ({short(stats.reused_tokens)} reused)" if stats.reused_tokens else ""
+    return f"ctx {used}/{short(gauge.context)}{reused}"

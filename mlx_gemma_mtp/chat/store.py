@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.folders import sessions_folder
 
 ENDING = ".jsonl"
-_NAME = re.compile(r"\w[\w.-]{0,99}")
+_NAME = re.compile(r"\w[\w.-]{0,99}(?<!\.jsonl)")
 
 
 class Kept(NamedTuple):
@@ -37,7 +38,7 @@ class Kept(NamedTuple):
 
 def path_of(name: str) -> Path:
     """The journal of this name, there or not. Raises UsageError for what cannot be a name."""
-    if not _NAME.fullmatch(name) or name.endswith(ENDING):
+    if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name[:200]!r} is no name for a conversation: letters, digits, dots and dashes"
         )
@@ -55,10 +56,20 @@ def new_path() -> Path:
     return path_of(f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 
+def paths() -> list[Path]:
+    """The journals of all conversations, the one used last in front; what has no name is none."""
+    used = {}
+    for path in sessions_folder().glob(f"*{ENDING}"):
+        if _NAME.fullmatch(path.stem):
+            with suppress(FileNotFoundError):  # removed just now
+                used[path] = path.stat().st_mtime
+    return sorted(used, key=used.__getitem__, reverse=True)
+
+
 def kept() -> list[Kept]:
     """All conversations, the one used last in front."""
     found = []
-    for path in sessions_folder().glob(f"*{ENDING}"):
+    for path in paths():
         said, problem = None, None
         try:
             about, cache = path.stat(), cache_of(path)
@@ -69,14 +80,15 @@ def kept() -> list[Kept]:
         except (MgmError, OSError) as error:
             problem = str(error)
         found.append(Kept(path.stem, said, problem, about.st_mtime, about.st_size, cache_bytes))
-    return sorted(found, key=lambda one: one.last_used, reverse=True)
+    return found
 
 
 def last() -> Path:
     """The conversation used last. Raises UsageError where there is none."""
-    for one in kept():
-        if one.said is not None:
-            return path_of(one.name)
+    for path in paths():
+        with suppress(MgmError, OSError):  # it cannot be read
+            transcript.load(path)
+            return path
     raise UsageError(f"there is no conversation to continue in {sessions_folder()}: begin one")
 
 

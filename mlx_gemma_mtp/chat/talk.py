@@ -9,7 +9,7 @@ from mlx_gemma_mtp.chat.commands import parse
 from mlx_gemma_mtp.chat.editor import Editor
 from mlx_gemma_mtp.chat.loading import Load
 from mlx_gemma_mtp.chat.obey import Leave, obey
-from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.errors import MgmError, UsageError
 
 
 def talk(chat: Chat, editor: Editor, load: Load) -> None:
@@ -32,8 +32,12 @@ def talk(chat: Chat, editor: Editor, load: Load) -> None:
 def answer_lines(chat: Chat) -> None:
     """Every line of stdin that is not blank is a question, whatever it begins with.
 
-    Raises MgmError for the first that cannot be answered.
+    They are UTF-8 whatever the locale says. Raises MgmError for the first that cannot be answered.
     """
-    for line in sys.stdin:
-        if line.strip():
-            chat.ask(line.removesuffix("\n"))
+    for line in sys.stdin.buffer:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            raise UsageError("the input is not UTF-8 text") from None
+        if text.strip():
+            chat.ask(text.removesuffix("\n").removesuffix("\r"))

@@ -48,12 +48,12 @@ class Interrupts:
         finally:
             self._generation = None
 
-    def leave(self, number: int, frame: FrameType | None = None) -> None:
+    def leave(self, number: int, frame: FrameType | None) -> None:
         """The process is to end, in order: the handler of such a signal."""
         if self.leaver is None or not self.leaver(number):
             sys.exit(128 + number)
 
-    def press(self, number: int = signal.SIGINT, frame: FrameType | None = None) -> None:
+    def press(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C was pressed: the handler of its signal, which may come at any point."""
         self._pressed = True
         if self._generation is not None:

@@ -31,14 +31,12 @@ DEMO = Models()
 class Said:
     """The state of a conversation: what the events so far amount to.
 
-    messages: by turns the user's and the model's, without the system's. last_at: when the last
-    event came, ISO 8601.
+    messages: by turns the user's and the model's, without the system's.
     """
 
     models: Models = DEMO
     system: str | None = None
     messages: list[Message] = dataclasses.field(default_factory=list)
-    last_at: str = ""
 
     @classmethod
     def replayed(cls, events: list[Event], path: Path) -> Said:
@@ -66,15 +64,11 @@ class Said:
             ):
                 raise ValueError(message["role"])
             self.messages.append(message)
-        self.last_at = event.get("at", self.last_at)
 
     def events(self) -> list[Event]:
         """The shortest events that amount to this."""
         beginning: Event = {"models": self.models._asdict(), "system": self.system}
-        return [
-            beginning,
-            *({"message": message, "at": self.last_at} for message in self.messages),
-        ]
+        return [beginning, *({"message": message} for message in self.messages)]
 
     @property
     def title(self) -> str:
@@ -183,3 +177,9 @@ class Transcript:
 def load(path: Path) -> Said:
     """What a file holds, while another mgm may have it open. Raises MgmError, OSError."""
     return Said.replayed(parse(path.read_bytes(), path), path)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text on one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

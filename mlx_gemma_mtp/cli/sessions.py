@@ -60,7 +60,7 @@ def remove(
 
     if everything == bool(names):
         raise UsageError("name the conversations to remove, or give --all")
-    for name in [one.name for one in store.kept()] if everything else names or []:
+    for name in [path.stem for path in store.paths()] if everything else names or []:
         try:
             store.remove(name)
         except OSError as error:
@@ -69,6 +69,7 @@ def remove(
 
 
 def _row(one: Kept) -> tuple[str, ...]:
+    from mlx_gemma_mtp.chat.transcript import shortened
     from mlx_gemma_mtp.cli.models import ago
     from mlx_gemma_mtp.sizes import in_words
 
@@ -76,7 +77,7 @@ def _row(one: Kept) -> tuple[str, ...]:
     size = in_words(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if said is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
-    title = said.title if len(said.title) <= TITLE else f"{said.title[: TITLE - 1]}…"
+    title = shortened(said.title, TITLE)
     return (one.name, said.models.model, str(said.turns), ago(one.last_used), size, title)
 
 
