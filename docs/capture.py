@@ -14,11 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from test_terminal import SUM, Person
+from command import STORY, SUM
+from test_terminal import Person
 
 PICTURE = Path(__file__).with_name("chat.svg")
 COLUMNS = 128
-SAID = [SUM, "/stats on", "Tell me a story.", "/mtp off", "/regen"]
+SAID = [SUM, "/stats on", STORY, "/mtp off", "/regen"]
 
 
 def main() -> None:

@@ -153,6 +153,14 @@ class Text:
         return ids
 
 
+def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:
+    """A prompt behind a system turn, where there is one."""
+    if not system:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "system", "content": system}, *turns]
+
+
 def _markers(ids: Mapping[str, int]) -> Markers:
     """The markers among these tokens; one that opens counts only beside the one that closes."""
     channel, channel_end, call, call_end, quote = map(ids.get, MARKERS)

@@ -79,7 +79,7 @@ def generate(
         raise UsageError("--out, --max-batch and --restart belong to --batch-file")
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.cli import check as checking
-    from mlx_gemma_mtp.cli.requests_file import with_system
+    from mlx_gemma_mtp.text import with_system
 
     asked = with_system(_prompt(prompt, file), system)
     screen = Screen(sys.stdout.buffer, sys.stderr)

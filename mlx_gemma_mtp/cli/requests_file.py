@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.sampling import SamplingParams
-from mlx_gemma_mtp.text import Message
+from mlx_gemma_mtp.text import Message, with_system
 
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "thinking")
 KEYS = ("id", "prompt", "system", *SETTINGS)
@@ -26,7 +27,7 @@ class Line:
 
     number: int
     id: Any
-    prompt: str | list[Message]
+    prompt: str | Sequence[Message]
     params: SamplingParams
 
     def seeded(self, base: int) -> Line:
@@ -107,7 +108,7 @@ def _line(number: int, written: bytes, params: SamplingParams, system: str | Non
     return Line(number, found.get("id", number), prompt, replace(params, **settings))
 
 
-def _prompt(prompt: Any, own: Any, system: str | None) -> str | list[Message]:
+def _prompt(prompt: Any, own: Any, system: str | None) -> str | Sequence[Message]:
     """A line's prompt with the system turn that is its own, or else the one for all lines."""
     if not isinstance(own, str | None):
         raise UsageError("its system is not text")
@@ -122,14 +123,6 @@ def _prompt(prompt: Any, own: Any, system: str | None) -> str | list[Message]:
             raise UsageError("it has a system beside messages that begin with one: give one")
         return prompt
     return with_system(prompt, system if own is None else own)
-
-
-def with_system(prompt: str | list[Message], system: str | None) -> str | list[Message]:
-    """A prompt behind a system turn, where there is one."""
-    if not system:
-        return prompt
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": "system", "content": system}, *turns]
 
 
 def _is_message(item: Any) -> bool:

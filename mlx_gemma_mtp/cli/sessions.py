@@ -82,13 +82,15 @@ def _row(one: Kept) -> tuple[str, ...]:
 
 
 def _as_json(one: Kept) -> dict[str, Any]:
+    from mlx_gemma_mtp.cached import iso_time
+
     said = one.said
     return {
         "name": one.name,
         "model": said and said.models.model,
         "turns": said and said.turns,
         "begins_with": said and said.title,
-        "last_used": one.last_used,
+        "last_used": iso_time(one.last_used),
         "size_bytes": one.size_bytes,
         "cache_bytes": one.cache_bytes,
         "problem": one.problem,
