@@ -19,7 +19,6 @@ from mlx_gemma_mtp.bench.workload import Row, Workload
 
 from mlx_gemma_mtp import Chunk
 from mlx_gemma_mtp.cache import KVCache
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.request import Stats
@@ -29,6 +28,7 @@ from mlx_gemma_mtp.target import Target
 
 WINDOW = 64
 SHAPE: dict[str, Any] = {
+    "model_type": "gemma4_text",
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -53,20 +53,15 @@ EXPERTS = {
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a size that a CPU can run."""
 
-    def drafter(_: str, target: TargetConfig) -> DrafterConfig:
-        kinds = ["sliding_attention"] * 3 + ["full_attention"]
-        shape = SHAPE | {"hidden_size": 64, "num_hidden_layers": 4, "layer_types": kinds}
-        return DrafterConfig.from_dict(
-            {
-                "model_type": "gemma4_assistant",
-                "text_config": {"model_type": "gemma4_text", **shape},
-                "backbone_hidden_size": target.hidden_size,
-                "use_ordered_embeddings": False,
-            }
-        )
-
-    monkeypatch.setitem(synthetic.TARGETS, "tiny", SHAPE | EXPERTS | {"num_hidden_layers": 6})
-    monkeypatch.setattr(synthetic, "_drafter", drafter)
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    drafter = {
+        "model_type": "gemma4_assistant",
+        "text_config": SHAPE | {"num_hidden_layers": 4, "layer_types": kinds},
+        "backbone_hidden_size": SHAPE["hidden_size"],
+        "use_ordered_embeddings": False,
+    }
+    target = SHAPE | EXPERTS | {"num_hidden_layers": 6}
+    monkeypatch.setattr(synthetic, "settings", lambda _: (target, drafter))
     return "tiny"
 
 
