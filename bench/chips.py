@@ -109,9 +109,12 @@ CHIPS = (
 
 
 def find_chip(name: str) -> Chip:
-    """The chip of this name, in whatever case, "Apple" before it or not. Raises UsageError."""
-    wanted = " ".join(name.casefold().removeprefix("apple").split())
-    known = {chip.name.casefold(): chip for chip in CHIPS}
+    """The chip of this name, however it is spaced, in whatever case, "Apple" before it or not.
+
+    Raises UsageError.
+    """
+    wanted = "".join(name.casefold().removeprefix("apple").split())
+    known = {"".join(chip.name.casefold().split()): chip for chip in CHIPS}
     if wanted in known:
         return known[wanted]
     near = difflib.get_close_matches(wanted, known, n=4)

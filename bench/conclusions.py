@@ -28,9 +28,9 @@ def conclusions(record: Record) -> list[str]:
 
 
 def gains(case: Case) -> bool:
-    """Is it faster than plain decoding by more than half of its spread, and not just a little?"""
+    """Was it faster than plain decoding in every turn, and not just a little?"""
     found = case.speedup
-    return found is not None and found.median - 1 > max((found.high - found.low) / 2, LEAST_GAIN)
+    return found is not None and found.low > 1 and found.median - 1 > LEAST_GAIN
 
 
 def best(group: Group, batch: int) -> Case | None:

@@ -27,6 +27,7 @@ from mlx_gemma_mtp.bench.floor import Floor
 from mlx_gemma_mtp.bench.synthetic import TARGETS, random_pair
 
 from mlx_gemma_mtp import hub, memory
+from mlx_gemma_mtp.batch import SIZES
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
@@ -87,8 +88,8 @@ def predict(
     most = subject.pair.target.max_position_embeddings
     if not 0 < context <= most:
         raise UsageError(f"a context of {subject.name} is 1 to {most} tokens, not {context}")
-    if batch < 1:
-        raise UsageError(f"a batch is 1 row or more, not {batch}")
+    if not 1 <= batch <= SIZES[-1]:
+        raise UsageError(f"a batch is 1 to {SIZES[-1]} rows, not {batch}")
     if not accept or not all(0 <= chance <= 1 for chance in accept):
         raise UsageError(f"accepts are chances, of 0 to 1, not {', '.join(map(str, accept))}")
     counts = range(MOST_DRAFTS + 1 if subject.pair.drafter is not None else 1)

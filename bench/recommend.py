@@ -24,12 +24,16 @@ class _Batch(NamedTuple):
     @property
     def best(self) -> Case:
         """The fastest fixed number, 0 among them."""
-        return max(self.plain, self.drafted, key=_speed)
+        return self.drafted if gains(self.drafted) else self.plain
+
+    def gain(self, case: Case) -> float:
+        """Over plain decoding, turn by turn, as the tables have it."""
+        return case.speedup.median if case.speedup else _speed(case) / _speed(self.plain)
 
     @property
     def lost(self) -> float:
         """What auto loses beside the best fixed number, as a share."""
-        return 1 - _speed(self.auto) / _speed(self.best)
+        return 1 - self.gain(self.auto) / self.gain(self.best)
 
 
 def recommend(record: Record) -> str:
@@ -38,7 +42,7 @@ def recommend(record: Record) -> str:
     found = {batch: _batch(group, batch) for batch in group.batches}
     device = record.stamp.device
     if not any(gains(one.drafted) for one in found.values()):
-        least = min(_gain(one, one.auto) for one in found.values())
+        least = min(one.gain(one.auto) for one in found.values())
         return (
             f"Decode plainly on this {device} (num_draft_tokens=0): {_nowhere(found)}. "
             f"auto comes to that by itself and keeps {least:.0%} of plain decoding's speed."
@@ -63,23 +67,18 @@ def _speed(case: Case) -> float:
     return case.decode_tokens_per_second.median
 
 
-def _gain(one: _Batch, case: Case) -> float:
-    """Over plain decoding, turn by turn, as the tables have it."""
-    return case.speedup.median if case.speedup else _speed(case) / _speed(one.plain)
-
-
 def _told(batch: int, one: _Batch) -> str:
     plain, auto = _speed(one.plain), _speed(one.auto)
     return (
-        f"at batch {batch} auto is {_gain(one, one.auto):.2f} x as fast as plain decoding "
+        f"at batch {batch} auto is {one.gain(one.auto):.2f} x as fast as plain decoding "
         f"({plain:.1f} to {auto:.1f} tokens/s), the best fixed number, {one.best.drafts}, "
-        f"{_gain(one, one.best):.2f} x"
+        f"{one.gain(one.best):.2f} x"
     )
 
 
 def _nowhere(found: dict[int, _Batch]) -> str:
     best = (
-        f"at batch {batch} at best {_gain(one, one.drafted):.2f} x, {setting(one.drafted.drafts)}"
+        f"at batch {batch} at best {one.gain(one.drafted):.2f} x, {setting(one.drafted.drafts)}"
         for batch, one in found.items()
     )
     return "drafts do not pay, " + ", ".join(best)

@@ -99,7 +99,7 @@ def _head(record: Record) -> list[str]:
         turns = max(len(case.samples) for case in record.cases)
         lines.append(
             f"prompts of {min(lengths)} to {max(lengths)} tokens; median, low and high of {turns} "
-            "turns; drafts per round, 0 is plain"
+            f"turn{'s' * (turns > 1)}; drafts per round, 0 is plain"
         )
     if subject.random:
         rates = "; ".join(group.label for group in groups(record) if group.label)

@@ -47,7 +47,7 @@ class Opened(NamedTuple):
         target, drafter = self.pair.target, self.pair.drafter
         return Subject(
             self.name,
-            str(target.dtype).rpartition(".")[2],
+            _dtype(target),
             _bits(target),
             num_bytes(target),
             None if drafter is None else num_bytes(drafter),
@@ -110,12 +110,19 @@ def check_room(opened: Opened, *, context: int, batch: int) -> None:
 def _check_room(
     name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
 ) -> None:
-    pair = memory.Pair.of(target, drafter)
+    pair, dtype = memory.Pair.of(target, drafter), _dtype(target)
+    most = target.config.max_position_embeddings
+    if context > most:
+        raise UsageError(
+            f"{name} takes {most:,} tokens, a prompt and its answer here {context:,}: "
+            "give fewer --prompt-tokens or --max-tokens"
+        )
+    ways = ["--bits 4"] * (_bits(target) is None) + ["a smaller --batch"] * (batch > 1)
     memory.check(
         pair.needs(context, batch).total,
         have,
-        f"{name}, with {batch} texts of {context:,} tokens,",
-        despite="--bits 4, a smaller --batch or fewer --prompt-tokens need less, --force tries it",
+        f"{name} in {dtype}, with {batch} text{'s' * (batch > 1)} of {context:,} tokens,",
+        despite=" or ".join([*ways, "fewer --prompt-tokens"]) + " needs less, --force tries it",
     )
 
 
@@ -170,3 +177,8 @@ def _bits(target: Target) -> str | None:
     """The bits of most of a quantized target's modules, as people say them; None for any other."""
     bits = [module.bits for module in target.modules() if "scales" in module]
     return f"{mode(bits)}" if bits else None
+
+
+def _dtype(target: Target) -> str:
+    """Of activations, keys and values, and of all weights that are not quantized."""
+    return str(target.dtype).rpartition(".")[2]

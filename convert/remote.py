@@ -24,6 +24,8 @@ def remote_source(name: str) -> tuple[str, Source]:
 
     repository, revision = hub.split_name(name)
     with hub.hub_errors(name):
+        # Unlike what follows, it is not tried again for half a minute where there is no Hub.
+        revision = huggingface_hub.HfApi().model_info(repository, revision=revision).sha or revision
         config = huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
         try:
             metadata = huggingface_hub.HfApi().get_safetensors_metadata(

@@ -191,6 +191,14 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         ("--temperature -1", "temperature"),
         ("--temperature 1 --peer mlx-lm", "leave --temperature out"),
         ("--overlap 1", "--overlap is about random weights: it goes with --synthetic"),
+        ("--check --recommend", "--check times nothing"),
+        ("--check --share", "--check times nothing"),
+        ("--from run.json --check", "--from measures nothing"),
+        ("--from run.json --batch 4", "--from measures nothing"),
+        ("--from run.json --out other.json", "--from measures nothing"),
+        ("--share --format csv", "leave --format out"),
+        ("--batch=", "--batch takes a list"),
+        ("--synthetic E4B --prompt-tokens 200000", "E4B takes 131,072 tokens"),
         ("--accept 0.5", "--accept is about random weights: it goes with --synthetic"),
         ("--peer-drafts 3", "--peer-drafts is about a peer: it goes with --peer"),
         ("--synthetic 26B-A4B --overlap 9", "at most 8"),
@@ -202,7 +210,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         ("--drafts 0,3 --recommend", "--drafts 0,3,auto"),
         ("--out /no/such/folder/x.json", "there is no folder /no/such/folder"),
         ("--from /no/such/file.json", "/no/such/file.json cannot be read"),
-        ("--check --format csv", "--check takes"),
+        ("--check --format csv", "it takes a model"),
         ("--check --drafts 0", "ask for 1 or more"),
     ],
 )
@@ -221,7 +229,9 @@ def test_a_size_without_room_is_refused_before_it_is_drawn(
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda: 8 * 10**9)
     asked = "bench --synthetic 31B --bits 4 --batch 1"
-    assert_one_line(run_here(monkeypatch, capfd, asked.split()), 4, "31B, with 1 texts")
+    assert_one_line(
+        run_here(monkeypatch, capfd, asked.split()), 4, "31B in float32, with 1 text of"
+    )
 
 
 def test_a_check_passes_and_one_that_finds_a_fault_ends_with_5(

@@ -428,7 +428,7 @@ def test_a_disk_that_is_full_is_told_once_and_the_chat_goes_on(
     monkeypatch.setattr(journal.os, "write", full)
     talk.chat.ask("second")
     talk.chat.ask("third")
-    assert talk.err.getvalue().count("not kept: [Errno 28] No space left on device") == 1
+    assert talk.err.getvalue().count("not kept: No space left on device: make room") == 1
     assert talk.err.getvalue().count("not kept") == 1
     assert path.read_bytes() == before
     assert talk.messages[-1] == ("assistant", "three")
@@ -483,7 +483,7 @@ def test_files_that_are_no_conversations_are_refused(tmp_path: Path) -> None:
         with pytest.raises(MgmError, match=name):
             transcript.load(path)
         for _ in range(2):  # the first try lets go of it
-            with pytest.raises(MgmError, match="remove it"):
+            with pytest.raises(MgmError, match=r"name another one|remove it"):
                 Transcript.reopened(path)
 
 

@@ -95,5 +95,5 @@ def parse(data: bytes, path: Path) -> list[Event]:
     except (ValueError, RecursionError):  # no JSON, no UTF-8; brackets without end
         found = []
     if found[:1] != [HEAD] or not all(isinstance(event, dict) for event in found):
-        raise MgmError(f"{path} is no conversation that mgm wrote: remove it, or name another one")
+        raise MgmError(f"{path} is no conversation that mgm wrote: name another one")
     return found[1:]

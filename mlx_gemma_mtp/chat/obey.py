@@ -142,7 +142,8 @@ def _load(chat: Chat, rest: str) -> None:
     said = _read_conversation(_path(rest, "/load"))
     said.models = chat.loaded.models  # who it was said to is past
     chat.begin(said)
-    chat.screen.note(f"(loaded: {said.turns} turns, the last one: {shortened(_last(said), SHOWN)})")
+    turns = f"{said.turns} turn{'s' * (said.turns != 1)}"
+    chat.screen.note(f"(loaded: {turns}, the last one: {shortened(_last(said), SHOWN)})")
 
 
 def _read(chat: Chat, rest: str) -> None:

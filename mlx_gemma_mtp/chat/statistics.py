@@ -7,6 +7,8 @@ from typing import NamedTuple
 from mlx_gemma_mtp.request import Stats
 from mlx_gemma_mtp.sizes import in_words
 
+COMPARED_FROM = 32  # tokens: a few rounds are no measure
+
 
 class Gauge(NamedTuple):
     """What stands around an answer.
@@ -40,7 +42,8 @@ def _speed(stats: Stats, plain: float | None) -> str:
     speed = stats.decode_tokens_per_second
     if not speed:
         return ""
-    beside = f" ({speed / plain:.1f}x vs {plain:.1f})" if plain and stats.drafted else ""
+    enough = stats.drafted and stats.generated_tokens >= COMPARED_FROM
+    beside = f" ({speed / plain:.1f}x vs {plain:.1f})" if plain and enough else ""
     return f"{speed:.1f} tok/s{beside}"
 
 

@@ -89,7 +89,9 @@ def last() -> Path:
         with suppress(MgmError, OSError):  # it cannot be read
             transcript.load(path)
             return path
-    raise UsageError(f"there is no conversation to continue in {sessions_folder()}: begin one")
+    raise UsageError(
+        f"there is no conversation to continue in {sessions_folder()}: mgm chat begins one"
+    )
 
 
 def remove(name: str) -> None:

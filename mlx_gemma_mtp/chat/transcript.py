@@ -171,7 +171,8 @@ class Transcript:
                 self._journal = Journal.create(self.path, self.said.events())
         except OSError as error:
             self.close()
-            self.path, self.problem = None, str(error)
+            self.path = None
+            self.problem = f"{error.strerror}: make room, or have MGM_DATA_DIR name another folder"
 
 
 def load(path: Path) -> Said:

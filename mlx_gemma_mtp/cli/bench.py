@@ -53,14 +53,19 @@ def bench(
         ),
     ] = False,
 ) -> None:
-    """Measure what drafts gain here: by task, by texts side by side, by number of drafts.
+    """Measure what drafts gain on this machine.
 
-    Every engine and setting takes its turn, forwards and backwards. The figures go to stdout, what
-    is going on to stderr. Ctrl-C keeps what is finished.
+    By task, by texts side by side, by number of drafts. Every engine and setting takes its turn,
+    forwards and backwards. The figures go to stdout, what is going on to stderr. Ctrl-C keeps what
+    is finished.
     """
+    if shown.share and shown.format != "table":
+        raise UsageError("--share is Markdown already: leave --format out")
     if asked.tasks == "list":
         _list_tasks()
     elif shown.from_:
+        if check or asked != Asked() or shown.out is not None:
+            raise UsageError("--from measures nothing: leave out what is about measuring")
         _show_earlier(shown, shown.from_)
     elif check:
         _check(pair, asked, shown)
@@ -151,11 +156,12 @@ def _keep(record: Record, shown: Shown) -> None:
 
 
 def _show_earlier(shown: Shown, files: list[Path]) -> None:
+    from mlx_gemma_mtp.bench.plot import need_matplotlib
     from mlx_gemma_mtp.bench.recommend import recommend
     from mlx_gemma_mtp.bench.record import read
 
-    if shown.out:
-        raise UsageError("--from measures nothing that --out could hold: leave one of them out")
+    if shown.plot is not None:
+        need_matplotlib()
     records = [read(path) for path in files]
     if shown.recommend:
         for record in records:
@@ -191,9 +197,11 @@ def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.subject import engine
     from mlx_gemma_mtp.depth import Depth
 
-    if asked.synthetic or asked.peer or shown.format not in ("table", "json"):
+    timed = shown.plot is not None or shown.recommend or shown.share
+    if asked.synthetic or asked.peer or timed or shown.format not in ("table", "json"):
         raise UsageError(
-            "--check takes a model and --format table or json, no --synthetic or --peer"
+            "--check times nothing: it takes a model and --format table or json, no --synthetic, "
+            "--peer, --plot, --recommend or --share"
         )
     exact_products()
     plan = bench_plan.plan(pair, asked)

@@ -78,7 +78,8 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
     from mlx_gemma_mtp.sampling import SamplingParams
 
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    batches = _distinct(_numbers("--batch", asked.batch or ("1,4" if on_cpu else "1,2,4,8")))
+    default = "1,4" if on_cpu else "1,2,4,8"
+    batches = _distinct(_numbers("--batch", asked.batch if asked.batch is not None else default))
     if not set(batches) <= set(SIZES):
         raise UsageError(
             f"--batch takes {', '.join(map(str, SIZES))}: what is between runs as the next of them"
@@ -127,14 +128,16 @@ def _tasks(pair: options.Pair, asked: Asked) -> tuple[str, ...]:
     from mlx_gemma_mtp.bench.tasks import TASKS
 
     if asked.synthetic is not None:
-        if asked.tasks or asked.depth:
+        if asked.tasks is not None or asked.depth:
             raise UsageError("--synthetic has neither texts nor tasks: no --tasks, no --depth")
         return ()
     is_demo = pair.model == "demo"
     if is_demo and (asked.prompt_tokens or asked.depth):
         raise UsageError("the demo's prompts are as they are: no --prompt-tokens, no --depth")
     known = DEMO_TASKS if is_demo else TASKS
-    chosen = tuple(_distinct(options.listed("--tasks", asked.tasks, str))) if asked.tasks else known
+    if asked.tasks is None:
+        return tuple(known)
+    chosen = tuple(_distinct(options.listed("--tasks", asked.tasks, str)))
     for task in chosen:
         if task not in known:
             raise UsageError(f"--tasks takes {', '.join(known)}; not {task!r}")

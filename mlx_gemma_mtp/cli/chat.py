@@ -49,12 +49,12 @@ def chat(
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
 
     params = sampling.params()
-    if go_on and session:
+    if go_on and session is not None:
         raise UsageError("--continue and --session both name a conversation: give one of them")
     shown = next((one for one in (sys.stderr, sys.stdout) if can_draw(one)), None)
     editing = sys.stdin.isatty() and shown is not None
     keeps = editing or keep_cache
-    named = store.last() if go_on else store.path_of(session) if session else None
+    named = store.last() if go_on else store.path_of(session) if session is not None else None
     transcript = _transcript(named or (store.new_path() if keeps else None), context, pair)
     if system is not None:
         transcript.instruct(system)

@@ -56,7 +56,10 @@ def convert(
         str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
     ] = None,
 ) -> None:
-    """Quantize a pair for MLX, target and drafter together, a few rows at a time."""
+    """Quantize a pair for MLX.
+
+    Target and drafter together, a few rows at a time.
+    """
     from mlx_gemma_mtp.convert import conversion, upload
     from mlx_gemma_mtp.convert.partial import partial_of
     from mlx_gemma_mtp.convert.plan import Options

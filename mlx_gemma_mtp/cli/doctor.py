@@ -22,10 +22,11 @@ def doctor(
         bool, typer.Option(help="Write texts with and without a drafter; about ten seconds.")
     ] = True,
 ) -> None:
-    """Look at this machine, its packages and its models, and run a self-test on the demo.
+    """Look at this machine, and test itself.
 
-    Ends with 0 where all is well, 1 where something is amiss, and 5 where the self-test's texts
-    are not the same with and without the drafter.
+    Its packages and its models are looked at, and texts of the demo are written. Ends with 0 where
+    all is well, 1 where something is amiss, and 5 where those texts are not the same with and
+    without the drafter.
     """
     try:
         from mlx_gemma_mtp import doctor, selftest
@@ -116,6 +117,7 @@ def _print_end(tested: SelfTest | None, problems: list[str]) -> None:
                 f"  batch {speed.batch}: {speed.plain:.0f} tokens/s without it, "
                 f"{speed.drafted:.0f} with it"
             )
+        print("  drafts are forced, also where they are wrong: `mgm bench` measures what they gain")
     for problem in problems:
         print(f"problem: {problem}")
     if not problems:

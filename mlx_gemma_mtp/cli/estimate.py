@@ -38,9 +38,10 @@ def estimate(
     ] = None,
     output: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
 ) -> None:
-    """Predict tokens per second, the best number of drafts and the memory, on one of Apple's chips.
+    """Predict speed and memory on a Mac's chip.
 
-    From the memory's bandwidth and the GPU's compute: a prediction, not a measurement.
+    Tokens per second, the best number of drafts, and which Macs have the memory: from the chip's
+    bandwidth and compute, a prediction, not a measurement.
     """
     from mlx_gemma_mtp.bench import estimate
     from mlx_gemma_mtp.bench.chips import find_chip

@@ -57,11 +57,11 @@ def generate(
         bool, typer.Option("--restart", help="Begin anew, and replace what --out names.")
     ] = False,
 ) -> None:
-    """Answer one prompt, or all of a file: stopped, the same command goes on with it.
+    """Answer one prompt, or a file of them.
 
-    Only the answer goes to stdout. A line of --batch-file may set "system", "max_tokens",
-    "temperature", "top_k", "top_p", "seed", "stop" and "thinking"; a prompt is text or a list of
-    messages.
+    Only the answer goes to stdout. A file that was stopped goes on with the same command. A line
+    of it may set "system", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop" and
+    "thinking"; a prompt is text or a list of messages.
     """
     if batch_file is not None:
         if prompt is not None or file is not None:

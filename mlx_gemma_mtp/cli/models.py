@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
 Row = tuple[str, str, str, str, str, str]
 HEAD: Row = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "LAST USED")
-UNITS = (("year", 31_557_600), ("month", 2_629_800), ("day", 86_400), ("hour", 3600))  # seconds
+UNITS = (  # seconds
+    ("year", 31_557_600),
+    ("month", 2_629_800),
+    ("day", 86_400),
+    ("hour", 3600),
+    ("minute", 60),
+)
 
 
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the models that are here: the demo, and those in the Hub's cache that mgm can run."""
+    """List the models that are here.
+
+    The demo, and those in the Hub's cache that mgm can run.
+    """
     from mlx_gemma_mtp import cached, hub
 
     models = cached.models()

@@ -29,7 +29,10 @@ def pull(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sizes only.")] = False,
 ) -> None:
-    """Download a model and its drafter into the Hub's cache, and print their folders."""
+    """Download a model and its drafter.
+
+    Into the Hub's cache; prints their folders.
+    """
     if revision is not None:
         if "@" in model:
             raise UsageError(f"{model} names a revision already: leave --revision out")

@@ -39,9 +39,10 @@ def verify(
     tokens: Annotated[int | None, typer.Option(help="At most so many of each text [all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check a folder's files, tensors and pair; exit code 5, and what is wrong, if it is not whole.
+    """Check a folder's files, tensors and pair.
 
-    Without a manifest.json: that its tensors are complete and that the pair fits.
+    Exit code 5, and what is wrong, if it is not whole. Without a manifest.json: that its tensors
+    are complete and that the pair fits.
     """
     from mlx_gemma_mtp.convert import quality
     from mlx_gemma_mtp.convert import verify as verification
