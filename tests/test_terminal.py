@@ -318,7 +318,7 @@ def test_a_conversation_goes_to_a_file_and_back_and_an_answer_to_the_clipboard(
     person.say(f"/save {file}")
     person.say("/clear")
     person.say("/system none")
-    assert "1 turns" in person.say(f"/load {file}")
+    assert "1 turn," in person.say(f"/load {file}")
     assert "(instructions: Be kind.)" in person.say("/system")
     assert "Anna" in person.say("What is my name?")
     (other := person.folder / "other.txt").write_text("precious")
