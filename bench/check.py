@@ -6,7 +6,6 @@ of speed, nor of the command line.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,28 +16,16 @@ from typing import Any, NamedTuple
 from mlx_gemma_mtp.bench.margin import NEAR_ULPS, Margin, is_exact, margin
 from mlx_gemma_mtp.bench.record import Drafts
 
-from mlx_gemma_mtp.comparison import parting
+from mlx_gemma_mtp.comparison import Side, parting
 from mlx_gemma_mtp.engine import Engine, OpenPair
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.request import Completion
 from mlx_gemma_mtp.sampling import SamplingParams
+from mlx_gemma_mtp.weights import dtype_name
 from mlx_gemma_mtp.worker import mlx_worker
 
 SCHEMA = 1  # changes where a key goes or means something else
 TEMPERATURES = (0.0, 1.0)
-
-
-class Side(NamedTuple):
-    """The token with which one of two texts goes on, and how it reads; None: it ends."""
-
-    token: int | None
-    text: str | None
-
-    def __str__(self) -> str:
-        if self.token is None:
-            return "the end"
-        quoted = "" if self.text is None else f" ({json.dumps(self.text, ensure_ascii=False)})"
-        return f"token {self.token}{quoted}"
 
 
 class Parted(NamedTuple):
@@ -235,7 +222,7 @@ def _side(pair: OpenPair, tokens: list[int]) -> Side:
 
 
 def _bound(pair: OpenPair) -> str:
-    dtype = str(pair.target.dtype).removeprefix("mlx.core.")
+    dtype = dtype_name(pair.target.dtype)
     if is_exact(pair.target):
         return f"{dtype} throughout: nothing may part"
     return (

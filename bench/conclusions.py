@@ -91,28 +91,31 @@ def _reason(record: Record, plain: Case, drafted: Case) -> str:
             f"({after['verify_ms']} ms against {before['verify_ms']} ms), "
             f"{setting(drafted.drafts)} another {after['draft_ms']} ms"
         )
-    cost = number(drafted.round_ms.median / plain.round_ms.median, 2)
-    whole = f"a round with {setting(drafted.drafts)} costs {cost} plain rounds"
-    if drafted.acceptance_length is not None:
-        whole += f" and yields {after['acceptance_length']} tokens"
+    whole = _cost(plain, drafted)
     if drafted.speedup is not None:
         whole += f", {_speedup(after)}"
     return "; ".join([*parts, whole])
 
 
+def _cost(plain: Case, drafted: Case) -> str:
+    """What a round with drafts costs, and what comes of it."""
+    cost = number(drafted.round_ms.median / plain.round_ms.median, 2)
+    said = f"a round with {setting(drafted.drafts)} costs {cost} plain rounds"
+    if drafted.acceptance_length is None:
+        return said
+    return f"{said} and yields {number(drafted.acceptance_length, 2)} tokens"
+
+
 def _on_cpu(record: Record, group: Group) -> list[str]:
     """On MLX's CPU backend: what drafts cost there, and that a GPU is another matter."""
+    if record.stamp.backend != "cpu":
+        return []
     cells = []
     for batch in group.batches:
         plain, drafted = group.plain(batch), group.fastest_drafted(batch)
         if plain is not None and drafted is not None and drafted.acceptance_length is not None:
-            cost = number(drafted.round_ms.median / plain.round_ms.median, 2)
-            yields = number(drafted.acceptance_length, 2)
-            cells.append(
-                f"at batch {batch} a round with {setting(drafted.drafts)} costs {cost} plain "
-                f"rounds and yields {yields} tokens"
-            )
-    if record.stamp.backend != "cpu" or not cells:
+            cells.append(f"at batch {batch} {_cost(plain, drafted)}")
+    if not cells:
         return []
     return [
         "drafting as a rule does not pay on MLX's CPU backend, which works a pass off nearly token "
@@ -153,9 +156,9 @@ def _beside(record: Record, group: Group, batch: int, peer: str) -> str:
     if theirs is None or not same:
         return ""
     ours = max(same, key=lambda case: case.decode_tokens_per_second.median)
-    rates = (case.decode_tokens_per_second.median for case in (ours, theirs))
+    times = ours.decode_tokens_per_second.median / theirs.decode_tokens_per_second.median
     cells = [case_row(record, case)["decode_tokens_per_second"] for case in (ours, theirs)]
     return (
-        f"batch {batch} beside {peer}: {number(next(rates) / next(rates), 2)} x, {cells[0]} tok/s "
+        f"batch {batch} beside {peer}: {number(times, 2)} x, {cells[0]} tok/s "
         f"with {setting(ours.drafts)} against {cells[1]} with {setting(theirs.drafts)}"
     )

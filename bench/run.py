@@ -49,17 +49,15 @@ def run(
 
     Raises what ends a request of ours. What a peer fails at is left out of its batch, and told of.
     """
-    tasks_at = bench.workload.tasks_at
-    num_windows = plan.repeat * sum(
-        len(tasks_at(batch)) * len(_contestants(bench, plan)) for batch in plan.batches
-    )
-    numbers = count(1)
+    everybody, tasks_at = _contestants(bench, plan), bench.workload.tasks_at
+    num_groups = sum(len(tasks_at(batch)) for batch in plan.batches)
+    num_windows, numbers = plan.repeat * num_groups * len(everybody), count(1)
 
     def tell_window(line: str) -> None:
         tell(f"window {next(numbers)} of {num_windows}: {line}")
 
     for batch in plan.batches:
-        contestants, tasks = _contestants(bench, plan), tasks_at(batch)
+        contestants, tasks = list(everybody), tasks_at(batch)
         tell(f"batch {batch}: warming up")
         _warm_up(contestants, partial(bench.workload.wave, tasks[0], batch), plan, record)
         taken: dict[str, Taken] = {}

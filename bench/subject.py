@@ -28,7 +28,7 @@ from mlx_gemma_mtp.engine import OpenPair, open_pair
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.speculate import PlayRound, round_player
 from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import num_bytes
+from mlx_gemma_mtp.weights import dtype_name, num_bytes
 from mlx_gemma_mtp.worker import mlx_worker
 
 PEERS = ("mlx-lm", "mlx-vlm")
@@ -47,7 +47,7 @@ class Opened(NamedTuple):
         target, drafter = self.pair.target, self.pair.drafter
         return Subject(
             self.name,
-            _dtype(target),
+            dtype_name(target.dtype),
             _bits(target),
             num_bytes(target),
             None if drafter is None else num_bytes(drafter),
@@ -110,7 +110,7 @@ def check_room(opened: Opened, *, context: int, batch: int) -> None:
 def _check_room(
     name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
 ) -> None:
-    pair, dtype = memory.Pair.of(target, drafter), _dtype(target)
+    pair, dtype = memory.Pair.of(target, drafter), dtype_name(target.dtype)
     most = target.config.max_position_embeddings
     if context > most:
         raise UsageError(
@@ -177,8 +177,3 @@ def _bits(target: Target) -> str | None:
     """The bits of most of a quantized target's modules, as people say them; None for any other."""
     bits = [module.bits for module in target.modules() if "scales" in module]
     return f"{mode(bits)}" if bits else None
-
-
-def _dtype(target: Target) -> str:
-    """Of activations, keys and values, and of all weights that are not quantized."""
-    return str(target.dtype).rpartition(".")[2]

@@ -23,12 +23,13 @@ from mlx_gemma_mtp.convert.formats import quantize
 from mlx_gemma_mtp.convert.manifest import MANIFEST, FileRecord, Manifest, Origin, TensorRecord
 from mlx_gemma_mtp.convert.outputs import Output
 from mlx_gemma_mtp.convert.partial import Partial, write_text
-from mlx_gemma_mtp.convert.plan import Plan, dtype_name
+from mlx_gemma_mtp.convert.plan import Plan
 from mlx_gemma_mtp.convert.shards import ShardWriter
 from mlx_gemma_mtp.convert.source import read_rows
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.weights import dtype_name
 
 SLICE_BYTES = 16 * 2**20  # of the source that are read and quantized at a time
 SYNC_BYTES = 256 * 2**20  # of the output: what a kill may cost

@@ -25,7 +25,7 @@ from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import parse_config
+from mlx_gemma_mtp.weights import dtype_name, parse_config
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 MULTIMODAL = ("gemma4", "gemma4_unified")
@@ -208,8 +208,3 @@ def _check_experts(outputs: Sequence[Output]) -> None:
                 raise UsageError(
                     f"{path} and {up} must have the same format: give one rule for both"
                 )
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """`bfloat16` and the like."""
-    return str(dtype).rpartition(".")[2]

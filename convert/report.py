@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mlx_gemma_mtp.convert.plan import Plan, dtype_name
+from mlx_gemma_mtp.convert.plan import Plan
 
 from mlx_gemma_mtp.sizes import in_words
+from mlx_gemma_mtp.weights import dtype_name
 
 
 class Group(NamedTuple):

@@ -25,7 +25,6 @@ from mlx_gemma_mtp.convert.manifest import (
     read_manifest,
 )
 from mlx_gemma_mtp.convert.output import DRAFTER_FOLDER
-from mlx_gemma_mtp.convert.plan import dtype_name
 from mlx_gemma_mtp.convert.shards import INDEX
 from mlx_gemma_mtp.convert.source import CODES, SourceTensor, read_tensors
 from mlx_gemma_mtp.convert.streamed import opened
@@ -33,7 +32,7 @@ from mlx_gemma_mtp.convert.streamed import opened
 from mlx_gemma_mtp import hub
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.weights import canonical_name, parse_config, read_config
+from mlx_gemma_mtp.weights import canonical_name, dtype_name, parse_config, read_config
 from mlx_gemma_mtp.worker import mlx_worker
 
 OnBytes = Callable[[str, int, int], None]  # the file's name, bytes read, bytes in all

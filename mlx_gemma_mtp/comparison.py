@@ -1,10 +1,11 @@
 """Two lists of tokens that ought to be the same: where they part.
 
-Knows nothing of who wrote them, nor of what the tokens mean.
+Knows nothing of who wrote them, nor of tokenizers.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -22,6 +23,22 @@ class Parting(NamedTuple):
     before: list[int]
     found: list[int]
     wanted: list[int]
+
+
+class Side(NamedTuple):
+    """The token with which one of two texts goes on, and how it reads, if that is known.
+
+    No token: it ends.
+    """
+
+    token: int | None
+    text: str | None
+
+    def __str__(self) -> str:
+        if self.token is None:
+            return "the end"
+        quoted = "" if self.text is None else f" ({json.dumps(self.text, ensure_ascii=False)})"
+        return f"token {self.token}{quoted}"
 
 
 def parting(found: Sequence[int], wanted: Sequence[int]) -> Parting | None:

@@ -170,6 +170,11 @@ def fill(
     model.load_weights(list(typed.items()))
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """`bfloat16` and the like."""
+    return str(dtype).rpartition(".")[2]
+
+
 def num_bytes(model: nn.Module) -> int:
     """Bytes of all its parameters."""
     return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())

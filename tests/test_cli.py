@@ -24,7 +24,7 @@ from command import (
     environment,
     mgm,
 )
-from mlx_gemma_mtp.hub import DEMO
+from mlx_gemma_mtp.hub import DEMO, DEMO_DRAFTER
 
 # The commands of this file that need nobody at the keyboard: name -> (arguments, standard input).
 COMMANDS: dict[str, tuple[Sequence[str], str | bytes]] = {
@@ -158,7 +158,7 @@ engines[0].close()
 def without_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo pair for ids alone: it loads in no time."""
     folder = tmp_path_factory.mktemp("demo")
-    for source in (DEMO, DEMO.with_name(DEMO.name + "-assistant")):
+    for source in (DEMO, DEMO_DRAFTER):
         (folder / source.name).mkdir()
         for path in source.iterdir():
             if not path.name.startswith("tokenizer"):

@@ -29,7 +29,7 @@ from checkpoints import PairPaths, make_pair
 from fake_hub import COMMIT, NAME, FakeHub, folder_files
 from mlx_gemma_mtp.cli import main
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.hub import DEMO
+from mlx_gemma_mtp.hub import DEMO_DRAFTER
 from mlx_gemma_mtp.weights import read_config, weight_files
 
 KIND = "26B-A4B"
@@ -236,8 +236,7 @@ def test_the_wrong_models_are_refused(run: Run, tiny: PairPaths, tmp_path: Path)
     out = tmp_path / "out"
     run.refused(1, "this is a drafter", tiny.drafter, "--out", out)
     run.refused(1, "not a Gemma 4 drafter", tiny.target, "--drafter", tiny.target, "--out", out)
-    demo = DEMO.with_name(DEMO.name + "-assistant")
-    run.refused(1, "belongs to another model", tiny.target, "--drafter", demo, "--out", out)
+    run.refused(1, "belongs to another model", tiny.target, "--drafter", DEMO_DRAFTER, "--out", out)
     run.refused(3, "no folder", tmp_path / "nowhere", "--out", out)
     assert list(tmp_path.iterdir()) == []
 

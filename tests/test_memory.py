@@ -25,7 +25,7 @@ from mlx_gemma_mtp.memory import Pair, available, mac_limit, read_pair
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.worker import mlx_worker
 
-DEMO = PairPaths(hub.DEMO, hub.DEMO.with_name(hub.DEMO.name + hub.DRAFTER_SUFFIX))
+DEMO = PairPaths(hub.DEMO, hub.DEMO_DRAFTER)
 # Of tiny models' peaks, all of it small buffers that come and go while MLX's host runs ahead.
 SLACK = 500_000  # bytes
 

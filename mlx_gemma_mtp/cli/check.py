@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_gemma_mtp.comparison import Parting, parting
+from mlx_gemma_mtp.comparison import Parting, Side, parting
 from mlx_gemma_mtp.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Verdict(NamedTuple):
             found |= {
                 "position": self.parting.position,
                 "before": self.text.decode(self.parting.before),
-                "with_drafts": self._side(self.parting.found),
-                "without": self._side(self.parting.wanted),
+                "with_drafts": self._side(self.parting.found)._asdict(),
+                "without": self._side(self.parting.wanted)._asdict(),
             }
         return found
 
@@ -68,20 +68,15 @@ class Verdict(NamedTuple):
         if self.parting is None:
             print(f"the same {self.tokens} tokens with drafts and without", file=sys.stderr)
             return
-        before = _quoted(self.text.decode(self.parting.before))
+        before = json.dumps(self.text.decode(self.parting.before), ensure_ascii=False)
         raise VerificationError(
             f"with drafts the text is another one: {self.parting.position} tokens are the same, "
-            f"then behind {before} comes {self._in_words(self.parting.found)} with drafts, "
-            f"{self._in_words(self.parting.wanted)} without"
+            f"then behind {before} comes {self._side(self.parting.found)} with drafts, "
+            f"{self._side(self.parting.wanted)} without"
         )
 
-    def _side(self, tokens: list[int]) -> dict[str, Any]:
-        return {"token": tokens[0] if tokens else None, "text": self.text.decode(tokens)}
-
-    def _in_words(self, tokens: list[int]) -> str:
-        if not tokens:
-            return "the end"
-        return f"token {tokens[0]} ({_quoted(self.text.decode(tokens))})"
+    def _side(self, tokens: list[int]) -> Side:
+        return Side(tokens[0] if tokens else None, self.text.decode(tokens))
 
 
 def compare(
@@ -91,7 +86,3 @@ def compare(
     plain = engine.generate(prompt, replace(params, num_draft_tokens=0))[0]
     assert engine.text is not None  # for the prompt is text
     return Verdict(len(tokens), parting(tokens, plain.tokens), engine.text)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
