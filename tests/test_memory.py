@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, seed: int) -> dict[str, PairP
 
 def peak_of(work: Callable[[], object]) -> int:
     """MLX's peak while this runs, above what was held before."""
+    gc.collect()  # else what earlier tests left may go meanwhile, and hide what is new
     mlx_worker().run(mx.clear_cache)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
