@@ -18,6 +18,7 @@ Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
 MODEL_ROLES = ("assistant", "model")
+ROLES = ("system", "developer", "user", *MODEL_ROLES, "tool")
 # A thought that is still in front of what a model said, as its text and markers decode.
 LEADING_THOUGHTS = re.compile(
     r"\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+", re.DOTALL
@@ -80,7 +81,8 @@ class Text:
         options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (off
         unless asked for). Thoughts that a model's message begins with, markers and all, are left
         out; other markers in messages and tools are plain text.
-        Raises UsageError for a conversation that the template refuses.
+        Raises UsageError for a conversation that the template refuses, for roles it would take
+        without knowing them, and for images and sounds, which it would leave out.
         """
         import jinja2
 
@@ -90,6 +92,8 @@ class Text:
         options = {"enable_thinking": False} | options
         if options["enable_thinking"] and "enable_thinking" not in str(template):
             raise UsageError("this checkpoint's chat template cannot switch thinking on")
+        for message in messages:
+            _check_understood(message)
         try:
             if "tools" in options:
                 options["tools"] = self._in_disguise(options["tools"])
@@ -177,6 +181,18 @@ def _check_writable(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UsageError("the prompt is not valid UTF-8 text") from None
+
+
+def _check_understood(message: Any) -> None:
+    """Raises UsageError for what templates take although the model was never shown it."""
+    if not isinstance(message, Mapping):
+        return
+    role, content = message.get("role"), message.get("content")
+    if isinstance(role, str) and role not in ROLES:
+        raise UsageError(f"a message's role is one of {', '.join(ROLES)}, not {role!r}")
+    for part in content if isinstance(content, (list, tuple)) else ():
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            raise UsageError('content is text, or a list of {"type": "text", "text": …} only')
 
 
 def _without_thoughts(message: Any) -> Any:

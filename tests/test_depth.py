@@ -159,9 +159,9 @@ def play(
 
 
 def typical(bound: float, measure: Callable[[], float]) -> float:
-    """A measurement; the mean of six if it is not below the bound: one text can be unlucky."""
+    """A measurement; the median of many if it is not below the bound: one text can be unlucky."""
     first = measure()
-    return first if first < bound else (first + sum(measure() for _ in range(5))) / 6
+    return first if first < bound else float(np.median([first, *(measure() for _ in range(20))]))
 
 
 Report = Callable[[str, str], None]
@@ -296,7 +296,7 @@ def test_a_change_for_the_better_is_found_from_plain_decoding(rng: Rng) -> None:
     at, rounds = 600, 1000
     played = play(rng, Depth(), machine("mixture", rounds), changing("0", "0.95", at, rounds))
     assert np.mean(played.ks[at - 200 : at]) < 0.1
-    assert np.mean(played.ks[-100:]) > 3
+    assert played.behind_plain(rounds - 100) < -0.5
 
 
 def test_rows_that_join_and_leave_are_served_as_by_the_best_fixed_k(
@@ -361,7 +361,7 @@ def test_probes_lose_no_more_than_their_share(rng: Rng) -> None:
 def test_the_k_of_a_steady_text_settles(rng: Rng) -> None:
     late = [
         play(rng, Depth(), machine("jump at 4", LEARNING), steady("published", LEARNING)).ks[-1000:]
-        for _ in range(3)
+        for _ in range(5)
     ]
     assert np.median([ks.count(3) / len(ks) for ks in late]) > 0.7
 

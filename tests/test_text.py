@@ -363,9 +363,18 @@ def test_thoughts_that_a_models_message_begins_with_are_left_out_of_history(text
 def test_a_conversation_that_the_template_cannot_hold_is_refused(text: Text) -> None:
     endless: list[Any] = []
     endless.append(endless)
-    for messages in ([user(5)], [{"role": 5, "content": "Hi"}], [user(endless)]):
+    endless_tool = {"role": "tool", "content": {"sky": endless}}
+    for messages in ([user(5)], [{"role": 5, "content": "Hi"}], [endless_tool]):
         with pytest.raises(UsageError, match="chat template"):
             text.chat(messages)
+
+
+def test_what_the_template_would_take_without_a_word_is_refused(text: Text) -> None:
+    with pytest.raises(UsageError, match="^a message's role is one of system, .*, not 'usr'$"):
+        text.chat([user("Hi"), {"role": "usr", "content": "Hi"}])
+    for part in ({"type": "image", "url": "a.png"}, "Hi", {"text": "Hi"}):
+        with pytest.raises(UsageError, match="^content is text, or a list of"):
+            text.chat([user([{"type": "text", "text": "What is this?"}, part])])
 
 
 # Forgery
