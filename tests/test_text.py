@@ -370,10 +370,10 @@ def test_a_conversation_that_the_template_cannot_hold_is_refused(text: Text) -> 
 
 
 def test_what_the_template_would_take_without_a_word_is_refused(text: Text) -> None:
-    with pytest.raises(UsageError, match="^a message's role is one of system, .*, not 'usr'$"):
+    with pytest.raises(UsageError, match=r"^a message's role is one of system, .*, not 'usr'$"):
         text.chat([user("Hi"), {"role": "usr", "content": "Hi"}])
     for part in ({"type": "image", "url": "a.png"}, "Hi", {"text": "Hi"}):
-        with pytest.raises(UsageError, match="^content is text, or a list of"):
+        with pytest.raises(UsageError, match=r"^content is text, or a list of"):
             text.chat([user([{"type": "text", "text": "What is this?"}, part])])
 
 
