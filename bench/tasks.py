@@ -17,7 +17,8 @@ from mlx_gemma_mtp.bench.material import PEOPLE, PLACES, exchanges, fill, sectio
 from mlx_gemma_mtp.bench.requests import EARLIER, REQUESTS
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.text import Message, Text
+from mlx_gemma_mtp.messages import Message
+from mlx_gemma_mtp.text import Text
 
 TASKS: tuple[str, ...] = tuple(REQUESTS)
 LENGTHS = (260, 600, 300, 840, 280, 800, 450, 240)  # tokens of the prompts of rows 0 .. 7

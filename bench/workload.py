@@ -14,7 +14,8 @@ from mlx_gemma_mtp.bench import tasks as texts
 from mlx_gemma_mtp.bench.record import MIXED
 
 from mlx_gemma_mtp import Completion
-from mlx_gemma_mtp.text import Message, Prompt, Text
+from mlx_gemma_mtp.messages import Message, Prompt
+from mlx_gemma_mtp.text import Text
 
 RANDOM = "random"  # the only task of a model that is noise
 # Of random prompts. With 128 tokens after it the first stays below 256, the longest below 1,024:

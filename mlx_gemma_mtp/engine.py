@@ -25,6 +25,7 @@ from mlx_gemma_mtp.depth import Depth
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.layers import join_projections
+from mlx_gemma_mtp.messages import Message, Prompt
 from mlx_gemma_mtp.remembered import depth_key, load_depth, save_depth
 from mlx_gemma_mtp.request import Chunk, Completion, Generation, Request
 from mlx_gemma_mtp.sampling import SamplingParams, is_count
@@ -32,7 +33,7 @@ from mlx_gemma_mtp.scheduler import Scheduler
 from mlx_gemma_mtp.session import Session
 from mlx_gemma_mtp.speculate import PlayRound, round_player
 from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.text import Message, Prompt, Text
+from mlx_gemma_mtp.text import Text
 from mlx_gemma_mtp.worker import mlx_worker
 
 GEMMA_EOS = 1  # for a checkpoint without a generation_config

@@ -13,9 +13,10 @@ from typing import Literal
 
 from mlx_gemma_mtp.channels import Kind, Piece, Router, ToolCall, joined
 from mlx_gemma_mtp.errors import as_failure
+from mlx_gemma_mtp.messages import Message
 from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.session import Session
-from mlx_gemma_mtp.text import Message, TextStream
+from mlx_gemma_mtp.text import TextStream
 from mlx_gemma_mtp.worker import mlx_worker
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.messages import Message, check_messages, without_thoughts
 
-Message = dict[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
-
-MODEL_ROLES = ("assistant", "model")
-ROLES = ("system", "developer", "user", *MODEL_ROLES, "tool")
-# A thought that is still in front of what a model said, as its text and markers decode.
-LEADING_THOUGHTS = re.compile(
-    r"\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+", re.DOTALL
-)
 NOTHING = r"(?!)"  # a pattern that matches nowhere
 FIRST_DISGUISE = 0xD800  # and on: lone surrogates, which no text holds that UTF-8 can write
 
@@ -81,8 +73,7 @@ class Text:
         options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (off
         unless asked for). Thoughts that a model's message begins with, markers and all, are left
         out; other markers in messages and tools are plain text.
-        Raises UsageError for a conversation that the template refuses, for roles it would take
-        without knowing them, and for images and sounds, which it would leave out.
+        Raises UsageError for what `check_messages` or the template refuses.
         """
         import jinja2
 
@@ -92,13 +83,12 @@ class Text:
         options = {"enable_thinking": False} | options
         if options["enable_thinking"] and "enable_thinking" not in str(template):
             raise UsageError("this checkpoint's chat template cannot switch thinking on")
-        for message in messages:
-            _check_understood(message)
+        check_messages(messages)
         try:
             if "tools" in options:
                 options["tools"] = self._in_disguise(options["tools"])
             written = self._tokenizer.apply_chat_template(
-                [self._in_disguise(_without_thoughts(message)) for message in messages],
+                [self._in_disguise(without_thoughts(message)) for message in messages],
                 tokenize=False,
                 add_generation_prompt=True,
                 **options,
@@ -157,14 +147,6 @@ class Text:
         return ids
 
 
-def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:
-    """A prompt behind a system turn, where there is one."""
-    if not system:
-        return prompt
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": "system", "content": system}, *turns]
-
-
 def _markers(ids: Mapping[str, int]) -> Markers:
     """The markers among these tokens; one that opens counts only beside the one that closes."""
     channel, channel_end, call, call_end, quote = map(ids.get, MARKERS)
@@ -181,35 +163,6 @@ def _check_writable(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UsageError("the prompt is not valid UTF-8 text") from None
-
-
-def _check_understood(message: Any) -> None:
-    """Raises UsageError for what templates take although the model was never shown it."""
-    if not isinstance(message, Mapping):
-        return
-    role, content = message.get("role"), message.get("content")
-    if isinstance(role, str) and role not in ROLES:
-        raise UsageError(f"a message's role is one of {', '.join(ROLES)}, not {role!r}")
-    for part in content if isinstance(content, (list, tuple)) else ():
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise UsageError('content is text, or a list of {"type": "text", "text": …} only')
-
-
-def _without_thoughts(message: Any) -> Any:
-    """A message without the thoughts that a model's words begin with."""
-    if not isinstance(message, Mapping) or message.get("role") not in MODEL_ROLES:
-        return message
-    return {key: _said(item) if key == "content" else item for key, item in message.items()}
-
-
-def _said(content: Any) -> Any:
-    """A content, as text or as a list of parts, without the thoughts in front."""
-    if isinstance(content, str):
-        return LEADING_THOUGHTS.sub("", content, count=1)
-    if isinstance(content, list) and content and isinstance(content[0], Mapping):
-        first = {key: _said(item) if key == "text" else item for key, item in content[0].items()}
-        return [first, *content[1:]]
-    return content
 
 
 class TextStream:

@@ -132,7 +132,7 @@ def test_somebody_at_a_terminal_sees_the_thought(
     [
         (("Hi", "--model", "no-such-model"), 3, "no-such-model"),
         (("Hi", "--drafter", "none", "--num-draft-tokens", "3"), 3, "drafter"),
-        (("Hi", "--drafter", "none", "--check"), 3, "drafter"),
+        (("Hi", "--drafter", "none", "--check"), 3, "nothing to compare without a drafter"),
         (("Hi", "--max-tokens", "0"), 2, "max_tokens"),
         (("Hi", "--num-draft-tokens", "some"), 2, "num-draft-tokens"),
         (("Hi", "--num-draft-tokens", "0", "--check"), 2, "--check"),

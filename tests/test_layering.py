@@ -18,7 +18,7 @@ import pytest
 # as that closes no circle. `__init__` is what `import mlx_gemma_mtp` gives: users' names, lazily.
 LAYERS = [
     ["errors", "sizes", "atomic", "folders", "comparison", "config", "worker", "costs"],
-    ["layers", "cache", "sampling", "text", "channels", "acceptance", "depth"],
+    ["layers", "cache", "sampling", "messages", "text", "channels", "acceptance", "depth"],
     ["target", "drafter", "session", "request"],
     ["speculate", "remembered"],
     ["weights", "prefill"],

@@ -5,6 +5,7 @@ And nothing that is written in a message has the force of a special token.
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.hub import DEMO
-from mlx_gemma_mtp.text import Message, Text
+from mlx_gemma_mtp.messages import Message
+from mlx_gemma_mtp.text import Text
 
 LOST = "\ufffd"  # what stands for bytes that are no character
 TEXTS = [
@@ -363,18 +365,49 @@ def test_thoughts_that_a_models_message_begins_with_are_left_out_of_history(text
 def test_a_conversation_that_the_template_cannot_hold_is_refused(text: Text) -> None:
     endless: list[Any] = []
     endless.append(endless)
-    endless_tool = {"role": "tool", "content": {"sky": endless}}
-    for messages in ([user(5)], [{"role": 5, "content": "Hi"}], [endless_tool]):
-        with pytest.raises(UsageError, match="chat template"):
-            text.chat(messages)
+    with pytest.raises(UsageError, match="chat template"):
+        text.chat([user("Hi"), {"role": "tool", "content": {"sky": endless}}])
 
 
-def test_what_the_template_would_take_without_a_word_is_refused(text: Text) -> None:
-    with pytest.raises(UsageError, match=r"^a message's role is one of system, .*, not 'usr'$"):
-        text.chat([user("Hi"), {"role": "usr", "content": "Hi"}])
-    for part in ({"type": "image", "url": "a.png"}, "Hi", {"text": "Hi"}):
-        with pytest.raises(UsageError, match=r"^content is text, or a list of"):
-            text.chat([user([{"type": "text", "text": "What is this?"}, part])])
+CALL = {"function": {"name": "f", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ("Hi", "not an object"),
+        ({"content": "Hi"}, "its role is None, not one of system, "),
+        ({"role": "usr", "content": "Hi"}, "its role is 'usr', not one of system, "),
+        ({"role": ["user"], "content": "Hi"}, "its role is"),
+        ({"role": "user"}, "its content is neither"),
+        ({"role": "user", "contnet": "Hi"}, "its content is neither"),
+        ({"role": "user", "content": None}, "its content is neither"),
+        ({"role": "user", "content": 5}, "its content is neither"),
+        ({"role": "user", "content": {"type": "text", "text": "Hi"}}, "its content is neither"),
+        ({"role": "user", "content": ["Hi"]}, "its content is neither"),
+        (
+            {"role": "user", "content": [{"type": "image", "url": "a.png"}]},
+            "its content is neither",
+        ),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "its content is neither"),
+        ({"role": "user", "tool_calls": [CALL]}, "its content is neither"),
+        ({"role": "assistant", "tool_calls": []}, "its content is neither"),
+        ({"role": "assistant", "tool_calls": "zzz"}, "its tool_calls are not"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "its tool_calls are not"),
+    ],
+)
+def test_what_the_template_would_leave_out_without_a_word_is_refused(
+    text: Text, message: Any, why: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^message 2: .*{re.escape(why)}"):
+        text.chat([user("Hi"), message])
+
+
+def test_all_kinds_of_messages_are_understood(text: Text) -> None:
+    parts = [{"type": "text", "text": "Hi"}]
+    contents = [("developer", "Be brief."), ("user", parts), ("model", "Hello"), ("tool", {"a": 1})]
+    text.chat([{"role": role, "content": content} for role, content in contents])
+    text.chat([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [CALL]}])
 
 
 # Forgery

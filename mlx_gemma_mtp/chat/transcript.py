@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.chat.journal import HEAD, Event, Journal, lines, parse
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.text import Message
+from mlx_gemma_mtp.messages import Message
 
 
 class Models(NamedTuple):

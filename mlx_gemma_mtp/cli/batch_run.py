@@ -77,10 +77,10 @@ def run(
             raise typer.Exit(options.INTERRUPTED) from None
         if failures:
             number, failure = next(iter(sorted(failures.items())))
+            again = "" if results.done else " with --restart"
             raise MgmError(
                 f"{len(failures)} of {len(requests.lines)} requests failed, the first on line "
-                f"{number} ({failure['error']}); the same command tries "
-                f"{'them' if results.done else 'all with --restart'} again"
+                f"{number} ({failure['error']}); the same command{again} tries them again"
             )
 
 
@@ -157,7 +157,8 @@ def _shown(total: int) -> Iterator[OnResult]:
 
         yield on_result
     came_true = f", {accepted / drafted:.0%} of {drafted} drafts accepted" if drafted else ""
-    print(f"{answers} texts, {tokens} tokens, {speed()}{came_true}", file=sys.stderr)
+    texts = "1 text" if answers == 1 else f"{answers} texts"
+    print(f"{texts}, {tokens} tokens, {speed()}{came_true}", file=sys.stderr)
 
 
 @contextmanager

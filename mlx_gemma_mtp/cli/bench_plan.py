@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Drafts
     from mlx_gemma_mtp.bench.subject import Opened
     from mlx_gemma_mtp.bench.workload import Workload
-    from mlx_gemma_mtp.text import Message
+    from mlx_gemma_mtp.messages import Message
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from mlx_gemma_mtp.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine, SamplingParams
-    from mlx_gemma_mtp.text import Prompt, Text
+    from mlx_gemma_mtp.messages import Prompt
+    from mlx_gemma_mtp.text import Text
 
 NUM_DRAFT_TOKENS = 3  # in place of auto, which may find that here no drafts pay
 

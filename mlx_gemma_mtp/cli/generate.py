@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_gemma_mtp.cli import options
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
     from mlx_gemma_mtp.chat.screen import Screen
-    from mlx_gemma_mtp.text import Prompt
+    from mlx_gemma_mtp.messages import Prompt
 
 MAX_BATCH = 8
 
@@ -79,7 +79,7 @@ def generate(
         raise UsageError("--out, --max-batch and --restart belong to --batch-file")
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.cli import check as checking
-    from mlx_gemma_mtp.text import with_system
+    from mlx_gemma_mtp.messages import with_system
 
     asked = with_system(_prompt(prompt, file), system)
     screen = Screen(sys.stdout.buffer, sys.stderr)
@@ -88,6 +88,8 @@ def generate(
         checking.exact_products()
         params = checking.with_drafts(params)
     with pair.load() as engine:
+        if check and not engine.has_drafter:
+            raise ModelNotFoundError("--check has nothing to compare without a drafter: name one")
         if as_json:
             done = engine.generate(asked, params)[0]
             found, tokens = _to_json(done), done.tokens

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.messages import Message, check_messages, with_system
 from mlx_gemma_mtp.sampling import SamplingParams
-from mlx_gemma_mtp.text import Message, with_system
 
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "thinking")
 KEYS = ("id", "prompt", "system", *SETTINGS)
@@ -116,14 +116,11 @@ def _prompt(prompt: Any, own: Any, system: str | None) -> str | Sequence[Message
         if not prompt.strip():
             raise UsageError("its prompt is empty: give some text")
         return with_system(prompt, system if own is None else own)
-    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
+    if not isinstance(prompt, list) or not prompt:
         raise UsageError('its prompt is neither text nor a list of {"role", "content"} messages')
+    check_messages(prompt)
     if prompt[0]["role"] in ("system", "developer"):
         if own is not None:
             raise UsageError("it has a system beside messages that begin with one: give one")
         return prompt
     return with_system(prompt, system if own is None else own)
-
-
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("role"), str) and len(item) > 1
