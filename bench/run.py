@@ -69,6 +69,8 @@ def run(
                 _in_turns(contestants, task, prompts, plan, record, tell_window, taken[task])
             finally:  # also of an interrupt: the turns that all have had
                 record.cases += _cases(bench, record, task, lengths, _whole(taken[task]))
+            where = f"batch {batch}, {task}"
+            record.warnings += _cut_short(taken[task], where, plan.tokens * batch)
             after_group()
         if len(tasks) > 1:
             record.cases += _summary(bench, record, batch, taken)
@@ -81,6 +83,13 @@ def run(
             after_group()
     record.warnings += _drift(record)
     record.complete = True
+
+
+def _cut_short(taken: Taken, where: str, tokens: int) -> Iterator[str]:
+    """What to say where texts ended before a window held what it should."""
+    held = min(one.window.tokens for samples in taken.values() for one in samples)
+    if held < tokens:
+        yield f"{where}: the texts ended after {held:,} of {tokens:,} tokens: fewer --max-tokens"
 
 
 def _drift(record: Record) -> Iterator[str]:

@@ -97,13 +97,16 @@ def _head(record: Record) -> list[str]:
     ]
     if lengths:
         turns = max(len(case.samples) for case in record.cases)
+        longest = "" if min(lengths) == max(lengths) else f" to {max(lengths)}"
         lines.append(
-            f"prompts of {min(lengths)} to {max(lengths)} tokens; median, low and high of {turns} "
+            f"prompts of {min(lengths)}{longest} tokens; median, low and high of {turns} "
             f"turn{'s' * (turns > 1)}; drafts per round, 0 is plain"
         )
     if subject.random:
         rates = "; ".join(group.label for group in groups(record) if group.label)
         lines.append(f"random weights, so accepts are drawn, not earned: {rates or NOTHING}")
+    if any(group.peers for group in groups(record)):
+        lines.append("peak GB holds the copies of weights that the other engines need, too")
     if not record.complete:
         lines.append("not complete: it ended before all that was asked for had been measured")
     return [*lines, *(f"warning: {text}" for text in (*stamp.warnings, *record.warnings))]

@@ -26,6 +26,7 @@ from mlx_gemma_mtp.doctor import backend_name
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.engine import OpenPair, open_pair
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.sizes import in_words
 from mlx_gemma_mtp.speculate import PlayRound, round_player
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.weights import dtype_name, num_bytes
@@ -77,9 +78,11 @@ def random(
     context: int,
     batch: int,
     force: bool,
+    tell: Callable[[str], None],
 ) -> Opened:
     """Noise at a published size. context, batch: what there must be room for, unless forced.
 
+    tell: is called with a line before it is drawn, which takes minutes on a CPU.
     Raises UsageError, NotEnoughMemoryError.
     """
     if size not in synthetic.TARGETS:
@@ -95,6 +98,7 @@ def random(
         if not force:
             have = memory.available() - mx.get_active_memory()
             _check_room(size, target, drafter, context=context, batch=batch, have=have)
+        tell(f"drawing {size}: {in_words(num_bytes(target) + num_bytes(drafter))} of weights")
         return OpenPair(synthetic.draw(target), synthetic.draw(drafter), None, {}, None)
 
     return Opened(size, mlx_worker().run(draw), Draws(accept), shared_experts)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import mlx.core as mx
 import pytest
-from mlx_gemma_mtp.bench import mlx_vlm_pair, run
+from mlx_gemma_mtp.bench import decode, mlx_vlm_pair, run
 from mlx_gemma_mtp.bench.record import read
 
 from command import assert_one_line, command, environment, mgm, run_here
@@ -146,7 +146,9 @@ def test_a_run_to_share_is_one_row(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    done = run_here(monkeypatch, capfd, ["bench", "--from", random_run[2], "--share"])
+    done = run_here(
+        monkeypatch, capfd, ["bench", "--from", random_run[2], "--share", "--format", "md"]
+    )
     head, rule, row = done.stdout.splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     assert "tiny" in row
@@ -160,6 +162,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
     assert process.stderr is not None
+    assert process.stderr.readline().startswith("drawing tiny: ")
     for line in process.stderr:
         if "batch 2, random" in line:
             process.send_signal(signal.SIGINT)
@@ -170,6 +173,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     assert not record.complete
     assert {case.batch for case in record.cases} == {1}
     assert len(record.cases) == 3
+    assert "interrupted" in record.warnings
     assert f"{record.cases[0].decode_tokens_per_second.median:.1f}" in printed
 
 
@@ -177,6 +181,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ("--batch 3", "--batch takes 1, 2, 4, 8"),
+        ("--drafter none --drafts 0,3", "--drafts 0,3 needs a drafter"),
         ("--batch x", "--batch takes a list with commas"),
         ("--drafts 99", "from 0 to 15, not 99"),
         ("--drafts ,", "--drafts takes a list"),
@@ -255,19 +260,39 @@ def test_a_check_passes_and_one_that_finds_a_fault_ends_with_5(
     assert "not what they must be" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(NotEnoughMemoryError("no room"), 4), (RuntimeError("no\nroom"), 1)]
+)
 def test_what_was_measured_before_an_error_is_shown_and_kept(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    error: Exception,
+    code: int,
 ) -> None:
     def fail(*_: object) -> NoReturn:
-        raise NotEnoughMemoryError("no room")
+        raise error
 
     monkeypatch.setattr(run, "LEARNING", 3)
     monkeypatch.setattr(run, "second_turns", fail)
     out = tmp_path / "found.json"
     asked = f"bench --tasks json --batch 1,2 --drafts 0 --repeat 1 --max-tokens 4 --out {out}"
     done = run_here(monkeypatch, capfd, asked.split())
-    assert done.returncode == 4
-    assert done.stderr.endswith("mgm: no room\n")
+    assert done.returncode == code
+    assert "no room" in done.stderr.splitlines()[-1]
     record = read(out)
+    assert f"ended by {type(error).__name__}: no room" in record.warnings
     assert [case.batch for case in record.cases] == [1]
     assert f"{record.cases[0].decode_tokens_per_second.median:.1f}" in done.stdout
+
+
+def test_texts_that_end_before_they_fill_a_window_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(decode, "WAVES", 1)
+    out = tmp_path / "found.json"
+    asked = f"bench --tasks json --batch 1 --drafts 0 --repeat 1 --max-tokens 1000 --out {out}"
+    assert run_here(monkeypatch, capfd, asked.split()).returncode == 0
+    (warning,) = (one for one in read(out).warnings if "ended" in one)
+    assert warning.startswith("batch 1, json: the texts ended after ")
+    assert warning.endswith(" of 1,000 tokens: fewer --max-tokens")

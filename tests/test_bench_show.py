@@ -291,6 +291,14 @@ def test_what_is_missing_is_left_out(record: Record) -> None:
         assert all({*column} != {"–"} for column in zip(*table[1:], strict=True))
 
 
+def test_the_memory_of_other_engines_is_told_of_and_a_single_length_is_one() -> None:
+    assert "copies of weights that the other engines need" in show.table(PAYS)
+    bare = show.table(BARE)
+    assert "other engines" not in bare
+    (length,) = {*BARE.cases[0].prompt_tokens}
+    assert f"prompts of {length} tokens;" in bare
+
+
 def test_drawn_accepts_are_said_to_be_and_kept_apart() -> None:
     assert "random weights, so accepts are drawn, not earned" in show.table(DRAWN)
     told = conclusions(DRAWN)

@@ -59,8 +59,8 @@ def bench(
     forwards and backwards. The figures go to stdout, what is going on to stderr. Ctrl-C keeps what
     is finished.
     """
-    if shown.share and shown.format != "table":
-        raise UsageError("--share is Markdown already: leave --format out")
+    if shown.share and shown.format not in ("table", "md"):
+        raise UsageError("--share is Markdown: leave --format out")
     if asked.tasks == "list":
         _list_tasks()
     elif shown.from_:
@@ -94,14 +94,14 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
         need_matplotlib()
         _make_folder(shown.plot)
     before = stamp.stamp()
-    opened = bench_plan.open_subject(pair, asked, plan)
+    opened = bench_plan.open_subject(pair, asked, plan, _tell)
     workload = bench_plan.workload(pair, asked, plan, opened)
     opened, depth = opened.slowed(asked.slow_draft), Depth()
     bench = bench_of(opened, workload, batch=max(plan.batches), depth=depth, peers=asked.peer or [])
     if not bench.engine.has_drafter:
         if shown.recommend:
             raise ModelNotFoundError("there is nothing to recommend without a drafter: name one")
-        print("no drafter beside this model: plain decoding only", file=sys.stderr)
+        print("measured without a drafter: plain decoding only", file=sys.stderr)
         plan = replace(plan, drafts=(0,))
     record = Record(
         _command(),
@@ -116,8 +116,10 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     with bench.engine, bench.in_step:
         try:
             run(bench, plan, record, after_group=lambda: _keep(record, shown), tell=_tell)
-        except (KeyboardInterrupt, MgmError) as error:
+        except (KeyboardInterrupt, MgmError, RuntimeError) as error:
             ended = error  # what is finished is shown first
+            record.warnings.append(_why(error))
+            _keep(record, shown)  # a device that failed may fail again where engines end
     _tell("")
     record.warnings += stamp.later_warnings(before)
     if shown.recommend and record.complete:
@@ -126,10 +128,16 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
             save_depth(opened.pair.fingerprint, depth)
     _keep(record, shown)
     _show([record], shown)
-    if isinstance(ended, MgmError):
-        raise ended
-    if ended is not None:
+    if isinstance(ended, KeyboardInterrupt):
         raise typer.Exit(options.INTERRUPTED)
+    if ended is not None:
+        raise ended
+
+
+def _why(ended: BaseException) -> str:
+    if isinstance(ended, KeyboardInterrupt):
+        return "interrupted"
+    return f"ended by {type(ended).__name__}: {' '.join(str(ended).split())}"
 
 
 def _check_recommend(asked: Asked, plan: Plan) -> None:
@@ -207,7 +215,7 @@ def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     plan = bench_plan.plan(pair, asked)
     if set(plan.drafts) == {0}:
         raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
-    opened = bench_plan.open_subject(pair, asked, plan)
+    opened = bench_plan.open_subject(pair, asked, plan, _tell)
     workload = bench_plan.workload(pair, asked, plan, opened)
 
     def prompts(batch: int) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -81,9 +81,8 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
     default = "1,4" if on_cpu else "1,2,4,8"
     batches = _distinct(_numbers("--batch", asked.batch if asked.batch is not None else default))
     if not set(batches) <= set(SIZES):
-        raise UsageError(
-            f"--batch takes {', '.join(map(str, SIZES))}: what is between runs as the next of them"
-        )
+        sizes = ", ".join(map(str, SIZES))
+        raise UsageError(f"--batch takes {sizes}: other sizes run as the next larger of these")
     for peer in asked.peer or []:
         if peer not in PEERS:
             raise UsageError(f"--peer is one of {', '.join(PEERS)}, not {peer!r}")
@@ -109,11 +108,14 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
             raise UsageError(f"{name} is about random weights: it goes with --synthetic")
     if asked.peer_drafts and not asked.peer:
         raise UsageError("--peer-drafts is about a peer: it goes with --peer")
+    drafts = _distinct(options.listed("--drafts", asked.drafts, _drafts))
+    if pair.drafter == "none" and asked.drafts != Asked.drafts and drafts != [0]:
+        raise UsageError(f"--drafts {asked.drafts} needs a drafter: leave --drafter none out")
     _tasks(pair, asked)
     _lengths(asked)
     return Plan(
         batches=batches,
-        drafts=_distinct(options.listed("--drafts", asked.drafts, _drafts)),
+        drafts=drafts,
         peer_drafts=_distinct(_numbers("--peer-drafts", asked.peer_drafts or "0,3")),
         tokens=tokens,
         repeat=asked.repeat,
@@ -153,8 +155,10 @@ def _lengths(asked: Asked) -> list[int]:
     return list(LENGTHS if asked.synthetic is None else RANDOM_LENGTHS)
 
 
-def open_subject(pair: options.Pair, asked: Asked, plan: Plan) -> Opened:
-    """The pair to measure. Raises what loading raises."""
+def open_subject(
+    pair: options.Pair, asked: Asked, plan: Plan, tell: Callable[[str], None]
+) -> Opened:
+    """The pair to measure; where it is drawn, tell says so. Raises what loading raises."""
     from mlx_gemma_mtp.bench import subject
     from mlx_gemma_mtp.chat.spinner import Spinner
     from mlx_gemma_mtp.cli.pull import fetch_missing
@@ -166,16 +170,16 @@ def open_subject(pair: options.Pair, asked: Asked, plan: Plan) -> Opened:
                 pair.model, options.beside(pair.drafter), bits=pair.bits, force=pair.force
             )
     accept = options.listed("--accept", asked.accept or "0.8", _chance)
-    with Spinner(f"drawing {asked.synthetic}", sys.stderr):
-        return subject.random(
-            asked.synthetic,
-            bits=pair.bits,
-            accept=accept,
-            shared_experts=asked.overlap,
-            context=max(_lengths(asked)) + _beyond(plan),
-            batch=max(plan.batches),
-            force=pair.force,
-        )
+    return subject.random(
+        asked.synthetic,
+        bits=pair.bits,
+        accept=accept,
+        shared_experts=asked.overlap,
+        context=max(_lengths(asked)) + _beyond(plan),
+        batch=max(plan.batches),
+        force=pair.force,
+        tell=tell,
+    )
 
 
 def workload(pair: options.Pair, asked: Asked, plan: Plan, opened: Opened) -> Workload:
