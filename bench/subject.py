@@ -111,16 +111,33 @@ def check_room(opened: Opened, *, context: int, batch: int) -> None:
     _check_room(opened.name, pair.target, pair.drafter, context=context, batch=batch, have=have)
 
 
-def _check_room(
-    name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
+def check_context(
+    opened: Opened, workload: Workload, *, batches: Sequence[int], tokens: int
 ) -> None:
-    pair, dtype = memory.Pair.of(target, drafter), dtype_name(target.dtype)
+    """Raise UsageError unless every first prompt and so many tokens fit into the context."""
+    lengths = [
+        len(row.ids)
+        for batch in batches
+        for task in workload.tasks_at(batch)
+        for row in workload.wave(task, batch, 0)
+    ]
+    _check_context(opened.name, opened.pair.target, max(lengths) + tokens)
+
+
+def _check_context(name: str, target: Target, context: int) -> None:
     most = target.config.max_position_embeddings
     if context > most:
         raise UsageError(
             f"{name} takes {most:,} tokens, a prompt and its answer here {context:,}: "
-            "give fewer --prompt-tokens or --max-tokens"
+            "give fewer --max-tokens, or shorter prompts"
         )
+
+
+def _check_room(
+    name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
+) -> None:
+    pair, dtype = memory.Pair.of(target, drafter), dtype_name(target.dtype)
+    _check_context(name, target, context)
     ways = ["--bits 4"] * (_bits(target) is None) + ["a smaller --batch"] * (batch > 1)
     memory.check(
         pair.needs(context, batch).total,

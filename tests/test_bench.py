@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.bench import cases, decode, stamp, synthetic
+from mlx_gemma_mtp.bench import cases, decode, stamp, subject, synthetic
 from mlx_gemma_mtp.bench.decode import Sample
 from mlx_gemma_mtp.bench.drawn import Draws, drawn
 from mlx_gemma_mtp.bench.floor import Floor
@@ -290,6 +290,23 @@ def test_a_quantized_random_pair_is_as_loaded_with_bits(tiny: str) -> None:
     assert bits == {"QuantizedEmbedding": 8, "QuantizedLinear": 4, "QuantizedExpertLinear": 4}
     routers = [layer.router.proj.bits for layer in target.layers]
     assert set(routers) == {8}
+
+
+def test_a_pair_is_drawn_after_it_is_said(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def draw(model: Target | Drafter) -> Target | Drafter:
+        steps.append("drawn")
+        return model
+
+    monkeypatch.setitem(synthetic.TARGETS, tiny, {})
+    monkeypatch.setattr(synthetic, "draw", draw)
+    subject.random(
+        tiny, bits=None, accept=[1.0], shared_experts=0, context=9, batch=1, force=True,
+        tell=steps.append,
+    )  # fmt: skip
+    assert re.fullmatch(r"drawing tiny: [\d.]+ [kMG]B of weights", steps[0])
+    assert steps[1:] == ["drawn", "drawn"]
 
 
 def speeds(**by_drafts: float) -> list[Case]:

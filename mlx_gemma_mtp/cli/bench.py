@@ -43,6 +43,7 @@ class Shown:
 
 @options.spread
 def bench(
+    context: typer.Context,
     pair: options.Pair,
     asked: Asked,
     shown: Shown,
@@ -61,10 +62,17 @@ def bench(
     """
     if shown.share and shown.format not in ("table", "md"):
         raise UsageError("--share is Markdown: leave --format out")
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
+    }
+    if asked.synthetic is not None and given & {"model", "drafter"}:
+        raise UsageError("--synthetic draws a pair of its own: leave --model and --drafter out")
     if asked.tasks == "list":
         _list_tasks()
     elif shown.from_:
-        if check or asked != Asked() or shown.out is not None:
+        if given - {"from_", "format", "plot", "recommend", "share"}:
             raise UsageError("--from measures nothing: leave out what is about measuring")
         _show_earlier(shown, shown.from_)
     elif check:
@@ -80,7 +88,7 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.recommend import recommend
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import run
-    from mlx_gemma_mtp.bench.subject import bench_of
+    from mlx_gemma_mtp.bench.subject import bench_of, check_context
     from mlx_gemma_mtp.depth import Depth
     from mlx_gemma_mtp.remembered import save_depth
     from mlx_gemma_mtp.worker import mlx_worker
@@ -96,6 +104,7 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     before = stamp.stamp()
     opened = bench_plan.open_subject(pair, asked, plan, _tell)
     workload = bench_plan.workload(pair, asked, plan, opened)
+    check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
     opened, depth = opened.slowed(asked.slow_draft), Depth()
     bench = bench_of(opened, workload, batch=max(plan.batches), depth=depth, peers=asked.peer or [])
     if not bench.engine.has_drafter:
@@ -202,7 +211,7 @@ def _formatted(record: Record, form: str) -> str:
 def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.check import check
     from mlx_gemma_mtp.bench.record import MIXED, write_json
-    from mlx_gemma_mtp.bench.subject import engine
+    from mlx_gemma_mtp.bench.subject import check_context, engine
     from mlx_gemma_mtp.depth import Depth
 
     timed = shown.plot is not None or shown.recommend or shown.share
@@ -217,6 +226,7 @@ def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
         raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
     opened = bench_plan.open_subject(pair, asked, plan, _tell)
     workload = bench_plan.workload(pair, asked, plan, opened)
+    check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
 
     def prompts(batch: int) -> list[list[int]]:
         return [row.ids for row in workload.wave(MIXED, batch, 0)]
