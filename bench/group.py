@@ -1,11 +1,14 @@
-"""Cases of a record that may be compared with each other: their accepts are of the same kind.
+"""Cases that may be compared with each other: their accepts are of the same kind.
 
-Accepts that are drawn may be drawn at several rates in one run. Knows nothing of how any are shown.
+Accepts that are drawn may be drawn at several rates in one run, and batches measured in several
+runs. Knows nothing of how any are shown.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from mlx_gemma_mtp.bench.record import ALL, MIXED, OURS, Case, Record
 
@@ -63,6 +66,23 @@ def groups(record: Record) -> list[Group]:
     return found or [Group("", [], [])]
 
 
+def joined(records: Sequence[Record]) -> list[Record]:
+    """With the cases of runs that differ in nothing but their batches in one, the first of them.
+
+    What several of them measured counts as in the last.
+    """
+    found: dict[str, Record] = {}
+    for record in records:
+        settings = {key: value for key, value in record.settings.items() if key != "batches"}
+        machine = (record.stamp.device, record.stamp.versions)
+        key = json.dumps([asdict(record.subject), settings, machine])
+        first = found.setdefault(key, replace(record, cases=[]))
+        measured = [_place(case) for case in record.cases]
+        earlier = [case for case in first.cases if _place(case) not in measured]
+        found[key] = replace(first, cases=earlier + record.cases)
+    return list(found.values())
+
+
 def by_drafts(case: Case) -> float:
     """A key to sort by: numbers, then auto."""
     return float("inf") if case.drafts == "auto" else case.drafts
@@ -79,3 +99,7 @@ def _rate(case: Case) -> float:
 
 def _rates(accept: list[float]) -> str:
     return ", ".join(map(str, accept))
+
+
+def _place(case: Case) -> tuple[int, list[float] | None]:
+    return case.batch, case.accept

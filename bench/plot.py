@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gemma_mtp.bench.group import Group, groups
+from mlx_gemma_mtp.bench.group import Group, groups, joined
 from mlx_gemma_mtp.bench.record import ALL, Case, Record, Spread, setting
 from mlx_gemma_mtp.bench.sections import acceptance_cases
 
@@ -41,13 +41,14 @@ def need_matplotlib() -> None:
 def plot(records: Sequence[Record], folder: Path) -> list[Path]:
     """Write the figures into a folder, which is made; a panel for each record. Returns the files.
 
-    What no record has numbers for gives no figure. Raises UsageError without matplotlib, and where
-    the folder cannot be written.
+    Runs that differ in nothing but their batches share a panel; where they measured the same, the
+    last one counts. What no record has numbers for gives no figure. Raises UsageError without
+    matplotlib, and where the folder cannot be written.
     """
     need_matplotlib()
     import matplotlib
 
-    panels = [(record, group) for record in records for group in groups(record)]
+    panels = [(record, group) for record in joined(records) for group in groups(record)]
     written = []
     for name, (draw, shows) in FIGURES.items():
         chosen = [(record, group) for record, group in panels if shows(group)]
@@ -170,8 +171,7 @@ def _figure(draw: Draw, panels: Sequence[tuple[Record, Group]]) -> Figure:
     for place, (record, group) in enumerate(panels, 1):
         axes = figure.add_subplot(lines, columns, place)
         draw(axes, group)
-        title = record.subject.name + (", random weights" if record.subject.random else "")
-        axes.set_title("\n".join(filter(None, [title, group.label])))
+        axes.set_title("\n".join(filter(None, [str(record.subject), group.label])))
         axes.margins(x=0.06)
     return figure
 

@@ -108,9 +108,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured. random: noise at a real size, so that accepts are drawn.
+    """What was measured; as a string, in words.
 
-    drafter_bytes is None where there is no drafter.
+    random: noise at a real size, so that accepts are drawn. drafter_bytes is None where there is no
+    drafter.
     """
 
     name: str
@@ -120,6 +121,11 @@ class Subject:
     drafter_bytes: int | None
     num_experts: int
     random: bool
+
+    def __str__(self) -> str:
+        bits = "" if self.bits is None else f", {self.bits}"
+        bits += " bits" if self.bits is not None and self.bits.isdigit() else ""
+        return f"{self.name}, {self.dtype}{bits}" + (", random weights" if self.random else "")
 
 
 @dataclass

@@ -58,7 +58,7 @@ def share(record: Record) -> str:
     stamp, group = record.stamp, groups(record)[0]
     mlx, own = (stamp.versions.get(name, NOTHING) for name in ("mlx", "mlx_gemma_mtp"))
     cells = [f"{stamp.device}, {stamp.system}", f"{mlx}, {own}"]
-    cells.append(", ".join([_model(record), *([group.label] if group.label else [])]))
+    cells.append(", ".join(filter(None, [str(record.subject), group.label])))
     cells += [_plain_and_best(record, group, batch) for batch in SHARED_BATCHES]
     accepted = [case_row(record, case) for case in acceptance_cases(group)[:1]]
     cells.append("".join("{acceptance_rate} (drafts: {drafts})".format(**row) for row in accepted))
@@ -75,13 +75,6 @@ def _plain_and_best(record: Record, group: Group, batch: int) -> str:
     return f"{before} → {row['decode_tokens_per_second']} ({gain}{setting(chosen.drafts)})"
 
 
-def _model(record: Record) -> str:
-    subject = record.subject
-    bits = "" if subject.bits is None else f", {subject.bits}"
-    bits += " bits" if subject.bits is not None and subject.bits.isdigit() else ""
-    return f"{subject.name}, {subject.dtype}{bits}" + (", random weights" if subject.random else "")
-
-
 def _head(record: Record) -> list[str]:
     stamp, subject = record.stamp, record.subject
     sizes = f"{number(subject.target_bytes / 1e9, 2)} GB"
@@ -89,7 +82,7 @@ def _head(record: Record) -> list[str]:
     sizes += ", no drafter" if drafter is None else f" and {number(drafter / 1e9, 2)} GB of drafter"
     lengths = [length for case in record.cases for length in case.prompt_tokens]
     lines = [
-        f"{_model(record)}; {sizes}",
+        f"{subject}; {sizes}",
         f"{stamp.device}, {stamp.backend}, {stamp.system}; power: {stamp.power}; {stamp.time}",
         ", ".join(f"{name} {version}" for name, version in stamp.versions.items()),
         f"bandwidth measured in this run: "

@@ -19,7 +19,7 @@ import pytest
 from mlx_gemma_mtp.bench import show
 from mlx_gemma_mtp.bench.columns import CASE, TURN, Row
 from mlx_gemma_mtp.bench.conclusions import conclusions
-from mlx_gemma_mtp.bench.group import groups
+from mlx_gemma_mtp.bench.group import groups, joined
 from mlx_gemma_mtp.bench.plot import THEMES, plot
 from mlx_gemma_mtp.bench.record import (
     ALL,
@@ -376,6 +376,30 @@ def test_plots_are_the_same_bytes_again_in_light_and_dark(tmp_path: Path) -> Non
         text = path.read_text(encoding="utf-8")
         assert [ink in text for ink in THEMES.values()] == [name == theme for name in THEMES]
         assert path.stat().st_size < 60_000
+
+
+def test_runs_of_different_batches_are_one_and_the_last_counts() -> None:
+    def run(batch: int, record: Record) -> Record:
+        cases = [case for case in record.cases if case.batch == batch]
+        return replace(record, cases=cases, settings={**record.settings, "batches": [batch]})
+
+    (whole,) = joined([run(1, PAYS), run(4, PAYS_NOT), run(4, PAYS)])
+    assert sorted(whole.cases, key=repr) == sorted(PAYS.cases, key=repr)
+    assert (PAYS.cases, DRAWN.cases) == tuple(r.cases for r in joined([PAYS, DRAWN, DRAWN]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(PAYS, settings={**PAYS.settings, "repeat": 5}),
+        replace(PAYS, subject=replace(PAYS.subject, bits=None)),
+        replace(PAYS, stamp=replace(STAMP, device="Apple M1")),
+        replace(PAYS, stamp=replace(STAMP, versions={**STAMP.versions, "mlx": "0.1"})),
+    ],
+    ids=["settings", "subject", "device", "versions"],
+)
+def test_runs_that_differ_otherwise_stay_apart(other: Record) -> None:
+    assert joined([PAYS, other]) == [PAYS, other]
 
 
 def test_what_was_not_measured_gives_no_figure(tmp_path: Path) -> None:
