@@ -42,8 +42,8 @@ from mlx_gemma_mtp.weights import (
 )
 
 # How much of its maker's bandwidth and compute a chip is taken to reach. Rounds of 31B in bfloat16
-# on an H100, of 3.35 TB/s by its datasheet, reached 0.42 (batch 2, 7 drafts) to 0.71 (batch 1,
-# plain) of it, in the median 0.52, and 0.59 on another such machine: see results/.
+# on an H100, of 3.35 TB/s by its datasheet, reached 0.51 (batch 8, 4 drafts) to 0.73 (batch 1,
+# plain) of it, in the median 0.59 (see results/), and 0.52 on another such machine.
 SHARE = 0.55
 
 MOST_DRAFTS = 8
