@@ -25,7 +25,7 @@ from mlx_gemma_mtp.worker import mlx_worker
 
 # Before the first window of a batch size, where rounds are compiled:
 WARM_UP_TOKENS = 16  # of every row with a fixed number of drafts; one elsewhere
-LEARNING = 200  # rounds of auto; a fifth elsewhere
+LEARNING = 200  # rounds of auto; an eighth elsewhere
 DRIFT = 0.88  # of plain decoding's speed at the beginning: less at the end is told
 
 Taken = dict[tuple[str, Drafts], list[Sample]]  # by engine and number of drafts, turn by turn
@@ -136,7 +136,7 @@ def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prom
 
 def _warm_up(contestants: list[_Contestant], prompts: Prompts, plan: Plan, record: Record) -> None:
     """Whatever is compiled, allocated or learned at first is so after this."""
-    tokens, learning = (WARM_UP_TOKENS, LEARNING) if compiled() else (1, LEARNING // 5)
+    tokens, learning = (WARM_UP_TOKENS, LEARNING) if compiled() else (1, LEARNING // 8)
     for one in list(contestants):
         if one.drafts == "auto":
             rounds = 0.0
