@@ -25,9 +25,9 @@ from mlx_gemma_mtp.convert.plan import Options, Plan, plan_drafter, plan_target
 from mlx_gemma_mtp.convert.source import Source, SourceTensor
 from mlx_lm import utils as mlx_lm
 
-from checkpoints import KINDS, VOCAB, PairPaths
+from checkpoints import KINDS, PairPaths
+from logits import assert_logits_agree, capped_logits, logits, logits_of_mlx_lm
 from mlx_gemma_mtp import SamplingParams, load, memory
-from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.sizes import in_words
@@ -35,8 +35,6 @@ from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.weights import load_drafter, load_target
 
 MOE = "26B-A4B"
-LENGTH = 24  # longer than any window of the tiny models
-TOLERANCE = 1e-4  # of another implementation's float32 logits, which spread by about 1.5
 AS_IT_IS = Options(bits="none")
 TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 Arrays = dict[str, mx.array]
@@ -73,22 +71,10 @@ def parameters(model: nn.Module) -> Arrays:
     return dict(tree_flatten(model.parameters()))
 
 
-def text() -> list[int]:
-    return np.random.default_rng(0).integers(0, VOCAB, LENGTH).tolist()
-
-
-def logits(target: Target) -> np.ndarray:
-    """The target's logits, before the softcap, over one fixed text: [T, V]."""
-    cache = KVCache.empty(target.config, 1, capacity=32, most=LENGTH, dtype=target.dtype)
-    found = np.array(target.logits(target(mx.array([text()]), cache))[0])
-    assert found.std() > 0.3  # flat logits would prove nothing
-    return found
-
-
-def logits_of_mlx_lm(folder: Path) -> np.ndarray:
-    """mlx-lm's own, capped, as its own loader reads the folder: [T, V]."""
+def assert_mlx_lm_agrees(folder: Path, target: Target) -> None:
+    """mlx-lm's own model computes the same, as its own loader reads the folder."""
     model, _ = mlx_lm.load_model(folder)
-    return np.array(model(mx.array([text()]), cache=model.make_cache())[0])
+    assert_logits_agree(logits_of_mlx_lm(model), capped_logits(target))
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +173,7 @@ def test_quantized_it_equals_quantizing_in_memory_here_and_in_mlx_lm(
     assert_same_arrays(parameters(target), parameters(expected))
     assert logits(target).tobytes() == logits(expected).tobytes()
     # Its vocabulary, head sizes and the rest are written where mlx-lm looks for them.
-    cap = target.config.final_logit_softcapping
-    assert cap is not None
-    capped = np.tanh(logits(target) / cap) * cap
-    np.testing.assert_allclose(logits_of_mlx_lm(out), capped, atol=TOLERANCE, rtol=0)
+    assert_mlx_lm_agrees(out, target)
 
     drafter = load_drafter(out / "drafter", target.config)
     uniform = load_drafter(pair.drafter, target.config, bits=int(bits))
@@ -200,10 +183,7 @@ def test_quantized_it_equals_quantizing_in_memory_here_and_in_mlx_lm(
 def test_unquantized_mlx_lm_computes_the_same(kind: str, converted: Converted) -> None:
     out = converted(kind, AS_IT_IS)
     target = load_target(out)
-    cap = target.config.final_logit_softcapping
-    assert cap is not None
-    capped = np.tanh(logits(target) / cap) * cap
-    np.testing.assert_allclose(logits_of_mlx_lm(out), capped, atol=TOLERANCE, rtol=0)
+    assert_mlx_lm_agrees(out, target)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])
@@ -229,10 +209,7 @@ def test_every_format_loads_as_it_was_written(
         expected = load_target(pairs[MOE].target)
         in_memory(expected, read_manifest(out).tensors)
         assert_same_arrays(parameters(target), parameters(expected))
-    cap = target.config.final_logit_softcapping
-    assert cap is not None
-    capped = np.tanh(logits(target) / cap) * cap
-    np.testing.assert_allclose(logits_of_mlx_lm(out), capped, atol=TOLERANCE, rtol=0)
+    assert_mlx_lm_agrees(out, target)
 
 
 @pytest.mark.parametrize("kind", ["E2B", "12B", MOE])  # 12B: projections of one input differ
@@ -473,10 +450,7 @@ def test_a_rule_of_the_command_line_comes_first(
     assert isinstance(target.layers[1].mlp.up_proj, nn.Linear)
     assert target.layers[0].self_attn.o_proj.group_size == 32
     load_drafter(out / "drafter", target.config)
-    cap = target.config.final_logit_softcapping
-    assert cap is not None
-    capped = np.tanh(logits(target) / cap) * cap
-    np.testing.assert_allclose(logits_of_mlx_lm(out), capped, atol=TOLERANCE, rtol=0)
+    assert_mlx_lm_agrees(out, target)
 
 
 def test_with_none_a_rule_alone_quantizes(converted: Converted) -> None:
@@ -484,7 +458,7 @@ def test_with_none_a_rule_alone_quantizes(converted: Converted) -> None:
     target = load_target(out)
     assert target.embed_tokens_per_layer.bits == 8
     assert isinstance(target.embed_tokens, nn.Embedding)
-    assert logits_of_mlx_lm(out).shape == (LENGTH, VOCAB)
+    assert_mlx_lm_agrees(out, target)
 
 
 def test_q4_0_keeps_weights_that_lie_on_its_grid(rng: np.random.Generator) -> None:

@@ -11,6 +11,7 @@ import mlx_gemma_mtp
 import reference
 from checkpoints import KINDS, VOCAB, PairPaths
 from conftest import KINDS as TESTED_KINDS
+from logits import assert_logits_agree
 from mlx_gemma_mtp import SamplingParams, speculate
 from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.drafter import Drafter
@@ -19,7 +20,6 @@ from mlx_gemma_mtp.speculate import Head, first_token, prefill
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.weights import load_drafter, load_target
 
-TOLERANCE = 1e-4
 NUM_STEPS = 4
 MOST = 16  # the most positions one forward writes in these tests
 CHUNKS = (3, 16, 1, 9, 13)  # repeated: no border before 104 is a multiple of a window
@@ -86,9 +86,7 @@ def assert_drafts_equal(
         if models.drafter.config.use_ordered_embeddings:
             assert len(set(found.tolist())) == len(found)
             assert set(found.tolist()) == expected.candidates(step)
-        np.testing.assert_allclose(
-            logits, expected.logits[step][found], atol=TOLERANCE, rtol=0, err_msg=f"step {step}"
-        )
+        assert_logits_agree(logits, expected.logits[step][found], f"step {step}")
     if position_offset == models.drafter.config.query_position:
         drafts = speculate.draft(*models, cache, head, GREEDY, NUM_STEPS)
         assert drafts.tolist() == [expected.tokens]
@@ -114,7 +112,7 @@ def test_target_logits_past_the_window_equal_transformers(
         cache.offset = cache.offset + piece.shape[1]
         got.append(np.array(mx.tanh(logits / cap) * cap)[0])
     assert expected.std() > 1  # flat logits would prove nothing
-    np.testing.assert_allclose(np.concatenate(got), expected, atol=TOLERANCE, rtol=0)
+    assert_logits_agree(np.concatenate(got), expected)
 
 
 @pytest.mark.parametrize("position_offset", [-1, 0])

@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm
 
 from checkpoints import CENTROID_KINDS, VOCAB, PairPaths, make_pair, to_global_spelling
+from logits import assert_logits_agree, capped_logits, logits, logits_of_mlx_lm
 from mlx_gemma_mtp import SamplingParams, load
-from mlx_gemma_mtp.cache import KVCache
 from mlx_gemma_mtp.config import TargetConfig
 from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import UsageError
@@ -24,21 +24,8 @@ from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.weights import load_drafter, load_target
 
 MOE = "26B-A4B"
-LENGTH = 24  # longer than any window of the tiny models
-TOLERANCE = 1e-4  # of another implementation's float32 logits, which spread by about 1.5
 EIGHT_BIT = ("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids")
 Arrays = dict[str, mx.array]
-
-
-def logits(target: Target) -> np.ndarray:
-    """The target's logits, before the softcap, over one fixed text: [T, V]."""
-    ids = np.random.default_rng(0).integers(0, VOCAB, LENGTH).tolist()
-    dtype = target.norm.weight.dtype
-    cache = KVCache.empty(target.config, 1, capacity=32, most=LENGTH, dtype=dtype)
-    found = np.array(target.logits(target(mx.array([ids]), cache))[0])
-    assert np.isfinite(found).all()
-    assert found.std() > 0.3  # flat logits would prove nothing
-    return found
 
 
 def parameters(model: Target | Drafter) -> Arrays:
@@ -249,8 +236,7 @@ def by_mlx_lm(
         model, config = mlx_lm.quantize_model(model, config, 64, bits)
     mlx_lm.save_model(folder / "saved", model)
     mlx_lm.save_config(config, folder / "saved" / "config.json")
-    ids = np.random.default_rng(0).integers(0, VOCAB, LENGTH).tolist()
-    return folder / "saved", np.array(model(mx.array([ids]), cache=model.make_cache())[0])
+    return folder / "saved", logits_of_mlx_lm(model)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +260,7 @@ def test_what_mlx_lm_saves_computes_here_what_it_computes_there(
     assert any(name.startswith("language_model.") for name in read_arrays(folder)) == wrapped
     assert ("quantization" in read_config(folder)) == (bits is not None)
     target = load_target(folder)
-    cap = target.config.final_logit_softcapping
-    assert cap is not None
-    found = np.tanh(logits(target) / cap) * cap
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+    assert_logits_agree(capped_logits(target), expected)
 
 
 # bits=
