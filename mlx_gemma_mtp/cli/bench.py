@@ -37,7 +37,11 @@ class Shown:
     )
     from_: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Show what --out wrote, and measure nothing; repeatable."),
+        typer.Option(
+            "--from",
+            help="Show what --out wrote, and measure nothing; repeatable. Plots take runs that "
+            "differ in --batch alone as one.",
+        ),
     ] = None
 
 
