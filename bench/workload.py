@@ -18,8 +18,8 @@ from mlx_gemma_mtp.messages import Message, Prompt
 from mlx_gemma_mtp.text import Text
 
 RANDOM = "random"  # the only task of a model that is noise
-# Of random prompts. With 128 tokens after it the first stays below 256, the longest below 1,024:
-# no cache grows in a window.
+# Of random prompts. With up to 128 tokens after it the first stays below 256, the longest below
+# 1,024: no cache grows in a window.
 RANDOM_LENGTHS = (64, 512, 256, 768, 192, 640, 384, 96)
 FOLLOW_UP_TOKENS = 40  # of a random prompt's second turn
 

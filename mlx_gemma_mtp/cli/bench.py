@@ -225,7 +225,7 @@ def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
             "--peer, --plot, --recommend or --share"
         )
     exact_products()
-    plan = bench_plan.plan(pair, asked)
+    plan = bench_plan.plan(pair, asked, check=True)
     if set(plan.drafts) == {0}:
         raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
     opened = bench_plan.open_subject(pair, asked, plan, _tell)

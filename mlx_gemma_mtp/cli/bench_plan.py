@@ -25,6 +25,11 @@ T = TypeVar("T")
 DEMO_TASKS = ("stories", "counting", "json")
 DEMO_EXAMPLES = 600  # of all exercises, from which those are taken
 
+# What is timed, and what is compared by --check, unless asked for: batches, tokens of every row.
+# On a CPU less, for its passes take nearly as long as they have tokens.
+TIMED, TIMED_ON_CPU = ("1,2,4,8", 64), ("1,4", 12)
+COMPARED, COMPARED_ON_CPU = ("1,2,4,8", 128), ("1,2,4,8", 32)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -35,7 +40,7 @@ class Asked:
         typer.Option(help="Of chat, code, summarise, extract, ...; `list` names them [all]."),
     ] = None
     batch: Annotated[
-        str | None, typer.Option(help="Texts side by side [1,2,4,8; on a CPU 1,4].")
+        str | None, typer.Option(help="Texts side by side [1,2,4,8; timed on a CPU 1,4].")
     ] = None
     drafts: Annotated[str, typer.Option(help="Draft tokens per round.")] = "0,1,2,3,5,auto"
     prompt_tokens: Annotated[
@@ -43,9 +48,12 @@ class Asked:
     ] = None
     depth: Annotated[int, typer.Option(help="Tokens of conversation before the prompt.")] = 0
     max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of every row that are timed [128; on a CPU 24].")
+        int | None,
+        typer.Option(
+            help="Tokens of every row: timed [64; on a CPU 12], with --check [128; on a CPU 32]."
+        ),
     ] = None
-    repeat: Annotated[int, typer.Option(help="Turns: median, lowest and highest are told.")] = 3
+    repeat: Annotated[int, typer.Option(help="Turns: median, lowest and highest are told.")] = 5
     delay: Annotated[float, typer.Option(help="Seconds to rest between two windows.")] = 0.0
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     peer: Annotated[
@@ -67,8 +75,8 @@ class Asked:
     slow_draft: Annotated[int, typer.Option(hidden=True)] = 1  # each draft step so many times
 
 
-def plan(pair: options.Pair, asked: Asked) -> Plan:
-    """What to measure. Raises UsageError for what cannot be, before anything is loaded."""
+def plan(pair: options.Pair, asked: Asked, *, check: bool = False) -> Plan:
+    """What to measure, or to compare. Raises UsageError for what cannot be, before any loading."""
     import mlx.core as mx
 
     from mlx_gemma_mtp.batch import SIZES
@@ -77,9 +85,9 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
     from mlx_gemma_mtp.bench.subject import PEERS
     from mlx_gemma_mtp.sampling import SamplingParams
 
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    default = "1,4" if on_cpu else "1,2,4,8"
-    batches = _distinct(_numbers("--batch", asked.batch if asked.batch is not None else default))
+    on_gpu, on_cpu = (COMPARED, COMPARED_ON_CPU) if check else (TIMED, TIMED_ON_CPU)
+    batch, tokens = on_cpu if mx.default_device() == mx.Device(mx.cpu) else on_gpu
+    batches = _distinct(_numbers("--batch", batch if asked.batch is None else asked.batch))
     if not set(batches) <= set(SIZES):
         sizes = ", ".join(map(str, SIZES))
         raise UsageError(f"--batch takes {sizes}: other sizes run as the next larger of these")
@@ -88,7 +96,7 @@ def plan(pair: options.Pair, asked: Asked) -> Plan:
             raise UsageError(f"--peer is one of {', '.join(PEERS)}, not {peer!r}")
         if peer == "mlx-vlm":
             need_mlx_vlm()
-    tokens = (24 if on_cpu else 128) if asked.max_tokens is None else asked.max_tokens
+    tokens = tokens if asked.max_tokens is None else asked.max_tokens
     at_least = {
         "--max-tokens": (tokens, 1),
         "--repeat": (asked.repeat, 1),
