@@ -184,7 +184,8 @@ def nvidia_slowed(reasons: str) -> Iterator[str]:
 
 def _busy(load: float | None) -> Iterator[str]:
     if load is not None and load > BUSY:
-        yield f"the machine is busy: a load of {load * CORES:.1f} on {CORES} cores before the run"
+        text = f"a load of {load * CORES:.1f} on {CORES} cores in the minute before the run"
+        yield f"the machine was busy: {text}"
     use = _nvidia("utilization.gpu").strip()
     if use.isdecimal() and int(use) > GPU_BUSY:  # "[N/A]" where a GPU is shared out
         yield f"the GPU is busy: {use} % of the time before the run"

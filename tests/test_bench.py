@@ -1,6 +1,8 @@
 """The benchmark's parts: draws, windows, cases, the split, the floor, the recommendation."""
 
 import re
+from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench import cases, decode, stamp, subject, synthetic
 from mlx_gemma_mtp.bench.decode import Sample
 from mlx_gemma_mtp.bench.drawn import Draws, drawn
-from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.floor import Floor, bandwidth
 from mlx_gemma_mtp.bench.recommend import recommend
 from mlx_gemma_mtp.bench.record import Case, Record, Spread, Subject
 from mlx_gemma_mtp.bench.split import SlowDrafter, Stopwatch, in_step
@@ -129,6 +131,16 @@ def test_shared_experts_are_those_of_the_rows_first_token(pair: tuple[Target, Dr
             head = played.head
     assert shared == [4, 4, 4]
     assert min(alone) > 4
+
+
+def test_the_bandwidth_is_of_the_fastest_read_or_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, copies = (4.0, 2.0, 3.0), (5.0, 7.0, 2.5)  # s
+    clock = accumulate(part for seconds in (*reads, *copies) for part in (0.0, seconds))
+    module = "mlx_gemma_mtp.bench.floor"
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=clock.__next__))
+    monkeypatch.setattr(f"{module}.CPU_BUFFER_BYTES", 1024)
+    monkeypatch.setattr(f"{module}.REPEATS", len(reads))
+    assert bandwidth() == 2 * 1024 / 2.0
 
 
 def test_the_floor_counts_weights_experts_keys_and_values_once(

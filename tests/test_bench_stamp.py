@@ -147,7 +147,10 @@ def test_other_programs_are_busy_and_the_benchmark_itself_is_not_another(
     mac: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_load(monkeypatch, 2.5)
-    assert stamp().warnings == ["the machine is busy: a load of 2.5 on 10 cores before the run"]
+    (warning,) = stamp().warnings
+    assert warning == (
+        "the machine was busy: a load of 2.5 on 10 cores in the minute before the run"
+    )
     set_load(monkeypatch, 0.5)
     before = minutes_ago(stamp(), 10)
     set_load(monkeypatch, 6.5, own=3600.0)  # six cores for ten minutes
