@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mlx_gemma_mtp.bench.columns import Row, case_row, number
 from mlx_gemma_mtp.bench.group import Group, groups, is_drafted
-from mlx_gemma_mtp.bench.record import Case, Record, setting
+from mlx_gemma_mtp.bench.record import Case, Record, Spread, setting
 
 LEAST_GAIN = 0.02  # over plain decoding that counts as one
 
@@ -149,16 +149,17 @@ def _tasks(record: Record, group: Group) -> list[str]:
 
 
 def _beside(record: Record, group: Group, batch: int, peer: str) -> str:
-    """Our best beside a peer's, of the same numbers of drafts where it drafts at all."""
+    """Our best beside a peer's, turn by turn; of the same numbers of drafts where it drafts."""
     theirs = group.fastest(batch, peer)
     tried = {case.drafts for case in group.at(batch, peer)}
     same = [case for case in group.at(batch) if case.drafts in tried or tried == {0}]
     if theirs is None or not same:
         return ""
     ours = max(same, key=lambda case: case.decode_tokens_per_second.median)
-    times = ours.decode_tokens_per_second.median / theirs.decode_tokens_per_second.median
+    pairs = zip(ours.rates, theirs.rates, strict=True)
+    times = [number(found, 2) for found in Spread.of([own / other for own, other in pairs])]
     cells = [case_row(record, case)["decode_tokens_per_second"] for case in (ours, theirs)]
     return (
-        f"batch {batch} beside {peer}: {number(times, 2)} x, {cells[0]} tok/s "
+        f"batch {batch} beside {peer}: {times[0]} x ({times[1]}–{times[2]}), {cells[0]} tok/s "
         f"with {setting(ours.drafts)} against {cells[1]} with {setting(theirs.drafts)}"
     )

@@ -107,6 +107,12 @@ def lend(
     theirs.eval()
 
 
+def copied_bytes(ours: Target) -> int:
+    """What `lend` copies with copy_experts."""
+    arrays = dict(tree_flatten(ours.parameters()))
+    return sum(array.nbytes for name, array in arrays.items() if ".experts.gate_up_proj." in name)
+
+
 def _places(path: str, paths: Collection[str]) -> list[str]:
     """Where theirs, which has these paths, keeps the module that ours has at this path."""
     parts = [path]

@@ -94,6 +94,11 @@ class Case:
     split: Split | None = None
     floor: Ideal | None = None
 
+    @property
+    def rates(self) -> list[float]:
+        """Tokens per second of all rows, turn by turn."""
+        return [sample["tokens"] / sample["seconds"] for sample in self.samples]
+
 
 @dataclass(frozen=True)
 class Turn:

@@ -95,8 +95,7 @@ def _cut_short(taken: Taken, where: str, tokens: int) -> Iterator[str]:
 def _drift(record: Record) -> Iterator[str]:
     """What to say where plain decoding became slower from the first turn to the last."""
     plain = [case for case in record.cases if (case.engine, case.drafts) == (OURS, 0)]
-    rates = [[one["tokens"] / one["seconds"] for one in case.samples] for case in plain]
-    left = median(of[-1] / of[0] for of in rates) if rates else 1.0
+    left = median(case.rates[-1] / case.rates[0] for case in plain) if plain else 1.0
     if left < DRIFT:
         yield (
             f"plain decoding slowed down by {1 - left:.0%} from the first turn to the last: the "

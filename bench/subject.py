@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_gemma_mtp.bench import synthetic
 from mlx_gemma_mtp.bench.drawn import Draws, drawn
 from mlx_gemma_mtp.bench.floor import Floor
+from mlx_gemma_mtp.bench.lend import copied_bytes
 from mlx_gemma_mtp.bench.peer import Peer
 from mlx_gemma_mtp.bench.plan import Bench
 from mlx_gemma_mtp.bench.record import Subject
@@ -77,10 +78,11 @@ def random(
     shared_experts: int,
     context: int,
     batch: int,
+    peers: Sequence[str],
     force: bool,
     tell: Callable[[str], None],
 ) -> Opened:
-    """Noise at a published size. context, batch: what there must be room for, unless forced.
+    """Noise at a published size. context, batch, peers: what there must be room for, unless forced.
 
     tell: is called with a line before it is drawn, which takes minutes on a CPU.
     Raises UsageError, NotEnoughMemoryError.
@@ -93,22 +95,25 @@ def random(
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     dtype = mx.float32 if on_cpu else mx.bfloat16
 
-    def draw() -> OpenPair:
+    def draw() -> Opened:
         target, drafter = synthetic.random_pair(size, dtype, bits)
+        pair = OpenPair(target, drafter, None, {}, None)
+        opened = Opened(size, pair, Draws(accept), shared_experts)
         if not force:
             have = memory.available() - mx.get_active_memory()
-            _check_room(size, target, drafter, context=context, batch=batch, have=have)
+            _check_room(opened, context=context, batch=batch, peers=peers, have=have)
         tell(f"drawing {size}: {in_words(num_bytes(target) + num_bytes(drafter))} of weights")
-        return OpenPair(synthetic.draw(target), synthetic.draw(drafter), None, {}, None)
+        memory.keep_resident()
+        pair = pair._replace(target=synthetic.draw(target), drafter=synthetic.draw(drafter))
+        return opened._replace(pair=pair)
 
-    return Opened(size, mlx_worker().run(draw), Draws(accept), shared_experts)
+    return mlx_worker().run(draw)
 
 
-def check_room(opened: Opened, *, context: int, batch: int) -> None:
+def check_room(opened: Opened, *, context: int, batch: int, peers: Sequence[str]) -> None:
     """Raise NotEnoughMemoryError unless there is room for so many texts of a loaded pair."""
-    pair = opened.pair
     have = mlx_worker().run(memory.available)
-    _check_room(opened.name, pair.target, pair.drafter, context=context, batch=batch, have=have)
+    _check_room(opened, context=context, batch=batch, peers=peers, have=have)
 
 
 def check_context(
@@ -134,17 +139,21 @@ def _check_context(name: str, target: Target, context: int) -> None:
 
 
 def _check_room(
-    name: str, target: Target, drafter: Drafter | None, *, context: int, batch: int, have: int
+    opened: Opened, *, context: int, batch: int, peers: Sequence[str], have: int
 ) -> None:
-    pair, dtype = memory.Pair.of(target, drafter), dtype_name(target.dtype)
+    name, target = opened.name, opened.pair.target
     _check_context(name, target, context)
+    need = memory.Pair.of(target, opened.pair.drafter).needs(context, batch).total
+    what = f"{name} in {dtype_name(target.dtype)}, with {batch} text{'s' * (batch > 1)} of "
+    what += f"{context:,} tokens,"
     ways = ["--bits 4"] * (_bits(target) is None) + ["a smaller --batch"] * (batch > 1)
-    memory.check(
-        pair.needs(context, batch).total,
-        have,
-        f"{name} in {dtype}, with {batch} text{'s' * (batch > 1)} of {context:,} tokens,",
-        despite=" or ".join([*ways, "fewer --prompt-tokens"]) + " needs less, --force tries it",
-    )
+    copied = copied_bytes(target) if _copies_experts(opened) else 0
+    if peers and copied:
+        need += len({*peers}) * copied
+        what += " and copies for --peer"
+        ways.append("no --peer")
+    ways.append("fewer --prompt-tokens")
+    memory.check(need, have, what, despite=f"{' or '.join(ways)} needs less, --force tries it")
 
 
 def engine(
@@ -168,30 +177,37 @@ def bench_of(
 
     Raises MgmError where a peer is missing.
     """
-    pair, stopwatch = opened.pair, Stopwatch()
-    random, names = opened.draws is not None, dict.fromkeys(peers)
+    pair, stopwatch, names = opened.pair, Stopwatch(), dict.fromkeys(peers)
     return Bench(
         engine(opened, batch=batch, depth=depth),
         engine(opened, batch=batch, depth=Depth(), player=partial(in_step, stopwatch=stopwatch)),
         stopwatch,
         workload,
         Floor.of(pair.target, pair.drafter),
-        mlx_worker().run(lambda: [_peer(name, pair, random=random) for name in names]),
+        mlx_worker().run(lambda: [_peer(name, opened) for name in names]),
         opened.draws,
     )
 
 
-def _peer(name: str, pair: OpenPair, *, random: bool) -> Peer:
-    # Views of joined experts are as quick on an H100 as copies, for which there is no room beside
-    # 26B in bfloat16; whether kernels read the right ones does not matter where all are noise.
-    views = backend_name() == "cuda" and random and _bits(pair.target) is None
+def _peer(name: str, opened: Opened) -> Peer:
+    target, copy_experts = opened.pair.target, _copies_experts(opened)
     if name == "mlx-lm":
         from mlx_gemma_mtp.bench.mlx_lm_peer import MlxLmPeer
 
-        return MlxLmPeer(pair.target, copy_experts=not views)
+        return MlxLmPeer(target, copy_experts=copy_experts)
     from mlx_gemma_mtp.bench.mlx_vlm_peer import MlxVlmPeer
 
-    return MlxVlmPeer(pair.target, pair.drafter, copy_experts=not views)
+    return MlxVlmPeer(target, opened.pair.drafter, copy_experts=copy_experts)
+
+
+def _copies_experts(opened: Opened) -> bool:
+    """Do peers hold the halves of joined experts as copies?
+
+    Views are as quick on an H100, and there is no room for copies beside 26B in bfloat16; whether
+    kernels read the right ones does not matter where all are noise.
+    """
+    noise = opened.draws is not None and _bits(opened.pair.target) is None
+    return not (noise and backend_name() == "cuda")
 
 
 def _bits(target: Target) -> str | None:

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 import mlx.core as mx
 import pytest
-from mlx_gemma_mtp.bench import decode, mlx_vlm_pair, run
+from mlx_gemma_mtp.bench import decode, mlx_vlm_pair, run, synthetic
 from mlx_gemma_mtp.bench.record import read
 
 from command import assert_one_line, command, environment, mgm, run_here
 from mlx_gemma_mtp import memory, speculate
-from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.errors import MgmError, NotEnoughMemoryError
 from mlx_gemma_mtp.remembered import load_depth
 
 # A size that a CPU can run, with experts.
@@ -210,6 +210,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         ("--batch=", "--batch takes a list"),
         ("--synthetic E4B --prompt-tokens 200000", "E4B takes 131,072 tokens"),
         ("--accept 0.5", "--accept is about random weights: it goes with --synthetic"),
+        ("--synthetic 26B-A4B --overlap 4 --peer mlx-lm", "leave one of them out"),
         ("--peer-drafts 3", "--peer-drafts is about a peer: it goes with --peer"),
         ("--synthetic 26B-A4B --overlap 9", "at most 8"),
         ("--recommend --slow-draft 2", "leave --slow-draft out"),
@@ -242,6 +243,22 @@ def test_a_size_without_room_is_refused_before_it_is_drawn(
     assert_one_line(
         run_here(monkeypatch, capfd, asked.split()), 4, "31B in float32, with 1 text of"
     )
+
+
+def test_copies_for_peers_must_have_room_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def draw(_: object) -> NoReturn:
+        raise MgmError("there was room")
+
+    monkeypatch.setattr(memory, "available", lambda: 22 * 10**9)
+    monkeypatch.setattr(synthetic, "draw", draw)
+    asked = ["bench", "--synthetic", "26B-A4B", "--bits", "4", "--batch", "1"]
+    done = run_here(monkeypatch, capfd, asked)
+    assert done.stderr.endswith("there was room\n")
+    done = run_here(monkeypatch, capfd, [*asked, "--peer", "mlx-lm"])
+    assert_one_line(done, 4, "and copies for --peer needs")
+    assert "no --peer or fewer --prompt-tokens needs less" in done.stderr
 
 
 def test_a_check_passes_and_one_that_finds_a_fault_ends_with_5(

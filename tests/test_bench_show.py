@@ -89,7 +89,9 @@ def a_case(task: str, batch: int, drafts: Drafts, *, rate: float, slope: float) 
         batch=batch,
         drafts=drafts,
         prompt_tokens=[75, 512][:batch],
-        samples=[{"tokens": 160.0, "rounds": 16.0, "seconds": 0.7}] * 3,
+        samples=[
+            {"tokens": 160.0, "rounds": 16.0, "seconds": 160 / turn} for turn in spread(speed)
+        ],
         decode_tokens_per_second=spread(speed),
         round_ms=spread(round_ms),
         prefill_tokens_per_second=spread(1234.5),
@@ -337,11 +339,20 @@ def test_conclusions_where_drafts_pay() -> None:
     assert told[1].startswith("batch 4: 3 drafts, 310.9 tok/s")
     assert told[2].startswith("with 3 drafts at batch 1 code gains most, 2.30 x plain")
     assert "creative least, 1.19 x" in told[2]
-    assert (
-        f"batch 4 beside {PEER}: 1.46 x, 310.9 tok/s with 3 drafts against 212.8 with 3 drafts."
-        in told
-    )
     assert "no drafts pay" not in " ".join(told)
+
+
+def test_conclusions_beside_a_peer_are_turn_by_turn() -> None:
+    def quicker(case: Case) -> Case:
+        """The peer's second turn is as quick as its first; ours stays slow there."""
+        first, _, last = case.samples
+        theirs = (case.engine, case.batch, case.drafts) == (PEER, 4, 3)
+        return replace(case, samples=[first, first, last]) if theirs else case
+
+    speeds = "310.9 tok/s with 3 drafts against 212.8 with 3 drafts."
+    assert f"batch 4 beside {PEER}: 1.46 x (1.46–1.46), {speeds}" in conclusions(PAYS)
+    changed = replace(PAYS, cases=[quicker(case) for case in PAYS.cases])
+    assert f"batch 4 beside {PEER}: 1.46 x (1.43–1.46), {speeds}" in conclusions(changed)
 
 
 def test_conclusions_where_no_drafts_pay_say_why() -> None:

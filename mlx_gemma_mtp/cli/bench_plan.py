@@ -114,6 +114,8 @@ def plan(pair: options.Pair, asked: Asked, *, check: bool = False) -> Plan:
     for name, given in (("--overlap", asked.overlap), ("--accept", asked.accept)):
         if given and asked.synthetic is None:
             raise UsageError(f"{name} is about random weights: it goes with --synthetic")
+    if asked.overlap and asked.peer:
+        raise UsageError("--overlap changes our routing, not a peer's: leave one of them out")
     if asked.peer_drafts and not asked.peer:
         raise UsageError("--peer-drafts is about a peer: it goes with --peer")
     drafts = _distinct(options.listed("--drafts", asked.drafts, _drafts))
@@ -185,6 +187,7 @@ def open_subject(
         shared_experts=asked.overlap,
         context=max(_lengths(asked)) + _beyond(plan),
         batch=max(plan.batches),
+        peers=asked.peer or (),
         force=pair.force,
         tell=tell,
     )
@@ -202,7 +205,7 @@ def workload(pair: options.Pair, asked: Asked, plan: Plan, opened: Opened) -> Wo
         return of_conversations(text, _demo_conversations(tasks))
     longest = max(_lengths(asked)) + asked.depth + _beyond(plan)
     if not pair.force:
-        subject.check_room(opened, context=longest, batch=max(plan.batches))
+        subject.check_room(opened, context=longest, batch=max(plan.batches), peers=asked.peer or ())
     if text is None:
         if asked.tasks or asked.depth:
             raise UsageError("this checkpoint has no tokenizer: no --tasks, no --depth")
