@@ -314,7 +314,7 @@ def test_a_pair_is_drawn_after_it_is_said(tiny: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(synthetic.TARGETS, tiny, {})
     monkeypatch.setattr(synthetic, "draw", draw)
     subject.random(
-        tiny, bits=None, accept=[1.0], shared_experts=0, context=9, batch=1, force=True,
+        tiny, bits=None, accept=[1.0], shared_experts=0, context=9, batch=1, peers=[], force=True,
         tell=steps.append,
     )  # fmt: skip
     assert re.fullmatch(r"drawing tiny: [\d.]+ [kMG]B of weights", steps[0])
