@@ -95,7 +95,7 @@ def _inside(samples: Sequence[Sample], drafts: Drafts) -> dict[str, Any]:
         }
         if drafts != "auto":  # whose rounds do not all try every position
             found["acceptance_by_position"] = [
-                after / before if before else 0.0 for before, after in pairwise(reached)
+                after / before for before, after in pairwise(reached) if before
             ]
     return found
 

@@ -88,8 +88,9 @@ def predict(
     most = subject.pair.target.max_position_embeddings
     if not 0 < context <= most:
         raise UsageError(f"a context of {subject.name} is 1 to {most} tokens, not {context}")
-    if not 1 <= batch <= SIZES[-1]:
-        raise UsageError(f"a batch is 1 to {SIZES[-1]} rows, not {batch}")
+    if batch not in SIZES:
+        sizes = ", ".join(map(str, SIZES))
+        raise UsageError(f"a batch is of {sizes} rows, others run as the next larger; not {batch}")
     if not accept or not all(0 <= chance <= 1 for chance in accept):
         raise UsageError(f"accepts are chances, of 0 to 1, not {', '.join(map(str, accept))}")
     counts = range(MOST_DRAFTS + 1 if subject.pair.drafter is not None else 1)
@@ -136,8 +137,6 @@ def find_subject(model: str, *, bits: int | None = None) -> Subject:
     bits: 4 or 8 quantizes as `load` does. Reads no weights, computes nothing, downloads nothing.
     Raises UsageError, ModelNotFoundError, CheckpointError.
     """
-    if bits not in (None, 4, 8):
-        raise UsageError(f"bits must be 4 or 8, not {bits}")
     size = {name.casefold(): name for name in TARGETS}.get(model.casefold())
     target, drafter = random_pair(size, bits=bits) if size is not None else _stored(model, bits)
     return Subject(size or model, bits, Floor.of(target, drafter), memory.Pair.of(target, drafter))

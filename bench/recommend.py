@@ -41,6 +41,8 @@ def recommend(record: Record) -> str:
     group = groups(record)[0]
     found = {batch: _batch(group, batch) for batch in group.batches}
     device = record.stamp.device
+    if not found:
+        raise UsageError("there is nothing to recommend: no batch was measured to its end")
     if not any(gains(one.drafted) for one in found.values()):
         least = min(one.gain(one.auto) for one in found.values())
         return (

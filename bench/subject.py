@@ -134,7 +134,7 @@ def _check_context(name: str, target: Target, context: int) -> None:
     if context > most:
         raise UsageError(
             f"{name} takes {most:,} tokens, a prompt and its answer here {context:,}: "
-            "give fewer --max-tokens, or shorter prompts"
+            "give fewer --max-tokens, shorter prompts or less --depth"
         )
 
 

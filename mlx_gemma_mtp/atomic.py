@@ -23,6 +23,13 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Make or replace the file. Raises OSError; then it is as it was."""
+    """Make or replace the file, through links. Raises OSError; then it is as it was.
+
+    What is there and no file, a pipe or /dev/null, is written to and stays.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     with replacing(path) as partial:
         partial.write_bytes(content)

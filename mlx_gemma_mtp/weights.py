@@ -121,8 +121,8 @@ def _load(
 ) -> Model:
     if bits is not None and raw.get("quantization") is not None:
         raise UsageError(f"{folder} is quantized already: leave bits out")
-    if bits is not None and (not is_count(bits) or bits not in (4, 8)):
-        raise UsageError(f"bits must be 4 or 8, not {bits!r}")
+    if bits is not None:
+        check_bits(bits)
     arrays = open_arrays(model, folder, raw)
     fill(model, arrays, folder, dtype)
     del arrays  # held on to, the arrays in the files would stay beside their copies
@@ -306,8 +306,18 @@ def _quantize(model: nn.Module, format_of: Format) -> None:
     nn.quantize(model, class_predicate=checked)
 
 
+def check_bits(bits: int) -> None:
+    """Raise UsageError for what `bits=` does not take."""
+    if not is_count(bits) or bits not in (4, 8):
+        raise UsageError(f"bits must be 4 or 8, not {bits!r}")
+
+
 def quantize(model: Target | Drafter, bits: int) -> None:
-    """Quantize as `bits=` does, sensitive modules to 8 bits; computes nothing yet."""
+    """Quantize as `bits=` does, sensitive modules to 8 bits; computes nothing yet.
+
+    Raises UsageError.
+    """
+    check_bits(bits)
 
     def format_of(path: str, _: nn.Module) -> dict[str, Any]:
         return {"group_size": GROUP_SIZE, "bits": 8 if path.endswith(EIGHT_BIT) else bits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,18 +107,18 @@ def plan(pair: options.Pair, asked: Asked, *, check: bool = False) -> Plan:
         "--slow-draft": (asked.slow_draft, 1),
     }
     for name, (value, least) in at_least.items():
-        if not value >= least:  # nan is not
-            raise UsageError(f"{name} must be at least {least}, not {value}")
+        if not least <= value < math.inf:  # nan is not, either
+            raise UsageError(f"{name} takes numbers from {least} on, not {value}")
     SamplingParams(temperature=asked.temperature)  # raises what is wrong with it
     if asked.peer and asked.temperature:
         raise UsageError("--peer decodes greedily: leave --temperature out")
-    for name, given in (("--overlap", asked.overlap), ("--accept", asked.accept)):
-        if given and asked.synthetic is None:
-            raise UsageError(f"{name} is about random weights: it goes with --synthetic")
+    if asked.synthetic is None and (asked.overlap or asked.accept is not None):
+        raise UsageError("--overlap and --accept are about random weights: add --synthetic")
     if asked.overlap and asked.peer:
         raise UsageError("--overlap changes our routing, not a peer's: leave one of them out")
-    if asked.peer_drafts and not asked.peer:
-        raise UsageError("--peer-drafts is about a peer: it goes with --peer")
+    if asked.peer_drafts is not None and "mlx-vlm" not in (asked.peer or []):
+        raise UsageError("--peer-drafts is about a peer that drafts: add --peer mlx-vlm")
+    peer_drafts = "0,3" if asked.peer_drafts is None else asked.peer_drafts
     drafts = _distinct(options.listed("--drafts", asked.drafts, _drafts))
     if pair.drafter == "none" and asked.drafts != Asked.drafts and drafts != [0]:
         raise UsageError(f"--drafts {asked.drafts} needs a drafter: leave --drafter none out")
@@ -126,7 +127,7 @@ def plan(pair: options.Pair, asked: Asked, *, check: bool = False) -> Plan:
     return Plan(
         batches=batches,
         drafts=drafts,
-        peer_drafts=_distinct(_numbers("--peer-drafts", asked.peer_drafts or "0,3")),
+        peer_drafts=_distinct(_numbers("--peer-drafts", peer_drafts)),
         tokens=tokens,
         repeat=asked.repeat,
         delay=asked.delay,
@@ -179,7 +180,7 @@ def open_subject(
             return subject.loaded(
                 pair.model, options.beside(pair.drafter), bits=pair.bits, force=pair.force
             )
-    accept = options.listed("--accept", asked.accept or "0.8", _chance)
+    accept = options.listed("--accept", "0.8" if asked.accept is None else asked.accept, _chance)
     return subject.random(
         asked.synthetic,
         bits=pair.bits,

@@ -47,7 +47,7 @@ def estimate(
     from mlx_gemma_mtp.bench.chips import find_chip
 
     chances = list(estimate.ACCEPT) if accept is None else options.listed("--accept", accept, float)
-    batches = options.listed("--batch", batch, int)
+    batches = dict.fromkeys(options.listed("--batch", batch, int))
     on = find_chip(chip)
     subject = estimate.find_subject(model, bits=bits)
     if context is None:
@@ -91,13 +91,15 @@ def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float)
 def _print_table(predictions: list[Prediction]) -> None:
     from mlx_gemma_mtp.sizes import in_words
 
-    counts = range(len(predictions[0].tokens_per_second))
-    head = "".join(f"{count or 'plain':>6}" for count in counts)
+    rows = [
+        [f"{found:.{0 if found >= 100 else 1}f}" for found in one.tokens_per_second]
+        for one in predictions
+    ]
+    width = max(6, *(2 + len(cell) for cells in rows for cell in cells))
+    head = "".join(f"{count or 'plain':>{width}}" for count in range(len(rows[0])))
     print(f"batch{head}  {'best':<10}{'memory':>8}  fits Macs of")
-    for one in predictions:
-        speeds = "".join(
-            f"{found:>6.{0 if found >= 100 else 1}f}" for found in one.tokens_per_second
-        )
+    for one, cells in zip(predictions, rows, strict=True):
+        speeds = "".join(f"{cell:>{width}}" for cell in cells)
         gain = one.tokens_per_second[one.best] / one.tokens_per_second[0]
         best = f"{one.best} ({gain:.1f}x)" if one.best else "plain"
         fits = ", ".join(map(str, one.fits)) + " GB" if one.fits else "no size"
