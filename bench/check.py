@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -90,11 +90,21 @@ class Compared(NamedTuple):
         return self._asdict() | {"identical": parted is None, "parted": parted}
 
 
-class CheckReport(NamedTuple):
-    """Every pair of texts that was compared, and the bound of a near tie, in words."""
+@dataclass
+class CheckReport:
+    """Every pair of texts that was compared, and the bound of a near tie, in words.
+
+    complete: all that was asked for was compared.
+    """
 
     bound: str
-    compared: list[Compared]
+    compared: list[Compared] = field(default_factory=list)
+    complete: bool = False
+
+    @classmethod
+    def of(cls, pair: OpenPair) -> CheckReport:
+        """An empty one."""
+        return cls(_bound(pair))
 
     @property
     def faults(self) -> list[Compared]:
@@ -106,21 +116,26 @@ class CheckReport(NamedTuple):
         return {
             "schema": SCHEMA,
             "bound": self.bound,
+            "complete": self.complete,
             "faults": len(self.faults),
             "compared": [one.to_json() for one in self.compared],
         }
 
     def lines(self) -> list[str]:
-        """For people: the bound, a line for every setting, below it one for every parting."""
+        """For people: the bound, a line for every setting, below it one for every parting, and
+        the summary."""
         found = [self.bound]
         for _, group in groupby(self.compared, lambda one: one.group):
             rows = list(group)
             found.append(_line(rows))
             found += [f"  row {one.row}: {one.parted}" for one in rows if one.parted]
-        return found
+        return [*found, self.summary()]
 
     def summary(self) -> str:
         """One line for all; with faults, it tells of the first."""
+        return self._verdict() + ("" if self.complete else "; not all were compared")
+
+    def _verdict(self) -> str:
         total, same = len(self.compared), sum(one.parted is None for one in self.compared)
         if not self.faults:
             ties = f", {total - same} part at a near tie" if same < total else ""
@@ -143,16 +158,18 @@ def check(
     engine: Engine,
     pair: OpenPair,
     prompts: Callable[[int], Sequence[Sequence[int]]],
+    report: CheckReport,
     *,
     batches: Sequence[int],
     drafts: Sequence[Drafts],
     max_tokens: int,
     seed: int,
     tell: Callable[[str], None],
-) -> CheckReport:
+) -> None:
     """Write texts without drafts, in every batch and alone, and with; compare them.
 
     pair: what the engine is made of. prompts: gives so many different prompts, as token ids.
+    report: what was compared goes there.
     drafts: per round; 0 among them is passed over. Row i is written with seed + i, past the ends
     of turns, so that all rows go on side by side. top_k and top_p are the model's own. tell: gets
     a line for every step.
@@ -165,7 +182,7 @@ def check(
     asked = [count for count in drafts if count != 0]
     if not asked:
         raise UsageError("there is nothing to compare without drafts: ask for 1 or more, or auto")
-    compared: list[Compared] = []
+    compared = report.compared
     for temperature in TEMPERATURES:
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, ignore_eos=True)
         alone: dict[_Request, Completion] = {}
@@ -188,7 +205,7 @@ def check(
                 tell(_line(compared[-len(requests) :]))
                 if count == 0:
                     wanted = found
-    return CheckReport(_bound(pair), compared)
+    report.complete = True
 
 
 def _write(engine: Engine, requests: Sequence[_Request], drafts: Drafts) -> list[Completion]:

@@ -91,7 +91,10 @@ def _run(record: Record, what: str) -> Row:
     """What all rows of a run share, so that those of several runs can stand in one file."""
     return {
         "model": record.subject.name,
+        "dtype": record.subject.dtype,
+        "bits": record.subject.bits or "",
         "device": record.stamp.device,
+        "time": record.stamp.time,
         "bandwidth_gb_per_second": number(record.bandwidth_bytes_per_second / 1e9, 1),
         "what": what,
     }

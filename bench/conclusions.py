@@ -126,7 +126,10 @@ def _on_cpu(record: Record, group: Group) -> list[str]:
 
 
 def _tasks(record: Record, group: Group) -> list[str]:
-    """Which text gains most and least, at the smallest batch and its best number of drafts."""
+    """Which text gains most and least, at the smallest batch and its best number of drafts.
+
+    Nothing where that could be chance: where the two ranges overlap.
+    """
     if not group.batches:
         return []
     batch = group.batches[0]
@@ -134,14 +137,16 @@ def _tasks(record: Record, group: Group) -> list[str]:
     if drafted is None:
         return []
     by_task = [
-        (case.speedup.median, case)
+        (case.speedup, case_row(record, case))
         for case in group.of_tasks(batch)
         if case.drafts == drafted.drafts and case.speedup is not None
     ]
-    if len(by_task) < 2:
+    if not by_task:
         return []
     by_task.sort(key=lambda pair: pair[0])
-    least, most = (case_row(record, case) for _, case in (by_task[0], by_task[-1]))
+    (low, least), (high, most) = by_task[0], by_task[-1]
+    if low.high >= high.low:
+        return []
     return [
         f"with {setting(drafted.drafts)} at batch {batch} {most['task']} gains most, "
         f"{_speedup(most)}, {least['task']} least, {_speedup(least)}"

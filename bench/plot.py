@@ -35,7 +35,7 @@ Draw = Callable[["Axes", Group], None]
 def need_matplotlib() -> None:
     """Raises UsageError where it is missing: better asked before than after a long run."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib: pip install 'mlx-gemma-mtp[plot]'")
+        raise UsageError("plots need matplotlib: pip install matplotlib")
 
 
 def plot(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -116,7 +116,7 @@ def _throughput(axes: Axes, group: Group) -> None:
                 list(floors.values()),
                 color=FLOOR_COLOR,
                 linestyle=style,
-                label=f"floor, {label}",
+                label=f"what bytes allow, {label}",
             )
     axes.set_xticks(group.batches)
     axes.set_xlabel("batch, rows")

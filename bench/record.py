@@ -184,13 +184,15 @@ def read(path: Path) -> Record:
     """The record in a file. Raises UsageError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA:
-            raise UsageError(f"{path} is of schema {found['schema']}, not {SCHEMA}: measure again")
+        if "cases" in found and found["schema"] != SCHEMA:
+            raise UsageError(
+                f"{path} is of schema {found['schema']!r}, not {SCHEMA}: measure again"
+            )
         return Record.from_json(found)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{path} is no result that `mgm bench --out` wrote") from None
+        raise UsageError(f"{path} is no run that `mgm bench --out` wrote") from None
 
 
 # Tuples with names are lists to `json`: they become objects here, and tuples again.

@@ -60,20 +60,16 @@ def run(
         contestants, tasks = list(everybody), tasks_at(batch)
         tell(f"batch {batch}: warming up")
         _warm_up(contestants, partial(bench.workload.wave, tasks[0], batch), plan, record)
-        taken: dict[str, Taken] = {}
-        for task in tasks:
-            prompts = partial(bench.workload.wave, task, batch)
-            lengths = [len(row.ids) for row in prompts(0)]
-            taken[task] = {(one.engine, one.drafts): [] for one in contestants}
-            try:
-                _in_turns(contestants, task, prompts, plan, record, tell_window, taken[task])
-            finally:  # also of an interrupt: the turns that all have had
-                record.cases += _cases(bench, record, task, lengths, _whole(taken[task]))
-            where = f"batch {batch}, {task}"
-            record.warnings += _cut_short(taken[task], where, plan.tokens * batch)
-            after_group()
-        if len(tasks) > 1:
-            record.cases += _summary(bench, record, batch, taken)
+        finished: dict[str, Taken] = {}
+        try:
+            for task in tasks:
+                finished[task] = _measured(
+                    bench, contestants, task, batch, plan, record, tell_window
+                )
+                after_group()
+        finally:  # also of an interrupt: over what is finished
+            if len(tasks) > 1 and finished:
+                record.cases += _summary(bench, record, batch, finished)
         tell(f"batch {batch}: where a round's time goes")
         split(bench, plan, record, batch)
         after_group()
@@ -83,6 +79,27 @@ def run(
             after_group()
     record.warnings += _drift(record)
     record.complete = True
+
+
+def _measured(
+    bench: Bench,
+    contestants: list[_Contestant],
+    task: str,
+    batch: int,
+    plan: Plan,
+    record: Record,
+    tell: Callable[[str], None],
+) -> Taken:
+    """All turns of one task, in the record as cases; of an interrupted one the whole turns."""
+    prompts = partial(bench.workload.wave, task, batch)
+    lengths = [len(row.ids) for row in prompts(0)]
+    taken: Taken = {(one.engine, one.drafts): [] for one in contestants}
+    try:
+        _in_turns(contestants, task, prompts, plan, record, tell, taken)
+    finally:
+        record.cases += _cases(bench, record, task, lengths, _whole(taken))
+    record.warnings += _cut_short(taken, f"batch {batch}, {task}", plan.tokens * batch)
+    return taken
 
 
 def _cut_short(taken: Taken, where: str, tokens: int) -> Iterator[str]:

@@ -22,7 +22,7 @@ SPEED: list[View] = [
     ("x plain", "{speedup}"),
     ("low–high", "{speedup_low}–{speedup_high}"),
     ("ms/round", "{round_ms}"),
-    ("floor", "{floor_tokens_per_second}"),
+    ("allowed", "{floor_tokens_per_second}"),
     ("share %", "{floor_share_percent}"),
 ]
 WAITS: list[View] = [
@@ -73,12 +73,14 @@ class Section(NamedTuple):
 def sections(record: Record) -> list[Section]:
     """The tables, without those of which nothing was measured."""
     found = []
-    speed = "Tokens per second of all rows; x: of its own plain, turn by turn; floor: tok/s allowed"
+    speed = (
+        "Tokens per second of all rows; x: of its own plain, turn by turn; allowed: by bandwidth"
+    )
     waits = (
         "What one waits for, ms: the first token, and from token to token; a round's come at once"
     )
     split = "Where a round's time goes, ms: measured apart, in step; and overlapping, as it runs"
-    accepted = "Acceptance: in all, by position, and rounds of all turns that accepted 0, 1, 2 …"
+    accepted = "Acceptance: in all, by position, and rounds that accepted 0, 1, 2 …"
     for group in groups(record):
         tail = f"; {group.label}" if group.label else ""
         ours = [case for batch in group.batches for case in group.at(batch)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Sequence
 from csv import DictWriter
 
 from mlx_gemma_mtp.bench.columns import case_row, number, rows
@@ -35,9 +36,9 @@ def markdown(record: Record) -> str:
     return "\n\n".join(parts).rstrip() + "\n"
 
 
-def csv(record: Record) -> str:
-    """A row for every case, with every number, then one for every second turn."""
-    found = rows(record)
+def csv(records: Sequence[Record]) -> str:
+    """A row for every case of a run, with every number, then one for every second turn."""
+    found = [row for record in records for row in rows(record)]
     names = dict.fromkeys(name for row in found for name in row)
     text = io.StringIO()
     writer = DictWriter(text, list(names), restval="", lineterminator="\n")

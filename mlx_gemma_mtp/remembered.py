@@ -42,15 +42,21 @@ def depths_of(name: str) -> Iterator[Depth]:
             yield depth
 
 
-def save_depth(key: str, depth: Depth) -> None:
-    """Keep what this run found out, and what is there under other keys."""
-    path = depth_file()
-    entries = {**_remembered(), key: depth.to_json()}
-    text = json.dumps({"format": FORMAT, "entries": entries}, indent=1)
+def save_depth(key: str, depth: Depth) -> bool:
+    """Keep what this run found out; False if that cannot be.
+
+    What is there of other batch sizes, and under other keys, stays.
+    """
+    path, entries, found = depth_file(), _remembered(), depth.to_json()
+    if (earlier := _read(entries.get(key))) is not None:
+        found["costs"] = earlier.to_json()["costs"] | found["costs"]
+    text = json.dumps({"format": FORMAT, "entries": {**entries, key: found}}, indent=1)
     # A full disk or a folder that is not ours must not end a run: the next one learns anew.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.encode())
+        return True
+    return False
 
 
 def _here() -> str:

@@ -39,7 +39,7 @@ class Scheduler:
         suppressed: list[int],
         max_batch: int,
         max_queue: int,
-        on_idle: Callable[[], None] | None = None,
+        on_idle: Callable[[], object] | None = None,
     ) -> None:
         """on_idle is called, on the worker, whenever nothing is left to do."""
         self._target = target

@@ -234,7 +234,7 @@ def test_a_case_holds_medians_and_what_the_rounds_accepted(pair: tuple[Target, D
     assert found.first_token_ms == pytest.approx((200.0,) * 3)
     assert found.acceptance_rate == pytest.approx(12 / 18)
     assert found.acceptance_length == 3.0
-    assert found.accepted_histogram == [3, 3, 3, 9]
+    assert found.accepted_histogram == [1, 1, 1, 3]  # of one turn: the others repeat its texts
     assert found.acceptance_by_position == pytest.approx([5 / 6, 4 / 5, 3 / 4])
     assert found.drafted_per_round == 3.0
     assert found.floor is not None
@@ -243,6 +243,19 @@ def test_a_case_holds_medians_and_what_the_rounds_accepted(pair: tuple[Target, D
     assert found.floor.round_bytes == num_bytes
     assert found.floor.tokens_per_second == pytest.approx(5 * 1e9 / num_bytes)
     assert found.floor.share == pytest.approx(20 / found.floor.tokens_per_second)
+
+
+@pytest.mark.parametrize(("accept", "histogram"), [(None, [2, 0, 0]), ([0.5], [2, 2, 0])])
+def test_drawn_accepts_count_in_every_turn_and_a_chance_that_no_round_reached_is_none(
+    pair: tuple[Target, Drafter], accept: list[float] | None, histogram: list[int]
+) -> None:
+    turns = [sample(2, 2, 1.0, stats((2, 0), (2, 0))), sample(4, 2, 1.0, stats((2, 1), (2, 1)))]
+    found = cases.case(
+        "mlx-gemma-mtp", "code", 2, [8], turns,
+        plain=turns, floor=Floor.of(*pair), bytes_per_second=1e9, accept=accept,
+    )  # fmt: skip
+    assert found.accepted_histogram == histogram
+    assert found.acceptance_by_position == ([0.0] if accept is None else [0.5, 0.0])
 
 
 def test_a_slowed_draft_step_shows_as_drafting_and_changes_no_text(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any, NoReturn
 
 import mlx.core as mx
 import pytest
-from mlx_gemma_mtp.bench import decode, mlx_vlm_pair, run, synthetic
+from mlx_gemma_mtp.bench import check, decode, mlx_vlm_pair, run, synthetic
 from mlx_gemma_mtp.bench.record import read
 
 from command import assert_one_line, command, environment, mgm, run_here
 from mlx_gemma_mtp import memory, speculate
 from mlx_gemma_mtp.errors import MgmError, NotEnoughMemoryError
+from mlx_gemma_mtp.hub import find_pair
 from mlx_gemma_mtp.remembered import load_depth
 
 # A size that a CPU can run, with experts.
@@ -154,6 +157,81 @@ def test_a_run_to_share_is_one_row(
     assert "tiny" in row
 
 
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int) -> None:
+    """Ctrl-C when a function of a module is called for the so manieth time."""
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+def test_ctrl_c_in_a_later_task_shows_those_that_are_finished(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "LEARNING", 3)
+    interrupt_at(monkeypatch, run, "_attempt", 2 + 2 * 2 * 2 + 1)  # two tasks warm and over
+    out = tmp_path / "found.json"
+    asked = "bench --tasks json,counting,stories --batch 1 --drafts 0,2 --repeat 2 --max-tokens 4"
+    done = run_here(monkeypatch, capfd, [*asked.split(), "--out", out])
+    assert done.returncode == 130
+    cases = read(out).cases
+    assert [case.task for case in cases] == ["json"] * 2 + ["counting"] * 2 + ["all"] * 2
+    assert f"{cases[-1].decode_tokens_per_second.median:.1f}" in done.stdout.split("What one")[0]
+
+
+def test_nothing_is_recommended_from_a_run_that_was_interrupted_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    interrupt_at(monkeypatch, run, "_attempt", 1)
+    out = tmp_path / "found.json"
+    asked = "bench --tasks json --batch 1 --drafts 0,2,auto --recommend --out"
+    assert run_here(monkeypatch, capfd, [*asked.split(), out]).returncode == 130
+    done = run_here(monkeypatch, capfd, ["bench", "--from", out, "--recommend"])
+    assert_one_line(done, 2, "nothing to recommend")
+
+
+def test_ctrl_c_in_a_check_shows_what_was_compared(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")  # which the command sets
+    interrupt_at(monkeypatch, check, "_write", 3)  # alone, with 1 draft, with 2
+    out = tmp_path / "check.json"
+    asked = "bench --check --tasks json --batch 1,2 --drafts 1,2 --max-tokens 4 --out"
+    done = run_here(monkeypatch, capfd, [*asked.split(), out])
+    assert done.returncode == 130
+    assert done.stdout.endswith("1 of 1 texts are the same; not all were compared\n")
+    found = json.loads(out.read_text())
+    assert (found["complete"], len(found["compared"])) == (False, 1)
+    done = run_here(monkeypatch, capfd, ["bench", "--from", out])
+    assert_one_line(done, 2, "is no run that")
+
+
+def test_drafts_that_are_asked_for_need_a_drafter(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(find_pair("demo", "auto")[0], tmp_path / "alone")
+    done = run_here(monkeypatch, capfd, ["bench", "--model", folder, "--drafts", "0,3"])
+    assert done.returncode == 3
+    assert "needs a drafter" in done.stderr.splitlines()[-1]
+
+
+def test_runs_shown_together_are_one_csv(
+    random_run: tuple[dict[str, Any], str, Path],
+    demo_run: tuple[dict[str, Any], str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    files = ["--from", random_run[2], "--from", demo_run[2] / "found.json"]
+    done = run_here(monkeypatch, capfd, ["bench", *files, "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(done.stdout), strict=True))
+    assert {row["model"] for row in rows} == {"tiny", "demo"}
+    assert all(None not in row for row in rows)
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     asked = f"bench {RANDOM} --repeat 1 --delay 1 --out"
@@ -199,6 +277,10 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         ("--overlap 1", "are about random weights: add --synthetic"),
         ("--check --recommend", "--check times nothing"),
         ("--check --share", "--check times nothing"),
+        ("--check --repeat 2", "--check times nothing"),
+        ("--check --temperature 1", "--check times nothing"),
+        ("--check --out /no/such/folder/x.json", "there is no folder /no/such/folder"),
+        ("--out .", "is a folder"),
         ("--from run.json --check", "--from measures nothing"),
         ("--from run.json --batch 4", "--from measures nothing"),
         ("--from run.json --out other.json", "--from measures nothing"),
@@ -225,7 +307,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
         ("--drafts 0,3 --recommend", "--drafts 0,3,auto"),
         ("--out /no/such/folder/x.json", "there is no folder /no/such/folder"),
         ("--from /no/such/file.json", "/no/such/file.json cannot be read"),
-        ("--check --format csv", "it takes a model"),
+        ("--check --format csv", "--check times nothing"),
         ("--check --drafts 0", "ask for 1 or more"),
     ],
 )

@@ -524,6 +524,17 @@ def test_what_was_learned_is_remembered_by_key(file: Path) -> None:
     assert load_depth("one").to_json()["costs"] == {}
 
 
+def test_what_was_learned_of_other_batch_sizes_stays(file: Path) -> None:
+    save_depth("key", learned(0.1))
+    other = Depth()
+    for _ in range(3):
+        other.round_took(1, 0, 0.3)
+    save_depth("key", other)
+    save_depth("key", learned(0.2))
+    costs = load_depth("key").to_json()["costs"]
+    assert costs == {"1": {"0": [pytest.approx(0.3), 3]}, "4": {"2": [pytest.approx(0.2), 3]}}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -565,7 +576,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(
 ) -> None:
     (tmp_path / "taken").write_text("a file where the folder should be")
     monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "taken"))
-    save_depth("key", learned(0.1))
+    assert not save_depth("key", learned(0.1))
     assert load_depth("key").to_json()["costs"] == {}
 
 

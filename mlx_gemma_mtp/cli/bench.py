@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_gemma_mtp.cli import bench_plan, options
+from mlx_gemma_mtp.cli.bench_check import TAKES, compare_texts
+from mlx_gemma_mtp.cli.bench_output import Shown, tell
 from mlx_gemma_mtp.cli.bench_plan import Asked
-from mlx_gemma_mtp.cli.check import exact_products
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, VerificationError
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.plan import Plan
-    from mlx_gemma_mtp.bench.record import Record
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How it is told."""
-
-    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
-    out: Annotated[Path | None, typer.Option(help="Also write it as JSON, case by case.")] = None
-    plot: Annotated[Path | None, typer.Option(help="A folder for plots, as SVG.")] = None
-    recommend: Annotated[
-        bool, typer.Option("--recommend", help="Say which setting to use; auto starts from there.")
-    ] = False
-    share: Annotated[bool, typer.Option("--share", help="Print one Markdown row, to paste.")] = (
-        False
-    )
-    from_: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--from",
-            help="Show what --out wrote, and measure nothing; repeatable. Plots take runs that "
-            "differ in --batch alone as one.",
-        ),
-    ] = None
 
 
 @options.spread
@@ -80,7 +56,12 @@ def bench(
             raise UsageError("--from measures nothing: leave out what is about measuring")
         _show_earlier(shown, shown.from_)
     elif check:
-        _check(pair, asked, shown)
+        if given - TAKES or shown.format not in ("table", "json"):
+            raise UsageError(
+                "--check times nothing, at temperatures 0 and 1: it takes a model, what is about "
+                "texts, --out, and --format table or json"
+            )
+        compare_texts(pair, asked, shown)
     else:
         _measure(pair, asked, shown)
 
@@ -88,25 +69,21 @@ def bench(
 def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench import stamp
     from mlx_gemma_mtp.bench.floor import bandwidth
-    from mlx_gemma_mtp.bench.plot import need_matplotlib
     from mlx_gemma_mtp.bench.recommend import recommend
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import run
     from mlx_gemma_mtp.bench.subject import bench_of, check_context
     from mlx_gemma_mtp.depth import Depth
+    from mlx_gemma_mtp.folders import depth_file
     from mlx_gemma_mtp.remembered import save_depth
     from mlx_gemma_mtp.worker import mlx_worker
 
     plan = bench_plan.plan(pair, asked)
     if shown.recommend:
         _check_recommend(asked, plan)
-    if shown.out is not None and not shown.out.absolute().parent.is_dir():
-        raise UsageError(f"--out: there is no folder {shown.out.absolute().parent}")
-    if shown.plot is not None:
-        need_matplotlib()
-        _make_folder(shown.plot)
+    shown.check_places()
     before = stamp.stamp()
-    opened = bench_plan.open_subject(pair, asked, plan, _tell)
+    opened = bench_plan.open_subject(pair, asked, plan, tell)
     workload = bench_plan.workload(pair, asked, plan, opened)
     check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
     opened, depth = opened.slowed(asked.slow_draft), Depth()
@@ -114,6 +91,11 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     if not bench.engine.has_drafter:
         if shown.recommend:
             raise ModelNotFoundError("there is nothing to recommend without a drafter: name one")
+        if asked.drafts != Asked.drafts and set(plan.drafts) != {0}:
+            raise ModelNotFoundError(
+                f"--drafts {asked.drafts} needs a drafter, and {pair.model} has none: name one "
+                "with --drafter"
+            )
         print("measured without a drafter: plain decoding only", file=sys.stderr)
         plan = replace(plan, drafts=(0,))
     record = Record(
@@ -124,23 +106,23 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
         | {"tasks": workload.tasks, "depth": asked.depth, "slow_draft": asked.slow_draft},
         mlx_worker().run(bandwidth),
     )
-    _keep(record, shown)  # a file that cannot be written is better known now
+    shown.keep(record.to_json())  # a file that cannot be written is better known now
     ended: BaseException | None = None
     with bench.engine, bench.in_step:
         try:
-            run(bench, plan, record, after_group=lambda: _keep(record, shown), tell=_tell)
+            run(bench, plan, record, after_group=lambda: shown.keep(record.to_json()), tell=tell)
         except (KeyboardInterrupt, MgmError, RuntimeError) as error:
             ended = error  # what is finished is shown first
             record.warnings.append(_why(error))
-            _keep(record, shown)  # a device that failed may fail again where engines end
-    _tell("")
+            shown.keep(record.to_json())  # a device that failed may fail again where engines end
+    tell("")
     record.warnings += stamp.later_warnings(before)
     if shown.recommend and record.complete:
         record.recommendation = recommend(record)
-        if opened.pair.fingerprint is not None:
-            save_depth(opened.pair.fingerprint, depth)
-    _keep(record, shown)
-    _show([record], shown)
+        if opened.pair.fingerprint is not None and not save_depth(opened.pair.fingerprint, depth):
+            print(f"{depth_file()} cannot be written: auto will not start there", file=sys.stderr)
+    shown.keep(record.to_json())
+    shown.show([record])
     if isinstance(ended, KeyboardInterrupt):
         raise typer.Exit(options.INTERRUPTED)
     if ended is not None:
@@ -162,100 +144,16 @@ def _check_recommend(asked: Asked, plan: Plan) -> None:
         raise UsageError("--recommend is about the drafter as it is: leave --slow-draft out")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--plot: {folder} cannot be made: {error.strerror}") from None
-
-
-def _keep(record: Record, shown: Shown) -> None:
-    from mlx_gemma_mtp.bench.record import write_json
-
-    if shown.out is not None:
-        write_json(record.to_json(), shown.out)
-
-
 def _show_earlier(shown: Shown, files: list[Path]) -> None:
-    from mlx_gemma_mtp.bench.plot import need_matplotlib
     from mlx_gemma_mtp.bench.recommend import recommend
     from mlx_gemma_mtp.bench.record import read
 
-    if shown.plot is not None:
-        need_matplotlib()
+    shown.check_places()
     records = [read(path) for path in files]
     if shown.recommend:
         for record in records:
             record.recommendation = recommend(record)
-    _show(records, shown)
-
-
-def _show(records: list[Record], shown: Shown) -> None:
-    from mlx_gemma_mtp.bench import show
-    from mlx_gemma_mtp.bench.plot import plot
-
-    if shown.share:
-        print(show.share_header(), *(show.share(record) for record in records), sep="\n")
-    else:
-        for record in records:
-            print(_formatted(record, shown.format), end="")
-    if shown.plot is not None:
-        for path in plot(records, shown.plot):
-            print(path, file=sys.stderr)
-
-
-def _formatted(record: Record, form: str) -> str:
-    from mlx_gemma_mtp.bench import show
-
-    if form == "json":
-        return json.dumps(record.to_json(), ensure_ascii=False) + "\n"
-    return {"table": show.table, "md": show.markdown, "csv": show.csv}[form](record)
-
-
-def _check(pair: options.Pair, asked: Asked, shown: Shown) -> None:
-    from mlx_gemma_mtp.bench.check import check
-    from mlx_gemma_mtp.bench.record import MIXED, write_json
-    from mlx_gemma_mtp.bench.subject import check_context, engine
-    from mlx_gemma_mtp.depth import Depth
-
-    timed = shown.plot is not None or shown.recommend or shown.share
-    if asked.synthetic or asked.peer or timed or shown.format not in ("table", "json"):
-        raise UsageError(
-            "--check times nothing: it takes a model and --format table or json, no --synthetic, "
-            "--peer, --plot, --recommend or --share"
-        )
-    exact_products()
-    plan = bench_plan.plan(pair, asked, check=True)
-    if set(plan.drafts) == {0}:
-        raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
-    opened = bench_plan.open_subject(pair, asked, plan, _tell)
-    workload = bench_plan.workload(pair, asked, plan, opened)
-    check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
-
-    def prompts(batch: int) -> list[list[int]]:
-        return [row.ids for row in workload.wave(MIXED, batch, 0)]
-
-    with engine(opened, batch=max(plan.batches), depth=Depth()) as running:
-        report = check(
-            running,
-            opened.pair,
-            prompts,
-            batches=plan.batches,
-            drafts=plan.drafts,
-            max_tokens=plan.tokens,
-            seed=0,
-            tell=_tell,
-        )
-    _tell("")
-    found = report.to_json()
-    if shown.out is not None:
-        write_json(found, shown.out)
-    if shown.format == "json":
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        print(*report.lines(), sep="\n")
-    if report.faults:
-        raise VerificationError(report.summary())
+    shown.show(records)
 
 
 def _list_tasks() -> None:
@@ -269,13 +167,3 @@ def _command() -> str:
     """What was typed, without the folders of this machine."""
     typed = (re.sub(r"^(--[a-z-]+=)?/.*/", r"\1", one) for one in sys.argv[1:])
     return shlex.join(["mgm", *typed])
-
-
-def _tell(line: str) -> None:
-    """What is going on: one line that changes on a terminal, lines elsewhere."""
-    from mlx_gemma_mtp.chat.spinner import can_draw, rewrite
-
-    if can_draw(sys.stderr):
-        rewrite(sys.stderr, line)
-    elif line:
-        print(line, file=sys.stderr)
