@@ -16,6 +16,7 @@ from mlx_gemma_mtp.batch import SIZES
 
 SPLIT_ROUNDS = 6  # in step, of every setting
 ANSWER_TOKENS = 16  # of the first turn, before the second is timed
+MOST_TURNS = 3  # of a conversation's second turn, whose prefill takes the same again
 
 
 def split(bench: Bench, plan: Plan, record: Record, batch: int) -> None:
@@ -50,7 +51,7 @@ def second_turns(bench: Bench, plan: Plan) -> list[Turn]:
             second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=True)
         taken = [
             second_turn(bench.engine, row, ANSWER_TOKENS, fresh_first=turn % 2 == 0)
-            for turn in range(plan.repeat)
+            for turn in range(min(plan.repeat, MOST_TURNS))
         ]
         turns.append(
             Turn(

@@ -16,6 +16,7 @@ from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.layers import join_projections
 from mlx_gemma_mtp.target import Target
 from mlx_gemma_mtp.weights import quantize
+from mlx_gemma_mtp.worker import mlx_worker
 
 Model = TypeVar("Model", Target, Drafter)
 
@@ -92,8 +93,13 @@ def random_pair(
 
 
 def draw(model: Model) -> Model:
-    """Compute the weights, one at a time, so that memory holds one copy; joined as `load` does."""
+    """Compute the weights, one at a time, so that memory holds one copy; joined as `load` does.
+
+    To be called on the worker. Ends early where the process does.
+    """
     for parameter in dict(tree_flatten(model.parameters())).values():
+        if mlx_worker().leaving.is_set():
+            break
         mx.eval(parameter)
     return join_projections(model)
 

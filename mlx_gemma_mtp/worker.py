@@ -8,6 +8,7 @@ there is one thread for all engines, it never ends, and at exit it is merely fou
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import queue
 import threading
@@ -62,8 +63,10 @@ class Worker:
     def _leave(self) -> None:
         self.leaving.set()
         # Twice: the job under way may queue one more behind the first, and that one sees `leaving`.
-        for _ in range(2):
-            self.submit(lambda: None).exception(EXIT_SECONDS)
+        # A job that takes longer, in one operation of MLX, ends with the process.
+        with contextlib.suppress(TimeoutError):
+            for _ in range(2):
+                self.submit(lambda: None).exception(EXIT_SECONDS)
 
 
 @functools.cache

@@ -16,10 +16,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from mlx_gemma_mtp.bench import show
+from mlx_gemma_mtp.bench import estimate, show
+from mlx_gemma_mtp.bench.check import CheckReport, Compared, Parted
+from mlx_gemma_mtp.bench.chips import Chip, find_chip
 from mlx_gemma_mtp.bench.columns import CASE, TURN, Row
 from mlx_gemma_mtp.bench.conclusions import conclusions
+from mlx_gemma_mtp.bench.estimate import Prediction
 from mlx_gemma_mtp.bench.group import groups, joined
+from mlx_gemma_mtp.bench.plan import Plan
 from mlx_gemma_mtp.bench.plot import THEMES, plot
 from mlx_gemma_mtp.bench.record import (
     ALL,
@@ -37,6 +41,8 @@ from mlx_gemma_mtp.bench.record import (
 )
 from mlx_gemma_mtp.bench.stamp import Stamp
 
+from mlx_gemma_mtp.cli.estimate import to_json
+from mlx_gemma_mtp.comparison import Side
 from mlx_gemma_mtp.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -195,13 +201,27 @@ def test_a_record_comes_back_from_its_json(record: Record, tmp_path: Path) -> No
 def test_the_schema_names_every_key_and_no_other() -> None:
     text = (ROOT / "bench" / "SCHEMA.md").read_text(encoding="utf-8")
     parts = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
-    kinds = {"The run": Record, "`stamp`": Stamp, "`subject`": Subject}
+    kinds = {"The run": Record, "`settings`": Plan, "`stamp`": Stamp, "`subject`": Subject}
     kinds |= {"A case": Case, "A second turn": Turn}
-    assert parts.keys() == kinds.keys()
-    for title, kind in kinds.items():
-        named = re.findall(r"^\| `(\w+)` \|", parts[title], re.MULTILINE)
-        known = [field.name for field in dataclasses.fields(kind)]
-        assert named == ["schema"] * (kind is Record) + known
+    keys = {
+        title: [field.name for field in dataclasses.fields(kind)] for title, kind in kinds.items()
+    }
+    keys["The run"].insert(0, "schema")
+    keys["`settings`"] += ["tasks", "depth", "slow_draft"]
+    compared = Compared(0.0, 1, 0, 3, 8, 5, None)
+    keys["A check"] = [*CheckReport("").to_json(), *compared.to_json()]
+    pair = estimate.find_subject("E2B")
+    predictions = [estimate.predict(pair, find_chip("M4"), batch=1, context=9)]
+    keys["An estimate"] = [*to_json(pair, find_chip("M4"), predictions, 9, [0.8])]
+    named = {
+        title: re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) for title, part in parts.items()
+    }
+    assert named == keys
+    parted = Parted(1, Side(2, "a"), Side(3, "b"), None).to_json()
+    for key in (*parted, *Side._fields):
+        assert f"`{key}`" in parts["A check"]
+    for key in (*Chip._fields, *Prediction._fields):
+        assert f"`{key}`" in parts["An estimate"]
     for key in (*Spread._fields, *Split._fields, *Ideal._fields):
         assert f"`{key}`" in parts["A case"]
 

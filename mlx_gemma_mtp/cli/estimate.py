@@ -57,8 +57,7 @@ def estimate(
         for rows in batches
     ]
     if output == "json":
-        found = _to_json(subject, on, predictions)
-        found |= {"context": context, "accept": chances}
+        found = to_json(subject, on, predictions, context, chances)
         print(json.dumps(found, ensure_ascii=False))
         return
     _print_head(subject, on, chances, estimate.SHARE)
@@ -106,7 +105,14 @@ def _print_table(predictions: list[Prediction]) -> None:
         print(f"{one.batch:>5}{speeds}  {best:<10}{in_words(one.needs):>8}  {fits}")
 
 
-def _to_json(subject: Subject, chip: Chip, predictions: list[Prediction]) -> dict[str, Any]:
+def to_json(
+    subject: Subject,
+    chip: Chip,
+    predictions: list[Prediction],
+    context: int,
+    accept: list[float],
+) -> dict[str, Any]:
+    """What bench/SCHEMA.md tells the keys of."""
     from mlx_gemma_mtp.bench import estimate
 
     return {
@@ -119,4 +125,6 @@ def _to_json(subject: Subject, chip: Chip, predictions: list[Prediction]) -> dic
         "drafter_bytes": subject.pair.drafter_bytes if subject.pair.drafter else None,
         "chip": chip._asdict(),
         "predictions": [one._asdict() for one in predictions],
+        "context": context,
+        "accept": accept,
     }
