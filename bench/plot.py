@@ -88,14 +88,16 @@ def _acceptance(axes: Axes, group: Group) -> None:
     cases = _by_position(group)
     for index, case in enumerate(cases):
         rates = case.acceptance_by_position or []
-        places = range(1, len(rates) + 1)
+        # Side by side: easy texts have the same rates.
+        aside = 0.08 * (index - (len(cases) - 1) / 2)
+        places = [place + aside for place in range(1, len(rates) + 1)]
         axes.plot(places, rates, color=_color(index), marker=_mark(index), label=case.task)
     longest = max(len(case.acceptance_by_position or []) for case in cases)
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel(f"position of the draft, {setting(cases[0].drafts)} per round")
     axes.set_ylabel("drafts that come true")
     axes.set_ylim(0, 1.02)
-    axes.legend(ncols=1 + (len(cases) > 4))
+    axes.legend(ncols=1 + (len(cases) > 4), loc="lower left")
 
 
 def _throughput(axes: Axes, group: Group) -> None:
@@ -116,7 +118,7 @@ def _throughput(axes: Axes, group: Group) -> None:
                 list(floors.values()),
                 color=FLOOR_COLOR,
                 linestyle=style,
-                label=f"what bytes allow, {label}",
+                label=f"allowed by bytes, {label}",
             )
     axes.set_xticks(group.batches)
     axes.set_xlabel("batch, rows")
