@@ -12,8 +12,10 @@ from pathlib import Path
 def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     """Where to write what becomes the file at the end, unless something is raised before.
 
-    suffix: of that place's name, which is another every time. Raises OSError.
+    A link stays, and what it names is replaced. suffix: of that place's name, which is another
+    every time. Raises OSError.
     """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{suffix}")
     try:
         yield partial
@@ -23,11 +25,10 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Make or replace the file, through links. Raises OSError; then it is as it was.
+    """Make or replace the file. Raises OSError; then it is as it was.
 
     What is there and no file, a pipe or /dev/null, is written to and stays.
     """
-    path = path.resolve()
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return

@@ -158,7 +158,7 @@ def test_a_run_to_share_is_one_row(
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int) -> None:
-    """Ctrl-C when a function of a module is called for the so manieth time."""
+    """Ctrl-C at this call of a module's function, the first being 1."""
     original, calls = getattr(module, name), itertools.count(1)
 
     def counted(*arguments: Any, **named: Any) -> Any:
