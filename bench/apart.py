@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from mlx_gemma_mtp.bench.decode import decode, second_turn
-from mlx_gemma_mtp.bench.plan import Bench, Plan, Prompts, compiled, warm_up_rounds
-from mlx_gemma_mtp.bench.record import OURS, Record, Split, Spread, Turn
+from mlx_gemma_mtp.engine.batch import SIZES
 
-from mlx_gemma_mtp.batch import SIZES
+from .decode import decode, second_turn
+from .plan import Bench, Plan, Prompts, compiled, warm_up_rounds
+from .record import OURS, Record, Split, Spread, Turn
 
 SPLIT_ROUNDS = 6  # in step, of every setting
 ANSWER_TOKENS = 16  # of the first turn, before the second is timed

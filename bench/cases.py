@@ -11,11 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from mlx_gemma_mtp.bench.decode import Sample
-from mlx_gemma_mtp.bench.floor import Floor
-from mlx_gemma_mtp.bench.record import OURS, Case, Drafts, Ideal, Spread
 
-from mlx_gemma_mtp.request import Stats
+from mlx_gemma_mtp.engine.results import Stats
+
+from .decode import Sample
+from .floor import Floor
+from .record import OURS, Case, Drafts, Ideal, Spread
 
 
 def case(

@@ -13,16 +13,17 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from mlx_gemma_mtp.bench.margin import NEAR_ULPS, Margin, is_exact, margin
-from mlx_gemma_mtp.bench.record import Drafts
-
-from mlx_gemma_mtp.comparison import Side, parting
-from mlx_gemma_mtp.engine import Engine, OpenPair
+from mlx_gemma_mtp.check import Side, parting
+from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.request import Completion
-from mlx_gemma_mtp.sampling import SamplingParams
-from mlx_gemma_mtp.weights import dtype_name
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.files.checkpoint import dtype_name
+
+from .margin import NEAR_ULPS, Margin, is_exact, margin
+from .record import Drafts
 
 SCHEMA = 1  # changes where a key goes or means something else
 TEMPERATURES = (0.0, 1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from mlx_gemma_mtp.bench.record import Case, Record, Spread, Turn
+from .record import Case, Record, Spread, Turn
 
 Row: TypeAlias = dict[str, str]  # "" where there is no such number
 

@@ -5,9 +5,9 @@ Every sentence is computed from the record and holds the numbers it rests on.
 
 from __future__ import annotations
 
-from mlx_gemma_mtp.bench.columns import Row, case_row, number
-from mlx_gemma_mtp.bench.group import Group, groups, is_drafted
-from mlx_gemma_mtp.bench.record import Case, Record, Spread, setting
+from .columns import Row, case_row, number
+from .group import Group, groups, is_drafted
+from .record import Case, Record, Spread, setting
 
 LEAST_GAIN = 0.02  # over plain decoding that counts as one
 

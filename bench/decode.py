@@ -14,12 +14,13 @@ from time import perf_counter
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx_gemma_mtp.bench.window import Window
-from mlx_gemma_mtp.bench.workload import Row
 
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams
+from mlx_gemma_mtp.engine.results import Generation, Stats
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.request import Generation, Stats
+
+from .window import Window
+from .workload import Row
 
 SAME_ROUND = 1e-4  # s; a round comes in several chunks where it goes from thought to answer, say
 WAVES = 16  # times that prompts go in, at most, until a window is full,

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import speculate
-from mlx_gemma_mtp.cache import KVCache
-from mlx_gemma_mtp.layers import Router
-from mlx_gemma_mtp.sampling import RowSettings
-from mlx_gemma_mtp.speculate import Head, PlayRound, Round
+from mlx_gemma_mtp.decode import round as speculate
+from mlx_gemma_mtp.decode.round import Head, PlayRound, Round
+from mlx_gemma_mtp.decode.sampling import RowSettings
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.experts import Router
 
 # Their square roots are irrational and unrelated: one sequence for each row.
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)

@@ -21,18 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mlx_gemma_mtp.bench.chips import Chip
-from mlx_gemma_mtp.bench.drawn import Draws
-from mlx_gemma_mtp.bench.floor import Floor
-from mlx_gemma_mtp.bench.synthetic import TARGETS, random_pair
-
-from mlx_gemma_mtp import hub, memory
-from mlx_gemma_mtp.batch import SIZES
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
-from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import (
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import (
     drafter_bits,
     fill,
     open_arrays,
@@ -40,6 +33,14 @@ from mlx_gemma_mtp.weights import (
     quantize,
     read_config,
 )
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from .chips import Chip
+from .drawn import Draws
+from .floor import Floor
+from .synthetic import TARGETS, random_pair
 
 # How much of its maker's bandwidth and compute a chip is taken to reach. Rounds of 31B in bfloat16
 # on an H100, of 3.35 TB/s by its datasheet, reached 0.51 (batch 8, 4 drafts) to 0.73 (batch 1,
@@ -67,7 +68,7 @@ class Prediction(NamedTuple):
 
     tokens_per_second: of all rows together, by the number of drafts, none first; that one only
     without a drafter. best: the number of drafts with most of them. needs: bytes. fits: GB of those
-    Macs with the chip that have them for a GPU (`memory.mac_limit`).
+    Macs with the chip that have them for a GPU (`device.mac_limit`).
     """
 
     batch: int
@@ -97,7 +98,7 @@ def predict(
     lengths = [context] * batch
     speeds = tuple(speed(subject, chip, lengths, count, accept) for count in counts)
     needs = subject.pair.needs(context, batch).total
-    fits = tuple(size for size in chip.sizes if needs <= memory.mac_limit(size))
+    fits = tuple(size for size in chip.sizes if needs <= device.mac_limit(size))
     return Prediction(batch, speeds, speeds.index(max(speeds)), needs, fits)
 
 

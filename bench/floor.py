@@ -14,10 +14,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_gemma_mtp import memory
-from mlx_gemma_mtp.config import DecoderConfig, DrafterConfig, LayerConfig, TargetConfig
-from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp import device
+from mlx_gemma_mtp.model.config import DecoderConfig, DrafterConfig, LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 
 BUFFER_BYTES = 1 << 31  # so large that a launch takes no time beside it; of what is left at most
 MEMORY_SHARE = 16  # one part in so many
@@ -37,7 +37,7 @@ def bandwidth() -> float:
         other, num_bytes = one[::-1].copy(), 2 * one.nbytes
         reading = _rate(num_bytes, lambda: np.dot(one, other))
         return max(reading, _rate(num_bytes, lambda: np.copyto(other, one)))
-    left = memory.available() - mx.get_active_memory()
+    left = device.available() - mx.get_active_memory()
     array = mx.arange(min(BUFFER_BYTES, left // MEMORY_SHARE) // 4)
     mx.eval(array)
 

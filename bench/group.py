@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from mlx_gemma_mtp.bench.record import ALL, MIXED, OURS, Case, Record
+from .record import ALL, MIXED, OURS, Case, Record
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_gemma_mtp.config import DecoderConfig
-from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.model.config import DecoderConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 
 # Modules of ours that are joined or named otherwise -> theirs, by the end of a path. Parts follow
 # each other along the output axis, the last but one; what a layer of theirs lacks is no part.

@@ -14,11 +14,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_gemma_mtp.cache import KVCache, capacity_for
-from mlx_gemma_mtp.prefill import CHUNKS
-from mlx_gemma_mtp.sampling import SamplingParams
-from mlx_gemma_mtp.speculate import prefill
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.decode.round import prefill
+from mlx_gemma_mtp.engine.prefill import CHUNKS
+from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.target import Target
 
 # Summing in another order moved what a random 31B of 12 layers thinks of two tokens by 1.25 in the
 # median, by 8 at the 99th percentile and 14.5 at most, in bfloat16. Larger models have more layers.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import TypeVar
 
-from mlx_gemma_mtp.bench.passages import EXCHANGES, PASSAGES
+from .passages import EXCHANGES, PASSAGES
 
 T = TypeVar("T")
 

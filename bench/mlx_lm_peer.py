@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import mlx.core as mx
-from mlx_gemma_mtp.bench.lend import lend, settings
-from mlx_gemma_mtp.bench.peer import ENDLESS, PREFILL_STEP, Draw, PeerSample, Rounds, timed
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.model.target import Target
+
+from .lend import lend, settings
+from .peer import ENDLESS, PREFILL_STEP, Draw, PeerSample, Rounds, timed
 
 
 class MlxLmPeer:

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlx_gemma_mtp.bench.lend import lend, settings
-
-from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from .lend import lend, settings
 
 VERSION = "0.7.10"
 

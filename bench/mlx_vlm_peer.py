@@ -13,12 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
-from mlx_gemma_mtp.bench.mlx_vlm_pair import VERSION, hand_over
-from mlx_gemma_mtp.bench.peer import ENDLESS, PREFILL_STEP, Draw, PeerSample, Rounds, timed
 
-from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from .mlx_vlm_pair import VERSION, hand_over
+from .peer import ENDLESS, PREFILL_STEP, Draw, PeerSample, Rounds, timed
 
 
 class MlxVlmPeer:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
-from mlx_gemma_mtp.bench.window import Window
+from .window import Window
 
 ENDLESS = 1_000_000  # tokens that a peer may decode, never reached: it is stopped from outside
 # Of a prompt at once, as ours. Theirs is 2,048, at which 8 rows of 31B do not fit into 80 GB.

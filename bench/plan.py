@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx_gemma_mtp.bench.drawn import Draws
-from mlx_gemma_mtp.bench.floor import Floor
-from mlx_gemma_mtp.bench.peer import Peer
-from mlx_gemma_mtp.bench.record import Drafts
-from mlx_gemma_mtp.bench.split import Stopwatch
-from mlx_gemma_mtp.bench.workload import Row, Workload
 
 from mlx_gemma_mtp import Engine, SamplingParams
+
+from .drawn import Draws
+from .floor import Floor
+from .peer import Peer
+from .record import Drafts
+from .split import Stopwatch
+from .workload import Row, Workload
 
 WARM_UP = 4  # rounds before a window, where rounds are compiled; one elsewhere
 

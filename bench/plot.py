@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gemma_mtp.bench.group import Group, groups, joined
-from mlx_gemma_mtp.bench.record import ALL, Case, Record, Spread, setting
-from mlx_gemma_mtp.bench.sections import acceptance_cases
-
 from mlx_gemma_mtp.errors import UsageError
+
+from .group import Group, groups, joined
+from .record import ALL, Case, Record, Spread, setting
+from .sections import acceptance_cases
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mlx_gemma_mtp.bench.conclusions import gains
-from mlx_gemma_mtp.bench.group import Group, groups
-from mlx_gemma_mtp.bench.record import Case, Record, setting
-
 from mlx_gemma_mtp.errors import UsageError
+
+from .conclusions import gains
+from .group import Group, groups
+from .record import Case, Record, setting
 
 BEHIND = 0.05  # of the best fixed number's speed: more, and auto is not recommended
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mlx_gemma_mtp.bench.stamp import Stamp
-
-from mlx_gemma_mtp.atomic import write_whole
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.files.atomic import write_whole
+
+from .stamp import Stamp
 
 SCHEMA = 2  # changes where a key goes or means something else
 OURS = "mlx-gemma-mtp"

@@ -13,15 +13,15 @@ from itertools import count
 from statistics import median
 from typing import NamedTuple
 
-from mlx_gemma_mtp.bench.apart import second_turns, split
-from mlx_gemma_mtp.bench.cases import case
-from mlx_gemma_mtp.bench.decode import Sample, decode
-from mlx_gemma_mtp.bench.peer import Peer
-from mlx_gemma_mtp.bench.plan import Bench, Plan, Prompts, compiled, warm_up_rounds
-from mlx_gemma_mtp.bench.record import ALL, OURS, Case, Drafts, Record, setting
-
 from mlx_gemma_mtp import Engine
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.engine.worker import mlx_worker
+
+from .apart import second_turns, split
+from .cases import case
+from .decode import Sample, decode
+from .peer import Peer
+from .plan import Bench, Plan, Prompts, compiled, warm_up_rounds
+from .record import ALL, OURS, Case, Drafts, Record, setting
 
 # Before the first window of a batch size, where rounds are compiled:
 WARM_UP_TOKENS = 16  # of every row with a fixed number of drafts; one elsewhere

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mlx_gemma_mtp.bench.columns import Row, case_row, num_positions, turn_row
-from mlx_gemma_mtp.bench.group import Group, by_drafts, groups, is_drafted
-from mlx_gemma_mtp.bench.record import OURS, Case, Record
+from .columns import Row, case_row, num_positions, turn_row
+from .group import Group, by_drafts, groups, is_drafted
+from .record import OURS, Case, Record
 
 NOTHING = "–"
 

@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Sequence
 from csv import DictWriter
 
-from mlx_gemma_mtp.bench.columns import case_row, number, rows
-from mlx_gemma_mtp.bench.conclusions import best, conclusions
-from mlx_gemma_mtp.bench.group import Group, groups
-from mlx_gemma_mtp.bench.record import Record, setting
-from mlx_gemma_mtp.bench.sections import NOTHING, Section, acceptance_cases, sections
+from .columns import case_row, number, rows
+from .conclusions import best, conclusions
+from .group import Group, groups
+from .record import Record, setting
+from .sections import NOTHING, Section, acceptance_cases, sections
 
 LEFT = ("engine", "task", "device", "model")  # the rest are numbers, aligned at the right
 WIDTH = 100

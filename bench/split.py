@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_gemma_mtp.bench.record import Split
 
-from mlx_gemma_mtp.cache import KVCache, Memory
-from mlx_gemma_mtp.config import LayerKind
-from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.sampling import RowSettings
-from mlx_gemma_mtp.speculate import Head, PlayRound, Round, draft, verify
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.decode.round import Head, PlayRound, Round, draft, verify
+from mlx_gemma_mtp.decode.sampling import RowSettings
+from mlx_gemma_mtp.model.cache import KVCache, Memory
+from mlx_gemma_mtp.model.config import LayerKind
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from .record import Split
 
 
 class _Times(NamedTuple):

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import __version__, memory
-from mlx_gemma_mtp.doctor import backend_name, chip_name, system_name
+from mlx_gemma_mtp import __version__, device
+from mlx_gemma_mtp.device import backend_name, chip_name, system_name
 
 PACKAGES = ("mlx", "mlx-lm", "numpy")
 CORES = os.cpu_count() or 1
@@ -79,7 +79,7 @@ def stamp() -> Stamp:
         device=chip_name(),
         backend=backend,
         system=system_name(),
-        memory_bytes=memory.installed(),
+        memory_bytes=device.installed(),
         gpu_memory_bytes=own_bytes,
         versions={"python": platform.python_version(), "mlx_gemma_mtp": __version__}
         | {name: version(name) for name in PACKAGES},

@@ -11,27 +11,28 @@ from statistics import mode
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx_gemma_mtp.bench import synthetic
-from mlx_gemma_mtp.bench.drawn import Draws, drawn
-from mlx_gemma_mtp.bench.floor import Floor
-from mlx_gemma_mtp.bench.lend import copied_bytes
-from mlx_gemma_mtp.bench.peer import Peer
-from mlx_gemma_mtp.bench.plan import Bench
-from mlx_gemma_mtp.bench.record import Subject
-from mlx_gemma_mtp.bench.split import SlowDrafter, Stopwatch, in_step
-from mlx_gemma_mtp.bench.workload import Workload
+from rich.filesize import decimal
 
-from mlx_gemma_mtp import Engine, memory
-from mlx_gemma_mtp.depth import Depth
-from mlx_gemma_mtp.doctor import backend_name
-from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.engine import OpenPair, open_pair
+from mlx_gemma_mtp import Engine, device, memory
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.round import PlayRound, round_player
+from mlx_gemma_mtp.device import backend_name
+from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.sizes import in_words
-from mlx_gemma_mtp.speculate import PlayRound, round_player
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import dtype_name, num_bytes
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.files.checkpoint import dtype_name, num_bytes
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from . import synthetic
+from .drawn import Draws, drawn
+from .floor import Floor
+from .lend import copied_bytes
+from .peer import Peer
+from .plan import Bench
+from .record import Subject
+from .split import SlowDrafter, Stopwatch, in_step
+from .workload import Workload
 
 PEERS = ("mlx-lm", "mlx-vlm")
 
@@ -100,10 +101,10 @@ def random(
         pair = OpenPair(target, drafter, None, {}, None)
         opened = Opened(size, pair, Draws(accept), shared_experts)
         if not force:
-            have = memory.available() - mx.get_active_memory()
+            have = device.available() - mx.get_active_memory()
             _check_room(opened, context=context, batch=batch, peers=peers, have=have)
-        tell(f"drawing {size}: {in_words(num_bytes(target) + num_bytes(drafter))} of weights")
-        memory.keep_resident()
+        tell(f"drawing {size}: {decimal(num_bytes(target) + num_bytes(drafter))} of weights")
+        device.keep_resident()
         pair = pair._replace(target=synthetic.draw(target), drafter=synthetic.draw(drafter))
         return opened._replace(pair=pair)
 
@@ -112,7 +113,7 @@ def random(
 
 def check_room(opened: Opened, *, context: int, batch: int, peers: Sequence[str]) -> None:
     """Raise NotEnoughMemoryError unless there is room for so many texts of a loaded pair."""
-    have = mlx_worker().run(memory.available)
+    have = mlx_worker().run(device.available)
     _check_room(opened, context=context, batch=batch, peers=peers, have=have)
 
 
@@ -192,10 +193,10 @@ def bench_of(
 def _peer(name: str, opened: Opened) -> Peer:
     target, copy_experts = opened.pair.target, _copies_experts(opened)
     if name == "mlx-lm":
-        from mlx_gemma_mtp.bench.mlx_lm_peer import MlxLmPeer
+        from .mlx_lm_peer import MlxLmPeer
 
         return MlxLmPeer(target, copy_experts=copy_experts)
-    from mlx_gemma_mtp.bench.mlx_vlm_peer import MlxVlmPeer
+    from .mlx_vlm_peer import MlxVlmPeer
 
     return MlxVlmPeer(target, opened.pair.drafter, copy_experts=copy_experts)
 

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
-from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.layers import join_projections
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import quantize
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.files.checkpoint import quantize
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
 

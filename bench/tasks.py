@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from mlx_gemma_mtp.bench.material import PEOPLE, PLACES, exchanges, fill, sections
-from mlx_gemma_mtp.bench.requests import EARLIER, REQUESTS
-
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.messages import Message
-from mlx_gemma_mtp.text import Text
+from mlx_gemma_mtp.text.messages import Message
+from mlx_gemma_mtp.text.tokenizer import Text
+
+from .material import PEOPLE, PLACES, exchanges, fill, sections
+from .requests import EARLIER, REQUESTS
 
 TASKS: tuple[str, ...] = tuple(REQUESTS)
 LENGTHS = (260, 600, 300, 840, 280, 800, 450, 240)  # tokens of the prompts of rows 0 .. 7

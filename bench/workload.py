@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from mlx_gemma_mtp.bench import tasks as texts
-from mlx_gemma_mtp.bench.record import MIXED
-
 from mlx_gemma_mtp import Completion
-from mlx_gemma_mtp.messages import Message, Prompt
-from mlx_gemma_mtp.text import Text
+from mlx_gemma_mtp.text.messages import Message, Prompt
+from mlx_gemma_mtp.text.tokenizer import Text
+
+from . import tasks as texts
+from .record import MIXED
 
 RANDOM = "random"  # the only task of a model that is noise
 # Of random prompts. With up to 128 tokens after it the first stays below 256, the longest below

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlx_gemma_mtp.convert.manifest import Manifest
-from mlx_gemma_mtp.convert.plan import Plan
-from mlx_gemma_mtp.convert.recipes import RECIPES
-from mlx_gemma_mtp.convert.report import format_table, table
+from rich.filesize import decimal
 
-from mlx_gemma_mtp.sizes import in_words
+from .manifest import Manifest
+from .plan import Plan
+from .recipes import RECIPES
+from .report import format_table, table
 
 CARD = "README.md"
 _BEGIN, _END = "<!-- quality -->", "<!-- end of quality -->"
@@ -30,11 +30,11 @@ def card(kind: Literal["target", "drafter"], name: str, plan: Plan, manifest: Ma
     lines = ["---", *front, "---", ""]
     if kind == "target":
         lines += [f"# {name}", "", f"MLX weights of {made_of}, {manifest.bits_per_weight:.2f} "]
-        lines[-1] += f"bits per weight, {in_words(plan.nbytes)}. Text only."
+        lines[-1] += f"bits per weight, {decimal(plan.nbytes)}. Text only."
         lines += ["", "## Run", "", _RUN.format(name=name)]
     else:
         lines += [f"# The drafter of {name}", "", f"MLX weights of {made_of}, "]
-        lines[-1] += f"{manifest.bits_per_weight:.2f} bits per weight, {in_words(plan.nbytes)}. "
+        lines[-1] += f"{manifest.bits_per_weight:.2f} bits per weight, {decimal(plan.nbytes)}. "
         lines[-1] += "It is of use with its target only, in whose folder it lies."
     lines += ["", "## Quality", "", _quality(_UNKNOWN), "", "## How it was made", ""]
     tools = ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())

@@ -12,18 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlx_gemma_mtp.convert import output
-from mlx_gemma_mtp.convert.formats import AFFINE_BITS, UNQUANTIZED
-from mlx_gemma_mtp.convert.manifest import Origin
-from mlx_gemma_mtp.convert.output import Model, OnProgress
-from mlx_gemma_mtp.convert.partial import Partial, check_place, check_room
-from mlx_gemma_mtp.convert.plan import Options, Plan, plan_drafter, plan_target
-from mlx_gemma_mtp.convert.remote import remote_source
-from mlx_gemma_mtp.convert.source import Source, read_source
-
-from mlx_gemma_mtp import __version__, hub
+from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.weights import weight_files
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import weight_files
+
+from . import output
+from .formats import AFFINE_BITS, UNQUANTIZED
+from .manifest import Origin
+from .output import Model, OnProgress
+from .partial import Partial, check_place, check_room
+from .plan import Options, Plan, plan_drafter, plan_target
+from .remote import remote_source
+from .source import Source, read_source
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from mlx_gemma_mtp.convert.conversion import Conversion
-from mlx_gemma_mtp.convert.output import peak_bytes
-from mlx_gemma_mtp.convert.report import format_table, table
+from rich.filesize import decimal
 
-from mlx_gemma_mtp import memory
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig
-from mlx_gemma_mtp.sizes import in_words
+from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
+
+from .conversion import Conversion
+from .output import peak_bytes
+from .report import format_table, table
 
 CONTEXTS = (4_096, 32_768, 131_072, 262_144)
 BATCHES = (1, 4, 8)
@@ -27,10 +28,10 @@ def dry_run(conversion: Conversion) -> str:
     files = sum(len(model.plan.shards) for model in conversion.models)
     left_out = sum(model.plan.left_out for model in conversion.models)
     plural = "s" * (files > 1)
-    lines = [f"output: {in_words(conversion.nbytes)} of weights in {files} file{plural}"]
+    lines = [f"output: {decimal(conversion.nbytes)} of weights in {files} file{plural}"]
     if left_out:
-        lines.append(f"left out: {in_words(left_out)}, towers and what no text needs")
-    lines.append(f"memory to convert: {in_words(peak_bytes(conversion.models))} at most")
+        lines.append(f"left out: {decimal(left_out)}, towers and what no text needs")
+    lines.append(f"memory to convert: {decimal(peak_bytes(conversion.models))} at most")
     parts.append("\n".join(lines))
     parts.append(f"memory to run, and the smallest Mac that it fits:\n\n{_memory(conversion)}")
     return "\n\n".join(parts)
@@ -53,8 +54,8 @@ def _memory(conversion: Conversion) -> str:
 
     def cell(context: int, batch: int) -> str:
         total = pair.needs(context, batch).total
-        macs = [mac for mac in memory.MAC_SIZES if memory.mac_limit(mac) >= total]
-        return f"{in_words(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
+        macs = [mac for mac in device.MAC_SIZES if device.mac_limit(mac) >= total]
+        return f"{decimal(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
 
     contexts = [c for c in CONTEXTS if c < config.max_position_embeddings]
     contexts.append(config.max_position_embeddings)

@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
-from mlx_gemma_mtp.convert import card, settings, shards
-from mlx_gemma_mtp.convert.formats import quantize
-from mlx_gemma_mtp.convert.manifest import MANIFEST, FileRecord, Manifest, Origin, TensorRecord
-from mlx_gemma_mtp.convert.outputs import Output
-from mlx_gemma_mtp.convert.partial import Partial, write_text
-from mlx_gemma_mtp.convert.plan import Plan
-from mlx_gemma_mtp.convert.shards import ShardWriter
-from mlx_gemma_mtp.convert.source import read_rows
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.weights import dtype_name
+from mlx_gemma_mtp.files.checkpoint import dtype_name
+
+from . import card, settings, shards
+from .formats import quantize
+from .manifest import MANIFEST, FileRecord, Manifest, Origin, TensorRecord
+from .outputs import Output
+from .partial import Partial, write_text
+from .plan import Plan
+from .shards import ShardWriter
+from .source import read_rows
 
 SLICE_BYTES = 16 * 2**20  # of the source that are read and quantized at a time
 SYNC_BYTES = 256 * 2**20  # of the output: what a kill may cost

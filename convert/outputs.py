@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx_gemma_mtp.convert.formats import AFFINE_GROUPS, Format, layout
-from mlx_gemma_mtp.convert.shards import Part
-from mlx_gemma_mtp.convert.source import Source, SourceTensor
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+
+from .formats import AFFINE_GROUPS, Format, layout
+from .shards import Part
+from .source import Source, SourceTensor
 
 
 class Rows(NamedTuple):

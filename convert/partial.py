@@ -13,9 +13,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.folders import free_bytes
-from mlx_gemma_mtp.sizes import in_words
+from mlx_gemma_mtp.files.folders import free_bytes
 
 SUFFIX = ".partial"
 
@@ -138,6 +139,6 @@ def check_room(out: Path, needed: int) -> None:
     free = free_bytes(out)
     if needed - there > free:
         raise MgmError(
-            f"{out} takes {in_words(needed - there)}, and the disk has {in_words(free)} "
+            f"{out} takes {decimal(needed - there)}, and the disk has {decimal(free)} "
             "left: make room, or name another place with --out"
         )

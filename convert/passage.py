@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.text import Text
+from mlx_gemma_mtp.text.tokenizer import Text
 
 BOS = 2  # every Gemma 4 tokenizer's; without it the first words of a text are noise
 WINDOW = 512  # tokens; a longer text is cut into texts of this length, each with its own beginning

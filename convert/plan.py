@@ -13,19 +13,20 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.convert import recipes
-from mlx_gemma_mtp.convert.formats import AFFINE_BITS, parse_format
-from mlx_gemma_mtp.convert.manifest import RecipeRecord
-from mlx_gemma_mtp.convert.outputs import Output, stored_parts, tensor_sources
-from mlx_gemma_mtp.convert.recipes import Rule
-from mlx_gemma_mtp.convert.shards import Shard, lay_out
-from mlx_gemma_mtp.convert.source import Source
 
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
-from mlx_gemma_mtp.drafter import Drafter
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import dtype_name, parse_config
+from mlx_gemma_mtp.files.checkpoint import dtype_name, parse_config
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from . import recipes
+from .formats import AFFINE_BITS, parse_format
+from .manifest import RecipeRecord
+from .outputs import Output, stored_parts, tensor_sources
+from .recipes import Rule
+from .shards import Shard, lay_out
+from .source import Source
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 MULTIMODAL = ("gemma4", "gemma4_unified")

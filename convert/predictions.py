@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_gemma_mtp.convert.passage import Document
-from mlx_gemma_mtp.convert.streamed import final_hidden
 
-from mlx_gemma_mtp.target import Target
+from mlx_gemma_mtp.model.target import Target
+
+from .passage import Document
+from .streamed import final_hidden
 
 OnProgress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
 

@@ -13,17 +13,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from mlx_gemma_mtp.convert import passage
-from mlx_gemma_mtp.convert.card import CARD, with_quality
-from mlx_gemma_mtp.convert.predictions import OnProgress, TextQuality, compare
-from mlx_gemma_mtp.convert.report import table
 
-from mlx_gemma_mtp import SamplingParams, hub, load, weights
-from mlx_gemma_mtp.atomic import write_whole
-from mlx_gemma_mtp.config import TargetConfig
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.text import Text
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.files import checkpoint as weights
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.text.tokenizer import Text
+
+from . import passage
+from .card import CARD, with_quality
+from .predictions import OnProgress, TextQuality, compare
+from .report import table
 
 NUM_DRAFTS = 3
 ANSWER_TOKENS = 128  # most per prompt

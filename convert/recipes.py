@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mlx_gemma_mtp.convert.formats import FIXED, NAMES, UNQUANTIZED, parse_format
-
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.weights import EIGHT_BIT
+from mlx_gemma_mtp.files.checkpoint import EIGHT_BIT
+
+from .formats import FIXED, NAMES, UNQUANTIZED, parse_format
 
 # Placeholders in a recipe's rules, filled in from --bits, --group-size and the model.
 BASE = "base"  # the format asked for

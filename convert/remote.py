@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_gemma_mtp.convert.source import Source, parse_entry
-
-from mlx_gemma_mtp import hub
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.weights import canonical_name, read_config
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config
+
+from .source import Source, parse_entry
 
 
 def remote_source(name: str) -> tuple[str, Source]:

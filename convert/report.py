@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mlx_gemma_mtp.convert.plan import Plan
+from rich.filesize import decimal
 
-from mlx_gemma_mtp.sizes import in_words
-from mlx_gemma_mtp.weights import dtype_name
+from mlx_gemma_mtp.files.checkpoint import dtype_name
+
+from .plan import Plan
 
 
 class Group(NamedTuple):
@@ -51,7 +52,7 @@ def format_table(plan: Plan) -> str:
                 for label, count in group.formats.most_common()
             ),
             number(group.parameters),
-            in_words(group.nbytes),
+            decimal(group.nbytes),
         ]
         for group in groups(plan)
     ]
@@ -60,7 +61,7 @@ def format_table(plan: Plan) -> str:
             "together",
             f"{plan.bits_per_weight:.2f} bits per weight",
             number(plan.parameters),
-            in_words(plan.nbytes),
+            decimal(plan.nbytes),
         ]
     )
     return table(["weights", "format", "number", "size"], rows)

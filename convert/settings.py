@@ -9,10 +9,10 @@ import copy
 import json
 from typing import Any
 
-from mlx_gemma_mtp.convert.formats import parse_format
-from mlx_gemma_mtp.convert.plan import MULTIMODAL, Plan
+from mlx_gemma_mtp.model.config import TargetConfig
 
-from mlx_gemma_mtp.config import TargetConfig
+from .formats import parse_format
+from .plan import MULTIMODAL, Plan
 
 
 def config_json(plan: Plan) -> str:

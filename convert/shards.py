@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_gemma_mtp.convert.source import CODES
+
+from .source import CODES
 
 SHARD_BYTES = 5_000_000_000  # a file's most; a tensor larger than this gets a file of its own
 INDEX = "model.safetensors.index.json"

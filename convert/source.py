@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.weights import canonical_name, read_config, read_header, weight_files
+from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config, read_header, weight_files
 
 # safetensors' names of the types that MLX has.
 DTYPES = {

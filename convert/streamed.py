@@ -15,16 +15,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.convert.source import read_rows, read_tensors
 
-from mlx_gemma_mtp import weights
-from mlx_gemma_mtp.cache import KVCache
-from mlx_gemma_mtp.config import DRAFTER_TYPES, DrafterConfig, LayerKind, TargetConfig
-from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.layers import TargetLayer
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.files import checkpoint as weights
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, DrafterConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target, TargetLayer
+
+from .source import read_rows, read_tensors
 
 OnLayer = Callable[[int, int], None]  # layers done, layers in all
 

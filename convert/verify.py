@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.convert.formats import Format, layout
-from mlx_gemma_mtp.convert.manifest import (
+
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import canonical_name, dtype_name, parse_config, read_config
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+
+from .formats import Format, layout
+from .manifest import (
     MANIFEST,
     UNLISTED,
     FileRecord,
@@ -24,16 +31,10 @@ from mlx_gemma_mtp.convert.manifest import (
     TensorRecord,
     read_manifest,
 )
-from mlx_gemma_mtp.convert.output import DRAFTER_FOLDER
-from mlx_gemma_mtp.convert.shards import INDEX
-from mlx_gemma_mtp.convert.source import CODES, SourceTensor, read_tensors
-from mlx_gemma_mtp.convert.streamed import opened
-
-from mlx_gemma_mtp import hub
-from mlx_gemma_mtp.config import DrafterConfig, TargetConfig, check_pair
-from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.weights import canonical_name, dtype_name, parse_config, read_config
-from mlx_gemma_mtp.worker import mlx_worker
+from .output import DRAFTER_FOLDER
+from .shards import INDEX
+from .source import CODES, SourceTensor, read_tensors
+from .streamed import opened
 
 OnBytes = Callable[[str, int, int], None]  # the file's name, bytes read, bytes in all
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp.channels import ToolCall
-    from mlx_gemma_mtp.engine import Engine, load
+    from mlx_gemma_mtp.decode.params import SamplingParams
+    from mlx_gemma_mtp.engine.engine import Engine, load
+    from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
+    from mlx_gemma_mtp.engine.session import Session
     from mlx_gemma_mtp.errors import MgmError
-    from mlx_gemma_mtp.request import Chunk, Completion, Generation
-    from mlx_gemma_mtp.sampling import SamplingParams
-    from mlx_gemma_mtp.session import Session
+    from mlx_gemma_mtp.text.channels import ToolCall
 
 __all__ = [
     "Chunk",
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Chunk": "request",
-    "Completion": "request",
-    "Engine": "engine",
-    "Generation": "request",
+    "Chunk": "engine.results",
+    "Completion": "engine.results",
+    "Engine": "engine.engine",
+    "Generation": "engine.results",
     "MgmError": "errors",
-    "SamplingParams": "sampling",
-    "Session": "session",
-    "ToolCall": "channels",
-    "load": "engine",
+    "SamplingParams": "decode.params",
+    "Session": "engine.session",
+    "ToolCall": "text.channels",
+    "load": "engine.engine",
 }
 
 

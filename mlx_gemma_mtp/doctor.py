@@ -14,12 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-
-from mlx_gemma_mtp import __version__, cached, folders, hub, memory, remembered
-from mlx_gemma_mtp.batch import SIZES
-from mlx_gemma_mtp.cached import CachedModel
+from mlx_gemma_mtp import __version__, device, memory
+from mlx_gemma_mtp.device import backend_name, chip_name, system_name
+from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files import folders, hub, remembered
+from mlx_gemma_mtp.files import hub_cache as cached
+from mlx_gemma_mtp.files.hub_cache import CachedModel
 
 PACKAGES = ("mlx", "mlx-lm", "huggingface_hub", "transformers")
 PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
@@ -100,8 +101,8 @@ def examine() -> Report:
         chip=chip_name(),
         system=system_name(),
         architecture=platform.machine(),
-        memory_bytes=memory.installed(),
-        available_bytes=memory.available(),
+        memory_bytes=device.installed(),
+        available_bytes=device.available(),
         backend=backend,
         versions=versions,
         cache=cache,
@@ -121,7 +122,7 @@ def check(model: CachedModel) -> Checked:
         pair = memory.read_pair(model.folder, drafter)
     except CheckpointError as error:  # also where only the weights' headers tell
         return Checked(replace(model, problem=str(error)), None, None, None, None)
-    needs, have = pair.needs_to_load, memory.available()
+    needs, have = pair.needs_to_load, device.available()
     longest = pair.longest_context(batch=1, have=have)
     return Checked(model, needs, needs <= have, longest, why_no_drafts(model))
 
@@ -168,24 +169,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def backend_name() -> str:
-    """What MLX computes on here: cpu, metal or cuda."""
-    if mx.default_device() == mx.Device(mx.cpu):
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
-
-
-def chip_name() -> str:
-    """As MLX has it."""
-    return str(mx.device_info().get("device_name", platform.machine()))
-
-
-def system_name() -> str:
-    """The operating system and its version."""
-    mac = platform.mac_ver()[0]
-    return f"macOS {mac}" if mac else platform.platform()
 
 
 def _folder(path: Path) -> Folder:

@@ -6,39 +6,37 @@ what prefill, joining and rounds allocate. Knows nothing of what is running.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
+from rich.filesize import decimal
 
-from mlx_gemma_mtp.batch import ROUNDS_AHEAD
-from mlx_gemma_mtp.cache import KVCache, capacity_for
-from mlx_gemma_mtp.config import DrafterConfig, LayerConfig, TargetConfig
-from mlx_gemma_mtp.depth import MOST
-from mlx_gemma_mtp.drafter import Drafter
+from mlx_gemma_mtp import device
+from mlx_gemma_mtp.decode.depth import MOST
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.footprint import checkpoint_size
-from mlx_gemma_mtp.layers import ALL_EXPERTS_FROM
-from mlx_gemma_mtp.prefill import CHUNKS
-from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
-from mlx_gemma_mtp.session import MARKS
-from mlx_gemma_mtp.sizes import in_words
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.weights import drafter_bits, num_bytes, parse_config, read_config
+from mlx_gemma_mtp.files.checkpoint import drafter_bits, num_bytes, parse_config, read_config
+from mlx_gemma_mtp.files.footprint import checkpoint_size
+from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.experts import ALL_EXPERTS_FROM
+from mlx_gemma_mtp.model.target import Target
+
+# What the engine may hold, it reads from here.
+LARGEST_CHUNK = 512  # tokens of a prompt that one forward runs
+# A row may be two rounds ahead of its text: the one in which that ended, and the next. A session
+# that takes the row over still wants the window before the end.
+ROUNDS_AHEAD = 2
+SNAPSHOTS = 2  # that a session keeps: the end of the last prompt, and of the one before it
 
 LOAD_CONTEXT = 2048  # tokens of the one text that there must be room for to load a model
 
 # `sampling.choose` holds so many float32 copies of the logits where it samples: capped, divided,
 # negated, ranked, as probabilities, summed up, filtered, noise, their sum.
 LOGITS_COPIES = 10
-
-# GB (of 2**30 bytes) that Macs with Apple silicon have been sold with.
-MAC_SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
-
-MEMINFO = Path("/proc/meminfo")  # of Linux
 
 
 class Needs(NamedTuple):
@@ -147,13 +145,13 @@ class Pair(NamedTuple):
         backend.
         """
         context = min(context, self.target.max_position_embeddings)
-        chunk = min(CHUNKS[-1], context)
+        chunk = min(LARGEST_CHUNK, context)
         dtype = mx.float32 if self.dtype_bytes == 4 else mx.bfloat16
         prompt = KVCache.empty(
             self.target,
             1,
             capacity=capacity_for(context),
-            most=CHUNKS[-1] if sessions else chunk,
+            most=LARGEST_CHUNK if sessions else chunk,
             dtype=dtype,
         )
         rows = KVCache.empty(
@@ -163,7 +161,7 @@ class Pair(NamedTuple):
             most=ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1),
             dtype=dtype,
         )
-        kept = sessions * (prompt.nbytes + MARKS * _sliding(prompt))
+        kept = sessions * (prompt.nbytes + SNAPSHOTS * _sliding(prompt))
         others = kept - prompt.nbytes if sessions else 0  # one lends its cache, to prompt and row
         rows_then = rows.nbytes if batch > 1 else 0  # a single row is laid out after its prompt
         reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
@@ -209,56 +207,6 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
     )
 
 
-def available() -> int:
-    """Bytes that MLX may hold in this process, what it holds already included.
-
-    On macOS the GPU's recommended working set, with CUDA the device's memory, on the CPU what other
-    processes leave.
-    """
-    if mx.default_device() == mx.Device(mx.gpu):
-        return _working_set() if mx.metal.is_available() else int(mx.device_info()["total_memory"])
-    try:
-        found = re.search(r"^MemAvailable: +(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
-    except FileNotFoundError:  # a Mac without Metal
-        found = None
-    if found is None:
-        return installed()
-    # MemAvailable leaves out what this process uses, MLX's cache of freed buffers included.
-    return int(found[1]) * 1024 + mx.get_active_memory() + mx.get_cache_memory()
-
-
-def installed() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def keep_resident() -> None:
-    """On macOS, have the system leave in memory what MLX holds. On the worker.
-
-    Without it the weights of an idle model may be compressed or swapped out, and the next text
-    waits for them. More than the recommended working set would be an error, see MLX's
-    documentation of set_wired_limit; before macOS 15 it has no effect.
-    """
-    if mx.metal.is_available():
-        mx.set_wired_limit(_working_set())
-
-
-def _working_set() -> int:
-    return int(mx.device_info(mx.Device(mx.gpu))["max_recommended_working_set_size"])
-
-
-def mac_limit(gigabytes: int) -> int:
-    """The GPU's recommended working set on a Mac of this size, in bytes.
-
-    Two thirds of the memory up to 32 GB, three quarters from 36 GB on, going by what llama.cpp's
-    users saw logged, in MiB: 10922.67 of 16 GB (abetlen/llama-cpp-python#687), 21845.34 of 32 GB
-    (ollama/ollama#434), 49152.00 of 64 GB and 73728.00 of 96 GB (ggml-org/llama.cpp#1870, #3213).
-    macOS 26 grants more: 107.5 GiB of 128 (antirez/ds4#893).
-    """
-    size = gigabytes * 2**30
-    return size * 2 // 3 if gigabytes < 36 else size * 3 // 4
-
-
 def check(
     need: int, have: int, what: str, *, ways: Iterable[tuple[str, int]] = (), despite: str = ""
 ) -> None:
@@ -269,9 +217,9 @@ def check(
     """
     if need <= have:
         return
-    fitting = [f"{way} ({in_words(size)})" for way, size in ways if size <= have]
+    fitting = [f"{way} ({decimal(size)})" for way, size in ways if size <= have]
     raise NotEnoughMemoryError(
-        f"{what} needs {in_words(need)} of memory, of which there are {in_words(max(have, 0))}: "
+        f"{what} needs {decimal(need)} of memory, of which there are {decimal(max(have, 0))}: "
         + (f"what fits is {' or '.join(fitting)}" if fitting else "take a smaller model")
         + (f"; {despite}" if despite else "")
     )
@@ -301,7 +249,7 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
 
     check(
         pair.needs_to_load,
-        available() - mx.get_active_memory(),
+        device.available() - mx.get_active_memory(),
         f"{name}, with one text of {min(LOAD_CONTEXT, most):,} tokens,",
         ways=ways(),
         despite="force=True or --force loads it all the same",

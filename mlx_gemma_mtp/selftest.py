@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import hub, weights
-from mlx_gemma_mtp.comparison import parting
-from mlx_gemma_mtp.drafter import Drafter
-from mlx_gemma_mtp.engine import Engine, OpenPair
-from mlx_gemma_mtp.layers import join_projections
-from mlx_gemma_mtp.request import Completion
-from mlx_gemma_mtp.sampling import SamplingParams
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.text import Text
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.check import parting
+from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.files import checkpoint as weights
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.text.tokenizer import Text
 
 # They go on past their answers' ends, where the drafter is often wrong.
 PROMPTS = (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from checkpoints import PairPaths
+    from helpers.checkpoints import PairPaths
 
 # Left in the environment, so that all processes of a run draw from the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
@@ -63,7 +63,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> "dict[str, PairPaths]":
     """A target and its drafter of every kind, on disk; read-only for tests."""
-    from checkpoints import make_pair, to_global_spelling  # imports torch: only where needed
+    from helpers.checkpoints import (  # imports torch: only where needed
+        make_pair,
+        to_global_spelling,
+    )
 
     made = {}
     for name, layout in LAYOUTS.items():

@@ -13,14 +13,22 @@ import mlx.core as mx
 import pytest
 from typer.testing import CliRunner, Result
 
-from fake_hub import DRAFTER_CONFIG, NAME, TARGET_CONFIG, HubCache, model_files, offline_cache
-from mlx_gemma_mtp import cli, doctor, folders, memory, remembered, selftest
-from mlx_gemma_mtp.acceptance import Acceptance
-from mlx_gemma_mtp.costs import Costs
-from mlx_gemma_mtp.depth import Depth
-from mlx_gemma_mtp.engine import Engine
+from helpers.fake_hub import (
+    DRAFTER_CONFIG,
+    NAME,
+    TARGET_CONFIG,
+    HubCache,
+    model_files,
+    offline_cache,
+)
+from mlx_gemma_mtp import cli, device, doctor, memory, selftest
+from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.costs import Costs
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.errors import GenerationError
-from mlx_gemma_mtp.request import Completion
+from mlx_gemma_mtp.files import folders, remembered
 from mlx_gemma_mtp.selftest import SelfTest, Speed
 
 GOOD = SelfTest(10, [], 0.6, [Speed(1, 60.0, 40.0), Speed(4, 150.0, 90.0)], 9.0)
@@ -59,7 +67,7 @@ def test_the_report_says_what_is_here(hub_cache: HubCache, monkeypatch: pytest.M
     ]
     assert (found["schema"], found["healthy"], found["self_test"]) == (1, True, None)
     assert found["chip"] == mx.device_info()["device_name"]
-    assert found["available_bytes"] == pytest.approx(memory.available(), rel=0.5)
+    assert found["available_bytes"] == pytest.approx(device.available(), rel=0.5)
     assert found["memory_bytes"] >= found["available_bytes"] > 0
     assert found["backend"] == "cpu" or mx.default_device() != mx.Device(mx.cpu)
     assert found["versions"]["python"] == platform.python_version()
@@ -127,7 +135,7 @@ def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubC
             slow.add(8, k, 0.01)
             fast.add(1, k, 0.01)
     pool = Acceptance.from_json([0.7] * 8)
-    device = doctor.chip_name()
+    chip_name = device.chip_name()
     here = remembered.depth_key(folder.name, "0123456789ab")
 
     def reason(key: str, costs: Costs) -> str | None:
@@ -137,7 +145,7 @@ def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubC
 
     assert reason(here, fast) is None
     assert "batch 1 and 4 plain decoding" in str(reason(here, slow))
-    assert reason(here.replace(device, "Other Chip"), slow) is None
+    assert reason(here.replace(chip_name, "Other Chip"), slow) is None
     assert reason(f"other{here}", slow) is None
     file = folders.depth_file()
     for odd in ("", "[]", file.read_text().replace('"costs"', '"c"')):
@@ -148,7 +156,7 @@ def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubC
 def test_a_model_that_does_not_fit_is_said_to(
     hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 1_000_000)
+    monkeypatch.setattr(device, "available", lambda: 1_000_000)
     demo = report(hub_cache)["demo"]
     assert demo.fits is False
     assert demo.needs_bytes is not None

@@ -15,16 +15,20 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench import synthetic
 
-import checkpoints
-from checkpoints import PairPaths, make_pair
-from command import assert_one_line, run_here
-from mlx_gemma_mtp import SamplingParams, engine, hub, load, memory, prefill, weights
-from mlx_gemma_mtp.config import TargetConfig
-from mlx_gemma_mtp.drafter import Drafter
+from helpers import checkpoints
+from helpers.checkpoints import PairPaths, make_pair
+from helpers.command import assert_one_line, run_here
+from mlx_gemma_mtp import SamplingParams, device, load, memory
+from mlx_gemma_mtp.device import available, mac_limit
+from mlx_gemma_mtp.engine import engine, prefill
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.memory import Pair, available, mac_limit, read_pair
-from mlx_gemma_mtp.target import Target
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.files import checkpoint as weights
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.memory import Pair, read_pair
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 
 DEMO = PairPaths(hub.DEMO, hub.DEMO_DRAFTER)
 # Of tiny models' peaks, all of it small buffers that come and go while MLX's host runs ahead.
@@ -192,7 +196,7 @@ def test_what_mlx_holds_already_counts_as_available(
     if mx.default_device() != mx.Device(mx.cpu):
         pytest.skip("asks for the memory of a CPU")
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(device, "MEMINFO", meminfo)
     meminfo.write_text("MemTotal:       16000 kB\nMemAvailable:    9000 kB\nBuffers: 1 kB\n")
     mx.clear_cache()  # the array may not come out of it
     held = mx.get_active_memory() + mx.get_cache_memory()
@@ -214,7 +218,7 @@ def test_a_gpu_says_itself_what_there_is(
     monkeypatch.setattr(mx.metal, "is_available", lambda: on_metal)
     monkeypatch.setattr(mx, "set_wired_limit", wired.append)
     assert available() == expected
-    memory.keep_resident()
+    device.keep_resident()
     assert wired == ([11] if on_metal else [])
 
 
@@ -241,7 +245,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have so many bytes be left for what is to be loaded."""
 
     def leave(size: int) -> None:
-        monkeypatch.setattr(memory, "available", lambda: size + mx.get_active_memory())
+        monkeypatch.setattr(device, "available", lambda: size + mx.get_active_memory())
 
     return leave
 
@@ -293,7 +297,7 @@ def test_loading_itself_must_fit(
 
 def test_other_engines_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     need = read_pair(*DEMO).needs(memory.LOAD_CONTEXT, 1).total
-    monkeypatch.setattr(memory, "available", lambda: held + need)
+    monkeypatch.setattr(device, "available", lambda: held + need)
     held = mx.get_active_memory()
     with load("demo"), pytest.raises(NotEnoughMemoryError):
         load("demo")
@@ -336,7 +340,7 @@ def test_the_readme_has_the_table_of_the_published_sizes(monkeypatch: pytest.Mon
             cells = [f"{size} {label}", f"{(pair.target_bytes + pair.drafter_bytes) / 1e9:.1f}"]
             for context, batch in SETTINGS:
                 total = pair.needs(context, batch).total
-                fits = [mac for mac in memory.MAC_SIZES if mac_limit(mac) >= total]
+                fits = [mac for mac in device.MAC_SIZES if mac_limit(mac) >= total]
                 cells.append(f"{total / 1e9:.1f} ({min(fits)})")
             lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)

@@ -18,12 +18,12 @@ from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import Gauge, short
 from mlx_gemma_mtp.chat.terminal import Interrupts
 from mlx_gemma_mtp.chat.transcript import Said, Transcript
+from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation, Stats
+from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.messages import Message
-from mlx_gemma_mtp.request import Chunk, Completion, Generation, Stats
-from mlx_gemma_mtp.sampling import SamplingParams
-from mlx_gemma_mtp.session import Session
-from mlx_gemma_mtp.worker import mlx_worker
+from mlx_gemma_mtp.text.messages import Message
 
 NEARLY_FULL = 0.9  # of the context, from where on it is told
 

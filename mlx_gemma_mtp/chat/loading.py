@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mlx_gemma_mtp import hub
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Models
-from mlx_gemma_mtp.engine import Engine
+from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, NotEnoughMemoryError
+from mlx_gemma_mtp.files import hub
 
 Load = Callable[[Models], Engine]
 

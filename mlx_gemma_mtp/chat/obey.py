@@ -14,8 +14,8 @@ from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import SETTINGS, Call, help_text
 from mlx_gemma_mtp.chat.loading import Load, switch
 from mlx_gemma_mtp.chat.transcript import Said, shortened
+from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.sampling import SamplingParams
 
 SHOWN = 60  # characters of a question
 UNSET = {"seed": "a fresh one each time", "max_tokens": "the context", "stop": "none"}

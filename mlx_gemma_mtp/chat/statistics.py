@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mlx_gemma_mtp.request import Stats
-from mlx_gemma_mtp.sizes import in_words
+from rich.filesize import decimal
+
+from mlx_gemma_mtp.engine.results import Stats
 
 COMPARED_FROM = 32  # tokens: a few rounds are no measure
 
@@ -27,7 +28,7 @@ def line(stats: Stats, gauge: Gauge) -> str:
     parts = [f"{stats.generated_tokens} tok", _speed(stats, gauge.plain)]
     if stats.first_token_seconds:
         parts.append(f"first token {stats.first_token_seconds:.2f} s")
-    parts += [_drafts(stats), _context(stats, gauge), in_words(gauge.memory)]
+    parts += [_drafts(stats), _context(stats, gauge), decimal(gauge.memory)]
     return " · ".join(part for part in parts if part)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mlx_gemma_mtp.chat import transcript
 from mlx_gemma_mtp.chat.transcript import Said
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.folders import sessions_folder
+from mlx_gemma_mtp.files.folders import sessions_folder
 
 ENDING = ".jsonl"
 _NAME = re.compile(r"\w[\w.-]{0,99}(?<!\.jsonl)")

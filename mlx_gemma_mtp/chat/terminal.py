@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
-from mlx_gemma_mtp.request import Generation
+from mlx_gemma_mtp.engine.results import Generation
 
 # Whether the terminal marks what is pasted: else each of its lines would be a message.
 MARK_PASTES, LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"

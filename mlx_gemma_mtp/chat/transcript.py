@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_gemma_mtp.atomic import write_whole
-from mlx_gemma_mtp.chat.journal import HEAD, Event, Journal, lines, parse
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.messages import Message
+from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.journal import HEAD, Event, Journal, lines, parse
+from mlx_gemma_mtp.text.messages import Message
 
 
 class Models(NamedTuple):

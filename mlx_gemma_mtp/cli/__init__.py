@@ -73,7 +73,7 @@ def _print_version(wanted: bool) -> None:
         return
     from importlib.metadata import version
 
-    from mlx_gemma_mtp.doctor import backend_name
+    from mlx_gemma_mtp.device import backend_name
 
     others = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
     print(f"mgm {__version__}, {others}, Python {platform.python_version()}, {backend_name()}")

@@ -88,7 +88,7 @@ def _begun_with(
     pair: options.Pair, sampling: options.Sampling, system: str | None, requests: Requests
 ) -> dict[str, Any]:
     """All that results depend on. Drafts are not in it: they change no text."""
-    from mlx_gemma_mtp.hub import is_folder
+    from mlx_gemma_mtp.files.hub import is_folder
 
     is_path = pair.model != "demo" and is_folder(pair.model)
     settings = dataclasses.asdict(sampling)

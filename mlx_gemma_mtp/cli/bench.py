@@ -73,10 +73,10 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import run
     from mlx_gemma_mtp.bench.subject import bench_of, check_context
-    from mlx_gemma_mtp.depth import Depth
-    from mlx_gemma_mtp.folders import depth_file
-    from mlx_gemma_mtp.remembered import save_depth
-    from mlx_gemma_mtp.worker import mlx_worker
+    from mlx_gemma_mtp.decode.depth import Depth
+    from mlx_gemma_mtp.engine.worker import mlx_worker
+    from mlx_gemma_mtp.files.folders import depth_file
+    from mlx_gemma_mtp.files.remembered import save_depth
 
     plan = bench_plan.plan(pair, asked)
     if shown.recommend:

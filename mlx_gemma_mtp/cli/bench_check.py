@@ -22,7 +22,7 @@ def compare_texts(pair: options.Pair, asked: Asked, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.check import CheckReport, check
     from mlx_gemma_mtp.bench.record import MIXED
     from mlx_gemma_mtp.bench.subject import check_context, engine
-    from mlx_gemma_mtp.depth import Depth
+    from mlx_gemma_mtp.decode.depth import Depth
 
     exact_products()
     plan = bench_plan.plan(pair, asked, check=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Drafts
     from mlx_gemma_mtp.bench.subject import Opened
     from mlx_gemma_mtp.bench.workload import Workload
-    from mlx_gemma_mtp.messages import Message
+    from mlx_gemma_mtp.text.messages import Message
 
 T = TypeVar("T")
 
@@ -80,11 +80,11 @@ def plan(pair: options.Pair, asked: Asked, *, check: bool = False) -> Plan:
     """What to measure, or to compare. Raises UsageError for what cannot be, before any loading."""
     import mlx.core as mx
 
-    from mlx_gemma_mtp.batch import SIZES
     from mlx_gemma_mtp.bench.mlx_vlm_pair import need_mlx_vlm
     from mlx_gemma_mtp.bench.plan import Plan
     from mlx_gemma_mtp.bench.subject import PEERS
-    from mlx_gemma_mtp.sampling import SamplingParams
+    from mlx_gemma_mtp.decode.params import SamplingParams
+    from mlx_gemma_mtp.engine.batch import SIZES
 
     on_gpu, on_cpu = (COMPARED, COMPARED_ON_CPU) if check else (TIMED, TIMED_ON_CPU)
     batch, tokens = on_cpu if mx.default_device() == mx.Device(mx.cpu) else on_gpu
@@ -221,7 +221,7 @@ def _beyond(plan: Plan) -> int:
 
 def _demo_conversations(chosen: tuple[str, ...]) -> dict[str, list[list[Message]]]:
     """Prompts of the demo's exercises that it was not trained on."""
-    from mlx_gemma_mtp.demo.tasks import held_out
+    from mlx_gemma_mtp.demo.recipe.tasks import held_out
 
     examples = [one for one in held_out(DEMO_EXAMPLES) if not one.tools and not one.thinking]
     return {task: [list(one.messages) for one in examples if one.task == task] for task in chosen}
@@ -239,7 +239,7 @@ def _numbers(name: str, given: str, least: int = 0) -> list[int]:
 
 
 def _drafts(part: str) -> Drafts:
-    from mlx_gemma_mtp.sampling import MAX_DRAFT_TOKENS
+    from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 
     if part != "auto" and not 0 <= int(part) <= MAX_DRAFT_TOKENS:
         raise UsageError(

@@ -73,7 +73,7 @@ def chat(
             held_chat.restore(cache)
         if shown and interrupts:
             from mlx_gemma_mtp.chat.editor import Editor
-            from mlx_gemma_mtp.folders import history_file
+            from mlx_gemma_mtp.files.folders import history_file
 
             stack.enter_context(held(shown, interrupts))
             _greet(held_chat)

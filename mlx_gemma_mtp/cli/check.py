@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_gemma_mtp.comparison import Parting, Side, parting
+from mlx_gemma_mtp.check import Parting, Side, parting
 from mlx_gemma_mtp.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine, SamplingParams
-    from mlx_gemma_mtp.messages import Prompt
-    from mlx_gemma_mtp.text import Text
+    from mlx_gemma_mtp.text.messages import Prompt
+    from mlx_gemma_mtp.text.tokenizer import Text
 
 NUM_DRAFT_TOKENS = 3  # in place of auto, which may find that here no drafts pay
 

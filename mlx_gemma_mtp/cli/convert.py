@@ -104,13 +104,13 @@ def convert(
 
 
 def _announce(conversion: Conversion) -> None:
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
 
     for model in conversion.models:
         plan = model.plan
         print(
             f"{model.kind} {model.origin.name}: {plan.bits_per_weight:.2f} bits per weight, "
-            f"{in_words(plan.nbytes)}",
+            f"{decimal(plan.nbytes)}",
             file=sys.stderr,
         )
     if conversion.drafter is None:

@@ -63,15 +63,16 @@ def doctor(
 
 
 def _print_report(report: Report) -> None:
+    from rich.filesize import decimal
+
     from mlx_gemma_mtp.cli.models import print_columns
-    from mlx_gemma_mtp.sizes import in_words
 
     versions = (f"{name} {found or 'missing'}" for name, found in report.versions.items())
     variables = (f"{name}={value}" for name, value in report.variables.items())
-    available = in_words(report.available_bytes)
+    available = decimal(report.available_bytes)
     print_columns(
         [
-            ("machine", f"{report.chip}, {in_words(report.memory_bytes)}"),
+            ("machine", f"{report.chip}, {decimal(report.memory_bytes)}"),
             ("system", f"{report.system}, {report.architecture}"),
             ("backend", f"{report.backend}, {available} available to a model"),
             ("versions", ", ".join(versions)),
@@ -87,14 +88,15 @@ def _print_report(report: Report) -> None:
 
 def _verdict(one: Checked) -> str:
     """What there is to say of a model, in one line."""
+    from rich.filesize import decimal
+
     from mlx_gemma_mtp.memory import LOAD_CONTEXT
-    from mlx_gemma_mtp.sizes import in_words
 
     if one.model.problem is not None:
         return one.model.problem
     assert one.needs_bytes is not None  # which all have that load
-    said = [f"{in_words(one.model.size_bytes)} on disk"]
-    needs = f"needs {in_words(one.needs_bytes)} for {LOAD_CONTEXT} tokens"
+    said = [f"{decimal(one.model.size_bytes)} on disk"]
+    needs = f"needs {decimal(one.needs_bytes)} for {LOAD_CONTEXT} tokens"
     room = f"there is room for {one.longest_context}" if one.fits else "does not fit"
     said.append(f"{needs}, {room}")
     said.append("drafts" if one.no_drafts is None else f"drafts nothing: {one.no_drafts}")
@@ -102,10 +104,10 @@ def _verdict(one: Checked) -> str:
 
 
 def _folder(folder: Folder) -> str:
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
 
     writable = "writable" if folder.writable else "not writable"
-    return f"{folder.path}, {in_words(folder.free_bytes)} free, {writable}"
+    return f"{folder.path}, {decimal(folder.free_bytes)} free, {writable}"
 
 
 def _print_end(tested: SelfTest | None, problems: list[str]) -> None:

@@ -66,12 +66,12 @@ def estimate(
 
 
 def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float) -> None:
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
 
     pair = subject.pair
-    of = in_words(pair.target_bytes)
+    of = decimal(pair.target_bytes)
     if pair.drafter is not None:
-        of += f", drafter {in_words(pair.drafter_bytes)}"
+        of += f", drafter {decimal(pair.drafter_bytes)}"
     bits = f" in {subject.bits} bits" if subject.bits else ""
     speeds = f"{chip.bandwidth / 1e9:.0f} GB/s, {chip.compute / 1e12:.1f} TFLOP/s"
     print(f"{subject.name}{bits} ({of}) on {chip.name} ({speeds})")
@@ -88,7 +88,7 @@ def _print_head(subject: Subject, chip: Chip, accept: list[float], share: float)
 
 
 def _print_table(predictions: list[Prediction]) -> None:
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
 
     rows = [
         [f"{found:.{0 if found >= 100 else 1}f}" for found in one.tokens_per_second]
@@ -102,7 +102,7 @@ def _print_table(predictions: list[Prediction]) -> None:
         gain = one.tokens_per_second[one.best] / one.tokens_per_second[0]
         best = f"{one.best} ({gain:.1f}x)" if one.best else "plain"
         fits = ", ".join(map(str, one.fits)) + " GB" if one.fits else "no size"
-        print(f"{one.batch:>5}{speeds}  {best:<10}{in_words(one.needs):>8}  {fits}")
+        print(f"{one.batch:>5}{speeds}  {best:<10}{decimal(one.needs):>8}  {fits}")
 
 
 def to_json(

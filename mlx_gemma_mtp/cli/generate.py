@@ -16,7 +16,7 @@ from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
     from mlx_gemma_mtp.chat.screen import Screen
-    from mlx_gemma_mtp.messages import Prompt
+    from mlx_gemma_mtp.text.messages import Prompt
 
 MAX_BATCH = 8
 
@@ -79,7 +79,7 @@ def generate(
         raise UsageError("--out, --max-batch and --restart belong to --batch-file")
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.cli import check as checking
-    from mlx_gemma_mtp.messages import with_system
+    from mlx_gemma_mtp.text.messages import with_system
 
     asked = with_system(_prompt(prompt, file), system)
     screen = Screen(sys.stdout.buffer, sys.stderr)

@@ -13,7 +13,7 @@ import typer
 from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp.cached import CachedModel
+    from mlx_gemma_mtp.files.hub_cache import CachedModel
 
 Row = tuple[str, str, str, str, str, str]
 HEAD: Row = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "LAST USED")
@@ -33,7 +33,8 @@ def list_models(
 
     The demo, and those in the Hub's cache that mgm can run.
     """
-    from mlx_gemma_mtp import cached, hub
+    from mlx_gemma_mtp.files import hub
+    from mlx_gemma_mtp.files import hub_cache as cached
 
     models = cached.models()
     if as_json:
@@ -57,20 +58,21 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model and its drafter from the Hub's cache."""
-    from mlx_gemma_mtp import removal
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
+
+    from mlx_gemma_mtp.files import removal
 
     removals = removal.removals(model)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("nothing was removed, as there is nobody to ask: add --yes")
         for one in removals:
-            print(f"{one.name}  {in_words(one.size_bytes)}  {one.folder}", file=sys.stderr)
+            print(f"{one.name}  {decimal(one.size_bytes)}  {one.folder}", file=sys.stderr)
         if not typer.confirm("Remove this?", err=True):
             raise typer.Exit(1)
     for one in removals:
         removal.remove(one)
-        print(f"removed {one.name}, {in_words(one.size_bytes)} freed")
+        print(f"removed {one.name}, {decimal(one.size_bytes)} freed")
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
@@ -82,17 +84,17 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _row(model: CachedModel) -> Row:
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
 
     if model.is_drafter:
         drafter = "(is one; its model is not here)"
     elif model.drafter is None:
         drafter = "none"
     else:
-        drafter = in_words(model.drafter.size_bytes)
+        drafter = decimal(model.drafter.size_bytes)
         if model.drafter.problem:
             drafter += ", unusable"
-    size = in_words(model.size_bytes) + (", unusable" if model.problem else "")
+    size = decimal(model.size_bytes) + (", unusable" if model.problem else "")
     bits = "?" if model.bits is None else str(model.bits)
     return (model.name, model.kind or "other", bits, size, drafter, ago(model.last_used))
 

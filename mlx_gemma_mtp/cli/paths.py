@@ -12,8 +12,8 @@ def paths(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the folders and files that mgm uses."""
-    from mlx_gemma_mtp import folders, hub
     from mlx_gemma_mtp.cli.models import print_columns
+    from mlx_gemma_mtp.files import folders, hub
 
     found = {
         "sessions": folders.sessions_folder(),

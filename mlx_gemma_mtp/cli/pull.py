@@ -46,20 +46,21 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
 
     dry_run: tell only, on stdout. Ctrl-C ends the process. Raises as `download` says.
     """
-    from mlx_gemma_mtp import download, folders, hub
-    from mlx_gemma_mtp.sizes import in_words
+    from rich.filesize import decimal
+
+    from mlx_gemma_mtp.files import download, folders, hub
 
     downloads = download.plan(model, options.beside(drafter))
     shown = sys.stdout if dry_run else sys.stderr
     width = max(len(one.name) for one in downloads)
     for one in downloads:
-        missing = f"{in_words(one.missing)} to download" if one.missing else "in the cache"
-        print(f"{one.name:{width}}  {in_words(one.total):>8}, {missing}", file=shown)
+        missing = f"{decimal(one.missing)} to download" if one.missing else "in the cache"
+        print(f"{one.name:{width}}  {decimal(one.total):>8}, {missing}", file=shown)
         if one.refused:
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
         print(f"no drafter: there is no {hub.drafter_name(model)}", file=sys.stderr)
-    free = in_words(folders.free_bytes(hub.cache_folder()))
+    free = decimal(folders.free_bytes(hub.cache_folder()))
     print(f"{free} free in {hub.cache_folder()}", file=shown)
     download.check_room(downloads)
     if dry_run:
@@ -73,7 +74,7 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
 
 def fetch_missing(model: str, drafter: str) -> None:
     """Before a model is loaded: `fetch_pair`, where it is neither a folder nor in the cache."""
-    from mlx_gemma_mtp import hub
+    from mlx_gemma_mtp.files import hub
 
     if model == "demo" or hub.is_folder(model) or hub.from_cache(model) is not None:
         return
@@ -87,7 +88,7 @@ def stoppable(repositories: Sequence[str]) -> Iterator[None]:
 
     In order, the Hub's client would wait for all files under way, and Python for its threads.
     """
-    from mlx_gemma_mtp import download
+    from mlx_gemma_mtp.files import download
 
     def parts() -> set[Path]:
         return {path for name in repositories for path in download.parts(name)}

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.messages import Message, check_messages, with_system
-from mlx_gemma_mtp.sampling import SamplingParams
+from mlx_gemma_mtp.text.messages import Message, check_messages, with_system
 
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "thinking")
 KEYS = ("id", "prompt", "system", *SETTINGS)

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_gemma_mtp.atomic import replacing
 from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.files.atomic import replacing
 
 FORMAT = "mgm batch 1"
 

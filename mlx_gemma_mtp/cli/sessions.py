@@ -33,7 +33,7 @@ def list_sessions(
         return
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.cli.models import print_columns
-    from mlx_gemma_mtp.folders import sessions_folder
+    from mlx_gemma_mtp.files.folders import sessions_folder
 
     kept = store.kept()
     if as_json:
@@ -69,12 +69,13 @@ def remove(
 
 
 def _row(one: Kept) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
     from mlx_gemma_mtp.chat.transcript import shortened
     from mlx_gemma_mtp.cli.models import ago
-    from mlx_gemma_mtp.sizes import in_words
 
     said = one.said
-    size = in_words(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
+    size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if said is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
     title = shortened(said.title, TITLE)
@@ -82,7 +83,7 @@ def _row(one: Kept) -> tuple[str, ...]:
 
 
 def _as_json(one: Kept) -> dict[str, Any]:
-    from mlx_gemma_mtp.cached import iso_time
+    from mlx_gemma_mtp.files.hub_cache import iso_time
 
     said = one.said
     return {

@@ -1,0 +1,213 @@
+"""Keys and values of every layer that owns any, one buffer pair per layer, B rows.
+
+Row b's token at position p lies in slot p of a full-attention layer and in slot p mod capacity
+of a sliding one. `offset` [B] counts each row's committed positions. To roll back is not to
+advance: what lies beyond the offset is masked and later overwritten, so rows may accept
+different numbers of drafts and nothing is ever moved.
+
+Buffers are updated in place only while nobody else holds a reference to them: keep no view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
+
+SLOT_STEP = 32  # capacities are multiples of this
+
+
+class Reach(NamedTuple):
+    """Where one forward of T positions writes and what its queries may see, for a layer kind."""
+
+    slots: mx.array  # int32 [B, 1, T, 1]
+    mask: mx.array  # bool [B, 1, T, capacity]
+
+
+class Memory(NamedTuple):
+    """The committed keys and values of one layer, as a drafter reads them."""
+
+    keys: mx.array  # [B, kv_heads, capacity, head_dim]
+    values: mx.array
+    mask: mx.array  # bool [B, 1, 1, capacity]
+
+
+def capacity_for(length: int) -> int:
+    """Capacity to allocate for this many positions: steps of 256, later of an eighth or less.
+
+    Few distinct sizes keep the number of compiled rounds and of copies small while a text grows.
+    """
+    step = max(256, 1 << max(0, length.bit_length() - 4))
+    return -(-length // step) * step
+
+
+class KVCache:
+    """The buffers of some rows; made by `empty`, or over the arrays of another one."""
+
+    def __init__(
+        self,
+        config: TargetConfig,
+        offset: mx.array,
+        keys: Sequence[mx.array],
+        values: Sequence[mx.array],
+    ) -> None:
+        self.config = config
+        self.offset = offset
+        self.keys = list(keys)
+        self.values = list(values)
+
+    @classmethod
+    def empty(
+        cls, config: TargetConfig, batch: int, *, capacity: int, most: int, dtype: mx.Dtype
+    ) -> KVCache:
+        """Zero-filled buffers for `batch` rows, nothing committed.
+
+        capacity: slots of a full-attention layer. most: the largest number of positions one
+        forward will write. A sliding layer gets `window + most` slots, so that neither a forward's
+        own writes nor stale drafts can fall into the window of any of its queries.
+        """
+        sliding = -(-(config.sliding_window + most) // SLOT_STEP) * SLOT_STEP
+        shapes = [
+            (
+                batch,
+                layer.num_key_value_heads,
+                sliding if layer.kind == "sliding_attention" else capacity,
+                layer.head_dim,
+            )
+            for layer in config.layers[: config.num_kv_layers]
+        ]
+        return cls(
+            config,
+            mx.zeros((batch,), mx.int32),
+            [mx.zeros(shape, dtype) for shape in shapes],
+            [mx.zeros(shape, dtype) for shape in shapes],
+        )
+
+    def capacity(self, kind: LayerKind) -> int:
+        """Slots per row of the layers of this kind."""
+        return self.keys[self.config.last_owner(kind)].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
+
+    def reach(self, kind: LayerKind, num_positions: int) -> Reach:
+        """Slots and mask of a forward over the next num_positions positions of every row."""
+        capacity = self.capacity(kind)
+        queries = self.offset[:, None] + mx.arange(num_positions)  # [B, T]
+        held = self._held_positions(kind, queries[:, -1:])[:, None, None, :]  # [B, 1, 1, S]
+        query = queries[:, None, :, None]  # [B, 1, T, 1]
+        return Reach((query % capacity).astype(mx.int32), self._visible(kind, held, query))
+
+    def memory(self, kind: LayerKind) -> Memory:
+        """What a drafter sees of the last layer of this kind: committed positions only."""
+        last = mx.maximum(self.offset[:, None] - 1, 0)  # [B, 1]; a free row sees one empty slot
+        held = self._held_positions(kind, last)[:, None, None, :]
+        index = self.config.last_owner(kind)
+        mask = self._visible(kind, held, last[:, None, :, None])
+        return Memory(self.keys[index], self.values[index], mask)
+
+    def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
+        """Put k, v [B, kv_heads, T, head_dim] into layer index at slots [B, 1, T, 1]."""
+        self.keys[index] = mx.put_along_axis(self.keys[index], slots, k, axis=2)
+        self.values[index] = mx.put_along_axis(self.values[index], slots, v, axis=2)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for this many positions in the full-attention layers; never shrinks."""
+        if capacity > self.capacity("full_attention"):
+            self.resize(range(self.offset.shape[0]), capacity)
+
+    def resize(self, rows: Sequence[int | None], capacity: int) -> None:
+        """Lay out these rows instead, None as one never used, with this many full-attention slots.
+
+        No row kept may have more committed positions than that. Goes layer by layer, so that the
+        transient need is one layer's buffers. If that fails, for want of memory, everything is put
+        back and the error raised.
+        """
+        before = self.capacity("full_attention")
+        back = [rows.index(row) if row in rows else None for row in range(self.offset.shape[0])]
+        layers = [*self.config.layers[: self.config.num_kv_layers]] * 2
+        buffers, half = [*self.keys, *self.values], len(self.keys)
+        self.keys, self.values = [], []  # nobody may use them half moved
+
+        def move(index: int, rows: Sequence[int | None], capacity: int) -> None:
+            full = layers[index].kind == "full_attention"
+            slots = capacity if full else buffers[index].shape[2]
+            buffers[index] = _arranged(buffers[index], rows, slots)
+
+        moved = 0
+        try:
+            for moved in range(len(buffers)):
+                move(moved, rows, capacity)
+        except BaseException:
+            for index in range(moved):
+                move(index, back, before)
+            self.keys, self.values = buffers[:half], buffers[half:]
+            raise
+        self.keys, self.values = buffers[:half], buffers[half:]
+        self.offset = _arranged(self.offset[:, None, None, None], rows, 1)[:, 0, 0, 0]
+
+    def take_over(self, row: int, other: KVCache, length: int) -> None:
+        """Move the `length` committed positions of a one-row cache into this row.
+
+        Empties `other` layer by layer. The caller sets the offset. Nothing else stays in the row:
+        masked slots count with weight zero, which does not make an infinite value vanish.
+        """
+        self.grow(capacity_for(length))
+        for index in range(len(self.keys)):
+            self._copy_layer(index, row, other, 0, length)
+            other.keys[index] = other.values[index] = mx.zeros((0,))
+
+    def copy_row(self, other: KVCache, row: int, length: int) -> None:
+        """Copy the first `length` positions of a row of another cache into this one's only row."""
+        self.grow(capacity_for(length))
+        for index in range(len(self.keys)):
+            self._copy_layer(index, 0, other, row, length)
+        self.offset = mx.array([length], mx.int32)
+
+    def _copy_layer(self, index: int, row: int, other: KVCache, source: int, length: int) -> None:
+        """What the next query may see of one layer's first `length` positions, row to row."""
+        sliding = self.config.layers[index].kind == "sliding_attention"
+        positions = mx.arange(max(0, length - self.config.sliding_window) if sliding else 0, length)
+        taken = positions % other.keys[index].shape[2]
+        slots = (positions % self.keys[index].shape[2])[None, None, :, None]
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            moved = mx.take(theirs[index][source : source + 1], taken, axis=2)
+            blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
+            mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
+            mx.eval(mine[index])
+
+    def _held_positions(self, kind: LayerKind, last: mx.array) -> mx.array:
+        """The position each slot holds once `last` [B, 1] has been written: [B, S].
+
+        Negative where nothing was written. A slot that holds a stale later position is credited
+        with one a whole ring earlier, which is out of every window.
+        """
+        capacity = self.capacity(kind)
+        slot = mx.arange(capacity)[None, :]
+        if kind == "full_attention":
+            return mx.broadcast_to(slot, (last.shape[0], capacity))
+        return last - (last - slot) % capacity
+
+    def _visible(self, kind: LayerKind, held: mx.array, query: mx.array) -> mx.array:
+        mask = (held <= query) & (held >= 0)
+        if kind == "sliding_attention":
+            mask = mask & (held > query - self.config.sliding_window)
+        return mask
+
+
+def _arranged(buffer: mx.array, rows: Sequence[int | None], slots: int) -> mx.array:
+    """These rows of a buffer [B, :, S, :], zeros for None, with so many slots; evaluated."""
+    extra = slots - buffer.shape[2]
+    if extra < 0 or list(rows) != list(range(buffer.shape[0])):
+        fresh = mx.array([row is None for row in rows])[:, None, None, None]
+        index = mx.array([row or 0 for row in rows])
+        buffer = mx.where(fresh, 0, mx.take(buffer[:, :, :slots], index, axis=0))
+    if extra > 0:
+        buffer = mx.pad(buffer, [(0, 0), (0, 0), (0, extra), (0, 0)])
+    mx.eval(buffer)
+    return buffer

@@ -1,0 +1,310 @@
+"""From a name to its folders: which folder, which drafter, when the network is used, what fails."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from json import JSONDecodeError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from helpers.checkpoints import PairPaths, make_pair
+from helpers.fake_hub import COMMIT, NAME, FakeHub, HubCache, folder_files, offline_cache
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
+from mlx_gemma_mtp.files import hub
+
+MOE = "26B-A4B"
+
+
+# Where the drafter is
+
+
+@pytest.fixture
+def pair_here(tmp_path: Path, pairs: dict[str, PairPaths], seed: int) -> PairPaths:
+    """A pair side by side in an otherwise empty folder."""
+    source = pairs[MOE]
+    return PairPaths(
+        shutil.copytree(source.target, tmp_path / "models" / "tiny"),
+        shutil.copytree(source.drafter, tmp_path / "models" / "tiny-assistant"),
+    )
+
+
+def test_the_drafter_beside_the_target_is_found(pair_here: PairPaths) -> None:
+    for name in (pair_here.target, str(pair_here.target), f"{pair_here.target}/"):
+        folder, drafter = hub.find_pair(name, "auto")
+        assert folder == pair_here.target
+        assert drafter == pair_here.drafter
+    with load(pair_here.target) as engine:
+        assert engine.has_drafter
+
+
+def test_the_drafter_inside_the_target_is_found_first(pair_here: PairPaths) -> None:
+    inside = shutil.copytree(pair_here.drafter, pair_here.target / "drafter")
+    assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, inside)
+    shutil.rmtree(pair_here.drafter)
+    assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, inside)
+    with load(pair_here.target) as engine:
+        assert engine.has_drafter
+
+
+def test_a_given_drafter_is_the_one_taken(pair_here: PairPaths, tmp_path: Path) -> None:
+    given = shutil.copytree(pair_here.drafter, tmp_path / "elsewhere")
+    for name in (given, str(given)):
+        assert hub.find_pair(pair_here.target, name) == (pair_here.target, given)
+    with load(pair_here.target, given) as engine:
+        assert engine.has_drafter
+
+
+def test_no_drafter_is_taken_where_none_is_wanted_or_there(pair_here: PairPaths) -> None:
+    assert hub.find_pair(pair_here.target, None) == (pair_here.target, None)
+    shutil.rmtree(pair_here.drafter)
+    assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, None)
+    with load(pair_here.target) as engine:
+        assert not engine.has_drafter
+        assert engine.generate([5], SamplingParams(max_tokens=3))[0].stats.drafted == 0
+
+
+def test_a_folder_may_be_named_from_where_one_stands(
+    pair_here: PairPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(pair_here.target)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place, name in (
+        (pair_here.target, "."),
+        (pair_here.drafter, "../tiny"),
+        (tmp_path, "models/tiny"),
+        (tmp_path, "link"),
+        (Path("/"), "~/models/tiny"),
+    ):
+        monkeypatch.chdir(place)
+        folder, drafter = hub.find_pair(name, "auto")
+        assert folder.samefile(pair_here.target), name
+        assert drafter is not None, name
+        assert drafter.samefile(pair_here.drafter), name
+    monkeypatch.chdir(pair_here.target)
+    with load(".") as engine:
+        assert engine.has_drafter
+
+
+# The Hub and its cache
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
+    monkeypatch.chdir(tmp_path)  # where no folder has the name
+    return offline_cache(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
+    """A pair whose target comes in several files."""
+    return make_pair("E4B", tmp_path_factory.mktemp("sharded"), seed, sharded=True)
+
+
+def last_shard(folder: Path) -> str:
+    return max(path.name for path in folder.glob("*.safetensors"))
+
+
+def test_a_cached_pair_loads_without_any_network_call(
+    hub_cache: HubCache, sharded: PairPaths
+) -> None:
+    hub_cache.add(NAME, sharded.target)
+    hub_cache.add(f"{NAME}-assistant", sharded.drafter)
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    with load(NAME) as cached, load(sharded.target, sharded.drafter) as folder:
+        assert cached.has_drafter
+        assert cached.generate([5], params)[0].tokens == folder.generate([5], params)[0].tokens
+    with load(NAME, f"{NAME}-assistant") as engine:
+        assert engine.has_drafter
+    with load(sharded.target, f"{NAME}-assistant") as engine:
+        assert engine.has_drafter
+    assert hub_cache.network == []
+
+
+def test_a_cached_target_without_a_cached_drafter_loads_without_any_network_call(
+    hub_cache: HubCache, sharded: PairPaths
+) -> None:
+    hub_cache.add(NAME, sharded.target)
+    for drafter in ("auto", None):
+        with load(NAME, drafter) as engine:
+            assert not engine.has_drafter
+    assert hub_cache.network == []
+
+
+def test_half_a_cached_drafter_is_none(hub_cache: HubCache, sharded: PairPaths) -> None:
+    hub_cache.add(NAME, sharded.target)
+    weights = [path.name for path in sharded.drafter.glob("*.safetensors")]
+    hub_cache.add(f"{NAME}-assistant", sharded.drafter, without=tuple(weights))
+    assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
+    assert hub_cache.network == []
+
+
+INCOMPLETE: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    "a shard is missing": lambda folder: (last_shard(folder),),
+    "a shard and the index are missing": lambda folder: (
+        last_shard(folder),
+        "model.safetensors.index.json",
+    ),
+    "all weights are missing": lambda folder: tuple(
+        path.name for path in folder.glob("*.safetensors*")
+    ),
+    "the config is missing": lambda _: ("config.json",),
+}
+
+
+@pytest.mark.parametrize("what", INCOMPLETE)
+def test_an_incomplete_cached_snapshot_is_not_loaded_offline(
+    hub_cache: HubCache, sharded: PairPaths, what: str
+) -> None:
+    hub_cache.add(NAME, sharded.target, without=INCOMPLETE[what](sharded.target))
+    with pytest.raises((CheckpointError, ModelNotFoundError)) as caught:
+        load(NAME)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", INCOMPLETE)
+def test_an_incomplete_cached_snapshot_is_completed_online(
+    hub_cache: HubCache, sharded: PairPaths, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = INCOMPLETE[what](sharded.target)
+    snapshot = hub_cache.add(NAME, sharded.target, without=missing)
+    look_up = huggingface_hub.snapshot_download
+    downloads = []
+
+    def download(name: str, *, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            return look_up(name, local_files_only=True, **options)
+        downloads.append(name)
+        if name != NAME:
+            raise errors.LocalEntryNotFoundError("no such thing")
+        for path in missing:
+            shutil.copy(sharded.target / path, snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with load(NAME) as engine:
+        assert engine.generate([5], SamplingParams(max_tokens=2, ignore_eos=True))[0].tokens
+        assert not engine.has_drafter
+    assert downloads == [NAME, f"{NAME}-assistant"]  # a target just fetched gets its drafter too
+    downloads.clear()
+    with load(NAME):
+        assert downloads == []
+
+
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_an_unknown_name_offline_is_a_model_not_found_in_one_line(
+    hub_cache: HubCache, switched_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
+    with pytest.raises(ModelNotFoundError) as caught:
+        load(NAME)
+    message = str(caught.value)
+    assert NAME in message
+    assert "\n" not in message
+    assert bool(hub_cache.network) != switched_off
+
+
+def answer(kind: Callable[..., Exception], status: int) -> Exception:
+    """What the Hub's client raises for this HTTP status."""
+    response = SimpleNamespace(headers={}, request=None, status_code=status)
+    return kind("Many\nlines of text", response=response)
+
+
+# What the client raises, and what of it people are told, with which exit code.
+REFUSALS: dict[str, tuple[Exception, str, int]] = {
+    "no such repository": (answer(errors.RepositoryNotFoundError, 404), "no Hub repository", 3),
+    "terms not accepted": (answer(errors.GatedRepoError, 403), "HF_TOKEN", 3),
+    "no such revision": (answer(errors.RevisionNotFoundError, 404), "no revision", 3),
+    "out of order": (answer(errors.HfHubHTTPError, 500), NAME, 3),
+    "nothing cached": (errors.LocalEntryNotFoundError("Many\nlines of text"), NAME, 3),
+    "connection lost on the way": (errors.HTTPError("peer closed connection"), "peer closed", 3),
+    "timeout": (TimeoutError("the read timed out"), "timed out", 3),
+    "folder of somebody else's": (PermissionError(13, "Permission denied", "/hub"), "HF_HOME", 1),
+    "not the Hub": (JSONDecodeError("Expecting value", "<html>", 0), "Expecting value", 3),
+    "disk full": (OSError(28, "No space left on device"), "No space left on device", 1),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_what_the_hub_refuses_is_said_in_one_line(
+    hub_cache: HubCache, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, word, exit_code = REFUSALS[what]
+    look_up = huggingface_hub.snapshot_download
+
+    def download(name: str, *, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            return look_up(name, local_files_only=True, **options)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(MgmError) as caught:
+        load(NAME)
+    assert caught.value.exit_code == exit_code
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+LOAD_BY_NAME = """
+import sys
+from mlx_gemma_mtp import SamplingParams, load
+with load(sys.argv[1]) as engine:
+    params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+    print(len(engine.generate([5], params)[0].tokens), engine.has_drafter)
+"""
+
+
+def test_what_was_downloaded_once_is_never_asked_for_again(
+    sharded: PairPaths, tmp_path: Path
+) -> None:
+    server = FakeHub()
+    server.add(NAME, folder_files(sharded.target) | {"README.md": b"not needed to run the model"})
+    with server.running(tmp_path / "home") as environment:
+
+        def load_by_name() -> str:
+            done = subprocess.run(
+                [sys.executable, "-c", LOAD_BY_NAME, NAME],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        assert load_by_name() == "2 False\n"
+        assert server.fetched() == server.commits[NAME, COMMIT].keys() - {"README.md"}
+        server.requests.clear()
+        assert load_by_name() == "2 False\n"
+        assert server.requests == []
+
+
+def test_a_name_with_a_revision_is_that_one(hub_cache: HubCache, sharded: PairPaths) -> None:
+    older = "89abcdef" * 5
+    hub_cache.add(NAME, sharded.target)
+    hub_cache.add(f"{NAME}-assistant", sharded.drafter)
+    hub_cache.add_files(NAME, folder_files(sharded.target), older, ref="v1.0")
+    drafter = hub_cache.snapshot(f"{NAME}-assistant")
+    for revision in ("v1.0", older):
+        folder = hub_cache.snapshot(NAME, older)
+        assert hub.find_pair(f"{NAME}@{revision}", "auto") == (folder, drafter)
+    for name in (NAME, f"{NAME}@main"):
+        assert hub.find_pair(name, "auto") == (hub_cache.snapshot(NAME), drafter)
+    assert hub_cache.network == []
+    with pytest.raises(ModelNotFoundError, match="v2"):
+        hub.find_pair(f"{NAME}@v2", "auto")
+
+
+def test_a_name_is_looked_for_among_folders_first(
+    hub_cache: HubCache, pairs: dict[str, PairPaths], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pairs[MOE].target, tmp_path / NAME)
+    assert hub.find_pair(NAME, "auto") == (Path(NAME), None)
+    assert folder.is_dir()
+    assert hub_cache.network == []

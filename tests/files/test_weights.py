@@ -1,0 +1,457 @@
+"""Loading: the same model whatever layout, names, spelling, place or precision its files have."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm import utils as mlx_lm
+
+from helpers.checkpoints import CENTROID_KINDS, VOCAB, PairPaths, make_pair, to_global_spelling
+from helpers.logits import assert_logits_agree, capped_logits, logits, logits_of_mlx_lm
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+MOE = "26B-A4B"
+EIGHT_BIT = ("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids")
+Arrays = dict[str, mx.array]
+
+
+def parameters(model: Target | Drafter) -> Arrays:
+    return dict(tree_flatten(model.parameters()))
+
+
+def assert_same_bits(one: Target | Drafter, other: Target | Drafter) -> None:
+    mine, theirs = parameters(one), parameters(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not mx.array_equal(mine[name], theirs[name])] == []
+
+
+def read_arrays(folder: Path) -> Arrays:
+    """All arrays of a checkpoint under the names in its files."""
+    found: Arrays = {}
+    for path in folder.glob("*.safetensors"):
+        found |= mx.load(str(path))
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def write(folder: Path, config: dict[str, Any], arrays: Arrays) -> Path:
+    """A checkpoint of these arrays, in one file."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    return folder
+
+
+def cast(source: Path, folder: Path, *types: mx.Dtype) -> Path:
+    """The checkpoint with everything floating in the last of these types, rounded to each."""
+    arrays = read_arrays(source)
+    for name, array in arrays.items():
+        if mx.issubdtype(array.dtype, mx.floating):
+            for dtype in types:
+                array = array.astype(dtype)
+            arrays[name] = array
+    return write(folder, read_config(source), arrays)
+
+
+# Layouts
+
+
+LAYOUTS: dict[str, dict[str, bool]] = {
+    "text-only, sharded": {"sharded": True},
+    "text-only, older spelling": {"older_spelling": True},
+    "with towers": {"multimodal": True},
+    "with towers, sharded": {"multimodal": True, "sharded": True},
+    "with towers, older spelling": {"multimodal": True, "older_spelling": True},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(kind: str, tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
+    """This kind's pair in the simplest layout: text-only names, one file each."""
+    return make_pair(kind, tmp_path_factory.mktemp("plain"), seed)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_logits_bit_for_bit(
+    plain: PairPaths, kind: str, layout: str, tmp_path: Path, seed: int
+) -> None:
+    options = dict(LAYOUTS[layout])
+    older_spelling = options.pop("older_spelling", False)
+    other = make_pair(kind, tmp_path, seed, **options)
+    if older_spelling:
+        for folder in other:
+            to_global_spelling(folder)
+            assert "per_layer_config" not in (folder / "config.json").read_text()
+    names = read_arrays(other.target)
+    num_files = len(list(other.target.glob("*.safetensors")))
+    assert (num_files > 1) == options.get("sharded", False)
+    assert any("vision" in name for name in names) == options.get("multimodal", False)
+    assert "model.language_model.norm.weight" in names or not options.get("multimodal")
+
+    targets = [load_target(pair.target) for pair in (plain, other)]
+    np.testing.assert_array_equal(logits(targets[0]), logits(targets[1]))
+    drafters = [
+        load_drafter(pair.drafter, target.config)
+        for pair, target in zip((plain, other), targets, strict=True)
+    ]
+    assert drafters[0].config == drafters[1].config
+    assert_same_bits(*drafters)
+
+
+@pytest.mark.parametrize("kind", ["E2B", "E4B"])
+def test_key_value_weights_of_layers_that_share_them_are_left_in_the_file(
+    kind: str, tmp_path: Path, seed: int
+) -> None:
+    pair = make_pair(kind, tmp_path, seed, multimodal=True)
+    target = load_target(pair.target)
+    shared = [i for i, layer in enumerate(target.config.layers) if not layer.owns_kv]
+    assert shared
+    for index in shared:
+        stem = f"layers.{index}.self_attn."
+        assert f"model.language_model.{stem}k_proj.weight" in read_arrays(pair.target)
+        assert {name for name in parameters(target) if name.startswith(stem)} == {
+            f"{stem}{part}.weight" for part in ("q_proj", "q_norm", "o_proj")
+        }
+
+
+# MLX checkpoints
+
+
+def to_mlx_names(source: Path) -> Arrays:
+    """A text-only checkpoint's arrays as mlx-community writes them, nothing quantized."""
+    arrays: Arrays = {}
+    for name, array in read_arrays(source).items():
+        name = "language_model." + name
+        if name.endswith(".experts.gate_up_proj"):
+            stem = name.removesuffix("gate_up_proj") + "switch_glu."
+            gate, up = mx.split(array, 2, axis=1)
+            arrays |= {f"{stem}gate_proj.weight": gate, f"{stem}up_proj.weight": up}
+        elif name.endswith(".experts.down_proj"):
+            stem = name.removesuffix("down_proj") + "switch_glu."
+            arrays[f"{stem}down_proj.weight"] = array
+        else:
+            arrays[name] = array
+    return arrays
+
+
+def quantize_arrays(arrays: Arrays, format_of: Callable[[str], dict[str, Any] | None]) -> Arrays:
+    """Quantize the weight of every module that has a format."""
+    quantized: Arrays = {}
+    for name, array in arrays.items():
+        chosen = format_of(name.removesuffix(".weight")) if array.ndim > 1 else None
+        if chosen is None:
+            quantized[name] = array
+            continue
+        stem = name.removesuffix("weight")
+        parts = mx.quantize(array, **chosen)
+        labels = ("weight", "scales", "biases")[: len(parts)]
+        quantized |= {stem + label: part for label, part in zip(labels, parts, strict=True)}
+    return quantized
+
+
+AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
+OVERRIDES: dict[str, dict[str, Any] | None] = {
+    "router.proj": {"group_size": 64, "bits": 8},
+    "layers.1.mlp.down_proj": {"group_size": 32, "bits": 8},
+    "layers.2.experts.switch_glu.gate_proj": {"group_size": 32, "bits": 8},
+    "layers.2.experts.switch_glu.up_proj": {"group_size": 32, "bits": 8},
+    "layers.2.self_attn.q_proj": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "layers.0.mlp.gate_proj": None,  # not quantized
+}
+
+
+def override(path: str) -> dict[str, Any] | None:
+    """The format of the module with this name in an MLX checkpoint."""
+    for suffix, own in OVERRIDES.items():
+        if path.endswith(suffix):
+            return None if own is None else AFFINE | own
+    return AFFINE
+
+
+@pytest.mark.parametrize("kind", ["E2B", MOE])
+@pytest.mark.parametrize("common_mode", ["affine", None])  # older converters leave it out
+def test_an_mlx_checkpoint_equals_quantizing_in_memory_as_its_block_says(
+    kind: str, common_mode: str | None, tmp_path: Path, seed: int
+) -> None:
+    plain = make_pair(kind, tmp_path, seed).target
+    arrays = quantize_arrays(to_mlx_names(plain), override)
+    modules = {name.removesuffix(".weight") for name in to_mlx_names(plain)}
+    block: dict[str, Any] = dict(AFFINE)
+    if common_mode is None:
+        del block["mode"]
+    for module in modules:
+        if (own := override(module)) != AFFINE:
+            block[module] = False if own is None else own
+    config = {"model_type": "gemma4", "text_config": read_config(plain), "quantization": block}
+    found = load_target(write(tmp_path / "mlx", config, arrays))
+
+    def in_memory(path: str, module: nn.Module) -> dict[str, Any] | bool:
+        if not hasattr(module, "to_quantized"):
+            return False
+        theirs = path.replace("experts.gate_up_proj", "experts.switch_glu.gate_proj")
+        return override(theirs) or False
+
+    expected = load_target(plain)
+    nn.quantize(expected, class_predicate=in_memory)
+    assert_same_bits(found, expected)
+    np.testing.assert_array_equal(logits(found), logits(expected))
+    assert found.layers[1].mlp.down_proj.bits == 8
+    assert isinstance(found.layers[0].mlp.gate_proj, nn.Linear)
+    if kind == MOE:
+        assert found.layers[0].router.proj.bits == 8
+        assert found.layers[2].experts.gate_up_proj.group_size == 32
+
+
+def by_mlx_lm(
+    kind: str, folder: Path, seed: int, *, wrapped: bool, bits: int | None
+) -> tuple[Path, np.ndarray]:
+    """A checkpoint that mlx-lm saved, and the logits its own model gives: [T, V]."""
+    pair = make_pair(kind, folder / "source", seed, multimodal=wrapped)
+    to_global_spelling(pair.target)  # mlx-lm does not read per_layer_config
+    config = read_config(pair.target)
+    # Transformers leaves out what equals its defaults, and mlx-lm's are E2B's.
+    text = config.get("text_config", config)
+    text |= {
+        key: text.get(key, 0) for key in ("hidden_size_per_layer_input", "use_double_wide_mlp")
+    }
+    (pair.target / "config.json").write_text(json.dumps(config))
+    model, config = mlx_lm.load_model(pair.target, model_config={"vocab_size": VOCAB})
+    if bits is not None:
+        model, config = mlx_lm.quantize_model(model, config, 64, bits)
+    mlx_lm.save_model(folder / "saved", model)
+    mlx_lm.save_config(config, folder / "saved" / "config.json")
+    return folder / "saved", logits_of_mlx_lm(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrapped", "bits"),
+    [
+        ("E2B", False, None),
+        ("E2B", True, 4),
+        ("12B", True, None),
+        ("12B", True, 8),
+        (MOE, True, None),
+        (MOE, False, 4),
+        (MOE, True, 8),
+        ("31B", False, None),
+        ("31B", True, 4),
+    ],
+)
+def test_what_mlx_lm_saves_computes_here_what_it_computes_there(
+    kind: str, wrapped: bool, bits: int | None, tmp_path: Path, seed: int
+) -> None:
+    folder, expected = by_mlx_lm(kind, tmp_path, seed, wrapped=wrapped, bits=bits)
+    assert any(name.startswith("language_model.") for name in read_arrays(folder)) == wrapped
+    assert ("quantization" in read_config(folder)) == (bits is not None)
+    target = load_target(folder)
+    assert_logits_agree(capped_logits(target), expected)
+
+
+# bits=
+
+
+def bits_of(model: nn.Module) -> dict[str, int]:
+    """The bits of every module with a big weight; 0 for one that is not quantized."""
+    return {
+        path: getattr(module, "bits", 0)
+        for path, module in model.named_modules()
+        if "weight" in module and module.weight.ndim > 1
+    }
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bits_quantizes_like_quantizing_the_loaded_model(
+    pair: PairPaths, kind: str, bits: int
+) -> None:
+    def in_memory(path: str, module: nn.Module) -> dict[str, int] | bool:
+        sensitive = path.endswith(EIGHT_BIT)
+        return hasattr(module, "to_quantized") and {
+            "group_size": 64,
+            "bits": 8 if sensitive else bits,
+        }
+
+    target = load_target(pair.target, bits=bits)
+    expected = load_target(pair.target)
+    nn.quantize(expected, class_predicate=in_memory)
+    assert_same_bits(target, expected)
+    np.testing.assert_array_equal(logits(target), logits(expected))
+
+    drafter = load_drafter(pair.drafter, target.config, bits=bits)
+    expected_drafter = load_drafter(pair.drafter, target.config)
+    nn.quantize(expected_drafter, class_predicate=in_memory)
+    assert_same_bits(drafter, expected_drafter)
+
+    for model in (target, drafter):
+        for path, found in bits_of(model).items():
+            assert found == (8 if path.endswith(EIGHT_BIT) else bits), path
+    assert ("embed_tokens_per_layer" in bits_of(target)) == (kind in ("E2B", "E4B"))
+    assert ("layers.0.router.proj" in bits_of(target)) == (kind == MOE)
+    assert ("masked_embedding.centroids" in bits_of(drafter)) == (kind in CENTROID_KINDS)
+
+
+def test_a_pair_quantized_while_loading_writes_text(pair: PairPaths) -> None:
+    with load(pair.target, bits=4) as engine:
+        assert engine.has_drafter
+        params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+        done = engine.generate([5, 6, 7], params)[0]
+    assert len(done.tokens) == 20
+    assert done.stats.drafted > 0
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts of 64 MiB in float32: enough to see in the memory it takes."""
+    raw = {
+        "model_type": "gemma4_text",
+        "vocab_size": 256,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "global_head_dim": 64,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 16,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 192,
+    }
+    target = Target(TargetConfig.from_dict(raw))
+    arrays = {
+        "model." + name.replace("_proj.weight", "_proj")
+        if ".experts." in name
+        else "model." + name: array
+        for name, array in parameters(target).items()
+    }
+    return write(tmp_path_factory.mktemp("large") / "model", raw, arrays)
+
+
+def peak_of(job: Callable[[], Target]) -> tuple[int, int]:
+    """Bytes that a load takes at most, and those that it keeps."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    target = job()
+    kept = mx.get_active_memory() - before
+    assert kept >= 0.9 * sum(array.nbytes for array in parameters(target).values())
+    return mx.get_peak_memory() - before, kept
+
+
+def test_quantizing_while_loading_never_holds_the_model_twice(large: Path) -> None:
+    full = sum(array.nbytes for array in read_arrays(large).values())
+    layer = full / 6
+    peak, kept = peak_of(lambda: load_target(large, bits=4))
+    assert kept < 0.25 * full
+    assert peak < kept + 1.5 * layer
+
+
+def test_converting_while_loading_never_holds_the_model_twice(large: Path, tmp_path: Path) -> None:
+    half = cast(large, tmp_path / "bfloat16", mx.bfloat16)
+    stored = sum(array.nbytes for array in read_arrays(half).values())
+    layer = 2 * stored / 6  # in float32
+    peak, kept = peak_of(lambda: load_target(half))
+    assert kept < 2.1 * stored
+    assert peak < kept + 1.5 * layer
+
+
+# Types
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    """MLX's CPU backend, also where there is a GPU."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("kind", ["E2B", MOE])  # a centroid head's integers; experts
+def test_on_the_cpu_everything_floating_is_float32(kind: str, tmp_path: Path, seed: int) -> None:
+    source = make_pair(kind, tmp_path / "float32", seed)
+    pair = PairPaths(
+        cast(source.target, tmp_path / "target", mx.bfloat16),
+        cast(source.drafter, tmp_path / "target-assistant", mx.bfloat16),
+    )
+    target = load_target(pair.target)
+    drafter = load_drafter(pair.drafter, target.config)
+    for model in (target, drafter):
+        for name, array in parameters(model).items():
+            is_index = name.endswith("token_ordering")
+            assert array.dtype == (mx.int32 if is_index else mx.float32), name
+    assert logits(target).dtype == np.float32
+    rounded = load_target(cast(source.target, tmp_path / "rounded", mx.bfloat16, mx.float32))
+    np.testing.assert_array_equal(logits(target), logits(rounded))
+
+    with load(pair.target) as engine:
+        assert engine.has_drafter
+        params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+        assert len(engine.generate([5, 6, 7], params)[0].tokens) == 20
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_quantized_mixture_in_bfloat16_runs_on_the_cpu(tmp_path: Path, seed: int) -> None:
+    plain = make_pair(MOE, tmp_path, seed).target
+    half = cast(plain, tmp_path / "bfloat16", mx.bfloat16)
+    arrays = quantize_arrays(to_mlx_names(half), lambda _: AFFINE)
+    assert arrays["language_model.model.layers.0.mlp.up_proj.scales"].dtype == mx.bfloat16
+    config = {"model_type": "gemma4", "text_config": read_config(half), "quantization": AFFINE}
+    stored = write(tmp_path / "mlx", config, arrays)
+    target = load_target(stored)
+    assert {array.dtype for array in parameters(target).values()} == {mx.float32, mx.uint32}
+    expected = load_target(cast(stored, tmp_path / "float32", mx.float32))
+    np.testing.assert_array_equal(logits(target), logits(expected))
+
+
+def test_generation_defaults_come_with_the_checkpoint(
+    pairs: dict[str, PairPaths], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pairs[MOE].target, tmp_path / "model")
+
+    def text(stored: dict[str, Any], **settings: Any) -> list[int]:
+        (folder / "generation_config.json").write_text(json.dumps(stored))
+        with load(folder, None) as engine:
+            return engine.generate([5, 6], SamplingParams(max_tokens=12, **settings))[0].tokens
+
+    greedy = text({}, temperature=0, ignore_eos=True)
+    assert text({"temperature": 0}, ignore_eos=True) == greedy
+    assert text({"do_sample": False, "temperature": 1.0}, ignore_eos=True) == greedy
+    assert text({"top_k": 1}, ignore_eos=True) == greedy
+    assert text({"top_k": None, "top_p": 1e-9}, ignore_eos=True) == greedy
+    assert text({}, seed=1, ignore_eos=True) == text({}, seed=1, temperature=1, ignore_eos=True)
+    assert text({"suppress_tokens": greedy[:1]}, temperature=0)[0] != greedy[0]
+    up_to = greedy.index(greedy[6]) + 1
+    unused = next(token for token in range(VOCAB) if token not in greedy)
+    for eos in (greedy[6], [greedy[6], unused]):
+        assert text({"eos_token_id": eos}, temperature=0) == greedy[:up_to]
+        assert text({"eos_token_id": eos}, temperature=0, ignore_eos=True) == greedy
+
+
+def test_bits_for_a_quantized_checkpoint_are_refused_before_its_arrays_are_read(
+    tmp_path: Path, seed: int
+) -> None:
+    folder = make_pair(MOE, tmp_path, seed).target
+    config = read_config(folder) | {"quantization": AFFINE}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    for refused in (partial(load_target, folder, bits=4), partial(load, folder, bits=8)):
+        with pytest.raises(UsageError, match="quantized already"):
+            refused()

@@ -1,0 +1,136 @@
+"""Texts known beforehand, and drafts that are right or wrong by a pattern over them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from helpers.checkpoints import VOCAB
+from mlx_gemma_mtp import SamplingParams
+from mlx_gemma_mtp.decode import round as speculate
+from mlx_gemma_mtp.decode.sampling import RowSettings, choose, row_settings
+from mlx_gemma_mtp.engine.results import Stats
+from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.text.tokenizer import TextStream
+
+# On MLX's CPU backend up to 8 rows are computed to the same bits as one. Other backends, and a
+# prompt prefilled in other chunks, differ by about 1e-5 in these logits; where the best token leads
+# by less than this, another one would be as right.
+LEAST_LEAD = 1e-4
+
+
+Pattern = np.ndarray  # bool [positions]: is the draft for this position of the row right?
+
+
+class Row(NamedTuple):
+    """A prompt with its settings, and the text the target alone gives it."""
+
+    prompt: list[int]
+    params: SamplingParams
+    tokens: list[int]
+
+
+def is_decisive(target: Target, row: Row, suppressed: Sequence[int]) -> bool:
+    """Does one pass over prompt and text choose each token of the text, by LEAST_LEAD or more?"""
+    ids = row.prompt + row.tokens[:-1]
+    whole = KVCache.empty(
+        target.config, 1, capacity=capacity_for(len(ids)), most=len(ids), dtype=mx.float32
+    )
+    logits = target.logits(target(mx.array([ids]), whole)[:, len(row.prompt) - 1 :])
+    tokens = mx.array([row.tokens])
+    handicap = LEAST_LEAD * (mx.arange(VOCAB) == tokens[..., None])
+    suppress = mx.array([-np.inf if token in suppressed else 0.0 for token in range(VOCAB)])
+    chosen = choose(
+        logits - handicap,
+        mx.arange(len(row.prompt), len(ids) + 1)[None],
+        row_settings([row.params.resolved({})], suppress),
+        softcap=target.config.final_logit_softcapping,
+    )
+    return bool((chosen == tokens).all().item())
+
+
+class Forced:
+    """Drafts that are right where a pattern says so, in place of the drafter's."""
+
+    def __init__(
+        self, rng: np.random.Generator, rows: Sequence[Row], patterns: Sequence[Pattern]
+    ) -> None:
+        self.rows = rows
+        self.patterns = patterns
+        width = max(len(row.prompt) + len(row.tokens) for row in rows)
+        table = np.zeros((len(rows), width), np.int32)
+        for number, (row, pattern) in enumerate(zip(rows, patterns, strict=True)):
+            right = np.array(row.prompt + row.tokens)
+            wrong = (right + rng.integers(1, VOCAB, len(right))) % VOCAB
+            table[number, : len(right)] = np.where(pattern[: len(right)], right, wrong)
+        self._table = mx.array(table)
+        self._seeds = mx.array([row.params.seed for row in rows], mx.uint32)
+        mx.eval(self._table, self._seeds)  # they are read in the engine's thread
+
+    def __call__(
+        self,
+        target: object,
+        drafter: object,
+        cache: KVCache,
+        head: speculate.Head,
+        settings: RowSettings,
+        num_draft_tokens: int,
+    ) -> mx.array:
+        """Stands in for `speculate.draft`. Tells rows by their seeds: they may be anywhere."""
+        table = self._table[mx.argmax(settings.seed == self._seeds, axis=1)]
+        wanted = cache.offset[:, None] + mx.arange(1, num_draft_tokens + 1)
+        return mx.take_along_axis(table, mx.minimum(wanted, table.shape[1] - 1), axis=1)
+
+    def rounds(self, number: int, num_tokens: int, num_draft_tokens: int) -> list[int]:
+        """How many drafts each round of this row must accept; none past the end of the text."""
+        at, said, accepted = len(self.rows[number].prompt), 1, []
+        while said < num_tokens:
+            hits = self.patterns[number][at + 1 : at + 1 + num_draft_tokens]
+            accepted.append(min(int(np.cumprod(hits).sum()), num_tokens - said))
+            at += accepted[-1] + 1
+            said += accepted[-1] + 1
+        return accepted
+
+    def assert_counted(
+        self, number: int, stats: Stats, num_tokens: int, num_draft_tokens: int
+    ) -> None:
+        accepted = np.array(self.rounds(number, num_tokens, num_draft_tokens))
+        assert stats.rounds == len(accepted)
+        assert stats.drafted_at == [len(accepted)] * num_draft_tokens
+        assert stats.accepted_at == [int((accepted > i).sum()) for i in range(num_draft_tokens)]
+        assert stats.accepted == accepted.sum()
+
+
+def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> list[Pattern]:
+    """Patterns that are right at this rate: also after a wrong draft, where it must not count."""
+    return [rng.random(len(row.prompt) + len(row.tokens)) < rate for row in rows]
+
+
+def always(rows: Sequence[Row], right: bool) -> list[Pattern]:
+    return [np.full(len(row.prompt) + len(row.tokens), right) for row in rows]
+
+
+class Numbers:
+    """A detokenizer that writes each token as three digits, so that a stop can span two tokens."""
+
+    def __init__(self) -> None:
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = f"{token:03d}"
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+
+class NumbersText:
+    """Stands in for `text.Text`."""
+
+    def stream(self, stop: Sequence[str] = ()) -> TextStream:
+        return TextStream(Numbers(), stop)
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(f"{token:03d}" for token in tokens)

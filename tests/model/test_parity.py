@@ -1,0 +1,182 @@
+"""The runtime computes what Transformers computes: live, in float32, on fresh random weights."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_gemma_mtp
+from conftest import KINDS as TESTED_KINDS
+from helpers import reference
+from helpers.checkpoints import KINDS, VOCAB, PairPaths
+from helpers.logits import assert_logits_agree
+from mlx_gemma_mtp import SamplingParams
+from mlx_gemma_mtp.decode import round as speculate
+from mlx_gemma_mtp.decode.round import Head, first_token, prefill
+from mlx_gemma_mtp.decode.sampling import row_settings
+from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+NUM_STEPS = 4
+MOST = 16  # the most positions one forward writes in these tests
+CHUNKS = (3, 16, 1, 9, 13)  # repeated: no border before 104 is a multiple of a window
+GREEDY = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)])
+
+
+class Models(NamedTuple):
+    target: Target
+    drafter: Drafter
+
+
+@pytest.fixture(scope="module")
+def models(pair: PairPaths) -> Models:
+    target = load_target(pair.target, dtype=mx.float32)
+    return Models(target, load_drafter(pair.drafter, target.config, dtype=mx.float32))
+
+
+def new_cache(target: Target) -> KVCache:
+    return KVCache.empty(target.config, 1, capacity=256, most=MOST, dtype=mx.float32)
+
+
+def chunks(ids: Sequence[int]) -> list[mx.array]:
+    """ids in uneven pieces [1, T] of at most MOST."""
+    pieces, start = [], 0
+    while start < len(ids):
+        size = CHUNKS[len(pieces) % len(CHUNKS)]
+        pieces.append(mx.array([ids[start : start + size]]))
+        start += size
+    return pieces
+
+
+def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Head]:
+    """A cache that holds ids, prefilled in chunks, and the greedy token after them."""
+    cache = new_cache(target)
+    for piece in chunks(ids):
+        hidden = prefill(target, piece, cache)
+    return cache, first_token(target, hidden, cache, GREEDY)
+
+
+def step_logits(
+    models: Models, cache: KVCache, head: Head, position_offset: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Candidate ids [C] and their logits [C] of each chained draft step of the one row."""
+    target, drafter = models
+    memory = {kind: cache.memory(kind) for kind in drafter.config.kinds}
+    token, hidden = head
+    steps = []
+    for _ in range(NUM_STEPS):
+        state, hidden = drafter(
+            target.embed(token[:, None]), hidden, memory, cache.offset + position_offset
+        )
+        logits, ids = drafter.candidates(state)
+        found = np.arange(logits.shape[-1]) if ids is None else np.array(ids)[0, 0]
+        steps.append((found, np.array(logits)[0, 0]))
+        token = mx.array([int(found[steps[-1][1].argmax()])])
+    return steps
+
+
+def assert_drafts_equal(
+    models: Models, cache: KVCache, head: Head, expected: reference.Draft, position_offset: int = -1
+) -> None:
+    assert head.newest.tolist() == [expected.newest]
+    for step, (found, logits) in enumerate(step_logits(models, cache, head, position_offset)):
+        if models.drafter.config.use_ordered_embeddings:
+            assert len(set(found.tolist())) == len(found)
+            assert set(found.tolist()) == expected.candidates(step)
+        assert_logits_agree(logits, expected.logits[step][found], f"step {step}")
+    if position_offset == models.drafter.config.query_position:
+        drafts = speculate.draft(*models, cache, head, GREEDY, NUM_STEPS)
+        assert drafts.tolist() == [expected.tokens]
+
+
+def test_every_kind_there_is_is_tested() -> None:
+    assert TESTED_KINDS == KINDS
+
+
+def test_target_logits_past_the_window_equal_transformers(
+    pair: PairPaths, models: Models, rng: np.random.Generator
+) -> None:
+    # At least 70 positions: the ring of a sliding layer (32 slots) wraps twice.
+    ids, expected = reference.decisive(
+        lambda ids: reference.target_logits(pair.target, ids), rng, VOCAB, rng.integers(70, 90)
+    )
+    target = models.target
+    cap = target.config.final_logit_softcapping
+    cache = new_cache(target)
+    got = []
+    for piece in chunks(ids):
+        logits = target.logits(target(piece, cache))
+        cache.offset = cache.offset + piece.shape[1]
+        got.append(np.array(mx.tanh(logits / cap) * cap)[0])
+    assert expected.std() > 1  # flat logits would prove nothing
+    assert_logits_agree(np.concatenate(got), expected)
+
+
+@pytest.mark.parametrize("position_offset", [-1, 0])
+@pytest.mark.parametrize("length", ["one", "window", "window + 1", "long"])
+def test_each_draft_step_equals_transformers(
+    pair: PairPaths, models: Models, rng: np.random.Generator, length: str, position_offset: int
+) -> None:
+    window = models.target.config.sliding_window
+    sizes = {"one": 1, "window": window, "window + 1": window + 1, "long": rng.integers(70, 90)}
+    ids, expected = reference.decisive(
+        lambda ids: reference.draft(*pair, ids, NUM_STEPS, position_offset),
+        rng,
+        VOCAB,
+        sizes[length],
+    )
+    assert_drafts_equal(models, *committed(models.target, ids), expected, position_offset)
+
+
+@pytest.mark.parametrize("num_accepted", [0, 2, 4])
+def test_drafts_after_a_round_equal_those_after_the_accepted_text(
+    pair: PairPaths,
+    models: Models,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    num_accepted: int,
+) -> None:
+    """A round must leave behind what Transformers has after a forward over the text alone.
+
+    That is: nothing of rejected positions in reach of the drafter, and the newest token together
+    with the hidden state that produced it.
+    """
+
+    def text_and_drafts(prompt: list[int]) -> tuple[list[int], reference.Draft]:
+        text = list(prompt)
+        for _ in range(num_accepted + 1):
+            text.append(reference.draft(*pair, text, 0).newest)
+        return text, reference.draft(*pair, text, NUM_STEPS)
+
+    prompt, (text, expected) = reference.decisive(text_and_drafts, rng, VOCAB, 75)
+    cache, head = committed(models.target, prompt)
+    true = [*text[len(prompt) + 1 :], expected.newest]
+    wrong = [(true[-1] + 1) % VOCAB] * 5
+    drafts = mx.array([[*true[:-1], *wrong]])
+    monkeypatch.setattr(speculate, "draft", lambda *_: drafts)
+    round_ = speculate.speculate(*models, cache, head, GREEDY, mx.array([15]), drafts.shape[1])
+    monkeypatch.undo()
+    assert round_.accepted.tolist() == [num_accepted]
+    assert cache.offset.tolist() == [len(text)]
+    assert round_.tokens[0, : num_accepted + 1].tolist() == true
+    assert_drafts_equal(models, cache, round_.head, expected)
+
+
+def test_64_greedy_tokens_equal_transformers(pair: PairPaths, rng: np.random.Generator) -> None:
+    prompts, texts = zip(
+        *(
+            reference.decisive(
+                lambda ids: reference.greedy(pair.target, ids, 64), rng, VOCAB, length
+            )
+            for length in (3, 61)
+        ),
+        strict=True,
+    )
+    params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True, num_draft_tokens=3)
+    with mlx_gemma_mtp.load(pair.target, pair.drafter) as engine:
+        done = engine.generate(prompts, params)
+    assert [one.tokens for one in done] == list(texts)
