@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files.atomic import write_whole
-from mlx_gemma_mtp.files.journal import HEAD, Event, Journal, lines, parse
+from mlx_gemma_mtp.files.journal import Event, Journal, encode, read
 from mlx_gemma_mtp.text.messages import Message
+
+
+FORMAT = "mgm conversation 1"
+HEADER: Event = {"format": FORMAT}
 
 
 class Models(NamedTuple):
@@ -95,7 +99,7 @@ class Transcript:
     @classmethod
     def reopened(cls, path: Path) -> Transcript:
         """Go on with one that is kept. Raises MgmError, UsageError, OSError as `Journal.open`."""
-        journal, events = Journal.open(path)
+        journal, events = Journal.open(path, FORMAT)
         try:
             transcript = cls(Said.replayed(events, path), path)
         except MgmError:
@@ -153,7 +157,7 @@ class Transcript:
 
     def save(self, path: Path) -> None:
         """Write a copy. Raises OSError."""
-        write_whole(path, lines([HEAD, *self.said.events()]))
+        write_whole(path, encode(HEADER, *self.said.events()))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -168,7 +172,7 @@ class Transcript:
             if self._journal:
                 self._journal.write(event)
             elif self.path and self.said.messages:
-                self._journal = Journal.create(self.path, self.said.events())
+                self._journal = Journal.create(self.path, HEADER, self.said.events())
         except OSError as error:
             self.close()
             self.path = None
@@ -177,7 +181,7 @@ class Transcript:
 
 def load(path: Path) -> Said:
     """What a file holds, while another mgm may have it open. Raises MgmError, OSError."""
-    return Said.replayed(parse(path.read_bytes(), path), path)
+    return Said.replayed(read(path, FORMAT)[1:], path)
 
 
 def shortened(text: str, most: int) -> str:
