@@ -1,8 +1,8 @@
-"""How two targets predict the same text: perplexity of each, and how far one is from the other.
+"""How two targets predict the same text: perplexity of each, and divergence of one from the other.
 
-Both are streamed through memory, so that neither has to fit: one layer of one of them is there at a
-time, then the heads of both, and of their logits a slice of positions. Knows nothing of drafters or
-of where the text comes from.
+Both are streamed, so neither has to fit in memory: it holds one layer of one of them at a time,
+then the heads of both and the logits of a few positions. Knows nothing of drafters or of where the
+text comes from.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from mlx_gemma_mtp.model.target import Target
 from .passage import Document
 from .streamed import final_hidden
 
-OnProgress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
+OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it, the total
 
-GROUP = 4096  # positions that go through the layers together; more read the weights once more
-SLICE = 2**23  # logits of one model that exist at a time
+NUM_POSITIONS = 4096  # go through the layers together; for more, the weights are read again
+NUM_LOGITS = 2**23  # of one model, in memory at a time
 
 
 @dataclass(frozen=True)
 class TextQuality:
-    """How one kind of text is predicted. Divergence is KL(source || quantized), in nats."""
+    """How well one part of the text is predicted. Divergence is KL(source || quantized), nats."""
 
     text: str
-    tokens: int  # predicted ones
+    tokens: int  # predicted
     source_perplexity: float
     perplexity: float
     mean_divergence: float
-    divergence_99: float  # 99 % of the tokens have no larger one
-    same_top: float  # share of tokens for which both find the same token most likely
+    divergence_99: float  # 99th percentile
+    same_top: float  # share of tokens with the same most likely token in both
 
 
 def compare(
@@ -45,13 +45,16 @@ def compare(
     quantized: Path,
     documents: Sequence[Document],
     on_progress: OnProgress = lambda *_: None,
+    *,
+    num_positions: int = NUM_POSITIONS,
+    num_logits: int = NUM_LOGITS,
 ) -> list[TextQuality]:
-    """How both targets predict the documents, by part. On the worker's thread.
+    """Compare how both targets predict the documents, by part. Runs on the worker's thread.
 
-    Raises CheckpointError.
+    num_positions, num_logits: see the constants. Raises CheckpointError.
     """
     scores: dict[str, list[_Scores]] = {}
-    for group in _groups(documents):
+    for group in _groups(documents, num_positions):
         tokens = _padded(group)
         targets, hidden = [], []
         for folder, what in ((source, "source"), (quantized, "quantized")):
@@ -61,13 +64,13 @@ def compare(
         for row, document in enumerate(group):
             first, last = document.first, len(document.tokens)
             predicting = [states[row, first - 1 : last - 1] for states in hidden]  # [N, H]
-            found = _scores(targets, predicting, tokens[row, first:last])
+            found = _scores(targets, predicting, tokens[row, first:last], num_logits)
             scores.setdefault(document.part, []).append(found)
     return [_summary(part, of_part) for part, of_part in scores.items()]
 
 
 class _Scores(NamedTuple):
-    """Of N predicted tokens: float64 [N] each."""
+    """Of N predicted tokens, as float64 [N]."""
 
     source_surprise: np.ndarray  # -log of the token's probability
     surprise: np.ndarray
@@ -75,9 +78,11 @@ class _Scores(NamedTuple):
     same_top: np.ndarray
 
 
-def _scores(targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.array) -> _Scores:
-    """Compare what two hidden states [N, H] say about the next token; tokens [N] is what it was."""
-    size = max(1, SLICE // targets[0].config.vocab_size)
+def _scores(
+    targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.array, num_logits: int
+) -> _Scores:
+    """Compare the predictions from two hidden states [N, H] for the actual next tokens [N]."""
+    size = max(1, num_logits // targets[0].config.vocab_size)
     slices = []
     for at in range(0, len(tokens), size):
         p, q = (
@@ -118,12 +123,12 @@ def _summary(part: str, scores: Sequence[_Scores]) -> TextQuality:
     )
 
 
-def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Documents that go through the layers together: GROUP positions, padding included, or one."""
+def _groups(documents: Sequence[Document], num_positions: int) -> Iterator[list[Document]]:
+    """Yield documents that go through the layers together: at most `num_positions`, or one."""
     group: list[Document] = []
     for document in documents:
         longest = max(len(one.tokens) for one in (*group, document))
-        if group and longest * (len(group) + 1) > GROUP:
+        if group and longest * (len(group) + 1) > num_positions:  # padding included
             yield group
             group = []
         group.append(document)
@@ -132,7 +137,7 @@ def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _padded(documents: Sequence[Document]) -> mx.array:
-    """Their tokens as rows [B, T], zeros after the shorter ones."""
+    """Return their tokens as rows [B, T], with zeros after the shorter ones."""
     longest = max(len(document.tokens) for document in documents)
     rows = [[*document.tokens, *[0] * (longest - len(document.tokens))] for document in documents]
     return mx.array(rows)
