@@ -109,6 +109,7 @@ class Batch:
             self._resize(size, length)
         row = self._rows.index(None)
         offset = prefill.cache.offset
+        self._cache.grow(capacity_for(length))
         self._cache.take_over(row, prefill.cache, length)
         self._cache.offset = _put(self._cache.offset, row, offset)
         self._newest = Newest(

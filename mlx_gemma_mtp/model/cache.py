@@ -168,17 +168,16 @@ class KVCache:
     def take_over(self, row: int, other: KVCache, length: int) -> None:
         """Move the `length` committed positions of a one-row cache into this row.
 
-        Empties `other` layer by layer. The caller sets the offset. Nothing else stays in the row:
-        masked slots count with weight zero, which does not make an infinite value vanish.
+        Empties `other` layer by layer. The caller has grown this cache, and sets the offset.
+        Nothing else stays in the row: a masked slot has weight 0, but 0 times an infinite value
+        is NaN.
         """
-        self.grow(capacity_for(length))
         for index in range(len(self.keys)):
             self._copy_layer(index, row, other, 0, length)
             other.keys[index] = other.values[index] = mx.zeros((0,))
 
     def copy_row(self, other: KVCache, row: int, length: int) -> None:
         """Copy the first `length` positions of a row of another cache into this one's only row."""
-        self.grow(capacity_for(length))
         for index in range(len(self.keys)):
             self._copy_layer(index, 0, other, row, length)
         self.offset = mx.array([length], mx.int32)
