@@ -16,9 +16,11 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import prefill
-from mlx_gemma_mtp.engine.prefill import CHUNKS
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
+
+CHUNKS = Limits().chunks
 
 # Summing in another order moved what a random 31B of 12 layers thinks of two tokens by 1.25 in the
 # median, by 8 at the 99th percentile and 14.5 at most, in bfloat16. Larger models have more layers.

@@ -13,17 +13,15 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, first_token
 from mlx_gemma_mtp.decode.sampling import row_settings
-from mlx_gemma_mtp.engine.prefill import CHUNKS, Prefill
+from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.memory import ROUNDS_AHEAD
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
 SIZES = (1, 2, 4, 8)
-SHRINK_AFTER = 16  # rounds with rows to spare before they go: resizing copies the cache
 
 
 class Flight(NamedTuple):
@@ -46,7 +44,9 @@ class Batch:
         depth: Depth,
         suppressed: list[int],
         max_batch: int,
+        limits: Limits,
     ) -> None:
+        self._limits = limits
         self._target = target
         self._play_round = play_round
         self._depth = depth
@@ -231,7 +231,7 @@ class Batch:
     def _shrink(self) -> None:
         size = next(size for size in self._sizes if size >= len(self.active))
         self._spare_rounds = self._spare_rounds + 1 if size < len(self._rows) else 0
-        if self._spare_rounds > SHRINK_AFTER:
+        if self._spare_rounds > self._limits.shrink_after:
             self.land()
             self.free_ended()
             self._resize(size)
@@ -239,7 +239,7 @@ class Batch:
     def _begin(self, size: int, capacity: int) -> None:
         """Start anew with this many free rows."""
         config, dtype = self._target.config, self._target.dtype
-        most = ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1)
+        most = self._limits.rounds_ahead * (self._limits.max_draft_tokens + 1)
         self._flight = None
         self._rows = [None] * size
         self._acceptance = {}
@@ -255,7 +255,7 @@ class Batch:
         """Move to another number of rows, with room for a text of this length. None in flight."""
         kept = [row for row, request in enumerate(self._rows) if request is not None]
         lengths = [self._lengths[row] for row in kept]
-        capacity = capacity_for(max([longest, *lengths]) + MAX_DRAFT_TOKENS + 1)
+        capacity = capacity_for(max([longest, *lengths]) + self._limits.max_draft_tokens + 1)
         if not kept:
             self._begin(size, capacity)
             return
@@ -277,7 +277,7 @@ class Batch:
                 # The newest token's keys and values are not there yet.
                 held = [*request.ids, *request.tokens[:-1]]
                 try:
-                    request.session.keep_row(self._cache, row, held, most=CHUNKS[-1])
+                    request.session.keep_row(self._cache, row, held)
                 except (RuntimeError, MemoryError):  # no room: the next turn is prefilled whole
                     request.session.close()
         self._rows = rows
