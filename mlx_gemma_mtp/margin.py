@@ -1,4 +1,4 @@
-"""How far two tokens are from a tie at one place of a completion, and how far rounding may move them.
+"""How far two tokens are from a tie at one place of a completion, and what rounding explains.
 
 One plain pass of the target gives the logits there. Knows nothing of engines and drafts.
 """
@@ -17,13 +17,14 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.memory import LARGEST_CHUNK
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
 # Summing in another order moved the logit difference of two tokens, in a random 31B of 12 layers in
 # bfloat16, by 1.25 units in the last place (median), 8 (99%) and 14.5 (maximum).
 NEAR_ULPS = 16
+CHUNK = Limits().chunks[-1]  # tokens that one forward reads
 FARTHEST = 1000.0  # a larger distance to the edge of the filters counts as infinite
 
 
@@ -69,7 +70,7 @@ def margin(
     tokens: tuple[int, int],
     params: SamplingParams,
     *,
-    chunk: int = LARGEST_CHUNK,
+    chunk: int = CHUNK,
 ) -> Margin:
     """Return the margin between two tokens that were chosen after `ids`, prompt and completion.
 
@@ -157,6 +158,6 @@ def _logits(target: Target, ids: Sequence[int], chunk: int) -> mx.array:
     capacity = capacity_for(len(ids))
     cache = KVCache.empty(target.config, 1, capacity=capacity, most=most, dtype=target.dtype)
     for start in range(0, len(ids), most):
-        hidden = prefill(target, mx.array([ids[start : start + most]]), cache)
-        mx.eval(hidden, cache.keys, cache.values)
+        hidden = prefill(target, cache, mx.array([ids[start : start + most]]))
+        mx.eval(hidden, cache.buffers)
     return target.logits(hidden)[0, 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import BinaryIO, TextIO
 
-from mlx_gemma_mtp.chat.spinner import Spinner, can_draw
+from mlx_gemma_mtp.show import can_draw, spinner
 
 
 class Screen:

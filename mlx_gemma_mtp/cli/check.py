@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.check import Difference, Drafts
     from mlx_gemma_mtp.engine.pair import OpenPair
 
+
 def exact_products() -> None:
     """Make the digits of a float32 product independent of how many rows it has.
 
