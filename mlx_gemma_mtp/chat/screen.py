@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import BinaryIO, TextIO
 
-from mlx_gemma_mtp.show import can_draw, spinner
+from mlx_gemma_mtp.show import can_draw
 
 
 class Screen:

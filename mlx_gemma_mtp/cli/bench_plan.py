@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -171,8 +170,8 @@ def open_subject(
 ) -> Opened:
     """The pair to measure; where it is drawn, tell says so. Raises what loading raises."""
     from mlx_gemma_mtp.bench import subject
-    from mlx_gemma_mtp.show import spinner
     from mlx_gemma_mtp.cli.pull import fetch_missing
+    from mlx_gemma_mtp.show import spinner
 
     if asked.synthetic is None:
         fetch_missing(pair.model, pair.drafter)
