@@ -27,6 +27,9 @@ class Models(NamedTuple):
     bits: int | None = None
 
 
+DEMO = Models()
+
+
 @dataclass
 class Conversation:
     """The state that the events of a file add up to.
@@ -34,7 +37,7 @@ class Conversation:
     messages: the user's and the model's, in turns, without the system prompt.
     """
 
-    models: Models = Models()
+    models: Models = DEMO
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
 
