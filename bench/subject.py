@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from mlx_gemma_mtp import Engine, device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import PlayRound, round_player
-from mlx_gemma_mtp.device import backend_name
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
@@ -165,10 +165,14 @@ def engine(
     player: Callable[[Target, Drafter | None], PlayRound] = round_player,
 ) -> Engine:
     """An engine for up to `batch` rows. depth: what it learns goes there. player: of its rounds."""
-    play_round = player(opened.pair.target, opened.pair.drafter)
-    if opened.draws is not None:
-        play_round = drawn(play_round, opened.draws, opened.shared_experts)
-    return Engine(opened.pair, max_batch=batch, max_queue=batch, depth=depth, play_round=play_round)
+
+    def play(target: Target, drafter: Drafter | None) -> PlayRound:
+        play_round = player(target, drafter)
+        if opened.draws is None:
+            return play_round
+        return drawn(play_round, opened.draws, opened.shared_experts)
+
+    return Engine(opened.pair, max_batch=batch, max_queue=batch, depth=depth, player=play)
 
 
 def bench_of(
@@ -208,7 +212,7 @@ def _copies_experts(opened: Opened) -> bool:
     kernels read the right ones does not matter where all are noise.
     """
     noise = opened.draws is not None and _bits(opened.pair.target) is None
-    return not (noise and backend_name() == "cuda")
+    return not (noise and backend() == "cuda")
 
 
 def _bits(target: Target) -> str | None:
