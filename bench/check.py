@@ -20,7 +20,7 @@ from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.checkpoint import dtype_name
+from mlx_gemma_mtp.files.weights import dtype_name
 
 from .margin import NEAR_ULPS, Margin, is_exact, margin
 from .record import Drafts

@@ -17,8 +17,7 @@ from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.files import checkpoint as weights
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.layers import join_projections
 from mlx_gemma_mtp.model.target import Target
@@ -95,7 +94,7 @@ def _engine(text: Text, *, with_drafter: bool) -> Engine:
         drafter = weights.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
         return join_projections(target), join_projections(drafter)
 
-    defaults = weights.read_generation_config(hub.DEMO)
+    defaults = checkpoint.read_generation_config(hub.DEMO)
     models = mlx_worker().run(read)
     return Engine(OpenPair(*models, text, defaults, None), max_batch=max(BATCHES), max_queue=8)
 

@@ -16,7 +16,7 @@ from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode import round as speculate
 from mlx_gemma_mtp.decode.round import Head, first_token, prefill
 from mlx_gemma_mtp.decode.sampling import row_settings
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
