@@ -165,10 +165,14 @@ def engine(
     player: Callable[[Target, Drafter | None], PlayRound] = round_player,
 ) -> Engine:
     """An engine for up to `batch` rows. depth: what it learns goes there. player: of its rounds."""
-    play_round = player(opened.pair.target, opened.pair.drafter)
-    if opened.draws is not None:
-        play_round = drawn(play_round, opened.draws, opened.shared_experts)
-    return Engine(opened.pair, max_batch=batch, max_queue=batch, depth=depth, play_round=play_round)
+
+    def play(target: Target, drafter: Drafter | None) -> PlayRound:
+        play_round = player(target, drafter)
+        if opened.draws is None:
+            return play_round
+        return drawn(play_round, opened.draws, opened.shared_experts)
+
+    return Engine(opened.pair, max_batch=batch, max_queue=batch, depth=depth, player=play)
 
 
 def bench_of(

@@ -7,6 +7,7 @@ what prefill, joining and rounds allocate. Knows nothing of what is running.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,24 +21,40 @@ from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.weights import num_bytes
-from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.experts import ALL_EXPERTS_FROM
 from mlx_gemma_mtp.model.target import Target
-
-# What the engine may hold, it reads from here.
-LARGEST_CHUNK = 512  # tokens of a prompt that one forward runs
-# A row may be two rounds ahead of its text: the one in which that ended, and the next. A session
-# that takes the row over still wants the window before the end.
-ROUNDS_AHEAD = 2
-SNAPSHOTS = 2  # that a session keeps: the end of the last prompt, and of the one before it
 
 LOAD_CONTEXT = 2048  # tokens of the one text that there must be room for to load a model
 
 # `sampling.choose` holds so many float32 copies of the logits where it samples: capped, divided,
 # negated, ranked, as probabilities, summed up, filtered, noise, their sum.
 LOGITS_COPIES = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine may hold, and how it paces its work.
+
+    chunks: sizes in which prompts are read, in tokens, ascending; few, so that few shapes are
+    compiled. The smallest is also what the shortest prompt counts for.
+    max_draft_tokens: the most drafts of a round. rounds_ahead: a row can be two rounds past the end
+    of its output, the one that ended it and the next; a session that takes the row over still needs
+    the window before the end. snapshots: what a session keeps, the end of the last prompt and of
+    the one before it. slot_step: see `KVCache.empty`. pause_seconds: how long decoding rows may
+    wait for a chunk. shrink_after: rounds with spare rows before the batch shrinks, because that
+    copies the cache.
+    """
+
+    chunks: tuple[int, ...] = (64, 128, 256, 512)
+    max_draft_tokens: int = MAX_DRAFT_TOKENS
+    rounds_ahead: int = 2
+    snapshots: int = 2
+    slot_step: int = SLOT_STEP
+    pause_seconds: float = 0.25
+    shrink_after: int = 16
 
 
 class Needs(NamedTuple):
@@ -146,23 +163,24 @@ class Pair(NamedTuple):
         backend.
         """
         context = min(context, self.target.max_position_embeddings)
-        chunk = min(LARGEST_CHUNK, context)
+        limits = Limits()
+        chunk = min(limits.chunks[-1], context)
         dtype = mx.float32 if self.dtype_bytes == 4 else mx.bfloat16
         prompt = KVCache.empty(
             self.target,
             1,
             capacity=capacity_for(context),
-            most=LARGEST_CHUNK if sessions else chunk,
+            most=limits.chunks[-1] if sessions else chunk,
             dtype=dtype,
         )
         rows = KVCache.empty(
             self.target,
             batch,
-            capacity=capacity_for(context + ROUNDS_AHEAD * (MOST + 1)),
-            most=ROUNDS_AHEAD * (MAX_DRAFT_TOKENS + 1),
+            capacity=capacity_for(context + limits.rounds_ahead * (MOST + 1)),
+            most=limits.rounds_ahead * (limits.max_draft_tokens + 1),
             dtype=dtype,
         )
-        kept = sessions * (prompt.nbytes + SNAPSHOTS * _sliding(prompt))
+        kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
         others = kept - prompt.nbytes if sessions else 0  # one lends its cache, to prompt and row
         rows_then = rows.nbytes if batch > 1 else 0  # a single row is laid out after its prompt
         reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)

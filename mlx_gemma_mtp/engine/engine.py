@@ -31,10 +31,15 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.remembered import load_depth, save_depth
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.messages import Message, Prompt
 
+Player = Callable[[Target, Drafter | None], PlayRound]
+
+DEFAULT_LIMITS = Limits()
 GEMMA_EOS = 1  # for a checkpoint without a generation_config
 PROMPT_FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
@@ -46,14 +51,15 @@ class Engine:
         self,
         pair: OpenPair,
         *,
-        max_batch: int,
-        max_queue: int,
+        max_batch: int = SIZES[-1],
+        max_queue: int = 256,
+        player: Player = round_player,
+        limits: Limits = DEFAULT_LIMITS,
         depth: Depth | None = None,
-        play_round: PlayRound | None = None,
     ) -> None:
-        """depth: learns in place of what is remembered, and is not remembered itself.
+        """player: makes the function that plays a round of this pair.
 
-        play_round: plays the rounds, in place of what `round_player` makes of the pair.
+        depth: used instead of what earlier runs learned, and not saved.
         """
         target, drafter, self.text, defaults, fingerprint = pair
         remember = fingerprint if depth is None else None
@@ -64,15 +70,17 @@ class Engine:
         self._identity = mlx_worker().run(lambda: _identity(target))
         self._defaults = defaults
         self._max_batch = max_batch
+        self._limits = limits
         self._eos = frozenset(_token_list(defaults, "eos_token_id", self.config) or [GEMMA_EOS])
         self._depth = depth
         self._scheduler: Scheduler | None = Scheduler(
             target,
-            play_round or round_player(target, drafter),
+            player(target, drafter),
             depth,
             suppressed=_token_list(defaults, "suppress_tokens", self.config),
             max_batch=max_batch,
             max_queue=max_queue,
+            limits=limits,
             on_idle=None if remember is None else partial(save_depth, remember, depth),
         )
 
@@ -177,7 +185,7 @@ class Engine:
         Raises CheckpointError where it is none.
         """
         _ = self._open
-        session = Session(self.config, self._identity)
+        session = Session(self.config, self._identity, self._limits)
         if saved is not None:
             mlx_worker().run(partial(session.restore, saved))
         return session

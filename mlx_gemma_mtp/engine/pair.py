@@ -32,7 +32,11 @@ class OpenPair(NamedTuple):
 
 
 def open_pair(
-    model: str | Path, drafter: str | Path | None = "auto", *, bits: int | None, force: bool
+    model: str | Path,
+    drafter: str | Path | None = "auto",
+    *,
+    bits: int | None = None,
+    force: bool = False,
 ) -> OpenPair:
     """The weights and all that goes with them. Arguments and errors are those of `load`."""
     folder, beside = hub.find_pair(model, drafter)

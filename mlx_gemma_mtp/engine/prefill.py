@@ -5,49 +5,48 @@ Knows nothing of batches or of who else waits.
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.memory import LARGEST_CHUNK
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
-
-CHUNKS = (64, 128, 256, LARGEST_CHUNK)  # tokens per forward; few sizes, for few shapes
-PAUSE_SECONDS = 0.25  # how long rows that decode should wait for a chunk, at most
 
 
 class Pace:
     """How long prefill takes here, and so how much of it may come between two rounds."""
 
-    def __init__(self) -> None:
-        self._seconds_per_token: float | None = None  # a running mean
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._seconds_per_token = math.inf  # a running mean; inf before the first measurement
 
     def measure(self, num_tokens: int, seconds: float) -> None:
         """Learn what a chunk took."""
-        if num_tokens < CHUNKS[0]:
-            return  # each token of so few takes longer
+        if num_tokens < self._limits.chunks[0]:
+            return  # each token of a short chunk takes longer
         now, before = seconds / num_tokens, self._seconds_per_token
-        self._seconds_per_token = now if before is None else (before + now) / 2
+        self._seconds_per_token = now if before == math.inf else (before + now) / 2
 
     def chunk(self, *, decoding: bool) -> int:
-        """Most tokens of the next chunk.
+        """The most tokens of the next chunk.
 
-        While rows are decoding, the largest that should take no longer than PAUSE_SECONDS; the
-        smallest where none does and before the first measurement.
+        While rows are decoding, the largest size that should take no longer than `pause_seconds`;
+        the smallest if all take longer, and before the first measurement.
         """
+        chunks, pause = self._limits.chunks, self._limits.pause_seconds
         if not decoding:
-            return CHUNKS[-1]
-        if self._seconds_per_token is None:
-            return CHUNKS[0]
-        quick = [chunk for chunk in CHUNKS if chunk * self._seconds_per_token <= PAUSE_SECONDS]
-        return max(quick, default=CHUNKS[0])
+            return chunks[-1]
+        quick = [chunk for chunk in chunks if chunk * self._seconds_per_token <= pause]
+        return max(quick, default=chunks[0])
 
 
 class Prefill:
     """One request's prompt and the one-row cache it goes into."""
 
-    def __init__(self, target: Target, request: Request) -> None:
+    def __init__(self, target: Target, request: Request, limits: Limits) -> None:
         request.begin()
         length, session = len(request.ids), request.session
         self.request = request
@@ -61,7 +60,7 @@ class Prefill:
                 target.config,
                 1,
                 capacity=capacity_for(length),
-                most=CHUNKS[-1] if session else min(CHUNKS[-1], length),
+                most=limits.chunks[-1] if session else min(limits.chunks[-1], length),
                 dtype=target.dtype,
             )
         self.hidden: mx.array  # [1, 1, H] of the last token so far
@@ -82,7 +81,7 @@ class Prefill:
         """Run up to `most` further tokens, and wait for them; returns how many they were."""
         self.cache.grow(capacity_for(len(self.request.ids)))
         chunk, self._left = self._left[:most], self._left[most:]
-        self.hidden = prefill(self._target, mx.array([chunk]), self.cache)
+        self.hidden = prefill(self._target, self.cache, mx.array([chunk]))
         # One chunk's activations at a time.
         mx.eval(self.hidden, self.cache.keys, self.cache.values)
         return len(chunk)

@@ -18,11 +18,12 @@ import mlx.core as mx
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import PlayRound
 from mlx_gemma_mtp.engine.batch import Batch
-from mlx_gemma_mtp.engine.prefill import CHUNKS, Pace, Prefill
+from mlx_gemma_mtp.engine.prefill import Pace, Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Generation
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, QueueFullError
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.target import Target
 
 CLOSED = MgmError("this engine was closed before the text was complete")
@@ -40,20 +41,22 @@ class Scheduler:
         suppressed: list[int],
         max_batch: int,
         max_queue: int,
+        limits: Limits,
         on_idle: Callable[[], object] | None = None,
     ) -> None:
         """on_idle is called, on the worker, whenever nothing is left to do."""
         self._target = target
         self._max_queue = max_queue
+        self._limits = limits
         self._on_idle = on_idle
         self._room = threading.Semaphore(max_queue)
         self._waiting: deque[Request] = deque()
         self._prefill: Prefill | None = None
         # There, because MLX's arrays belong to the thread that makes them.
         self._batch = mlx_worker().run(
-            lambda: Batch(target, play_round, depth, suppressed, max_batch)
+            lambda: Batch(target, play_round, depth, suppressed, max_batch, limits)
         )
-        self._pace = Pace()
+        self._pace = Pace(limits)
         self._stepping = False  # is there a step in the worker's queue?
         self._closed = False
 
@@ -143,7 +146,7 @@ class Scheduler:
         """Begin with the first that waits, if there is a row for it and it has so few tokens."""
         may = self._prefill is None and not self._batch.full
         if may and self._waiting and len(self._waiting[0].ids) <= most:
-            self._prefill = Prefill(self._target, self._next_waiting())
+            self._prefill = Prefill(self._target, self._next_waiting(), self._limits)
 
     def _read(self, prefill: Prefill, most: int) -> int:
         """Prefill one chunk, and join after the last; what fails is this request's alone.
@@ -161,7 +164,7 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             self._prefill = None
             prefill.request.fail(error)
-        return max(num_tokens, CHUNKS[0])
+        return max(num_tokens, self._limits.chunks[0])
 
     def _in_batch(self, action: Callable[[], None]) -> None:
         """Do something that all rows depend on; where it fails, all of them do."""

@@ -20,8 +20,8 @@ import mlx.core as mx
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import replacing
-from mlx_gemma_mtp.memory import SNAPSHOTS
-from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
 
 FORMAT = "mgm session 1"
@@ -47,13 +47,14 @@ class Reused(NamedTuple):
 class Session:
     """One conversation; made by `Engine.session`, given to its `submit` and `stream`.
 
-    Takes as much memory as a row of the batch and SNAPSHOTS windows, until it is dropped
+    Takes as much memory as a row of the batch and a window per snapshot, until it is dropped
     or closed. One request at a time. Only the worker looks into it.
     """
 
-    def __init__(self, config: TargetConfig, model: str) -> None:
+    def __init__(self, config: TargetConfig, model: str, limits: Limits) -> None:
         """model: identifies the weights, for `save` and `restore`."""
         self._config = config
+        self._limits = limits
         self._model = model
         self._sliding = [
             index
@@ -109,7 +110,9 @@ class Session:
         """The prompt is in the cache: remember how its sliding layers are. Copies nothing."""
         first = max(self._first, len(ids) - cache.capacity("sliding_attention"))
         self._marks = [
-            *[mark for mark in self._marks if mark.length < len(ids)][-SNAPSHOTS + 1 :],
+            *[mark for mark in self._marks if mark.length < len(ids)][
+                -self._limits.snapshots + 1 :
+            ],
             self._standing(cache, len(ids), first),
         ]
 
@@ -122,14 +125,14 @@ class Session:
         lowest = len(tokens) - cache.capacity("sliding_attention")
         self._first = max(lowest, self._first if first is None else first)
 
-    def keep_row(self, cache: KVCache, row: int, tokens: Sequence[int], most: int) -> None:
-        """Copy a row of a batch that holds these tokens. most: of positions a forward will add."""
+    def keep_row(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
+        """Copy a row of a batch that holds these tokens."""
         length = len(tokens)
         copy = KVCache.empty(
             self._config,
             1,
             capacity=capacity_for(length),
-            most=most,
+            most=self._limits.chunks[-1],
             dtype=cache.keys[0].dtype,
         )
         copy.copy_row(cache, row, length)
@@ -196,7 +199,7 @@ class Session:
                 ]
                 for what in ("keys", "values")
             )
-            cache = KVCache(self._config, mx.array([now.length], mx.int32), keys, values)
+            cache = KVCache(self._config, Buffers(mx.array([now.length], mx.int32), keys, values))
             mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in standings])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = one_line(error)
