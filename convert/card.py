@@ -33,8 +33,8 @@ MLX weights of {source}: {bits:.2f} bits per weight, {size}. {about}
 
 ## How it was made
 
-Made by `mgm convert --bits {recipe.bits}` with the recipe `{recipe.name}`: {reason}. Unquantized
-tensors are {recipe.dtype}. Versions: {tools}.
+Made by `mgm convert --bits {recipe.bits}` with the recipe `{recipe.name}` ({reason}).
+Unquantized tensors are {recipe.dtype}. Versions: {tools}.
 
 {formats}
 
@@ -74,7 +74,7 @@ def card(name: str, plan: Plan, manifest: Manifest) -> str:
         bits=manifest.bits_per_weight,
         size=decimal(plan.nbytes),
         about=_RUN.format(name=name) if is_target else "It works only with the target it is in.",
-        quality=_quality("Not measured yet: `mgm verify --quality` measures it, and fills this in."),
+        quality=_quality("Not measured: `mgm verify --quality` measures it and fills this in."),
         recipe=recipe,
         reason=RECIPES[recipe.name].reason,
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),

@@ -6,8 +6,7 @@ files.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -37,7 +36,7 @@ class Format(NamedTuple):
         return f"{self.bits}/{self.group_size}" if self.kind == "affine" else self.kind
 
     @property
-    def block(self) -> dict[str, int | str]:
+    def block(self) -> dict[str, Any]:
         """Its entry in `quantization` of a config.json."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
@@ -81,24 +80,6 @@ def quantize(rows: mx.array, chosen: Format) -> list[mx.array]:
     if chosen.kind == "q4_0":
         return _to_q4_0(rows)
     return list(mx.quantize(rows, chosen.group_size, chosen.bits, chosen.mode))
-
-
-class PartLayout(NamedTuple):
-    """One of the arrays that a weight is stored as: its type and elements per row."""
-
-    suffix: str
-    dtype: mx.Dtype
-    width: int
-
-
-@cache
-def layout(chosen: Format, width: int, dtype: mx.Dtype) -> tuple[PartLayout, ...]:
-    """Return what `quantize` makes of rows of this width and type."""
-    parts = quantize(mx.zeros((1, width), dtype), chosen)
-    return tuple(
-        PartLayout(suffix, part.dtype, part.shape[-1])
-        for suffix, part in zip(("weight", "scales", "biases"), parts, strict=False)
-    )
 
 
 def _to_q4_0(rows: mx.array) -> list[mx.array]:

@@ -73,4 +73,6 @@ def _headers(name: str | Path) -> Source:
         for tensor, entry in header.tensors.items():
             parsed = parse_entry(tensor, vars(entry), Path(str(name), file), 0)
             tensors[canonical_name(tensor)] = parsed
-    return Source(Origin(repository, commit), Path(str(name)), read_config(Path(config).parent), tensors)
+    return Source(
+        Origin(repository, commit), Path(str(name)), read_config(Path(config).parent), tensors
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.files.atomic import write_whole
-from mlx_gemma_mtp.files.checkpoint import dtype_name
+from mlx_gemma_mtp.files.weights import dtype_name
 
 from . import card, settings
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
@@ -76,9 +76,9 @@ def _write_rest(plan: Plan, folder: Path, name: str, on_progress: OnProgress) ->
     files = [*(folder / shard.name for shard in plan.shards), folder / INDEX, *extras]
     config = settings.config_json(plan).encode()
     records = {"config.json": FileRecord(len(config), hashlib.sha256(config).hexdigest())}
-    done, total = 0, sum(path.stat().st_size for path in files)
+    done, total = 0, sum(shard.nbytes for shard in plan.shards)
     for path in files:
-        on_progress(f"hashing {path.name}", done, total)
+        on_progress(f"hashing the {plan.kind}", min(done, total), total)
         records[path.name] = record(path)
         done += records[path.name].bytes
     manifest = Manifest(
@@ -94,7 +94,12 @@ def _write_rest(plan: Plan, folder: Path, name: str, on_progress: OnProgress) ->
         bits_per_weight=round(plan.bits_per_weight, 4),
         parameters=plan.num_weights,
         files=dict(sorted(records.items())),
-        tensors={one.name: _tensor_record(one) for one in plan.parameters},
+        tensors={
+            one.name: TensorRecord(
+                one.shape, dtype_name(one.dtype), **({} if one.format is None else one.format.block)
+            )
+            for one in plan.parameters
+        },
     )
     write_whole(folder / card.CARD, card.card(name, plan, manifest).encode())
     write_whole(folder / MANIFEST, manifest.to_json().encode())
@@ -105,13 +110,6 @@ def record(path: Path) -> FileRecord:
     """Return a file's size and SHA-256. Raises OSError."""
     with path.open("rb") as file:
         return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _tensor_record(parameter: Parameter) -> TensorRecord:
-    shape, dtype, chosen = parameter.shape, dtype_name(parameter.dtype), parameter.format
-    if chosen is None:
-        return TensorRecord(shape, dtype)
-    return TensorRecord(shape, dtype, chosen.bits, chosen.group_size, chosen.mode)
 
 
 def _extras(plan: Plan) -> list[Path]:

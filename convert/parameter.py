@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 
-from .formats import AFFINE_GROUPS, Format, layout
+from .formats import AFFINE_GROUPS, Format, quantize
 from .shards import Part
 from .source import Source, SourceTensor
 
@@ -113,8 +113,9 @@ def stored_parts(
             f"{path} cannot be quantized to {chosen.name}: its width {width} is not a multiple of "
             f"{chosen.group_size}; {choose}keep it unquantized with --rule '{path}=none'"
         )
+    row = quantize(mx.zeros((1, width), dtype), chosen)
     stem = name.removesuffix("weight")
     return tuple(
-        Part(stem + part.suffix, part.dtype, (*shape[:-1], part.width))
-        for part in layout(chosen, width, dtype)
+        Part(stem + suffix, array.dtype, (*shape[:-1], array.shape[-1]))
+        for suffix, array in zip(("weight", "scales", "biases"), row, strict=False)
     )

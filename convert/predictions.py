@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -53,7 +52,7 @@ def compare(
 
     num_positions, num_logits: see the constants. Raises CheckpointError.
     """
-    scores: dict[str, list[_Scores]] = {}
+    scores: dict[str, list[np.ndarray]] = {}
     for group in _groups(documents, num_positions):
         tokens = _padded(group)
         targets, hidden = [], []
@@ -66,22 +65,17 @@ def compare(
             predicting = [states[row, first - 1 : last - 1] for states in hidden]  # [N, H]
             found = _scores(targets, predicting, tokens[row, first:last], num_logits)
             scores.setdefault(document.part, []).append(found)
-    return [_summary(part, of_part) for part, of_part in scores.items()]
-
-
-class _Scores(NamedTuple):
-    """Of N predicted tokens, as float64 [N]."""
-
-    source_surprise: np.ndarray  # -log of the token's probability
-    surprise: np.ndarray
-    divergence: np.ndarray
-    same_top: np.ndarray
+    return [_summary(part, np.concatenate(of_part, axis=1)) for part, of_part in scores.items()]
 
 
 def _scores(
     targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.array, num_logits: int
-) -> _Scores:
-    """Compare the predictions from two hidden states [N, H] for the actual next tokens [N]."""
+) -> np.ndarray:
+    """Compare the predictions from two hidden states [N, H] for the actual next tokens [N].
+
+    Returns float64 [4, N]: -log of the token's probability in the source and in the other, the
+    divergence, and whether both find the same token most likely.
+    """
     size = max(1, num_logits // targets[0].config.vocab_size)
     slices = []
     for at in range(0, len(tokens), size):
@@ -99,7 +93,7 @@ def _scores(
             ]
         )
         slices.append(np.array(found, np.float64))
-    return _Scores(*np.concatenate(slices, axis=1))
+    return np.concatenate(slices, axis=1)
 
 
 def _log_probabilities(target: Target, hidden: mx.array) -> mx.array:
@@ -110,16 +104,16 @@ def _log_probabilities(target: Target, hidden: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _summary(part: str, scores: Sequence[_Scores]) -> TextQuality:
-    whole = _Scores(*(np.concatenate(of) for of in zip(*scores, strict=True)))
+def _summary(part: str, scores: np.ndarray) -> TextQuality:
+    source_surprise, surprise, divergence, same_top = scores
     return TextQuality(
         part,
-        tokens=len(whole.surprise),
-        source_perplexity=float(np.exp(whole.source_surprise.mean())),
-        perplexity=float(np.exp(whole.surprise.mean())),
-        mean_divergence=float(whole.divergence.mean()),
-        divergence_99=float(np.percentile(whole.divergence, 99)),
-        same_top=float(whole.same_top.mean()),
+        tokens=len(surprise),
+        source_perplexity=float(np.exp(source_surprise.mean())),
+        perplexity=float(np.exp(surprise.mean())),
+        mean_divergence=float(divergence.mean()),
+        divergence_99=float(np.percentile(divergence, 99)),
+        same_top=float(same_top.mean()),
     )
 
 

@@ -1,4 +1,4 @@
-"""What quantizing cost: a target's predictions and a drafter's acceptance, compared with the source.
+"""What quantizing cost: predictions of the target and acceptance of the drafter, before and after.
 
 Predictions are compared on a text, streamed, so that any size works. Acceptance is that of real
 decoding, if the pair fits in memory. Knows nothing of manifests or of the terminal.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import EIGHT_BIT
+from mlx_gemma_mtp.files.weights import EIGHT_BIT
 
 from .formats import FIXED, NAMES, UNQUANTIZED, parse_format
 
@@ -94,7 +94,7 @@ RECIPES = {
         rules=(*_PROTECTED, *_REST),
     ),
 }
-# No measurement ranks a drafter's layers. A worse draft costs speed only and never changes the text.
+# No measurement ranks a drafter's layers. A worse draft costs speed only; the text stays the same.
 DRAFTER_RULES = (*_PROTECTED, *_REST)
 DRAFTER = "drafter."  # prefix of command-line rules for the drafter
 
@@ -149,7 +149,7 @@ def sensitive_layers(num_layers: int) -> list[int]:
 
 
 def default_drafter_bits(bits: str) -> str:
-    """Return a drafter's bits for its target's; `files.checkpoint.drafter_bits` has the reason."""
+    """Return a drafter's bits for its target's; `files.weights.drafter_bits` has the reason."""
     if bits in (UNQUANTIZED, "q4_0"):
         return bits
     chosen = parse_format(bits)

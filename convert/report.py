@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rich.filesize import decimal
 
 from mlx_gemma_mtp import device, memory
-from mlx_gemma_mtp.files.checkpoint import dtype_name
+from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.show import table
 
@@ -23,7 +23,7 @@ from .slices import peak_bytes
 
 CONTEXTS = (4_096, 32_768, 131_072, 262_144)
 BATCHES = (1, 4, 8)
-OTHERS = "unquantized"  # the last row of a table of formats
+OTHERS = "others"  # the last row of a table of formats
 
 
 def format_table(plan: Plan) -> str:
@@ -39,13 +39,13 @@ def format_table(plan: Plan) -> str:
         [
             name,
             _formats(group),
-            millions(sum(math.prod(parameter.shape) for parameter in group)),
+            f"{sum(math.prod(parameter.shape) for parameter in group):,}",
             decimal(sum(parameter.nbytes for parameter in group)),
         ]
         for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS)
     ]
     bits = f"{plan.bits_per_weight:.2f} bits per weight"
-    rows.append(["total", bits, millions(plan.num_weights), decimal(plan.nbytes)])
+    rows.append(["total", bits, f"{plan.num_weights:,}", decimal(plan.nbytes)])
     return table(["module", "format", "weights", "size"], rows, markdown=True, left=2)
 
 
@@ -54,10 +54,6 @@ def _formats(group: Sequence[Parameter]) -> str:
     if len(names) == 1:
         return next(iter(names))
     return ", ".join(f"{name} ({count})" for name, count in names.most_common())
-
-
-def millions(count: int) -> str:
-    return f"{count / 1e6:,.1f} M"
 
 
 def dry_run(plans: Sequence[Plan], options: Options) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import dtype_name
+from mlx_gemma_mtp.files.weights import dtype_name
 
 from .formats import quantize
 from .parameter import Parameter
@@ -50,9 +51,7 @@ def write_weights(
     if finished and not all(_has_size(folder / one.name, one.nbytes) for one in plan.shards):
         on_disk(dict.fromkeys(finished, 0))
         finished = {}
-    with ShardWriter(
-        folder, plan.shards, sync_bytes=options.sync_bytes, on_disk=on_disk
-    ) as writer:
+    with ShardWriter(folder, plan.shards, sync_bytes=options.sync_bytes, on_disk=on_disk) as writer:
         for parameter in plan.parameters:
             start, row_bytes = finished.get(parameter.name, 0), parameter.rows.tensor.row_bytes
             yield parameter, start * row_bytes
@@ -109,6 +108,6 @@ def _streams() -> Sequence[mx.Stream | mx.ThreadLocalStream]:
 
     Made once, because MLX keeps the thread of a stream while the process lives.
     """
-    if mx.default_device() == mx.Device(mx.cpu):
+    if backend() == "cpu":
         return [mx.new_thread_local_stream(mx.cpu) for _ in range(LANES)]
     return [mx.default_stream(mx.default_device())]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mlx.utils import tree_flatten
 
@@ -19,17 +19,17 @@ from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import (
     canonical_name,
-    read_config,
     read_drafter_config,
     read_target_config,
 )
 from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import check_pair
 
-from .formats import Format, layout
-from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, TensorRecord, read_manifest
+from .formats import Format
+from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, read_manifest
 from .output import DRAFTER_FOLDER, record
-from .shards import INDEX
+from .parameter import stored_parts
+from .shards import INDEX, Part
 from .source import CODES, SourceTensor, read_tensors
 from .streamed import opened
 
@@ -141,12 +141,10 @@ def _tensor_faults(
 ) -> list[str]:
     """Return what loading would refuse, differences from the manifest, and a wrong index."""
     by_file_name = {tensor.name: tensor for tensor in stored.values()}
-    faults: list[str] = []
+    faults = [*_index_faults(folder, by_file_name)]
     if manifest is not None:
         faults += _manifest_faults(folder, by_file_name, manifest)
-        faults += _format_faults(folder, manifest)
-    faults += _index_faults(folder, by_file_name)
-    model, arrays = opened(folder)
+    model, arrays = opened(folder)  # quantized as config.json says
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         found = arrays.get(name)
         if found is None:
@@ -162,69 +160,30 @@ def _tensor_faults(
 def _manifest_faults(
     folder: Path, stored: dict[str, SourceTensor], manifest: Manifest
 ) -> Iterator[str]:
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, of_tensor in manifest.tensors.items():
-        expected |= _stored_as(name, of_tensor)
+    expected = {part.name: part for name in manifest.tensors for part in _parts(name, manifest)}
     for name in sorted(stored.keys() - expected.keys()):
         yield f"{stored[name].path}: tensor {name} is not in the manifest"
-    for name, (code, shape) in expected.items():
-        if name not in stored:
+    for name, part in expected.items():
+        found = stored.get(name)
+        if found is None:
             yield f"{folder}: tensor {canonical_name(name)} is missing"
-        elif (stored[name].code, stored[name].shape) != (code, shape):
-            found = stored[name]
+        elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "
-                f"manifest's bits it would be {code} {list(shape)}"
+                f"manifest's bits it would be {CODES[part.dtype]} {list(part.shape)}"
             )
 
 
-def _stored_as(name: str, of_tensor: TensorRecord) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return types and shapes of the arrays that a parameter of the manifest is stored as."""
-    shape, bits, group_size, mode = (
-        of_tensor.shape,
-        of_tensor.bits,
-        of_tensor.group_size,
-        of_tensor.mode,
-    )
+def _parts(name: str, manifest: Manifest) -> tuple[Part, ...]:
+    """Return the arrays that a parameter of the manifest is stored as. Raises CheckpointError."""
+    tensor = manifest.tensors[name]
     try:
-        dtype = _DTYPES[of_tensor.dtype]
-        if bits is None:
-            return {name: (CODES[dtype], shape)}
-        parts = layout(Format(str(mode), bits, group_size or 0), shape[-1], dtype)
-    except (IndexError, KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"{MANIFEST}: tensor {name} cannot be {of_tensor.dtype}, {list(shape)}, with "
-            f"{_in_words(bits, group_size, mode)}"
-        ) from None
-    module = name.removesuffix("weight")
-    return {
-        module + part.suffix: (CODES[part.dtype], (*shape[:-1], part.width)) for part in parts
-    }
-
-
-def _format_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield differences between the manifest and config.json, which decides how a model loads."""
-    stated = read_config(folder).get("quantization")
-    if not isinstance(stated, dict):
-        stated = {}
-    for name, of_tensor in manifest.tensors.items():
-        if of_tensor.bits is None:
-            continue
-        own = stated.get(name.removesuffix(".weight"))
-        entry = stated | (own if isinstance(own, dict) else {})
-        in_config = _in_words(
-            entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
-        )
-        in_manifest = _in_words(of_tensor.bits, of_tensor.group_size, of_tensor.mode)
-        if in_config != in_manifest:
-            yield (
-                f"{folder / 'config.json'}: {name} has {in_config}, but {in_manifest} in the "
-                "manifest"
-            )
-
-
-def _in_words(bits: Any, group_size: Any, mode: Any) -> str:
-    return f"{bits} bits in groups of {group_size}, {mode}"
+        chosen = None
+        if tensor.bits is not None:
+            chosen = Format(str(tensor.mode), tensor.bits, tensor.group_size or 0)
+        return stored_parts(name, name, tensor.shape, _DTYPES[tensor.dtype], chosen)
+    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, UsageError):
+        raise CheckpointError(f"{MANIFEST}: tensor {name} cannot be {tensor}") from None
 
 
 def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str]:
