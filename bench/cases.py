@@ -69,13 +69,12 @@ def _inside(samples: Sequence[Sample]) -> dict[str, Any]:
     """What only our own engine tells."""
     stats = [one for sample in samples for one in sample.stats]
     gaps = np.array([gap for sample in samples for gap in sample.gaps]) * 1e3
-    experts = [one.distinct_experts for one in stats if one.distinct_experts is not None]
     found: dict[str, Any] = {
         "first_token_ms": Spread.of(
             [statistics.median(sample.first_tokens) * 1e3 for sample in samples]
         ),
         "drafted_per_round": sum(_summed(stats, "drafted_at")) / sum(one.rounds for one in stats),
-        "distinct_experts": statistics.mean(experts) if experts else None,
+        "distinct_experts": None,
         "peak_bytes": max(sample.peak_bytes for sample in samples),
     }
     if len(gaps):

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode import round as speculate
-from mlx_gemma_mtp.decode.round import Head, PlayRound, Round
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.experts import Router
@@ -60,7 +60,7 @@ def drawn(play_round: PlayRound, draws: Draws, shared_experts: int = 0) -> PlayR
     agreeing, route = speculate.agreeing_prefix, Router.__call__
 
     def play(
-        cache: KVCache, head: Head, settings: RowSettings, limit: mx.array, num_draft_tokens: int
+        cache: KVCache, head: Newest, settings: RowSettings, limit: mx.array, num_draft_tokens: int
     ) -> Round:
         num_rows = len(limit)
         accepts = mx.array(draws(num_rows, num_draft_tokens), mx.int32)

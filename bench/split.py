@@ -14,9 +14,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gemma_mtp.decode.round import Head, PlayRound, Round, draft, verify
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, draft, verify
 from mlx_gemma_mtp.decode.sampling import RowSettings
-from mlx_gemma_mtp.model.cache import KVCache, Memory
+from mlx_gemma_mtp.model.cache import Buffers, KVCache, SharedKV
 from mlx_gemma_mtp.model.config import LayerKind
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -65,32 +65,32 @@ def in_step(target: Target, drafter: Drafter | None, stopwatch: Stopwatch) -> Pl
     def guess(
         num_draft_tokens: int,
         settings: RowSettings,
-        head: Head,
+        head: Newest,
         offset: mx.array,
         keys: list[mx.array],
         values: list[mx.array],
     ) -> mx.array:
-        cache = KVCache(target.config, offset, keys, values)
+        cache = KVCache(target.config, Buffers(offset, keys, values))
         return draft(target, drafter, cache, head, settings, num_draft_tokens)
 
     def check(
         drafts: mx.array,
         settings: RowSettings,
         limit: mx.array,
-        head: Head,
+        head: Newest,
         offset: mx.array,
         keys: list[mx.array],
         values: list[mx.array],
     ) -> tuple[Round, mx.array, list[mx.array], list[mx.array]]:
-        cache = KVCache(target.config, offset, keys, values)
-        played = verify(target, cache, head, drafts, settings, limit)
+        cache = KVCache(target.config, Buffers(offset, keys, values))
+        played = verify(target, cache, head, settings, limit, drafts)
         return played, cache.offset, cache.keys, cache.values
 
     if mx.default_device() == mx.Device(mx.gpu):
         guess, check = mx.compile(guess), mx.compile(check)
 
     def play_round(
-        cache: KVCache, head: Head, settings: RowSettings, limit: mx.array, num_draft_tokens: int
+        cache: KVCache, head: Newest, settings: RowSettings, limit: mx.array, num_draft_tokens: int
     ) -> Round:
         mx.eval(limit, head, cache.offset)  # laid out anew where a row came or went
         begun = time.perf_counter()
@@ -121,7 +121,7 @@ class SlowDrafter(Drafter):
         self,
         embedding: mx.array,
         hidden: mx.array,
-        memory: dict[LayerKind, Memory],
+        memory: dict[LayerKind, SharedKV],
         position: mx.array,
     ) -> tuple[mx.array, mx.array]:
         """As a drafter's. A repetition depends on the one before, so that none falls away."""

@@ -21,7 +21,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
-from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
 
 FORMAT = "mgm session 1"
@@ -131,9 +131,10 @@ class Session:
         copy = KVCache.empty(
             self._config,
             1,
-            capacity=capacity_for(length),
+            capacity=capacity_for(length, self._limits.slot_step),
             most=self._limits.chunks[-1],
             dtype=cache.keys[0].dtype,
+            slot_step=self._limits.slot_step,
         )
         copy.copy_row(cache, row, length)
         self.keep(copy, tokens, first=max(0, length - self._config.sliding_window))
@@ -199,7 +200,7 @@ class Session:
                 ]
                 for what in ("keys", "values")
             )
-            cache = KVCache(self._config, mx.array([now.length], mx.int32), keys, values)
+            cache = KVCache(self._config, Buffers(mx.array([now.length], mx.int32), keys, values))
             mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in standings])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
