@@ -80,7 +80,7 @@ class Batch:
 
     def clear(self) -> None:
         """Drop every row and give the memory back."""
-        self._begin(0, capacity_for(1))
+        self._begin(0, self._capacity(1))
 
     def fail(self, error: BaseException) -> None:
         """End all requests with this error and drop their rows."""
@@ -109,7 +109,7 @@ class Batch:
             self._resize(size, length)
         row = self._rows.index(None)
         offset = prefill.cache.offset
-        self._cache.grow(capacity_for(length))
+        self._cache.grow(self._capacity(length))
         self._cache.take_over(row, prefill.cache, length)
         self._cache.offset = _put(self._cache.offset, row, offset)
         self._newest = Newest(
@@ -187,7 +187,7 @@ class Batch:
         """Start a round; None where no row can play it."""
         drafts = self._choose_drafts()
         held = self._cache.capacity("full_attention")
-        capacity = max(held, capacity_for(max(self._lengths) + drafts + 1))
+        capacity = max(held, self._capacity(max(self._lengths) + drafts + 1))
         shape = (len(self._rows), drafts, capacity)
         is_new = capacity > held or shape not in self._shapes
         if is_new:
@@ -236,6 +236,9 @@ class Batch:
             self.free_ended()
             self._resize(size)
 
+    def _capacity(self, length: int) -> int:
+        return capacity_for(length, self._limits.slot_step)
+
     def _begin(self, size: int, capacity: int) -> None:
         """Start anew with this many free rows."""
         config, dtype = self._target.config, self._target.dtype
@@ -245,7 +248,14 @@ class Batch:
         self._acceptance = {}
         self._lengths = [0] * size
         self._spare_rounds = 0
-        self._cache = KVCache.empty(config, size, capacity=capacity, most=most, dtype=dtype)
+        self._cache = KVCache.empty(
+            config,
+            size,
+            capacity=capacity,
+            most=most,
+            dtype=dtype,
+            slot_step=self._limits.slot_step,
+        )
         self._newest = Newest(
             mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
         )
@@ -255,7 +265,7 @@ class Batch:
         """Move to another number of rows, with room for a text of this length. None in flight."""
         kept = [row for row, request in enumerate(self._rows) if request is not None]
         lengths = [self._lengths[row] for row in kept]
-        capacity = capacity_for(max([longest, *lengths]) + self._limits.max_draft_tokens + 1)
+        capacity = self._capacity(max([longest, *lengths]) + self._limits.max_draft_tokens + 1)
         if not kept:
             self._begin(size, capacity)
             return

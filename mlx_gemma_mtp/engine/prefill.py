@@ -51,6 +51,7 @@ class Prefill:
         length, session = len(request.ids), request.session
         self.request = request
         self._target = target
+        self._limits = limits
         reused = session.resume(request.ids) if session else None
         if reused:
             self.cache = reused.cache
@@ -59,9 +60,10 @@ class Prefill:
             self.cache = KVCache.empty(
                 target.config,
                 1,
-                capacity=capacity_for(length),
+                capacity=capacity_for(length, limits.slot_step),
                 most=limits.chunks[-1] if session else min(limits.chunks[-1], length),
                 dtype=target.dtype,
+                slot_step=limits.slot_step,
             )
         self.hidden: mx.array  # [1, 1, H] of the last token so far
         self._left = request.ids[request.stats.reused_tokens :]
@@ -79,7 +81,7 @@ class Prefill:
 
     def advance(self, most: int) -> int:
         """Run up to `most` further tokens, and wait for them; returns how many they were."""
-        self.cache.grow(capacity_for(len(self.request.ids)))
+        self.cache.grow(capacity_for(len(self.request.ids), self._limits.slot_step))
         chunk, self._left = self._left[:most], self._left[most:]
         self.hidden = prefill(self._target, self.cache, mx.array([chunk]))
         # One chunk's activations at a time.

@@ -131,9 +131,10 @@ class Session:
         copy = KVCache.empty(
             self._config,
             1,
-            capacity=capacity_for(length),
+            capacity=capacity_for(length, self._limits.slot_step),
             most=self._limits.chunks[-1],
             dtype=cache.keys[0].dtype,
+            slot_step=self._limits.slot_step,
         )
         copy.copy_row(cache, row, length)
         self.keep(copy, tokens, first=max(0, length - self._config.sliding_window))
