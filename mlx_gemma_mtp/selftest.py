@@ -20,7 +20,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import checkpoint as weights
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -91,9 +91,9 @@ def _engine(text: Text, *, with_drafter: bool) -> Engine:
     def read() -> tuple[Target, Drafter | None]:
         target = weights.load_target(hub.DEMO, dtype=mx.float32)
         if not with_drafter:
-            return join_projections(target), None
+            return fuse_projections(target), None
         drafter = weights.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
-        return join_projections(target), join_projections(drafter)
+        return fuse_projections(target), fuse_projections(drafter)
 
     defaults = weights.read_generation_config(hub.DEMO)
     models = mlx_worker().run(read)

@@ -13,7 +13,7 @@ from mlx_gemma_mtp.files import checkpoint as weights
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -46,12 +46,12 @@ def open_pair(
 
     def read() -> tuple[Target, Drafter | None]:
         device.keep_resident()
-        target = join_projections(weights.load_target(folder, bits=bits))
+        target = fuse_projections(weights.load_target(folder, bits=bits))
         if beside is None:
             return target, None
         drafter_bits = weights.drafter_bits(folder, beside) if bits is None else bits
         drafter = weights.load_drafter(beside, target.config, bits=drafter_bits)
-        return target, join_projections(drafter)
+        return target, fuse_projections(drafter)
 
     defaults = weights.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
