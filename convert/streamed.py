@@ -118,11 +118,8 @@ class _Computed:
             mx.eval(parameter)  # one by one: bytes read from the file are more than those kept
         self._layer = layer
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-    def __call__(self, h: mx.array, *rest: Any) -> mx.array:
-        out = self._layer(h, *rest)
+    def __call__(self, *inputs: Any) -> mx.array:
+        out = self._layer(*inputs)
         mx.eval(out)
         del self._layer  # before the next one is read
         return out
