@@ -1,0 +1,265 @@
+"""Converting keeps the weights: MLX's names, MLX's bits, whatever the slices and the files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_gemma_mtp.convert import shards, slices
+from mlx_gemma_mtp.convert.conversion import convert
+from mlx_gemma_mtp.convert.formats import FIXED, NAMES, parse_format, quantize
+from mlx_gemma_mtp.convert.manifest import read_manifest
+from mlx_gemma_mtp.convert.plan import Options
+
+from helpers.checkpoints import KINDS, PairPaths
+from helpers.converted import (
+    MOE,
+    Arrays,
+    Converted,
+    assert_mlx_lm_agrees,
+    assert_same_arrays,
+    hashes,
+    parameters,
+    read_arrays,
+)
+from helpers.logits import logits
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.target import Target
+
+UNQUANTIZED = Options(bits="none")
+TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
+
+
+def renamed(source: Path, config: TargetConfig) -> Arrays:
+    """Return the text model's arrays by the names that mlx-lm gives them."""
+    arrays: Arrays = {}
+    for name, array in read_arrays(source).items():
+        if any(tower in name for tower in TOWERS):
+            continue
+        layer = re.search(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)", name)
+        if layer and not config.layers[int(layer[1])].owns_kv:
+            continue
+        name = name.replace("model.language_model.", "language_model.model.")
+        stem, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            gate, up = mx.split(array, 2, axis=1)
+            arrays[f"{stem}.switch_glu.gate_proj.weight"] = gate
+            arrays[f"{stem}.switch_glu.up_proj.weight"] = up
+        elif name.endswith(".experts.down_proj"):
+            arrays[f"{stem}.switch_glu.down_proj.weight"] = array
+        else:
+            arrays[name] = array
+    return arrays
+
+
+def test_unquantized_weights_keep_every_bit_under_their_new_names(
+    pair: PairPaths, kind: str, converted: Converted
+) -> None:
+    out = converted(kind, UNQUANTIZED)
+    source = load_target(pair.target)
+    assert_same_arrays(read_arrays(out), renamed(pair.target, source.config))
+    assert_same_arrays(read_arrays(out / "drafter"), read_arrays(pair.drafter))
+    assert TargetConfig.from_dict(read_config(out)) == source.config
+    assert "quantization" not in read_config(out)
+    np.testing.assert_array_equal(logits(load_target(out)), logits(source))
+
+
+@pytest.mark.parametrize("kind", ["E2B", MOE])
+def test_a_converted_pair_can_be_converted_again(
+    kind: str, converted: Converted, tmp_path: Path
+) -> None:
+    convert(converted(kind, UNQUANTIZED), tmp_path / "again", Options())
+    assert hashes(tmp_path / "again") == hashes(converted(kind, Options()))
+
+
+def test_towers_are_left_out(pairs: dict[str, PairPaths], converted: Converted) -> None:
+    for kind in ("E2B", "12B", MOE):
+        assert any("vision" in name for name in read_arrays(pairs[kind].target))
+        assert not any("vision" in name for name in read_arrays(converted(kind, UNQUANTIZED)))
+
+
+def in_memory(model: nn.Module, records: dict[str, Any]) -> None:
+    """Quantize a loaded model as the manifest of its converted twin says."""
+
+    def format_of(path: str, module: nn.Module) -> dict[str, Any] | bool:
+        if not hasattr(module, "to_quantized"):
+            return False
+        path = path.replace("experts.", "experts.switch_glu.").replace("gate_up", "gate")
+        (record,) = (r for name, r in records.items() if name.endswith(f"model.{path}.weight"))
+        if record.bits is None:
+            return False
+        return {"bits": record.bits, "group_size": record.group_size, "mode": record.mode}
+
+    nn.quantize(model, class_predicate=format_of)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [*((kind, "4") for kind in KINDS), (MOE, "8")])
+def test_quantized_weights_equal_those_quantized_in_memory_and_load_in_mlx_lm(
+    pairs: dict[str, PairPaths], kind: str, bits: str, converted: Converted
+) -> None:
+    out, pair = converted(kind, Options(bits=bits)), pairs[kind]
+    target, expected = load_target(out), load_target(pair.target)
+    in_memory(expected, read_manifest(out).tensors)
+    assert_same_arrays(parameters(target), parameters(expected))
+    assert logits(target).tobytes() == logits(expected).tobytes()
+    # Vocabulary, head sizes and so on are where mlx-lm looks for them.
+    assert_mlx_lm_agrees(out, target)
+
+    drafter = load_drafter(out / "drafter", target.config)
+    uniform = load_drafter(pair.drafter, target.config, bits=int(bits))
+    assert_same_arrays(parameters(drafter), parameters(uniform))
+
+
+def test_mlx_lm_computes_the_same_from_unquantized_weights(kind: str, converted: Converted) -> None:
+    out = converted(kind, UNQUANTIZED)
+    target = load_target(out)
+    assert_mlx_lm_agrees(out, target)
+
+
+@pytest.mark.parametrize("kind", ["E2B", MOE])
+def test_the_uniform_recipe_equals_quantizing_while_loading(
+    pairs: dict[str, PairPaths], kind: str, converted: Converted
+) -> None:
+    target = load_target(converted(kind, Options(recipe="uniform")))
+    assert_same_arrays(parameters(target), parameters(load_target(pairs[kind].target, bits=4)))
+
+
+@pytest.mark.parametrize("bits", ["3", "6", *FIXED])
+def test_every_format_loads_as_it_was_written(
+    bits: str, pairs: dict[str, PairPaths], converted: Converted
+) -> None:
+    group_size = None if bits in FIXED else 32
+    out = converted(MOE, Options(bits=bits, group_size=group_size, recipe="uniform"))
+    target = load_target(out)
+    chosen = parse_format(bits, group_size)
+    assert chosen is not None
+    experts = target.layers[0].experts.gate_up_proj
+    assert (experts.bits, experts.group_size, experts.mode) == (*chosen[1:], chosen.mode)
+    if bits != "q4_0":
+        expected = load_target(pairs[MOE].target)
+        in_memory(expected, read_manifest(out).tensors)
+        assert_same_arrays(parameters(target), parameters(expected))
+    assert_mlx_lm_agrees(out, target)
+
+
+@pytest.mark.parametrize("kind", ["E2B", "12B", MOE])  # 12B: projections of one input differ
+def test_a_converted_pair_generates(kind: str, converted: Converted) -> None:
+    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+    with load(converted(kind, Options())) as engine:
+        assert engine.has_drafter
+        done = engine.generate([5, 6, 7], params)[0]
+    assert len(done.tokens) == 20
+    assert done.stats.drafted > 0
+
+
+def test_another_type_is_cast_before_it_is_quantized(
+    pairs: dict[str, PairPaths], converted: Converted
+) -> None:
+    out = converted("E2B", Options(dtype="bfloat16", recipe="uniform", drafter_bits="none"))
+    arrays = read_arrays(pairs["E2B"].target)
+    name = "layers.0.mlp.up_proj.weight"
+    stored = arrays[f"model.language_model.{name}"].astype(mx.bfloat16)
+    found = read_arrays(out)
+    for suffix, part in zip(("weight", "scales", "biases"), mx.quantize(stored), strict=True):
+        written = found[f"language_model.model.{name.removesuffix('weight')}{suffix}"]
+        assert written.dtype == part.dtype
+        assert mx.array_equal(written, part)
+    assert {array.dtype for array in found.values()} == {mx.bfloat16, mx.uint32}
+    assert read_config(pairs["E2B"].target)["dtype"] == "float32"
+    assert read_config(out)["dtype"] == "bfloat16"
+    drafter = read_arrays(out / "drafter")
+    assert drafter["masked_embedding.token_ordering"].dtype == mx.int64  # numbers of tokens
+    assert drafter["model.norm.weight"].dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+def test_rows_quantized_apart_have_the_bits_of_rows_quantized_together(
+    name: str, dtype: mx.Dtype, rng: np.random.Generator
+) -> None:
+    chosen = parse_format(name)
+    assert chosen is not None
+    whole = mx.array(rng.standard_normal((67, 256), np.float32)).astype(dtype)
+    slices = [quantize(whole[row : row + 5], chosen) for row in range(0, 67, 5)]
+    for part, *pieces in zip(quantize(whole, chosen), *slices, strict=True):
+        assert mx.array_equal(part, mx.concatenate(pieces))
+    if name != "q4_0":
+        mode = {"group_size": chosen.group_size, "bits": chosen.bits, "mode": chosen.mode}
+        for part, expected in zip(quantize(whole, chosen), mx.quantize(whole, **mode), strict=True):
+            assert mx.array_equal(part, expected)
+
+
+@pytest.mark.parametrize("kind", ["E2B", MOE])
+def test_neither_slices_nor_files_change_a_bit(
+    kind: str, pairs: dict[str, PairPaths], converted: Converted, tmp_path: Path
+) -> None:
+    whole = converted(kind, Options())
+    convert(pairs[kind].target, tmp_path / "sliced", Options(slice_bytes=9000))  # some rows
+    assert hashes(tmp_path / "sliced") == hashes(whole)
+
+    out = tmp_path / "sharded"
+    convert(pairs[kind].target, out, Options(shard_bytes=200_000))
+    assert_same_arrays(read_arrays(out), read_arrays(whole))
+    files = sorted(out.glob("*.safetensors"))
+    assert [path.name for path in files] == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
+    assert len(files) >= 3
+    index = json.loads((out / shards.INDEX).read_text())
+    assert index["weight_map"] == {name: path.name for path in files for name in mx.load(str(path))}
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in read_arrays(out).values())
+    np.testing.assert_array_equal(logits(load_target(out)), logits(load_target(whole)))
+
+
+def test_arrays_start_at_multiples_of_their_types_size(converted: Converted) -> None:
+    for options in (Options(dtype="bfloat16"), Options(bits="mxfp4")):
+        path = converted(MOE, options) / "model.safetensors"
+        start = int.from_bytes(path.read_bytes()[:8], "little")
+        header = json.loads(path.read_bytes()[8 : 8 + start])
+        assert header.pop("__metadata__") == {"format": "mlx"}
+        arrays = mx.load(str(path))
+        for name, entry in header.items():
+            assert (8 + start + entry["data_offsets"][0]) % arrays[name].dtype.size == 0, name
+
+
+def test_converting_holds_only_a_few_slices_in_memory(tmp_path: Path) -> None:
+    raw = {
+        "model_type": "gemma4_text",
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "global_head_dim": 64,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 16,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 192,
+    }
+    source = tmp_path / "large"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(raw))
+    tensors = parameters(Target(TargetConfig.from_dict(raw)))
+    arrays = {f"model.{name}": array for name, array in tensors.items()}
+    mx.save_safetensors(str(source / "model.safetensors"), arrays)
+    size = sum(array.nbytes for array in arrays.values())
+    largest = max(array.nbytes for array in arrays.values())
+    del arrays, tensors
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    convert(source, tmp_path / "out", Options(slice_bytes=2**18), drafter=None)
+    peak = mx.get_peak_memory() - before
+    assert size > 30e6
+    assert peak < slices.LANES * 5 * 2**18 < 2 * largest
+    assert mx.get_active_memory() - before < 2**18
