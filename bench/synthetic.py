@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.files.checkpoint import quantize
+from mlx_gemma_mtp.files.weights import quantize
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.layers import join_projections

@@ -21,11 +21,11 @@ from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import (
     canonical_name,
-    dtype_name,
     read_config,
     read_drafter_config,
     read_target_config,
 )
+from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import check_pair
 
 from .formats import Format, layout

@@ -22,7 +22,7 @@ from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import checkpoint, hub
+from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.margin import NEAR_ULPS, Margin, is_exact, margin
 from mlx_gemma_mtp.model.layers import join_projections
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -225,7 +225,7 @@ class Report:
     @classmethod
     def of(cls, pair: OpenPair) -> Report:
         """Return an empty report for this pair."""
-        dtype = checkpoint.dtype_name(pair.target.dtype)
+        dtype = weights.dtype_name(pair.target.dtype)
         if is_exact(pair.target):
             return cls(f"{dtype} throughout: completions must not differ")
         return cls(
@@ -287,8 +287,8 @@ def self_test(*, max_tokens: int = 24, make_engine: Callable[..., Engine] = Engi
     start, text = time.perf_counter(), Text(hub.DEMO)
 
     def read() -> OpenPair:
-        target = checkpoint.load_target(hub.DEMO, dtype=mx.float32)
-        drafter = checkpoint.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
+        target = weights.load_target(hub.DEMO, dtype=mx.float32)
+        drafter = weights.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
         defaults = checkpoint.read_generation_config(hub.DEMO)
         return OpenPair(join_projections(target), join_projections(drafter), text, defaults, None)
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.files import checkpoint as weights
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.layers import join_projections
@@ -53,7 +52,7 @@ def open_pair(
         drafter = weights.load_drafter(beside, target.config, bits=drafter_bits)
         return target, join_projections(drafter)
 
-    defaults = weights.read_generation_config(folder)
+    defaults = checkpoint.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
     models = mlx_worker().run(read)
     return OpenPair(*models, text, defaults, _fingerprint(folder.name, *models))
