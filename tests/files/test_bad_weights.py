@@ -218,14 +218,17 @@ Q4 = {"group_size": 64, "bits": 4}
 UP_PROJ = "model.layers.1.mlp.up_proj"
 
 
+def named_parts(stem: str, parts: Sequence[mx.array]) -> dict[str, mx.array]:
+    labels = zip(("weight", "scales", "biases"), parts, strict=True)
+    return {stem + label: part for label, part in labels}
+
+
 def quantized(folder: Path, block: dict[str, Any]) -> None:
     """Turn the checkpoint into an MLX one of 4 bits, with this quantization block."""
 
     def change(arrays: dict[str, mx.array]) -> None:
         for name in [name for name in arrays if name.endswith("_proj.weight")]:
-            parts = mx.quantize(arrays[name], **Q4)
-            labels = zip(("weight", "scales", "biases"), parts, strict=True)
-            arrays |= {name.removesuffix("weight") + label: part for label, part in labels}
+            arrays |= named_parts(name.removesuffix("weight"), mx.quantize(arrays[name], **Q4))
 
     change_arrays(change)(folder)
     set_values({"quantization": block})(folder)
@@ -301,12 +304,9 @@ def test_experts_whose_gate_and_up_do_not_match_are_refused(
         """Store one layer's experts as MLX does, gate and up in formats of their own."""
         gate, up = mx.split(arrays.pop("model.layers.1.experts.gate_up_proj"), 2, axis=1)
         for part, array, bits in (("gate_proj", gate, 4), ("up_proj", up, up_bits)):
-            stem = f"model.layers.1.experts.switch_glu.{part}"
             if bits is not None:
-                parts = zip(
-                    ("weight", "scales", "biases"), mx.quantize(array, 64, bits), strict=True
-                )
-                arrays |= {f"{stem}.{label}": value for label, value in parts}
+                stem = f"model.layers.1.experts.switch_glu.{part}."
+                arrays |= named_parts(stem, mx.quantize(array, 64, bits))
 
     change_arrays(split)(broken.target)
     set_values({"quantization": Q4})(broken.target)
