@@ -47,7 +47,7 @@ COMMANDS = (
     Command("set", "[NAME VALUE]", 'a sampling setting; "default" is the model\'s', SETTINGS),
     Command("stats", "[on|off]", "statistics of the last answer, or of every one", ("on", "off")),
     Command(
-        "mtp", "[off|auto|N]", "draft tokens per round; the text stays the same", ("off", "auto")
+        "mtp", "[off|auto|N]", "draft tokens per round; auto is fastest; same text", ("off", "auto")
     ),
     Command("save", "FILE", "save the conversation to a file", file=True),
     Command("load", "FILE", "continue a conversation from a file", file=True),
@@ -60,10 +60,10 @@ ALIASES = {"quit": "exit", "bye": "exit"}
 
 KEYS = f'''\
 Settings: {", ".join(SETTINGS)}.
-Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """ ends it.
-Pasted lines are one message. Ctrl-X Ctrl-E opens $EDITOR, Tab completes, Up recalls.
-Ctrl-C stops an answer and keeps what is there. A space before /name sends it as text.
-Markdown in answers is not rendered.'''
+Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """
+ends it. Pasted lines are one message. Ctrl-X Ctrl-E opens $EDITOR, Tab
+completes, Up recalls. Ctrl-C stops an answer and keeps what is there. A space
+before /name sends it as text. Markdown in answers is not rendered.'''
 
 
 class Call(NamedTuple):
