@@ -24,7 +24,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.margin import NEAR_ULPS, Margin, is_exact, margin
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.text.tokenizer import Text
 
 Drafts = int | Literal["auto"]
@@ -290,7 +290,7 @@ def self_test(*, max_tokens: int = 24, make_engine: Callable[..., Engine] = Engi
         target = weights.load_target(hub.DEMO, dtype=mx.float32)
         drafter = weights.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
         defaults = checkpoint.read_generation_config(hub.DEMO)
-        return OpenPair(join_projections(target), join_projections(drafter), text, defaults, None)
+        return OpenPair(fuse_projections(target), fuse_projections(drafter), text, defaults, None)
 
     pair, report = mlx_worker().run(read), Report("")
     prompts = [text.prompt(prompt) for prompt in PROMPTS]
