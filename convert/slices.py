@@ -44,7 +44,7 @@ def write_weights(
     finished: Mapping[str, int],
     on_disk: Callable[[dict[str, int]], None],
 ) -> Iterator[tuple[Parameter, int]]:
-    """Write all shards; yield the parameter and the number of source bytes that are done.
+    """Write all shards; yield the parameter and the number of its bytes that were written.
 
     finished: rows by parameter that an earlier run wrote. on_disk: called after every
     `options.sync_bytes` with the rows that are on the disk now. Raises CheckpointError for weights
@@ -70,19 +70,20 @@ def write_weights(
             _write_at(file, memoryview(shard.header), 0)
             places |= {part: (file, place) for part, place in shard.places.items()}
         for parameter in plan.parameters:
-            start, row_bytes = finished.get(parameter.name, 0), parameter.rows.tensor.row_bytes
-            yield parameter, start * row_bytes
+            start = finished.get(parameter.name, 0)
+            yield parameter, start * sum(part.row_bytes for part in parameter.parts)
             for row, count, arrays in _convert(parameter, start, options.slice_bytes):
                 for part, array in zip(parameter.parts, arrays, strict=True):
                     file, place = places[part.name]
                     data = np.asarray(array.view(mx.uint8)).data.cast("B")
                     _write_at(file, data, place + row * part.row_bytes)
-                    unsynced += array.nbytes
+                nbytes = sum(array.nbytes for array in arrays)
+                unsynced += nbytes
                 written[parameter.name] = row + count
                 if unsynced >= options.sync_bytes:
                     sync()
                     unsynced, written = 0, {}
-                yield parameter, count * row_bytes
+                yield parameter, nbytes
         sync()
     mx.clear_cache()
 
