@@ -166,12 +166,12 @@ def test_the_demo_pair_keeps_its_answers_and_acceptance(bits: str, converted: Co
 
 
 def test_quality_is_printed_and_written_into_the_cards(
-    converted: Converted, tmp_path: Path, mgm: Mgm
+    converted: Converted, tmp_path: Path, mgm_here: Mgm
 ) -> None:
     folder = shutil.copytree(converted("demo", Options()), tmp_path / "demo")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is 17 + 25?\n\nSpell the word river.\n")
-    done = mgm("verify", folder, "--quality", "--tokens", "8", "--prompts", prompts, "--json")
+    done = mgm_here("verify", folder, "--quality", "--tokens", "8", "--prompts", prompts, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["quality"]
     assert found["source"] == "demo"
