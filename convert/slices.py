@@ -72,7 +72,14 @@ def write_weights(
         for parameter in plan.parameters:
             start = finished.get(parameter.name, 0)
             yield parameter, start * sum(part.row_bytes for part in parameter.parts)
-            for row, count, arrays in _convert(parameter, start, options.slice_bytes):
+            slices = _convert(parameter, start, options.slice_bytes)
+            for row, count, arrays, finite in slices:
+                if not finite.item():
+                    tensor = parameter.rows.tensor
+                    raise CheckpointError(
+                        f"{tensor.path}: tensor {tensor.name} has numbers that are not finite in "
+                        f"{dtype_name(parameter.dtype)}: the file is damaged, or the type too small"
+                    )
                 for part, array in zip(parameter.parts, arrays, strict=True):
                     file, place = places[part.name]
                     data = np.asarray(array.view(mx.uint8)).data.cast("B")
@@ -100,8 +107,8 @@ def _write_at(file: int, data: memoryview, place: int) -> None:
 
 def _convert(
     parameter: Parameter, start: int, slice_bytes: int
-) -> Iterator[tuple[int, int, list[mx.array]]]:
-    """Yield first row, number of rows and stored arrays [rows, …] of each slice from `start` on.
+) -> Iterator[tuple[int, int, list[mx.array], mx.array]]:
+    """Yield first row, number of rows and stored arrays of each slice, and if it is all finite.
 
     While one slice is quantized, the next is read and the last one written.
     """
@@ -116,21 +123,8 @@ def _convert(
             mx.async_eval(*arrays, finite)
         in_progress.append((row, count, arrays, finite))
         if len(in_progress) == max(2, len(streams)):
-            yield _checked(parameter, *in_progress.popleft())
-    while in_progress:
-        yield _checked(parameter, *in_progress.popleft())
-
-
-def _checked(
-    parameter: Parameter, row: int, count: int, arrays: list[mx.array], finite: mx.array
-) -> tuple[int, int, list[mx.array]]:
-    if not finite.item():
-        tensor = parameter.rows.tensor
-        raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} has numbers that are not finite in "
-            f"{dtype_name(parameter.dtype)}: the file is damaged, or the type is too small"
-        )
-    return row, count, arrays
+            yield in_progress.popleft()
+    yield from in_progress
 
 
 @cache

@@ -60,7 +60,7 @@ def renamed(source: Path, config: TargetConfig) -> Arrays:
     return arrays
 
 
-def test_unquantized_weights_keep_every_bit_under_their_new_names(
+def test_unquantized_weights_keep_every_bit_and_load_in_mlx_lm(
     pair: PairPaths, kind: str, converted: Converted
 ) -> None:
     out = converted(kind, UNQUANTIZED)
@@ -70,7 +70,9 @@ def test_unquantized_weights_keep_every_bit_under_their_new_names(
     assert_same_arrays(read_arrays(out / "drafter"), read_arrays(pair.drafter))
     assert TargetConfig.from_dict(read_config(out)) == source.config
     assert "quantization" not in read_config(out)
-    np.testing.assert_array_equal(logits(load_target(out)), logits(source))
+    target = load_target(out)
+    np.testing.assert_array_equal(logits(target), logits(source))
+    assert_mlx_lm_agrees(out, target)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])
@@ -111,12 +113,6 @@ def test_quantized_weights_equal_those_quantized_in_memory_and_load_in_mlx_lm(
     drafter = load_drafter(out / "drafter", target.config)
     uniform = load_drafter(pair.drafter, target.config, bits=int(bits))
     assert_same_arrays(parameters(drafter), parameters(uniform))
-
-
-def test_mlx_lm_computes_the_same_from_unquantized_weights(kind: str, converted: Converted) -> None:
-    out = converted(kind, UNQUANTIZED)
-    target = load_target(out)
-    assert_mlx_lm_agrees(out, target)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])

@@ -87,18 +87,15 @@ def test_other_models_are_refused(mgm_here: Mgm, tiny: PairPaths, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+REFUSED = SimpleNamespace(headers={}, request=None, status_code=403)
+
+
 @pytest.mark.parametrize(
     ("error", "word"),
     [
-        (
-            errors.GatedRepoError(
-                "No\nno", response=SimpleNamespace(headers={}, request=None, status_code=403)
-            ),
-            "HF_TOKEN",
-        ),
+        (errors.GatedRepoError("No\nno", response=REFUSED), "HF_TOKEN"),
         (OSError("no route to host"), "no route to host"),
     ],
-    ids=["terms not accepted", "no network"],
 )
 def test_an_error_of_the_hub_comes_before_anything_is_written(
     error: Exception, word: str, mgm_here: Mgm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
