@@ -16,7 +16,7 @@ from mlx_gemma_mtp.decode import round as speculate
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.experts import Router
+from mlx_gemma_mtp.model.experts import ExpertRouter
 
 # Their square roots are irrational and unrelated: one sequence for each row.
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
@@ -57,7 +57,7 @@ def drawn(play_round: PlayRound, draws: Draws, shared_experts: int = 0) -> PlayR
     experts of each token, how many are those of the first token that its row has in the round; 0
     leaves the routing to the random router.
     """
-    agreeing, route = speculate.agreeing_prefix, Router.__call__
+    agreeing, route = speculate.agreeing_prefix, ExpertRouter.__call__
 
     def play(
         cache: KVCache, head: Newest, settings: RowSettings, limit: mx.array, num_draft_tokens: int
@@ -68,7 +68,7 @@ def drawn(play_round: PlayRound, draws: Draws, shared_experts: int = 0) -> PlayR
         def all_agree(drafts: mx.array, chosen: mx.array) -> mx.array:
             return mx.maximum(agreeing(drafts, chosen), drafts.shape[1])
 
-        def share(router: Router, normed: mx.array) -> tuple[mx.array, mx.array]:
+        def share(router: ExpertRouter, normed: mx.array) -> tuple[mx.array, mx.array]:
             experts, weights = route(router, normed)
             by_row = experts.reshape(num_rows, -1, experts.shape[1])
             own = by_row[..., shared_experts:]
@@ -80,7 +80,7 @@ def drawn(play_round: PlayRound, draws: Draws, shared_experts: int = 0) -> PlayR
         # Only what is traced for the first time looks at these.
         with (
             patch.object(speculate, "agreeing_prefix", all_agree),
-            patch.object(Router, "__call__", share if shared_experts else route),
+            patch.object(ExpertRouter, "__call__", share if shared_experts else route),
         ):
             return play_round(cache, head, settings, mx.minimum(limit, accepts), num_draft_tokens)
 

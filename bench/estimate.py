@@ -18,22 +18,14 @@ heat, or sampling: where those decide, as for small models on fast chips, it pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import (
-    drafter_bits,
-    fill,
-    open_arrays,
-    parse_config,
-    quantize,
-    read_config,
-)
-from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.files.weights import drafter_bits, open_drafter, open_target
+from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -150,28 +142,11 @@ def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
             "cache, where `mgm pull` puts what is on the Hub"
         )
     folder, beside = hub.find_pair(model, "auto")
-    raw = read_config(folder)
-    config = parse_config(TargetConfig.from_dict, raw, folder)
-    target = _unread(Target(config), folder, raw, bits)
+    target = open_target(folder, bits=bits)  # in the checkpoint's type, whatever this device takes
     if beside is None:
         return target, None
-    raw = read_config(beside)
-    drafter_config = parse_config(DrafterConfig.from_dict, raw, beside)
-    check_pair(config, drafter_config)
     own_bits = drafter_bits(folder, beside) if bits is None else bits
-    return target, _unread(Drafter(drafter_config), beside, raw, own_bits)
-
-
-def _unread(model: Model, folder: Path, raw: dict[str, Any], bits: int | None) -> Model:
-    """The model with the arrays of a folder, none of them read yet."""
-    if bits is not None and raw.get("quantization") is not None:
-        raise UsageError(f"{folder} is quantized already: leave bits out")
-    arrays = open_arrays(model, folder, raw)
-    fill(model, arrays, folder)
-    model.set_dtype(arrays["norm.weight"].dtype)  # the checkpoint's, whatever this device takes
-    if bits is not None:
-        quantize(model, bits)
-    return model
+    return target, open_drafter(beside, target.config, bits=own_bits)
 
 
 def _is_here(model: str) -> bool:

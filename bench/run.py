@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import one_line
 
 from .apart import second_turns, split
 from .cases import case
@@ -178,7 +179,7 @@ def _attempt(
             raise
         # Whatever is wrong with another engine, ours goes on.
         contestants.remove(one)
-        line = " ".join(str(error).split())
+        line = one_line(error)
         rows = len(prompts(0))
         how = setting(one.drafts)
         record.warnings.append(f"{one.engine} failed at batch {rows}, {how}: {line}")

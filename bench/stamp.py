@@ -20,7 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_gemma_mtp import __version__, device
-from mlx_gemma_mtp.device import backend_name, chip_name, system_name
+from mlx_gemma_mtp.device import chip_name, system_name
 
 PACKAGES = ("mlx", "mlx-lm", "numpy")
 CORES = os.cpu_count() or 1
@@ -72,7 +72,7 @@ class Stamp:
 
 def stamp() -> Stamp:
     """The machine now. Call it first: whatever works before it, a model's loading too, is load."""
-    backend, power, load = backend_name(), _power(), _load()
+    backend, power, load = device.backend(), _power(), _load()
     own_bytes = int(mx.device_info()["total_memory"]) if backend == "cuda" else None
     return Stamp(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -228,7 +228,7 @@ def _load() -> float | None:
 
 def _nvidia(field: str) -> str:
     """A field of the GPU that MLX computes on."""
-    if backend_name() != "cuda":
+    if device.backend() != "cuda":
         return ""
     gpu = mx.device_info()["uuid"]
     form = "--format=csv,noheader,nounits"

@@ -16,11 +16,11 @@ from rich.filesize import decimal
 from mlx_gemma_mtp import Engine, device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import PlayRound, round_player
-from mlx_gemma_mtp.device import backend_name
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import dtype_name, num_bytes
+from mlx_gemma_mtp.files.weights import dtype_name, num_bytes
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -212,7 +212,7 @@ def _copies_experts(opened: Opened) -> bool:
     kernels read the right ones does not matter where all are noise.
     """
     noise = opened.draws is not None and _bits(opened.pair.target) is None
-    return not (noise and backend_name() == "cuda")
+    return not (noise and backend() == "cuda")
 
 
 def _bits(target: Target) -> str | None:

@@ -12,10 +12,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.files.checkpoint import quantize
+from mlx_gemma_mtp.files.weights import quantize
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
@@ -101,7 +101,7 @@ def draw(model: Model) -> Model:
         if mlx_worker().leaving.is_set():
             break
         mx.eval(parameter)
-    return join_projections(model)
+    return fuse_projections(model)
 
 
 def configs(size: str) -> tuple[TargetConfig, DrafterConfig]:

@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import dtype_name
+from mlx_gemma_mtp.files.weights import dtype_name
 
 from . import card, settings, shards
 from .formats import quantize

@@ -15,7 +15,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
-from mlx_gemma_mtp.files.checkpoint import dtype_name, parse_config
+from mlx_gemma_mtp.files.checkpoint import parse_config
+from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target

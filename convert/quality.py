@@ -17,9 +17,9 @@ import numpy as np
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.files import checkpoint as weights
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.checkpoint import read_target_config
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -120,7 +120,7 @@ def _drafting(target: Path, drafter: Path | None, prompts: Sequence[str]) -> Dra
 
 
 def _config(folder: Path) -> TargetConfig:
-    return weights.parse_config(TargetConfig.from_dict, weights.read_config(folder), folder)
+    return read_target_config(folder)
 
 
 def write_to_cards(folder: Path, drafter: Path | None, quality: Quality) -> None:

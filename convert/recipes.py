@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import EIGHT_BIT
+from mlx_gemma_mtp.files.weights import EIGHT_BIT
 
 from .formats import FIXED, NAMES, UNQUANTIZED, parse_format
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from mlx_gemma_mtp.files.checkpoint import dtype_name
+from mlx_gemma_mtp.files.weights import dtype_name
 
 from .plan import Plan
 

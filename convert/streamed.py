@@ -18,9 +18,10 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.files import checkpoint as weights
+from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import read_config, read_drafter_config, read_target_config
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, DrafterConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target, TargetLayer
 
@@ -34,13 +35,13 @@ def opened(folder: Path) -> tuple[Target | Drafter, weights.Arrays]:
 
     Under the same names; neither is computed or read before it is used. Raises CheckpointError.
     """
-    raw = weights.read_config(folder)
+    raw = read_config(folder)
     model: Target | Drafter
     if raw.get("model_type") in DRAFTER_TYPES:
-        model = Drafter(weights.parse_config(DrafterConfig.from_dict, raw, folder))
+        model = Drafter(read_drafter_config(folder))
     else:
-        model = Target(weights.parse_config(TargetConfig.from_dict, raw, folder))
-    return model, weights.open_arrays(model, folder, raw)
+        model = Target(read_target_config(folder))
+    return model, weights.open_arrays(model, folder)
 
 
 def final_hidden(

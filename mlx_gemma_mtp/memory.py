@@ -18,8 +18,9 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.files.checkpoint import drafter_bits, num_bytes, parse_config, read_config
-from mlx_gemma_mtp.files.footprint import checkpoint_size
+from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -208,21 +209,18 @@ class Pair(NamedTuple):
 
 
 def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:
-    """The pair in these folders, as `engine.load` would load it. Raises CheckpointError."""
-    config = parse_config(TargetConfig.from_dict, read_config(folder), folder)
-    target = checkpoint_size(folder, bits=bits)
-    if beside is None:
-        return Pair(config, None, target.loaded, 0, target.dtype_bytes, target.loading)
-    own_bits = drafter_bits(folder, beside) if bits is None else bits
-    drafter = checkpoint_size(beside, bits=own_bits)
-    return Pair(
-        config,
-        parse_config(DrafterConfig.from_dict, read_config(beside), beside),
-        target.loaded,
-        drafter.loaded,
-        target.dtype_bytes,
-        max(target.loading, target.loaded + drafter.loading),
-    )
+    """Return the pair in these folders, as `engine.load` would load it. Reads no weights.
+
+    beside: the drafter's folder. Raises CheckpointError, UsageError.
+    """
+    dtype = weights.default_dtype()
+    target, drafter = weights.open_target(folder, bits=bits, dtype=dtype), None
+    loading = weights.loading_bytes(target, folder)
+    if beside is not None:
+        own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+        drafter = weights.open_drafter(beside, target.config, bits=own_bits, dtype=dtype)
+        loading = max(loading, num_bytes(target) + weights.loading_bytes(drafter, beside))
+    return Pair.of(target, drafter)._replace(loading=loading)
 
 
 def check(
@@ -250,8 +248,6 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
     is not there. Raises CheckpointError.
     """
     quantized = "quantization" in read_config(folder)
-    if bits not in (None, 4, 8) or (quantized and bits is not None):
-        return  # `weights` says what is wrong with that
     pair = read_pair(folder, beside, bits=bits)
     most = pair.target.max_position_embeddings
 

@@ -6,6 +6,7 @@ import gc
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from mlx_gemma_mtp.device import available, mac_limit
 from mlx_gemma_mtp.engine import engine, prefill
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.files import checkpoint as weights
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files import hub, weights
+from mlx_gemma_mtp.files.checkpoint import read_config, read_target_config
+from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.memory import Pair, read_pair
-from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -140,17 +141,23 @@ def test_only_full_layers_grow_with_the_text() -> None:
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_weights_are_counted_without_being_read(pair: PairPaths, bits: int | None) -> None:
-    config = TargetConfig.from_dict(weights.read_config(pair.target))
-    for folder, read in (
-        (pair.target, lambda: weights.load_target(pair.target, bits=bits)),
-        (pair.drafter, lambda: weights.load_drafter(pair.drafter, config, bits=bits)),
+    config, dtype = read_target_config(pair.target), weights.default_dtype()
+    for folder, load_it, open_it in (
+        (pair.target, weights.load_target, weights.open_target),
+        (
+            pair.drafter,
+            partial(weights.load_drafter, target=config),
+            partial(weights.open_drafter, target=config),
+        ),
     ):
+        opened = open_it(folder, bits=bits, dtype=dtype)
+        loading = weights.loading_bytes(opened, folder)
+        read = partial(load_it, folder, bits=bits)
         model: list[Target | Drafter] = []
         peak = peak_of(lambda: model.append(mlx_worker().run(read)))  # noqa: B023 - used at once
-        size = memory.checkpoint_size(folder, bits=bits)
-        assert size.loaded == nbytes(model[0])
+        assert num_bytes(opened) == num_bytes(model[0])
         # A bound: it depends on timing which of the tiny tensors are there at once.
-        assert peak / 1.1 < size.loading < peak * 1.5
+        assert peak / 1.1 < loading < peak * 1.5
 
 
 def test_a_quantized_checkpoint_is_counted_as_it_will_be_typed(
@@ -162,7 +169,7 @@ def test_a_quantized_checkpoint_is_counted_as_it_will_be_typed(
         for name, array in tree_flatten(quantized.parameters())
     }
     mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
-    config = weights.read_config(tiny["E2B"].target)
+    config = read_config(tiny["E2B"].target)
     # Every module that keeps 8 bits is named; the rest follows the common entry.
     own = {
         name.removesuffix(".scales"): {"group_size": 64, "bits": 8}
@@ -172,12 +179,8 @@ def test_a_quantized_checkpoint_is_counted_as_it_will_be_typed(
     config["quantization"] = {"group_size": 64, "bits": 4, **own}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for dtype in (None, mx.bfloat16):  # scales and biases in float32 on the CPU, else as stored
-        expected = nbytes(weights.load_target(tmp_path, dtype=dtype))
-        assert memory.checkpoint_size(tmp_path, dtype=dtype).loaded == expected
-
-
-def nbytes(model: Target | Drafter) -> int:
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+        opened = weights.open_target(tmp_path, dtype=dtype or weights.default_dtype())
+        assert num_bytes(opened) == num_bytes(weights.load_target(tmp_path, dtype=dtype))
 
 
 # What there is

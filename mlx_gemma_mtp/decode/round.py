@@ -142,7 +142,7 @@ def round_player(
         played = speculate(*at, draft=draft, agree=agree)
         return played, cache.buffers
 
-    if device.backend_name() != "cpu":
+    if device.backend() != "cpu":
         play = mx.compile(play)
 
     def play_round(

@@ -11,10 +11,10 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files import checkpoint, hub
+from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -55,12 +55,12 @@ def open_pair(
 
     def read() -> tuple[Target, Drafter | None]:
         device.keep_resident()
-        target = join_projections(checkpoint.load_target(folder, bits=bits))
+        target = fuse_projections(weights.load_target(folder, bits=bits))
         if drafter_folder is None:
             return target, None
-        own = checkpoint.drafter_bits(folder, drafter_folder) if bits is None else bits
-        drafter = checkpoint.load_drafter(drafter_folder, target.config, bits=own)
-        return target, join_projections(drafter)
+        own = weights.drafter_bits(folder, drafter_folder) if bits is None else bits
+        drafter = weights.load_drafter(drafter_folder, target.config, bits=own)
+        return target, fuse_projections(drafter)
 
     defaults = checkpoint.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
@@ -72,6 +72,6 @@ def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | No
     """The key of device, MLX, model and quantization. None without a drafter."""
     if drafter is None:
         return None
-    sizes = [checkpoint.num_bytes(model) for model in (target, drafter)]
+    sizes = [weights.num_bytes(model) for model in (target, drafter)]
     shape = repr((target.config, drafter.config, target.dtype, sizes))
     return depth_key(name, hashlib.sha256(shape.encode()).hexdigest()[:12])

@@ -20,7 +20,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
@@ -203,7 +203,7 @@ class Session:
             cache = KVCache(self._config, Buffers(offset, keys, values))
             mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in snapshots])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = one_line(error)
             raise CheckpointError(f"{path} is not a saved session: {reason}") from None
         self._cache, self._tokens, self._snapshots = cache, cast(list[int], tokens), snapshots[1:]
         self._first = now.first

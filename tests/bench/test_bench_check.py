@@ -23,7 +23,7 @@ from mlx_gemma_mtp.decode.sampling import choose, row_settings
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.checkpoint import quantize
+from mlx_gemma_mtp.files.weights import quantize
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter

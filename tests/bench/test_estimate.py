@@ -20,8 +20,8 @@ from mlx_gemma_mtp.bench.synthetic import TARGETS, configs
 
 from helpers.command import assert_one_line, found, run_here
 from mlx_gemma_mtp.device import MAC_SIZES
-from mlx_gemma_mtp.files.footprint import checkpoint_size
 from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.weights import load_target, num_bytes
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -198,8 +198,8 @@ def test_a_folder_counts_what_its_files_hold_and_nothing_is_read(
     found = estimate.find_subject(str(tmp_path), bits=bits)
     assert subject("31B", bits).pair.target_bytes > 15e9
     assert mx.get_peak_memory() - before < 1e6
-    size = checkpoint_size(tmp_path, bits=bits, dtype=mx.float32)
-    assert found.pair.target_bytes == size.loaded
+    loaded = load_target(tmp_path, bits=bits, dtype=mx.float32)
+    assert found.pair.target_bytes == num_bytes(loaded)
     assert (found.pair.dtype_bytes, found.pair.drafter) == (4, None)
 
 

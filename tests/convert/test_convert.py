@@ -29,7 +29,7 @@ from rich.filesize import decimal
 from helpers.checkpoints import KINDS, PairPaths
 from helpers.logits import assert_logits_agree, capped_logits, logits, logits_of_mlx_lm
 from mlx_gemma_mtp import SamplingParams, load, memory
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target

@@ -27,7 +27,7 @@ from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import load_target
+from mlx_gemma_mtp.files.weights import load_target
 from mlx_gemma_mtp.model.cache import KVCache
 
 NUM_PROMPTS = 8  # with short answers: MLX's CPU backend takes its time

@@ -35,7 +35,8 @@ from mlx_gemma_mtp.decode import round as speculate
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.engine import batch, prefill
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.files.checkpoint import load_target, read_generation_config
+from mlx_gemma_mtp.files.checkpoint import read_generation_config
+from mlx_gemma_mtp.files.weights import load_target
 from mlx_gemma_mtp.model import cache
 from mlx_gemma_mtp.model.cache import capacity_for
 

@@ -17,7 +17,8 @@ from mlx_gemma_mtp.decode import round as speculate
 from mlx_gemma_mtp.decode.round import Head, PlayRound, Round
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine import engine
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target, read_config
+from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model import cache
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig

@@ -21,7 +21,7 @@ from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, NO_FILTER
 from mlx_gemma_mtp.decode.round import Head, first_token, prefill
 from mlx_gemma_mtp.decode.sampling import RowSettings, _filter, choose, row_settings
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target

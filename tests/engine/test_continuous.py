@@ -28,7 +28,8 @@ from mlx_gemma_mtp.engine import batch, engine, prefill, scheduler
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import GenerationError
-from mlx_gemma_mtp.files.checkpoint import load_target, read_generation_config
+from mlx_gemma_mtp.files.checkpoint import read_generation_config
+from mlx_gemma_mtp.files.weights import load_target
 from mlx_gemma_mtp.model import cache
 from mlx_gemma_mtp.model.cache import KVCache
 

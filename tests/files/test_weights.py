@@ -18,7 +18,7 @@ from helpers.checkpoints import CENTROID_KINDS, VOCAB, PairPaths, make_pair, to_
 from helpers.logits import assert_logits_agree, capped_logits, logits, logits_of_mlx_lm
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target

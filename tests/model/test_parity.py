@@ -15,7 +15,7 @@ from helpers.logits import assert_logits_agree
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, draft, first_token, prefill, speculate
 from mlx_gemma_mtp.decode.sampling import row_settings
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
