@@ -16,6 +16,7 @@ import pytest
 
 from helpers.checkpoints import VOCAB, PairPaths
 from helpers.forced import Forced, Row, always, is_decisive
+from helpers.turns import History
 from mlx_gemma_mtp import Completion, Engine, SamplingParams, Session
 from mlx_gemma_mtp.decode.round import PlayRound, draft, round_player
 from mlx_gemma_mtp.engine.pair import open_pair
@@ -83,32 +84,14 @@ def talk(paths: PairPaths, rng: np.random.Generator) -> Iterator[Talk]:
 def test_every_turn_writes_what_it_writes_from_scratch_and_prefills_only_what_is_new(
     talk: Talk, rng: np.random.Generator
 ) -> None:
-    session = talk.engine.session()
-    history: Ids = []
-    prompts: list[Ids] = [[]]
-    held = 0  # tokens that the session must be able to reuse
-    ways = ["continued", "continued", "rewritten", "cut", "reworded", "undone", "again"]
-    for number, way in enumerate([*rng.permutation(ways), *rng.permutation(ways)]):
+    session, history = talk.engine.session(), History(rng)
+    for number, way in enumerate(history.walk(2)):
         most = int(rng.integers(1, 40)) if number else 1
-        row = talk.turn(history, most)
+        row = talk.turn(history.ids, most)
         done = talk.ask(row, most, session)
         assert done.tokens == row.tokens[:most], (number, way)
-        assert done.stats.reused_tokens >= min(held, len(row.prompt) - 1)
-        prompt, written = row.prompt, done.tokens
-        if way == "continued":  # the answer stays as it is
-            history, held = [*prompt, *written], len(prompt) + most - 1
-        elif way == "rewritten":  # a template takes the thought out
-            history, held = [*prompt, *written[most // 2 + 1 :]], len(prompt)
-        elif way == "cut":  # the answer is kept in part
-            history, held = [*prompt, *written[: most // 2], *talk.words(1, 5)], len(prompt)
-        elif way == "reworded":  # the end of the prompt changes, at any depth
-            history, held = prompt[: -int(rng.integers(1, 40))], 0
-        elif way == "undone":  # the prompt before this one is held if this one starts with it
-            last = prompts[-1]
-            history, held = last, len(last) if prompt[: len(last)] == last else 0
-        else:  # the same prompt once more
-            history, held = prompt[:-1], len(prompt) - 1
-        prompts.append(prompt)
+        assert done.stats.reused_tokens >= min(history.held, len(row.prompt) - 1)
+        history.continue_(way, row.prompt, done.tokens, talk.words(1, 5))
 
 
 def test_a_saved_session_continues_in_another_engine(
