@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlx_gemma_mtp.chat.obey import obey
 
 from helpers.command import SECONDS, SUM, Done, assert_one_line, environment, found, run_here
 from mlx_gemma_mtp import Chunk, Completion, SamplingParams
@@ -21,7 +22,6 @@ from mlx_gemma_mtp.chat import clipboard, commands, editor, statistics, store, t
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import Call, parse
 from mlx_gemma_mtp.chat.loading import Loaded, open_pair
-from mlx_gemma_mtp.chat.obey import obey
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import Gauge
 from mlx_gemma_mtp.chat.talk import answer_lines
