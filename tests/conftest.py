@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from helpers.command import mgm_here  # noqa: F401 - a fixture
+
 if TYPE_CHECKING:
     from helpers.checkpoints import PairPaths
 
