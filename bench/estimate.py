@@ -29,11 +29,12 @@ from mlx_gemma_mtp.files.checkpoint import (
     drafter_bits,
     fill,
     open_arrays,
-    parse_config,
     quantize,
     read_config,
+    read_drafter_config,
+    read_target_config,
 )
-from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.model.config import TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -150,16 +151,14 @@ def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
             "cache, where `mgm pull` puts what is on the Hub"
         )
     folder, beside = hub.find_pair(model, "auto")
-    raw = read_config(folder)
-    config = parse_config(TargetConfig.from_dict, raw, folder)
-    target = _unread(Target(config), folder, raw, bits)
+    config = read_target_config(folder)
+    target = _unread(Target(config), folder, read_config(folder), bits)
     if beside is None:
         return target, None
-    raw = read_config(beside)
-    drafter_config = parse_config(DrafterConfig.from_dict, raw, beside)
+    drafter_config = read_drafter_config(beside)
     check_pair(config, drafter_config)
     own_bits = drafter_bits(folder, beside) if bits is None else bits
-    return target, _unread(Drafter(drafter_config), beside, raw, own_bits)
+    return target, _unread(Drafter(drafter_config), beside, read_config(beside), own_bits)
 
 
 def _unread(model: Model, folder: Path, raw: dict[str, Any], bits: int | None) -> Model:

@@ -120,7 +120,7 @@ def _drafting(target: Path, drafter: Path | None, prompts: Sequence[str]) -> Dra
 
 
 def _config(folder: Path) -> TargetConfig:
-    return weights.parse_config(TargetConfig.from_dict, weights.read_config(folder), folder)
+    return weights.read_target_config(folder)
 
 
 def write_to_cards(folder: Path, drafter: Path | None, quality: Quality) -> None:

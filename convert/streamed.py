@@ -20,7 +20,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import checkpoint as weights
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, DrafterConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target, TargetLayer
 
@@ -37,9 +37,9 @@ def opened(folder: Path) -> tuple[Target | Drafter, weights.Arrays]:
     raw = weights.read_config(folder)
     model: Target | Drafter
     if raw.get("model_type") in DRAFTER_TYPES:
-        model = Drafter(weights.parse_config(DrafterConfig.from_dict, raw, folder))
+        model = Drafter(weights.read_drafter_config(folder))
     else:
-        model = Target(weights.parse_config(TargetConfig.from_dict, raw, folder))
+        model = Target(weights.read_target_config(folder))
     return model, weights.open_arrays(model, folder, raw)
 
 

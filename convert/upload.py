@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.errors import MgmError, UsageError, one_line
 
 
 def check_upload(repository: str) -> None:
@@ -54,5 +54,5 @@ def _in_one_line(repository: str, then: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError:
         raise MgmError(f"uploading needs a token: set HF_TOKEN, or hf auth login{then}") from None
     except (http_error, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise MgmError(f"{repository} cannot be uploaded to ({reason}){then}") from None

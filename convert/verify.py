@@ -19,8 +19,14 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import canonical_name, dtype_name, parse_config, read_config
-from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.files.checkpoint import (
+    canonical_name,
+    dtype_name,
+    read_config,
+    read_drafter_config,
+    read_target_config,
+)
+from mlx_gemma_mtp.model.config import check_pair
 
 from .formats import Format, layout
 from .manifest import (
@@ -262,8 +268,8 @@ def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str
 def _pair_faults(target: Path, drafter: Path) -> list[str]:
     try:
         configs = (
-            parse_config(TargetConfig.from_dict, read_config(target), target),
-            parse_config(DrafterConfig.from_dict, read_config(drafter), drafter),
+            read_target_config(target),
+            read_drafter_config(drafter),
         )
     except CheckpointError:  # a fault of its folder
         return []

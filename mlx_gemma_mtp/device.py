@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Literal
 
 import mlx.core as mx
 
@@ -15,14 +16,23 @@ MAC_SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
 MEMINFO = Path("/proc/meminfo")  # of Linux
 
 
+def backend() -> Literal["cpu", "metal", "cuda"]:
+    """Return what MLX computes on by default."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
 def available() -> int:
     """Bytes that MLX may hold in this process, what it holds already included.
 
     On macOS the GPU's recommended working set, with CUDA the device's memory, on the CPU what other
     processes leave.
     """
-    if mx.default_device() == mx.Device(mx.gpu):
-        return _working_set() if mx.metal.is_available() else int(mx.device_info()["total_memory"])
+    if backend() == "metal":
+        return _working_set()
+    if backend() == "cuda":
+        return int(mx.device_info()["total_memory"])
     try:
         found = re.search(r"^MemAvailable: +(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
     except FileNotFoundError:  # a Mac without Metal
@@ -45,7 +55,7 @@ def keep_resident() -> None:
     waits for them. More than the recommended working set would be an error, see MLX's
     documentation of set_wired_limit; before macOS 15 it has no effect.
     """
-    if mx.metal.is_available():
+    if backend() == "metal":
         mx.set_wired_limit(_working_set())
 
 
@@ -63,13 +73,6 @@ def mac_limit(gigabytes: int) -> int:
     """
     size = gigabytes * 2**30
     return size * 2 // 3 if gigabytes < 36 else size * 3 // 4
-
-
-def backend_name() -> str:
-    """What MLX computes on here: cpu, metal or cuda."""
-    if mx.default_device() == mx.Device(mx.cpu):
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def chip_name() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp import __version__, device, memory
-from mlx_gemma_mtp.device import backend_name, chip_name, system_name
+from mlx_gemma_mtp.device import chip_name, system_name
 from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import folders, hub, remembered
@@ -96,7 +96,7 @@ def examine() -> Report:
     versions |= {name: _version(name) for name in PACKAGES}
     cache, file = _folder(hub.cache_folder()), folders.depth_file()
     depth = _folder(file.parent)._replace(path=file)  # the file is never written to, but replaced
-    backend = backend_name()
+    backend = device.backend()
     return Report(
         chip=chip_name(),
         system=system_name(),

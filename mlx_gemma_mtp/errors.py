@@ -56,6 +56,11 @@ class GenerationError(MgmError):
     """A failure on the way, on the device or in a callback; `__cause__` tells which."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line; the name of its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def as_failure(error: BaseException) -> MgmError:
     """What a caller is told whose request ended with this error, which becomes the cause."""
     if isinstance(error, MgmError):
@@ -65,7 +70,7 @@ def as_failure(error: BaseException) -> MgmError:
         frames = traceback.format_tb(error.__traceback__)
         error.add_note("".join(["In the engine's thread:\n", *frames]).rstrip())
         error.__traceback__ = None
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = f"{type(error).__name__}: {one_line(error)}"
     failure: MgmError
     if isinstance(error, MemoryError) or any(sign in said.lower() for sign in OUT_OF_MEMORY):
         failure = NotEnoughMemoryError(

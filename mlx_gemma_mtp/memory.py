@@ -18,7 +18,13 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.files.checkpoint import drafter_bits, num_bytes, parse_config, read_config
+from mlx_gemma_mtp.files.checkpoint import (
+    drafter_bits,
+    num_bytes,
+    read_config,
+    read_drafter_config,
+    read_target_config,
+)
 from mlx_gemma_mtp.files.footprint import checkpoint_size
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
@@ -209,7 +215,7 @@ class Pair(NamedTuple):
 
 def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:
     """The pair in these folders, as `engine.load` would load it. Raises CheckpointError."""
-    config = parse_config(TargetConfig.from_dict, read_config(folder), folder)
+    config = read_target_config(folder)
     target = checkpoint_size(folder, bits=bits)
     if beside is None:
         return Pair(config, None, target.loaded, 0, target.dtype_bytes, target.loading)
@@ -217,7 +223,7 @@ def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> 
     drafter = checkpoint_size(beside, bits=own_bits)
     return Pair(
         config,
-        parse_config(DrafterConfig.from_dict, read_config(beside), beside),
+        read_drafter_config(beside),
         target.loaded,
         drafter.loaded,
         target.dtype_bytes,

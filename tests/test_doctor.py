@@ -195,7 +195,7 @@ def test_what_is_amiss_is_a_problem_and_exit_code_1(
         assert "no-such-package" in problem
     with monkeypatch.context() as patch:
         patch.setattr(platform, "system", lambda: "Darwin")
-        patch.setattr(doctor, "backend_name", lambda: "cpu")
+        patch.setattr(device, "backend", lambda: "cpu")
         [problem] = problems()
         assert "no GPU" in problem
 

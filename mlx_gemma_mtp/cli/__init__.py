@@ -24,7 +24,7 @@ from mlx_gemma_mtp.cli.paths import paths
 from mlx_gemma_mtp.cli.pull import pull
 from mlx_gemma_mtp.cli.sessions import sessions
 from mlx_gemma_mtp.cli.verify import verify
-from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.errors import MgmError, one_line
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell reports of others in this case
 
@@ -73,10 +73,10 @@ def _print_version(wanted: bool) -> None:
         return
     from importlib.metadata import version
 
-    from mlx_gemma_mtp.device import backend_name
+    from mlx_gemma_mtp.device import backend
 
     others = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
-    print(f"mgm {__version__}, {others}, Python {platform.python_version()}, {backend_name()}")
+    print(f"mgm {__version__}, {others}, Python {platform.python_version()}, {backend()}")
     raise typer.Exit
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     except MgmError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - what nobody foresaw, without its traceback
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = f"{type(error).__name__}: {one_line(error)}"
         _fail(f"{said} (MGM_DEBUG=1 shows where)", MgmError.exit_code)
 
 

@@ -15,7 +15,7 @@ from mlx_gemma_mtp.cli import bench_plan, options
 from mlx_gemma_mtp.cli.bench_check import TAKES, compare_texts
 from mlx_gemma_mtp.cli.bench_output import Shown, tell
 from mlx_gemma_mtp.cli.bench_plan import Asked
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_line
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.plan import Plan
@@ -132,7 +132,7 @@ def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
 def _why(ended: BaseException) -> str:
     if isinstance(ended, KeyboardInterrupt):
         return "interrupted"
-    return f"ended by {type(ended).__name__}: {' '.join(str(ended).split())}"
+    return f"ended by {type(ended).__name__}: {one_line(ended)}"
 
 
 def _check_recommend(asked: Asked, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_gemma_mtp.cli.check import exact_products
-from mlx_gemma_mtp.errors import MgmError, VerificationError
+from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.doctor import Checked, Folder, Report
@@ -31,8 +31,9 @@ def doctor(
     try:
         from mlx_gemma_mtp import doctor, selftest
     except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise MgmError(f"a package cannot be imported ({reason}): install mgm again") from None
+        raise MgmError(
+            f"a package cannot be imported ({one_line(error)}): install mgm again"
+        ) from None
 
     report, tested = doctor.examine(), None
     problems = list(report.problems)

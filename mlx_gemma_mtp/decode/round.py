@@ -13,6 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -75,8 +76,7 @@ def round_player(target: Target, drafter: Drafter | None) -> PlayRound:
         played = speculate(target, drafter, cache, head, settings, limit, num_draft_tokens)
         return played, cache.offset, cache.keys, cache.values
 
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    maybe_compiled = mx.compile(play) if on_gpu else play
+    maybe_compiled = play if backend() == "cpu" else mx.compile(play)
 
     def play_round(
         cache: KVCache, head: Head, settings: RowSettings, limit: mx.array, num_draft_tokens: int

@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
@@ -202,7 +202,7 @@ class Session:
             cache = KVCache(self._config, mx.array([now.length], mx.int32), keys, values)
             mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in standings])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = one_line(error)
             raise CheckpointError(f"{path} is no saved session: {reason}") from None
         self._cache, self._tokens, self._marks = cache, cast(list[int], tokens), standings[1:]
         self._first = now.first

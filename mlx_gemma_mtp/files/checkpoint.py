@@ -19,7 +19,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.decode.params import is_count
-from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.device import backend
+from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -43,19 +44,17 @@ def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     default the checkpoint's own, and float32 on the CPU backend, which multiplies experts in no
     other and is slower in bfloat16. Raises CheckpointError, UsageError.
     """
-    raw = read_config(folder)
-    config = parse_config(TargetConfig.from_dict, raw, folder)
-    return _load(Target(config), folder, raw, bits, dtype)
+    model = Target(read_target_config(folder))
+    return _load(model, folder, bits, dtype)
 
 
 def load_drafter(
     folder: Path, target: TargetConfig, *, bits: int | None = None, dtype: mx.Dtype | None = None
 ) -> Drafter:
     """The drafter in a folder, for this target; arguments and errors as `load_target`."""
-    raw = read_config(folder)
-    config = parse_config(DrafterConfig.from_dict, raw, folder)
+    config = read_drafter_config(folder)
     check_pair(target, config)
-    return _load(Drafter(config), folder, raw, bits, dtype)
+    return _load(Drafter(config), folder, bits, dtype)
 
 
 def drafter_bits(target: Path, drafter: Path) -> int | None:
@@ -70,6 +69,16 @@ def drafter_bits(target: Path, drafter: Path) -> int | None:
     if not quantization or own.get("quantization") or width % GROUP_SIZE:
         return None
     return 4 if quantization.get("bits", 8) <= 4 else 8
+
+
+def read_target_config(folder: Path) -> TargetConfig:
+    """Return what the folder's config.json says of a target. Raises CheckpointError."""
+    return parse_config(TargetConfig.from_dict, read_config(folder), folder)
+
+
+def read_drafter_config(folder: Path) -> DrafterConfig:
+    """Return what the folder's config.json says of a drafter. Raises CheckpointError."""
+    return parse_config(DrafterConfig.from_dict, read_config(folder), folder)
 
 
 def parse_config(
@@ -116,9 +125,8 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _load(
-    model: Model, folder: Path, raw: dict[str, Any], bits: int | None, dtype: mx.Dtype | None
-) -> Model:
+def _load(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) -> Model:
+    raw = read_config(folder)
     if bits is not None and raw.get("quantization") is not None:
         raise UsageError(f"{folder} is quantized already: leave bits out")
     if bits is not None:
@@ -149,8 +157,9 @@ def open_arrays(model: Target | Drafter, folder: Path, raw: dict[str, Any]) -> A
         try:
             _quantize(model, _stored_format(quantization, arrays))
         except (TypeError, ValueError, ZeroDivisionError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{folder}: config.json: quantization: {reason}") from None
+            raise CheckpointError(
+                f"{folder}: config.json: quantization: {one_line(error)}"
+            ) from None
     return arrays
 
 
@@ -163,7 +172,7 @@ def fill(
     """
     _check(model, arrays, folder)
     if dtype is None:
-        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        on_cpu = backend() == "cpu"
         dtype = mx.float32 if on_cpu else arrays["norm.weight"].dtype
     wanted = dict(tree_flatten(model.parameters()))
     typed = {name: arrays[name].astype(type_for(name, arrays[name], dtype)) for name in wanted}

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import (
     EIGHT_BIT,
     GROUP_SIZE,
     canonical_name,
-    parse_config,
     read_config,
+    read_drafter_config,
     read_header,
+    read_target_config,
     weight_files,
 )
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, DrafterConfig, LayerConfig, TargetConfig
@@ -94,7 +96,7 @@ def checkpoint_size(
 
 def _activation_bytes(folder: Path) -> int:
     """Bytes of a number in activations, keys and values of what is loaded from a folder."""
-    if mx.default_device() == mx.Device(mx.cpu):
+    if backend() == "cpu":
         return 4
     norm = next((tensor for tensor in _stored(folder) if tensor.name == "norm.weight"), None)
     return norm.nbytes // max(norm.elements, 1) if norm else 2
@@ -105,9 +107,9 @@ def _stored(folder: Path) -> Iterator[_Stored]:
     raw = read_config(folder)
     config: TargetConfig | DrafterConfig
     if raw.get("model_type") in DRAFTER_TYPES:
-        config = parse_config(DrafterConfig.from_dict, raw, folder)
+        config = read_drafter_config(folder)
     else:
-        config = parse_config(TargetConfig.from_dict, raw, folder)
+        config = read_target_config(folder)
     for path in weight_files(folder):
         header, _ = read_header(path)
         for stored_name, entry in header.items():

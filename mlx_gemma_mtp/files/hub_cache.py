@@ -17,12 +17,15 @@ from typing import Any
 
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import parse_config, read_config, weight_files
+from mlx_gemma_mtp.files.checkpoint import (
+    read_config,
+    read_drafter_config,
+    read_target_config,
+    weight_files,
+)
 from mlx_gemma_mtp.model.config import (
     DRAFTER_TYPES,
     TARGET_TYPES,
-    DrafterConfig,
-    TargetConfig,
     check_pair,
 )
 
@@ -139,10 +142,10 @@ def _described(
     kind, is_drafter = "", raw.get("model_type") in DRAFTER_TYPES
     try:
         if is_drafter:
-            drafter = parse_config(DrafterConfig.from_dict, raw, folder)
+            drafter = read_drafter_config(folder)
             kind = KINDS.get(drafter.backbone_hidden_size, "")
         else:
-            target = parse_config(TargetConfig.from_dict, raw, folder)
+            target = read_target_config(folder)
             kind = KINDS.get(target.hidden_size, "")
     except CheckpointError as error:
         problem = problem or str(error)
@@ -173,8 +176,8 @@ def _paired(target: CachedModel, drafter: CachedModel | None) -> CachedModel:
         return dataclasses.replace(target, drafter=drafter)
     try:
         check_pair(
-            parse_config(TargetConfig.from_dict, read_config(target.folder), target.folder),
-            parse_config(DrafterConfig.from_dict, read_config(drafter.folder), drafter.folder),
+            read_target_config(target.folder),
+            read_drafter_config(drafter.folder),
         )
     except CheckpointError as error:
         drafter = dataclasses.replace(drafter, problem=str(error))

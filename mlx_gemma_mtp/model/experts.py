@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.layers import ON_METAL, gelu_tanh
 
@@ -20,7 +21,7 @@ SORTED_GATHER_MM = ON_METAL
 # not choose one, is the cheapest where no kernel shares the reads of chosen experts. One layer of
 # 26B-A4B in bfloat16 on an H100: 590 to 640 us for 6 to 96 tokens, where chosen pairs take 332 us
 # for 8 tokens and 584 for 16, rising with each.
-ALL_EXPERTS_FROM = 16 if mx.cuda.is_available() else None
+ALL_EXPERTS_FROM = 16 if backend() == "cuda" else None
 
 
 class ExpertLinear(nn.Module):

@@ -13,9 +13,10 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig, RopeConfig
 
-ON_METAL = mx.metal.is_available()
+ON_METAL = backend() == "metal"
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:

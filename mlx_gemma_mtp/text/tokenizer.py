@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.text.messages import Message, check_messages, without_thoughts
 
 NOTHING = r"(?!)"  # a pattern that matches nowhere
@@ -100,7 +100,7 @@ class Text:
             ZeroDivisionError,
             RecursionError,
         ) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UsageError(f"the chat template refuses these messages: {reason}") from None
         return self._encode_disguised(written)
 
