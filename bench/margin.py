@@ -157,6 +157,6 @@ def _logits(target: Target, ids: Sequence[int]) -> mx.array:
     capacity = capacity_for(len(ids))
     cache = KVCache.empty(target.config, 1, capacity=capacity, most=most, dtype=target.dtype)
     for start in range(0, len(ids), most):
-        hidden = prefill(target, mx.array([ids[start : start + most]]), cache)
+        hidden = prefill(target, cache, mx.array([ids[start : start + most]]))
         mx.eval(hidden, cache.keys, cache.values)
     return target.logits(hidden)[0, 0]

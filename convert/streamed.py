@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import checkpoint as weights
-from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target, TargetLayer
@@ -133,7 +133,7 @@ class _TextCache(KVCache):
     def __init__(self, config: TargetConfig, tokens: mx.array) -> None:
         batch, self._length = tokens.shape
         none = [mx.zeros((0,))] * config.num_kv_layers
-        super().__init__(config, mx.zeros((batch,), mx.int32), none, none)
+        super().__init__(config, Buffers(mx.zeros((batch,), mx.int32), none, none))
 
     def capacity(self, kind: LayerKind) -> int:
         return self._length

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Head, PlayRound, Round, first_token
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, first_token
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
@@ -65,7 +65,7 @@ class Batch:
         self._rows: list[Request | None]
         self._lengths: list[int]  # most positions each row may have committed; 0 for a free one
         self._cache: KVCache
-        self._head: Head
+        self._newest: Newest
         self.clear()
 
     @property
@@ -96,10 +96,10 @@ class Batch:
         assert self._flight is None
         request, length = prefill.request, len(prefill.request.ids)
         settings = row_settings([request.params], self._suppress)
-        head = first_token(self._target, prefill.hidden, prefill.cache, settings)
+        newest = first_token(self._target, prefill.cache, prefill.hidden, settings)
         if request.session:
             request.session.mark(prefill.cache, request.ids)
-        request.take(cast(list[int], head.newest.tolist()))
+        request.take(cast(list[int], newest.token.tolist()))
         if request.ended:
             prefill.hand_back()
             return
@@ -109,10 +109,12 @@ class Batch:
             self._resize(size, length)
         row = self._rows.index(None)
         offset = prefill.cache.offset
+        self._cache.grow(capacity_for(length))
         self._cache.take_over(row, prefill.cache, length)
         self._cache.offset = _put(self._cache.offset, row, offset)
-        self._head = Head(
-            _put(self._head.newest, row, head.newest), _put(self._head.hidden, row, head.hidden)
+        self._newest = Newest(
+            _put(self._newest.token, row, newest.token),
+            _put(self._newest.hidden, row, newest.hidden),
         )
         self._rows[row] = request
         self._lengths[row] = length
@@ -145,8 +147,6 @@ class Batch:
         flight, self._flight = self._flight, None
         tokens = cast(list[list[int]], flight.round.tokens.tolist())
         accepted = cast(list[int], flight.round.accepted.tolist())
-        distinct = flight.round.distinct_experts
-        experts_read = 0.0 if distinct is None else cast(float, distinct.item())
         now = time.perf_counter()
         if flight.compiled_from is not None:
             took = now - flight.compiled_from
@@ -162,7 +162,6 @@ class Batch:
                 continue
             drafted = min(request.most_drafts, flight.num_draft_tokens)
             self._lengths[row] -= flight.num_draft_tokens - accepted[row]
-            request.stats.experts_read += experts_read
             request.take(tokens[row][: accepted[row] + 1], drafted)
 
     @property
@@ -201,9 +200,11 @@ class Batch:
         for row, request in enumerate(self._rows):
             if request is not None:
                 self._lengths[row] += drafts + 1
-        played = self._play_round(self._cache, self._head, self._settings, self._limit, drafts)
+        played = self._play_round(
+            self._cache, self._newest, self._settings, self._max_accepted, drafts
+        )
         mx.async_eval(played)
-        self._head = played.head
+        self._newest = played.newest
         follows, compiled_from = self._flight is not None, begun if is_new else None
         return Flight(played, list(self._rows), drafts, follows, compiled_from)
 
@@ -245,7 +246,7 @@ class Batch:
         self._lengths = [0] * size
         self._spare_rounds = 0
         self._cache = KVCache.empty(config, size, capacity=capacity, most=most, dtype=dtype)
-        self._head = Head(
+        self._newest = Newest(
             mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
         )
         self._lay_out()
@@ -261,7 +262,7 @@ class Batch:
         rows = [*kept, *[None] * (size - len(kept))]
         self._cache.resize(rows, capacity)
         index = mx.array([row or 0 for row in rows])
-        self._head = Head(self._head.newest[index], self._head.hidden[index])
+        self._newest = Newest(self._newest.token[index], self._newest.hidden[index])
         self._rows = [None if row is None else self._rows[row] for row in rows]
         self._lengths = [0 if row is None else self._lengths[row] for row in rows]
         self._lay_out()
@@ -291,7 +292,8 @@ class Batch:
         self._repeat = False  # the rows may now want another number of drafts
         params = [row.params if row else None for row in self._rows]
         self._settings = row_settings(params, self._suppress)
-        self._limit = mx.array([row.most_drafts if row else -1 for row in self._rows], mx.int32)
+        limits = [row.most_drafts if row else -1 for row in self._rows]
+        self._max_accepted = mx.array(limits, mx.int32)
 
 
 def _put(array: mx.array, row: int, value: mx.array) -> mx.array:

@@ -81,7 +81,7 @@ class Prefill:
         """Run up to `most` further tokens, and wait for them; returns how many they were."""
         self.cache.grow(capacity_for(len(self.request.ids)))
         chunk, self._left = self._left[:most], self._left[most:]
-        self.hidden = prefill(self._target, mx.array([chunk]), self.cache)
+        self.hidden = prefill(self._target, self.cache, mx.array([chunk]))
         # One chunk's activations at a time.
         mx.eval(self.hidden, self.cache.keys, self.cache.values)
         return len(chunk)

@@ -21,8 +21,7 @@ class Stats:
     reused_tokens of the prompt were held by the session, and not prefilled.
     `drafted_at[i]` counts the rounds that drafted an i-th token (from 0), `accepted_at[i]` those
     that kept it. queue_seconds is the wait before the prefill, with which the other clocks start.
-    longest_pause_seconds is the longest wait for further tokens after the first. experts_read adds
-    up how many experts the batch's rounds read in a layer, on average over the layers.
+    longest_pause_seconds is the longest wait for further tokens after the first.
     thought_tokens and tool_call_tokens are those of generated_tokens that are not answer, markers
     included.
     """
@@ -39,7 +38,6 @@ class Stats:
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
     longest_pause_seconds: float = 0.0
-    experts_read: float = 0.0
 
     @property
     def answer_tokens(self) -> int:
@@ -65,11 +63,6 @@ class Stats:
     def acceptance_length(self) -> float | None:
         """Tokens per round, the extra one included; None before the first round."""
         return (self.generated_tokens - 1) / self.rounds if self.rounds else None
-
-    @property
-    def distinct_experts(self) -> float | None:
-        """Experts read per round and layer, for all rows together; None without experts."""
-        return self.experts_read / self.rounds if self.experts_read else None
 
     @property
     def decode_tokens_per_second(self) -> float | None:

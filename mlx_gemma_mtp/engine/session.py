@@ -21,7 +21,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
-from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
 
 FORMAT = "mgm session 1"
@@ -199,7 +199,7 @@ class Session:
                 ]
                 for what in ("keys", "values")
             )
-            cache = KVCache(self._config, mx.array([now.length], mx.int32), keys, values)
+            cache = KVCache(self._config, Buffers(mx.array([now.length], mx.int32), keys, values))
             mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in standings])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = one_line(error)

@@ -27,41 +27,59 @@ class Reach(NamedTuple):
     mask: mx.array  # bool [B, 1, T, capacity]
 
 
-class Memory(NamedTuple):
-    """The committed keys and values of one layer, as a drafter reads them."""
+class Buffers(NamedTuple):
+    """The arrays of a cache: what a compiled round takes and returns."""
+
+    offset: mx.array  # int32 [B]
+    keys: list[mx.array]  # of each layer that owns any, [B, kv_heads, capacity, head_dim]
+    values: list[mx.array]
+
+
+class SharedKV(NamedTuple):
+    """The committed keys and values of one layer, which a drafter reads."""
 
     keys: mx.array  # [B, kv_heads, capacity, head_dim]
     values: mx.array
     mask: mx.array  # bool [B, 1, 1, capacity]
 
 
-def capacity_for(length: int) -> int:
+def capacity_for(length: int, slot_step: int = SLOT_STEP) -> int:
     """Capacity to allocate for this many positions: steps of 256, later of an eighth or less.
 
     Few distinct sizes keep the number of compiled rounds and of copies small while a text grows.
+    slot_step: tests use a smaller one, so that caches grow more often.
     """
-    step = max(256, 1 << max(0, length.bit_length() - 4))
+    step = max(8 * slot_step, 1 << max(0, length.bit_length() - 4))
     return -(-length // step) * step
 
 
 class KVCache:
-    """The buffers of some rows; made by `empty`, or over the arrays of another one."""
+    """The buffers of some rows; made by `empty`, or from the buffers of another cache."""
 
-    def __init__(
-        self,
-        config: TargetConfig,
-        offset: mx.array,
-        keys: Sequence[mx.array],
-        values: Sequence[mx.array],
-    ) -> None:
+    def __init__(self, config: TargetConfig, buffers: Buffers) -> None:
         self.config = config
-        self.offset = offset
-        self.keys = list(keys)
-        self.values = list(values)
+        self.buffers = buffers
+
+    @property
+    def buffers(self) -> Buffers:
+        """The arrays as they are now."""
+        return Buffers(self.offset, self.keys, self.values)
+
+    @buffers.setter
+    def buffers(self, buffers: Buffers) -> None:
+        self.offset = buffers.offset
+        self.keys, self.values = list(buffers.keys), list(buffers.values)
 
     @classmethod
     def empty(
-        cls, config: TargetConfig, batch: int, *, capacity: int, most: int, dtype: mx.Dtype
+        cls,
+        config: TargetConfig,
+        batch: int,
+        *,
+        capacity: int,
+        most: int,
+        dtype: mx.Dtype,
+        slot_step: int = SLOT_STEP,
     ) -> KVCache:
         """Zero-filled buffers for `batch` rows, nothing committed.
 
@@ -69,7 +87,7 @@ class KVCache:
         forward will write. A sliding layer gets `window + most` slots, so that neither a forward's
         own writes nor stale drafts can fall into the window of any of its queries.
         """
-        sliding = -(-(config.sliding_window + most) // SLOT_STEP) * SLOT_STEP
+        sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
         shapes = [
             (
                 batch,
@@ -79,12 +97,8 @@ class KVCache:
             )
             for layer in config.layers[: config.num_kv_layers]
         ]
-        return cls(
-            config,
-            mx.zeros((batch,), mx.int32),
-            [mx.zeros(shape, dtype) for shape in shapes],
-            [mx.zeros(shape, dtype) for shape in shapes],
-        )
+        keys, values = ([mx.zeros(shape, dtype) for shape in shapes] for _ in range(2))
+        return cls(config, Buffers(mx.zeros((batch,), mx.int32), keys, values))
 
     def capacity(self, kind: LayerKind) -> int:
         """Slots per row of the layers of this kind."""
@@ -103,13 +117,13 @@ class KVCache:
         query = queries[:, None, :, None]  # [B, 1, T, 1]
         return Reach((query % capacity).astype(mx.int32), self._visible(kind, held, query))
 
-    def memory(self, kind: LayerKind) -> Memory:
+    def shared(self, kind: LayerKind) -> SharedKV:
         """What a drafter sees of the last layer of this kind: committed positions only."""
         last = mx.maximum(self.offset[:, None] - 1, 0)  # [B, 1]; a free row sees one empty slot
         held = self._held_positions(kind, last)[:, None, None, :]
         index = self.config.last_owner(kind)
         mask = self._visible(kind, held, last[:, None, :, None])
-        return Memory(self.keys[index], self.values[index], mask)
+        return SharedKV(self.keys[index], self.values[index], mask)
 
     def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
         """Put k, v [B, kv_heads, T, head_dim] into layer index at slots [B, 1, T, 1]."""
@@ -154,17 +168,16 @@ class KVCache:
     def take_over(self, row: int, other: KVCache, length: int) -> None:
         """Move the `length` committed positions of a one-row cache into this row.
 
-        Empties `other` layer by layer. The caller sets the offset. Nothing else stays in the row:
-        masked slots count with weight zero, which does not make an infinite value vanish.
+        Empties `other` layer by layer. The caller has grown this cache, and sets the offset.
+        Nothing else stays in the row: a masked slot has weight 0, but 0 times an infinite value
+        is NaN.
         """
-        self.grow(capacity_for(length))
         for index in range(len(self.keys)):
             self._copy_layer(index, row, other, 0, length)
             other.keys[index] = other.values[index] = mx.zeros((0,))
 
     def copy_row(self, other: KVCache, row: int, length: int) -> None:
         """Copy the first `length` positions of a row of another cache into this one's only row."""
-        self.grow(capacity_for(length))
         for index in range(len(self.keys)):
             self._copy_layer(index, 0, other, row, length)
         self.offset = mx.array([length], mx.int32)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gemma_mtp.model.cache import Memory
+from mlx_gemma_mtp.model.cache import SharedKV
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerKind
 from mlx_gemma_mtp.model.layers import DecoderLayer
 
@@ -61,7 +61,7 @@ class Drafter(nn.Module):
         self,
         embedding: mx.array,
         hidden: mx.array,
-        memory: dict[LayerKind, Memory],
+        shared: dict[LayerKind, SharedKV],
         position: mx.array,
     ) -> tuple[mx.array, mx.array]:
         """One draft step for every row.
@@ -75,7 +75,7 @@ class Drafter(nn.Module):
         for layer, config in zip(self.layers, self.config.layers, strict=True):
             x = layer.input_layernorm(h)
             q = layer.self_attn.queries(x, position)
-            h = layer(h, layer.self_attn(q, *memory[config.kind]))
+            h = layer(h, layer.self_attn(q, *shared[config.kind]))
         state = self.norm(h)
         return state, self.post_projection(state)
 

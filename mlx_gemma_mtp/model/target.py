@@ -41,21 +41,13 @@ class Target(nn.Module):
         """Tied head, before the softcap: hidden [..., H] -> [..., V]."""
         return self.embed_tokens.as_linear(hidden)
 
-    def __call__(
-        self,
-        tokens: mx.array,
-        cache: KVCache,
-        *,
-        last_only: bool = False,
-        routed: list[mx.array] | None = None,
-    ) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
         """Hidden states [B, T, H] after the final norm, of tokens [B, T].
 
         They stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys and
         values are written to the cache; they count once the caller advances its offset.
         last_only: return [B, 1, H], the last position's, and spare the others the layers that
-        write no keys and values (more than half of E2B and E4B). routed: each
-        full-attention layer with experts appends those it chose, [B T, k].
+        write no keys and values (more than half of E2B and E4B).
         """
         h = self.embed(tokens)
         position = cache.offset
@@ -75,7 +67,7 @@ class Target(nn.Module):
             keys, values = cache.keys[config.kv_source], cache.values[config.kv_source]
             attended = layer.self_attn(q, keys, values, mask)
             extra = None if per_layer is None else per_layer[:, -h.shape[1] :, index]
-            h = layer(h, attended, extra, routed)
+            h = layer(h, attended, extra)
         return self.norm(h[:, -1:] if last_only else h)
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
@@ -99,7 +91,6 @@ class TargetLayer(DecoderLayer):
         size, eps = config.hidden_size, config.rms_norm_eps
         self._eps = eps
         self._has_experts = config.num_experts > 0
-        self._counted = layer.kind == "full_attention"
         if self._has_experts:
             self.router = Router(config)
             self.experts = Experts(config)
@@ -112,37 +103,23 @@ class TargetLayer(DecoderLayer):
             self.per_layer_projection = nn.Linear(width, size, bias=False)
             self.post_per_layer_input_norm = nn.RMSNorm(size, eps=eps)
 
-    def both_feed_forwards(self, h: mx.array) -> tuple[mx.array, mx.array]:
-        """As feed_forward, of the MLP and the experts; and who was chosen, [B T, k]."""
+    def both_feed_forwards(self, h: mx.array) -> mx.array:
+        """As feed_forward, of the MLP and the experts."""
         normed = rms_norm(h, self._eps)  # one norm for three readers; its weights follow
         flat = normed.reshape(-1, h.shape[-1])
         dense = self.mlp(normed * self.pre_feedforward_layernorm.weight)
         chosen, weights = self.router(flat)
         routed = self.experts(flat * self.pre_feedforward_layernorm_2.weight, chosen, weights)
-        return (
-            self.post_feedforward_layernorm_1(dense)
-            + self.post_feedforward_layernorm_2(routed.reshape(h.shape)),
-            chosen,
+        return self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(
+            routed.reshape(h.shape)
         )
 
     def __call__(
-        self,
-        h: mx.array,
-        attended: mx.array,
-        per_layer_input: mx.array | None = None,
-        routed: list[mx.array] | None = None,
+        self, h: mx.array, attended: mx.array, per_layer_input: mx.array | None = None
     ) -> mx.array:
-        """As DecoderLayer; per_layer_input is this layer's slice [B, T, width] of the PLE.
-
-        A full-attention layer with experts appends those it chose, [B T, k], to `routed`.
-        """
+        """As DecoderLayer; per_layer_input is this layer's slice [B, T, width] of the PLE."""
         h = h + self.post_attention_layernorm(attended)
-        if self._has_experts:
-            out, chosen = self.both_feed_forwards(h)
-            if routed is not None and self._counted:
-                routed.append(chosen)
-        else:
-            out = self.feed_forward(h)
+        out = self.both_feed_forwards(h) if self._has_experts else self.feed_forward(h)
         h = h + self.post_feedforward_layernorm(out)
         if per_layer_input is not None:
             gated = gelu_tanh(self.per_layer_input_gate(h)) * per_layer_input

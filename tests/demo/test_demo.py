@@ -29,12 +29,12 @@ def prompts_prefilled_once() -> Iterator[None]:
     """Both runs need the same prefill, which takes longer than the answers on MLX's CPU backend."""
     made: dict[tuple[int, ...], tuple[mx.array, mx.array, list[mx.array], list[mx.array]]] = {}
 
-    def once(target: Target, tokens: mx.array, cache: KVCache) -> mx.array:
+    def once(target: Target, cache: KVCache, tokens: mx.array) -> mx.array:
         key = (cache.capacity("full_attention"), *np.array(tokens)[0].tolist())
         if cache.offset.item() > 0:  # a later chunk depends on the ones before it
-            return run_prefill(target, tokens, cache)
+            return run_prefill(target, cache, tokens)
         if key not in made:
-            hidden = run_prefill(target, tokens, cache)
+            hidden = run_prefill(target, cache, tokens)
             made[key] = (hidden, cache.offset, list(cache.keys), list(cache.values))
         hidden, cache.offset, keys, values = made[key]
         cache.keys, cache.values = list(keys), list(values)

@@ -92,8 +92,8 @@ class Watch:
 
         return play
 
-    def prefill(self, target: Target, tokens: mx.array, cache: KVCache) -> mx.array:
-        hidden = speculate.prefill(target, tokens, cache)
+    def prefill(self, target: Target, cache: KVCache, tokens: mx.array) -> mx.array:
+        hidden = speculate.prefill(target, cache, tokens)
         self.events.append(Event("chunk", tokens.shape[1]))
         self.then()
         return hidden

@@ -74,7 +74,7 @@ class Forced:
         target: object,
         drafter: object,
         cache: KVCache,
-        head: speculate.Head,
+        newest: speculate.Newest,
         settings: RowSettings,
         num_draft_tokens: int,
     ) -> mx.array:

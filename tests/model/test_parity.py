@@ -13,8 +13,7 @@ from helpers import reference
 from helpers.checkpoints import KINDS, VOCAB, PairPaths
 from helpers.logits import assert_logits_agree
 from mlx_gemma_mtp import SamplingParams
-from mlx_gemma_mtp.decode import round as speculate
-from mlx_gemma_mtp.decode.round import Head, first_token, prefill
+from mlx_gemma_mtp.decode.round import Newest, draft, first_token, prefill, speculate
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import KVCache
@@ -52,25 +51,25 @@ def chunks(ids: Sequence[int]) -> list[mx.array]:
     return pieces
 
 
-def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Head]:
+def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Newest]:
     """A cache that holds ids, prefilled in chunks, and the greedy token after them."""
     cache = new_cache(target)
     for piece in chunks(ids):
-        hidden = prefill(target, piece, cache)
-    return cache, first_token(target, hidden, cache, GREEDY)
+        hidden = prefill(target, cache, piece)
+    return cache, first_token(target, cache, hidden, GREEDY)
 
 
 def step_logits(
-    models: Models, cache: KVCache, head: Head, position_offset: int
+    models: Models, cache: KVCache, newest: Newest, position_offset: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Candidate ids [C] and their logits [C] of each chained draft step of the one row."""
     target, drafter = models
-    memory = {kind: cache.memory(kind) for kind in drafter.config.kinds}
-    token, hidden = head
+    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    token, hidden = newest
     steps = []
     for _ in range(NUM_STEPS):
         state, hidden = drafter(
-            target.embed(token[:, None]), hidden, memory, cache.offset + position_offset
+            target.embed(token[:, None]), hidden, shared, cache.offset + position_offset
         )
         logits, ids = drafter.candidates(state)
         found = np.arange(logits.shape[-1]) if ids is None else np.array(ids)[0, 0]
@@ -80,16 +79,20 @@ def step_logits(
 
 
 def assert_drafts_equal(
-    models: Models, cache: KVCache, head: Head, expected: reference.Draft, position_offset: int = -1
+    models: Models,
+    cache: KVCache,
+    newest: Newest,
+    expected: reference.Draft,
+    position_offset: int = -1,
 ) -> None:
-    assert head.newest.tolist() == [expected.newest]
-    for step, (found, logits) in enumerate(step_logits(models, cache, head, position_offset)):
+    assert newest.token.tolist() == [expected.newest]
+    for step, (found, logits) in enumerate(step_logits(models, cache, newest, position_offset)):
         if models.drafter.config.use_ordered_embeddings:
             assert len(set(found.tolist())) == len(found)
             assert set(found.tolist()) == expected.candidates(step)
         assert_logits_agree(logits, expected.logits[step][found], f"step {step}")
     if position_offset == models.drafter.config.query_position:
-        drafts = speculate.draft(*models, cache, head, GREEDY, NUM_STEPS)
+        drafts = draft(*models, cache, newest, GREEDY, NUM_STEPS)
         assert drafts.tolist() == [expected.tokens]
 
 
@@ -137,7 +140,6 @@ def test_drafts_after_a_round_equal_those_after_the_accepted_text(
     pair: PairPaths,
     models: Models,
     rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
     num_accepted: int,
 ) -> None:
     """A round must leave behind what Transformers has after a forward over the text alone.
@@ -153,17 +155,16 @@ def test_drafts_after_a_round_equal_those_after_the_accepted_text(
         return text, reference.draft(*pair, text, NUM_STEPS)
 
     prompt, (text, expected) = reference.decisive(text_and_drafts, rng, VOCAB, 75)
-    cache, head = committed(models.target, prompt)
+    cache, newest = committed(models.target, prompt)
     true = [*text[len(prompt) + 1 :], expected.newest]
     wrong = [(true[-1] + 1) % VOCAB] * 5
     drafts = mx.array([[*true[:-1], *wrong]])
-    monkeypatch.setattr(speculate, "draft", lambda *_: drafts)
-    round_ = speculate.speculate(*models, cache, head, GREEDY, mx.array([15]), drafts.shape[1])
-    monkeypatch.undo()
+    at = (cache, newest, GREEDY, mx.array([15]), drafts.shape[1])
+    round_ = speculate(*models, *at, draft=lambda *_: drafts)
     assert round_.accepted.tolist() == [num_accepted]
     assert cache.offset.tolist() == [len(text)]
     assert round_.tokens[0, : num_accepted + 1].tolist() == true
-    assert_drafts_equal(models, cache, round_.head, expected)
+    assert_drafts_equal(models, cache, round_.newest, expected)
 
 
 def test_64_greedy_tokens_equal_transformers(pair: PairPaths, rng: np.random.Generator) -> None:
