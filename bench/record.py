@@ -127,6 +127,11 @@ class Case:
     allowed: Allowed | None = None
 
     @property
+    def setting(self) -> str:
+        """The number of draft tokens in words."""
+        return setting(self.num_draft_tokens)
+
+    @property
     def gains(self) -> bool:
         """True if every turn was faster than plain decoding, and the median clearly so."""
         found = self.speedup
@@ -215,6 +220,11 @@ class Record:
     def fastest_drafted(self, batch: int) -> Case | None:
         """The fastest of ours with a fixed number of draft tokens above 0."""
         return max(filter(is_drafted, self.at(batch)), key=by_speed, default=None)
+
+    def best(self, batch: int) -> Case | None:
+        """The fastest of ours; the plain one unless that gains on it."""
+        fastest, plain = self.fastest(batch), self.plain(batch)
+        return fastest if plain is None or (fastest and fastest.gains) else plain
 
     def by_task(self, batch: int) -> list[Case]:
         """Our cases of single tasks, in the order measured."""
