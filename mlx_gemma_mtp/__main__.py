@@ -1,4 +1,4 @@
-"""`python -m mlx_gemma_mtp`: the same as `mgm`."""
+"""`python -m mlx_gemma_mtp` is the same as `mgm`."""
 
 from mlx_gemma_mtp.cli import main
 

@@ -1,16 +1,22 @@
-"""Tables and progress for a terminal. Knows nothing of what is in them."""
+"""Tables and progress for a terminal. Knows nothing of what is shown."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-# What is being done, how much of it is done, and of how much (None: unknown).
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# What is being done, how much of it is done, and the total (None if it is not known).
 Update = Callable[[str, float, float | None], None]
+
+SPINNER_SECONDS = 0.3  # anything quicker shows no spinner
 
 
 def table(
@@ -38,36 +44,29 @@ def table(
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 
 
-def can_draw() -> bool:
-    """Return True if standard error is a terminal that can do more than print."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+def can_draw(stream: TextIO | None = None) -> bool:
+    """Return True if a stream, by default stderr, is a terminal that can do more than print."""
+    return (stream or sys.stderr).isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @contextmanager
 def progress(unit: Literal["bytes", "items"]) -> Iterator[Update]:
-    """Show progress on standard error while within; call the result whenever something was done.
+    """Show progress on stderr inside the block; call the result whenever something was done.
 
-    A bar with speed and time left that disappears at the end. Nothing at all unless `can_draw`.
+    A bar with speed and time left, which disappears at the end. Does nothing unless `can_draw`.
     """
     if not can_draw():
         yield lambda *_: None
         return
     from rich import progress as bars
-    from rich.console import Console
 
     counts = (
         [bars.DownloadColumn(), bars.TransferSpeedColumn()]
         if unit == "bytes"
         else [bars.MofNCompleteColumn()]
     )
-    shown = bars.Progress(
-        bars.BarColumn(),
-        *counts,
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    description = bars.TextColumn("{task.description}", markup=False)
+    shown = _display(None, bars.BarColumn(), *counts, bars.TimeRemainingColumn(), description)
     task = shown.add_task("", total=None)
 
     def update(what: str, done: float, total: float | None) -> None:
@@ -78,3 +77,33 @@ def progress(unit: Literal["bytes", "items"]) -> Iterator[Update]:
         yield update
     finally:
         shown.stop()
+
+
+@contextmanager
+def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Show `what` with the seconds that it takes, on stderr or another stream, inside the block."""
+    if not can_draw(stream):
+        yield
+        return
+    from rich import progress as bars
+
+    text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
+    shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
+    shown.add_task(what, total=None)
+    timer = threading.Timer(SPINNER_SECONDS, shown.start)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it may be starting the display just now
+        shown.stop()
+
+
+def _display(stream: TextIO | None, *columns: Any) -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(file=stream, stderr=True)
+    # With stdout redirected, an answer on its way to a file would go to the terminal.
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False)

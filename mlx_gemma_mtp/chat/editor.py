@@ -1,6 +1,6 @@
-"""The prompt at a terminal: a line is edited, recalled, completed; a block of lines is one message.
+"""The prompt at a terminal: editing, history, completion, and messages of several lines.
 
-prompt_toolkit does the work. Knows nothing of what is done with a message.
+prompt_toolkit does the work. Knows nothing of what a message is for.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Editor:
     """Asks for one message after another."""
 
     def __init__(self, screen: TextIO, history: Path, interrupts: Interrupts) -> None:
-        """screen: the terminal. history: the file of what was typed before."""
+        """screen: the terminal. history: the file of earlier messages."""
         self._screen = screen
         self._interrupts = interrupts
-        self._signal: int | None = None  # that asks the process to end
+        self._signal: int | None = None  # asked the process to end
         interrupts.leaver = self._leave
-        # Some terminals never answer when they are asked where the cursor is. Nothing needs that.
+        # Some terminals never answer the question where the cursor is. Nothing here needs it.
         output = Vt100_Output(screen, self._size, os.environ.get("TERM"), enable_cpr=False)
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
@@ -55,7 +55,7 @@ class Editor:
         )
 
     def _leave(self, number: int) -> bool:
-        """End the line that is edited: by its event loop, not in the middle of its work."""
+        """End the line that is being edited, in its event loop; return False if there is none."""
         app = self._session.app
         if not app.is_running or app.loop is None:
             return False
@@ -70,10 +70,10 @@ class Editor:
 
     def _size(self) -> Size:
         columns, rows = os.get_terminal_size(self._screen.fileno())
-        return Size(rows=rows or 24, columns=columns or 80)  # some that have none say 0
+        return Size(rows=rows or 24, columns=columns or 80)  # some terminals say 0
 
     def read(self) -> str | None:
-        """The next message, or None when the user leaves: Ctrl-D, or Ctrl-C twice."""
+        """Return the next message, or None if the user leaves: Ctrl-D, or Ctrl-C twice."""
         warned = False
         while True:
             self._interrupts.forget()
@@ -87,25 +87,22 @@ class Editor:
                 if warned:
                     return None
                 warned = True
-                self._screen.write("(Ctrl-C again leaves, and so does Ctrl-D)\n")
+                self._screen.write("(Ctrl-C again or Ctrl-D to quit)\n")
             finally:
                 self._screen.write(MARK_PASTES)
                 self._screen.flush()
 
 
 def unblocked(text: str) -> str:
-    '''A message without the """ around it.'''
-    begun = text.lstrip()
-    if not begun.startswith(BLOCK):
+    '''Return a message without the """ around it.'''
+    inside = text.strip()
+    if inside.count(BLOCK) < 2 or not (inside.startswith(BLOCK) and inside.endswith(BLOCK)):
         return text
-    inside = begun.removeprefix(BLOCK).rstrip()
-    if not inside.endswith(BLOCK):
-        return text
-    return inside.removesuffix(BLOCK).removeprefix("\n").removesuffix("\n")
+    return inside.removeprefix(BLOCK).removesuffix(BLOCK).removeprefix("\n").removesuffix("\n")
 
 
 def is_open(text: str) -> bool:
-    """Does a block begin here that does not end yet?"""
+    """True if a block starts here and does not end yet."""
     return text.lstrip().startswith(BLOCK) and text.count(BLOCK) == 1
 
 
@@ -121,7 +118,7 @@ def _keys() -> KeyBindings:
             buffer.validate_and_handle()
 
     @keys.add(Keys.Escape, Keys.Enter)
-    def begin_line(event: KeyPressEvent) -> None:
+    def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
     @keys.add(Keys.ControlC)
@@ -136,7 +133,7 @@ def _keys() -> KeyBindings:
 
 
 def _history(path: Path) -> History:
-    """What was typed before, for oneself alone; this run's where the file cannot be had."""
+    """Return earlier messages, from a file only the user can read; of this run if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
@@ -147,7 +144,7 @@ def _history(path: Path) -> History:
 
 
 class _History(FileHistory):
-    """A disk that is full, or a character that no file takes, costs the line and not the chat."""
+    """A history that skips a line if the disk is full or no file can hold its characters."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError, UnicodeError):
@@ -155,7 +152,7 @@ class _History(FileHistory):
 
 
 class _Completer(Completer):
-    """Commands and their values, and files where a command takes one."""
+    """Completes commands, their values and file names."""
 
     def __init__(self) -> None:
         self._paths = PathCompleter(expanduser=True)
@@ -166,7 +163,7 @@ class _Completer(Completer):
             return
         name, space, rest = text.partition(" ")
         command = BY_NAME.get(name[1:])
-        if space and command and command.takes_file:
+        if space and command and command.file:
             yield from self._paths.get_completions(Document(rest), event)
             return
         word = text.rpartition(" ")[2]

@@ -1,7 +1,4 @@
-"""A pair on its way into memory, another one out of it, and how long a text there is room for.
-
-Knows nothing of options, nor of how a pair is loaded.
-"""
+"""Loading and switching models in a chat. Knows nothing of options, nor how a pair is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ Load = Callable[[Models], Engine]
 
 
 class Loaded(NamedTuple):
-    """A pair that was loaded. context: most tokens of a text that there is room for."""
+    """A loaded pair. context: the longest conversation, in tokens, that fits in memory."""
 
     engine: Engine
     models: Models
@@ -28,20 +25,20 @@ class Loaded(NamedTuple):
 def open_pair(models: Models, load: Load) -> Loaded:
     """Load a pair. Raises what `load` does."""
     engine = load(models)
-    # With --force there may be no room by that count: then nothing is known but the model's limit.
+    # With --force nothing may fit by that count: then only the model's own limit is known.
     return Loaded(engine, models, engine.longest_context() or engine.config.max_position_embeddings)
 
 
 def switch(old: Loaded, models: Models, load: Load, screen: Screen) -> Loaded:
-    """Load another pair, from this disk, and close the old one.
+    """Load another pair, already on this disk, and close the old one.
 
-    Where there is no room for both the old one goes first, and is loaded again if the other fails:
-    then that is what is returned, and the screen tells why. Raises as `open_pair` where the old one
-    is still as it was, and MgmError where it could not be loaded again and so stays closed.
+    If both do not fit in memory, the old one is closed first. If the other then fails, the screen
+    shows why, and the old one is loaded again and returned. Raises as `open_pair` while the old one
+    is still loaded, and MgmError if no pair is loaded any more.
     """
     name = models.model
     if name != "demo" and not hub.is_folder(name) and hub.from_cache(name) is None:
-        raise ModelNotFoundError(f"{name} is not in the cache: mgm pull {name} fetches it")
+        raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")
     try:
         loaded = open_pair(models, load)
     except NotEnoughMemoryError:

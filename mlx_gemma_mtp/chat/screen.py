@@ -1,64 +1,59 @@
-"""Where a chat writes: the model's answers to stdout as they are, all else to stderr.
+"""The output of a chat: the model's answers go to stdout unchanged, everything else to stderr.
 
-Nothing passes through markup, and nothing is colored where it is not read at a terminal.
+Nothing is read as markup, and colors are used only at a terminal.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import BinaryIO, TextIO
 
-from mlx_gemma_mtp.chat.spinner import Spinner, can_draw
+from mlx_gemma_mtp import show
 
 
 class Screen:
     """The two streams of a chat."""
 
     def __init__(self, out: BinaryIO, err: TextIO) -> None:
+        self.stderr = err
         self._out = out
-        self._err = err
-        self._aside = False  # within a line of an aside
-        self._dims = can_draw(err) and "NO_COLOR" not in os.environ
-
-    @property
-    def stderr(self) -> TextIO:
-        """The stream for all that is not answer."""
-        return self._err
+        self._in_aside = False  # True within a line of an aside
+        self._dims = show.can_draw(err) and "NO_COLOR" not in os.environ
 
     def answer(self, text: str) -> None:
-        """A piece of an answer, in UTF-8 whatever the locale says."""
-        self._close_aside()
+        """Write a piece of an answer, in UTF-8 whatever the locale says."""
+        self._end_aside()
         self._out.write(text.encode())
         self._out.flush()
 
     def aside(self, text: str) -> None:
-        """A piece of what the model says beside its answer."""
+        """Write a piece of the model's output that is not answer."""
         if text:
             self._write(self._dim(text))
-            self._aside = not text.endswith("\n")
+            self._in_aside = not text.endswith("\n")
 
     def say(self, text: str) -> None:
-        """A line of our own."""
-        self._close_aside()
+        """Write a line of our own."""
+        self._end_aside()
         self._write(f"{text}\n")
 
     def note(self, text: str) -> None:
-        """A line of our own that matters less."""
-        self._close_aside()
-        self._write(f"{self._dim(text)}\n")
+        """Write a line of our own that matters less."""
+        self.say(self._dim(text))
 
-    def spinner(self, what: str) -> Spinner:
-        """Shows that this is going on, at a terminal."""
-        return Spinner(what, self._err)
+    def spinner(self, what: str) -> AbstractContextManager[None]:
+        """Show what is being done, at a terminal."""
+        return show.spinner(what, self.stderr)
 
-    def _close_aside(self) -> None:
-        if self._aside:
+    def _end_aside(self) -> None:
+        if self._in_aside:
             self._write("\n")
-            self._aside = False
+            self._in_aside = False
 
     def _dim(self, text: str) -> str:
         return f"\x1b[2m{text}\x1b[0m" if self._dims else text
 
     def _write(self, text: str) -> None:
-        self._err.write(text)
-        self._err.flush()
+        self.stderr.write(text)
+        self.stderr.flush()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_gemma_mtp.chat import transcript
-from mlx_gemma_mtp.chat.transcript import Said
+from mlx_gemma_mtp.chat.transcript import Conversation
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files.folders import sessions_folder
 
@@ -29,7 +29,7 @@ class Kept(NamedTuple):
     """
 
     name: str
-    said: Said | None
+    said: Conversation | None
     problem: str | None
     last_used: float
     size_bytes: int

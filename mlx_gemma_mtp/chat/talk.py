@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import sys
 
+from mlx_gemma_mtp.chat.actions import Leave, run
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import parse
 from mlx_gemma_mtp.chat.editor import Editor
 from mlx_gemma_mtp.chat.loading import Load
-from mlx_gemma_mtp.chat.obey import Leave, obey
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 
 def talk(chat: Chat, editor: Editor, load: Load) -> None:
-    """Until the user leaves. What cannot be done is told, and the chat goes on."""
+    """Chat until the user leaves. Errors are shown, and the chat continues."""
     while (text := editor.read()) is not None:
-        if not text.strip():
-            continue
         try:
-            call = parse(text)
-            if call is None:
+            if call := parse(text):
+                run(chat, call, load)
+            elif text.strip():
                 chat.ask(text)
-            else:
-                obey(chat, call, load)
         except Leave:
             return
         except MgmError as error:
@@ -30,7 +27,7 @@ def talk(chat: Chat, editor: Editor, load: Load) -> None:
 
 
 def answer_lines(chat: Chat) -> None:
-    """Every line of stdin that is not blank is a question, whatever it begins with.
+    """Answer every line of stdin that is not blank; none of them is a command.
 
     They are UTF-8 whatever the locale says. Raises MgmError for the first that cannot be answered.
     """

@@ -1,4 +1,4 @@
-"""The terminal while a chat has it: what is typed during an answer waits, and order is restored.
+"""The terminal during a chat: keys typed during an answer wait, and its modes are restored.
 
 Knows nothing of what is written there.
 """
@@ -15,17 +15,15 @@ from typing import TextIO
 
 from mlx_gemma_mtp.engine.results import Generation
 
-# Whether the terminal marks what is pasted: else each of its lines would be a message.
-MARK_PASTES, LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+# With marked pastes, pasted lines are one message; else each line would be one.
+MARK_PASTES, UNMARK_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 
 
 class Interrupts:
     """What Ctrl-C and the signals that end a process do.
 
-    Ctrl-C while no line is edited stops the answer, and nothing else. leaver: ends the editing of a
-    line with the number of a signal, if one is edited; else returns False.
+    Outside the line editor, Ctrl-C stops the answer and nothing else. leaver: ends the line that is
+    being edited with the number of a signal; returns False if no line is edited.
     """
 
     def __init__(self) -> None:
@@ -34,12 +32,12 @@ class Interrupts:
         self._generation: Generation | None = None
 
     def forget(self) -> None:
-        """What was pressed until now concerns nobody."""
+        """Ignore a Ctrl-C that was pressed until now."""
         self._pressed = False
 
     @contextmanager
     def stop(self, generation: Generation) -> Iterator[None]:
-        """Within it Ctrl-C cancels this one; also one that was pressed since `forget`."""
+        """Let Ctrl-C cancel this one inside the block, also if it was pressed since `forget`."""
         self._generation = generation
         if self._pressed:
             generation.cancel()
@@ -49,12 +47,12 @@ class Interrupts:
             self._generation = None
 
     def leave(self, number: int, frame: FrameType | None) -> None:
-        """The process is to end, in order: the handler of such a signal."""
+        """End the process in order: the handler of a signal that asks for it."""
         if self.leaver is None or not self.leaver(number):
             sys.exit(128 + number)
 
     def press(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C was pressed: the handler of its signal, which may come at any point."""
+        """Cancel the answer: the handler of Ctrl-C, which may be called at any point."""
         self._pressed = True
         if self._generation is not None:
             self._generation.cancel()
@@ -62,23 +60,25 @@ class Interrupts:
 
 @contextmanager
 def held(screen: TextIO, interrupts: Interrupts) -> Iterator[None]:
-    """Within it keys are not echoed but kept for the next prompt, and signals go to `interrupts`.
-
-    The line editor has its own modes while it edits.
-    """
+    """Inside the block, keys are not echoed but wait for the next prompt, and signals go to
+    `interrupts`. The line editor has its own modes while it edits."""
     keyboard = sys.stdin.fileno()
     modes = termios.tcgetattr(keyboard)
     quiet = termios.tcgetattr(keyboard)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    before = {number: signal.signal(number, interrupts.leave) for number in ENDING}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupts.press)
+    handlers = {
+        signal.SIGINT: interrupts.press,
+        signal.SIGTERM: interrupts.leave,
+        signal.SIGHUP: interrupts.leave,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, quiet)
         yield
     finally:
-        with suppress(OSError, termios.error):  # a terminal that is gone has no modes
+        with suppress(OSError, termios.error):  # the terminal may be gone
             termios.tcsetattr(keyboard, termios.TCSADRAIN, modes)
-            screen.write(LEAVE_PASTES)
+            screen.write(UNMARK_PASTES)
             screen.flush()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -1,4 +1,4 @@
-"""The `mgm` command. Text goes to stdout, everything else to stderr; errors are one line."""
+"""The `mgm` command. Output goes to stdout, everything else to stderr; errors are one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,19 +27,19 @@ from mlx_gemma_mtp.cli.sessions import sessions
 from mlx_gemma_mtp.cli.verify import verify
 from mlx_gemma_mtp.errors import MgmError, one_line
 
-BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell reports of others in this case
+BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit code that shells give to SIGPIPE
 
 
 class Commands(TyperGroup):
-    """All of them; where whoever reads their output goes away, they leave quietly, as others do."""
+    """All commands. If the reader of their output goes away, they end quietly, as others do."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run one to its end, to the last byte of its output."""
+        """Run one, to the last byte of its output."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is still in the buffers goes nowhere, and is not complained of.
+            # The rest of the buffers goes nowhere, without a complaint.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for number in (1, 2):
                 os.dup2(nowhere, number)
@@ -49,9 +50,9 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="mgm",
     cls=Commands,
-    help="Gemma 4 with its multi-token-prediction drafters, on MLX.",
+    help="Run Gemma 4 with its multi-token-prediction drafters on MLX.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # it would take the [defaults] of help texts for markup
+    rich_markup_mode=None,  # [defaults] in help texts would be taken for markup
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
@@ -89,30 +90,27 @@ def bare(
         ),
     ] = False,
 ) -> None:
-    """The options of `mgm` without a command; the docstring shown to people is the app's."""
+    """Options of `mgm` without a command. Its help is the one of the app."""
 
 
-def main() -> None:
-    """Entry point of `mgm`: run a command and turn what it raises into one line and a code."""
-    # Started with one of them closed: keep the next file from taking its place.
-    if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - for as long as the process lives
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the same
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - the same
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command, by default the one of this process; an error becomes one line and a code."""
+    # If a stream is closed at the start, the next file that is opened would take its place.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the process ends
     try:
-        app()
+        app(args, prog_name="mgm")
     except MgmError as error:
         _fail(str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - what nobody foresaw, without its traceback
-        said = f"{type(error).__name__}: {one_line(error)}"
-        _fail(f"{said} (MGM_DEBUG=1 shows where)", MgmError.exit_code)
+    except Exception as error:  # noqa: BLE001 - unforeseen: shown without its traceback
+        line = f"{type(error).__name__}: {one_line(error)} (MGM_DEBUG=1 shows where)"
+        _fail(line, MgmError.exit_code)
 
 
 def _fail(line: str, exit_code: int) -> NoReturn:
-    """Say in one line what is wrong and leave; with MGM_DEBUG, raise it."""
+    """Print one line and exit; with MGM_DEBUG, raise the error."""
     if os.environ.get("MGM_DEBUG"):
-        raise  # it is called where an error is being handled
+        raise  # the error that is being handled
     print(f"mgm: {line}", file=sys.stderr)
     sys.exit(exit_code)

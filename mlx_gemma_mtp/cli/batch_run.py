@@ -1,7 +1,7 @@
-"""`mgm generate --batch-file`: requests from one file, results to another, several side by side.
+"""`mgm generate --batch-file`: requests from one file, results to another, several at once.
 
-Nothing is lost when it is stopped: the same command goes on. What a result holds depends on the
-request, the settings and the seed alone, so that an interrupted run ends like any other.
+A run that was stopped is continued by the same command. A result depends only on the request, the
+settings and the seed, so the results are the same as those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli.engine import load_engine
 from mlx_gemma_mtp.cli.requests_file import Line, Requests, read
 from mlx_gemma_mtp.cli.results_file import ResultsFile
 from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.show import progress
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Completion, Engine
 
-OnResult = Callable[["Completion | None"], None]  # None: it failed
+OnResult = Callable[["Completion | None"], None]  # None: the request failed
 
 
 def run(
@@ -41,53 +43,53 @@ def run(
 ) -> None:
     """Answer all requests of a file.
 
-    Raises UsageError before any work where the file or the settings are no good, and MgmError at
-    the end where requests failed. Ctrl-C ends the process with 130.
+    Raises UsageError before any work if the file or the settings are wrong, and MgmError at the end
+    if requests failed. Ctrl-C ends the process with 130.
     """
     if out.resolve() == batch_file.resolve():
         raise UsageError("--out is --batch-file itself: name another file")
     params = dataclasses.replace(sampling.params(), seed=None)
     requests = read(batch_file, params, system)
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-    begun_with = _begun_with(pair, sampling, system, requests)
-    with closing(ResultsFile(out, begun_with, seed, restart=restart)) as results:
-        todo = [line.seeded(results.seed) for line in requests.lines]
-        todo = [line for line in todo if line.number not in results.done]
+    settings = _settings(pair, sampling, system, requests)
+    with closing(ResultsFile(out, settings, seed, restart=restart)) as results:
+        lines = [line.seeded(results.seed) for line in requests.lines]
+        todo = [line for line in lines if line.number not in results.done]
         failures: dict[int, dict[str, Any]] = {}
         try:
             if todo:
                 if results.done:
-                    print(f"{len(results.done)} results are there already", file=sys.stderr)
-                with pair.load(max_batch=max_batch) as engine, _shown(len(todo)) as on_result:
+                    print(f"{len(results.done)} results are already done", file=sys.stderr)
+                with load_engine(pair, max_batch=max_batch) as engine, _shown(len(todo)) as shown:
                     for line, ended in _answers(engine, todo, 2 * max_batch):
                         if isinstance(ended, MgmError):
                             failures[line.number] = {"id": line.id, "error": str(ended)}
-                            on_result(None)
+                            shown(None)
                         else:
                             results.add(line.number, _result(line, ended))
-                            on_result(ended)
+                            shown(ended)
             results.publish(failures)
         except KeyboardInterrupt:
             without = " without --restart" if restart else ""
-            said = (
-                f"interrupted; {len(results.done)} of {len(requests.lines)} results are kept, "
-                f"and the same command{without} goes on"
+            line = (
+                f"interrupted; {len(results.done)} of {len(lines)} results are kept: run the same "
+                f"command again{without} to continue"
             )
-            print(options.interruption(said), file=sys.stderr)
+            print(options.interruption(line), file=sys.stderr)
             raise typer.Exit(options.INTERRUPTED) from None
         if failures:
-            number, failure = next(iter(sorted(failures.items())))
+            first = min(failures)
             again = "" if results.done else " with --restart"
             raise MgmError(
-                f"{len(failures)} of {len(requests.lines)} requests failed, the first on line "
-                f"{number} ({failure['error']}); the same command{again} tries them again"
+                f"{len(failures)} of {len(lines)} requests failed, the first on line {first} "
+                f"({failures[first]['error']}): run the same command again{again} to retry them"
             )
 
 
-def _begun_with(
+def _settings(
     pair: options.Pair, sampling: options.Sampling, system: str | None, requests: Requests
 ) -> dict[str, Any]:
-    """All that results depend on. Drafts are not in it: they change no text."""
+    """Return all that results depend on. Drafts are left out: they change no output."""
     from mlx_gemma_mtp.files.hub import is_folder
 
     is_path = pair.model != "demo" and is_folder(pair.model)
@@ -105,23 +107,19 @@ def _begun_with(
 def _answers(
     engine: Engine, lines: Iterable[Line], most: int
 ) -> Iterator[tuple[Line, Completion | MgmError]]:
-    """Each line with its answer or what it failed with, as they end; `most` are under way."""
+    """Yield each line with its answer or error as it ends; at most `most` run or wait."""
     waiting = iter(lines)
-    under_way: dict[Future[Completion], Line] = {}
-    more = True
-    while under_way or more:
-        while more and len(under_way) < most:
-            line = next(waiting, None)
-            if line is None:
-                more = False
-                break
+    running: dict[Future[Completion], Line] = {}
+    while True:
+        while len(running) < most and (line := next(waiting, None)):
             try:
-                under_way[engine.submit(line.prompt, line.params)] = line
-            except UsageError as error:  # only with the model: longer than it takes, say
+                running[engine.submit(line.prompt, line.params)] = line
+            except UsageError as error:  # that only the model can show: too long, for example
                 yield line, error
-        ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
-        for generation in ended:
-            line = under_way.pop(generation)
+        if not running:
+            return
+        for generation in wait(running, return_when=FIRST_COMPLETED).done:
+            line = running.pop(generation)
             try:
                 yield line, generation.result()
             except MgmError as error:
@@ -129,7 +127,7 @@ def _answers(
 
 
 def _result(line: Line, done: Completion) -> dict[str, Any]:
-    """What is written of an answer: nothing that another run would find otherwise, as its speed."""
+    """Return what is written of an answer: nothing that differs from run to run, like its speed."""
     found = dataclasses.asdict(done)
     del found["stats"]
     return {"id": line.id, **found, "prompt_tokens": done.stats.prompt_tokens}
@@ -137,45 +135,26 @@ def _result(line: Line, done: Completion) -> dict[str, Any]:
 
 @contextmanager
 def _shown(total: int) -> Iterator[OnResult]:
-    """Progress on standard error: a bar at a terminal, and at the end a line everywhere."""
+    """Show progress on stderr, and one line of totals at the end."""
     start = time.perf_counter()
-    answers = tokens = drafted = accepted = 0
+    ended = answers = tokens = drafted = accepted = 0
 
     def speed() -> str:
         return f"{tokens / (time.perf_counter() - start):.0f} tokens/s"
 
-    with _bar(total) as advance:
+    with progress("items") as update:
 
         def on_result(done: Completion | None) -> None:
-            nonlocal answers, tokens, drafted, accepted
+            nonlocal ended, answers, tokens, drafted, accepted
+            ended += 1
             if done is not None:
                 answers += 1
                 tokens += done.stats.generated_tokens
                 drafted += done.stats.drafted
                 accepted += done.stats.accepted
-            advance(speed())
+            update(speed(), ended, total)
 
         yield on_result
-    came_true = f", {accepted / drafted:.0%} of {drafted} drafts accepted" if drafted else ""
-    texts = "1 text" if answers == 1 else f"{answers} texts"
-    print(f"{texts}, {tokens} tokens, {speed()}{came_true}", file=sys.stderr)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar that advances by one, with something said beside it; nothing but at a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.description}", markup=False),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda said: bar.update(task, advance=1, description=said)
+    drafts = f", {accepted / drafted:.0%} of {drafted} drafts accepted" if drafted else ""
+    plural = "" if answers == 1 else "s"
+    print(f"{answers} answer{plural}, {tokens} tokens, {speed()}{drafts}", file=sys.stderr)

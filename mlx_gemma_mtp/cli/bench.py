@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_gemma_mtp.cli import bench_plan, options
-from mlx_gemma_mtp.cli.bench_check import TAKES, compare_texts
 from mlx_gemma_mtp.cli.bench_output import Shown, tell
 from mlx_gemma_mtp.cli.bench_plan import Asked
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_line
@@ -64,6 +63,34 @@ def bench(
         compare_texts(pair, asked, shown)
     else:
         _measure(pair, asked, shown)
+
+
+# Options that --check takes.
+TAKES = {"model", "drafter", "bits", "force", "tasks", "batch", "drafts", "depth"}
+TAKES |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
+
+
+def compare_texts(pair: options.Pair, asked: Asked, shown: Shown) -> None:
+    from mlx_gemma_mtp.bench.record import MIXED
+    from mlx_gemma_mtp.bench.subject import check_context
+    from mlx_gemma_mtp.cli.check import check_batches
+
+    plan = bench_plan.plan(pair, asked, check=True)
+    if set(plan.drafts) == {0}:
+        raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
+    shown.check_places()
+    opened = bench_plan.open_subject(pair, asked, plan, tell)
+    workload = bench_plan.workload(pair, asked, plan, opened)
+    check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
+    check_batches(
+        opened.pair,
+        lambda batch: [row.ids for row in workload.wave(MIXED, batch, 0)],
+        batches=plan.batches,
+        drafts=plan.drafts,
+        max_tokens=plan.tokens,
+        as_json=shown.format == "json",
+        keep=shown.keep,
+    )
 
 
 def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:

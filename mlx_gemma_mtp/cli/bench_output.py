@@ -85,9 +85,9 @@ class Shown:
 
 def tell(line: str) -> None:
     """What is going on: one line that changes on a terminal, lines elsewhere."""
-    from mlx_gemma_mtp.chat.spinner import can_draw, rewrite
+    from mlx_gemma_mtp.show import can_draw
 
-    if can_draw(sys.stderr):
-        rewrite(sys.stderr, line)
+    if can_draw():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
     elif line:
         print(line, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -171,14 +170,14 @@ def open_subject(
 ) -> Opened:
     """The pair to measure; where it is drawn, tell says so. Raises what loading raises."""
     from mlx_gemma_mtp.bench import subject
-    from mlx_gemma_mtp.chat.spinner import Spinner
     from mlx_gemma_mtp.cli.pull import fetch_missing
+    from mlx_gemma_mtp.show import spinner
 
     if asked.synthetic is None:
         fetch_missing(pair.model, pair.drafter)
-        with Spinner(f"loading {pair.model}", sys.stderr):
+        with spinner(f"loading {pair.model}"):
             return subject.loaded(
-                pair.model, options.beside(pair.drafter), bits=pair.bits, force=pair.force
+                pair.model, options.named_drafter(pair.drafter), bits=pair.bits, force=pair.force
             )
     accept = options.listed("--accept", "0.8" if asked.accept is None else asked.accept, _chance)
     return subject.random(

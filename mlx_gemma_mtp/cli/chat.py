@@ -1,4 +1,4 @@
-"""`mgm chat`: questions in, streamed answers out."""
+"""`mgm chat`: messages in, streamed answers out."""
 
 from __future__ import annotations
 
@@ -24,37 +24,39 @@ def chat(
     context: typer.Context,
     pair: options.Pair,
     sampling: options.Sampling,
-    system: Annotated[str | None, typer.Option(help="Instructions for the whole chat.")] = None,
-    go_on: Annotated[
-        bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", "-c", help="Resume the last conversation.")
     ] = False,
     session: Annotated[
-        str | None, typer.Option(help="Go on with the conversation of this name, or begin it.")
+        str | None, typer.Option(help="Resume the conversation of this name, or start it.")
     ] = None,
     keep_cache: Annotated[
-        bool, typer.Option("--keep-cache", help="Keep what going on would have to compute anew.")
+        bool,
+        typer.Option("--keep-cache", help="Save the KV cache on exit, so resuming is instant."),
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Numbers after every answer.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
 ) -> None:
-    """Talk to a model. Ctrl-C stops an answer, Ctrl-D leaves, /help tells more.
+    """Chat with a model. Ctrl-C stops an answer, Ctrl-D quits, /help lists commands.
 
-    At a terminal conversations are kept: mgm sessions lists them. Of what is piped in every line
-    is a question, and nothing is kept but a conversation that is named.
+    At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
+    message, and the chat is saved only with --session NAME.
     """
     from mlx_gemma_mtp.chat import store, talk
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.loading import open_pair
     from mlx_gemma_mtp.chat.screen import Screen
-    from mlx_gemma_mtp.chat.spinner import can_draw
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
+    from mlx_gemma_mtp.cli.engine import load_engine
+    from mlx_gemma_mtp.show import can_draw
 
     params = sampling.params()
-    if go_on and session is not None:
-        raise UsageError("--continue and --session both name a conversation: give one of them")
+    if resume and session is not None:
+        raise UsageError("use only one of --continue and --session")
     shown = next((one for one in (sys.stderr, sys.stdout) if can_draw(one)), None)
     editing = sys.stdin.isatty() and shown is not None
     keeps = editing or keep_cache
-    named = store.last() if go_on else store.path_of(session) if session is not None else None
+    named = store.last() if resume else None if session is None else store.path_of(session)
     transcript = _transcript(named or (store.new_path() if keeps else None), context, pair)
     if system is not None:
         transcript.instruct(system)
@@ -62,33 +64,33 @@ def chat(
     interrupts = Interrupts() if editing else None
 
     def load(models: Models) -> Engine:
-        return replace(pair, **models._asdict()).load(max_batch=1)
+        return load_engine(replace(pair, **models._asdict()), max_batch=1)
 
     with ExitStack() as stack:
-        loaded = open_pair(transcript.said.models, load)
-        held_chat = Chat(loaded, transcript, params, screen, interrupts, keeps, stats)
-        stack.callback(_leave, held_chat, keep_cache)
+        loaded = open_pair(transcript.conversation.models, load)
+        here = Chat(loaded, transcript, params, screen, interrupts, keeps, stats)
+        stack.callback(_leave, here, keep_cache)
         cache = store.cache_of(transcript.path) if transcript.path else None
         if cache and cache.exists():
-            held_chat.restore(cache)
+            here.restore(cache)
         if shown and interrupts:
             from mlx_gemma_mtp.chat.editor import Editor
             from mlx_gemma_mtp.files.folders import history_file
 
             stack.enter_context(held(shown, interrupts))
-            _greet(held_chat)
-            talk.talk(held_chat, Editor(shown, history_file(), interrupts), load)
+            _greet(here)
+            talk.talk(here, Editor(shown, history_file(), interrupts), load)
         else:
-            talk.answer_lines(held_chat)
+            talk.answer_lines(here)
 
 
 def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
-    """The conversation in this file, or a new one; with the models that the command line names."""
-    from mlx_gemma_mtp.chat.transcript import Models, Said, Transcript
+    """Return the conversation in this file, or a new one, with the models of the command line."""
+    from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 
     models = Models(pair.model, pair.drafter, pair.bits)
     if path is None or not path.exists():
-        return Transcript(Said(models), path)
+        return Transcript(Conversation(models), path)
     try:
         transcript = Transcript.reopened(path)
     except OSError as error:
@@ -98,7 +100,7 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
         for name in Models._fields
         if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
     }
-    before = transcript.said.models
+    before = transcript.conversation.models
     models = models if "model" in given else before._replace(**given)
     if models != before:
         transcript.use(models)
@@ -106,29 +108,27 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
 
 
 def _greet(chat: Chat) -> None:
-    """Who is there, and where the conversation stands."""
-    from mlx_gemma_mtp.chat.statistics import short
-
-    said, transcript = chat.transcript.said, chat.transcript
-    chat.screen.note(
-        f"{chat.loaded.models.model}, {short(chat.loaded.context)} tokens of context; "
-        "/help tells more, Ctrl-D leaves"
+    """Print the model, and where the conversation is."""
+    transcript, note = chat.transcript, chat.screen.note
+    note(
+        f"{chat.loaded.models.model} · {chat.loaded.context:,}-token context · "
+        "/help for commands · Ctrl-D to quit"
     )
-    if said.messages and transcript.path:
-        chat.screen.note(f"(going on with {transcript.path.stem}: {said.turns} turns)")
+    if transcript.conversation.messages and transcript.path:
+        note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
         if transcript.question is not None:
-            chat.screen.note("(the last question has no answer: /regen asks it again)")
+            note("(the last message has no answer: /regen answers it)")
 
 
 def _leave(chat: Chat, keep_cache: bool) -> None:
-    """Keep what is to be kept, and let go of everything."""
+    """Save the cache if asked for, and release everything."""
     from mlx_gemma_mtp.chat import store
 
     path = chat.transcript.path
-    if keep_cache and path and chat.transcript.said.messages:
+    if keep_cache and path and chat.transcript.conversation.messages:
         try:
             chat.session.save(store.cache_of(path))
         except (MgmError, OSError, RuntimeError) as error:
-            chat.screen.say(f"mgm: the cache is not kept: {error}")
+            chat.screen.say(f"mgm: the KV cache is not saved: {error}")
     chat.transcript.close()
     chat.loaded.engine.close()

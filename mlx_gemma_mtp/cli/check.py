@@ -1,4 +1,4 @@
-"""Is a text the same that is written without drafts? For `mgm generate --check`, and others."""
+"""`--check` of `mgm generate` and `mgm bench`: is the output the same without drafts?"""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from mlx_gemma_mtp.check import Parting, Side, parting
+import typer
+
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp import Engine, SamplingParams
-    from mlx_gemma_mtp.text.messages import Prompt
-    from mlx_gemma_mtp.text.tokenizer import Text
-
-NUM_DRAFT_TOKENS = 3  # in place of auto, which may find that here no drafts pay
+    from mlx_gemma_mtp import SamplingParams
+    from mlx_gemma_mtp.check import Difference, Drafts
+    from mlx_gemma_mtp.engine.pair import OpenPair
 
 
 def exact_products() -> None:
-    """Have the digits of a float32 product not depend on how many rows it has.
+    """Make the digits of a float32 product independent of how many rows it has.
 
-    With TF32, which MLX uses where a GPU has it, they do. MLX looks at this once, before its first
-    product.
+    With TF32, which MLX uses if the GPU has it, they depend on it. Call this before the first
+    product: MLX looks once.
     """
     os.environ["MLX_ENABLE_TF32"] = "0"
 
 
 def with_drafts(params: SamplingParams) -> SamplingParams:
-    """Settings of a text that can be checked: drafts in every round, and a seed to repeat it.
+    """Return settings that can be checked: drafts in every round, and a seed to repeat it.
 
-    Raises UsageError where 0 drafts were asked for.
+    Raises UsageError for 0 drafts.
     """
+    from mlx_gemma_mtp.check import NUM_DRAFT_TOKENS
+
     asked = params.num_draft_tokens
     if asked == 0:
-        raise UsageError("--check has nothing to compare: give --num-draft-tokens from 1 on")
+        raise UsageError("--check has nothing to compare: --num-draft-tokens must be at least 1")
     return replace(
         params,
         num_draft_tokens=NUM_DRAFT_TOKENS if asked == "auto" else asked,
@@ -45,45 +47,66 @@ def with_drafts(params: SamplingParams) -> SamplingParams:
     )
 
 
-class Verdict(NamedTuple):
-    """What comparing gave: a number of tokens, and where they part from those without drafts."""
+def as_json(difference: Difference | None, num_tokens: int) -> dict[str, Any]:
+    """Return what `mgm generate --check --json` prints of a completion of num_tokens tokens."""
+    found: dict[str, Any] = {"identical": difference is None, "tokens": num_tokens}
+    if difference is not None:
+        found |= {
+            "position": difference.position,
+            "before": difference.before,
+            "with_drafts": asdict(difference.found),
+            "without": asdict(difference.wanted),
+        }
+    return found
 
-    tokens: int
-    parting: Parting | None
-    text: Text
 
-    def to_json(self) -> dict[str, Any]:
-        """Whether they are the same, and if not: the position, what is before it and from it on."""
-        found: dict[str, Any] = {"identical": self.parting is None, "tokens": self.tokens}
-        if self.parting is not None:
-            found |= {
-                "position": self.parting.position,
-                "before": self.text.decode(self.parting.before),
-                "with_drafts": self._side(self.parting.found)._asdict(),
-                "without": self._side(self.parting.wanted)._asdict(),
-            }
-        return found
-
-    def tell(self) -> None:
-        """Say so on standard error. Raises VerificationError where they are not the same."""
-        if self.parting is None:
-            print(f"the same {self.tokens} tokens with drafts and without", file=sys.stderr)
-            return
-        before = json.dumps(self.text.decode(self.parting.before), ensure_ascii=False)
+def report(difference: Difference | None, num_tokens: int) -> None:
+    """Say on stderr that the output is the same. Raises VerificationError if it is not."""
+    if difference is not None:
+        before = json.dumps(difference.before, ensure_ascii=False)
         raise VerificationError(
-            f"with drafts the text is another one: {self.parting.position} tokens are the same, "
-            f"then behind {before} comes {self._side(self.parting.found)} with drafts, "
-            f"{self._side(self.parting.wanted)} without"
+            f"output differs: {difference.position} tokens match, then after {before} "
+            f"{difference.found} with drafts, {difference.wanted} without"
         )
-
-    def _side(self, tokens: list[int]) -> Side:
-        return Side(tokens[0] if tokens else None, self.text.decode(tokens))
+    print(f"the same {num_tokens} tokens with drafts and without", file=sys.stderr)
 
 
-def compare(
-    engine: Engine, prompt: Prompt, params: SamplingParams, tokens: Sequence[int]
-) -> Verdict:
-    """Write the text once more, without drafts, and compare its tokens with these."""
-    plain = engine.generate(prompt, replace(params, num_draft_tokens=0))[0]
-    assert engine.text is not None  # for the prompt is text
-    return Verdict(len(tokens), parting(tokens, plain.tokens), engine.text)
+def check_batches(
+    pair: OpenPair,
+    prompts: Callable[[int], list[list[int]]],
+    *,
+    batches: Sequence[int],
+    drafts: Sequence[Drafts],
+    max_tokens: int,
+    as_json: bool,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Compare whole batches, print the report, and pass it to `keep` as JSON.
+
+    Arguments are those of `check.compare`. After Ctrl-C, what was compared is reported, too. Raises
+    VerificationError for a difference that rounding does not explain.
+    """
+    from mlx_gemma_mtp import Engine, check, show
+
+    exact_products()
+    report, ended = check.Report.of(pair), False
+    size = max(batches)
+    own = pair._replace(fingerprint=None)  # nothing that it learns here is kept
+    with Engine(own, max_batch=size, max_queue=size) as engine, show.progress("items") as update:
+        try:
+            update("comparing", 0, None)
+            for one in check.compare(
+                engine, pair, prompts, batches=batches, drafts=drafts, max_tokens=max_tokens
+            ):
+                report.compared.append(one)
+                update(one.settings, len(report.compared), None)
+            report.complete = True
+        except KeyboardInterrupt:
+            ended = True
+    found = report.to_json()
+    keep(found)
+    print(json.dumps(found, ensure_ascii=False) if as_json else report)
+    if report.faults:
+        raise VerificationError(report.summary)
+    if ended:
+        raise typer.Exit(options.INTERRUPTED)

@@ -72,7 +72,7 @@ def convert(
         rules=tuple(rule or ()),
         drafter_bits=drafter_bits,
     )
-    wanted = options.beside(drafter)
+    wanted = options.named_drafter(drafter)
     out = out or conversion.default_out(source, chosen)
     try:
         if plan_only:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,8 +13,8 @@ from mlx_gemma_mtp.cli.check import exact_products
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
 
 if TYPE_CHECKING:
+    from mlx_gemma_mtp.check import SelfTest
     from mlx_gemma_mtp.doctor import Checked, Folder, Report
-    from mlx_gemma_mtp.selftest import SelfTest
 
 
 def doctor(
@@ -29,7 +30,7 @@ def doctor(
     without the drafter.
     """
     try:
-        from mlx_gemma_mtp import doctor, selftest
+        from mlx_gemma_mtp import check, doctor
     except ImportError as error:
         raise MgmError(
             f"a package cannot be imported ({one_line(error)}): install mgm again"
@@ -43,21 +44,21 @@ def doctor(
         print("the self-test takes about ten seconds ...", file=sys.stderr)
         exact_products()
         try:
-            tested = selftest.run()
+            tested = check.self_test()
         except MgmError as error:
             problems.append(f"the self-test cannot be run: {error}")
         else:
-            problems += [f"texts of the self-test part: {where}" for where in tested.partings]
+            problems += [f"self-test: {where}" for where in tested.differences]
     if as_json:
         found = report.to_json() | {
-            "self_test": tested and tested.to_json(),
+            "self_test": tested and asdict(tested),
             "problems": problems,
             "healthy": not problems,
         }
         print(json.dumps(found, ensure_ascii=False))
     else:
         _print_end(tested, problems)
-    if tested is not None and tested.partings:
+    if tested is not None and tested.differences:
         raise typer.Exit(VerificationError.exit_code)
     if problems:
         raise typer.Exit(MgmError.exit_code)
@@ -113,8 +114,8 @@ def _folder(folder: Folder) -> str:
 
 def _print_end(tested: SelfTest | None, problems: list[str]) -> None:
     if tested is not None:
-        same = "the same" if not tested.partings else "NOT the same"
-        print(f"self-test: {tested.texts} texts, {same} with and without the drafter;")
+        same = "the same" if not tested.differences else "NOT the same"
+        print(f"self-test: {tested.completions} completions, {same} with and without the drafter;")
         for speed in tested.speeds:
             print(
                 f"  batch {speed.batch}: {speed.plain:.0f} tokens/s without it, "

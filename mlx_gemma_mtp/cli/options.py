@@ -17,51 +17,28 @@ import typer
 from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp import Engine, SamplingParams
+    from mlx_gemma_mtp import SamplingParams
 
 T = TypeVar("T")
 
-INTERRUPTED = 130  # what a shell makes of Ctrl-C
+INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 
 
 @dataclass(frozen=True)
 class Pair:
     """Which models."""
 
-    model: Annotated[
-        str, typer.Option(help="A folder, a Hub name, or demo: the pair that comes with mgm.")
-    ] = "demo"
+    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (comes with mgm).")] = (
+        "demo"
+    )
     drafter: Annotated[
         str,
-        typer.Option(help="A folder or Hub name; auto: <model>-assistant if there is one; none."),
+        typer.Option(help="A folder or Hub name, none, or auto: <model>-assistant if it exists."),
     ] = "auto"
     bits: Annotated[int | None, typer.Option(help="Quantize to 4 or 8 bits while loading.")] = None
     force: Annotated[
-        bool, typer.Option("--force", help="Load it also where it seems too large for the memory.")
+        bool, typer.Option("--force", help="Load even if it may not fit in memory.")
     ] = False
-
-    def load(self, *, max_batch: int = 8) -> Engine:
-        """Load it, downloaded first if need be; says so where there is nothing to draft with."""
-        from mlx_gemma_mtp import load
-        from mlx_gemma_mtp.chat.spinner import Spinner
-        from mlx_gemma_mtp.cli.pull import fetch_missing
-
-        fetch_missing(self.model, self.drafter)
-        with Spinner(f"loading {self.model}", sys.stderr):
-            engine = load(
-                self.model,
-                beside(self.drafter),
-                bits=self.bits,
-                max_batch=max_batch,
-                force=self.force,
-            )
-        if self.drafter == "auto" and not engine.has_drafter:
-            print(
-                f"{self.model}: no drafter beside it or in the cache, decoding plainly; "
-                "--drafter names one, and downloads it if need be",
-                file=sys.stderr,
-            )
-        return engine
 
 
 @dataclass(frozen=True)
@@ -69,86 +46,90 @@ class Sampling:
     """How to sample."""
 
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens to generate [the context].")
+        int | None,
+        typer.Option(help="Maximum tokens to generate [until the context is full]."),
     ] = None
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy [the model's].")] = None
-    top_k: Annotated[int | None, typer.Option(help="0 is off [the model's].")] = None
-    top_p: Annotated[float | None, typer.Option(help="1 is off [the model's].")] = None
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text [a fresh one].")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")] = None
-    think: Annotated[bool, typer.Option("--think", help="Have it think before it answers.")] = False
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy [the model's default].")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="0 is off [the model's default].")] = None
+    top_p: Annotated[float | None, typer.Option(help="1 is off [the model's default].")] = None
+    seed: Annotated[int | None, typer.Option(help="Same seed, same output [random].")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None
+    think: Annotated[bool, typer.Option("--think", help="Let the model think first.")] = False
     num_draft_tokens: Annotated[
-        str, typer.Option(help="Drafts per round: auto, or 0 (plain) to 15.")
+        str, typer.Option(help="Draft tokens per round: auto, or 0 (off) to 15.")
     ] = "auto"
 
     def params(self) -> SamplingParams:
-        """The settings as an engine takes them. Raises UsageError."""
+        """Return the settings as an engine takes them. Raises UsageError."""
         from mlx_gemma_mtp import SamplingParams
 
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=self.stop or (),
-            num_draft_tokens=draft_count(self.num_draft_tokens),
-            thinking=self.think,
-        )
+        drafts = draft_count(self.num_draft_tokens)
+        try:
+            return SamplingParams(
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                seed=self.seed,
+                stop=self.stop or (),
+                num_draft_tokens=drafts,
+                thinking=self.think,
+            )
+        except UsageError as error:  # it starts with the setting: name the option instead
+            name, _, wrong = str(error).partition(" ")
+            raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
 
 
-def beside(drafter: str) -> str | None:
-    """--drafter as `load` takes it."""
+def named_drafter(drafter: str) -> str | None:
+    """Return --drafter as `load` takes it."""
     return None if drafter == "none" else drafter
 
 
 def interruption(line: str) -> str:
-    """What to say on stderr, on a line of its own where a terminal shows ^C."""
+    """Return what to print on stderr: on a line of its own if a terminal shows ^C."""
     fresh_line = "\n" if sys.stderr.isatty() else ""
     return f"{fresh_line}mgm: {line}"
 
 
 def draft_count(num_draft_tokens: str) -> int | Literal["auto"]:
-    """--num-draft-tokens as SamplingParams takes it. Raises UsageError."""
+    """Return --num-draft-tokens as SamplingParams takes it. Raises UsageError."""
     if num_draft_tokens == "auto":
         return "auto"
     if not num_draft_tokens.isdecimal():
-        raise UsageError(f'--num-draft-tokens must be "auto" or a number, not {num_draft_tokens!r}')
+        raise UsageError(f"--num-draft-tokens must be auto or a number, not {num_draft_tokens!r}")
     return int(num_draft_tokens)
 
 
 def listed(name: str, given: str, read: Callable[[str], T]) -> list[T]:
-    """The parts of a list as it is typed. Raises UsageError."""
+    """Return the items of a comma-separated list. Raises UsageError."""
     try:
         return [read(part.strip()) for part in given.split(",")]
     except ValueError:
-        raise UsageError(f"{name} takes a list with commas, not {given!r}") from None
+        raise UsageError(f"{name} takes a comma-separated list, not {given!r}") from None
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for every field of its parameters that are dataclasses.
+    """Give a command one option for each field of its dataclass parameters.
 
-    typer makes options of what a signature holds: here is one in which those stand one by one.
+    typer makes options from a signature: this one has the fields in place of the dataclasses.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
+
+    def add(name: str, default: Any, annotation: Any) -> None:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+
     for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(
-                parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[name])
-            )
-            continue
-        of_fields = get_type_hints(groups[name], include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=of_fields[field.name],
-            )
-            for field in fields(groups[name])
-        ]
+        if name in groups:
+            of_fields = get_type_hints(groups[name], include_extras=True)
+            for field in fields(groups[name]):
+                add(field.name, field.default, of_fields[field.name])
+        else:
+            add(name, parameter.default, hints[name])
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:

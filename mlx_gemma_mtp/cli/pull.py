@@ -50,7 +50,7 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
 
     from mlx_gemma_mtp.files import download, folders, hub
 
-    downloads = download.plan(model, options.beside(drafter))
+    downloads = download.plan(model, options.named_drafter(drafter))
     shown = sys.stdout if dry_run else sys.stderr
     width = max(len(one.name) for one in downloads)
     for one in downloads:

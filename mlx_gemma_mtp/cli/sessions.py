@@ -1,4 +1,4 @@
-"""`mgm sessions`: the conversations that are kept, and out with them."""
+"""`mgm sessions`: list the saved conversations, or remove some."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.store import Kept
 
-HEAD = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "BEGINS WITH")
+HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
 TITLE = 50  # characters
 
 sessions = typer.Typer(
-    help="List the conversations that are kept, or remove some.",
+    help="List the saved conversations, or remove some.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -28,12 +28,12 @@ def list_sessions(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the conversations that are kept, or remove some."""
+    """List the saved conversations, or remove some."""
     if context.invoked_subcommand is not None:
         return
     from mlx_gemma_mtp.chat import store
-    from mlx_gemma_mtp.cli.models import print_columns
     from mlx_gemma_mtp.files.folders import sessions_folder
+    from mlx_gemma_mtp.show import table
 
     kept = store.kept()
     if as_json:
@@ -44,7 +44,7 @@ def list_sessions(
     if not kept:
         print(f"no conversations in {sessions_folder()}", file=sys.stderr)
         return
-    print_columns([HEAD, *map(_row, kept)])
+    print(table(HEADER, map(_row, kept), left=len(HEADER)))
     for one in kept:
         if one.problem:
             print(f"mgm: {one.problem}", file=sys.stderr)
@@ -52,14 +52,14 @@ def list_sessions(
 
 @sessions.command("rm")
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(help="As mgm sessions lists them.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Names from mgm sessions.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
-    """Remove conversations and what was kept of their caches."""
+    """Remove conversations and their saved caches."""
     from mlx_gemma_mtp.chat import store
 
     if everything == bool(names):
-        raise UsageError("name the conversations to remove, or give --all")
+        raise UsageError("name the conversations to remove, or use --all")
     for name in [path.stem for path in store.paths()] if everything else names or []:
         try:
             store.remove(name)

@@ -112,7 +112,8 @@ def _praise(verdict: Verdict) -> list[str]:
 
 def _show(what: str, done: int, total: int) -> None:
     """Progress, in one line of a terminal that goes when it is done."""
-    from mlx_gemma_mtp.chat.spinner import can_draw, rewrite
+    from mlx_gemma_mtp.show import can_draw
 
-    if can_draw(sys.stderr):
-        rewrite(sys.stderr, f"{what} {100 * done // max(1, total)} %" if done < total else "")
+    if can_draw():
+        line = f"{what} {100 * done // max(1, total)}%" if done < total else ""
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

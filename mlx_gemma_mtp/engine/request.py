@@ -12,7 +12,7 @@ from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Generation, Stats
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import as_failure
-from mlx_gemma_mtp.text.channels import Kind, Piece, Router, joined
+from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
 
@@ -44,7 +44,7 @@ class Request:
         self.generation = Generation()
         self._finish_reason: FinishReason | None = None
         self._eos = eos
-        self._router = Router(stream)
+        self._router = ChannelParser(stream)
         self._on_chunk = on_chunk
         self._pieces: list[Piece] = []
         self._queued = 0.0

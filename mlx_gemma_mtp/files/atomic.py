@@ -1,7 +1,8 @@
-"""A file replaced whole or not at all, whoever reads or writes it meanwhile."""
+"""Files that are replaced whole or not at all, whoever reads or writes them meanwhile."""
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Where to write what becomes the file at the end, unless something is raised before.
+    """Yield a temporary path; what is written there replaces the file if nothing was raised.
 
-    A link stays, and what it names is replaced. suffix: of that place's name, which is another
-    every time. Raises OSError.
+    Follows symlinks. suffix: ending of the temporary file's (unique) name. Raises OSError.
     """
     path = path.resolve()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{suffix}")
@@ -25,12 +25,14 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Make or replace the file. Raises OSError; then it is as it was.
+    """Create or replace the file, on the disk on return. If it raises OSError, it is unchanged.
 
-    What is there and no file, a pipe or /dev/null, is written to and stays.
+    Anything that is not a regular file (a pipe, /dev/null) is written in place.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    with replacing(path) as partial:
-        partial.write_bytes(content)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

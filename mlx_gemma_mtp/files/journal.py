@@ -1,6 +1,7 @@
-"""A file that only grows: one JSON object a line, on the disk when `write` returns.
+"""A file that only grows: one JSON object per line, on the disk when `write` returns.
 
-A last line that a crash cut off is dropped. Knows nothing of what the objects mean.
+The first line, the header, names the `format` and, in `with`, what the rest depends on. A last line
+that a crash cut off is dropped. Doesn't know what the objects mean.
 """
 
 from __future__ import annotations
@@ -15,31 +16,33 @@ from typing import Any
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 Event = dict[str, Any]
-HEAD: Event = {"format": "mgm conversation 1"}  # the first line
 
 
 class Journal:
-    """An open journal; nobody else can open it meanwhile. Made by `create` and `open`."""
+    """An open journal, locked against other processes until `close` or the end of this one."""
 
-    def __init__(self, path: Path, handle: int) -> None:
-        self._handle = handle
+    def __init__(self, path: Path, name: str, flags: int = os.O_CREAT) -> None:
+        """Open the file, by default whether it exists or not.
+
+        name: what messages call it. Raises UsageError if another process has it open; OSError.
+        """
+        self.path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             raise UsageError(
-                f"the conversation {path.stem} is open in another mgm: leave it there, "
-                "or begin another one here"
+                f"{name} is open in another mgm process: close it there, or wait for it"
             ) from None
 
     @classmethod
-    def create(cls, path: Path, events: Iterable[Event]) -> Journal:
-        """Begin a file with these. Raises OSError, FileExistsError among them, and leaves none."""
+    def create(cls, path: Path, header: Event, events: Iterable[Event]) -> Journal:
+        """Start a new file. Raises OSError, such as FileExistsError, and then leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        journal = cls(path, os.open(path, flags, 0o600))
+        journal = cls(path, path.stem, os.O_CREAT | os.O_EXCL)
         try:
-            journal.write(HEAD, *events)
+            journal.write(header, *events)
         except OSError:
             journal.close()
             path.unlink()
@@ -47,25 +50,49 @@ class Journal:
         return journal
 
     @classmethod
-    def open(cls, path: Path) -> tuple[Journal, list[Event]]:
-        """Go on with a file; with what it holds.
+    def open(cls, path: Path, file_format: str) -> tuple[Journal, list[Event]]:
+        """Continue an existing file; also return its events.
 
-        Raises UsageError where another process has it open, MgmError where it is no journal,
+        Raises UsageError if another process has it open, MgmError if it is not of this format;
         OSError.
         """
-        journal = cls(path, os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
+        journal = cls(path, path.stem, 0)
         try:
-            data = path.read_bytes()
-            events = parse(data, path)
-            os.ftruncate(journal._handle, data.rfind(b"\n") + 1)
+            events = read(path, file_format)[1:]
+            journal._drop_torn_line()
         except BaseException:
             journal.close()
             raise
         return journal, events
 
+    def resume(self, header: Event, *, restart: bool, option: str) -> list[Event]:
+        """Return the file's header and its events, or start over if `restart` or without events.
+
+        option: what the user gives to start over. Raises UsageError if the file is not of this
+        format, or was started with something else; OSError.
+        """
+        if not restart and self.path.stat().st_size:
+            try:
+                found = read(self.path, header["format"])
+            except MgmError as error:
+                raise UsageError(f"{error}, or give {option} to replace it") from None
+            before, now = found[0].get("with", {}), header.get("with", {})
+            different = [key for key in now if before.get(key) != now[key]]
+            if different and len(found) > 1:
+                raise UsageError(
+                    f"{self.path} was started with different {' and '.join(different)}: "
+                    f"use the same, or start over with {option}"
+                )
+            if len(found) > 1:
+                self._drop_torn_line()
+                return found
+        os.ftruncate(self._handle, 0)
+        self.write(header)
+        return [header]
+
     def write(self, *events: Event) -> None:
-        """Add a line for each. Raises OSError, and then the file is as it was."""
-        data = lines(events)
+        """Add a line for each. If it raises OSError, the file is unchanged."""
+        data = encode(*events)
         size = os.fstat(self._handle).st_size
         try:
             written = 0
@@ -77,23 +104,30 @@ class Journal:
             raise
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file and release its lock."""
         os.close(self._handle)
 
-
-def lines(events: Iterable[Event]) -> bytes:
-    """Events as a file has them."""
-    # A text may hold what no UTF-8 file should, until an engine refuses it; json reads it back.
-    written = (json.dumps(event, ensure_ascii=False) for event in events)
-    return b"".join(line.encode(errors="surrogatepass") + b"\n" for line in written)
+    def _drop_torn_line(self) -> None:
+        os.ftruncate(self._handle, self.path.read_bytes().rfind(b"\n") + 1)
 
 
-def parse(data: bytes, path: Path) -> list[Event]:
-    """The events of a file's bytes, but one that is cut off. Raises MgmError for other files."""
+def read(path: Path, file_format: str) -> list[Event]:
+    """Return a journal's header and events; another process may have it open.
+
+    Raises MgmError for a file of another kind, OSError.
+    """
     try:
-        found = [json.loads(line) for line in data.split(b"\n")[:-1]]
-    except (ValueError, RecursionError):  # no JSON, no UTF-8; brackets without end
+        found = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (ValueError, RecursionError):  # not JSON or not UTF-8; endless brackets
         found = []
-    if found[:1] != [HEAD] or not all(isinstance(event, dict) for event in found):
-        raise MgmError(f"{path} is no conversation that mgm wrote: name another one")
-    return found[1:]
+    objects = bool(found) and all(isinstance(event, dict) for event in found)
+    if not objects or found[0].get("format") != file_format:
+        raise MgmError(f"{path} is not an intact {file_format!r} file: name another one")
+    return found
+
+
+def encode(*events: Event) -> bytes:
+    """Return events as they are in a file."""
+    # Text may hold lone surrogates, which only an engine refuses. json reads them back.
+    lines = (json.dumps(event, ensure_ascii=False) for event in events)
+    return b"".join(line.encode(errors="surrogatepass") + b"\n" for line in lines)

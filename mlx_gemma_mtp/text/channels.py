@@ -1,7 +1,7 @@
-"""What a model says, told apart: its thoughts, its answer, its tool calls.
+"""The output of a model by channel: thoughts, answer and tool calls.
 
-Goes by tokens, never by characters: a marker that is spelled out, by the model or by anybody else,
-is text like any other. Knows nothing of prompts, of requests, or of what is done with a call.
+Goes by tokens, never by characters: a marker that is spelled out, by the model or anyone else, is
+text like any other. Knows nothing of prompts, requests, and what is done with a call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlx_gemma_mtp.text.tokenizer import NO_MARKERS, TextStream
 
 Kind = Literal["answer", "thought", "tool_call"]
 
-THOUGHT = "thought\n"  # follows the marker that opens a thought, and is part of it
+THOUGHT = "thought\n"  # the channel's name, after the marker that opens a thought
 QUOTE = '<|"|>'
 
 _CALL = re.compile(r"\s*call:\s*([^\s{]+)\s*(\{.*)", re.DOTALL)
@@ -26,10 +26,10 @@ _BARE_KEY = re.compile(r"([{,])([^{}\[\],:]+):")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool call that was written to its end.
+    """A complete tool call.
 
-    raw is what stands between its markers: `call:NAME{key:<|"|>text<|"|>,n:1}`. arguments is None
-    where that cannot be read, and then name is empty where not even `call:NAME{` can.
+    raw: the text between its markers, `call:NAME{key:<|"|>text<|"|>,n:1}`. arguments: None if they
+    cannot be read. name: empty if not even `call:NAME{` can.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ToolCall:
 
     @property
     def function(self) -> dict[str, Any]:
-        """The call as chat templates take it; unreadable arguments go back as they were written."""
+        """The call as chat templates take it; unreadable arguments as they were written."""
         written = self.raw.partition("{")[2].removesuffix("}")
         return {
             "name": self.name,
@@ -47,7 +47,7 @@ class ToolCall:
 
 
 class Piece(NamedTuple):
-    """Some text of one kind, and the tokens that were taken for it; a call with its last piece."""
+    """Text of one kind, and its tokens; the last piece of a call has the call."""
 
     kind: Kind
     text: str
@@ -55,64 +55,61 @@ class Piece(NamedTuple):
     call: ToolCall | None = None
 
 
-class Router:
-    """Tells of each token what it belongs to; text comes out as soon as it is certain.
+class ChannelParser:
+    """Sorts tokens by kind; text comes out as soon as it is certain.
 
-    A text begins as answer. `<|channel>` opens a thought, whatever the channel's name, and only
+    The output starts as answer. `<|channel>` opens a thought, whatever the channel's name, and only
     `<channel|>` closes it: a thought that is never closed never becomes answer. The markers and the
-    name "thought" are not part of the text; another name is, with all else. `<|tool_call>` opens a
-    call, also within a thought, which then goes on behind the call. Any of the four markers ends a
-    call, but only `<tool_call|>` makes it a whole one. A marker that closes nothing is left out.
+    name "thought" are not part of the text; other names are. `<|tool_call>` opens a call, also
+    inside a thought, which continues after the call. Any of the four markers ends a call, but only
+    `<tool_call|>` completes it. A marker that closes nothing is left out.
 
-    Stop strings are looked for in the answer alone, and not across a marker. Without a stream
-    (no tokenizer) all tokens are answer, without text.
+    Stop strings are searched in the answer only, and not across a marker. Without a stream (no
+    tokenizer) all tokens are answer, without text.
     """
 
     def __init__(self, stream: TextStream | None) -> None:
         self._markers = stream.markers if stream else NO_MARKERS
         self._limits = [marker for marker in self._markers[:4] if marker is not None]
         self._answer = stream
-        self._beside = stream.beside() if stream and self._limits else None
+        self._other = stream.without_stop() if stream and self._limits else None
         self._thinking = False
-        self._name: str | None = None  # of the channel, as far as it may yet become "thought\n"
-        self._call: list[str] | None = None  # cut at its quotes: every other part is a string
+        self._name: str | None = None  # of the channel, while it may still become "thought\n"
+        self._call: list[str] | None = None  # split at its quotes: every other part is a string
 
     @property
     def kind(self) -> Kind:
-        """What the next token belongs to, unless it is a marker."""
+        """The kind of the next token, unless it is a marker."""
         if self._call is not None:
             return "tool_call"
         return "thought" if self._thinking else "answer"
 
     @property
     def stopped(self) -> bool:
-        """Was a stop string met?"""
+        """True if a stop string was found."""
         return self._answer is not None and self._answer.stopped
 
     def add(self, token: int) -> list[Piece]:
-        """What has become certain with this token, which is in the last of the pieces."""
+        """Return the text that is certain with this token, which is in the last piece."""
         if token in self._limits:
             return self._mark(token)
         if token == self._markers.quote and self._call is not None:
-            before = self._say(self._finish(), [])
+            before = self.finish()
             self._call.append("")
             return [before, Piece("tool_call", QUOTE, [token])]
-        return [self._say(self._stream.add(token) if self._stream else "", [token])]
+        return [self._piece(self._stream.add(token) if self._stream else "", [token])]
 
     def end(self, token: int) -> Piece:
-        """A token that ends the text, and has none itself."""
+        """Return the piece of a token that ends the output and has no text."""
         return Piece(self.kind, "", [token])
 
     def finish(self) -> Piece:
-        """What was still held back."""
-        return self._say(self._finish(), [])
+        """Return the text that was held back."""
+        return self._piece(self._stream.finish() if self._stream else "", [])
 
     @property
     def _stream(self) -> TextStream | None:
-        return self._answer if self.kind == "answer" else self._beside
-
-    def _finish(self) -> str:
-        return self._stream.finish() if self._stream else ""
+        return self._answer if self.kind == "answer" else self._other
 
     def _mark(self, token: int) -> list[Piece]:
         markers = self._markers
@@ -129,20 +126,20 @@ class Router:
             self._thinking = False
         return [before, Piece(kind, "", [token])]
 
-    def _say(self, text: str, tokens: list[int]) -> Piece:
+    def _piece(self, text: str, tokens: list[int]) -> Piece:
         if self._call is not None:
             self._call[-1] += text
         elif self._thinking and self._name is not None:
-            said = self._name + text
-            if THOUGHT.startswith(said) and said != THOUGHT:
-                self._name, text = said, ""
+            name = self._name + text
+            if THOUGHT.startswith(name) and name != THOUGHT:
+                self._name, text = name, ""
             else:
-                self._name, text = None, said.removeprefix(THOUGHT)
+                self._name, text = None, name.removeprefix(THOUGHT)
         return Piece(self.kind, text, tokens)
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbors of one kind as one piece; after a whole call another begins. None is empty."""
+    """Join neighbors of one kind, and drop empty pieces. After a complete call another starts."""
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else None
@@ -155,23 +152,23 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _read(parts: Sequence[str]) -> ToolCall:
-    """A call out of its parts between the quotes, by turns syntax and string."""
+    """Read a call from its parts between the quotes, by turns syntax and string."""
     raw = QUOTE.join(parts)
-    begun = _CALL.match(parts[0])
-    if begun is None:
+    start = _CALL.match(parts[0])
+    if start is None:
         return ToolCall("", None, raw)
-    return ToolCall(begun[1], _arguments([begun[2], *parts[1:]]), raw)
+    return ToolCall(start[1], _arguments([start[2], *parts[1:]]), raw)
 
 
 def _arguments(parts: Sequence[str]) -> dict[str, Any] | None:
-    """The arguments of a call, or None: with strings and keys in quotes the syntax is JSON's."""
+    """Read the arguments of a call: with strings and keys in quotes, their syntax is JSON's."""
     if any('"' in part or "\\" in part for part in parts[::2]):
         return None
     written = [
         json.dumps(part) if index % 2 else _BARE_KEY.sub(_quoted_key, part)
         for index, part in enumerate(parts)
     ]
-    found: dict[str, Any]  # for it begins with a brace
+    found: dict[str, Any]  # it starts with a brace
     try:
         found = json.loads("".join(written), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
@@ -187,5 +184,5 @@ def _quoted_key(found: re.Match[str]) -> str:
 def _finite(number: str) -> float:
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number} is not a number that JSON has")
+        raise ValueError(f"{number} is not a number in JSON")
     return value

@@ -1,6 +1,6 @@
-"""A conversation as a list of messages: which there are, and what the model is shown of them.
+"""A conversation as a list of messages: what is allowed, and which parts the model gets to see.
 
-Plain dictionaries, as chat templates take them. Knows nothing of tokens or templates.
+Plain dictionaries, as chat templates take them. Knows nothing of tokens and templates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 MODEL_ROLES = ("assistant", "model")
 ROLES = ("system", "developer", "user", *MODEL_ROLES, "tool")
-# A thought that is still in front of what a model said, as its text and markers decode.
+# Thoughts at the start of a model's message, as their text and markers decode.
 LEADING_THOUGHTS = re.compile(
     r"\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+", re.DOTALL
 )
@@ -25,7 +25,7 @@ LEADING_THOUGHTS = re.compile(
 def check_messages(messages: Sequence[Any]) -> None:
     """Raise UsageError unless a model can be shown all of these messages.
 
-    Chat templates take much that they do not know and leave it out without a word.
+    Chat templates silently leave out much of what they do not know.
     """
     if not messages:
         raise UsageError("there are no messages")
@@ -37,19 +37,19 @@ def check_messages(messages: Sequence[Any]) -> None:
 
 def _wrong(message: Any) -> str | None:
     if not isinstance(message, Mapping):
-        return 'it is not an object like {"role": "user", "content": "…"}'
+        return 'it must be an object like {"role": "user", "content": "…"}'
     role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
     if role not in ROLES:
-        return f"its role is {role!r}, not one of {', '.join(ROLES)}"
+        return f"its role must be one of {', '.join(ROLES)}, not {role!r}"
     if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
-        return 'its tool_calls are not a list of {"function": {"name", "arguments"}}'
+        return 'its tool_calls must be a list of {"function": {"name", "arguments"}}'
     if content is None and calls and role in MODEL_ROLES:
         return None
     if isinstance(content, Mapping) and role == "tool":
         return None
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(map(_is_text, parts)):
-        return 'its content is neither text nor a list of {"type": "text", "text": "…"}'
+        return 'its content must be text or a list of {"type": "text", "text": "…"}'
     return None
 
 
@@ -64,23 +64,18 @@ def _is_text(part: Any) -> bool:
 
 
 def without_thoughts(message: Message) -> Message:
-    """A message without the thoughts that a model's words begin with."""
-    if message["role"] not in MODEL_ROLES:
+    """Return a message without the thoughts at its start, if it is the model's."""
+    content = message.get("content")
+    if message["role"] not in MODEL_ROLES or not content:
         return message
-    return {key: _said(item) if key == "content" else item for key, item in message.items()}
-
-
-def _said(content: Any) -> Any:
-    """A content, as text or as a list of parts, without the thoughts in front."""
     if isinstance(content, str):
-        return LEADING_THOUGHTS.sub("", content, count=1)
-    if content:
-        return [{**content[0], "text": _said(content[0]["text"])}, *content[1:]]
-    return content
+        return {**message, "content": LEADING_THOUGHTS.sub("", content, count=1)}
+    text = LEADING_THOUGHTS.sub("", content[0]["text"], count=1)
+    return {**message, "content": [{**content[0], "text": text}, *content[1:]]}
 
 
 def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:
-    """A prompt behind a system turn, where there is one."""
+    """Return a prompt with a system message before it, if there is one."""
     if not system:
         return prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -1,7 +1,7 @@
-"""Between text and tokens: tokenizer, chat template, and text that streams.
+"""Between text and tokens: tokenizer, chat template, and streamed text.
 
 Wraps mlx-lm's tokenizer, whose detokenizers yield text as soon as its bytes are complete. Knows
-nothing of models, engines or terminals, nor of what a model's markers mean.
+nothing of models, engines and terminals, nor of what a model's markers mean.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
 from mlx_gemma_mtp.text.messages import Message, check_messages, without_thoughts
 
-NOTHING = r"(?!)"  # a pattern that matches nowhere
-FIRST_DISGUISE = 0xD800  # and on: lone surrogates, which no text holds that UTF-8 can write
+NOTHING = r"(?!)"  # a pattern that never matches
+FIRST_DISGUISE = 0xD800  # and up: lone surrogates, which no UTF-8 text contains
 
 
 class Markers(NamedTuple):
-    """The ids of the tokens that part what a model says; None where the tokenizer has none."""
+    """The ids of the tokens that separate channels; None if the tokenizer has no such token."""
 
     channel: int | None = None
     channel_end: int | None = None
@@ -36,8 +36,8 @@ MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>') 
 class Text:
     """The tokenizer and chat template of a checkpoint.
 
-    What is in a message is text throughout: a special token that is spelled out there becomes
-    ordinary tokens, so nobody can forge a turn. Special tokens come from the template, or as ids.
+    Messages are text only: a special token that is spelled out in one becomes ordinary tokens, so
+    nobody can forge a turn. Special tokens come from the template, or as ids.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,28 +58,28 @@ class Text:
         self._disguised = re.compile(disguises or NOTHING)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text with its special tokens: no turn, no beginning-of-text token."""
+        """Return the token ids of a text, special tokens included; adds none at its start."""
         _check_writable(text)
-        # verbose: else a long text makes transformers warn of a limit that is not this runtime's
+        # Not verbose: transformers would warn of a limit that is not this runtime's.
         return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Return the text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(tokens)))
 
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Token ids of a conversation, ready for the model's next turn.
+        """Return the token ids of a conversation, ready for the model's next turn.
 
-        options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (off
-        unless asked for). Thoughts that a model's message begins with, markers and all, are left
-        out; other markers in messages and tools are plain text.
-        Raises UsageError for what `check_messages` or the template refuses.
+        options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (by
+        default off). Thoughts at the start of a model's message are left out, with their markers;
+        other markers in messages and tools are plain text. Raises UsageError for messages that
+        `check_messages` or the template refuses.
         """
         import jinja2
 
         template = self._tokenizer.chat_template
         if template is None:
-            raise UsageError("this checkpoint has no chat template: give plain text or token ids")
+            raise UsageError("this checkpoint has no chat template: use plain text or token ids")
         options = {"enable_thinking": False} | options
         if options["enable_thinking"] and "enable_thinking" not in str(template):
             raise UsageError("this checkpoint's chat template cannot switch thinking on")
@@ -105,10 +105,10 @@ class Text:
         return self._encode_disguised(written)
 
     def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
-        """Token ids of a prompt. A string is one user turn where there is a chat template.
+        """Return the token ids of a prompt. A string is one user turn if there is a chat template.
 
-        thinking: have the template switch it on. Raises UsageError as `chat`, and where thinking
-        is asked for without a template.
+        thinking: let the template switch it on. Raises UsageError as `chat`, and if thinking is
+        asked for without a template.
         """
         if not isinstance(prompt, str):
             return self.chat(prompt, enable_thinking=thinking)
@@ -118,13 +118,13 @@ class Text:
         return self.chat([{"role": "user", "content": prompt}], enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        """A fresh stream of text that ends at any of the stop strings."""
+        """Return a new stream of text that ends at any of the stop strings."""
         return TextStream(self._tokenizer.detokenizer, stop, self.markers)
 
     def _in_disguise(self, value: Any) -> Any:
-        """A value with every character of its strings disguised that a special token begins with.
+        """Return a value with every character replaced that special tokens start with.
 
-        One character stands for one, so that templates may cut and trim as they do.
+        One character stands for one, so that templates can cut and trim the strings.
         """
         if isinstance(value, str):
             _check_writable(value)
@@ -136,11 +136,11 @@ class Text:
         return value
 
     def _encode_disguised(self, written: str) -> list[int]:
-        """Token ids of a text in which special tokens are those that do not begin in disguise."""
+        """Return the token ids of a text in which disguised characters start no special token."""
         text = written.translate(self._undisguise)
-        begun = (found.start() for found in self._disguised.finditer(written))
-        # Encoded in parts, cut behind the first character of each one that only looks special.
-        cuts = [at + 1 for at in begun if self._special.match(text, at)]
+        starts = (found.start() for found in self._disguised.finditer(written))
+        # Encoded in parts, cut after the first character of each string that only looks special.
+        cuts = [at + 1 for at in starts if self._special.match(text, at)]
         ids: list[int] = []
         for start, end in pairwise([0, *cuts, len(text)]):
             ids += self.encode(text[start:end])
@@ -148,7 +148,7 @@ class Text:
 
 
 def _markers(ids: Mapping[str, int]) -> Markers:
-    """The markers among these tokens; one that opens counts only beside the one that closes."""
+    """Return the markers among these tokens; one that opens needs the one that closes."""
     channel, channel_end, call, call_end, quote = map(ids.get, MARKERS)
     if channel is None or channel_end is None:
         channel = channel_end = None
@@ -158,7 +158,7 @@ def _markers(ids: Mapping[str, int]) -> Markers:
 
 
 def _check_writable(text: str) -> None:
-    """Raises UsageError for a text with halves of characters."""
+    """Raise UsageError for a text with halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -168,8 +168,8 @@ def _check_writable(text: str) -> None:
 class TextStream:
     """Turns tokens into text piece by piece; a piece is final once it is out.
 
-    Holds back what may yet become a stop string. `stopped` tells that one was met: it and
-    everything after it are not part of the text.
+    Holds back text that may still become a stop string. `stopped` is True once one was found: it
+    and everything after it are not part of the text.
     """
 
     markers = NO_MARKERS
@@ -183,22 +183,22 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def beside(self) -> TextStream:
-        """A stream for text between parts of this one, without stop strings.
+    def without_stop(self) -> TextStream:
+        """Return a stream without stop strings, for text between parts of this one.
 
-        They share what they read with: `finish` the one before the other goes on.
+        Both use the same detokenizer: `finish` one before the other continues.
         """
         return TextStream(self._detokenizer, (), self.markers)
 
     def add(self, token: int) -> str:
-        """The text that has become certain with this token."""
+        """Return the text that is certain with this token."""
         self._detokenizer.add_token(token)
         return self._release(final=False)
 
     def finish(self) -> str:
-        """What was still held back; bytes of an unfinished character become U+FFFD.
+        """Return the text that was held back; bytes of an unfinished character become U+FFFD.
 
-        More may come then, as another part of the text.
+        More tokens may follow, as another part of the text.
         """
         self._detokenizer.finalize()
         return self._release(final=True)
@@ -207,7 +207,7 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._detokenizer.last_segment
-        # Of several, the one complete first: how the text was cut into tokens must not matter.
+        # The stop string that is complete first, however the text was cut into tokens.
         found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
         certain = len(self._held) - (0 if final else self._undecided())
@@ -216,7 +216,7 @@ class TextStream:
         return piece
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text that some stop string begins with."""
+        """Return the length of the longest end of the held text that starts a stop string."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self._stop):

@@ -447,7 +447,7 @@ def test_a_copy_says_not_when_something_was_said(tmp_path: Path) -> None:
     talk = Talk(said("one"))
     talk.chat.ask("first")
     talk.obey(f"/save {tmp_path / 'copy'}")
-    copied = journal.parse((tmp_path / "copy").read_bytes(), tmp_path)
+    copied = journal.read(tmp_path / "copy", transcript.FORMAT)[1:]
     assert [list(event) for event in copied] == [["models", "system"], ["message"], ["message"]]
 
 
@@ -473,10 +473,10 @@ def test_files_that_are_no_conversations_are_refused(tmp_path: Path) -> None:
         "json": b"{}\n",
         "bytes": b"\xff\xfe\n",
         "deep": b"[" * 100_000 + b"\n",
-        "odd": journal.lines([journal.HEAD, {"message": {"role": "king", "content": "x"}}]),
-        "numbers": journal.lines([journal.HEAD, {"message": 3}]),
-        "keep": journal.lines([journal.HEAD, {"keep": "all"}]),
-        "models": journal.lines([journal.HEAD, {"models": {"model": "a", "size": 3}}]),
+        "odd": journal.encode(transcript.HEADER, {"message": {"role": "king", "content": "x"}}),
+        "numbers": journal.encode(transcript.HEADER, {"message": 3}),
+        "keep": journal.encode(transcript.HEADER, {"keep": "all"}),
+        "models": journal.encode(transcript.HEADER, {"models": {"model": "a", "size": 3}}),
     }
     for name, data in files.items():
         path = tmp_path / name
