@@ -5,6 +5,8 @@ Doesn't print, and draws no conclusions.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -190,24 +192,6 @@ def acceptance_cases(record: Record) -> list[Case]:
     return sorted(found, key=lambda case: not record.is_summary(case))
 
 
-def csv_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: every number of every case, with what identifies its run."""
-    found = []
-    for record in records:
-        run = {
-            "model": record.subject.name,
-            "dtype": record.subject.dtype,
-            "bits": record.subject.bits or "",
-            "device": record.stamp.device,
-            "time": record.stamp.time,
-            "bandwidth_gb_per_second": number(record.bandwidth_bytes_per_second / 1e9, 1),
-            "accept": " ".join(map(str, record.plan.accept or [])),
-        }
-        found += [run | cells(case) for case in record.cases]
-    header = list(dict.fromkeys(name for row in found for name in row))
-    return header, [[row.get(name, "") for name in header] for row in found]
-
-
 def share_table(records: Sequence[Record]) -> Table:
     """A row for each run, to paste where others can compare."""
     header = ["device", "mlx, mlx-gemma-mtp", "model"]
@@ -232,3 +216,49 @@ def _plain_and_best(record: Record, batch: int) -> str:
     row = cells(best)
     gain = f"{row['speedup']}x, " if row["speedup"] else ""
     return f"{before} → {row['tokens_per_second']} ({gain}{best.setting})"
+
+
+def csv_text(records: Sequence[Record]) -> str:
+    """Every number of every case, with what identifies its run."""
+    found = []
+    for record in records:
+        run = {
+            "model": record.subject.name,
+            "dtype": record.subject.dtype,
+            "bits": record.subject.bits or "",
+            "device": record.stamp.device,
+            "time": record.stamp.time,
+            "bandwidth_gb_per_second": number(record.bandwidth_bytes_per_second / 1e9, 1),
+            "accept": " ".join(map(str, record.plan.accept or [])),
+        }
+        found += [run | cells(case) for case in record.cases]
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in found for name in row))
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def heading(record: Record) -> list[str]:
+    """Lines about the model, the machine and the run."""
+    stamp, subject, plan = record.stamp, record.subject, record.plan
+    size = f"{subject.target_bytes / 1e9:.2f} GB"
+    if subject.drafter_bytes is not None:
+        size += f", drafter {subject.drafter_bytes / 1e9:.2f} GB"
+    lengths = [length for case in record.cases for length in case.prompt_tokens] or [0]
+    prompt = f"{min(lengths)} to {max(lengths)}" if len({*lengths}) > 1 else str(lengths[0])
+    lines = [
+        f"{subject}; {size}{'' if subject.drafter_bytes else ', no drafter'}",
+        f"{stamp.device}, {stamp.backend}, {stamp.system}; power: {stamp.power}; {stamp.time}",
+        ", ".join(f"{name} {version}" for name, version in stamp.versions.items()),
+        f"memory bandwidth, measured: {record.bandwidth_bytes_per_second / 1e9:.1f} GB/s",
+        f"prompts of {prompt} tokens; {plan.repeat} turns (median, low–high); drafts per round",
+    ]
+    if plan.accept is not None:
+        lines.append(f"accepts are drawn: a chance of {', '.join(map(str, plan.accept))}")
+    if len(record.engines) > 1:
+        lines.append("peak GB includes the copies of weights that the other engines need")
+    if not record.complete:
+        lines.append("not complete: the run ended early")
+    return [*lines, *(f"warning: {text}" for text in (*stamp.warnings, *record.warnings))]
