@@ -14,7 +14,7 @@ BEHIND = 0.05  # of the best fixed number's speed: a slower auto is not recommen
 
 
 def conclusions(record: Record) -> list[str]:
-    """Whether drafting pays, then the best setting by batch, the reasons, tasks and peers."""
+    """Whether drafting pays, then the best setting by batch, the reasons, and the peers."""
     if not record.batches:
         return []
     lines = [_verdict(record), *(_best(record, batch) for batch in record.batches)]
@@ -26,7 +26,6 @@ def conclusions(record: Record) -> list[str]:
             "on a CPU, checking drafts costs almost as much as generating the tokens, so drafting "
             "rarely helps; GPUs differ"
         )
-    lines.append(_tasks(record))
     for batch in record.batches:
         lines += [_peer(record, batch, engine) for engine in record.engines[1:]]
     return [f"{line}." for line in lines if line]
@@ -57,8 +56,8 @@ def _best(record: Record, batch: int) -> str:
     line = f"batch {batch}: {chosen.setting}, {row['tokens_per_second']} tok/s"
     if chosen.num_draft_tokens != 0 and chosen.speedup is not None:
         line += f", {_gain(chosen)}"
-    if chosen.allowed is not None:
-        line += f", {row['allowed_share_percent']}% of what the memory bandwidth allows"
+    if chosen.allowed_share is not None:
+        line += f", {chosen.allowed_share:.1%} of what the memory bandwidth allows"
     others = [record.fastest_drafted(batch)]
     others += [case for case in record.at(batch) if case.num_draft_tokens == "auto"]
     known = [case for case in others if case and case is not chosen and case.speedup]
@@ -68,41 +67,12 @@ def _best(record: Record, batch: int) -> str:
 def _reason(record: Record, batch: int) -> str:
     """What a round with drafts costs, against what it yields."""
     plain, drafted = record.plain(batch), record.fastest_drafted(batch)
-    if plain is None or drafted is None:
+    if plain is None or drafted is None or drafted.acceptance_length is None:
         return ""
-    before, after = cells(plain), cells(drafted)
-    parts = []
-    if plain.split is not None and drafted.split is not None:
-        cost = drafted.split.verify_ms / plain.split.verify_ms
-        parts.append(
-            f"verifying {drafted.setting} takes {cost:.2f}x the pass over one token "
-            f"({after['verify_ms']} ms instead of {before['verify_ms']}), drafting "
-            f"{after['draft_ms']} ms"
-        )
-    whole = f"the round takes {drafted.round_ms.median / plain.round_ms.median:.2f}x a plain one"
-    if drafted.acceptance is not None:
-        whole += f" and yields {after['acceptance_length']} tokens"
-    return f"no gain at batch {batch}: {'; '.join([*parts, whole])}"
-
-
-def _tasks(record: Record) -> str:
-    """The tasks that gain most and least, unless their ranges overlap: that may be chance."""
-    batch = record.batches[0]
-    drafted = record.fastest_drafted(batch)
-    found = [
-        (case.speedup, case)
-        for case in record.by_task(batch)
-        if drafted and case.speedup and case.num_draft_tokens == drafted.num_draft_tokens
-    ]
-    if not found:
-        return ""
-    low, least = min(found, key=lambda pair: pair[0])
-    high, most = max(found, key=lambda pair: pair[0])
-    if low.high >= high.low:
-        return ""
+    cost = drafted.round_ms.median / plain.round_ms.median
     return (
-        f"with {most.setting} at batch {batch}, {most.task} gains most, {_gain(most)}, and "
-        f"{least.task} least, {_gain(least)}"
+        f"no gain at batch {batch}: a round with {drafted.setting} takes {cost:.2f}x a plain one "
+        f"and yields {drafted.acceptance_length:.2f} tokens a row"
     )
 
 

@@ -55,16 +55,13 @@ class Prompts:
 
 
 def of_tasks(
-    text: Text, tasks: Sequence[str], lengths: Sequence[int] = LENGTHS, *, depth: int = 0
+    text: Text, tasks: Sequence[str], lengths: Sequence[int] | None = None, *, depth: int = 0
 ) -> Prompts:
-    """Prompts of our tasks; the lengths repeat. depth: tokens of an earlier exchange, in addition.
-
-    Raises UsageError for a length or depth that is too short.
-    """
+    """Prompts of our tasks; lengths (of rows 0, 1, ...) repeat. depth: see `conversation`."""
 
     def make(task: str, number: int) -> list[int]:
-        found = conversation(text, task, number, lengths[number % len(lengths)], depth)
-        return text.prompt(found)
+        tokens = (lengths or LENGTHS)[number % len(lengths or LENGTHS)]
+        return text.prompt(conversation(text, task, number, tokens, depth))
 
     return Prompts(tasks, make)
 
@@ -79,19 +76,21 @@ def of_demo(text: Text, tasks: Sequence[str]) -> Prompts:
     return Prompts(tasks, make)
 
 
-def of_noise(vocab_size: int, lengths: Sequence[int] = NOISE_LENGTHS) -> Prompts:
+def of_noise(vocab_size: int, lengths: Sequence[int] | None = None) -> Prompts:
     """Random tokens; the lengths repeat."""
 
     def make(_: str, number: int) -> list[int]:
-        return random.Random(number).choices(range(vocab_size), k=lengths[number % len(lengths)])
+        tokens = (lengths or NOISE_LENGTHS)[number % len(lengths or NOISE_LENGTHS)]
+        return random.Random(number).choices(range(vocab_size), k=tokens)
 
     return Prompts(["random"], make)
 
 
 def conversation(text: Text, task: str, row: int, tokens: int, depth: int = 0) -> list[Message]:
-    """The messages of a row, at most this many tokens and within a word of it.
+    """The messages of a row: at most this many tokens, and within a word of it.
 
-    depth: tokens of notes on something else in front of them.
+    depth: tokens of an earlier exchange on something else, in addition. Raises UsageError for
+    lengths that are too short.
     """
     rows = _rows(task)
     messages = rows[row % len(rows)]["messages"]

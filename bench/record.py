@@ -72,39 +72,6 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Split:
-    """A round in step, in ms: draft, verify, and the host's work between two rounds."""
-
-    draft_ms: float
-    verify_ms: float
-    host_ms: float
-
-    @property
-    def total_ms(self) -> float:
-        """The whole round, with nothing overlapped."""
-        return self.draft_ms + self.verify_ms + self.host_ms
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What a round's bytes allow at the measured bandwidth, and the share that was reached."""
-
-    round_bytes: float
-    tokens_per_second: float
-    share: float
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """Which drafts were accepted: in all, by position, and rounds that accepted 0, 1, 2, ..."""
-
-    rate: float
-    length: float
-    by_position: list[float] | None
-    histogram: list[int]
-
-
-@dataclass(frozen=True)
 class Case:
     """One engine, task, batch and number of draft tokens, measured in several turns."""
 
@@ -117,14 +84,23 @@ class Case:
     tokens_per_second: Spread
     round_ms: Spread
     prefill_tokens_per_second: Spread
-    speedup: Spread | None = None
     first_token_ms: Spread | None = None
-    token_gap_ms: dict[str, float] | None = None
+    token_gap_ms_p50: float | None = None
+    token_gap_ms_p95: float | None = None
+    token_gap_ms_max: float | None = None
+    peak_gb: float | None = None
+    speedup: Spread | None = None
     drafted_per_round: float | None = None
-    acceptance: Acceptance | None = None
-    peak_bytes: int | None = None
-    split: Split | None = None
-    allowed: Allowed | None = None
+    acceptance_rate: float | None = None
+    acceptance_length: float | None = None
+    acceptance_by_position: list[float] | None = None
+    accepted_histogram: list[int] | None = None
+    allowed_round_gb: float | None = None
+    allowed_tokens_per_second: float | None = None
+    allowed_share: float | None = None
+    draft_ms: float | None = None
+    verify_ms: float | None = None
+    host_ms: float | None = None
 
     @property
     def setting(self) -> str:

@@ -25,7 +25,7 @@ from .prompts import Prompts
 from .record import ALL, OURS, Case, NumDrafts, Record, setting
 from .split import Stopwatch
 from .subject import Opened
-from .turn import Turn, play_turn
+from .turn import Turn, play_turn, timed
 
 if TYPE_CHECKING:
     from .peers import Peer
@@ -38,11 +38,8 @@ Taken = dict[tuple[str, NumDrafts], list[Turn]]
 
 
 class WarmUp(NamedTuple):
-    """Rounds that are not timed.
-
-    rounds: before each window. tokens: of each row, once for a batch. learning: rounds in which
-    auto learns what rounds cost, once for a batch.
-    """
+    """What isn't timed: rounds before each window, and for each batch tokens of every row, and
+    rounds in which auto learns."""
 
     rounds: int
     tokens: int
@@ -54,83 +51,55 @@ ON_GPU, ON_CPU = WarmUp(4, 16, 200), WarmUp(1, 1, 25)
 
 
 class Contestant(NamedTuple):
-    """An engine with a setting. play(wave, tokens) gives a turn of it."""
+    """An engine with a setting; play(wave, tokens) gives a turn of it."""
 
     engine: str
     num_draft_tokens: NumDrafts
     play: Callable[[Wave, int], Turn]
 
 
-def run(
-    record: Record,
-    opened: Opened,
-    prompts: Prompts,
-    depth: Depth,
-    peers: Sequence[Peer],
-    *,
-    keep: Callable[[], None],
-    update: Update,
-) -> None:
-    """Measure the record's plan into it. depth: learns what rounds cost.
+class Run:
+    """Measures the plan of a record into it.
 
-    keep: called whenever cases are complete. Raises what ends a request of ours; a peer that fails
-    is left out of its batch, with a warning.
+    keep: called whenever cases are complete. update: shows the progress.
     """
-    most, stopwatch = max(record.plan.batches), Stopwatch()
-    with (
-        opened.engine(most, depth) as engine,
-        opened.engine(most, Depth(), stopwatch.player) as in_step,
-    ):
-        _Run(record, opened, prompts, engine, in_step, stopwatch, peers, keep, update).all_batches()
 
-
-class _Run:
     def __init__(
         self,
         record: Record,
         opened: Opened,
         prompts: Prompts,
-        engine: Engine,
-        in_step: Engine,
-        stopwatch: Stopwatch,
-        peers: Sequence[Peer],
+        *,
         keep: Callable[[], None],
         update: Update,
     ) -> None:
         self._record, self._plan, self._prompts = record, record.plan, prompts
-        self._draws, self._floor = opened.draws, Floor(opened.pair.target, opened.pair.drafter)
-        self._in_step, self._stopwatch = in_step, stopwatch
+        self._opened, self._floor = opened, Floor(opened.pair.target, opened.pair.drafter)
         self._keep, self._update = keep, update
         self._warm_up = ON_CPU if device.backend() == "cpu" else ON_GPU
-        self._contestants = [self._ours(engine, count) for count in self._plan.num_draft_tokens]
-        for peer in peers:
-            fixed = [count for count in self._plan.num_draft_tokens if count != "auto"]
-            self._contestants += [
-                self._theirs(peer, count) for count in (fixed if peer.can_draft else [0])
-            ]
-        tasks = sum(len(prompts.tasks_at(batch)) for batch in self._plan.batches)
-        self._num_windows = tasks * len(self._contestants) * self._plan.repeat
-        self._num_done = 0
+        self._done = self._total = 0
 
-    def all_batches(self) -> None:
-        for batch in self._plan.batches:
-            tasks, contestants = self._prompts.tasks_at(batch), list(self._contestants)
-            self._update(f"batch {batch}, warm-up", self._num_done, self._num_windows)
-            for one in list(contestants):
-                self._prepare(one, contestants, partial(self._prompts.wave, tasks[0], batch))
-            finished: dict[str, Taken] = {}
-            try:
-                for task in tasks:
-                    finished[task] = self._measure(task, batch, contestants)
-                    self._keep()
-            finally:  # what is finished counts after Ctrl-C too
-                if len(tasks) > 1 and finished:
-                    self._add_up(batch, finished)
-            self._update(f"batch {batch}, parts of a round", self._num_done, self._num_windows)
-            for at, case in enumerate(self._record.cases):
-                if case.batch == batch and self._record.is_summary(case):
-                    self._record.cases[at] = self._split(case, tasks[0])
-            self._keep()
+    def measure(self, depth: Depth, peers: Sequence[Peer] = ()) -> None:
+        """Measure all batches. depth: learns what rounds cost.
+
+        Raises what ends a request of ours; a peer that fails is left out, with a warning.
+        """
+        most, stopwatch, opened = max(self._plan.batches), Stopwatch(), self._opened
+        with (
+            opened.engine(most, depth) as engine,
+            opened.engine(most, Depth(), stopwatch.player) as in_step,
+        ):
+            contestants = [self._ours(engine, count) for count in self._plan.num_draft_tokens]
+            for peer in peers:
+                counts = [one for one in self._plan.num_draft_tokens if one != "auto"]
+                counts = counts if peer.can_draft else [0]
+                contestants += [self._theirs(peer, count) for count in counts]
+            tasks = sum(len(self._prompts.tasks_at(batch)) for batch in self._plan.batches)
+            self._total = tasks * len(contestants) * self._plan.repeat
+            for batch in self._plan.batches:
+                self._batch(batch, list(contestants))
+                self._split(batch, in_step, stopwatch)
+                self._keep()
         self._record.warnings += _drift(self._record)
         self._record.complete = True
 
@@ -144,20 +113,42 @@ class _Run:
 
     def _theirs(self, peer: Peer, num_draft_tokens: int) -> Contestant:
         def play(wave: Wave, tokens: int) -> Turn:
-            decode = partial(peer.decode, wave(0), num_draft_tokens, tokens=tokens)
-            job = partial(decode, warm_up=self._warm_up.rounds, draw=self._draws)
-            return Turn(mlx_worker().run(job).window)
+            prompts = wave(0)
+            rounds = peer.rounds(prompts, num_draft_tokens, self._opened.draws)
+            total, warm_up = tokens * len(prompts), self._warm_up.rounds
+            job = partial(timed, rounds, prompts, tokens=total, warm_up=warm_up)
+            return mlx_worker().run(job)
 
         return Contestant(peer.name, num_draft_tokens, play)
 
     def _params(self, num_draft_tokens: NumDrafts) -> SamplingParams:
         """Of a completion that runs until the window is full."""
-        plan = self._plan
         return SamplingParams(
-            temperature=plan.temperature,
+            temperature=self._plan.temperature,
             num_draft_tokens=num_draft_tokens,
-            ignore_eos=plan.endless,
+            ignore_eos=self._plan.endless,
         )
+
+    def _batch(self, batch: int, contestants: list[Contestant]) -> None:
+        """All tasks of a batch, and their sum."""
+        tasks = self._prompts.tasks_at(batch)
+        self._report(f"batch {batch}, warm-up")
+        for one in list(contestants):
+            self._prepare(one, contestants, partial(self._prompts.wave, tasks[0], batch))
+        finished: list[Taken] = []
+        try:
+            for task in tasks:
+                finished.append(self._task(task, batch, contestants))
+                self._keep()
+        finally:  # what is finished counts after Ctrl-C too
+            if len(tasks) > 1 and finished:
+                together: Taken = {}
+                for who in finished[-1]:  # without the peers that failed
+                    turns = zip(*(taken[who] for taken in finished), strict=True)
+                    together[who] = [reduce(Turn.plus, turn) for turn in turns]
+                waves = [self._prompts.wave(task, batch, 0) for task in tasks[: len(finished)]]
+                lengths = [len(wave[0]) for wave in waves]
+                self._add_cases(ALL, [round(sum(lengths) / len(lengths))] * batch, together)
 
     def _prepare(self, one: Contestant, contestants: list[Contestant], wave: Wave) -> None:
         """Compile, allocate and learn before anything is timed."""
@@ -183,7 +174,7 @@ class _Run:
             self._record.warnings.append(f"{one.engine} failed at {where}: {one_line(error)}")
             return None
 
-    def _measure(self, task: str, batch: int, contestants: list[Contestant]) -> Taken:
+    def _task(self, task: str, batch: int, contestants: list[Contestant]) -> Taken:
         """All turns of a task, and its cases in the record; only whole turns if interrupted."""
         wave, plan = partial(self._prompts.wave, task, batch), self._plan
         taken: Taken = {(one.engine, one.num_draft_tokens): [] for one in contestants}
@@ -193,21 +184,18 @@ class _Run:
                 first = number * len(contestants) // plan.repeat
                 order = [*contestants[first:], *contestants[:first]]
                 for one in order[:: -1 if number % 2 else 1]:
-                    what = f"batch {batch}, {task}, {one.engine}, {setting(one.num_draft_tokens)}"
-                    self._update(what, self._num_done, self._num_windows)
+                    self._report(f"batch {batch}, {task}, {one.engine}, {one.num_draft_tokens}")
                     turn = self._attempt(one, contestants, wave, plan.tokens)
                     if turn is None:
                         del taken[one.engine, one.num_draft_tokens]
                     else:
                         taken[one.engine, one.num_draft_tokens].append(turn)
-                    self._num_done += 1
+                    self._done += 1
                     time.sleep(plan.delay)
         finally:
-            whole = min(map(len, taken.values()))
-            lengths = [len(ids) for ids in wave(0)]
-            if whole:
+            if whole := min(map(len, taken.values())):
                 turns = {who: of[:whole] for who, of in taken.items()}
-                self._record.cases += self._cases(task, lengths, turns)
+                self._add_cases(task, [len(ids) for ids in wave(0)], turns)
         held = min(turn.window.tokens for turns in taken.values() for turn in turns)
         if held < plan.tokens * batch:
             self._record.warnings.append(
@@ -216,9 +204,9 @@ class _Run:
             )
         return taken
 
-    def _cases(self, task: str, lengths: list[int], taken: Taken) -> Iterator[Case]:
-        for (engine, num_draft_tokens), turns in taken.items():
-            yield make_case(
+    def _add_cases(self, task: str, lengths: list[int], taken: Taken) -> None:
+        self._record.cases += [
+            make_case(
                 engine,
                 task,
                 num_draft_tokens,
@@ -227,36 +215,29 @@ class _Run:
                 plain=taken.get((engine, 0)),
                 floor=self._floor,
                 bandwidth=self._record.bandwidth_bytes_per_second,
-                drawn=self._draws is not None,
+                drawn=self._opened.draws is not None,
             )
+            for (engine, num_draft_tokens), turns in taken.items()
+        ]
 
-    def _add_up(self, batch: int, finished: dict[str, Taken]) -> None:
-        """The cases over all tasks: their windows together, turn by turn."""
-        *_, last = finished.values()  # lacks every peer that failed
-        together: Taken = {}
-        for who in last:
-            turns = zip(*(taken[who] for taken in finished.values()), strict=True)
-            together[who] = [reduce(Turn.plus, turn) for turn in turns]
-        lengths = [len(self._prompts.wave(task, batch, 0)[0]) for task in finished]
-        mean = round(sum(lengths) / len(lengths))
-        self._record.cases += self._cases(ALL, [mean] * batch, together)
+    def _split(self, batch: int, in_step: Engine, stopwatch: Stopwatch) -> None:
+        """Add to the summaries of a batch the parts of a round, of its first task."""
+        self._report(f"batch {batch}, parts of a round")
+        wave = partial(self._prompts.wave, self._prompts.tasks_at(batch)[0], batch)
+        for at, case in enumerate(self._record.cases):
+            count, ours = case.num_draft_tokens, (case.engine, case.batch) == (OURS, batch)
+            if ours and count != "auto" and self._record.is_summary(case):
+                params = replace(self._params(count), ignore_eos=True)  # no prefill in between
+                tokens, warm_up = (SPLIT_ROUNDS + 1) * (count + 1), self._warm_up.rounds
+                play_turn(in_step, wave, params, tokens=tokens, warm_up=warm_up)
+                self._record.cases[at] = replace(case, **stopwatch.split(SPLIT_ROUNDS))
 
-    def _split(self, case: Case, task: str) -> Case:
-        """The case with the parts of its round."""
-        count = case.num_draft_tokens
-        if case.engine != OURS or count == "auto":
-            return case
-        params = replace(self._params(count), ignore_eos=True)  # so that no prefill comes between
-        wave, tokens = (
-            partial(self._prompts.wave, task, case.batch),
-            (SPLIT_ROUNDS + 1) * (count + 1),
-        )
-        play_turn(self._in_step, wave, params, tokens=tokens, warm_up=self._warm_up.rounds)
-        return replace(case, split=self._stopwatch.split(SPLIT_ROUNDS))
+    def _report(self, what: str) -> None:
+        self._update(what, self._done, self._total)
 
 
 def _drift(record: Record) -> Iterator[str]:
-    plain = [case for case in record.cases if (case.engine, case.num_draft_tokens) == (OURS, 0)]
+    plain: list[Case] = [c for c in record.cases if c.engine == OURS and c.num_draft_tokens == 0]
     ratios = [case.windows[-1].rate / case.windows[0].rate for case in plain]
     if ratios and (left := median(ratios)) < DRIFT:
         yield (

@@ -6,10 +6,10 @@ host's work between two of them.
 
 from __future__ import annotations
 
-import statistics
 import time
 from itertools import pairwise
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -19,8 +19,6 @@ from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
-
-from .record import Split
 
 
 class Times(NamedTuple):
@@ -37,14 +35,14 @@ class Stopwatch:
     def __init__(self) -> None:
         self.rounds: list[Times] = []
 
-    def split(self, last: int) -> Split:
-        """The medians of the last rounds, at least two."""
+    def split(self, last: int) -> dict[str, Any]:
+        """The medians of the last rounds, at least two, by the names in a case."""
         rounds = self.rounds[-last - 1 :]
-        return Split(
-            statistics.median(one.drafted - one.start for one in rounds) * 1e3,
-            statistics.median(one.verified - one.drafted for one in rounds) * 1e3,
-            statistics.median(b.start - a.verified for a, b in pairwise(rounds)) * 1e3,
-        )
+        return {
+            "draft_ms": 1e3 * median(one.drafted - one.start for one in rounds),
+            "verify_ms": 1e3 * median(one.verified - one.drafted for one in rounds),
+            "host_ms": 1e3 * median(b.start - a.verified for a, b in pairwise(rounds)),
+        }
 
     def player(self, target: Target, drafter: Drafter | None, *, draft: Draft = draft) -> PlayRound:
         """Like `round_player`, but each half of a round is compiled, waited for and timed."""

@@ -1,7 +1,7 @@
 """The machine that a run was measured on, and what makes its figures worth less.
 
-Asks the system with commands and files that need no rights. Anything it doesn't answer is left out,
-never guessed. Knows nothing of models.
+Asks the system with commands that need no rights. Anything it doesn't answer is left out, never
+guessed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -23,9 +22,8 @@ from mlx_gemma_mtp import __version__, device
 
 PACKAGES = ("mlx", "mlx-lm", "numpy")
 CORES = os.cpu_count() or 1
-ANSWER_SECONDS = 5  # for a command
+ANSWER_SECONDS = 5.0  # for a command
 BUSY = 0.2  # of all cores
-GPU_BUSY = 10  # % of the time
 LOAD_SECONDS = 60  # how far back a load average looks
 SHORTEST = 30  # s; the load average says nothing about a shorter run
 
@@ -39,7 +37,6 @@ LIMITS = {
     0x40: "the GPU is slowed down to half or less by its heat",
     0x80: "the GPU is slowed down to half or less by the power supply",
 }
-PRIVATE = {"DIR", "FILE", "FOLDER", "HOME", "KEY", "PASSWORD", "PATH", "SECRET", "TOKEN"}
 
 
 @dataclass(frozen=True)
@@ -61,29 +58,46 @@ class Stamp:
 
 def stamp(*, at_end: bool = False) -> Stamp:
     """The machine now. at_end: after a run, whose own load is no reason for a warning."""
-    backend, power, load = device.backend(), _power(), _load()
-    busy = () if at_end else _busy(load)
+    mac, cuda = platform.system() == "Darwin", device.backend() == "cuda"
+    power = mac_power(answer("pmset", "-g", "batt"), answer("pmset", "-g")) if mac else "unknown"
+    load = os.getloadavg()[0] / CORES if hasattr(os, "getloadavg") else None
+    warnings = [*weak(power)]
+    if load is not None and load > BUSY and not at_end:
+        rate = f"a load of {load * CORES:.1f} on {CORES} cores"
+        warnings.append(f"the machine was busy before the run: {rate}")
+    if mac:
+        pressure = answer("sysctl", "-n", "kern.memorystatus_vm_pressure_level")
+        warnings += mac_slowed(answer("notifyutil", "-g", HEAT_KEY), pressure)
+    if cuda:  # drivers from 535 on say "event" for "throttle", and know the old name too
+        query, gpu = "--query-gpu=clocks_throttle_reasons.active", mx.device_info()["uuid"]
+        warnings += nvidia_slowed(
+            answer("nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader")
+        )
     return Stamp(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device.chip_name(),
-        backend=backend,
+        backend=device.backend(),
         system=device.system_name(),
         memory_bytes=device.installed(),
-        gpu_memory_bytes=int(mx.device_info()["total_memory"]) if backend == "cuda" else None,
+        gpu_memory_bytes=int(mx.device_info()["total_memory"]) if cuda else None,
         versions={"python": platform.python_version(), "mlx_gemma_mtp": __version__}
         | {name: version(name) for name in PACKAGES},
-        environment=environment(os.environ),
+        environment={
+            key: value
+            for key, value in sorted(os.environ.items())
+            if key.startswith("MLX_") and os.sep not in value
+        },
         power=power,
         load=load,
-        warnings=[*busy, *weak(power), *_slowed()],
+        warnings=warnings,
     )
 
 
 def later_warnings(before: Stamp, after: Stamp, own_seconds: float) -> list[str]:
     """What changed for the worse during a run that took this many CPU seconds."""
     found = [text for text in after.warnings if text not in before.warnings]
-    start, end = (datetime.fromisoformat(one.time) for one in (before, after))
     if before.load is not None and after.load is not None:
+        start, end = (datetime.fromisoformat(one.time) for one in (before, after))
         seconds = (end - start).total_seconds()
         others = others_load(before.load * CORES, after.load * CORES, seconds, own_seconds)
         if others > BUSY * CORES:
@@ -103,17 +117,6 @@ def others_load(before: float, after: float, seconds: float, own_seconds: float)
     return max(0.0, (after - before * rest) / (1 - rest) - own_seconds / seconds)
 
 
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables of MLX and mgm, without paths and possible secrets."""
-    return {
-        key: value
-        for key, value in sorted(variables.items())
-        if key.startswith(("MLX_", "MGM_"))
-        and os.sep not in value
-        and not PRIVATE & set(key.split("_"))
-    }
-
-
 def mac_power(batt: str, settings: str) -> str:
     """From what `pmset -g batt` and `pmset -g` print."""
     source = re.search(r"drawing from '(\w+) Power'", batt)
@@ -126,19 +129,6 @@ def mac_power(batt: str, settings: str) -> str:
     # Macs with a high power mode call the setting powermode: 0 automatic, 1 low, 2 high.
     low = re.search(r"^\s*(?:lowpowermode|powermode)\s+1\b", settings, re.MULTILINE)
     return f"{power}, low power mode" if low else power
-
-
-def linux_power(supplies: Iterable[Mapping[str, str]]) -> str:
-    """From the files of each power supply, see Documentation/ABI/testing/sysfs-class-power."""
-    power = "unknown"
-    for supply in supplies:
-        if supply["scope"] == "Device":  # such as a mouse's
-            continue
-        if supply["status"] == "Discharging":
-            return f"battery {supply['capacity']}%" if supply["capacity"] else "battery"
-        if supply["online"] == "1" or supply["status"] in {"Charging", "Not charging", "Full"}:
-            power = "mains"
-    return power
 
 
 def weak(power: str) -> Iterator[str]:
@@ -165,45 +155,6 @@ def nvidia_slowed(reasons: str) -> Iterator[str]:
         yield from (text for bit, text in LIMITS.items() if int(reasons, 16) & bit)
 
 
-def _busy(load: float | None) -> Iterator[str]:
-    if load is not None and load > BUSY:
-        yield f"the machine was busy before the run: a load of {load * CORES:.1f} on {CORES} cores"
-    use = _nvidia("utilization.gpu").strip()
-    if use.isdecimal() and int(use) > GPU_BUSY:  # "[N/A]" for a shared GPU
-        yield f"the GPU was busy before the run: {use}% of the time"
-
-
-def _slowed() -> Iterator[str]:
-    if platform.system() == "Darwin":
-        pressure = answer("sysctl", "-n", "kern.memorystatus_vm_pressure_level")
-        yield from mac_slowed(answer("notifyutil", "-g", HEAT_KEY), pressure)
-    # Drivers from 535 on call it "event" instead of "throttle", and know the old name too.
-    yield from nvidia_slowed(_nvidia("clocks_throttle_reasons.active"))
-
-
-def _power() -> str:
-    if platform.system() == "Darwin":
-        return mac_power(answer("pmset", "-g", "batt"), answer("pmset", "-g"))
-    supplies = sorted(Path("/sys/class/power_supply").glob("*"))
-    keys = ("scope", "status", "capacity", "online")
-    return linux_power({key: _text(supply / key) for key in keys} for supply in supplies)
-
-
-def _load() -> float | None:
-    try:
-        return os.getloadavg()[0] / CORES
-    except OSError:
-        return None
-
-
-def _nvidia(field: str) -> str:
-    """A field of the GPU that MLX computes on."""
-    if device.backend() != "cuda":
-        return ""
-    form, gpu = "--format=csv,noheader,nounits", mx.device_info()["uuid"]
-    return answer("nvidia-smi", f"--id={gpu}", f"--query-gpu={field}", form)
-
-
 def answer(*command: str, timeout: float = ANSWER_SECONDS) -> str:
     """What a command prints; nothing if it is missing, fails or doesn't answer in time."""
     try:
@@ -213,10 +164,3 @@ def answer(*command: str, timeout: float = ANSWER_SECONDS) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode(errors="replace")
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

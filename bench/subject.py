@@ -5,11 +5,12 @@ Knows nothing of what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from statistics import mode
 from typing import NamedTuple
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import Engine, device, memory
 from mlx_gemma_mtp.decode.depth import Depth
@@ -92,22 +93,18 @@ def check_context(opened: Opened, tokens: int) -> None:
         )
 
 
-def check_room(
-    opened: Opened, *, have: int, context: int, batch: int, peers: Collection[str] = ()
-) -> None:
+def check_room(opened: Opened, *, have: int, context: int, batch: int, copies: int = 0) -> None:
     """Raise NotEnoughMemoryError unless `have` bytes hold the pair and its rows.
 
-    peers: need copies of the experts, which we keep joined.
+    copies: how many peers need copies of the experts, which we keep joined.
     """
     target = opened.pair.target
     need = memory.Pair.of(target, opened.pair.drafter).needs(context, batch).total
-    rows = f"{batch} row{'s' * (batch > 1)} of {context:,} tokens"
-    what = f"{opened.name} in {dtype_name(target.dtype)}, with {rows}"
-    ways = ["--bits 4"] * (opened.bits is None) + ["a smaller --batch"] * (batch > 1)
-    if peers and target.config.num_experts:
-        from .peers.lend import copied_bytes
-
-        need += len(peers) * copied_bytes(target)
-        what, ways = f"{what} and copies for --peer,", [*ways, "no --peer"]
-    ways.append("fewer --prompt-tokens")
-    memory.check(need, have, what, despite=f"{' or '.join(ways)} needs less, --force tries it")
+    need += copies * sum(
+        array.nbytes
+        for name, array in dict(tree_flatten(target.parameters())).items()
+        if ".experts.gate_up_proj." in name
+    )
+    what = f"{opened.name} in {dtype_name(target.dtype)}, with {batch} x {context:,} tokens"
+    despite = "--bits 4, a smaller --batch or no --peer needs less, --force tries it"
+    memory.check(need, have, what, despite=despite)

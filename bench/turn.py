@@ -1,13 +1,14 @@
-"""One turn of our engine: prompts go in side by side, and a window of their decoding is timed.
+"""One turn of an engine: prompts go in side by side, and a window of their decoding is timed.
 
-Doesn't know about other turns or other engines.
+Every engine is an iterator of rounds, each with the new tokens of every row, so that all are timed
+in the same way.
 """
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -21,33 +22,78 @@ from mlx_gemma_mtp.errors import MgmError
 
 from .record import Window
 
-SAME_ROUND = 1e-4  # s; a round gives several chunks if the kind of output changes in it
 WAVES = 16  # prompts go in at most this many times until a window is full
-FUTILE = 3  # and this many times if all texts end too early to be timed
+FUTILE = 3  # and this many times if all rows end too early to be timed
+
+# A row whose prompt isn't done has no tokens yet. The first of a row is the one after its prompt.
+Rounds = Generator[list[list[int]], None, None]
 
 
 class Turn(NamedTuple):
-    """A window; the rest is known of our own engine alone.
-
-    first_tokens: seconds until each row's first token. gaps: seconds between the tokens of a row, 0
-    within a round. stats: of each row, from its prompt to its end.
-    """
+    """first_tokens: seconds until each row's first token. gaps: seconds between the tokens of a
+    row, 0 within a round. stats: of each row, from its prompt to its end; ours alone."""
 
     window: Window
-    first_tokens: Sequence[float] = ()
-    gaps: Sequence[float] = ()
-    stats: Sequence[Stats] = ()
-    peak_bytes: int = 0
+    first_tokens: list[float]
+    gaps: list[float]
+    stats: list[Stats]
+    peak_bytes: int
 
     def plus(self, other: Turn) -> Turn:
         """Both turns as one."""
         return Turn(
             self.window + other.window,
-            [*self.first_tokens, *other.first_tokens],
-            [*self.gaps, *other.gaps],
-            [*self.stats, *other.stats],
+            self.first_tokens + other.first_tokens,
+            self.gaps + other.gaps,
+            self.stats + other.stats,
             max(self.peak_bytes, other.peak_bytes),
         )
+
+
+def timed(
+    rounds: Rounds,
+    prompts: list[list[int]],
+    *,
+    tokens: int,
+    warm_up: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Turn:
+    """Play rounds until the window holds this many tokens, or a row ends.
+
+    rounds: not started yet. warm_up: rounds before the window, once all rows decode.
+    """
+    mx.reset_peak_memory()
+    first_tokens: dict[int, float] = {}
+    times: list[float] = []  # of each round once all rows decode
+    counts: list[list[int]] = []  # tokens of each row in it
+    start = clock()
+    for new in rounds:
+        now = clock()
+        for row, of_row in enumerate(new):
+            if of_row:
+                first_tokens.setdefault(row, now - start)
+        if len(first_tokens) == len(prompts):
+            times.append(now)
+            counts.append([len(of_row) for of_row in new])
+            if sum(map(sum, counts[warm_up + 1 :])) >= tokens:
+                break
+    rounds.close()
+    times, counts = times[warm_up:] or [0.0], counts[warm_up + 1 :]
+    seconds = [after - before for before, after in pairwise(times)]
+    gaps = [
+        gap
+        for round_seconds, of_rows in zip(seconds, counts, strict=True)
+        for count in of_rows
+        for gap in [round_seconds, *[0.0] * (count - 1)][:count]
+    ]
+    window = Window(
+        tokens=sum(map(sum, counts)),
+        rounds=len(counts),
+        seconds=times[-1] - times[0],
+        prefill_tokens=sum(len(prompts[row]) for row in first_tokens),
+        prefill_seconds=max(first_tokens.values(), default=0.0),
+    )
+    return Turn(window, list(first_tokens.values()), gaps, [], mx.get_peak_memory())
 
 
 def play_turn(
@@ -58,108 +104,49 @@ def play_turn(
     tokens: int,
     warm_up: int,
 ) -> Turn:
-    """Decode until the window holds `tokens` tokens of every row on average, or WAVES are over.
+    """A turn of ours with `tokens` tokens of every row on average, in at most WAVES waves.
 
-    wave: the prompts of a number; the next ones follow if a text ends early. warm_up: rounds before
-    the window, once all rows decode. Raises what ends a request, and MgmError if all texts are too
-    short to be timed.
+    wave: the prompts of a number; the next ones follow if a row ends early. Raises what ends a
+    request, and MgmError if all completions are too short to be timed.
     """
-    mx.reset_peak_memory()
-    turn, wanted = Turn(Window(0, 0, 0.0, 0, 0.0)), tokens * len(wave(0))
+    turn, wanted = Turn(Window(0, 0, 0.0, 0, 0.0), [], [], [], 0), tokens * len(wave(0))
     for number in range(WAVES):
-        missing = wanted - turn.window.tokens
-        turn = turn.plus(_play_wave(engine, wave(number), params, missing, warm_up))
-        full = turn.window.tokens >= wanted
-        if full or (number == FUTILE and not turn.window.rounds):
+        prompts, stats, missing = wave(number), list[Stats](), wanted - turn.window.tokens
+        rounds = our_rounds(engine, prompts, params, stats)
+        turn = turn.plus(timed(rounds, prompts, tokens=missing, warm_up=warm_up))
+        turn.stats.extend(stats)
+        if turn.window.tokens >= wanted or (number == FUTILE and not turn.window.rounds):
             break
     if not turn.window.rounds:
         raise MgmError("these completions end too early to be timed: choose other --tasks")
-    return turn._replace(peak_bytes=mx.get_peak_memory())
+    return turn
 
 
-def _play_wave(
-    engine: Engine, prompts: list[list[int]], params: SamplingParams, tokens: int, warm_up: int
-) -> Turn:
-    notes = Notes(len(prompts), tokens, warm_up)
+def our_rounds(
+    engine: Engine, prompts: list[list[int]], params: SamplingParams, stats: list[Stats]
+) -> Rounds:
+    """Rounds of our engine until a row ends; the statistics of the rows are added to `stats`."""
+    arrived: queue.SimpleQueue[tuple[int, Chunk | None]] = queue.SimpleQueue()
     generations: list[Generation] = []
-    start = time.perf_counter()
+    new: list[list[int]] = [[] for _ in prompts]
     try:
         for row, prompt in enumerate(prompts):
-            own = replace(params, seed=row)
-            generations.append(engine.submit(prompt, own, partial(notes.take, row)))
-            generations[-1].add_done_callback(lambda _: notes.over.set())
-        notes.over.wait()
+            own, on_chunk = replace(params, seed=row), partial(_put, arrived, row)
+            generations.append(engine.submit(prompt, own, on_chunk))
+            generations[-1].add_done_callback(lambda _: arrived.put((0, None)))
+        while True:
+            row, chunk = arrived.get()
+            if chunk is None or chunk.finish_reason:  # fewer rows play its round
+                return
+            if new[row]:  # the rows of a round come in order
+                yield new
+                new = [[] for _ in prompts]
+            new[row] = chunk.tokens
     finally:
         for generation in generations:
             generation.cancel()
-        done = [generation.result() for generation in generations]  # raises what failed
-    return notes.turn(start, [completion.stats for completion in done], list(map(len, prompts)))
+        stats += [generation.result().stats for generation in generations]  # raises what failed
 
 
-class Notes:
-    """When each row's tokens arrived, noted on the engine's thread.
-
-    Once all rows decode, a round starts with the tokens of row 0. The round in which a text ends is
-    not timed, nor is anything after it: fewer rows play there.
-    """
-
-    def __init__(
-        self,
-        num_rows: int,
-        tokens: int,
-        warm_up: int,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.over = threading.Event()
-        self._wanted, self._first, self._clock = tokens, warm_up, clock
-        self._arrivals: list[list[tuple[float, int]]] = [[] for _ in range(num_rows)]
-        self._last = (-1, 0.0)  # row and time of the last chunk
-        self._times: list[float] = []  # of every round: when it came
-        self._tokens: list[int] = []  # and how many tokens it brought
-
-    def take(self, row: int, chunk: Chunk) -> None:
-        """One row's tokens of one round."""
-        if self.over.is_set():
-            return
-        if chunk.finish_reason:
-            self._stop(incomplete=row > 0)
-            return
-        now = self._clock()
-        starts = row == 0 and not (self._last[0] == 0 and now - self._last[1] < SAME_ROUND)
-        self._last = (row, now)
-        if all(arrivals for other, arrivals in enumerate(self._arrivals) if other != row):
-            if starts or not self._times:
-                self._times.append(now)
-                self._tokens.append(0)
-                if sum(self._tokens[self._first + 1 : -1]) >= self._wanted:
-                    self._stop(incomplete=True)
-                    return
-            self._tokens[-1] += len(chunk.tokens)
-            now = self._times[-1]  # a round is one moment for all rows
-        self._arrivals[row].append((now, len(chunk.tokens)))
-
-    def _stop(self, *, incomplete: bool) -> None:
-        if incomplete:  # not all rows of the last round have come
-            del self._times[-1:], self._tokens[-1:]
-        self.over.set()
-
-    def turn(self, start: float, stats: list[Stats], prompt_tokens: list[int]) -> Turn:
-        """The rounds after the warm-up."""
-        times = self._times[self._first :] or [0.0]
-        gaps = [
-            gap
-            for arrivals in self._arrivals
-            for (before, _), (now, count) in pairwise(arrivals)
-            if count and times[0] <= before and now <= times[-1]
-            for gap in (now - before, *[0.0] * (count - 1))
-        ]
-        begun = [row for row, arrivals in enumerate(self._arrivals) if arrivals]
-        firsts = [self._arrivals[row][0][0] - start for row in begun]
-        window = Window(
-            sum(self._tokens[self._first + 1 :]),
-            len(times) - 1,
-            times[-1] - times[0],
-            sum(prompt_tokens[row] for row in begun),
-            max(firsts, default=0.0),
-        )
-        return Turn(window, firsts, gaps, stats)
+def _put(arrived: queue.SimpleQueue[tuple[int, Chunk | None]], row: int, chunk: Chunk) -> None:
+    arrived.put((row, chunk))

@@ -5,15 +5,14 @@ In the repository only, not in the wheel. Each has a file that makes it a Peer.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
-from ..record import Window
 from ..subject import Opened
+from ..turn import Rounds
 
 ENDLESS = 1_000_000  # tokens that a peer may decode; it is stopped before
 # Of a prompt at once, as ours. Their 2,048 doesn't fit into 80 GB with 8 rows of 31B.
@@ -21,38 +20,19 @@ PREFILL_STEP = 512
 
 # Given the numbers of rows and drafts of a round: how many drafts each row accepts.
 Draw = Callable[[int, int], list[int]]
-# A peer at work. Each step plays one round and yields the new tokens of each row, none for a row
-# whose prompt isn't done. A row's first step yields the token after its prompt.
-Rounds = Generator[list[list[int]], None, None]
-
-
-class Played(NamedTuple):
-    """tokens: all of each row, those outside the window too."""
-
-    window: Window
-    tokens: list[list[int]]
 
 
 class Peer(Protocol):
-    """Another engine. Its MLX work happens on the thread that calls it."""
+    """Another engine. Its MLX work happens on the thread that plays its rounds."""
 
     name: str  # with its version
     can_draft: bool
 
-    def decode(
-        self,
-        prompts: list[list[int]],
-        num_draft_tokens: int,
-        *,
-        tokens: int,
-        warm_up: int,
-        draw: Draw | None,
-    ) -> Played:
-        """Decode greedily until the window holds `tokens` tokens of every row on average.
+    def rounds(self, prompts: list[list[int]], num_draft_tokens: int, draw: Draw | None) -> Rounds:
+        """Decode greedily, past the ends of turns.
 
-        warm_up: rounds between the last row's first token and the window. draw: how many drafts are
-        accepted with random weights. No row ends before. Raises UsageError for drafts that the peer
-        can't make.
+        num_draft_tokens: 0 unless `can_draft`. draw: how many drafts are accepted with random
+        weights.
         """
 
 
@@ -73,36 +53,3 @@ def open_peers(names: Sequence[str], opened: Opened) -> list[Peer]:
         return MlxVlm(target, drafter, copy_experts=copy_experts)
 
     return mlx_worker().run(lambda: [make(name) for name in names])
-
-
-def timed(
-    played: Rounds,
-    prompts: Sequence[Sequence[int]],
-    *,
-    tokens: int,
-    warm_up: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Played:
-    """Play and time rounds that haven't started yet, as `Peer.decode` says."""
-    rows: list[list[int]] = [[] for _ in prompts]
-
-    def play() -> int:
-        new = next(played)
-        for row, of_row in zip(rows, new, strict=True):
-            row += of_row
-        return sum(map(len, new))
-
-    begin = clock()
-    while not all(rows):
-        play()
-    prefilled = clock()
-    for _ in range(warm_up):
-        play()
-    num_tokens = num_rounds = 0
-    start = clock()
-    while num_tokens < tokens * len(prompts):
-        num_tokens += play()
-        num_rounds += 1
-    seconds, prompt_tokens = clock() - start, sum(map(len, prompts))
-    window = Window(num_tokens, num_rounds, seconds, prompt_tokens, prefilled - begin)
-    return Played(window, rows)

@@ -79,7 +79,8 @@ def lend(
         for place in _places(path, paths)
     }
     nn.quantize(theirs, class_predicate=lambda path, _: formats.get(path, False))
-    shapes = {name: place.shape for name, place in tree_flatten(theirs.parameters())}
+    places = dict(tree_flatten(theirs.parameters()))
+    shapes = {name: place.shape for name, place in places.items()}
     lent: dict[str, mx.array] = {}
     for name, array in dict(tree_flatten(ours.parameters())).items():
         path, _, kind = name.rpartition(".")
@@ -102,12 +103,6 @@ def lend(
     mx.eval(lent)
     theirs.load_weights(list(lent.items()))
     theirs.eval()
-
-
-def copied_bytes(ours: Target) -> int:
-    """The bytes that `lend` copies with copy_experts."""
-    arrays = dict(tree_flatten(ours.parameters()))
-    return sum(array.nbytes for name, array in arrays.items() if ".experts.gate_up_proj." in name)
 
 
 def _places(path: str, paths: Collection[str]) -> list[str]:

@@ -6,10 +6,10 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.target import Target
 
-from . import ENDLESS, PREFILL_STEP, Draw, Played, Rounds, timed
+from ..turn import Rounds
+from . import ENDLESS, PREFILL_STEP, Draw
 from .lend import lend, settings
 
 
@@ -26,24 +26,9 @@ class MlxLm:
         self._model = Model(ModelArgs.from_dict(settings(target.config)))
         lend(target, self._model, copy_experts=copy_experts)
 
-    def decode(
-        self,
-        prompts: list[list[int]],
-        num_draft_tokens: int,
-        *,
-        tokens: int,
-        warm_up: int,
-        draw: Draw | None,
-    ) -> Played:
+    def rounds(self, prompts: list[list[int]], num_draft_tokens: int, draw: Draw | None) -> Rounds:
         """See Peer: one row with their `generate_step`, several with their `BatchGenerator`."""
-        if num_draft_tokens:
-            raise UsageError("mlx-lm has no drafter for Gemma 4: use 0 drafts")
-        played = self._single(prompts[0]) if len(prompts) == 1 else self._batch(prompts)
-        try:
-            return timed(played, prompts, tokens=tokens, warm_up=warm_up)
-        finally:
-            played.close()
-            mx.clear_cache()
+        yield from self._single(prompts[0]) if len(prompts) == 1 else self._batch(prompts)
 
     def _single(self, prompt: list[int]) -> Rounds:
         from mlx_lm.generate import generate_step

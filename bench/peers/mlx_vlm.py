@@ -19,7 +19,8 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
-from . import ENDLESS, PREFILL_STEP, Draw, Played, Rounds, timed
+from ..turn import Rounds
+from . import ENDLESS, PREFILL_STEP, Draw
 from .lend import lend, settings
 
 VERSION = "0.7.10"
@@ -65,21 +66,8 @@ class MlxVlm:
         plain = ["embed_tokens"] if drafter.config.use_ordered_embeddings else []
         lend(drafter, self._assistant, copy_experts=copy_experts, plain=plain)
 
-    def decode(
-        self,
-        prompts: list[list[int]],
-        num_draft_tokens: int,
-        *,
-        tokens: int,
-        warm_up: int,
-        draw: Draw | None,
-    ) -> Played:
-        """See Peer. One row runs their `generate_step`, several run their `BatchGenerator`.
-
-        That is what their `generate` and `batch_generate` do.
-        """
-        if num_draft_tokens and not self.can_draft:
-            raise UsageError("mlx-vlm has no drafter for this model: use 0 drafts")
+    def rounds(self, prompts: list[list[int]], num_draft_tokens: int, draw: Draw | None) -> Rounds:
+        """See Peer: one row with their `generate_step`, several with their `BatchGenerator`."""
         drafting: dict[str, Any] = {}
         if num_draft_tokens:
             # Their block counts the token before the drafts. A larger block in the request is only
@@ -88,17 +76,14 @@ class MlxVlm:
             block = self._assistant.config.block_size = num_draft_tokens + 1
             drafting = {"draft_model": self._assistant, "draft_kind": "mtp"}
             drafting["draft_block_size"] = block
-        with ExitStack() as stack:
-            if draw is not None:
-                _enter_drawn(stack, draw)
-            play = self._single if len(prompts) == 1 else self._batch
-            played = play(prompts, drafting)
-            stack.callback(played.close)
-            found = timed(played, prompts, tokens=tokens, warm_up=warm_up)
-        if drafting:
-            self._assistant.reset(self._language)  # frees the last round's keys and values
-        mx.clear_cache()
-        return found
+        try:
+            with ExitStack() as stack:
+                if draw is not None:
+                    _enter_drawn(stack, draw)
+                yield from (self._single if len(prompts) == 1 else self._batch)(prompts, drafting)
+        finally:
+            if drafting:
+                self._assistant.reset(self._language)  # frees the last round's keys and values
 
     def _single(self, prompts: list[list[int]], drafting: dict[str, Any]) -> Rounds:
         from mlx_vlm.generate.ar import generate_step

@@ -193,7 +193,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.conclusions import recommend
     from mlx_gemma_mtp.bench.floor import bandwidth
     from mlx_gemma_mtp.bench.record import Record
-    from mlx_gemma_mtp.bench.run import run
+    from mlx_gemma_mtp.bench.run import Run
     from mlx_gemma_mtp.decode.depth import Depth
     from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.folders import depth_file
@@ -227,7 +227,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     ended: BaseException | None = None
     with progress("items") as update:
         try:
-            run(record, opened, prompts, depth, peers, keep=keep, update=update)
+            Run(record, opened, prompts, keep=keep, update=update).measure(depth, peers)
         except (KeyboardInterrupt, MgmError, RuntimeError) as error:
             ended = error  # what is finished is shown first
             interrupted = isinstance(error, KeyboardInterrupt)

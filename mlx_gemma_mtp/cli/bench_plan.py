@@ -71,11 +71,14 @@ class Measured:
         batches = _numbers("--batch", self.batch or batch, int, SIZES[0], SIZES[-1])
         if not {*batches} <= {*SIZES}:
             raise UsageError(f"--batch takes {', '.join(map(str, SIZES))}")
-        least = {"max-tokens": (tokens, 1), "repeat": (self.repeat, 1)}
-        least |= {"delay": (self.delay, 0), "depth": (self.depth, 0)}
-        for name, (value, lowest) in least.items():
-            if not lowest <= value < math.inf:  # nan isn't either
-                raise UsageError(f"--{name} must be at least {lowest}")
+        for name, value, least in (
+            ("--max-tokens", tokens, 1),
+            ("--repeat", self.repeat, 1),
+            ("--delay", self.delay, 0),
+            ("--depth", self.depth, 0),
+        ):
+            if not least <= value < math.inf:  # nan isn't either
+                raise UsageError(f"{name} must be at least {least}")
         SamplingParams(temperature=self.temperature)  # raises UsageError
         if self.accept is not None and self.synthetic is None:
             raise UsageError("--accept is for random weights: add --synthetic")
@@ -145,33 +148,24 @@ class Measured:
                 raise UsageError(f"--tasks takes {', '.join(known)}, not {task!r}")
         return list(dict.fromkeys(chosen))
 
-    def _lengths(self) -> list[int]:
-        from mlx_gemma_mtp.bench.prompts import LENGTHS, NOISE_LENGTHS
-
-        if self.prompt_tokens is not None:
-            return _numbers("--prompt-tokens", self.prompt_tokens, int, 1)
-        return list(LENGTHS if self.synthetic is None else NOISE_LENGTHS)
-
     def open(self, pair: options.Pair, plan: Plan) -> tuple[Opened, Prompts]:
-        """Load or draw the pair, with its prompts. Raises if there is no room for them."""
+        """Load or draw the pair, with its prompts. Raises if the context or memory is too small."""
+        from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench import prompts, subject
         from mlx_gemma_mtp.cli.pull import fetch_missing
+        from mlx_gemma_mtp.engine.worker import mlx_worker
         from mlx_gemma_mtp.show import spinner
 
-        lengths = self._lengths()
         if self.synthetic is not None:
             opened = subject.random(self.synthetic, bits=pair.bits, accept=plan.accept or [])
-            self._check_room(opened, pair, plan, max(lengths))
-            print(f"drawing random weights of {self.synthetic}", file=sys.stderr)
-            opened = subject.draw(opened)
         else:
             fetch_missing(pair.model, pair.drafter)
             drafter = options.named_drafter(pair.drafter)
             with spinner(f"loading {pair.model}"):
                 opened = subject.load(pair.model, drafter, bits=pair.bits, force=pair.force)
-            if pair.model != "demo":
-                self._check_room(opened, pair, plan, max(lengths) + self.depth)
-        text = opened.pair.text
+        text, lengths = opened.pair.text, None
+        if self.prompt_tokens is not None:
+            lengths = _numbers("--prompt-tokens", self.prompt_tokens, int, 1)
         if text is None:
             if self.tasks or self.depth:
                 raise UsageError("this model has no tokenizer: leave --tasks and --depth out")
@@ -187,23 +181,14 @@ class Measured:
             for ids in found.wave(task, batch, 0)
         )
         subject.check_context(opened, longest + plan.tokens)
+        if self.synthetic is not None:
+            if not pair.force:
+                have, copies = mlx_worker().run(device.available), len({*(self.peer or [])})
+                room, batch = longest + 4 * plan.tokens, max(plan.batches)  # windows and around
+                subject.check_room(opened, have=have, context=room, batch=batch, copies=copies)
+            print(f"drawing random weights of {self.synthetic}", file=sys.stderr)
+            opened = subject.draw(opened)
         return opened, found
-
-    def _check_room(self, opened: Opened, pair: options.Pair, plan: Plan, prompt: int) -> None:
-        import mlx.core as mx
-
-        from mlx_gemma_mtp import device
-        from mlx_gemma_mtp.bench import subject
-        from mlx_gemma_mtp.engine.worker import mlx_worker
-
-        context = prompt + 4 * plan.tokens  # those before and after the window included
-        subject.check_context(opened, context)
-        if not pair.force:
-            held = 0 if self.synthetic is None else mlx_worker().run(mx.get_active_memory)
-            have, batch = mlx_worker().run(device.available) - held, max(plan.batches)
-            subject.check_room(
-                opened, have=have, context=context, batch=batch, peers={*(self.peer or [])}
-            )
 
 
 def _numbers(
