@@ -46,7 +46,7 @@ check-wheel: $(TESTING) ## build the wheel; try it in an empty environment, away
 	site=$$(cd "$$tmp" && env/bin/python -c 'import mlx_gemma_mtp as m; print(m.__path__[0])'); \
 	diff -r -x __pycache__ -x .DS_Store -x convert -x bench mlx_gemma_mtp "$$site" >&2; \
 	diff -r -x __pycache__ -x .DS_Store convert "$$site/convert" >&2; \
-	diff -r -x __pycache__ -x .DS_Store -x results bench "$$site/bench" >&2; \
+	diff -r -x __pycache__ -x .DS_Store -x results -x plots -x peers -x README.md bench "$$site/bench" >&2; \
 	cd "$$tmp"; \
 	env/bin/python -c 'import mlx_gemma_mtp.convert, mlx_gemma_mtp.bench'; \
 	env/bin/mgm --version; \

@@ -120,7 +120,7 @@ def _table(title: str, names: list[str], cases: Sequence[Case]) -> Table:
     columns = {}
     for name in names:
         column = [_cell(cells(case), name) for case in cases]
-        if {*column} - {NOTHING} and not (name == "engine" and {*column} == {OURS}):
+        if {*column} - {NOTHING} and not (name == "engine" and {*column} == {"ours"}):
             columns[name] = column
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     left = len({"engine", "task"} & {*columns})
@@ -131,6 +131,8 @@ def _cell(row: dict[str, str], name: str) -> str:
     if name.endswith("_range"):
         low, high = (row.get(name.replace("range", end)) for end in ("low", "high"))
         return f"{low}–{high}" if low else NOTHING
+    if name == "engine":  # without its version
+        return "ours" if row[name] == OURS else row[name].split()[0]
     return row.get(name) or NOTHING
 
 
