@@ -6,7 +6,7 @@ Knows nothing of what they do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ COMMANDS = (
     Command(
         "think",
         "[on|off|open|fold]",
-        "thinking on or off; show (open) or hide (fold) thoughts",
+        "thinking on or off; show (open) or hide (fold) it",
         values=("on", "off", "open", "fold"),
     ),
     Command("set", "[NAME VALUE]", 'a sampling setting; "default" is the model\'s', SETTINGS),
@@ -92,9 +92,9 @@ def parse(text: str) -> Call | None:
     return Call(name, rest.strip())
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | None:
+def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str | None:
     """Return a question with the nearest known word, or None if none is near."""
-    near = get_close_matches(word, [*known], 1)
+    near = [one for one in known if one.startswith(word)] or get_close_matches(word, known, 1)
     return f"did you mean {prefix}{near[0]}?" if near else None
 
 
