@@ -250,6 +250,7 @@ def test_without_a_drafter_or_drafts_there_is_nothing_to_compare(
         run(pair._replace(drafter=None))
 
 
+@pytest.mark.slow
 def test_the_self_test_of_the_demo_passes_and_can_fail() -> None:
     found = self_test(max_tokens=14)
     assert (found.completions, found.differences) == (18, [])

@@ -26,6 +26,8 @@ from helpers.command import (
 )
 from mlx_gemma_mtp.files.hub import DEMO, DEMO_DRAFTER
 
+pytestmark = pytest.mark.slow
+
 # The commands of this file that need nobody at the keyboard: name -> (arguments, standard input).
 COMMANDS: dict[str, tuple[Sequence[str], str | bytes]] = {
     "no model folder": (("chat", "--model", str(DEMO.parent)), "Hi\n"),
