@@ -107,7 +107,7 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache) -> None:
     hub_cache.add_files("c/half-assistant", half)
     hub_cache.add_files("d/half", {"config.json": TARGET_FILES["config.json"]})
     hub_cache.add_files("e/lone-assistant", DRAFTER_FILES)
-    damaged = TARGET_FILES | {"model.safetensors": b"no such thing"}
+    damaged = TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"}
     hub_cache.add_files("f/damaged", damaged)
     found = report(hub_cache)
     assert "mgm pull a/alone" in str(found["a/alone"].no_drafts)
