@@ -63,7 +63,7 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
     if dry_run:
         return []
     with stoppable([one.repository for one in downloads]):
-        return [hub.fetch(one) for one in downloads]
+        return [hub.fetch(one, quiet=not sys.stderr.isatty()) for one in downloads]
 
 
 def fetch_missing(model: str, drafter: str) -> None:

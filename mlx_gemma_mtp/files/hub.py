@@ -91,9 +91,7 @@ def cache_folder() -> Path:
 
 def repository_folder(repository: str) -> Path:
     """Return where the cache keeps a repository, whether it is there or not."""
-    from huggingface_hub.file_download import repo_folder_name
-
-    return cache_folder() / repo_folder_name(repo_id=repository, repo_type="model")
+    return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
 def from_cache(name: str) -> Path | None:
@@ -168,9 +166,10 @@ def check_room(downloads: Sequence[Download]) -> None:
         )
 
 
-def fetch(download: Download) -> Path:
+def fetch(download: Download, *, quiet: bool = False) -> Path:
     """Download what is missing and return the folder. Raises MgmError.
 
+    quiet: True hides the Hub's progress bars, which it also draws if nobody can see them.
     The name moves to the new commit after the last file: an interrupted update leaves the old
     version usable.
     """
@@ -180,7 +179,7 @@ def fetch(download: Download) -> Path:
             with suppress(FileNotFoundError):  # another process has just finished it
                 if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                     part.unlink()
-        _download(f"{repository}@{commit}")
+        _download(f"{repository}@{commit}", quiet=quiet)
         if revision != commit:
             _download(f"{repository}@{revision}", quiet=True)  # usually just moves the name
     folder = from_cache(f"{repository}@{commit}")
