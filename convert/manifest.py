@@ -99,23 +99,21 @@ def read_manifest(folder: Path) -> Manifest:
 def _parse(raw: dict[str, Any]) -> Manifest:
     if raw["kind"] not in ("target", "drafter"):
         raise ValueError(f"kind is {raw['kind']!r}")
-    recipe = raw["recipe"]
+    rules = tuple((str(pattern), str(name)) for pattern, name in raw["recipe"]["rules"])
     return Manifest(
         kind=raw["kind"],
         source=Origin(**raw["source"]),
-        created=str(raw["created"]),
-        tools={str(name): str(version) for name, version in raw["tools"].items()},
-        recipe=RecipeRecord(
-            **recipe | {"rules": tuple((str(p), str(f)) for p, f in recipe["rules"])}
-        ),
+        created=raw["created"],
+        tools=dict(raw["tools"]),
+        recipe=RecipeRecord(**raw["recipe"] | {"rules": rules}),
         bits_per_weight=float(raw["bits_per_weight"]),
         parameters=int(raw["parameters"]),
         files={
-            str(name): FileRecord(int(entry["bytes"]), str(entry["sha256"]))
+            name: FileRecord(int(entry["bytes"]), entry["sha256"])
             for name, entry in raw["files"].items()
         },
         tensors={
-            str(name): TensorRecord(**entry | {"shape": tuple(int(n) for n in entry["shape"])})
+            name: TensorRecord(**entry | {"shape": tuple(map(int, entry["shape"]))})
             for name, entry in raw["tensors"].items()
         },
     )

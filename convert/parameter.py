@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.files.weights import checked
 
 from .formats import AFFINE_GROUPS, Format, quantize
 from .shards import Part
@@ -67,20 +68,7 @@ def locate(
 
     def find(wanted: str, shape: tuple[int, ...]) -> SourceTensor:
         tensor = source.tensors.get(wanted)
-        if tensor is None:
-            raise CheckpointError(f"{source.folder}: tensor {wanted} is missing: download it again")
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{source.folder}: tensor {wanted} has shape {list(tensor.shape)}, but config.json "
-                f"asks for {list(shape)}: weights and config are of different models"
-            )
-        real = mx.issubdtype(tensor.dtype, mx.floating)
-        if mx.issubdtype(array.dtype, mx.floating) and not real:
-            raise CheckpointError(
-                f"{source.folder}: tensor {wanted} has type {tensor.code} instead of a floating-"
-                "point type: quantized by another tool? Give the original checkpoint"
-            )
-        return tensor
+        return checked(source.folder, wanted, tensor, shape, array.dtype)
 
     def whole(tensor: SourceTensor) -> Rows:
         return Rows(tensor, tensor.num_rows, tensor.num_rows, 0)

@@ -109,8 +109,7 @@ class Plan:
 def plan_target(source: Source, options: Options) -> Plan:
     """Plan the conversion of a target. Raises CheckpointError, UsageError."""
     config = parse_config(TargetConfig.from_dict, source.config, source.folder)
-    given = [rule for rule in options.rules if not rule.startswith(recipes.DRAFTER)]
-    rules = recipes.target_rules(
+    recipe = recipes.target_rules(
         options.recipe,
         options.bits,
         options.group_size,
@@ -118,7 +117,7 @@ def plan_target(source: Source, options: Options) -> Plan:
         experts=config.num_experts > 0,
         per_layer=config.hidden_size_per_layer_input > 0,
     )
-    return _plan(Target(config), source, given, rules, options)
+    return _plan(Target(config), source, recipe, options)
 
 
 def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
@@ -126,28 +125,22 @@ def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
     config = parse_config(DrafterConfig.from_dict, source.config, source.folder)
     assert isinstance(target.config, TargetConfig)
     check_pair(target.config, config)
-    given = [
-        rule.removeprefix(recipes.DRAFTER)
-        for rule in options.rules
-        if rule.startswith(recipes.DRAFTER)
-    ]
-    rules = recipes.drafter_rules(options.bits_of_drafter, options.group_of_drafter)
-    return _plan(Drafter(config), source, given, rules, options)
+    recipe = recipes.drafter_rules(options.bits_of_drafter, options.group_of_drafter)
+    return _plan(Drafter(config), source, recipe, options)
 
 
 def _plan(
-    model: Target | Drafter,
-    source: Source,
-    given: Sequence[str],
-    recipe: Sequence[Rule],
-    options: Options,
+    model: Target | Drafter, source: Source, recipe: Sequence[Rule], options: Options
 ) -> Plan:
-    """given: rules of the command line, which come before the recipe's."""
     _check_unquantized(source)
     is_target = isinstance(model, Target)
     multimodal = source.config["model_type"] in MULTIMODAL
     prefix = "language_model.model." if multimodal else "model."
-    own = [recipes.parse_rule(rule, options.group_size) for rule in given]
+    own = [
+        recipes.parse_rule(rule.removeprefix(recipes.DRAFTER), options.group_size)
+        for rule in options.rules
+        if rule.startswith(recipes.DRAFTER) != is_target
+    ]
     rules = [*own, *recipe]
     modules = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
     parameters = []

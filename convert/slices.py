@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError
@@ -20,7 +22,6 @@ from mlx_gemma_mtp.files.weights import dtype_name
 from .formats import quantize
 from .parameter import Parameter
 from .plan import Options, Plan
-from .shards import ShardWriter
 from .source import read_rows
 
 LANES = min(4, os.cpu_count() or 1)  # slices at a time on a CPU: one thread each
@@ -45,26 +46,55 @@ def write_weights(
 ) -> Iterator[tuple[Parameter, int]]:
     """Write all shards; yield the parameter and the number of source bytes that are done.
 
-    finished: rows by parameter that an earlier run wrote. on_disk: as ShardWriter takes it. Raises
-    CheckpointError for weights that are not finite or were cut off; OSError.
+    finished: rows by parameter that an earlier run wrote. on_disk: called after every
+    `options.sync_bytes` with the rows that are on the disk now. Raises CheckpointError for weights
+    that are not finite or were cut off; OSError.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if finished and not all(_has_size(folder / one.name, one.nbytes) for one in plan.shards):
         on_disk(dict.fromkeys(finished, 0))
         finished = {}
-    with ShardWriter(folder, plan.shards, sync_bytes=options.sync_bytes, on_disk=on_disk) as writer:
+    places: dict[str, tuple[int, int]] = {}  # of each part: file and byte
+    unsynced, written = 0, dict[str, int]()
+    with ExitStack() as stack:
+
+        def sync() -> None:
+            for file in {file for file, _ in places.values()}:
+                os.fsync(file)
+            on_disk(written)
+
+        for shard in plan.shards:
+            file = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT, 0o644)
+            stack.callback(os.close, file)
+            os.ftruncate(file, shard.nbytes)
+            _write_at(file, memoryview(shard.header), 0)
+            places |= {part: (file, place) for part, place in shard.places.items()}
         for parameter in plan.parameters:
             start, row_bytes = finished.get(parameter.name, 0), parameter.rows.tensor.row_bytes
             yield parameter, start * row_bytes
             for row, count, arrays in _convert(parameter, start, options.slice_bytes):
                 for part, array in zip(parameter.parts, arrays, strict=True):
-                    writer.write(part, row, array)
-                writer.finish(parameter.name, row + count)
+                    file, place = places[part.name]
+                    data = np.asarray(array.view(mx.uint8)).data.cast("B")
+                    _write_at(file, data, place + row * part.row_bytes)
+                    unsynced += array.nbytes
+                written[parameter.name] = row + count
+                if unsynced >= options.sync_bytes:
+                    sync()
+                    unsynced, written = 0, {}
                 yield parameter, count * row_bytes
+        sync()
     mx.clear_cache()
 
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
+
+
+def _write_at(file: int, data: memoryview, place: int) -> None:
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
 
 
 def _convert(

@@ -22,7 +22,7 @@ from mlx_gemma_mtp.files.checkpoint import (
     read_drafter_config,
     read_target_config,
 )
-from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import check_pair
 
 from .formats import Format
@@ -146,14 +146,10 @@ def _tensor_faults(
         faults += _manifest_faults(folder, by_file_name, manifest)
     model, arrays = opened(folder)  # quantized as config.json says
     for name, parameter in dict(tree_flatten(model.parameters())).items():
-        found = arrays.get(name)
-        if found is None:
-            faults.append(f"{folder}: tensor {name} is missing")
-        elif found.shape != parameter.shape:
-            faults.append(
-                f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks for "
-                f"{list(parameter.shape)}"
-            )
+        try:
+            checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
+        except CheckpointError as error:
+            faults.append(str(error))
     return list(dict.fromkeys(faults))
 
 
@@ -166,7 +162,7 @@ def _manifest_faults(
     for name, part in expected.items():
         found = stored.get(name)
         if found is None:
-            yield f"{folder}: tensor {canonical_name(name)} is missing"
+            yield f"{folder}: tensor {canonical_name(name)} is missing: download it again"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "
