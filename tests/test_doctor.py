@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import mlx.core as mx
 import pytest
+from mlx_gemma_mtp.selftest import SelfTest, Speed
 from typer.testing import CliRunner, Result
 
 from helpers.fake_hub import (
@@ -29,7 +30,6 @@ from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.errors import GenerationError
 from mlx_gemma_mtp.files import folders, remembered
-from mlx_gemma_mtp.selftest import SelfTest, Speed
 
 GOOD = SelfTest(10, [], 0.6, [Speed(1, 60.0, 40.0), Speed(4, 150.0, 90.0)], 9.0)
 PARTED = GOOD._replace(partings=["temperature 1, batch 4, text 2: token 7 is 5 and should be 6"])

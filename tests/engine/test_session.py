@@ -10,6 +10,7 @@ import pytest
 
 from helpers.fake_target import CONFIG, VOCAB, FakeTarget, Rounds, fake_engine, output
 from helpers.stepped import Stepped, assert_complete
+from helpers.turns import History
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams, Session
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError
@@ -52,30 +53,14 @@ def talk(rng: np.random.Generator) -> Talk:
 
 def test_a_turn_prefills_only_what_is_new(talk: Talk, rng: np.random.Generator) -> None:
     """Whatever the next turn keeps of the one before it."""
-    history: Ids = []
-    prompts: list[Ids] = [[]]
-    held = 0  # tokens that the session must be able to reuse
-    ways = ["continued", "continued", "rewritten", "cut", "reworded", "undone", "again"]
-    for way in (one for _ in range(3) for one in rng.permutation(ways)):
-        if len(history) > 800:
-            history, held = [], 0
-        prompt, most = [*history, *talk.words()], int(rng.integers(1, 40))
-        done = talk.ask(prompt, most, (0, 3, 7)[rng.integers(3)])
-        assert done.stats.reused_tokens >= min(held, len(prompt) - 1)
-        if way == "continued":  # the answer stays as it is
-            history, held = [*prompt, *done.tokens], len(prompt) + most - 1
-        elif way == "rewritten":  # a template takes the thought out
-            history, held = [*prompt, *done.tokens[most // 2 + 1 :]], len(prompt)
-        elif way == "cut":  # the answer is kept in part
-            history, held = [*prompt, *done.tokens[: most // 2], *talk.words()], len(prompt)
-        elif way == "reworded":  # the end of the prompt changes, at any depth
-            history, held = prompt[: -int(rng.integers(1, 40))], 0
-        elif way == "undone":  # the prompt before this one is held if this one starts with it
-            last = prompts[-1]
-            history, held = last, len(last) if prompt[: len(last)] == last else 0
-        else:  # the same prompt once more
-            history, held = prompt[:-1], len(prompt) - 1
-        prompts.append(prompt)
+    history = History(rng)
+    for way in history.walk(3):
+        if len(history.ids) > 800:
+            history = History(rng)
+        prompt = [*history.ids, *talk.words()]
+        done = talk.ask(prompt, int(rng.integers(1, 40)), (0, 3, 7)[rng.integers(3)])
+        assert done.stats.reused_tokens >= min(history.held, len(prompt) - 1), way
+        history.continue_(way, prompt, done.tokens, talk.words())
 
 
 def test_conversations_do_not_mix(rng: np.random.Generator) -> None:
