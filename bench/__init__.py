@@ -1,1 +1,1 @@
-"""Measuring what speculation buys: `python -m mlx_gemma_mtp.bench`."""
+"""`mgm bench` and `mgm estimate`: what draft tokens gain, measured here or predicted for a Mac."""

@@ -1,170 +1,126 @@
-"""What the numbers of a benchmark say, in sentences: the best setting, and why drafts do not pay.
+"""What a record says in sentences: is drafting worth it, why not, and which setting to use.
 
-Every sentence is computed from the record and holds the numbers it rests on.
+Every sentence is computed from the record and contains the numbers that it rests on.
 """
 
 from __future__ import annotations
 
-from .columns import Row, case_row, number
-from .group import Group, groups, is_drafted
-from .record import Case, Record, Spread, setting
+from mlx_gemma_mtp.errors import UsageError
 
-LEAST_GAIN = 0.02  # over plain decoding that counts as one
+from .record import Case, Record, Spread, by_speed
+from .report import cells
+
+BEHIND = 0.05  # of the best fixed number's speed: a slower auto is not recommended
 
 
 def conclusions(record: Record) -> list[str]:
-    """One sentence per batch, then why where no drafts pay, tasks that differ, and the peers."""
-    lines = []
-    for group in groups(record):
-        tail = f" ({group.label})" if group.label else ""
-        found = [_best(record, group, batch) for batch in group.batches]
-        found += _on_cpu(record, group) or _reasons(record, group)
-        found += _tasks(record, group)
-        found += [
-            _beside(record, group, batch, peer) for batch in group.batches for peer in group.peers
-        ]
-        lines += [line + tail + "." for line in found if line]
-    return lines
+    """Whether drafting pays, then the best setting by batch, the reasons, and the peers."""
+    if not record.batches:
+        return []
+    lines = [_verdict(record), *(_best(record, batch) for batch in record.batches)]
+    for batch in record.batches:
+        if not any(case.gains for case in record.at(batch)):
+            lines.append(_reason(record, batch))
+    if record.stamp.backend == "cpu":
+        lines.append(
+            "on a CPU, checking drafts costs almost as much as generating the tokens, so drafting "
+            "rarely helps; GPUs differ"
+        )
+    for batch in record.batches:
+        lines += [_peer(record, batch, engine) for engine in record.engines[1:]]
+    return [f"{line}." for line in lines if line]
 
 
-def gains(case: Case) -> bool:
-    """Was it faster than plain decoding in every turn, and not just a little?"""
-    found = case.speedup
-    return found is not None and found.low > 1 and found.median - 1 > LEAST_GAIN
+def _verdict(record: Record) -> str:
+    """Is it worth it here?"""
+    best = [case for batch in record.batches if (case := record.best(batch)) and case.gains]
+    if not best:
+        drafted = any(record.fastest_drafted(batch) for batch in record.batches)
+        return "drafting does not pay here" if drafted else ""
+    most = max(best, key=lambda case: case.speedup or Spread(1, 1, 1))
+    batches = " and ".join(str(case.batch) for case in best)
+    return f"drafting pays here at batch {batches}: up to {_gain(most)}, {most.setting}"
 
 
-def best(group: Group, batch: int) -> Case | None:
-    """The fastest of our cases at a batch; the plain one where none gains on it."""
-    fastest, plain = group.fastest(batch), group.plain(batch)
-    return plain if plain is not None and fastest is not None and not gains(fastest) else fastest
+def _gain(case: Case) -> str:
+    row = cells(case)
+    return f"{row['speedup']}x plain ({row['speedup_low']}–{row['speedup_high']})"
 
 
-def _best(record: Record, group: Group, batch: int) -> str:
-    """The best setting of a batch; auto, or what comes closest, beside it."""
-    chosen = best(group, batch)
+def _best(record: Record, batch: int) -> str:
+    """The best setting, next to auto and the fastest fixed number."""
+    chosen = record.best(batch)
     if chosen is None:
         return ""
-    cells = case_row(record, chosen)
-    line = f"batch {batch}: {setting(chosen.drafts)}, {cells['decode_tokens_per_second']} tok/s"
-    if chosen.drafts != 0 and chosen.speedup is not None:
-        line += f", {_speedup(cells)}"
-    if chosen.floor is not None:
-        line += f", {cells['floor_share_percent']} % of what the memory's bandwidth allows"
-    others = [case for case in group.at(batch) if case.drafts == "auto" and case is not chosen]
-    drafted = group.fastest_drafted(batch)
-    if drafted is not None and drafted is not chosen:
-        others.insert(0, drafted)
-    compared = [(case, case_row(record, case)) for case in others if case.speedup is not None]
-    return "; ".join(
-        [line, *(f"{setting(case.drafts)} {_speedup(found)}" for case, found in compared)]
+    row = cells(chosen)
+    line = f"batch {batch}: {chosen.setting}, {row['tokens_per_second']} tok/s"
+    if chosen.num_draft_tokens != 0 and chosen.speedup is not None:
+        line += f", {_gain(chosen)}"
+    if chosen.allowed_share is not None:
+        line += f", {chosen.allowed_share:.1%} of what the memory bandwidth allows"
+    others = [record.fastest_drafted(batch)]
+    others += [case for case in record.at(batch) if case.num_draft_tokens == "auto"]
+    known = [case for case in others if case and case is not chosen and case.speedup]
+    return "; ".join([line, *(f"{case.setting} {_gain(case)}" for case in known)])
+
+
+def _reason(record: Record, batch: int) -> str:
+    """What a round with drafts costs, against what it yields."""
+    plain, drafted = record.plain(batch), record.fastest_drafted(batch)
+    if plain is None or drafted is None or drafted.acceptance_length is None:
+        return ""
+    cost = drafted.round_ms.median / plain.round_ms.median
+    return (
+        f"no gain at batch {batch}: a round with {drafted.setting} takes {cost:.2f}x a plain one "
+        f"and yields {drafted.acceptance_length:.2f} tokens a row"
     )
 
 
-def _speedup(cells: Row) -> str:
-    return f"{cells['speedup']} x plain ({cells['speedup_low']}–{cells['speedup_high']})"
-
-
-def _reasons(record: Record, group: Group) -> list[str]:
-    """For every batch with drafts of which none pay, why."""
-    lines, tried = [], 0
-    for batch in group.batches:
-        plain, drafted = group.plain(batch), group.fastest_drafted(batch)
-        if plain is None or drafted is None:
-            continue
-        tried += 1
-        if not any(gains(case) for case in group.at(batch) if is_drafted(case)):
-            lines.append(f"no drafts pay at batch {batch}: {_reason(record, plain, drafted)}")
-    if lines and len(lines) == tried:
-        lines.insert(0, "drafts pay at no batch measured here")
-    return lines
-
-
-def _reason(record: Record, plain: Case, drafted: Case) -> str:
-    """What a round with drafts costs, against what it yields."""
-    assert drafted.drafts != "auto"
-    before, after = case_row(record, plain), case_row(record, drafted)
-    parts = []
-    if plain.split is not None and drafted.split is not None:
-        cost = number(drafted.split.verify_ms / plain.split.verify_ms, 2)
-        parts.append(
-            f"a pass over {drafted.drafts + 1} tokens costs {cost} passes over one "
-            f"({after['verify_ms']} ms against {before['verify_ms']} ms), "
-            f"{setting(drafted.drafts)} another {after['draft_ms']} ms"
-        )
-    whole = _cost(plain, drafted)
-    if drafted.speedup is not None:
-        whole += f", {_speedup(after)}"
-    return "; ".join([*parts, whole])
-
-
-def _cost(plain: Case, drafted: Case) -> str:
-    """What a round with drafts costs, and what comes of it."""
-    cost = number(drafted.round_ms.median / plain.round_ms.median, 2)
-    said = f"a round with {setting(drafted.drafts)} costs {cost} plain rounds"
-    if drafted.acceptance_length is None:
-        return said
-    return f"{said} and yields {number(drafted.acceptance_length, 2)} tokens"
-
-
-def _on_cpu(record: Record, group: Group) -> list[str]:
-    """On MLX's CPU backend: what drafts cost there, and that a GPU is another matter."""
-    if record.stamp.backend != "cpu":
-        return []
-    cells = []
-    for batch in group.batches:
-        plain, drafted = group.plain(batch), group.fastest_drafted(batch)
-        if plain is not None and drafted is not None and drafted.acceptance_length is not None:
-            cells.append(f"at batch {batch} {_cost(plain, drafted)}")
-    if not cells:
-        return []
-    return [
-        "drafting as a rule does not pay on MLX's CPU backend, which works a pass off nearly token "
-        f"by token: {', '.join(cells)}; it gains only where texts are as easy to guess as to yield "
-        "more than they cost; a GPU reads its weights once for all tokens of a pass, and none of "
-        "these figures is about one"
-    ]
-
-
-def _tasks(record: Record, group: Group) -> list[str]:
-    """Which text gains most and least, at the smallest batch and its best number of drafts.
-
-    Nothing where that could be chance: where the two ranges overlap.
-    """
-    if not group.batches:
-        return []
-    batch = group.batches[0]
-    drafted = group.fastest_drafted(batch)
-    if drafted is None:
-        return []
-    by_task = [
-        (case.speedup, case_row(record, case))
-        for case in group.of_tasks(batch)
-        if case.drafts == drafted.drafts and case.speedup is not None
-    ]
-    if not by_task:
-        return []
-    by_task.sort(key=lambda pair: pair[0])
-    (low, least), (high, most) = by_task[0], by_task[-1]
-    if low.high >= high.low:
-        return []
-    return [
-        f"with {setting(drafted.drafts)} at batch {batch} {most['task']} gains most, "
-        f"{_speedup(most)}, {least['task']} least, {_speedup(least)}"
-    ]
-
-
-def _beside(record: Record, group: Group, batch: int, peer: str) -> str:
-    """Our best beside a peer's, turn by turn; of the same numbers of drafts where it drafts."""
-    theirs = group.fastest(batch, peer)
-    tried = {case.drafts for case in group.at(batch, peer)}
-    same = [case for case in group.at(batch) if case.drafts in tried or tried == {0}]
+def _peer(record: Record, batch: int, engine: str) -> str:
+    """Our best compared with a peer's, turn by turn, from the same numbers of draft tokens."""
+    theirs = record.fastest(batch, engine)
+    tried = {case.num_draft_tokens for case in record.at(batch, engine)}
+    same = [c for c in record.at(batch) if c.num_draft_tokens in tried or tried == {0}]
     if theirs is None or not same:
         return ""
-    ours = max(same, key=lambda case: case.decode_tokens_per_second.median)
-    pairs = zip(ours.rates, theirs.rates, strict=True)
-    times = [number(found, 2) for found in Spread.of([own / other for own, other in pairs])]
-    cells = [case_row(record, case)["decode_tokens_per_second"] for case in (ours, theirs)]
+    ours = max(same, key=by_speed)
+    pairs = zip(ours.windows, theirs.windows, strict=True)
+    times = Spread.of([own.rate / other.rate for own, other in pairs])
+    speeds = [cells(case)["tokens_per_second"] for case in (ours, theirs)]
     return (
-        f"batch {batch} beside {peer}: {times[0]} x ({times[1]}–{times[2]}), {cells[0]} tok/s "
-        f"with {setting(ours.drafts)} against {cells[1]} with {setting(theirs.drafts)}"
+        f"batch {batch} compared with {engine}: {times.median:.2f}x ({times.low:.2f}–"
+        f"{times.high:.2f}), {speeds[0]} tok/s with {ours.setting}, {speeds[1]} with "
+        f"{theirs.setting}"
     )
+
+
+def recommend(record: Record) -> str:
+    """The setting to use. Raises UsageError if 0, a number above 0 or auto is missing."""
+    if not record.batches:
+        raise UsageError("nothing to recommend: no batch was finished")
+    said, pinned, gains = [], [], []
+    for batch in record.batches:
+        plain, drafted = record.plain(batch), record.fastest_drafted(batch)
+        auto = next((c for c in record.at(batch) if c.num_draft_tokens == "auto"), None)
+        if plain is None or drafted is None or auto is None:
+            raise UsageError("--recommend compares 0, auto and a number: use --drafts 0,3,auto")
+        best = drafted if drafted.gains else plain
+        gains.append(_over(auto, plain))
+        if gains[-1] < (1 - BEHIND) * _over(best, plain):
+            pinned.append(f"{best.num_draft_tokens} at batch {batch}")
+        said.append(
+            f"at batch {batch} auto gives {gains[-1]:.2f}x plain decoding ({by_speed(plain):.1f} "
+            f"to {by_speed(auto):.1f} tokens/s), {drafted.setting} {_over(drafted, plain):.2f}x"
+        )
+    device, found = record.stamp.device, "; ".join(said)
+    if not any(one.gains for batch in record.batches if (one := record.fastest_drafted(batch))):
+        kept = f"auto keeps {min(gains):.0%} of the speed without drafts"
+        return f"Turn drafting off on this {device}: --num-draft-tokens 0. {found}; {kept}."
+    if not pinned:
+        return f"Leave --num-draft-tokens at auto on this {device}: {found}."
+    return f"Use --num-draft-tokens {' and '.join(pinned)} on this {device}, else auto: {found}."
+
+
+def _over(case: Case, plain: Case) -> float:
+    """Turn by turn, as in the tables."""
+    return case.speedup.median if case.speedup else by_speed(case) / by_speed(plain)

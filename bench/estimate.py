@@ -1,18 +1,13 @@
 """How fast a chip could run a pair: predicted from bandwidth and compute, not measured.
 
-A pass takes the longer of two times, and a round the sum of its passes:
-
     pass = max(bytes / bandwidth, 2 x multiply-adds / compute) / share
     round(K) = the target's pass over K + 1 tokens of every row + K draft steps
     tokens of a round, per row = 1 + p1 + p1 p2 + ... + p1 ... pK
     tokens/s = rows x tokens of a round, per row / round(K)
 
-with bytes and multiply-adds from `floor` and pi the chance that draft i comes true if those before
-it did. Experts: of E, k for each of T tokens, chosen evenly and independently, are
-E (1 - (1 - k/E)^T) different ones, an upper bound: tokens of one text share more.
-
-Knows nothing of kernels, whose cost jumps at certain numbers of rows, nor of the host's work, the
-heat, or sampling: where those decide, as for small models on fast chips, it promises too much.
+with bytes and multiply-adds from `floor`, and pi the chance that draft i is accepted if those
+before it are. Doesn't know kernels, whose cost jumps at certain numbers of rows, nor the host's
+work, heat or sampling: if those decide, as for small models on fast chips, it promises too much.
 """
 
 from __future__ import annotations
@@ -21,33 +16,29 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from mlx_gemma_mtp import device, memory
-from mlx_gemma_mtp.engine.batch import SIZES
+from mlx_gemma_mtp.engine.batch import SIZES as BATCHES
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.weights import drafter_bits, open_drafter, open_target
-from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 from .chips import Chip
-from .drawn import Draws
 from .floor import Floor
-from .synthetic import TARGETS, random_pair
+from .synthetic import SIZES, expected_tokens, random_pair
 
-# How much of its maker's bandwidth and compute a chip is taken to reach. Rounds of 31B in bfloat16
-# on an H100, of 3.35 TB/s by its datasheet, reached 0.51 (batch 8, 4 drafts) to 0.73 (batch 1,
-# plain) of it, in the median 0.59 (see results/), and 0.52 on another such machine.
+# The share of its maker's bandwidth and compute that a chip is assumed to reach. Rounds of 31B in
+# bfloat16 on an H100 (3.35 TB/s by its datasheet) reached 0.51 to 0.73, median 0.59; on another
+# such machine 0.52. See README.md.
 SHARE = 0.55
 
 MOST_DRAFTS = 8
-# The chances in the runs of the benchmark that follow what vLLM's users saw with 26B.
-ACCEPT = (0.84, 0.71, 0.64, 0.70)
+ACCEPT = (0.84, 0.71, 0.64, 0.70)  # what vLLM's users saw with 26B, by position
 
 Model = TypeVar("Model", Target, Drafter)
 
 
-class Subject(NamedTuple):
-    """What is to run. bits: it is quantized to while loading."""
+class Planned(NamedTuple):
+    """A pair that isn't loaded. bits: it is quantized to while loading."""
 
     name: str
     bits: int | None
@@ -56,11 +47,10 @@ class Subject(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """For one number of rows, all of them with the same context.
+    """For one batch, with the same context in every row.
 
-    tokens_per_second: of all rows together, by the number of drafts, none first; that one only
-    without a drafter. best: the number of drafts with most of them. needs: bytes. fits: GB of those
-    Macs with the chip that have them for a GPU (`device.mac_limit`).
+    tokens_per_second: of all rows, by number of draft tokens from 0. best: that number. needs:
+    bytes. fits: GB of the Macs with the chip that have them for the GPU.
     """
 
     batch: int
@@ -71,88 +61,67 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    subject: Subject, chip: Chip, *, batch: int, context: int, accept: Sequence[float] = ACCEPT
+    planned: Planned, chip: Chip, *, batch: int, context: int, accept: Sequence[float] = ACCEPT
 ) -> Prediction:
-    """context: positions of each row, of which the prediction is for the last ones.
+    """The prediction for the last of `context` positions. Raises UsageError.
 
-    accept: the chance of a draft to come true where those before it did, by position; the last one
-    holds from there on. Raises UsageError.
+    accept: the chance of each draft if those before it are accepted; the last one repeats.
     """
-    most = subject.pair.target.max_position_embeddings
+    most = planned.pair.target.max_position_embeddings
     if not 0 < context <= most:
-        raise UsageError(f"a context of {subject.name} is 1 to {most} tokens, not {context}")
-    if batch not in SIZES:
-        sizes = ", ".join(map(str, SIZES))
-        raise UsageError(f"a batch is of {sizes} rows, others run as the next larger; not {batch}")
+        raise UsageError(f"--context of {planned.name} must be 1 to {most}, not {context}")
+    if batch not in BATCHES:
+        raise UsageError(f"--batch must be one of {', '.join(map(str, BATCHES))}, not {batch}")
     if not accept or not all(0 <= chance <= 1 for chance in accept):
-        raise UsageError(f"accepts are chances, of 0 to 1, not {', '.join(map(str, accept))}")
-    counts = range(MOST_DRAFTS + 1 if subject.pair.drafter is not None else 1)
-    lengths = [context] * batch
-    speeds = tuple(speed(subject, chip, lengths, count, accept) for count in counts)
-    needs = subject.pair.needs(context, batch).total
+        raise UsageError(f"--accept takes chances from 0 to 1, not {', '.join(map(str, accept))}")
+    counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
+    speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
+    needs = planned.pair.needs(context, batch).total
     fits = tuple(size for size in chip.sizes if needs <= device.mac_limit(size))
     return Prediction(batch, speeds, speeds.index(max(speeds)), needs, fits)
 
 
 def speed(
-    subject: Subject,
+    planned: Planned,
     chip: Chip,
     lengths: Sequence[int],
-    num_drafts: int,
+    num_draft_tokens: int,
     accept: Sequence[float],
     share: float = SHARE,
 ) -> float:
     """Tokens per second of rows of these lengths together, by the formulas above."""
-    floor, tokens = subject.floor, num_drafts + 1
-    experts = distinct_experts(subject.pair.target, tokens * len(lengths))
-    read, products = floor.verify_bytes(lengths, experts), floor.verify_products(lengths, tokens)
-    seconds = _seconds(chip, read, products)
-    if num_drafts:
-        step = _seconds(chip, floor.draft_bytes(lengths), floor.draft_products(lengths))
-        seconds += num_drafts * step
-    return share * len(lengths) * Draws(accept).expected_tokens(num_drafts) / seconds
+
+    def seconds(num_bytes: float, products: float) -> float:
+        return max(num_bytes / chip.bandwidth, 2 * products / chip.compute)
+
+    floor, tokens = planned.floor, num_draft_tokens + 1
+    total = seconds(floor.verify_bytes(lengths, tokens), floor.verify_products(lengths, tokens))
+    if num_draft_tokens:
+        step = seconds(floor.draft_bytes(lengths), floor.draft_products(lengths))
+        total += num_draft_tokens * step
+    return share * len(lengths) * expected_tokens(accept, num_draft_tokens) / total
 
 
-def distinct_experts(config: TargetConfig, tokens: int) -> float | None:
-    """How many of a layer's experts so many tokens choose if they choose evenly; None without."""
-    if not config.num_experts:
-        return None
-    return config.num_experts * (1 - (1 - config.top_k_experts / config.num_experts) ** tokens)
+def plan(model: str, *, bits: int | None = None) -> Planned:
+    """A published size (E2B to 31B), a folder or a cached Hub name, with its drafter.
 
-
-def _seconds(chip: Chip, num_bytes: float, products: float) -> float:
-    return max(num_bytes / chip.bandwidth, 2 * products / chip.compute)
-
-
-def find_subject(model: str, *, bits: int | None = None) -> Subject:
-    """A published size (E2B to 31B), a folder, or what the cache holds of a Hub name; its drafter.
-
-    bits: 4 or 8 quantizes as `load` does. Reads no weights, computes nothing, downloads nothing.
-    Raises UsageError, ModelNotFoundError, CheckpointError.
+    bits: 4 or 8 quantizes as `load` does. Reads no weights and downloads nothing. Raises
+    UsageError, ModelNotFoundError, CheckpointError.
     """
-    size = {name.casefold(): name for name in TARGETS}.get(model.casefold())
-    target, drafter = random_pair(size, bits=bits) if size is not None else _stored(model, bits)
-    return Subject(size or model, bits, Floor.of(target, drafter), memory.Pair.of(target, drafter))
+    size = next((name for name in SIZES if name.casefold() == model.casefold()), None)
+    target, drafter = random_pair(size, bits=bits) if size else _stored(model, bits)
+    return Planned(size or model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
 
 
 def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
-    if not _is_here(model):
+    if not (model == "demo" or hub.is_folder(model) or hub.from_cache(model)):
         raise ModelNotFoundError(
-            f"{model!r} is none of the sizes {', '.join(TARGETS)}, no folder, and not in the "
-            "cache, where `mgm pull` puts what is on the Hub"
+            f"{model!r} is not one of {', '.join(SIZES)}, a folder, or a downloaded model "
+            "(`mgm pull` downloads one)"
         )
     folder, beside = hub.find_pair(model, "auto")
-    target = open_target(folder, bits=bits)  # in the checkpoint's type, whatever this device takes
+    target = weights.open_target(folder, bits=bits)
     if beside is None:
         return target, None
-    own_bits = drafter_bits(folder, beside) if bits is None else bits
-    return target, open_drafter(beside, target.config, bits=own_bits)
-
-
-def _is_here(model: str) -> bool:
-    if model == "demo" or hub.is_folder(model):
-        return True
-    try:
-        return hub.from_cache(model) is not None
-    except ModelNotFoundError:  # nothing that the Hub could know
-        return False
+    own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+    return target, weights.open_drafter(beside, target.config, bits=own_bits)

@@ -1,245 +1,246 @@
-"""A benchmark's run: for every batch and task, all settings and engines in turns.
+"""A run: for every batch and task, all settings and engines in turns.
 
-Turn after turn, forwards and backwards: what drifts, drifts for all. Fills a Record group by group;
-knows nothing of command lines or of how a record is shown.
+The order alternates, forwards and backwards, so that a drift of the machine affects all alike.
+Fills a record group by group; doesn't know how it is printed.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial, reduce
-from itertools import count
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp import Engine, SamplingParams, device
+from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import one_line
+from mlx_gemma_mtp.show import Update
 
-from .apart import second_turns, split
-from .cases import case
-from .decode import Sample, decode
-from .peer import Peer
-from .plan import Bench, Plan, Prompts, compiled, warm_up_rounds
-from .record import ALL, OURS, Case, Drafts, Record, setting
+from .case import make_case
+from .floor import Floor
+from .prompts import Prompts
+from .record import ALL, OURS, Case, NumDrafts, Record, setting
+from .split import Stopwatch
+from .subject import Opened
+from .turn import Turn, play_turn, timed
 
-# Before the first window of a batch size, where rounds are compiled:
-WARM_UP_TOKENS = 16  # of every row with a fixed number of drafts; one elsewhere
-LEARNING = 200  # rounds of auto; an eighth elsewhere
-DRIFT = 0.88  # of plain decoding's speed at the beginning: less at the end is told
+if TYPE_CHECKING:
+    from .peers import Peer
 
-Taken = dict[tuple[str, Drafts], list[Sample]]  # by engine and number of drafts, turn by turn
+SPLIT_ROUNDS = 6  # in step, of every setting
+DRIFT = 0.88  # of plain decoding's first speed: a slower end gives a warning
+
+Wave = Callable[[int], list[list[int]]]
+Taken = dict[tuple[str, NumDrafts], list[Turn]]
 
 
-class _Contestant(NamedTuple):
+class WarmUp(NamedTuple):
+    """What isn't timed: rounds before each window, and for each batch tokens of every row, and
+    rounds in which auto learns."""
+
+    rounds: int
+    tokens: int
+    learning: int
+
+
+# A GPU compiles rounds at their first use.
+ON_GPU, ON_CPU = WarmUp(4, 16, 200), WarmUp(1, 1, 25)
+
+
+class Contestant(NamedTuple):
+    """An engine with a setting; play(wave, tokens) gives a turn of it."""
+
     engine: str
-    drafts: Drafts
-    play: Callable[[Prompts, int], Sample]  # prompts, tokens
+    num_draft_tokens: NumDrafts
+    play: Callable[[Wave, int], Turn]
 
 
-def run(
-    bench: Bench,
-    plan: Plan,
-    record: Record,
-    *,
-    after_group: Callable[[], None],
-    tell: Callable[[str], None],
-) -> None:
-    """Measure everything into the record; after_group is called whenever cases are complete.
+class Run:
+    """Measures the plan of a record into it.
 
-    Raises what ends a request of ours. What a peer fails at is left out of its batch, and told of.
+    keep: called whenever cases are complete. update: shows the progress.
     """
-    everybody, tasks_at = _contestants(bench, plan), bench.workload.tasks_at
-    num_groups = sum(len(tasks_at(batch)) for batch in plan.batches)
-    num_windows, numbers = plan.repeat * num_groups * len(everybody), count(1)
 
-    def tell_window(line: str) -> None:
-        tell(f"window {next(numbers)} of {num_windows}: {line}")
+    def __init__(
+        self,
+        record: Record,
+        opened: Opened,
+        prompts: Prompts,
+        *,
+        keep: Callable[[], None],
+        update: Update,
+    ) -> None:
+        self._record, self._plan, self._prompts = record, record.plan, prompts
+        self._opened, self._floor = opened, Floor(opened.pair.target, opened.pair.drafter)
+        self._keep, self._update = keep, update
+        self._warm_up = ON_CPU if device.backend() == "cpu" else ON_GPU
+        self._done = self._total = 0
 
-    for batch in plan.batches:
-        contestants, tasks = list(everybody), tasks_at(batch)
-        tell(f"batch {batch}: warming up")
-        _warm_up(contestants, partial(bench.workload.wave, tasks[0], batch), plan, record)
-        finished: dict[str, Taken] = {}
+    def measure(self, depth: Depth, peers: Sequence[Peer] = ()) -> None:
+        """Measure all batches. depth: learns what rounds cost.
+
+        Raises what ends a request of ours; a peer that fails is left out, with a warning.
+        """
+        most, stopwatch, opened = max(self._plan.batches), Stopwatch(), self._opened
+        with (
+            opened.engine(most, depth) as engine,
+            opened.engine(most, Depth(), stopwatch.player) as in_step,
+        ):
+            contestants = [self._ours(engine, count) for count in self._plan.num_draft_tokens]
+            for peer in peers:
+                counts = [one for one in self._plan.num_draft_tokens if one != "auto"]
+                counts = counts if peer.can_draft else [0]
+                contestants += [self._theirs(peer, count) for count in counts]
+            tasks = sum(len(self._prompts.tasks_at(batch)) for batch in self._plan.batches)
+            self._total = tasks * len(contestants) * self._plan.repeat
+            for batch in self._plan.batches:
+                self._batch(batch, list(contestants))
+                self._split(batch, in_step, stopwatch)
+                self._keep()
+        self._record.warnings += _drift(self._record)
+        self._record.complete = True
+
+    def _ours(self, engine: Engine, num_draft_tokens: NumDrafts) -> Contestant:
+        params, warm_up = self._params(num_draft_tokens), self._warm_up.rounds
+
+        def play(wave: Wave, tokens: int) -> Turn:
+            return play_turn(engine, wave, params, tokens=tokens, warm_up=warm_up)
+
+        return Contestant(OURS, num_draft_tokens, play)
+
+    def _theirs(self, peer: Peer, num_draft_tokens: int) -> Contestant:
+        def play(wave: Wave, tokens: int) -> Turn:
+            prompts = wave(0)
+            rounds = peer.rounds(prompts, num_draft_tokens, self._opened.draws)
+            total, warm_up = tokens * len(prompts), self._warm_up.rounds
+            job = partial(timed, rounds, prompts, tokens=total, warm_up=warm_up)
+            return mlx_worker().run(job)
+
+        return Contestant(peer.name, num_draft_tokens, play)
+
+    def _params(self, num_draft_tokens: NumDrafts) -> SamplingParams:
+        """Of a completion that runs until the window is full."""
+        return SamplingParams(
+            temperature=self._plan.temperature,
+            num_draft_tokens=num_draft_tokens,
+            ignore_eos=self._plan.endless,
+        )
+
+    def _batch(self, batch: int, contestants: list[Contestant]) -> None:
+        """All tasks of a batch, and their sum."""
+        tasks = self._prompts.tasks_at(batch)
+        self._report(f"batch {batch}, warm-up")
+        for one in list(contestants):
+            self._prepare(one, contestants, partial(self._prompts.wave, tasks[0], batch))
+        finished: list[Taken] = []
         try:
             for task in tasks:
-                finished[task] = _measured(
-                    bench, contestants, task, batch, plan, record, tell_window
-                )
-                after_group()
-        finally:  # also of an interrupt: over what is finished
+                finished.append(self._task(task, batch, contestants))
+                self._keep()
+        finally:  # what is finished counts after Ctrl-C too
             if len(tasks) > 1 and finished:
-                record.cases += _summary(bench, record, batch, finished)
-        tell(f"batch {batch}: where a round's time goes")
-        split(bench, plan, record, batch)
-        after_group()
-        if batch == 1:
-            tell("a conversation's second turn")
-            record.turns += second_turns(bench, plan)
-            after_group()
-    record.warnings += _drift(record)
-    record.complete = True
+                together: Taken = {}
+                for who in finished[-1]:  # without the peers that failed
+                    turns = zip(*(taken[who] for taken in finished), strict=True)
+                    together[who] = [reduce(Turn.plus, turn) for turn in turns]
+                waves = [self._prompts.wave(task, batch, 0) for task in tasks[: len(finished)]]
+                lengths = [len(wave[0]) for wave in waves]
+                self._add_cases(ALL, [round(sum(lengths) / len(lengths))] * batch, together)
 
+    def _prepare(self, one: Contestant, contestants: list[Contestant], wave: Wave) -> None:
+        """Compile, allocate and learn before anything is timed."""
+        if one.num_draft_tokens != "auto":
+            self._attempt(one, contestants, wave, self._warm_up.tokens)
+            return
+        rounds = 0.0
+        while rounds < self._warm_up.learning:
+            stats = one.play(wave, self._plan.tokens).stats
+            rounds += sum(of.rounds for of in stats) / len(wave(0))
 
-def _measured(
-    bench: Bench,
-    contestants: list[_Contestant],
-    task: str,
-    batch: int,
-    plan: Plan,
-    record: Record,
-    tell: Callable[[str], None],
-) -> Taken:
-    """All turns of one task, in the record as cases; of an interrupted one the whole turns."""
-    prompts = partial(bench.workload.wave, task, batch)
-    lengths = [len(row.ids) for row in prompts(0)]
-    taken: Taken = {(one.engine, one.drafts): [] for one in contestants}
-    try:
-        _in_turns(contestants, task, prompts, plan, record, tell, taken)
-    finally:
-        record.cases += _cases(bench, record, task, lengths, _whole(taken))
-    record.warnings += _cut_short(taken, f"batch {batch}, {task}", plan.tokens * batch)
-    return taken
+    def _attempt(
+        self, one: Contestant, contestants: list[Contestant], wave: Wave, tokens: int
+    ) -> Turn | None:
+        """A turn; None for a peer that fails, which then leaves the contestants."""
+        try:
+            return one.play(wave, tokens)
+        except Exception as error:
+            if one.engine == OURS:
+                raise
+            contestants.remove(one)
+            where = f"batch {len(wave(0))}, {setting(one.num_draft_tokens)}"
+            self._record.warnings.append(f"{one.engine} failed at {where}: {one_line(error)}")
+            return None
 
+    def _task(self, task: str, batch: int, contestants: list[Contestant]) -> Taken:
+        """All turns of a task, and its cases in the record; only whole turns if interrupted."""
+        wave, plan = partial(self._prompts.wave, task, batch), self._plan
+        taken: Taken = {(one.engine, one.num_draft_tokens): [] for one in contestants}
+        try:
+            for number in range(plan.repeat):
+                # Not always the same one first, last, or next to itself in the next turn.
+                first = number * len(contestants) // plan.repeat
+                order = [*contestants[first:], *contestants[:first]]
+                for one in order[:: -1 if number % 2 else 1]:
+                    self._report(f"batch {batch}, {task}, {one.engine}, {one.num_draft_tokens}")
+                    turn = self._attempt(one, contestants, wave, plan.tokens)
+                    if turn is None:
+                        del taken[one.engine, one.num_draft_tokens]
+                    else:
+                        taken[one.engine, one.num_draft_tokens].append(turn)
+                    self._done += 1
+                    time.sleep(plan.delay)
+        finally:
+            if whole := min(map(len, taken.values())):
+                turns = {who: of[:whole] for who, of in taken.items()}
+                self._add_cases(task, [len(ids) for ids in wave(0)], turns)
+        held = min(turn.window.tokens for turns in taken.values() for turn in turns)
+        if held < plan.tokens * batch:
+            self._record.warnings.append(
+                f"batch {batch}, {task}: the completions ended after {held:,} of "
+                f"{plan.tokens * batch:,} tokens: use fewer --max-tokens"
+            )
+        return taken
 
-def _cut_short(taken: Taken, where: str, tokens: int) -> Iterator[str]:
-    """What to say where texts ended before a window held what it should."""
-    held = min(one.window.tokens for samples in taken.values() for one in samples)
-    if held < tokens:
-        yield f"{where}: the texts ended after {held:,} of {tokens:,} tokens: fewer --max-tokens"
+    def _add_cases(self, task: str, lengths: list[int], taken: Taken) -> None:
+        self._record.cases += [
+            make_case(
+                engine,
+                task,
+                num_draft_tokens,
+                lengths,
+                turns,
+                plain=taken.get((engine, 0)),
+                floor=self._floor,
+                bandwidth=self._record.bandwidth_bytes_per_second,
+                drawn=self._opened.draws is not None,
+            )
+            for (engine, num_draft_tokens), turns in taken.items()
+        ]
+
+    def _split(self, batch: int, in_step: Engine, stopwatch: Stopwatch) -> None:
+        """Add to the summaries of a batch the parts of a round, of its first task."""
+        self._report(f"batch {batch}, parts of a round")
+        wave = partial(self._prompts.wave, self._prompts.tasks_at(batch)[0], batch)
+        for at, case in enumerate(self._record.cases):
+            count, ours = case.num_draft_tokens, (case.engine, case.batch) == (OURS, batch)
+            if ours and count != "auto" and self._record.is_summary(case):
+                params = replace(self._params(count), ignore_eos=True)  # no prefill in between
+                tokens, warm_up = (SPLIT_ROUNDS + 1) * (count + 1), self._warm_up.rounds
+                play_turn(in_step, wave, params, tokens=tokens, warm_up=warm_up)
+                self._record.cases[at] = replace(case, **stopwatch.split(SPLIT_ROUNDS))
+
+    def _report(self, what: str) -> None:
+        self._update(what, self._done, self._total)
 
 
 def _drift(record: Record) -> Iterator[str]:
-    """What to say where plain decoding became slower from the first turn to the last."""
-    plain = [case for case in record.cases if (case.engine, case.drafts) == (OURS, 0)]
-    left = median(case.rates[-1] / case.rates[0] for case in plain) if plain else 1.0
-    if left < DRIFT:
+    plain: list[Case] = [c for c in record.cases if c.engine == OURS and c.num_draft_tokens == 0]
+    ratios = [case.windows[-1].rate / case.windows[0].rate for case in plain]
+    if ratios and (left := median(ratios)) < DRIFT:
         yield (
             f"plain decoding slowed down by {1 - left:.0%} from the first turn to the last: the "
-            "machine grew hot, or something else used it"
+            "machine got hot, or other programs used it"
         )
-
-
-def _contestants(bench: Bench, plan: Plan) -> list[_Contestant]:
-    found = [_Contestant(OURS, drafts, _ours(bench.engine, plan, drafts)) for drafts in plan.drafts]
-    for peer in bench.peers:
-        for drafts in plan.peer_drafts if peer.can_draft else (0,):
-            found.append(_Contestant(peer.name, drafts, _theirs(bench, plan, peer, drafts)))
-    return found
-
-
-def _ours(engine: Engine, plan: Plan, drafts: Drafts) -> Callable[[Prompts, int], Sample]:
-    params = plan.params(drafts)
-
-    def play(prompts: Prompts, tokens: int) -> Sample:
-        return decode(engine, prompts, params, tokens=tokens, warm_up=warm_up_rounds())
-
-    return play
-
-
-def _theirs(bench: Bench, plan: Plan, peer: Peer, drafts: int) -> Callable[[Prompts, int], Sample]:
-    def play(prompts: Prompts, tokens: int) -> Sample:
-        ids = [row.ids for row in prompts(0)]
-        played = mlx_worker().run(
-            lambda: peer.decode(
-                ids, drafts, tokens=tokens, warm_up=warm_up_rounds(), draw=bench.draws
-            )
-        )
-        return Sample(played.window)
-
-    return play
-
-
-def _warm_up(contestants: list[_Contestant], prompts: Prompts, plan: Plan, record: Record) -> None:
-    """Whatever is compiled, allocated or learned at first is so after this."""
-    tokens, learning = (WARM_UP_TOKENS, LEARNING) if compiled() else (1, LEARNING // 8)
-    for one in list(contestants):
-        if one.drafts == "auto":
-            rounds = 0.0
-            while rounds < learning:
-                stats = one.play(prompts, plan.tokens).stats
-                rounds += sum(of.rounds for of in stats) / len(prompts(0))
-        else:
-            _attempt(one, contestants, prompts, tokens, record)
-
-
-def _attempt(
-    one: _Contestant,
-    contestants: list[_Contestant],
-    prompts: Prompts,
-    tokens: int,
-    record: Record,
-) -> Sample | None:
-    """A sample; None for a peer that fails, which then is none of the contestants any more."""
-    try:
-        return one.play(prompts, tokens)
-    except Exception as error:
-        if one.engine == OURS:
-            raise
-        # Whatever is wrong with another engine, ours goes on.
-        contestants.remove(one)
-        line = one_line(error)
-        rows = len(prompts(0))
-        how = setting(one.drafts)
-        record.warnings.append(f"{one.engine} failed at batch {rows}, {how}: {line}")
-        return None
-
-
-def _in_turns(
-    contestants: list[_Contestant],
-    task: str,
-    prompts: Prompts,
-    plan: Plan,
-    record: Record,
-    tell: Callable[[str], None],
-    taken: Taken,
-) -> None:
-    """Take a sample of each contestant and turn."""
-    where = f"batch {len(prompts(0))}, {task}"
-    for turn in range(plan.repeat):
-        # Not always the same one first, last, or beside itself in the next turn.
-        first = turn * len(contestants) // plan.repeat
-        order = [*contestants[first:], *contestants[:first]]
-        for one in order[:: -1 if turn % 2 else 1]:
-            tell(f"{where}, {one.engine}, {setting(one.drafts)}")
-            sample = _attempt(one, contestants, prompts, plan.tokens, record)
-            if sample is None:
-                del taken[one.engine, one.drafts]
-            else:
-                taken[one.engine, one.drafts].append(sample)
-            time.sleep(plan.delay)
-
-
-def _whole(taken: Taken) -> Taken:
-    """The turns that every contestant has had; nothing where there is none."""
-    turns = min(map(len, taken.values()))
-    return {who: samples[:turns] for who, samples in taken.items()} if turns else {}
-
-
-def _cases(
-    bench: Bench, record: Record, task: str, lengths: Sequence[int], taken: Taken
-) -> list[Case]:
-    return [
-        case(
-            engine,
-            task,
-            drafts,
-            lengths,
-            samples,
-            plain=taken.get((engine, 0)),
-            floor=bench.floor,
-            bytes_per_second=record.bandwidth_bytes_per_second,
-            accept=bench.draws.rates if bench.draws else None,
-        )
-        for (engine, drafts), samples in taken.items()
-    ]
-
-
-def _summary(bench: Bench, record: Record, batch: int, taken: dict[str, Taken]) -> list[Case]:
-    """The cases over all tasks: what their windows took together, turn by turn."""
-    *_, last = taken.values()  # it lacks whoever failed before
-    turns = {who: zip(*(of[who] for of in taken.values()), strict=True) for who in last}
-    together = {who: [reduce(Sample.plus, turn) for turn in of] for who, of in turns.items()}
-    lengths = [len(bench.workload.wave(task, batch, 0)[0].ids) for task in taken]
-    return _cases(bench, record, ALL, [round(sum(lengths) / len(lengths))] * batch, together)

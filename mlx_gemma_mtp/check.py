@@ -17,7 +17,8 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.engine.engine import Engine, Player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -279,7 +280,7 @@ class SelfTest:
     seconds: float
 
 
-def self_test(*, max_tokens: int = 24, make_engine: Callable[..., Engine] = Engine) -> SelfTest:
+def self_test(*, max_tokens: int = 24, player: Player = round_player) -> SelfTest:
     """Compare completions of the demo in float32, which is exact. Raises MgmError.
 
     The demo is far too small for its speeds to say anything about Gemma 4.
@@ -294,7 +295,7 @@ def self_test(*, max_tokens: int = 24, make_engine: Callable[..., Engine] = Engi
 
     pair, report = mlx_worker().run(read), Report("")
     prompts = [text.prompt(prompt) for prompt in PROMPTS]
-    with make_engine(pair, max_batch=len(prompts), max_queue=8) as engine:
+    with Engine(pair, max_batch=len(prompts), player=player) as engine:
         report.compared += compare(
             engine,
             pair,

@@ -1,178 +1,162 @@
-"""`mgm bench`: what the drafter gains on this machine, for which text, at which batch."""
+"""`mgm bench`: what draft tokens gain on this machine, by task and batch."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mlx_gemma_mtp.cli import bench_plan, options
-from mlx_gemma_mtp.cli.bench_output import Shown, tell
-from mlx_gemma_mtp.cli.bench_plan import Asked
+from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli.bench_plan import Measured
+from mlx_gemma_mtp.cli.check import check_batches
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp.bench.plan import Plan
+    from mlx_gemma_mtp.bench.record import Plan, Record
+
+# Options that go with --check and with --from.
+CHECKS = {"model", "drafter", "bits", "force", "tasks", "batch", "drafts", "depth"}
+CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
+SHOWS = {"from_", "format", "plot", "recommend", "share"}
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What to do with the result."""
+
+    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
+    out: Annotated[Path | None, typer.Option(help="Write a JSON file, after every task.")] = None
+    plot: Annotated[Path | None, typer.Option(help="Write plots (SVG) to this folder.")] = None
+    recommend: Annotated[
+        bool,
+        typer.Option("--recommend", help="Say which setting to use; auto learns from the run."),
+    ] = False
+    share: Annotated[
+        bool, typer.Option("--share", help="Print one row of a Markdown table, to paste.")
+    ] = False
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Show what --out wrote; measures nothing; repeatable."),
+    ] = None
+
+    def check_places(self) -> None:
+        """Raise UsageError if the result of a long run couldn't be written."""
+        from mlx_gemma_mtp.bench.plot import need_matplotlib
+
+        if self.out is not None and not self.out.absolute().parent.is_dir():
+            raise UsageError(f"--out: there is no folder {self.out.absolute().parent}")
+        if self.out is not None and self.out.is_dir():
+            raise UsageError(f"--out: {self.out} is a folder: name a file")
+        if self.plot is not None:
+            need_matplotlib()
+            try:
+                self.plot.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"--plot: cannot make {self.plot}: {error.strerror}") from None
+
+    def keep(self, found: dict[str, Any]) -> None:
+        """Write JSON to --out."""
+        from mlx_gemma_mtp.bench.record import write_json
+
+        if self.out is not None:
+            write_json(found, self.out)
+
+    def show(self, records: list[Record]) -> None:
+        """Print the records, and plot them."""
+        from mlx_gemma_mtp.bench import report
+        from mlx_gemma_mtp.bench.plot import plot
+        from mlx_gemma_mtp.show import table
+
+        markdown = self.format == "md"
+        if self.share:
+            shared = report.share_table(records)
+            print(table(shared.header, shared.rows, markdown=True, left=shared.left))
+        elif self.format == "csv":
+            print(report.csv_text(records), end="")
+        elif self.format == "json":
+            for record in records:
+                print(json.dumps(record.to_json(), ensure_ascii=False))
+        else:
+            print("\n\n".join(_text(record, markdown) for record in records))
+        if self.plot is not None:
+            print(*plot(records, self.plot), sep="\n", file=sys.stderr)
+
+
+def _text(record: Record, markdown: bool) -> str:
+    """What was measured, the tables, and the conclusions."""
+    import textwrap
+
+    from mlx_gemma_mtp.bench import report
+    from mlx_gemma_mtp.bench.conclusions import conclusions
+    from mlx_gemma_mtp.show import table
+
+    def lines(found: list[str]) -> str:
+        if markdown:
+            return "\n".join(f"- {line}" for line in found)
+        return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in found)
+
+    parts = [lines(report.heading(record))]
+    for one in report.tables(record):
+        title = f"**{one.title}**\n" if markdown else one.title
+        parts.append(f"{title}\n{table(one.header, one.rows, markdown=markdown, left=one.left)}")
+    advice = [record.recommendation] if record.recommendation else []
+    return "\n\n".join(filter(None, [*parts, lines([*conclusions(record), *advice])]))
 
 
 @options.spread
 def bench(
     context: typer.Context,
     pair: options.Pair,
-    asked: Asked,
+    measured: Measured,
     shown: Shown,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Time nothing; compare texts with and without drafts. 5: they differ."
-        ),
+        typer.Option("--check", help="Only compare the output with and without drafts."),
     ] = False,
 ) -> None:
-    """Measure what drafts gain on this machine.
+    """Measure what draft tokens gain on this machine.
 
-    By task, by texts side by side, by number of drafts. Every engine and setting takes its turn,
-    forwards and backwards. The figures go to stdout, what is going on to stderr. Ctrl-C keeps what
-    is finished.
+    By task, batch size and number of draft tokens. All settings and engines take turns, forwards
+    and backwards. Ctrl-C keeps what is finished. --check exits with 5 if outputs differ.
     """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
     if shown.share and shown.format not in ("table", "md"):
         raise UsageError("--share is Markdown: leave --format out")
-    given = {
-        name
-        for name in context.params
-        if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
-    }
-    if asked.synthetic is not None and given & {"model", "drafter"}:
-        raise UsageError("--synthetic draws a pair of its own: leave --model and --drafter out")
-    if asked.tasks == "list":
-        _list_tasks()
+    if measured.synthetic is not None and given & {"model", "drafter"}:
+        raise UsageError("--synthetic makes its own pair: leave --model and --drafter out")
+    if measured.tasks == "list":
+        from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
+
+        print(*TASKS, f"with --model demo: {', '.join(DEMO_TASKS)}", sep="\n")
     elif shown.from_:
-        if given - {"from_", "format", "plot", "recommend", "share"}:
-            raise UsageError("--from measures nothing: leave out what is about measuring")
+        if given - SHOWS:
+            raise UsageError(f"--from measures nothing: leave {_names(given - SHOWS)} out")
         _show_earlier(shown, shown.from_)
     elif check:
-        if given - TAKES or shown.format not in ("table", "json"):
-            raise UsageError(
-                "--check times nothing, at temperatures 0 and 1: it takes a model, what is about "
-                "texts, --out, and --format table or json"
-            )
-        compare_texts(pair, asked, shown)
+        if given - CHECKS:
+            raise UsageError(f"--check only compares: leave {_names(given - CHECKS)} out")
+        if shown.format not in ("table", "json"):
+            raise UsageError("--check prints a table or json: leave --format out")
+        _check(pair, measured, shown)
     else:
-        _measure(pair, asked, shown)
+        _measure(pair, measured, shown)
 
 
-# Options that --check takes.
-TAKES = {"model", "drafter", "bits", "force", "tasks", "batch", "drafts", "depth"}
-TAKES |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
-
-
-def compare_texts(pair: options.Pair, asked: Asked, shown: Shown) -> None:
-    from mlx_gemma_mtp.bench.record import MIXED
-    from mlx_gemma_mtp.bench.subject import check_context
-    from mlx_gemma_mtp.cli.check import check_batches
-
-    plan = bench_plan.plan(pair, asked, check=True)
-    if set(plan.drafts) == {0}:
-        raise UsageError("--check has nothing to compare without drafts: ask for 1 or more")
-    shown.check_places()
-    opened = bench_plan.open_subject(pair, asked, plan, tell)
-    workload = bench_plan.workload(pair, asked, plan, opened)
-    check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
-    check_batches(
-        opened.pair,
-        lambda batch: [row.ids for row in workload.wave(MIXED, batch, 0)],
-        batches=plan.batches,
-        drafts=plan.drafts,
-        max_tokens=plan.tokens,
-        as_json=shown.format == "json",
-        keep=shown.keep,
-    )
-
-
-def _measure(pair: options.Pair, asked: Asked, shown: Shown) -> None:
-    from mlx_gemma_mtp.bench import stamp
-    from mlx_gemma_mtp.bench.floor import bandwidth
-    from mlx_gemma_mtp.bench.recommend import recommend
-    from mlx_gemma_mtp.bench.record import Record
-    from mlx_gemma_mtp.bench.run import run
-    from mlx_gemma_mtp.bench.subject import bench_of, check_context
-    from mlx_gemma_mtp.decode.depth import Depth
-    from mlx_gemma_mtp.engine.worker import mlx_worker
-    from mlx_gemma_mtp.files.folders import depth_file
-    from mlx_gemma_mtp.files.remembered import save_depth
-
-    plan = bench_plan.plan(pair, asked)
-    if shown.recommend:
-        _check_recommend(asked, plan)
-    shown.check_places()
-    before = stamp.stamp()
-    opened = bench_plan.open_subject(pair, asked, plan, tell)
-    workload = bench_plan.workload(pair, asked, plan, opened)
-    check_context(opened, workload, batches=plan.batches, tokens=plan.tokens)
-    opened, depth = opened.slowed(asked.slow_draft), Depth()
-    bench = bench_of(opened, workload, batch=max(plan.batches), depth=depth, peers=asked.peer or [])
-    if not bench.engine.has_drafter:
-        if shown.recommend:
-            raise ModelNotFoundError("there is nothing to recommend without a drafter: name one")
-        if asked.drafts != Asked.drafts and set(plan.drafts) != {0}:
-            raise ModelNotFoundError(
-                f"--drafts {asked.drafts} needs a drafter, and {pair.model} has none: name one "
-                "with --drafter"
-            )
-        print("measured without a drafter: plain decoding only", file=sys.stderr)
-        plan = replace(plan, drafts=(0,))
-    record = Record(
-        _command(),
-        before,
-        opened.subject(),
-        asdict(plan)
-        | {"tasks": workload.tasks, "depth": asked.depth, "slow_draft": asked.slow_draft},
-        mlx_worker().run(bandwidth),
-    )
-    shown.keep(record.to_json())  # a file that cannot be written is better known now
-    ended: BaseException | None = None
-    with bench.engine, bench.in_step:
-        try:
-            run(bench, plan, record, after_group=lambda: shown.keep(record.to_json()), tell=tell)
-        except (KeyboardInterrupt, MgmError, RuntimeError) as error:
-            ended = error  # what is finished is shown first
-            record.warnings.append(_why(error))
-            shown.keep(record.to_json())  # a device that failed may fail again where engines end
-    tell("")
-    record.warnings += stamp.later_warnings(before)
-    if shown.recommend and record.complete:
-        record.recommendation = recommend(record)
-        if opened.pair.fingerprint is not None and not save_depth(opened.pair.fingerprint, depth):
-            print(f"{depth_file()} cannot be written: auto will not start there", file=sys.stderr)
-    shown.keep(record.to_json())
-    shown.show([record])
-    if isinstance(ended, KeyboardInterrupt):
-        raise typer.Exit(options.INTERRUPTED)
-    if ended is not None:
-        raise ended
-
-
-def _why(ended: BaseException) -> str:
-    if isinstance(ended, KeyboardInterrupt):
-        return "interrupted"
-    return f"ended by {type(ended).__name__}: {one_line(ended)}"
-
-
-def _check_recommend(asked: Asked, plan: Plan) -> None:
-    if asked.synthetic:
-        raise UsageError("--recommend is about a model's own texts: leave --synthetic out")
-    if not {0, "auto"} < set(plan.drafts):
-        raise UsageError("--recommend compares 0, auto and others: --drafts 0,3,auto")
-    if asked.slow_draft > 1:
-        raise UsageError("--recommend is about the drafter as it is: leave --slow-draft out")
+def _names(options: set[str]) -> str:
+    return ", ".join(sorted(f"--{name.strip('_').replace('_', '-')}" for name in options))
 
 
 def _show_earlier(shown: Shown, files: list[Path]) -> None:
-    from mlx_gemma_mtp.bench.recommend import recommend
+    from mlx_gemma_mtp.bench.conclusions import recommend
     from mlx_gemma_mtp.bench.record import read
 
     shown.check_places()
@@ -183,14 +167,92 @@ def _show_earlier(shown: Shown, files: list[Path]) -> None:
     shown.show(records)
 
 
-def _list_tasks() -> None:
-    from mlx_gemma_mtp.bench.tasks import TASKS
+def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
+    from mlx_gemma_mtp.bench.record import MIXED
+    from mlx_gemma_mtp.cli.check import exact_products
 
-    print(*TASKS, sep="\n")
-    print(f"with --model demo, its own: {', '.join(bench_plan.DEMO_TASKS)}")
+    exact_products()
+    plan = measured.plan(pair, check=True)
+    if set(plan.num_draft_tokens) == {0}:
+        raise UsageError("--check has nothing to compare without drafts: --drafts 1 or more")
+    shown.check_places()
+    opened, prompts = measured.open(pair, plan)
+    check_batches(
+        opened.pair,
+        lambda batch: prompts.wave(MIXED, batch, 0),
+        batches=plan.batches,
+        drafts=plan.num_draft_tokens,
+        max_tokens=plan.tokens,
+        as_json=shown.format == "json",
+        keep=shown.keep,
+    )
+
+
+def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
+    from mlx_gemma_mtp.bench import stamp
+    from mlx_gemma_mtp.bench.conclusions import recommend
+    from mlx_gemma_mtp.bench.floor import bandwidth
+    from mlx_gemma_mtp.bench.record import Record
+    from mlx_gemma_mtp.bench.run import Run
+    from mlx_gemma_mtp.decode.depth import Depth
+    from mlx_gemma_mtp.engine.worker import mlx_worker
+    from mlx_gemma_mtp.files.folders import depth_file
+    from mlx_gemma_mtp.files.remembered import save_depth
+    from mlx_gemma_mtp.show import progress
+
+    plan = measured.plan(pair)
+    if shown.recommend:
+        _check_recommend(measured, plan)
+    shown.check_places()
+    before = stamp.stamp()  # first: loading the model is load, too
+    opened, prompts = measured.open(pair, plan)
+    if opened.pair.drafter is None:
+        if shown.recommend or (measured.drafts != Measured.drafts and plan.num_draft_tokens != [0]):
+            raise ModelNotFoundError(f"{pair.model} has no drafter: name one with --drafter")
+        print(f"{pair.model}: no drafter found; measuring plain decoding only", file=sys.stderr)
+        plan = replace(plan, num_draft_tokens=[0])
+    plan = replace(plan, tasks=prompts.tasks)
+    peers = []
+    if measured.peer:
+        from mlx_gemma_mtp.bench.peers import open_peers
+
+        peers = open_peers(list(dict.fromkeys(measured.peer)), opened)
+    moved = mlx_worker().run(bandwidth)
+    record, depth = Record(_command(), before, opened.subject(), plan, moved), Depth()
+
+    def keep() -> None:
+        shown.keep(record.to_json())
+
+    keep()  # a file that can't be written is better known now
+    ended: BaseException | None = None
+    with progress("items") as update:
+        try:
+            Run(record, opened, prompts, keep=keep, update=update).measure(depth, peers)
+        except (KeyboardInterrupt, MgmError, RuntimeError) as error:
+            ended = error  # what is finished is shown first
+            interrupted = isinstance(error, KeyboardInterrupt)
+            record.warnings.append("interrupted" if interrupted else f"failed: {one_line(error)}")
+    record.warnings += stamp.later_warnings(before, stamp.stamp(at_end=True), sum(os.times()[:4]))
+    if shown.recommend and record.complete:
+        record.recommendation = recommend(record)
+        if opened.pair.fingerprint is not None and not save_depth(opened.pair.fingerprint, depth):
+            print(f"cannot write {depth_file()}: auto will not know this run", file=sys.stderr)
+    keep()
+    shown.show([record])
+    if isinstance(ended, KeyboardInterrupt):
+        raise typer.Exit(options.INTERRUPTED)
+    if ended is not None:
+        raise ended
+
+
+def _check_recommend(measured: Measured, plan: Plan) -> None:
+    if measured.synthetic:
+        raise UsageError("--recommend needs a real model: leave --synthetic out")
+    if not {0, "auto"} < set(plan.num_draft_tokens):
+        raise UsageError("--recommend compares 0, auto and a number: use --drafts 0,3,auto")
 
 
 def _command() -> str:
-    """What was typed, without the folders of this machine."""
+    """The command line without folder names."""
     typed = (re.sub(r"^(--[a-z-]+=)?/.*/", r"\1", one) for one in sys.argv[1:])
     return shlex.join(["mgm", *typed])

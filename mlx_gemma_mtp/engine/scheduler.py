@@ -127,7 +127,11 @@ class Scheduler:
         """Start with the first request that waits, if there's a row for it and it is this short."""
         may = self._prefill is None and not self._batch.full
         if may and self._waiting and len(self._waiting[0].ids) <= most:
-            self._prefill = Prefill(self._target, self._next_waiting(), self._limits)
+            request = self._next_waiting()
+            try:
+                self._prefill = Prefill(self._target, request, self._limits)
+            except BaseException as error:  # noqa: BLE001 - the submitter gets it
+                request.fail(error)
 
     def _read(self, prefill: Prefill, most: int) -> int:
         """Prefill one chunk, and give the request a row after the last. An error ends it alone.

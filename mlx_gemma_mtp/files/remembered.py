@@ -18,7 +18,7 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.folders import depth_file
 
-FORMAT = 1  # of the file; another one counts as none
+FORMAT = 2  # of the file; another one counts as empty
 
 
 def depth_key(name: str, digest: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -32,6 +32,18 @@ from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
 Arrays = dict[str, mx.array]
+
+
+class HasShape(Protocol):
+    """An array, or a tensor that is still in its file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> mx.Dtype: ...
+
+
+Stored = TypeVar("Stored", bound=HasShape)
 Format = Callable[[str, nn.Module], dict[str, Any] | bool]  # of a module, by its path
 
 GROUP_SIZE = 64
@@ -177,23 +189,30 @@ def fill(
     """
     wanted = dict(tree_flatten(model.parameters()))
     for name, parameter in wanted.items():
-        found = arrays.get(name)
-        if found is None:
-            raise CheckpointError(f"{folder}: tensor {name} is missing: download it again")
-        real = mx.issubdtype(found.dtype, mx.floating)
-        if mx.issubdtype(parameter.dtype, mx.floating) and not real:
-            raise CheckpointError(
-                f"{folder}: tensor {name} holds {found.dtype}, not floating-point numbers: "
-                "quantized by another tool? Use the original checkpoint"
-            )
-        if found.shape != parameter.shape:
-            raise CheckpointError(
-                f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks "
-                f"for {list(parameter.shape)}: weights and config are of different models"
-            )
+        checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
     dtype = dtype or arrays["norm.weight"].dtype
     typed = {name: arrays[name].astype(type_for(name, arrays[name], dtype)) for name in wanted}
     model.load_weights(list(typed.items()))
+
+
+def checked(
+    folder: Path, name: str, found: Stored | None, shape: tuple[int, ...], dtype: mx.Dtype
+) -> Stored:
+    """Return a tensor, or raise CheckpointError if it is missing or isn't what a model needs."""
+    if found is None:
+        raise CheckpointError(f"{folder}: tensor {name} is missing: download it again")
+    real = mx.issubdtype(found.dtype, mx.floating)
+    if mx.issubdtype(dtype, mx.floating) and not real:
+        raise CheckpointError(
+            f"{folder}: tensor {name} holds {found.dtype}, not floating-point numbers: "
+            "quantized by another tool? Use the original checkpoint"
+        )
+    if found.shape != shape:
+        raise CheckpointError(
+            f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks "
+            f"for {list(shape)}: weights and config are of different models"
+        )
+    return found
 
 
 def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) -> Model:

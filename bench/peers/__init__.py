@@ -1,0 +1,55 @@
+"""Other engines to compare with, on our arrays: mlx-lm and mlx-vlm.
+
+In the repository only, not in the wheel. Each has a file that makes it a Peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mlx_gemma_mtp import device
+from mlx_gemma_mtp.engine.worker import mlx_worker
+
+from ..subject import Opened
+from ..turn import Rounds
+
+ENDLESS = 1_000_000  # tokens that a peer may decode; it is stopped before
+# Of a prompt at once, as ours. Their 2,048 doesn't fit into 80 GB with 8 rows of 31B.
+PREFILL_STEP = 512
+
+# Given the numbers of rows and drafts of a round: how many drafts each row accepts.
+Draw = Callable[[int, int], list[int]]
+
+
+class Peer(Protocol):
+    """Another engine. Its MLX work happens on the thread that plays its rounds."""
+
+    name: str  # with its version
+    can_draft: bool
+
+    def rounds(self, prompts: list[list[int]], num_draft_tokens: int, draw: Draw | None) -> Rounds:
+        """Decode greedily, past the ends of turns.
+
+        num_draft_tokens: 0 unless `can_draft`. draw: how many drafts are accepted with random
+        weights.
+        """
+
+
+def open_peers(names: Sequence[str], opened: Opened) -> list[Peer]:
+    """Peers with the pair's arrays. Raises UsageError if one isn't installed."""
+    from .mlx_lm import MlxLm
+    from .mlx_vlm import MlxVlm
+
+    # Kernels must not read the halves of joined experts from views. With random weights it doesn't
+    # matter; views are as fast with CUDA, and 26B in bfloat16 leaves no room for copies there.
+    random = opened.draws is not None and opened.bits is None
+    copy_experts = not (random and device.backend() == "cuda")
+    target, drafter = opened.pair.target, opened.pair.drafter
+
+    def make(name: str) -> Peer:
+        if name == "mlx-lm":
+            return MlxLm(target, copy_experts=copy_experts)
+        return MlxVlm(target, drafter, copy_experts=copy_experts)
+
+    return mlx_worker().run(lambda: [make(name) for name in names])

@@ -1,0 +1,119 @@
+"""Our arrays in another library's Gemma 4 classes, so that memory holds them once.
+
+mlx-lm and mlx-vlm build their classes from the same settings and name their modules alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import accumulate
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.model.config import DecoderConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+# Our joined or renamed modules -> theirs, by the end of a path. The parts follow each other along
+# the output axis, the last but one; a part that a layer of theirs lacks is skipped.
+PARTS = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "experts.gate_up_proj": ("experts.switch_glu.gate_proj", "experts.switch_glu.up_proj"),
+    "experts.down_proj": ("experts.switch_glu.down_proj",),
+}
+ROOTS = ("", "model.")  # theirs keep embedding, layers and norm below `model`
+
+
+def settings(config: DecoderConfig) -> dict[str, Any]:
+    """Their text configuration: our fields, and those with other names."""
+    kinds = {layer.kind: layer for layer in config.layers}
+    sliding, full = kinds["sliding_attention"], kinds["full_attention"]
+    first, last = config.layers[0], config.layers[-1]
+    ropes = {
+        kind: {
+            "rope_type": "default" if rope.rotated == 1 else "proportional",
+            "rope_theta": rope.theta,
+            "partial_rotary_factor": rope.rotated,
+        }
+        for kind, rope in config.rope.items()
+    }
+    named_otherwise = {
+        "intermediate_size": first.intermediate_size,
+        "use_double_wide_mlp": last.intermediate_size > first.intermediate_size,
+        "num_hidden_layers": len(config.layers),
+        "num_kv_shared_layers": sum(not layer.owns_kv for layer in config.layers),
+        "layer_types": [layer.kind for layer in config.layers],
+        "num_key_value_heads": sliding.num_key_value_heads,
+        "num_global_key_value_heads": full.num_key_value_heads,
+        "head_dim": sliding.head_dim,
+        "global_head_dim": full.head_dim,
+        "attention_k_eq_v": full.k_eq_v,
+        "rope_parameters": ropes,
+        "enable_moe_block": getattr(config, "num_experts", 0) > 0,
+    }
+    no_per_layer_embedding = {"hidden_size_per_layer_input": 0}  # a drafter's config lacks it
+    return no_per_layer_embedding | vars(config) | named_otherwise
+
+
+def lend(
+    ours: Target | Drafter, theirs: nn.Module, *, copy_experts: bool, plain: Collection[str] = ()
+) -> None:
+    """Put our arrays into theirs, which is quantized if ours is; ours stays as it is.
+
+    A joined array is split into views of its rows. The halves of joined experts are not
+    contiguous: GPU kernels may copy them at each use, or read them wrongly. copy_experts copies
+    them once; a CPU doesn't need that. plain: paths of ours that get dequantized copies. Raises
+    MgmError unless every array finds its place and every place its array.
+    """
+    modules = {path: module for path, module in ours.named_modules() if "scales" in module}
+    paths = {path for path, _ in theirs.named_modules()}
+    formats = {
+        place: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        for path, module in modules.items()
+        if path not in plain
+        for place in _places(path, paths)
+    }
+    nn.quantize(theirs, class_predicate=lambda path, _: formats.get(path, False))
+    places = dict(tree_flatten(theirs.parameters()))
+    shapes = {name: place.shape for name, place in places.items()}
+    lent: dict[str, mx.array] = {}
+    for name, array in dict(tree_flatten(ours.parameters())).items():
+        path, _, kind = name.rpartition(".")
+        if path in plain and path in modules:
+            if kind != "weight":
+                continue
+            array = _dequantized(modules[path])
+        names = [f"{place}.{kind}" for place in _places(path, paths) or [path]]
+        pieces = [array]
+        if len(names) > 1:
+            *cuts, _ = accumulate(shapes[part][-2] for part in names)
+            pieces = list(mx.split(array, cuts, axis=-2))
+        if copy_experts and len(pieces) > 1 and array.ndim == 3:
+            pieces = [mx.contiguous(piece) for piece in pieces]
+        lent |= zip(names, pieces, strict=True)
+    found = {name: array.shape for name, array in lent.items()}
+    if found != shapes:
+        wrong = sorted(dict(found.items() ^ shapes.items()))
+        raise MgmError(f"these classes have other arrays than ours at {', '.join(wrong)}")
+    mx.eval(lent)
+    theirs.load_weights(list(lent.items()))
+    theirs.eval()
+
+
+def _places(path: str, paths: Collection[str]) -> list[str]:
+    """Where theirs, with these paths, keeps the module of this path of ours."""
+    parts = [path]
+    for joined, names in PARTS.items():
+        if path.endswith(joined):
+            parts = [path.removesuffix(joined) + name for name in names]
+    return [root + part for part in parts for root in ROOTS if root + part in paths]
+
+
+def _dequantized(module: Any) -> mx.array:
+    kept = module.group_size, module.bits, module.mode
+    return mx.dequantize(module.weight, module.scales, module.get("biases"), *kept)
