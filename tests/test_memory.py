@@ -19,15 +19,15 @@ from mlx_gemma_mtp.bench import synthetic
 from helpers import checkpoints
 from helpers.checkpoints import PairPaths, make_pair
 from helpers.command import assert_one_line, run_here
-from mlx_gemma_mtp import SamplingParams, device, load, memory
+from mlx_gemma_mtp import Engine, SamplingParams, device, load, memory
 from mlx_gemma_mtp.device import available, mac_limit
-from mlx_gemma_mtp.engine import engine, prefill
+from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.files.checkpoint import read_config, read_target_config
 from mlx_gemma_mtp.files.weights import num_bytes
-from mlx_gemma_mtp.memory import Pair, read_pair
+from mlx_gemma_mtp.memory import Limits, Pair, read_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -90,16 +90,15 @@ def test_the_peak_is_as_estimated(
     context: int,
     batch: int,
     params: SamplingParams,
-    monkeypatch: pytest.MonkeyPatch,
     rng: np.random.Generator,
 ) -> None:
-    # As on a quick machine: else chunks are smaller while rows decode, and less is needed.
-    monkeypatch.setattr(prefill, "PAUSE_SECONDS", math.inf)
+    # As on a fast machine: otherwise chunks are smaller while rows decode, and less is needed.
+    limits = Limits(pause_seconds=math.inf)
     paths = tiny[kind]
     need = read_pair(*paths).needs(context, batch).total
 
     def work() -> None:
-        with load(paths.target, paths.drafter, max_batch=batch) as running:
+        with Engine(open_pair(*paths), max_batch=batch, limits=limits) as running:
             size = context - NEW_TOKENS
             prompts = [
                 rng.integers(3, running.config.vocab_size, size).tolist()
@@ -309,7 +308,7 @@ def test_other_engines_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_setting_that_is_wrong_is_said_before_memory(room: Callable[[int], None]) -> None:
     room(0)
-    with pytest.raises(engine.UsageError, match="bits must be 4 or 8"):
+    with pytest.raises(UsageError, match="bits must be 4 or 8"):
         load("demo", bits=5)
 
 
