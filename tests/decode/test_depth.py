@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from helpers.machines import (
     MACHINES,
     STEPS,
@@ -20,7 +21,6 @@ from helpers.machines import (
     slower_and_back,
     steady,
 )
-
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import MOST, PROBE_SHARE, TRIAL_PAUSE, TRIAL_ROUNDS, Depth
 
