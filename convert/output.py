@@ -16,7 +16,6 @@ from mlx_gemma_mtp.files.weights import dtype_name
 
 from . import card, settings
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
-from .parameter import Parameter
 from .partial import Partial
 from .plan import Options, Plan
 from .shards import INDEX, index_json
@@ -51,7 +50,7 @@ def write(
     """
     folders = [place.model / (DRAFTER_FOLDER if p.kind == "drafter" else "") for p in plans]
     done = 0
-    total = sum(_source_bytes(parameter) for plan in plans for parameter in plan.parameters)
+    total = sum(plan.nbytes for plan in plans)
     for plan, folder in zip(plans, folders, strict=True):
         files = {part: shard.name for shard in plan.shards for part in shard.places}
         finished = place.finished.get(plan.kind, {})
@@ -62,11 +61,6 @@ def write(
             on_progress(f"writing {file.relative_to(place.model)}", done, total)
     for plan, folder in zip(reversed(plans), reversed(folders), strict=True):
         _write_rest(plan, folder, name, on_progress)
-
-
-def _source_bytes(parameter: Parameter) -> int:
-    rows = parameter.rows
-    return rows.tensor.num_rows * rows.block // rows.stride * rows.tensor.row_bytes
 
 
 def _write_rest(plan: Plan, folder: Path, name: str, on_progress: OnProgress) -> None:

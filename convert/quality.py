@@ -149,8 +149,8 @@ def predictions_section(quality: Quality) -> str:
         (
             found.text,
             str(found.tokens),
-            _short(found.source_perplexity),
-            _short(found.perplexity),
+            f"{found.source_perplexity:,.4f}",
+            f"{found.perplexity:,.4f}",
             f"{found.mean_divergence:.2g}",
             f"{found.divergence_99:.2g}",
             f"{found.same_top:.1%}",
@@ -181,7 +181,3 @@ def drafting_section(quality: Quality) -> str:
         f"most {ANSWER_TOKENS} tokens per prompt. Each pair generates its own text.\n\n"
         + table((*header, f"accepted at {positions}"), rows, markdown=True)
     )
-
-
-def _short(perplexity: float) -> str:
-    return f"{perplexity:.4f}" if perplexity < 100 else f"{perplexity:.0f}"

@@ -31,6 +31,8 @@ from mlx_gemma_mtp.cli.requests_file import read
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingParams(max_tokens=4)
 
 
