@@ -30,7 +30,6 @@ from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import round_player
-from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.files import folders, hub, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
 
@@ -243,6 +242,6 @@ def test_the_self_test_fails_if_wrong_drafts_are_accepted() -> None:
         return mx.full(drafts.shape[:1], drafts.shape[1], mx.int32)
 
     player = partial(round_player, agree=all_agree)
-    found = self_test(max_tokens=20, make_engine=partial(Engine, player=player))
+    found = self_test(max_tokens=20, player=player)
     assert any("temperature 0, batch 1" in one for one in found.differences)
     assert any("temperature 1, batch 4" in one for one in found.differences)
