@@ -116,7 +116,8 @@ def plan(model: str, *, bits: int | None = None) -> Planned:
 
 
 def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
-    if not (model == "demo" or hub.is_folder(model) or hub.from_cache(model)):
+    is_here = model == "demo" or hub.is_folder(model)
+    if not is_here and not ("/" in model and hub.from_cache(model)):
         raise ModelNotFoundError(
             f"{model!r} is not one of {', '.join(SIZES)}, a folder, or a downloaded model "
             "(`mgm pull` downloads one)"

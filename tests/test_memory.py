@@ -334,7 +334,7 @@ def test_the_readme_has_the_table_of_the_published_sizes(monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "ALL_EXPERTS_FROM", None)  # as on a Mac
     head = ["", "weights", "4k", "32k", "128k", "8 texts of 4k"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for size in synthetic.TARGETS:
+    for size in synthetic.SIZES:
         for label, bits in (("bf16", None), ("8 bits", 8), ("4 bits", 4)):
             pair = Pair.of(*synthetic.random_pair(size, bits=bits))
             cells = [f"{size} {label}", f"{(pair.target_bytes + pair.drafter_bytes) / 1e9:.1f}"]
