@@ -13,14 +13,12 @@ work, heat or sampling: if those decide, as for small models on fast chips, it p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.batch import SIZES as BATCHES
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import checkpoint, hub
-from mlx_gemma_mtp.model.config import check_pair
+from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -123,23 +121,8 @@ def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
             "(`mgm pull` downloads one)"
         )
     folder, beside = hub.find_pair(model, "auto")
-    target = _unread(Target(checkpoint.read_target_config(folder)), folder, bits)
+    target = weights.open_target(folder, bits=bits)
     if beside is None:
         return target, None
-    drafter = Drafter(checkpoint.read_drafter_config(beside))
-    check_pair(target.config, drafter.config)
-    own_bits = checkpoint.drafter_bits(folder, beside) if bits is None else bits
-    return target, _unread(drafter, beside, own_bits)
-
-
-def _unread(model: Model, folder: Path, bits: int | None) -> Model:
-    """The model with the arrays of a folder, none of them read yet."""
-    raw = checkpoint.read_config(folder)
-    if bits is not None and raw.get("quantization") is not None:
-        raise UsageError(f"{folder} is already quantized: leave --bits out")
-    arrays = checkpoint.open_arrays(model, folder, raw)
-    checkpoint.fill(model, arrays, folder)
-    model.set_dtype(arrays["norm.weight"].dtype)  # the checkpoint's, whatever this device uses
-    if bits is not None:
-        checkpoint.quantize(model, bits)
-    return model
+    own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+    return target, weights.open_drafter(beside, target.config, bits=own_bits)

@@ -19,7 +19,7 @@ from mlx_gemma_mtp.engine.engine import Player
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import dtype_name, num_bytes
+from mlx_gemma_mtp.files.weights import dtype_name, num_bytes
 
 from . import synthetic
 from .record import Subject

@@ -25,11 +25,11 @@ from mlx_gemma_mtp.decode.round import (
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import quantize
+from mlx_gemma_mtp.files.weights import quantize
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
@@ -78,7 +78,7 @@ def draw(model: Model) -> Model:
         if mlx_worker().leaving.is_set():
             break
         mx.eval(parameter)
-    return join_projections(model)
+    return fuse_projections(model)
 
 
 def _noise(model: Model, dtype: mx.Dtype, bits: int | None) -> Model:

@@ -1,13 +1,12 @@
-"""The number formats that weights are stored in, and how rows of a weight become one.
+"""The number formats that weights are stored in, and how rows of a weight are quantized.
 
-All but `q4_0` are MLX's own quantization, and that one is stored as MLX's affine 4 bits. Knows
-nothing of models or files.
+All but `q4_0` are MLX's own; `q4_0` is stored as MLX's affine 4 bits. Knows nothing of models or
+files.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -15,7 +14,7 @@ from mlx_gemma_mtp.errors import UsageError
 
 AFFINE_BITS = ("2", "3", "4", "5", "6", "8")
 AFFINE_GROUPS = (32, 64, 128)
-DEFAULT_GROUP = 64  # every width of the published models divides by it
+DEFAULT_GROUP = 64  # divides every width of the published models
 UNQUANTIZED = "none"
 
 
@@ -37,8 +36,8 @@ class Format(NamedTuple):
         return f"{self.bits}/{self.group_size}" if self.kind == "affine" else self.kind
 
     @property
-    def block(self) -> dict[str, int | str]:
-        """What a config.json's `quantization` says of it."""
+    def block(self) -> dict[str, Any]:
+        """Its entry in `quantization` of a config.json."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
@@ -53,7 +52,7 @@ NAMES = (*AFFINE_BITS, *FIXED, UNQUANTIZED)
 
 
 def parse_format(text: str, group_size: int | None = None) -> Format | None:
-    """`4`, `4/32`, `mxfp4` or `none` (which gives None) as a format. Raises UsageError.
+    """Parse `4`, `4/32`, `mxfp4` or `none`, for which it returns None. Raises UsageError.
 
     group_size: of affine formats that name none; 64 by default.
     """
@@ -64,49 +63,30 @@ def parse_format(text: str, group_size: int | None = None) -> Format | None:
     bits, slash, group = text.partition("/")
     if bits not in AFFINE_BITS or (slash and not group.isdecimal()):
         raise UsageError(
-            f"unknown bits {text!r}; there are {', '.join(NAMES)}, and for the numbers a group "
-            "size, as in 4/32"
+            f"unknown bits {text!r}: choose one of {', '.join(NAMES)}; a number may have a group "
+            "size, such as 4/32"
         )
     size = int(group) if slash else DEFAULT_GROUP if group_size is None else group_size
     if size not in AFFINE_GROUPS:
-        raise UsageError(f"group size {size} is none of MLX's: 32, 64, 128")
+        raise UsageError(f"group size must be 32, 64 or 128, not {size}")
     return Format("affine", int(bits), size)
 
 
 def quantize(rows: mx.array, chosen: Format) -> list[mx.array]:
-    """Rows [N, width] as packed weights, scales and, in affine mode, biases.
+    """Quantize rows [N, width] to packed weights, scales and, in affine mode, biases.
 
-    Groups lie within rows: quantizing rows apart gives the bits of quantizing them together.
+    Groups lie within rows, so rows quantized in slices have the same bits as all at once.
     """
     if chosen.kind == "q4_0":
         return _to_q4_0(rows)
     return list(mx.quantize(rows, chosen.group_size, chosen.bits, chosen.mode))
 
 
-class PartLayout(NamedTuple):
-    """One of the arrays that a weight is stored as: how many elements of which type a row has."""
-
-    suffix: str
-    dtype: mx.Dtype
-    width: int
-
-
-@cache
-def layout(chosen: Format, width: int, dtype: mx.Dtype) -> tuple[PartLayout, ...]:
-    """What `quantize` makes of rows of this width and type."""
-    parts = quantize(mx.zeros((1, width), dtype), chosen)
-    suffixes = ("weight", "scales", "biases")[: len(parts)]
-    return tuple(
-        PartLayout(suffix, part.dtype, part.shape[-1])
-        for suffix, part in zip(suffixes, parts, strict=True)
-    )
-
-
 def _to_q4_0(rows: mx.array) -> list[mx.array]:
-    """To the grid of GGML's Q4_0: in each group of 32, the number of largest size is level -8.
+    """Quantize to GGML's Q4_0: in each group of 32, the number of largest size is level -8.
 
-    MLX's own choice of a scale, from both ends of the group, misses that grid unless a group
-    happens to reach +7 as well: it loses 6 % (relative RMS) on weights that lie on it exactly.
+    MLX chooses a scale from both ends of the group and misses that grid unless the group happens
+    to reach +7 as well: it loses 6% (relative RMS) on weights that lie on it exactly.
     """
     grouped = rows.reshape(rows.shape[0], -1, 32)
     ends = mx.take_along_axis(grouped, mx.argmax(mx.abs(grouped), axis=-1, keepdims=True), axis=-1)

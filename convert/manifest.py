@@ -1,6 +1,6 @@
-"""manifest.json of a converted folder: what it was made from, by what, and what must be in it.
+"""manifest.json of a converted folder: what it was made from and with, and what must be in it.
 
-Knows the file alone: neither how weights are made nor how they are checked.
+Knows only the file, not how weights are made or checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mlx_gemma_mtp.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-# In the folder, but not of what the manifest answers for.
+# Files of the folder that the manifest does not list.
 UNLISTED = (MANIFEST, "README.md")
 
 
@@ -28,12 +28,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class RecipeRecord:
-    """What was asked for, and all rules as they were applied, in order."""
+    """The recipe, and all rules that applied, in order."""
 
     name: str
     bits: str
     group_size: int | None  # of the common format
-    dtype: str  # of what is not quantized
+    dtype: str  # of unquantized tensors
     rules: tuple[tuple[str, str], ...]
 
 
@@ -45,7 +45,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One parameter: its shape before quantizing; no bits where it is not quantized."""
+    """One parameter: its shape before quantizing; no bits if it is unquantized."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -56,7 +56,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The whole file. `created` is the only thing in it that depends on when or where."""
+    """The whole file. Only `created` depends on when or where it was made."""
 
     kind: Literal["target", "drafter"]
     source: Origin
@@ -69,7 +69,7 @@ class Manifest:
     tensors: dict[str, TensorRecord]
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """Return the content of the file."""
         tensors = {
             name: {key: value for key, value in asdict(tensor).items() if value is not None}
             for name, tensor in self.tensors.items()
@@ -78,17 +78,17 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a converted folder. Raises CheckpointError."""
+    """Read the manifest of a converted folder. Raises CheckpointError."""
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {MANIFEST}: mgm convert did not make it") from None
+        raise CheckpointError(f"{folder} has no {MANIFEST}: mgm convert writes one") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if isinstance(raw, dict) and raw.get("schema") not in (None, SCHEMA):
         raise CheckpointError(
-            f"{path} has schema {raw['schema']!r}, and this version reads {SCHEMA}: update mgm"
+            f"{path} has schema {raw['schema']!r}, but this version reads {SCHEMA}: update mgm"
         )
     try:
         return _parse(raw)
@@ -99,23 +99,21 @@ def read_manifest(folder: Path) -> Manifest:
 def _parse(raw: dict[str, Any]) -> Manifest:
     if raw["kind"] not in ("target", "drafter"):
         raise ValueError(f"kind is {raw['kind']!r}")
-    recipe = raw["recipe"]
+    rules = tuple((str(pattern), str(name)) for pattern, name in raw["recipe"]["rules"])
     return Manifest(
         kind=raw["kind"],
         source=Origin(**raw["source"]),
-        created=str(raw["created"]),
-        tools={str(name): str(version) for name, version in raw["tools"].items()},
-        recipe=RecipeRecord(
-            **recipe | {"rules": tuple((str(p), str(f)) for p, f in recipe["rules"])}
-        ),
+        created=raw["created"],
+        tools=dict(raw["tools"]),
+        recipe=RecipeRecord(**raw["recipe"] | {"rules": rules}),
         bits_per_weight=float(raw["bits_per_weight"]),
         parameters=int(raw["parameters"]),
         files={
-            str(name): FileRecord(int(entry["bytes"]), str(entry["sha256"]))
+            name: FileRecord(int(entry["bytes"]), entry["sha256"])
             for name, entry in raw["files"].items()
         },
         tensors={
-            str(name): TensorRecord(**entry | {"shape": tuple(int(n) for n in entry["shape"])})
+            name: TensorRecord(**entry | {"shape": tuple(map(int, entry["shape"]))})
             for name, entry in raw["tensors"].items()
         },
     )

@@ -1,14 +1,12 @@
-"""The folder beside the output in which a conversion is made: begun, gone on with, or refused.
+"""The folder next to the output in which a conversion is made: started, resumed, or refused.
 
-`OUT.partial` holds `model` (the output in the making), a journal for each of its models and what
-it was begun with. It is never loadable itself. Publishing is one rename. Knows nothing of weights.
+`OUT.partial` holds `model`, the output in the making, and a journal: what the conversion was
+started with, and what of the weights is on the disk. It is never loadable itself; publishing is one
+rename. Knows nothing of weights.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files.folders import free_bytes
+from mlx_gemma_mtp.files.journal import Journal
 
-SUFFIX = ".partial"
+FORMAT = "mgm conversion 1"
 
 
 def check_place(out: Path, *, resume: bool, force: bool) -> None:
@@ -27,118 +26,84 @@ def check_place(out: Path, *, resume: bool, force: bool) -> None:
         raise UsageError(f"{out} cannot be an output: name a folder")
     if out.exists():
         if not force:
-            raise UsageError(f"{out} is there already: --force replaces it, --out names another")
+            raise UsageError(f"{out} exists: --force replaces it, --out names another folder")
         if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists()):
-            raise UsageError(f"{out} is not a model's folder, and --force replaces nothing else")
+            raise UsageError(f"{out} is not a model's folder: --force replaces only those")
     if partial_of(out).exists() and not resume and not force:
         raise UsageError(
-            f"{partial_of(out)} is a conversion that was begun: --resume goes on with it, "
-            "--force begins anew"
+            f"{partial_of(out)} is an unfinished conversion: --resume continues it, "
+            "--force starts over"
         )
 
 
 def partial_of(out: Path) -> Path:
-    """Where OUT is made."""
-    return out.with_name(out.name + SUFFIX)
+    """Return the folder where OUT is made."""
+    return out.with_name(out.name + ".partial")
 
 
 class Partial:
     """A conversion in the making, held by this process until `close`."""
 
-    def __init__(self, out: Path, begun_with: dict[str, Any], *, resume: bool) -> None:
-        """Go on with what is there, where `resume`; otherwise begin anew.
+    def __init__(self, out: Path, started_with: dict[str, Any], *, resume: bool) -> None:
+        """Continue with what is there if `resume`, otherwise start over.
 
-        begun_with: what the output is made of. Raises UsageError where what is there was begun with
-        something else, or is being worked on; OSError.
+        started_with: whatever the output depends on. Raises UsageError if the conversion was
+        started with something else, or another process works on it; OSError.
         """
         self._out = out
         self._folder = partial_of(out)
+        self._replaced = self._folder / "replaced"
+        self.model = self._folder / "model"  # the output in the making
+        self.finished: dict[str, dict[str, int]] = {}  # rows on the disk, by model and weight
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._journal = Journal(self._folder / "journal", str(self._folder))
         try:
-            self._claim(begun_with, resume)
+            self._resume_or_start({"format": FORMAT, "with": started_with}, resume)
         except BaseException:
             self.close()
             raise
 
-    def _claim(self, begun_with: dict[str, Any], resume: bool) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
-        except OSError:
-            raise UsageError(f"another mgm convert works on {self._folder}: wait for it") from None
+    def _resume_or_start(self, header: dict[str, Any], resume: bool) -> None:
         if self._replaced.exists():  # killed in `publish`
             if self._out.exists():
                 shutil.rmtree(self._replaced)
             else:
                 self._replaced.rename(self._out)
-        record = self._folder / "begun.json"
-        begun = _read(record)
-        if resume and begun is not None:
-            differing = [key for key in begun_with if begun.get(key) != begun_with[key]]
-            if differing:
-                raise UsageError(
-                    f"{self._folder} was begun with other {' and '.join(differing)}: "
-                    "resume with the same, or begin anew with --force alone"
-                )
-        else:
+        option = "--force, without --resume"
+        _, *events = self._journal.resume(header, restart=not resume, option=option)
+        for event in events:
+            self.finished.setdefault(event["model"], {}).update(event["rows"])
+        if not events:
             for path in self._folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name != "lock":
+                elif path.name != "journal":
                     path.unlink()
-            write_text(record, json.dumps(begun_with))
         self.model.mkdir(exist_ok=True)
 
-    @property
-    def model(self) -> Path:
-        """The output in the making."""
-        return self._folder / "model"
-
-    @property
-    def _replaced(self) -> Path:
-        return self._folder / "replaced"
-
-    def journal(self, kind: str) -> Path:
-        return self._folder / f"{kind}.journal"
+    def on_disk(self, kind: str, rows: dict[str, int]) -> None:
+        """Note how many rows of weights are on the disk. Raises OSError."""
+        self._journal.write({"model": kind, "rows": rows})
 
     def publish(self) -> None:
-        """Make it OUT, in the place of what may be there. Raises OSError."""
+        """Rename it to OUT, which it replaces. Raises OSError."""
         if self._out.exists():
             self._out.rename(self._replaced)
         self.model.rename(self._out)
-        self.close()
         shutil.rmtree(self._folder)
 
     def close(self) -> None:
-        """Let go of it, and leave it for --resume."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):  # killed before or while it was written: nothing is begun
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file and wait until it is on the disk. Raises OSError."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        """Release it, and leave it for --resume."""
+        self._journal.close()
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Raise MgmError unless the disk takes the bytes that are not there yet."""
+    """Raise MgmError unless the disk has room for the bytes that are missing."""
     partial = partial_of(out)
     there = sum(path.stat().st_blocks * 512 for path in partial.rglob("*.safetensors"))
     free = free_bytes(out)
     if needed - there > free:
         raise MgmError(
-            f"{out} takes {decimal(needed - there)}, and the disk has {decimal(free)} "
-            "left: make room, or name another place with --out"
+            f"{out} needs {decimal(needed - there)}, but the disk has {decimal(free)} "
+            "left: make room, or choose another place with --out"
         )

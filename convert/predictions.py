@@ -1,8 +1,8 @@
-"""How two targets predict the same text: perplexity of each, and how far one is from the other.
+"""How two targets predict the same text: perplexity of each, and divergence of one from the other.
 
-Both are streamed through memory, so that neither has to fit: one layer of one of them is there at a
-time, then the heads of both, and of their logits a slice of positions. Knows nothing of drafters or
-of where the text comes from.
+Both are streamed, so neither has to fit in memory: it holds one layer of one of them at a time,
+then the heads of both and the logits of a few positions. Knows nothing of drafters or of where the
+text comes from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -21,23 +20,23 @@ from mlx_gemma_mtp.model.target import Target
 from .passage import Document
 from .streamed import final_hidden
 
-OnProgress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
+OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it, the total
 
-GROUP = 4096  # positions that go through the layers together; more read the weights once more
-SLICE = 2**23  # logits of one model that exist at a time
+NUM_POSITIONS = 4096  # go through the layers together; for more, the weights are read again
+NUM_LOGITS = 2**23  # of one model, in memory at a time
 
 
 @dataclass(frozen=True)
 class TextQuality:
-    """How one kind of text is predicted. Divergence is KL(source || quantized), in nats."""
+    """How well one part of the text is predicted. Divergence is KL(source || quantized), nats."""
 
     text: str
-    tokens: int  # predicted ones
+    tokens: int  # predicted
     source_perplexity: float
     perplexity: float
     mean_divergence: float
-    divergence_99: float  # 99 % of the tokens have no larger one
-    same_top: float  # share of tokens for which both find the same token most likely
+    divergence_99: float  # 99th percentile
+    same_top: float  # share of tokens with the same most likely token in both
 
 
 def compare(
@@ -45,13 +44,16 @@ def compare(
     quantized: Path,
     documents: Sequence[Document],
     on_progress: OnProgress = lambda *_: None,
+    *,
+    num_positions: int = NUM_POSITIONS,
+    num_logits: int = NUM_LOGITS,
 ) -> list[TextQuality]:
-    """How both targets predict the documents, by part. On the worker's thread.
+    """Compare how both targets predict the documents, by part. Runs on the worker's thread.
 
-    Raises CheckpointError.
+    num_positions, num_logits: see the constants. Raises CheckpointError.
     """
-    scores: dict[str, list[_Scores]] = {}
-    for group in _groups(documents):
+    scores: dict[str, list[np.ndarray]] = {}
+    for group in _groups(documents, num_positions):
         tokens = _padded(group)
         targets, hidden = [], []
         for folder, what in ((source, "source"), (quantized, "quantized")):
@@ -61,23 +63,20 @@ def compare(
         for row, document in enumerate(group):
             first, last = document.first, len(document.tokens)
             predicting = [states[row, first - 1 : last - 1] for states in hidden]  # [N, H]
-            found = _scores(targets, predicting, tokens[row, first:last])
+            found = _scores(targets, predicting, tokens[row, first:last], num_logits)
             scores.setdefault(document.part, []).append(found)
-    return [_summary(part, of_part) for part, of_part in scores.items()]
+    return [_summary(part, np.concatenate(of_part, axis=1)) for part, of_part in scores.items()]
 
 
-class _Scores(NamedTuple):
-    """Of N predicted tokens: float64 [N] each."""
+def _scores(
+    targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.array, num_logits: int
+) -> np.ndarray:
+    """Compare the predictions from two hidden states [N, H] for the actual next tokens [N].
 
-    source_surprise: np.ndarray  # -log of the token's probability
-    surprise: np.ndarray
-    divergence: np.ndarray
-    same_top: np.ndarray
-
-
-def _scores(targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.array) -> _Scores:
-    """Compare what two hidden states [N, H] say about the next token; tokens [N] is what it was."""
-    size = max(1, SLICE // targets[0].config.vocab_size)
+    Returns float64 [4, N]: -log of the token's probability in the source and in the other, the
+    divergence, and whether both find the same token most likely.
+    """
+    size = max(1, num_logits // targets[0].config.vocab_size)
     slices = []
     for at in range(0, len(tokens), size):
         p, q = (
@@ -94,7 +93,7 @@ def _scores(targets: Sequence[Target], hidden: Sequence[mx.array], tokens: mx.ar
             ]
         )
         slices.append(np.array(found, np.float64))
-    return _Scores(*np.concatenate(slices, axis=1))
+    return np.concatenate(slices, axis=1)
 
 
 def _log_probabilities(target: Target, hidden: mx.array) -> mx.array:
@@ -105,25 +104,25 @@ def _log_probabilities(target: Target, hidden: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _summary(part: str, scores: Sequence[_Scores]) -> TextQuality:
-    whole = _Scores(*(np.concatenate(of) for of in zip(*scores, strict=True)))
+def _summary(part: str, scores: np.ndarray) -> TextQuality:
+    source_surprise, surprise, divergence, same_top = scores
     return TextQuality(
         part,
-        tokens=len(whole.surprise),
-        source_perplexity=float(np.exp(whole.source_surprise.mean())),
-        perplexity=float(np.exp(whole.surprise.mean())),
-        mean_divergence=float(whole.divergence.mean()),
-        divergence_99=float(np.percentile(whole.divergence, 99)),
-        same_top=float(whole.same_top.mean()),
+        tokens=len(surprise),
+        source_perplexity=float(np.exp(source_surprise.mean())),
+        perplexity=float(np.exp(surprise.mean())),
+        mean_divergence=float(divergence.mean()),
+        divergence_99=float(np.percentile(divergence, 99)),
+        same_top=float(same_top.mean()),
     )
 
 
-def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Documents that go through the layers together: GROUP positions, padding included, or one."""
+def _groups(documents: Sequence[Document], num_positions: int) -> Iterator[list[Document]]:
+    """Yield documents that go through the layers together: at most `num_positions`, or one."""
     group: list[Document] = []
     for document in documents:
         longest = max(len(one.tokens) for one in (*group, document))
-        if group and longest * (len(group) + 1) > GROUP:
+        if group and longest * (len(group) + 1) > num_positions:  # padding included
             yield group
             group = []
         group.append(document)
@@ -132,7 +131,7 @@ def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _padded(documents: Sequence[Document]) -> mx.array:
-    """Their tokens as rows [B, T], zeros after the shorter ones."""
+    """Return their tokens as rows [B, T], with zeros after the shorter ones."""
     longest = max(len(document.tokens) for document in documents)
     rows = [[*document.tokens, *[0] * (longest - len(document.tokens))] for document in documents]
     return mx.array(rows)

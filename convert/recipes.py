@@ -1,7 +1,7 @@
 """Which module gets which format: recipes, as data, and the rules that a command line adds.
 
 A rule is a pattern over module paths and a format; the first that matches decides. Paths are those
-of the output, less their prefix: `layers.3.mlp.down_proj`. Knows nothing of tensors or files.
+of the output without their prefix: `layers.3.mlp.down_proj`. Knows nothing of tensors or files.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import EIGHT_BIT
+from mlx_gemma_mtp.files.weights import EIGHT_BIT
 
 from .formats import FIXED, NAMES, UNQUANTIZED, parse_format
 
 # Placeholders in a recipe's rules, filled in from --bits, --group-size and the model.
-BASE = "base"  # the format asked for
+BASE = "base"  # the requested format
 HIGH = "high"  # one that keeps more of a weight, see _HIGHER
-HIGHEST = "highest"  # 8 bits
-EIGHT = "8"  # 8 bits whatever is asked for, unless nothing is quantized
+HIGHEST = "highest"  # 8 bits; q4_0 if that was requested
 SENSITIVE = "@"  # in a pattern: the layers of `sensitive_layers`
+EIGHT = "8"
 
 _HIGHER = {"2": "6", "3": "6", "4": "6", "5": "6", "6": "8", "mxfp4": "6", "nvfp4": "6"}
 
@@ -32,20 +32,15 @@ class Rule(NamedTuple):
     format: str
 
     def matches(self, path: str) -> bool:
-        parts = re.split(r"(\*|\{[^{}]*\})", self.pattern)
-        expression = "".join(
-            ".*"
-            if part == "*"
-            else f"(?:{'|'.join(map(re.escape, part[1:-1].split(',')))})"
-            if part.startswith("{") and part.endswith("}")
-            else re.escape(part)
-            for part in parts
+        expression = re.escape(self.pattern).replace(r"\*", ".*")
+        expression = re.sub(
+            r"\\{(.*?)\\}", lambda braces: f"(?:{braces[1].replace(',', '|')})", expression
         )
         return re.fullmatch(expression, path) is not None
 
 
 class Recipe(NamedTuple):
-    """Rules for a target, and others that come before them where it has experts, or a PLE table."""
+    """Rules for a target, and rules that come first if it has experts or per-layer embeddings."""
 
     reason: str
     rules: tuple[Rule, ...]
@@ -53,8 +48,9 @@ class Recipe(NamedTuple):
     per_layer: tuple[Rule, ...] = ()
 
 
-# What low precision breaks (4-bit per-layer embeddings give garbage, a coarse router chooses wrong
-# experts): the same list as when quantizing while loading. The router's group is always 64.
+# Modules that low precision breaks (4-bit per-layer embeddings give garbage, a coarse router
+# chooses wrong experts): the same list as when quantizing while loading. The router's group size
+# is always 64.
 _PROTECTED = (
     Rule("*.router.proj", "8/64"),
     *(Rule(path, EIGHT) for path in EIGHT_BIT if path != "router.proj"),
@@ -63,12 +59,12 @@ _REST = (Rule("*", BASE),)
 
 RECIPES = {
     "mixed": Recipe(
-        "more bits where others have measured that they count most",
+        "more bits for the weights that lose most",
         # llama.cpp's Q4_K_M: the value and down projections of the first and last eighth of the
-        # layers and of every third between. On LLaMA 7B it halves what Q4_K_S loses (perplexity
-        # 6.02 -> 5.96, unquantized 5.91) for 7 % more bytes: ggml-org/llama.cpp#1684; mlx-lm's
-        # mixed recipes do the same. Key projections too: many full-attention layers make values of
-        # them.
+        # layers and of every third layer between. On LLaMA 7B it halves the loss of Q4_K_S
+        # (perplexity 6.02 -> 5.96, unquantized 5.91) for 7% more bytes: ggml-org/llama.cpp#1684.
+        # mlx-lm's mixed recipes do the same. Key projections too, because many full-attention
+        # layers compute values with them.
         rules=(
             *_PROTECTED,
             Rule("layers.@.self_attn.v_proj", HIGH),
@@ -77,15 +73,15 @@ RECIPES = {
             Rule("layers.@.experts.switch_glu.down_proj", HIGH),
             *_REST,
         ),
-        # Attention is 4 % of a mixture's weights, and every token passes it: llama.cpp gives it
-        # more bits in Mixtral, and on another mixture it carries most of the loss (KL divergence
+        # Attention is 4% of a mixture's weights, and every token passes it: llama.cpp gives it
+        # more bits in Mixtral, and in another mixture it carries most of the loss (KL divergence
         # 0.31 with 4 bits everywhere, 0.10 with attention at 8): raullenchai/Rapid-MLX#3059.
         experts=(Rule("*.self_attn.*", HIGH),),
-        # E2B and E4B lose most: at Q4_K_M, E4B's perplexity is 23 where 7.1 is the unquantized one
-        # (ggml-org/llama.cpp#22407); with 4 bits everywhere it solves 24 % of GSM8K, with 8 in the
-        # most sensitive maps, attention and the last layers among them, 56 %
-        # (mlx-optiq.com/blog/gemma-4-support). And the small maps around the per-layer embeddings,
-        # 41 million weights in E2B: those who left them alone got sane text
+        # E2B and E4B lose most. At Q4_K_M, E4B's perplexity is 23, unquantized 7.1
+        # (ggml-org/llama.cpp#22407). With 4 bits everywhere it solves 24% of GSM8K; with 8 bits in
+        # the most sensitive maps, such as attention and the last layers, 56%
+        # (mlx-optiq.com/blog/gemma-4-support). The small maps around the per-layer embeddings are
+        # 41 million weights in E2B; leaving them alone gives sane output
         # (FakeRocket543/mlx-gemma4).
         per_layer=(
             Rule("*per_layer_*", EIGHT),
@@ -94,17 +90,18 @@ RECIPES = {
         ),
     ),
     "uniform": Recipe(
-        "smallest and fastest: only what low precision breaks keeps 8 bits",
+        "smallest and fastest: 8 bits only for weights that low precision breaks",
         rules=(*_PROTECTED, *_REST),
     ),
 }
-# No measurement tells a drafter's layers apart; a worse draft costs speed only, never the text.
-DRAFTER_RULES = (*_PROTECTED, *_REST)
-DRAFTER = "drafter."  # begins the patterns of command-line rules that are meant for the drafter
+# A drafter gets the uniform recipe: no measurement ranks its layers, and a worse draft costs speed
+# only; the text stays the same.
+DRAFTER_RECIPE = "uniform"
+DRAFTER = "drafter."  # prefix of command-line rules for the drafter
 
 
 def parse_rule(text: str, group_size: int | None) -> Rule:
-    """`PATTERN=FORMAT` as the command line gives it. Raises UsageError.
+    """Parse `PATTERN=FORMAT`. Raises UsageError.
 
     group_size: of affine formats that name none.
     """
@@ -115,31 +112,40 @@ def parse_rule(text: str, group_size: int | None) -> Rule:
     return Rule(pattern, UNQUANTIZED if chosen is None else chosen.name)
 
 
-def target_rules(
+def rules_of(
     recipe: str,
     bits: str,
     group_size: int | None,
     *,
-    num_layers: int,
-    experts: bool,
-    per_layer: bool,
+    num_layers: int = 0,
+    experts: bool = False,
+    per_layer: bool = False,
 ) -> list[Rule]:
-    """A recipe's rules with everything filled in. Raises UsageError."""
+    """Return a recipe's rules for a model, with all placeholders filled in. Raises UsageError."""
     if recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {recipe!r}; there are {' and '.join(RECIPES)}")
-    chosen = RECIPES[recipe]
+        raise UsageError(f"unknown recipe {recipe!r}: choose {' or '.join(RECIPES)}")
+    if "/" in bits:
+        raise UsageError(f"bits must be one of {', '.join(NAMES)}; --group-size sets the group")
+    base = parse_format(bits, group_size)
+    if base is None:
+        if group_size is not None:
+            raise UsageError("bits none has no group size: leave it out")
+        return [Rule("*", UNQUANTIZED)]
+    if bits in FIXED and group_size not in (None, base.group_size):
+        raise UsageError(f"{bits} has groups of {base.group_size}: leave the group size out")
+    # Next to a fixed format, affine ones keep their default group size.
+    group = None if bits in FIXED else group_size
+    names = {BASE: base.name, HIGH: _HIGHER.get(bits, bits), HIGHEST: "8"}
+    if bits == "q4_0":  # weights trained for this grid gain nothing from a finer one
+        names[HIGHEST] = bits
     layers = "{" + ",".join(map(str, sensitive_layers(num_layers))) + "}"
-    rules = chosen.experts * experts + chosen.per_layer * per_layer + chosen.rules
-    return _fill_in(
-        [Rule(rule.pattern.replace(SENSITIVE, layers), rule.format) for rule in rules],
-        bits,
-        group_size,
-    )
-
-
-def drafter_rules(bits: str, group_size: int | None) -> list[Rule]:
-    """As target_rules, for a drafter."""
-    return _fill_in(DRAFTER_RULES, bits, group_size)
+    chosen = RECIPES[recipe]
+    filled = []
+    for rule in chosen.experts * experts + chosen.per_layer * per_layer + chosen.rules:
+        filling = parse_format(names.get(rule.format, rule.format), group)
+        assert filling is not None  # as the base is
+        filled.append(Rule(rule.pattern.replace(SENSITIVE, layers), filling.name))
+    return filled
 
 
 def sensitive_layers(num_layers: int) -> list[int]:
@@ -153,7 +159,7 @@ def sensitive_layers(num_layers: int) -> list[int]:
 
 
 def default_drafter_bits(bits: str) -> str:
-    """A drafter's bits beside a target's; `weights.drafter_bits` has the reason."""
+    """Return a drafter's bits for its target's; `files.weights.drafter_bits` has the reason."""
     if bits in (UNQUANTIZED, "q4_0"):
         return bits
     chosen = parse_format(bits)
@@ -161,28 +167,5 @@ def default_drafter_bits(bits: str) -> str:
 
 
 def deciding(path: str, rules: Sequence[Rule]) -> Rule:
-    """The rule that gives a module its format: the first to match; a recipe's last always does."""
+    """Return the first rule that matches a module. A recipe's last rule always does."""
     return next(rule for rule in rules if rule.matches(path))
-
-
-def _fill_in(rules: Sequence[Rule], bits: str, group_size: int | None) -> list[Rule]:
-    if "/" in bits:
-        raise UsageError(f"bits are one of {', '.join(NAMES)}; --group-size gives the group size")
-    base = parse_format(bits, group_size)
-    if base is None:
-        if group_size is not None:
-            raise UsageError("bits none has no groups: leave the group size out")
-        return [Rule("*", UNQUANTIZED)]
-    if bits in FIXED and group_size not in (None, base.group_size):
-        raise UsageError(f"{bits} has groups of {base.group_size}: leave the group size out")
-    # Beside a fixed format, affine ones keep their default group size.
-    group = None if bits in FIXED else group_size
-    names = {BASE: base.name, HIGH: _HIGHER.get(bits, bits), HIGHEST: "8"}
-    if bits == "q4_0":  # what was trained for this grid gains nothing by a finer one
-        names[HIGHEST] = bits
-    filled = []
-    for rule in rules:
-        chosen = parse_format(names.get(rule.format, rule.format), group)
-        assert chosen is not None  # as the base is
-        filled.append(Rule(rule.pattern, chosen.name))
-    return filled

@@ -1,6 +1,6 @@
-"""config.json of the output: the source's, how its weights are quantized, and what mlx-lm needs.
+"""config.json of the output: the source's, with its quantization and the keys that mlx-lm needs.
 
-Knows the spellings of both worlds; reads and writes no files.
+Knows Transformers' and mlx-lm's spellings; reads and writes no files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .plan import MULTIMODAL, Plan
 
 
 def config_json(plan: Plan) -> str:
-    """The text of the file."""
-    config = copy.deepcopy(plan.raw)
+    """Return the content of the file."""
+    config = copy.deepcopy(plan.source.config)
     sections = [config]
     if "text_config" in config:
         sections.append(config["text_config"])
@@ -36,11 +36,11 @@ def config_json(plan: Plan) -> str:
 
 
 def quantization(plan: Plan) -> dict[str, Any]:
-    """The common format and, by module, every other one; empty where nothing is quantized."""
+    """Return the common format and, by module, all others; empty if nothing is quantized."""
     formats = {
-        output.name.removesuffix(".weight"): output.format
-        for output in plan.outputs
-        if output.format is not None
+        parameter.name.removesuffix(".weight"): parameter.format
+        for parameter in plan.parameters
+        if parameter.format is not None
     }
     if not formats:
         return {}
@@ -53,9 +53,9 @@ def quantization(plan: Plan) -> dict[str, Any]:
 
 
 def _for_mlx_lm(config: TargetConfig) -> dict[str, Any]:
-    """What mlx-lm would otherwise take E2B's value for, or does not read from `per_layer_config`.
+    """Return the keys for which mlx-lm would use E2B's values, or that it reads nowhere else.
 
-    Transformers leaves out what equals its own defaults.
+    Transformers leaves out keys that equal its own defaults, and mlx-lm ignores `per_layer_config`.
     """
     sliding, full = (
         config.layers[config.last_owner(kind)] for kind in ("sliding_attention", "full_attention")

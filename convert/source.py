@@ -1,6 +1,6 @@
-"""A checkpoint's tensors where they lie: headers are read at once, values in slices when asked for.
+"""A checkpoint's tensors in their files: headers are read at once, values in slices on request.
 
-Knows safetensors files; nothing of what the tensors are for.
+Knows safetensors files; doesn't know what the tensors are for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config, read_header, weight_files
+from mlx_gemma_mtp.files.checkpoint import canonical_name, read_header, weight_files
 
-# safetensors' names of the types that MLX has.
+from .manifest import Origin
+
+# The names that safetensors has for MLX's types.
 DTYPES = {
     "BF16": mx.bfloat16,
     "F16": mx.float16,
@@ -31,17 +33,16 @@ DTYPES = {
     "BOOL": mx.bool_,
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class SourceTensor(NamedTuple):
-    """A tensor in a file; `name` is the file's, `code` its type as safetensors name it."""
+    """A tensor in a file; `name` is the file's, `code` its type as safetensors names it."""
 
     name: str
     code: str
     shape: tuple[int, ...]
     path: Path
-    start: int  # byte of the file
+    start: int  # byte in the file
     nbytes: int
 
     @property
@@ -49,14 +50,14 @@ class SourceTensor(NamedTuple):
         """Raises CheckpointError for a type that MLX lacks."""
         if self.code not in DTYPES:
             raise CheckpointError(
-                f"{self.path}: tensor {self.name} holds {self.code}, which is not read; "
+                f"{self.path}: tensor {self.name} has type {self.code}, which is not supported: "
                 "give the original checkpoint"
             )
         return DTYPES[self.code]
 
     @property
     def width(self) -> int:
-        """Elements of a row; a vector is one row."""
+        """Elements per row; a vector is one row."""
         return self.shape[-1] if self.shape else 1
 
     @property
@@ -71,20 +72,16 @@ class SourceTensor(NamedTuple):
 class Source(NamedTuple):
     """A checkpoint, known by its config.json and its headers."""
 
+    origin: Origin
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, SourceTensor]
 
 
-def read_source(folder: Path) -> Source:
-    """The checkpoint in a folder. Raises CheckpointError."""
-    return Source(folder, read_config(folder), read_tensors(folder))
-
-
 def read_tensors(folder: Path) -> dict[str, SourceTensor]:
-    """A checkpoint's tensors by this package's names for them; reads headers only.
+    """Return a checkpoint's tensors by this package's names; reads headers only.
 
-    Raises CheckpointError for files that are missing, not whole, or contradict themselves.
+    Raises CheckpointError for files that are missing, incomplete or inconsistent.
     """
     found = {}
     for path in weight_files(folder):
@@ -95,26 +92,27 @@ def read_tensors(folder: Path) -> dict[str, SourceTensor]:
 
 
 def parse_entry(name: str, entry: Any, path: Path, start: int) -> SourceTensor:
-    """A header's entry; data begin at byte `start`. Raises CheckpointError."""
+    """Parse a header's entry; data start at byte `start`. Raises CheckpointError."""
     try:
-        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        code, shape, (first, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = isinstance(code, str)
-        whole &= all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole &= all(type(number) is int and number >= 0 for number in (*shape, first, end))
         if whole and code in DTYPES:
-            whole = math.prod(shape) * DTYPES[code].size == end - begin
+            whole = math.prod(shape) * DTYPES[code].size == end - first
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         raise CheckpointError(f"{path} has a damaged header: download it again")
-    return SourceTensor(name, code, shape, path, start + begin, end - begin)
+    return SourceTensor(name, code, shape, path, start + first, end - first)
 
 
 def read_rows(tensor: SourceTensor, first: int, count: int) -> mx.array:
-    """Rows first .. first + count - 1 as [count, width]. Raises CheckpointError, OSError."""
+    """Read rows first .. first + count - 1 as [count, width]. Raises CheckpointError, OSError."""
     dtype, size = tensor.dtype, count * tensor.row_bytes
     raw = np.fromfile(
         tensor.path, np.uint8, count=size, offset=tensor.start + first * tensor.row_bytes
     )
     if raw.size < size:
-        raise CheckpointError(f"{tensor.path} was cut short meanwhile: download it again")
-    return mx.array(raw.view(_UNSIGNED[dtype.size]).reshape(count, tensor.width)).view(dtype)
+        raise CheckpointError(f"{tensor.path} was cut short while it was read: download it again")
+    unsigned = raw.view(f"u{dtype.size}").reshape(count, tensor.width)
+    return mx.array(unsigned).view(dtype)

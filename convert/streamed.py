@@ -1,6 +1,6 @@
-"""A target that passes through memory one layer at a time, and what it says about given texts.
+"""A target that passes through memory one layer at a time, and its hidden states for given text.
 
-The forward is Target's own; only its layers come from the files when their turn comes, and go.
+The forward is Target's own; only the layers are read from the files one by one, and dropped.
 Everything is computed in float32, so that two checkpoints differ by their weights alone.
 """
 
@@ -18,7 +18,8 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.files import checkpoint as weights
+from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import read_config, read_drafter_config, read_target_config
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -30,33 +31,32 @@ OnLayer = Callable[[int, int], None]  # layers done, layers in all
 
 
 def opened(folder: Path) -> tuple[Target | Drafter, weights.Arrays]:
-    """A model with parameters as its config.json asks for, and the arrays of its files.
+    """Return a model as its config.json describes it, and the arrays of its files by its names.
 
-    Under the same names; neither is computed or read before it is used. Raises CheckpointError.
+    Nothing is computed or read before it is used. Raises CheckpointError.
     """
-    raw = weights.read_config(folder)
     model: Target | Drafter
-    if raw.get("model_type") in DRAFTER_TYPES:
-        model = Drafter(weights.read_drafter_config(folder))
+    if read_config(folder).get("model_type") in DRAFTER_TYPES:
+        model = Drafter(read_drafter_config(folder))
     else:
-        model = Target(weights.read_target_config(folder))
-    return model, weights.open_arrays(model, folder, raw)
+        model = Target(read_target_config(folder))
+    return model, weights.open_arrays(model, folder)
 
 
 def final_hidden(
     folder: Path, tokens: mx.array, on_layer: OnLayer = lambda *_: None
 ) -> tuple[Target, mx.array]:
-    """A target's hidden states [B, T, H] after the final norm, of texts that start at position 0.
+    """Return a target's hidden states [B, T, H] after the final norm.
 
-    tokens [B, T]; what a row is padded with at its end changes nothing before it. At most one
-    layer's weights are in memory at a time, and of the embedding tables the rows of these tokens.
-    Also returns the target, of which only `embed_tokens` is left, for its `logits`. Runs on the
+    tokens [B, T] start at position 0; padding at a row's end changes nothing before it. At most one
+    layer's weights are in memory at a time, and only these tokens' rows of the embedding tables.
+    Also returns the target for its `logits`; only `embed_tokens` is left of it. Runs on the
     worker's thread. Raises CheckpointError.
     """
     target, arrays = opened(folder)
     assert isinstance(target, Target)
     weights.fill(target, arrays, folder, mx.float32)
-    del arrays  # held on to, whatever is read from now on would stay
+    del arrays  # a reference would keep everything that is read from now on
     used = np.unique(np.array(tokens))
     head = target.embed_tokens
     for name in ("embed_tokens", "embed_tokens_per_layer"):
@@ -70,7 +70,7 @@ def final_hidden(
 
 
 class _UsedRows(nn.Module):
-    """An embedding table of which only the rows of the tokens used are in memory."""
+    """An embedding table with only the rows of the tokens used in memory."""
 
     def __init__(self, table: nn.Module, rows: weights.Arrays, used: np.ndarray) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _UsedRows(nn.Module):
 
 
 def _read_rows(folder: Path, table: str, rows: np.ndarray) -> weights.Arrays:
-    """Some rows of what an embedding table consists of: its weight, if quantized also scales."""
+    """Return some rows of an embedding table's arrays: weight and, if quantized, scales."""
     found = {}
     for name, tensor in read_tensors(folder).items():
         module, _, part = name.rpartition(".")
@@ -94,7 +94,7 @@ def _read_rows(folder: Path, table: str, rows: np.ndarray) -> weights.Arrays:
 
 
 class _Passing(list[TargetLayer]):
-    """A target's layers, to be gone through once: each leaves as it is asked for."""
+    """A target's layers, for a single pass: each is removed when it is asked for."""
 
     def __init__(self, layers: list[TargetLayer], on_layer: OnLayer) -> None:
         super().__init__(layers)
@@ -111,24 +111,22 @@ class _Passing(list[TargetLayer]):
 
 
 class _Computed:
-    """A layer that reads its weights now, computes its output when it is called, and is gone."""
+    """A layer that reads its weights at once, computes its output when called, and drops them."""
 
     def __init__(self, layer: TargetLayer) -> None:
         for parameter in dict(tree_flatten(layer.parameters())).values():
-            mx.eval(parameter)  # one by one: what is read of the file is larger than what stays
-        self.input_layernorm = layer.input_layernorm
-        self.self_attn = layer.self_attn
+            mx.eval(parameter)  # one by one: bytes read from the file are more than those kept
         self._layer = layer
 
-    def __call__(self, h: mx.array, *others: Any) -> mx.array:
-        out = self._layer(h, *others)
+    def __call__(self, *inputs: Any) -> mx.array:
+        out = self._layer(*inputs)
         mx.eval(out)
-        del self.input_layernorm, self.self_attn, self._layer  # before the next one is read
+        del self._layer  # before the next one is read
         return out
 
 
 class _TextCache(KVCache):
-    """Keys and values of one forward over whole texts, kept as long as a later layer reads them."""
+    """Keys and values of one forward over whole documents, dropped after their last reader."""
 
     def __init__(self, config: TargetConfig, tokens: mx.array) -> None:
         batch, self._length = tokens.shape

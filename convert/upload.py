@@ -1,7 +1,7 @@
-"""A converted folder's way to the Hub, through huggingface_hub: its token, its endpoint.
+"""Uploads a converted folder to the Hub through huggingface_hub, with its token and endpoint.
 
-A repository that is not there is created as huggingface_hub does by default: public, unless the
-organization says otherwise.
+A new repository is created as huggingface_hub does by default: public, unless the organization says
+otherwise.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from mlx_gemma_mtp.errors import MgmError, UsageError, one_line
 
 
 def check_upload(repository: str) -> None:
-    """Find out before the work whether it can be uploaded at all.
+    """Check before the work that an upload can succeed.
 
-    Raises UsageError for what is no repository's name, MgmError without a token that the Hub takes.
+    Raises UsageError for an invalid repository name, MgmError without a token that the Hub takes.
     """
     import huggingface_hub
     from huggingface_hub.utils._validators import validate_repo_id
 
-    with _in_one_line(repository, ""):
+    with _readable_errors(repository, ""):
         validate_repo_id(repository)
         huggingface_hub.HfApi().whoami()
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Upload a folder; returns the repository's address. Raises MgmError; the folder stays."""
+    """Upload a folder; return the repository's address. Raises MgmError, and keeps the folder."""
     import huggingface_hub
 
-    then = f"; {folder} is complete: hf upload {repository} {folder} tries again"
-    with _in_one_line(repository, then):
+    then = f"; {folder} is complete, to try again: hf upload {repository} {folder}"
+    with _readable_errors(repository, then):
         api = huggingface_hub.HfApi()
         address = api.create_repo(repository, exist_ok=True)
         api.upload_folder(
@@ -41,7 +41,7 @@ def upload(folder: Path, repository: str) -> str:
 
 
 @contextmanager
-def _in_one_line(repository: str, then: str) -> Iterator[None]:
+def _readable_errors(repository: str, then: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     http_error = errors.HTTPError  # type: ignore[attr-defined] # of the client's HTTP library
@@ -49,10 +49,9 @@ def _in_one_line(repository: str, then: str) -> Iterator[None]:
         yield
     except errors.HFValidationError:
         raise UsageError(
-            f"{repository!r} is no Hub repository's name, such as me/gemma-4-31B-it-4bit"
+            f"{repository!r} is not a Hub repository name (example: me/gemma-4-31B-it-4bit)"
         ) from None
     except errors.LocalTokenNotFoundError:
-        raise MgmError(f"uploading needs a token: set HF_TOKEN, or hf auth login{then}") from None
+        raise MgmError(f"no Hub token: set HF_TOKEN, or run hf auth login{then}") from None
     except (http_error, OSError) as error:
-        reason = one_line(error)
-        raise MgmError(f"{repository} cannot be uploaded to ({reason}){then}") from None
+        raise MgmError(f"cannot upload to {repository} ({one_line(error)}){then}") from None

@@ -17,14 +17,15 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.engine.engine import Engine, Player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import checkpoint, hub
+from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.margin import NEAR_ULPS, Margin, is_exact, margin
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.text.tokenizer import Text
 
 Drafts = int | Literal["auto"]
@@ -225,7 +226,7 @@ class Report:
     @classmethod
     def of(cls, pair: OpenPair) -> Report:
         """Return an empty report for this pair."""
-        dtype = checkpoint.dtype_name(pair.target.dtype)
+        dtype = weights.dtype_name(pair.target.dtype)
         if is_exact(pair.target):
             return cls(f"{dtype} throughout: completions must not differ")
         return cls(
@@ -279,7 +280,7 @@ class SelfTest:
     seconds: float
 
 
-def self_test(*, max_tokens: int = 24, make_engine: Callable[..., Engine] = Engine) -> SelfTest:
+def self_test(*, max_tokens: int = 24, player: Player = round_player) -> SelfTest:
     """Compare completions of the demo in float32, which is exact. Raises MgmError.
 
     The demo is far too small for its speeds to say anything about Gemma 4.
@@ -287,14 +288,14 @@ def self_test(*, max_tokens: int = 24, make_engine: Callable[..., Engine] = Engi
     start, text = time.perf_counter(), Text(hub.DEMO)
 
     def read() -> OpenPair:
-        target = checkpoint.load_target(hub.DEMO, dtype=mx.float32)
-        drafter = checkpoint.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
+        target = weights.load_target(hub.DEMO, dtype=mx.float32)
+        drafter = weights.load_drafter(hub.DEMO_DRAFTER, target.config, dtype=mx.float32)
         defaults = checkpoint.read_generation_config(hub.DEMO)
-        return OpenPair(join_projections(target), join_projections(drafter), text, defaults, None)
+        return OpenPair(fuse_projections(target), fuse_projections(drafter), text, defaults, None)
 
     pair, report = mlx_worker().run(read), Report("")
     prompts = [text.prompt(prompt) for prompt in PROMPTS]
-    with make_engine(pair, max_batch=len(prompts), max_queue=8) as engine:
+    with Engine(pair, max_batch=len(prompts), player=player) as engine:
         report.compared += compare(
             engine,
             pair,

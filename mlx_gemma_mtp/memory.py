@@ -1,7 +1,7 @@
 """What a pair, a context and a batch need at their peak, and what this machine has for them.
 
-Counted before anything is loaded: from configurations, from the headers of weight files, and from
-what prefill, joining and rounds allocate. Knows nothing of what is running.
+Counted before anything is loaded: from configs, from weights that are not read yet, and from what
+prefill, joining and rounds allocate. Knows nothing of what is running.
 """
 
 from __future__ import annotations
@@ -18,24 +18,19 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.files.checkpoint import (
-    drafter_bits,
-    num_bytes,
-    read_config,
-    read_drafter_config,
-    read_target_config,
-)
-from mlx_gemma_mtp.files.footprint import checkpoint_size
+from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.experts import ALL_EXPERTS_FROM
 from mlx_gemma_mtp.model.target import Target
 
-LOAD_CONTEXT = 2048  # tokens of the one text that there must be room for to load a model
+LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
 
-# `sampling.choose` holds so many float32 copies of the logits where it samples: capped, divided,
-# negated, ranked, as probabilities, summed up, filtered, noise, their sum.
+# The float32 copies of the logits in `sampling.choose`: capped, divided, negated, ranked, as
+# probabilities, summed up, filtered, noise, their sum.
 LOGITS_COPIES = 10
 
 
@@ -66,7 +61,7 @@ class Needs(NamedTuple):
     """Bytes, by what they are for.
 
     target, drafter: weights. sliding, full: keys and values of all rows, by the kind of layer.
-    working: what else is alive at the peak.
+    working: everything else at the peak.
     """
 
     target: int
@@ -77,12 +72,12 @@ class Needs(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The most that MLX holds at once."""
+        """The most bytes that MLX holds at once."""
         return sum(self)
 
 
 def _sliding(cache: KVCache) -> int:
-    """Bytes of the sliding layers' keys and values."""
+    """Return the bytes of the sliding layers' keys and values."""
     buffers = zip(cache.config.layers, cache.keys, cache.values, strict=False)
     return sum(
         keys.nbytes + values.nbytes
@@ -92,12 +87,12 @@ def _sliding(cache: KVCache) -> int:
 
 
 def _forward(cache: KVCache, length: int, *, last_only: bool = False) -> int:
-    """What a pass over the next `length` positions of every row allocates, keys and values apart.
+    """Return what a pass over the next `length` positions of every row allocates, without K/V.
 
-    MLX allocates what an operation gives when it schedules it and frees what it read once it has
-    run, and it schedules some 50 operations ahead: while a layer's attention is computed, by far
-    its slowest part, what follows is allocated already, to the end of the MLP. Elementwise
-    operations take over the memory of an input that nobody else holds.
+    MLX allocates an operation's output when it schedules it, frees the inputs once it has run, and
+    schedules some 50 operations ahead: while a layer's attention, by far its slowest part, is
+    computed, the rest up to the end of the MLP is already allocated. Elementwise operations reuse
+    the memory of an input that nothing else holds.
     last_only: the layers that own no keys and values see one position only.
     """
     config = cache.config
@@ -111,19 +106,19 @@ def _forward(cache: KVCache, length: int, *, last_only: bool = False) -> int:
 
 
 def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
-    """The most numbers per token that are alive in this layer: in its attention or its experts."""
+    """Return the most numbers per token alive in this layer: in its attention or its experts."""
     heads = config.num_attention_heads * layer.head_dim
     kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
-    # Queries, keys and values; scores; what is read of the values, and that with heads in a row.
+    # Queries, keys and values; scores; the weighted values, and the same with heads in a row.
     attention = heads + layer.owns_kv * kv + config.num_attention_heads * slots + 2 * heads
     width, size = config.moe_intermediate_size, config.hidden_size
     if not config.num_experts:
         experts = 0
-    elif ALL_EXPERTS_FROM is None:  # inputs in order; gate, up and GELU; outputs, and put back
+    elif ALL_EXPERTS_FROM is None:  # sorted inputs; gate, up and GELU; outputs, and unsorted
         experts = config.top_k_experts * (4 * width + 3 * size)
     else:
         experts = config.num_experts * (4 * width + size)
-    # Gate and up, and two products of the gate that GELU is made of.
+    # Gate and up, and two products of the gate inside GELU.
     mlp = 4 * layer.intermediate_size
     # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
     hidden = 11 * size
@@ -131,10 +126,10 @@ def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
 
 
 class Pair(NamedTuple):
-    """A pair as it will be loaded, or is.
+    """A pair that is loaded, or as it will be.
 
-    target_bytes, drafter_bytes: the weights. dtype_bytes: of a number in activations, keys and
-    values. loading: bytes that it takes at most until it is loaded.
+    target_bytes, drafter_bytes: of the weights. dtype_bytes: of a number in activations, keys and
+    values. loading: the most bytes held while it is loaded.
     """
 
     target: TargetConfig
@@ -146,7 +141,7 @@ class Pair(NamedTuple):
 
     @classmethod
     def of(cls, target: Target, drafter: Drafter | None) -> Pair:
-        """Of these models. Evaluates nothing."""
+        """Return the pair of these models. Evaluates nothing."""
         return cls(
             target.config,
             None if drafter is None else drafter.config,
@@ -156,16 +151,16 @@ class Pair(NamedTuple):
         )
 
     def needs(self, context: int, batch: int, sessions: int = 0) -> Needs:
-        """What an engine needs that keeps `batch` rows busy, each with up to `context` positions.
+        """Return what an engine needs for `batch` busy rows, each with up to `context` positions.
 
-        context: of prompt and answer together, as far as the model's maximum. sessions:
-        conversations of that length that are kept (`Engine.session`), those in the rows included.
+        context: of prompt and completion together; more than the model's maximum counts as that.
+        sessions: how many conversations of that length are kept (`Engine.session`), including those
+        in rows.
 
-        The peak is the largest of four moments: a prompt is read while the other rows are decoding,
-        its cache joins theirs, a round is played, a session gets its row. An upper bound where it
-        depends on timing: prompts are counted to come in the largest chunks and rounds to take the
-        most drafts that "auto" does, which on a slow machine they do not. Measured on MLX's CPU
-        backend.
+        The peak is the largest of four moments: a prompt is read while the other rows decode, its
+        cache joins theirs, a round is played, a session gets its row. An upper bound if it depends
+        on timing: it counts the largest chunks of prompts and the most drafts of "auto", which a
+        slow machine doesn't reach. Compared with measurements on MLX's CPU backend.
         """
         context = min(context, self.target.max_position_embeddings)
         limits = Limits()
@@ -186,10 +181,10 @@ class Pair(NamedTuple):
             dtype=dtype,
         )
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
-        others = kept - prompt.nbytes if sessions else 0  # one lends its cache, to prompt and row
-        rows_then = rows.nbytes if batch > 1 else 0  # a single row is laid out after its prompt
+        others = kept - prompt.nbytes if sessions else 0  # one of them lends its cache
+        rows_then = rows.nbytes if batch > 1 else 0  # a single row is allocated after its prompt
         reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
-        # A buffer that is laid out anew stands beside the old one.
+        # While a buffer is copied, old and new are both held.
         joining = others + rows_then + prompt.nbytes + max(keys.nbytes for keys in rows.keys)
         logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size
         playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
@@ -200,11 +195,11 @@ class Pair(NamedTuple):
 
     @property
     def needs_to_load(self) -> int:
-        """Bytes to load it, and then for one text of LOAD_CONTEXT tokens."""
+        """Bytes to load it, and then to run it with LOAD_CONTEXT tokens of context."""
         return max(self.loading, self.needs(LOAD_CONTEXT, 1).total)
 
     def longest_context(self, *, batch: int, have: int, sessions: int = 0) -> int:
-        """The longest context whose `needs` fit into `have` bytes; 0 where none does."""
+        """Return the longest context whose `needs` fit in `have` bytes; 0 if none does."""
         low, high = 0, self.target.max_position_embeddings
         while low < high:
             middle = (low + high + 1) // 2
@@ -214,67 +209,61 @@ class Pair(NamedTuple):
 
 
 def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:
-    """The pair in these folders, as `engine.load` would load it. Raises CheckpointError."""
-    config = read_target_config(folder)
-    target = checkpoint_size(folder, bits=bits)
-    if beside is None:
-        return Pair(config, None, target.loaded, 0, target.dtype_bytes, target.loading)
-    own_bits = drafter_bits(folder, beside) if bits is None else bits
-    drafter = checkpoint_size(beside, bits=own_bits)
-    return Pair(
-        config,
-        read_drafter_config(beside),
-        target.loaded,
-        drafter.loaded,
-        target.dtype_bytes,
-        max(target.loading, target.loaded + drafter.loading),
-    )
+    """Return the pair in these folders, as `engine.load` would load it. Reads no weights.
+
+    beside: the drafter's folder. Raises CheckpointError, UsageError.
+    """
+    dtype = weights.default_dtype()
+    target, drafter = weights.open_target(folder, bits=bits, dtype=dtype), None
+    loading = weights.loading_bytes(target, folder)
+    if beside is not None:
+        own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+        drafter = weights.open_drafter(beside, target.config, bits=own_bits, dtype=dtype)
+        loading = max(loading, num_bytes(target) + weights.loading_bytes(drafter, beside))
+    return Pair.of(target, drafter)._replace(loading=loading)
 
 
 def check(
     need: int, have: int, what: str, *, ways: Iterable[tuple[str, int]] = (), despite: str = ""
 ) -> None:
-    """Raise NotEnoughMemoryError unless `need` bytes fit into `have`.
+    """Raise NotEnoughMemoryError unless `need` bytes fit in `have`.
 
-    what: needs them. ways: what needs less, perhaps, and how many bytes; those that fit are named.
-    despite: how to go on all the same.
+    what: the subject of the message. ways: alternatives with their bytes; those that fit are named.
+    despite: how to continue anyway.
     """
     if need <= have:
         return
     fitting = [f"{way} ({decimal(size)})" for way, size in ways if size <= have]
     raise NotEnoughMemoryError(
-        f"{what} needs {decimal(need)} of memory, of which there are {decimal(max(have, 0))}: "
-        + (f"what fits is {' or '.join(fitting)}" if fitting else "take a smaller model")
+        f"{what} needs {decimal(need)} of memory, but {decimal(max(have, 0))} is available: "
+        + (f"{' or '.join(fitting)} would fit" if fitting else "use a smaller model")
         + (f"; {despite}" if despite else "")
     )
 
 
 def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None = None) -> None:
-    """Raise NotEnoughMemoryError unless there is room to load a pair, and then for a modest text.
+    """Raise NotEnoughMemoryError unless a pair can be loaded and then run with a modest context.
 
-    beside: the drafter's folder. name: what people call the model. What this process holds already
-    is not there. Raises CheckpointError.
+    beside: the drafter's folder. name: what people call the model. Memory that this process already
+    holds is not available. Reads no weights. Raises CheckpointError, UsageError.
     """
-    quantized = "quantization" in read_config(folder)
-    if bits not in (None, 4, 8) or (quantized and bits is not None):
-        return  # `weights` says what is wrong with that
     pair = read_pair(folder, beside, bits=bits)
-    most = pair.target.max_position_embeddings
+    context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
 
     def ways() -> Iterator[tuple[str, int]]:
-        if not quantized:
+        if "quantization" not in read_config(folder):
             for fewer in (8, 4):
                 if bits is None or fewer < bits:
                     yield f"bits={fewer}", read_pair(folder, beside, bits=fewer).needs_to_load
             converted = read_pair(folder, beside, bits=4).needs(LOAD_CONTEXT, 1).total
-            yield "what `mgm convert --bits 4` makes of it", converted
+            yield "the output of `mgm convert --bits 4`", converted
         if beside is not None:
             yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load
 
     check(
         pair.needs_to_load,
         device.available() - mx.get_active_memory(),
-        f"{name}, with one text of {min(LOAD_CONTEXT, most):,} tokens,",
+        f"{name}, with {context:,} tokens of context,",
         ways=ways(),
-        despite="force=True or --force loads it all the same",
+        despite="force=True or --force loads it anyway",
     )

@@ -1,4 +1,4 @@
-"""Shared by all tests: one fresh seed per run, and one random pair of each kind made from it."""
+"""Shared by all tests: one fresh seed per run, a random pair of each kind, and the marks."""
 
 import os
 import secrets
@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from helpers.command import mgm_here  # noqa: F401 - a fixture
+
 if TYPE_CHECKING:
     from helpers.checkpoints import PairPaths
 
-# Left in the environment, so that all processes of a run draw from the same one.
+# Set in the environment, so that all processes of a run use the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What engines remember of this machine stays out of the user's cache.
+# What engines save about this machine stays out of the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="mgm-test-")
 os.environ["MGM_CACHE_DIR"] = _CACHE.name
 
-# The layouts a checkpoint comes in are spread over the kinds, so that what holds for all kinds
-# holds for all layouts: names with and without towers beside them, one file or several, and both
-# spellings of the full-attention layers' head size.
+# The layouts of checkpoints are spread over the kinds, so that each is tested with some kind: names
+# with and without towers next to them, one file or several, and both spellings of the head size of
+# full-attention layers.
 LAYOUTS = {
     "E2B": {"multimodal": True},
     "E4B": {"sharded": True},
@@ -42,16 +44,31 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         reporter.write_line(f"to repeat this run: MGM_TEST_SEED={SEED} pytest …")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"pairs", "tiny"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.torch)
+
+
 @pytest.fixture(scope="session")
 def seed() -> int:
-    """What everything random in this run is made from."""
+    """The seed of everything random in this run."""
     return SEED
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
-    """Random numbers of one test, the same whichever other tests run."""
+    """Random numbers of one test, whichever other tests run."""
     return np.random.default_rng([seed, *request.node.name.encode()])
+
+
+@pytest.fixture
+def prompts(rng: np.random.Generator) -> list[list[int]]:
+    """Prompts for the fake pair."""
+    from helpers.fake_target import VOCAB  # imports mlx: only if needed
+
+    return [rng.integers(0, VOCAB, size).tolist() for size in (3, 20, 7, 40, 11, 5, 31, 9)]
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -63,7 +80,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> "dict[str, PairPaths]":
     """A target and its drafter of every kind, on disk; read-only for tests."""
-    from helpers.checkpoints import (  # imports torch: only where needed
+    from helpers.checkpoints import (  # imports torch: only if needed
         make_pair,
         to_global_spelling,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mlx_gemma_mtp.chat import clipboard, transcript
 from mlx_gemma_mtp.chat.chat import Chat
@@ -54,13 +55,13 @@ def run(chat: Chat, call: Call, load: Load) -> None:
         case "set":
             _set(chat, *rest.split(maxsplit=1))
         case "stats":
-            if rest not in ("", "on", "off"):
+            if rest in ("on", "off"):
+                chat.shows_stats = rest == "on"
+                note("(stats after every answer)" if chat.shows_stats else "(no stats)")
+            elif rest:
                 raise UsageError("/stats takes on or off; alone it shows those of the last answer")
-            chat.shows_stats = rest == "on" if rest else chat.shows_stats
-            note(
-                {"on": "(stats after every answer)", "off": "(no stats)"}.get(rest)
-                or chat.stats_line()
-            )
+            else:
+                note(chat.stats_line())
         case "mtp":
             _mtp(chat, rest)
         case "save":
@@ -121,27 +122,27 @@ def _set(chat: Chat, name: str = "", value: str = "") -> None:
         chat.screen.note(f"{one:12} {unset if now is None or now == () else now}")
 
 
-def _read_setting(name: str, value: str) -> object:
+def _read_setting(name: str, value: str) -> Any:
     """Return a typed value: JSON, or a stop string as it is. Raises UsageError."""
     if value == "default":
         return getattr(SamplingParams(), name)
     if name == "stop" and value[0] not in '"[':
         return value
     try:
-        found: object = json.loads(value)
+        return json.loads(value)
     except (ValueError, RecursionError):
         raise UsageError(f"{name} cannot be {value!r}") from None
-    return found
 
 
 def _mtp(chat: Chat, rest: str) -> None:
-    if rest:
-        count = {"off": 0, "auto": "auto"}.get(rest, int(rest) if rest.isdecimal() else None)
-        if count is None or (count != "auto" and int(count) > MAX_DRAFT_TOKENS):
-            raise UsageError(f"/mtp takes off, auto, or 1 to {MAX_DRAFT_TOKENS}")
-        if count not in (0, "auto") and not chat.loaded.engine.has_drafter:
+    if rest in ("off", "auto"):
+        chat.params = replace(chat.params, num_draft_tokens=0 if rest == "off" else "auto")
+    elif rest.isdecimal() and int(rest) <= MAX_DRAFT_TOKENS:
+        if int(rest) and not chat.loaded.engine.has_drafter:
             raise UsageError("no drafter is loaded: use mgm chat --drafter NAME")
-        chat.params = replace(chat.params, num_draft_tokens=count)
+        chat.params = replace(chat.params, num_draft_tokens=int(rest))
+    elif rest:
+        raise UsageError(f"/mtp takes off, auto, or 1 to {MAX_DRAFT_TOKENS}")
     chat.screen.note(f"(drafts: {chat.params.num_draft_tokens or 'off'})")
 
 

@@ -6,7 +6,7 @@ Knows nothing of what they do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -41,13 +41,13 @@ COMMANDS = (
     Command(
         "think",
         "[on|off|open|fold]",
-        "thinking on or off; show (open) or hide (fold) thoughts",
+        "thinking on or off; show (open) or hide (fold) it",
         values=("on", "off", "open", "fold"),
     ),
     Command("set", "[NAME VALUE]", 'a sampling setting; "default" is the model\'s', SETTINGS),
     Command("stats", "[on|off]", "statistics of the last answer, or of every one", ("on", "off")),
     Command(
-        "mtp", "[off|auto|N]", "draft tokens per round; the text stays the same", ("off", "auto")
+        "mtp", "[off|auto|N]", "draft tokens per round; auto is fastest; same text", ("off", "auto")
     ),
     Command("save", "FILE", "save the conversation to a file", file=True),
     Command("load", "FILE", "continue a conversation from a file", file=True),
@@ -60,10 +60,10 @@ ALIASES = {"quit": "exit", "bye": "exit"}
 
 KEYS = f'''\
 Settings: {", ".join(SETTINGS)}.
-Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """ ends it.
-Pasted lines are one message. Ctrl-X Ctrl-E opens $EDITOR, Tab completes, Up recalls.
-Ctrl-C stops an answer and keeps what is there. A space before /name sends it as text.
-Markdown in answers is not rendered.'''
+Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """
+ends it. Pasted lines are one message. Ctrl-X Ctrl-E opens $EDITOR, Tab
+completes, Up recalls. Ctrl-C stops an answer and keeps what is there. A space
+before /name sends it as text. Markdown in answers is not rendered.'''
 
 
 class Call(NamedTuple):
@@ -92,9 +92,9 @@ def parse(text: str) -> Call | None:
     return Call(name, rest.strip())
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | None:
+def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str | None:
     """Return a question with the nearest known word, or None if none is near."""
-    near = get_close_matches(word, [*known], 1)
+    near = [one for one in known if one.startswith(word)] or get_close_matches(word, known, 1)
     return f"did you mean {prefix}{near[0]}?" if near else None
 
 

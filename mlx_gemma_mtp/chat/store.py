@@ -1,6 +1,6 @@
-"""The conversations on this disk, by name: a journal each, and a cache beside it if one was kept.
+"""The saved conversations, by name: a journal each, and next to it a KV cache if one was saved.
 
-Knows nothing of what is in a cache.
+Doesn't know what is in a cache.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ _NAME = re.compile(r"\w[\w.-]{0,99}(?<!\.jsonl)")
 
 
 class Kept(NamedTuple):
-    """A conversation on the disk.
+    """A saved conversation; without `conversation`, `problem` says why it cannot be read.
 
-    said: None for a file that cannot be read, with the reason in problem. last_used: seconds since
-    1970. size_bytes, cache_bytes: of its files.
+    last_used: seconds since 1970. size_bytes, cache_bytes: of its files.
     """
 
     name: str
-    said: Conversation | None
+    conversation: Conversation | None
     problem: str | None
     last_used: float
     size_bytes: int
@@ -37,27 +36,28 @@ class Kept(NamedTuple):
 
 
 def path_of(name: str) -> Path:
-    """The journal of this name, there or not. Raises UsageError for what cannot be a name."""
+    """Return the journal of this name, which may not exist. Raises UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:200]!r} is no name for a conversation: letters, digits, dots and dashes"
+            f"invalid session name {name[:200]!r}: start with a letter or digit, then use up to 99 "
+            f"letters, digits, '.', '_' or '-', and don't end in {ENDING}"
         )
     return sessions_folder() / f"{name}{ENDING}"
 
 
 def cache_of(path: Path) -> Path:
-    """Where the keys and values of the conversation in this file are kept."""
+    """Return the file for the KV cache of a conversation."""
     return path.with_suffix(".safetensors")
 
 
 def new_path() -> Path:
-    """The file of a conversation that begins now."""
+    """Return the file of a conversation that starts now."""
     now = datetime.now().astimezone()
     return path_of(f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 
 def paths() -> list[Path]:
-    """The journals of all conversations, the one used last in front; what has no name is none."""
+    """Return the journals, most recently used first; files with invalid names are skipped."""
     used = {}
     for path in sessions_folder().glob(f"*{ENDING}"):
         if _NAME.fullmatch(path.stem):
@@ -67,35 +67,34 @@ def paths() -> list[Path]:
 
 
 def kept() -> list[Kept]:
-    """All conversations, the one used last in front."""
+    """Return all saved conversations, most recently used first."""
     found = []
     for path in paths():
-        said, problem = None, None
+        conversation, problem = None, None
         try:
-            about, cache = path.stat(), cache_of(path)
+            file, cache = path.stat(), cache_of(path)
             cache_bytes = cache.stat().st_size if cache.exists() else 0
-            said = transcript.load(path)
+            conversation = transcript.load(path)
         except FileNotFoundError:  # removed just now
             continue
         except (MgmError, OSError) as error:
             problem = str(error)
-        found.append(Kept(path.stem, said, problem, about.st_mtime, about.st_size, cache_bytes))
+        sizes = file.st_mtime, file.st_size, cache_bytes
+        found.append(Kept(path.stem, conversation, problem, *sizes))
     return found
 
 
 def last() -> Path:
-    """The conversation used last. Raises UsageError where there is none."""
+    """Return the most recently used conversation that can be read. Raises UsageError."""
     for path in paths():
-        with suppress(MgmError, OSError):  # it cannot be read
+        with suppress(MgmError, OSError):
             transcript.load(path)
             return path
-    raise UsageError(
-        f"there is no conversation to continue in {sessions_folder()}: mgm chat begins one"
-    )
+    raise UsageError(f"no conversation to continue in {sessions_folder()}: mgm chat starts one")
 
 
 def remove(name: str) -> None:
-    """Remove a conversation and its cache. Raises UsageError where there is none, OSError."""
+    """Remove a conversation and its cache. Raises UsageError if there is none, OSError."""
     path = path_of(name)
     try:
         path.unlink()

@@ -71,11 +71,11 @@ def run(
             results.publish(failures)
         except KeyboardInterrupt:
             without = " without --restart" if restart else ""
-            line = (
+            kept = (
                 f"interrupted; {len(results.done)} of {len(lines)} results are kept: run the same "
                 f"command again{without} to continue"
             )
-            print(options.interruption(line), file=sys.stderr)
+            print(options.interruption(kept), file=sys.stderr)
             raise typer.Exit(options.INTERRUPTED) from None
         if failures:
             first = min(failures)

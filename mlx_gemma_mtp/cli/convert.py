@@ -1,20 +1,19 @@
-"""`mgm convert`: a published pair in, a quantized one out. The path written goes to stdout."""
+"""`mgm convert`: a published pair in, a quantized one out. Prints the folder to stdout."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_gemma_mtp import show
 from mlx_gemma_mtp.cli import options
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp.convert.conversion import Conversion
-    from mlx_gemma_mtp.convert.output import OnProgress, Progress
+    from mlx_gemma_mtp.convert.plan import Plan
 
 
 def convert(
@@ -28,41 +27,46 @@ def convert(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of what is not quantized: bfloat16, float16, float32 [the source's]."),
+        typer.Option(
+            help="Dtype of unquantized tensors: bfloat16, float16, float32 [the source's]."
+        ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="mixed: more bits where they count; uniform: smallest, fastest.")
+        str, typer.Option(help="mixed: more bits where they matter; uniform: smallest, fastest.")
     ] = "mixed",
     rule: Annotated[
         list[str] | None,
-        typer.Option(help="PATTERN=FORMAT, as '*.down_proj=6' or 'drafter.*=8/32'; repeatable."),
+        typer.Option(
+            help="PATTERN=FORMAT, such as '*.down_proj=6' or 'drafter.*=8/32'; repeatable."
+        ),
     ] = None,
     drafter: Annotated[
-        str, typer.Option(help="A folder or Hub name; auto: the source's own; none.")
+        str, typer.Option(help="A folder or Hub name, none, or auto: <source>-assistant.")
     ] = "auto",
     drafter_bits: Annotated[
-        str | None, typer.Option(help="As --bits [8 beside more than 4 bits, else 4].")
+        str | None, typer.Option(help="Like --bits [8 if --bits is above 4, else 4].")
     ] = None,
     plan_only: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan; no weights are read.")
+        bool, typer.Option("--dry-run", help="Print the plan; reads no weights.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a conversion that was cut off.")
+        bool, typer.Option("--resume", help="Continue an interrupted conversion.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what is there, once all is done.")
+        bool, typer.Option("--force", help="Replace the output, at the end; or start over.")
     ] = False,
     upload_repo: Annotated[
         str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
     ] = None,
 ) -> None:
-    """Quantize a pair for MLX.
+    """Quantize a target and its drafter for MLX.
 
-    Target and drafter together, a few rows at a time.
+    A few rows at a time, so memory does not depend on the model's size.
     """
     from mlx_gemma_mtp.convert import conversion, upload
     from mlx_gemma_mtp.convert.partial import partial_of
     from mlx_gemma_mtp.convert.plan import Options
+    from mlx_gemma_mtp.convert.report import dry_run
 
     chosen = Options(
         bits=bits,
@@ -76,13 +80,20 @@ def convert(
     out = out or conversion.default_out(source, chosen)
     try:
         if plan_only:
-            from mlx_gemma_mtp.convert.dry_run import dry_run
-
-            print(dry_run(conversion.prepare(source, chosen, wanted, headers_only=True)))
+            plans = conversion.prepare(source, chosen, wanted, headers_only=True)
+            print(dry_run(plans, chosen))
             return
         if upload_repo is not None:
             upload.check_upload(upload_repo)
-        with _shown() as on_progress:
+        with show.progress("bytes") as update:
+            steps = set()
+
+            def on_progress(what: str, done: int, total: int) -> None:
+                if what not in steps and not show.can_draw():
+                    print(what, file=sys.stderr, flush=True)
+                steps.add(what)
+                update(what, done, total)
+
             conversion.convert(
                 source,
                 out,
@@ -90,70 +101,23 @@ def convert(
                 drafter=wanted,
                 resume=resume,
                 force=force,
-                on_plan=_announce,
+                on_plan=_print_plan,
                 on_progress=on_progress,
             )
         print(out)
         if upload_repo is not None:
             print(f"uploaded to {upload.upload(out, upload_repo)}", file=sys.stderr)
     except KeyboardInterrupt:
-        begun = partial_of(out).exists()
-        then = "; the same command with --resume goes on" if begun else ""
+        then = "; add --resume to continue" if partial_of(out).exists() else ""
         print(options.interruption(f"interrupted{then}"), file=sys.stderr)
         raise typer.Exit(options.INTERRUPTED) from None
 
 
-def _announce(conversion: Conversion) -> None:
+def _print_plan(plans: Sequence[Plan]) -> None:
     from rich.filesize import decimal
 
-    for model in conversion.models:
-        plan = model.plan
-        print(
-            f"{model.kind} {model.origin.name}: {plan.bits_per_weight:.2f} bits per weight, "
-            f"{decimal(plan.nbytes)}",
-            file=sys.stderr,
-        )
-    if conversion.drafter is None:
+    for plan in plans:
+        bits = f"{plan.bits_per_weight:.2f} bits per weight, {decimal(plan.nbytes)}"
+        print(f"{plan.kind} {plan.source.origin.name}: {bits}", file=sys.stderr)
+    if len(plans) == 1:
         print("no drafter", file=sys.stderr)
-
-
-@contextmanager
-def _shown() -> Iterator[OnProgress]:
-    """Progress on standard error: a moving line at a terminal, else a line for each file."""
-    if not sys.stderr.isatty():
-        begun = set()
-
-        def name_file(progress: Progress) -> None:
-            if progress.stage == "convert" and progress.file not in begun:
-                begun.add(progress.file)
-                print(f"writing {progress.file}", file=sys.stderr, flush=True)
-
-        yield name_file
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.description}", markup=False),
-    )
-    bar = bars.Progress(*columns, console=Console(stderr=True), transient=True)
-    tasks = {"convert": bar.add_task(""), "hash": bar.add_task("", visible=False)}
-
-    def move(progress: Progress) -> None:
-        bar.start()  # not before: downloads have bars of their own
-        bar.update(
-            tasks[progress.stage],
-            description=progress.tensor or f"SHA-256 of {progress.file}",
-            completed=progress.done,
-            total=progress.total,
-            visible=True,
-        )
-
-    try:
-        yield move
-    finally:
-        bar.stop()

@@ -76,8 +76,7 @@ def generate(
     if out is not None or max_batch is not None or restart:
         raise UsageError("--out, --max-batch and --restart need --batch-file")
     from mlx_gemma_mtp.chat.screen import Screen
-    from mlx_gemma_mtp.check import difference
-    from mlx_gemma_mtp.cli import check as checking
+    from mlx_gemma_mtp.cli.check import exact_products, with_drafts
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.text.messages import with_system
 
@@ -85,22 +84,39 @@ def generate(
     screen = Screen(sys.stdout.buffer, sys.stderr)
     params = sampling.params()
     if check:
-        checking.exact_products()
-        params = checking.with_drafts(params)
+        exact_products()
+        params = with_drafts(params)
     with load_engine(pair) as engine:
-        if check and not engine.has_drafter:
-            raise ModelNotFoundError("--check has nothing to compare without a --drafter")
-        if as_json:
-            done = engine.generate(asked, params)[0]
-            found, tokens = _to_json(done), done.tokens
-        else:
-            tokens = _print_answer(engine, asked, params, screen)
-        if check:
-            [plain] = engine.generate(asked, dataclasses.replace(params, num_draft_tokens=0))
-            differs = difference(tokens, plain.tokens, engine.text)
+        answer(engine, asked, params, screen, as_json=as_json, check=check)
+
+
+def answer(
+    engine: Engine,
+    prompt: Prompt,
+    params: SamplingParams,
+    screen: Screen,
+    *,
+    as_json: bool = False,
+    check: bool = False,
+) -> None:
+    """Print the answer to one prompt. check: raise VerificationError if drafts change it."""
+    from mlx_gemma_mtp.check import difference
+    from mlx_gemma_mtp.cli import check as checking
+
+    if check and not engine.has_drafter:
+        raise ModelNotFoundError("--check has nothing to compare without a --drafter")
+    found: dict[str, Any] = {}
     if as_json:
-        checked = {"check": checking.as_json(differs, len(tokens))} if check else {}
-        screen.answer(json.dumps(found | checked, ensure_ascii=False) + "\n")
+        [done] = engine.generate(prompt, params)
+        found, tokens = _to_json(done), done.tokens
+    else:
+        tokens = _print_answer(engine, prompt, params, screen)
+    if check:
+        [plain] = engine.generate(prompt, dataclasses.replace(params, num_draft_tokens=0))
+        differs = difference(tokens, plain.tokens, engine.text)
+        found["check"] = checking.as_json(differs, len(tokens))
+    if as_json:
+        screen.answer(json.dumps(found, ensure_ascii=False) + "\n")
     if check:
         checking.report(differs, len(tokens))
 

@@ -1,11 +1,10 @@
-"""`mgm list` and `mgm rm`: what is in the cache, and out of it again."""
+"""`mgm list` and `mgm rm`: the models in the cache, and how to remove one."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +14,7 @@ from mlx_gemma_mtp.errors import UsageError
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.hub_cache import CachedModel
 
-Row = tuple[str, str, str, str, str, str]
-HEAD: Row = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "LAST USED")
+HEADER = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "LAST USED")
 UNITS = (  # seconds
     ("year", 31_557_600),
     ("month", 2_629_800),
@@ -29,14 +27,11 @@ UNITS = (  # seconds
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the models that are here.
+    """List the demo and the models in the Hub's cache that mgm can run."""
+    from mlx_gemma_mtp.files import hub, hub_cache
+    from mlx_gemma_mtp.show import table
 
-    The demo, and those in the Hub's cache that mgm can run.
-    """
-    from mlx_gemma_mtp.files import hub
-    from mlx_gemma_mtp.files import hub_cache as cached
-
-    models = cached.models()
+    models = hub_cache.models()
     if as_json:
         found = {
             "schema": 1,
@@ -45,8 +40,7 @@ def list_models(
         }
         print(json.dumps(found, ensure_ascii=False))
         return
-    rows = [_row(model) for model in models]
-    print_columns([HEAD, *rows])
+    print(table(HEADER, map(_row, models), left=len(HEADER)))
     for model in models:
         for one in (model, model.drafter):
             if one is not None and one.problem:
@@ -54,40 +48,33 @@ def list_models(
 
 
 def remove(
-    model: Annotated[str, typer.Argument(help="A name that `mgm list` shows.")],
+    model: Annotated[str, typer.Argument(help="A name from mgm list.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model and its drafter from the Hub's cache."""
     from rich.filesize import decimal
 
-    from mlx_gemma_mtp.files import removal
+    from mlx_gemma_mtp.files import hub, hub_cache
 
-    removals = removal.removals(model)
+    folders = {name: hub.repository_folder(name) for name in hub_cache.removable(model)}
+    sizes = {name: decimal(hub_cache.size_on_disk(folder)) for name, folder in folders.items()}
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("nothing was removed, as there is nobody to ask: add --yes")
-        for one in removals:
-            print(f"{one.name}  {decimal(one.size_bytes)}  {one.folder}", file=sys.stderr)
+            raise UsageError("rm asks before it removes, but stdin is not a terminal: add --yes")
+        for name, folder in folders.items():
+            print(f"{name}  {sizes[name]}  {folder}", file=sys.stderr)
         if not typer.confirm("Remove this?", err=True):
             raise typer.Exit(1)
-    for one in removals:
-        removal.remove(one)
-        print(f"removed {one.name}, {decimal(one.size_bytes)} freed")
+    for name, size in sizes.items():
+        hub_cache.remove(name)
+        print(f"removed {name}, {size} freed")
 
 
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of text as columns, as wide as they need to be."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
-def _row(model: CachedModel) -> Row:
+def _row(model: CachedModel) -> tuple[str, ...]:
     from rich.filesize import decimal
 
     if model.is_drafter:
-        drafter = "(is one; its model is not here)"
+        drafter = "(this is one, without its target)"
     elif model.drafter is None:
         drafter = "none"
     else:
@@ -100,7 +87,7 @@ def _row(model: CachedModel) -> Row:
 
 
 def ago(seconds: float | None) -> str:
-    """How long ago that was: the largest unit, rounded down."""
+    """Return how long ago a time was, in its largest unit, rounded down."""
     if seconds is None:
         return "?"
     passed = time.time() - seconds

@@ -1,4 +1,4 @@
-"""`mgm paths`: where everything is kept."""
+"""`mgm paths`: where mgm keeps everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ def paths(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the folders and files that mgm uses."""
-    from mlx_gemma_mtp.cli.models import print_columns
     from mlx_gemma_mtp.files import folders, hub
 
     found = {
@@ -26,4 +25,5 @@ def paths(
         shown = {"schema": 1} | {name: str(path) for name, path in found.items()}
         print(json.dumps(shown, ensure_ascii=False))
     else:
-        print_columns([(name, str(path)) for name, path in found.items()])
+        for name, path in found.items():
+            print(f"{name:<10}{path}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files.atomic import write_whole
-from mlx_gemma_mtp.files.journal import Journal, encode, read
+from mlx_gemma_mtp.files.journal import Event, Journal, encode, read
 
 FORMAT = "mgm batch 2"
 
@@ -33,7 +33,7 @@ class ResultsFile:
         self.path = self.out.with_name(self.out.name + ".partial")
         if self.out.exists() and not self.out.is_file():
             raise UsageError(f"{out} is not a file: name another with --out")
-        header = {"format": FORMAT, "seed": seed, "with": started_with}
+        header: Event = {"format": FORMAT, "seed": seed, "with": started_with}
         with self._writing():
             self._journal = Journal(self.path, str(self.path))
         try:
@@ -61,7 +61,7 @@ class ResultsFile:
         """
         with self._writing():
             _, *events = read(self.path, FORMAT)
-            results = {event["number"]: event["result"] for event in events} | failures
+            results = {event["number"]: event["result"] for event in events} | dict(failures)
             write_whole(self.out, encode(*(results[number] for number in sorted(results))))
             if not failures:
                 self.path.unlink()

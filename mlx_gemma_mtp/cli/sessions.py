@@ -74,7 +74,7 @@ def _row(one: Kept) -> tuple[str, ...]:
     from mlx_gemma_mtp.chat.transcript import shortened
     from mlx_gemma_mtp.cli.models import ago
 
-    said = one.said
+    said = one.conversation
     size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if said is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
@@ -85,7 +85,7 @@ def _row(one: Kept) -> tuple[str, ...]:
 def _as_json(one: Kept) -> dict[str, Any]:
     from mlx_gemma_mtp.files.hub_cache import iso_time
 
-    said = one.said
+    said = one.conversation
     return {
         "name": one.name,
         "model": said and said.models.model,

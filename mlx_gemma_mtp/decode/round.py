@@ -8,7 +8,7 @@ tokens a round yields. Nothing here reads the device from the host.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -130,31 +130,16 @@ def round_player(
     `mx.compile` would need a C++ compiler at run time, so the function runs as it is.
     """
 
-    def play(
-        buffers: Buffers,
-        newest: Newest,
-        settings: RowSettings,
-        max_accepted: mx.array,
-        num_draft_tokens: int,
-    ) -> tuple[Round, Buffers]:
+    def play(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
         cache = KVCache(target.config, buffers)
-        at = (target, drafter, cache, newest, settings, max_accepted, num_draft_tokens)
-        played = speculate(*at, draft=draft, agree=agree)
+        played = speculate(target, drafter, cache, *rest, draft=draft, agree=agree)
         return played, cache.buffers
 
     if device.backend() != "cpu":
         play = mx.compile(play)
 
-    def play_round(
-        cache: KVCache,
-        newest: Newest,
-        settings: RowSettings,
-        max_accepted: mx.array,
-        num_draft_tokens: int,
-    ) -> Round:
-        played, cache.buffers = play(
-            cache.buffers, newest, settings, max_accepted, num_draft_tokens
-        )
+    def play_round(cache: KVCache, *rest: Any) -> Round:
+        played, cache.buffers = play(cache.buffers, *rest)
         return played
 
     return play_round

@@ -1,10 +1,10 @@
-"""Choosing tokens so that a text depends on its prompt, settings and seed alone.
+"""Choosing tokens, so that the output depends on prompt, settings and seed alone.
 
 The token at position p of a request with seed s is
     arg max over v of  filtered_logits[v] / temperature + gumbel(s, p, v)
-which is a draw from the softmax (Gumbel-max: Gumbel 1954; Maddison et al. 2014). The noise is a
-function of seed and position, so target and drafter share it, whatever was drafted, batched or
-rejected on the way. Temperature 0 leaves the noise out. Knows nothing of models or caches.
+which is a draw from the softmax (Gumbel-max: Gumbel 1954; Maddison et al. 2014). The noise depends
+on seed, position and token only. So target and drafter share it, whatever was drafted, batched or
+rejected before. Temperature 0 leaves the noise out. Knows nothing of models or caches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.params import NO_FILTER, SamplingParams
 
-LEAST_TEMPERATURE = 1e-6  # logits divided by much less overflow float32
+LEAST_TEMPERATURE = 1e-6  # logits divided by much less would overflow float32
 
 
 class RowSettings(NamedTuple):
-    """Sampling settings of every row on the device, and what the batch as a whole needs."""
+    """Sampling settings of every row on the device, and which steps the batch needs."""
 
     temperature: mx.array  # float32 [B, 1]
     top_k: mx.array  # int32 [B, 1]
@@ -34,17 +34,17 @@ class RowSettings(NamedTuple):
 def row_settings(
     rows: Sequence[SamplingParams | None], suppress: mx.array | None = None
 ) -> RowSettings:
-    """Lay resolved settings out as arrays; None is a free row."""
+    """Resolved settings as arrays; None is a free row."""
     filled = [row or SamplingParams(temperature=0, top_k=0, top_p=1, seed=0) for row in rows]
 
     def column(values: list[Any], dtype: mx.Dtype) -> mx.array:
         return mx.array(values, dtype)[:, None]
 
-    heat = [row.temperature or 0.0 for row in filled]
-    heat = [value if value >= LEAST_TEMPERATURE else 0.0 for value in heat]
-    sampled = [row for row, value in zip(filled, heat, strict=True) if value]
+    temperatures = [row.temperature or 0.0 for row in filled]
+    temperatures = [value if value >= LEAST_TEMPERATURE else 0.0 for value in temperatures]
+    sampled = [row for row, value in zip(filled, temperatures, strict=True) if value]
     return RowSettings(
-        temperature=column(heat, mx.float32),
+        temperature=column(temperatures, mx.float32),
         top_k=column([row.top_k for row in filled], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),
@@ -65,7 +65,7 @@ def choose(
 ) -> mx.array:
     """Choose the tokens for position [B, T] from raw logits [B, T, C]: int32 [B, T].
 
-    ids [B, T, C] names the token of each logit, of vocab_size in all; without them C is the
+    ids [B, T, C] names the token of each logit, out of vocab_size; without ids C is the
     vocabulary. The softcap is monotone, so a greedy choice skips it.
     """
     barred = mx.array(0.0)
@@ -91,9 +91,10 @@ def choose(
 
 
 def _filter(scores: mx.array, top_k: mx.array, top_p: mx.array) -> mx.array:
-    """-inf outside the top_k best and outside the smallest set of probability top_p.
+    """Set scores outside the top_k best, or outside the smallest set of probability top_p, to -inf.
 
-    Both by a threshold, so equal scores stay or go together. In Transformers' order: top_k first.
+    Both use a threshold, so equal scores stay or go together. top_k comes first, as in
+    Transformers.
     """
     size = scores.shape[-1]
     ranked = -mx.sort(-scores, axis=-1)
@@ -109,7 +110,7 @@ def _filter(scores: mx.array, top_k: mx.array, top_p: mx.array) -> mx.array:
 
 
 def _noise(seed: mx.array, position: mx.array, vocabulary: int, ids: mx.array | None) -> mx.array:
-    """Gumbel noise [B, T, C] that depends on seed [B, 1], position [B, T] and token alone."""
+    """Gumbel noise [B, T, C], a function of seed [B, 1], position [B, T] and token alone."""
     pair = mx.broadcast_arrays(seed, position.astype(mx.uint32))
     key = mx.stack(list(pair), axis=-1)  # [B, T, 2]
     flat = mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(key.reshape(-1, 2))

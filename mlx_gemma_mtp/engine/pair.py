@@ -1,4 +1,4 @@
-"""Opening a pair: a target, its drafter, its tokenizer and what its checkpoint says of sampling."""
+"""Opening a pair: a target, its drafter, its tokenizer and its checkpoint's sampling defaults."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.files import checkpoint as weights
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files import checkpoint, hub, weights
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -21,8 +22,8 @@ from mlx_gemma_mtp.text.tokenizer import Text
 class OpenPair(NamedTuple):
     """What an engine is made of.
 
-    fingerprint: the name under which what is learned about depth outlives the process, of all that
-    the cost of a round depends on; None where nothing is to.
+    defaults: the checkpoint's generation_config. fingerprint: the key under which the measured
+    depth is saved, made of all that the cost of a round depends on; None to save nothing.
     """
 
     target: Target
@@ -30,6 +31,14 @@ class OpenPair(NamedTuple):
     text: Text | None
     defaults: dict[str, Any]
     fingerprint: str | None
+
+    def default_tokens(self, key: str) -> list[int]:
+        """Token ids of a generation_config entry, which may be one number, a list or null."""
+        found = self.defaults.get(key)
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(is_count(i) and 0 <= i < self.target.config.vocab_size for i in ids):
+            raise CheckpointError(f"generation_config.json: {key} is {found!r}, not token ids")
+        return ids
 
 
 def open_pair(
@@ -39,28 +48,28 @@ def open_pair(
     bits: int | None = None,
     force: bool = False,
 ) -> OpenPair:
-    """The weights and all that goes with them. Arguments and errors are those of `load`."""
-    folder, beside = hub.find_pair(model, drafter)
+    """Load the weights and everything that belongs to them. Arguments and errors as `load`."""
+    folder, drafter_folder = hub.find_pair(model, drafter)
     if not force:
-        mlx_worker().run(partial(memory.check_load, folder, beside, str(model), bits=bits))
+        mlx_worker().run(partial(memory.check_load, folder, drafter_folder, str(model), bits=bits))
 
     def read() -> tuple[Target, Drafter | None]:
         device.keep_resident()
-        target = join_projections(weights.load_target(folder, bits=bits))
-        if beside is None:
+        target = fuse_projections(weights.load_target(folder, bits=bits))
+        if drafter_folder is None:
             return target, None
-        drafter_bits = weights.drafter_bits(folder, beside) if bits is None else bits
-        drafter = weights.load_drafter(beside, target.config, bits=drafter_bits)
-        return target, join_projections(drafter)
+        own = weights.drafter_bits(folder, drafter_folder) if bits is None else bits
+        drafter = weights.load_drafter(drafter_folder, target.config, bits=own)
+        return target, fuse_projections(drafter)
 
-    defaults = weights.read_generation_config(folder)
+    defaults = checkpoint.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
     models = mlx_worker().run(read)
     return OpenPair(*models, text, defaults, _fingerprint(folder.name, *models))
 
 
 def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | None:
-    """What rounds cost depends on: device, MLX, model, quantization. None without a drafter."""
+    """The key of device, MLX, model and quantization. None without a drafter."""
     if drafter is None:
         return None
     sizes = [weights.num_bytes(model) for model in (target, drafter)]

@@ -1,6 +1,6 @@
-"""A prompt on its way into the cache, chunk by chunk, and how large a chunk may be.
+"""Reading a prompt into the cache chunk by chunk, and how large a chunk may be.
 
-Knows nothing of batches or of who else waits.
+Knows nothing of batches or of the requests that wait.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mlx_gemma_mtp.model.target import Target
 
 
 class Pace:
-    """How long prefill takes here, and so how much of it may come between two rounds."""
+    """How long prefill takes on this machine, so how much of it fits between two rounds."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._seconds_per_token = math.inf  # a running mean; inf before the first measurement
+        self._seconds_per_token = math.inf  # a running mean; infinite until measured
 
     def measure(self, num_tokens: int, seconds: float) -> None:
-        """Learn what a chunk took."""
+        """Record the duration of one chunk."""
         if num_tokens < self._limits.chunks[0]:
             return  # each token of a short chunk takes longer
         now, before = seconds / num_tokens, self._seconds_per_token
@@ -34,7 +34,7 @@ class Pace:
         """The most tokens of the next chunk.
 
         While rows are decoding, the largest size that should take no longer than `pause_seconds`;
-        the smallest if all take longer, and before the first measurement.
+        the smallest if all take longer or nothing was measured.
         """
         chunks, pause = self._limits.chunks, self._limits.pause_seconds
         if not decoding:
@@ -44,14 +44,15 @@ class Pace:
 
 
 class Prefill:
-    """One request's prompt and the one-row cache it goes into."""
+    """One request's prompt, and the one-row cache it is read into."""
 
     def __init__(self, target: Target, request: Request, limits: Limits) -> None:
-        request.begin()
-        length, session = len(request.ids), request.session
+        request.start()
         self.request = request
         self._target = target
-        reused = session.resume(request.ids) if session else None
+        self._capacity = capacity_for(len(request.ids), limits.slot_step)
+        session, largest = request.session, limits.chunks[-1]
+        reused = session.lend(request.ids) if session else None
         if reused:
             self.cache = reused.cache
             request.stats.reused_tokens = reused.length
@@ -59,29 +60,32 @@ class Prefill:
             self.cache = KVCache.empty(
                 target.config,
                 1,
-                capacity=capacity_for(length),
-                most=limits.chunks[-1] if session else min(limits.chunks[-1], length),
+                capacity=self._capacity,
+                most=largest if session else min(largest, len(request.ids)),
                 dtype=target.dtype,
+                slot_step=limits.slot_step,
             )
         self.hidden: mx.array  # [1, 1, H] of the last token so far
         self._left = request.ids[request.stats.reused_tokens :]
 
     @property
     def finished(self) -> bool:
-        """Is the whole prompt in the cache?"""
+        """True if the whole prompt is in the cache."""
         return not self._left
 
-    def hand_back(self) -> None:
-        """Leave what there is of it to the request's session, where it has one."""
-        if self.request.session:
-            done = len(self.request.ids) - len(self._left)
-            self.request.session.keep(self.cache, self.request.ids[:done])
-
     def advance(self, most: int) -> int:
-        """Run up to `most` further tokens, and wait for them; returns how many they were."""
-        self.cache.grow(capacity_for(len(self.request.ids)))
+        """Run up to `most` more tokens and wait for them; returns how many they were."""
+        self.cache.grow(self._capacity)
         chunk, self._left = self._left[:most], self._left[most:]
         self.hidden = prefill(self._target, self.cache, mx.array([chunk]))
-        # One chunk's activations at a time.
+        # Wait, so that the activations of only one chunk are in memory.
         mx.eval(self.hidden, self.cache.keys, self.cache.values)
+        if self.finished and self.request.session:
+            self.request.session.remember_prompt(self.cache, self.request.ids)
         return len(chunk)
+
+    def stop(self) -> None:
+        """Return the cache to the request's session, if it has one."""
+        if self.request.session:
+            done = len(self.request.ids) - len(self._left)
+            self.request.session.take_back(self.cache, self.request.ids[:done])

@@ -1,4 +1,4 @@
-"""One request: its prompt and settings, what was generated, and how it ended.
+"""One request: its prompt and settings, its output so far, and how it ended.
 
 Lives on the host. Knows nothing of the device or of other requests.
 """
@@ -17,9 +17,10 @@ from mlx_gemma_mtp.text.tokenizer import TextStream
 
 
 class Request:
-    """A request under way. `on_chunk` is called with every piece, on the engine's thread.
+    """A request under way.
 
-    What fails on the host's side of it, a callback included, ends this request alone.
+    on_chunk is called with every piece of output, on the engine's thread. An error in it, or in
+    any other work on the host, ends this request alone.
     """
 
     def __init__(
@@ -34,11 +35,15 @@ class Request:
         on_chunk: Callable[[Chunk], None] | None = None,
         session: Session | None = None,
     ) -> None:
+        """num_draft_tokens: None for the number that the engine chooses.
+
+        session: claimed for this request, which releases it when it ends.
+        """
         self.ids = list(ids)
         self.params = params
         self.session = session
         self.max_tokens = max_tokens
-        self.pinned_drafts = num_draft_tokens  # None: as many as the engine chooses
+        self.pinned_drafts = num_draft_tokens
         self.tokens: list[int] = []
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.generation = Generation()
@@ -47,34 +52,32 @@ class Request:
         self._router = ChannelParser(stream)
         self._on_chunk = on_chunk
         self._pieces: list[Piece] = []
-        self._queued = 0.0
-        self._begun = 0.0
-        self._last_take = 0.0
+        self._queued = self._started = self._last_take = 0.0
 
     @property
     def ended(self) -> bool:
-        """Finished, cancelled or failed?"""
+        """True if it is finished, cancelled or failed."""
         return self.generation.done()
 
     @property
     def most_drafts(self) -> int:
-        """The most drafts a round may verify for this request."""
+        """The most drafts that a round may verify for this request."""
         return MAX_DRAFT_TOKENS if self.pinned_drafts is None else self.pinned_drafts
 
     def queue(self) -> None:
-        """It waits from now on."""
+        """Start the clock of its wait."""
         self._queued = time.perf_counter()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Its prefill starts now."""
-        self._begun = time.perf_counter()
-        self.stats.queue_seconds = self._begun - self._queued
+        self._started = time.perf_counter()
+        self.stats.queue_seconds = self._started - self._queued
 
     def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
-        """Take the tokens a round gave, up to the one that ends the request.
+        """Add the tokens of a round, up to the one that ends the request.
 
-        num_drafted: how many drafts the round verified; None for the token of the prefill. Drafts
-        that came true past the end count as drafted, not as accepted.
+        num_drafted: the drafts that the round verified; None for the token after the prompt.
+        Accepted drafts past the end count as drafted, not as accepted.
         """
         try:
             self._take(tokens, num_drafted)
@@ -82,7 +85,7 @@ class Request:
             self.fail(error)
 
     def cancel(self) -> None:
-        """End the request here, keeping what was said."""
+        """End the request here and keep its output so far."""
         self._finish_reason = "cancelled"
         try:
             self._emit([])
@@ -90,16 +93,17 @@ class Request:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """End the request with this error, as `errors.as_failure` words it."""
+        """End the request with this error, in the words of `errors.as_failure`."""
+        self._release()
         self.generation.set_exception(as_failure(error))
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None) -> None:
-        now = time.perf_counter()
+        now, stats = time.perf_counter(), self.stats
         if self.tokens:
             pause = now - self._last_take
-            self.stats.longest_pause_seconds = max(self.stats.longest_pause_seconds, pause)
+            stats.longest_pause_seconds = max(stats.longest_pause_seconds, pause)
         else:
-            self.stats.first_token_seconds = now - self._begun
+            stats.first_token_seconds = now - self._started
         self._last_take = now
         taken: list[Piece] = []
         for length, token in enumerate(tokens, len(self.tokens) + 1):
@@ -117,7 +121,7 @@ class Request:
         num_taken = sum(len(piece.tokens) for piece in taken)
         self.tokens += tokens[:num_taken]
         if num_drafted is not None:
-            self.stats.count_round(num_drafted, min(len(tokens) - 1, num_taken))
+            stats.count_round(num_drafted, min(len(tokens) - 1, num_taken))
         self._emit(taken)
 
     def _emit(self, taken: list[Piece]) -> None:
@@ -129,8 +133,8 @@ class Request:
             stats.thought_tokens += len(piece.tokens) if piece.kind == "thought" else 0
             stats.tool_call_tokens += len(piece.tokens) if piece.kind == "tool_call" else 0
         stats.generated_tokens = len(self.tokens)
-        if self.tokens:  # else the clock never started: it was cancelled before the first
-            stats.decode_seconds = time.perf_counter() - self._begun - stats.first_token_seconds
+        if self.tokens:  # otherwise it was cancelled before the clock started
+            stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
         self._pieces += pieces
         if self._on_chunk:
             for kind, text, tokens, call in pieces[:-1]:
@@ -138,21 +142,28 @@ class Request:
             kind, text, tokens, call = pieces[-1]
             self._on_chunk(Chunk(text, tokens, reason, stats if reason else None, kind, call))
         if reason:
-            self.generation.set_result(self._completion(reason))
+            completion = self._completion(reason)
+            self._release()
+            self.generation.set_result(completion)
+
+    def _release(self) -> None:
+        # Before anyone can see that it ended: the next turn may come at once.
+        if self.session:
+            self.session.release()
 
     def _completion(self, reason: FinishReason) -> Completion:
-        def said(kind: Kind) -> str:
+        def output(kind: Kind) -> str:
             return "".join(piece.text for piece in self._pieces if piece.kind == kind)
 
         assert self.params.seed is not None
         kind = self._router.kind
         return Completion(
-            said("answer"),
+            output("answer"),
             self.tokens,
             reason,
             self.stats,
             self.params.seed,
-            thought=said("thought"),
+            thought=output("thought"),
             tool_calls=tuple(piece.call for piece in self._pieces if piece.call),
             unclosed=None if kind == "answer" else kind,
         )

@@ -1,4 +1,4 @@
-"""What a request gives back: chunks, a completion, counts and seconds. Knows no models."""
+"""The results of a request: chunks, a completion, counts and seconds. Knows no models."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Stats:
     """Counts and seconds of one request.
 
-    A round drafts up to K tokens and yields one more than it accepts, unless the text ends before.
-    reused_tokens of the prompt were held by the session, and not prefilled.
-    `drafted_at[i]` counts the rounds that drafted an i-th token (from 0), `accepted_at[i]` those
-    that kept it. queue_seconds is the wait before the prefill, with which the other clocks start.
-    longest_pause_seconds is the longest wait for further tokens after the first.
-    thought_tokens and tool_call_tokens are those of generated_tokens that are not answer, markers
-    included.
+    A round drafts up to K tokens and yields one more than it accepts, unless the request ends
+    first. reused_tokens of the prompt were held by the session and not prefilled.
+    drafted_at[i] counts the rounds that drafted token i (from 0), accepted_at[i] the rounds that
+    accepted it. queue_seconds is the wait before the prefill; the other clocks start with the
+    prefill. longest_pause_seconds is the longest wait for more tokens after the first.
+    thought_tokens and tool_call_tokens are parts of generated_tokens, with their markers.
     """
 
     prompt_tokens: int = 0
@@ -41,7 +40,7 @@ class Stats:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens of the answer, the ending one included."""
+        """Tokens of the answer, with the end token."""
         return self.generated_tokens - self.thought_tokens - self.tool_call_tokens
 
     @property
@@ -51,12 +50,12 @@ class Stats:
 
     @property
     def accepted(self) -> int:
-        """Draft tokens that came true."""
+        """Draft tokens accepted."""
         return sum(self.accepted_at)
 
     @property
     def acceptance_rate(self) -> float | None:
-        """accepted / drafted; None where nothing was drafted."""
+        """accepted / drafted; None if nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
 
     @property
@@ -81,11 +80,10 @@ class Stats:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a streamed text. The last one has a finish_reason and the request's stats.
+    """A piece of streamed output. The last one has a finish_reason and the request's stats.
 
-    A round gives one chunk for each stretch of one kind in it: mostly one. A call's chunks hold it
-    as it is written, the last of them also as tool_call. The markers between kinds are in tokens,
-    not in text.
+    A round gives one chunk for each run of tokens of one kind, so mostly one. The chunks of a tool
+    call hold its text, and the last of them the tool_call. Markers are in tokens, not in text.
     """
 
     text: str
@@ -98,11 +96,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a request gave. `tokens` holds all generated ids, the ending one too; `text` does not.
+    """The output of a request. `tokens` has all generated ids, with the end token; `text` has not.
 
-    `text` is the answer alone; it is empty for a checkpoint without a tokenizer. `tool_calls` are
-    the whole ones. `unclosed` tells what the text ended in the middle of: "thought" or "tool_call".
-    `seed` gives the same text again, also where it was drawn.
+    `text` is the answer only, and empty for a checkpoint without a tokenizer. `tool_calls` are the
+    complete ones. `unclosed` is what the output ended in the middle of: "thought" or "tool_call".
+    `seed` repeats the output, also if it was drawn.
     """
 
     text: str
@@ -116,11 +114,11 @@ class Completion:
 
     @property
     def message(self) -> Message:
-        """This turn as a message, to go on from.
+        """This turn as a message, for the next prompt.
 
-        The thought goes with it as "reasoning": templates leave it out of finished turns, and some
-        need it until a tool has answered. Calls have ids ("call_0"), for the tool's message to name
-        as its "tool_call_id"; a call without a readable name is left out.
+        The thought is its "reasoning": templates drop it from finished turns, and some need it
+        until a tool has answered. Calls have ids ("call_0") that a tool's message names as its
+        "tool_call_id"; a call without a readable name is dropped.
         """
         message: Message = {"role": "assistant", "content": self.text}
         if self.thought:
@@ -135,7 +133,7 @@ class Completion:
 
 
 class Generation(Future[Completion]):
-    """A request under way: a Future of its Completion, made by `Engine.submit`.
+    """A request under way: the Future of its Completion, made by `Engine.submit`.
 
     In an event loop, `await asyncio.wrap_future(generation)`; cancelling that cancels the request.
     """
@@ -145,7 +143,7 @@ class Generation(Future[Completion]):
         self.stopping = False
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the request to end, at most `timeout` seconds.
+        """Wait for the request to end, for at most `timeout` seconds.
 
         Raises the MgmError that ended it, TimeoutError, or UsageError in an `on_chunk` callback.
         """
@@ -154,12 +152,12 @@ class Generation(Future[Completion]):
         try:
             return super().result(timeout)
         finally:
-            del self  # an error raised here would keep it alive, and it the error
+            del self  # otherwise a raised error and this object keep each other alive
 
     def cancel(self) -> bool:
-        """Have the request end within a round; its result is what was said until then.
+        """End the request within a round; its result is the output so far.
 
-        The finish_reason is "cancelled". False where it has ended already.
+        The finish_reason is "cancelled". Returns False if it has ended already.
         """
         self.stopping = True
         return not self.done()

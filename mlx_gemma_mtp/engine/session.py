@@ -1,12 +1,13 @@
-"""A conversation between two of its turns: the keys and values that the next turn need not compute.
+"""The cache of a conversation between two turns, so that the next turn does not compute it again.
 
-Holds those of the last prompt and answer, and of the sliding layers also how they were at the ends
-of the last prompts: a chat template may rewrite the answer, and these layers forget what they have
-to be rolled back to. Knows nothing of text, nor of who computes.
+Holds the keys and values of the last prompt and answer. A chat template may rewrite the answer, and
+sliding layers forget what a rollback needs; so their buffers at the ends of the last prompts are
+held as well. Knows nothing of text, nor of who computes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
@@ -23,13 +25,14 @@ from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.target import Target
 
 FORMAT = "mgm session 1"
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """The sliding layers' buffers when so many positions had been committed."""
+class _Snapshot:
+    """The buffers of the sliding layers when `length` positions were committed."""
 
     length: int
     first: int  # the lowest position they still hold
@@ -38,52 +41,58 @@ class _Standing:
 
 
 class Reused(NamedTuple):
-    """A one-row cache to go on with, and how many tokens of the prompt are in it."""
+    """A one-row cache, and how many tokens of the prompt it holds."""
 
     cache: KVCache
     length: int
 
 
 class Session:
-    """One conversation; made by `Engine.session`, given to its `submit` and `stream`.
+    """One conversation, made by `Engine.session`; pass it to `submit` and `stream`.
 
-    Takes as much memory as a row of the batch and a window per snapshot, until it is dropped
-    or closed. One request at a time. Only the worker looks into it.
+    Takes as much memory as a row of the batch, and a window for each snapshot, until it is closed
+    or dropped. It serves one request at a time.
+
+    Who owns its cache: the session, between turns. `lend` gives it to the prefill of a turn, and
+    from there its contents move into a row of the batch. It comes back with `take_back` from a
+    prefill that stops, or as a copy of the row with `copy_back`. A turn that fails returns nothing,
+    and the next one starts from scratch. All of this happens on the worker.
     """
 
     def __init__(self, config: TargetConfig, model: str, limits: Limits) -> None:
         """model: identifies the weights, for `save` and `restore`."""
         self._config = config
-        self._limits = limits
         self._model = model
+        self._limits = limits
         self._sliding = [
             index
             for index, layer in enumerate(config.layers[: config.num_kv_layers])
             if layer.kind == "sliding_attention"
         ]
-        self._use = threading.Lock()
+        self._in_use = threading.Lock()
         self.close()
 
     def close(self) -> None:
-        """Drop everything; the next turn begins anew."""
+        """Drop everything; the next turn starts from scratch."""
         self._tokens: list[int] = []
         self._cache: KVCache | None = None
-        self._first = 0  # of the cache's sliding layers
-        self._marks: list[_Standing] = []
+        self._first = 0  # the lowest position that the cache's sliding layers still hold
+        self._snapshots: list[_Snapshot] = []
 
-    def begin(self) -> None:
-        """A request is to use it. Raises UsageError where one does."""
-        if not self._use.acquire(blocking=False):
-            raise UsageError("this session is answering already: wait, or begin another one")
+    def claim(self) -> None:
+        """Reserve it for one request. Raises UsageError if another one uses it."""
+        if not self._in_use.acquire(blocking=False):
+            raise UsageError("this session is busy: wait for its answer, or start another session")
 
-    def end(self) -> None:
-        """That request is over."""
-        self._use.release()
+    def release(self) -> None:
+        """End the claim."""
+        self._in_use.release()
 
-    def resume(self, ids: Sequence[int]) -> Reused | None:
-        """Lend the longest part of what is held that this prompt, but its last token, begins with.
+    def lend(self, ids: Sequence[int]) -> Reused | None:
+        """Give away the cache, rolled back to the longest usable prefix of this prompt.
 
-        Until `keep` the session itself holds marks only. None where nothing can be reused.
+        The prompt's last token is never part of it: its logits are needed. None if nothing can be
+        used.
         """
         cache, self._cache = self._cache, None
         if cache is None:
@@ -92,98 +101,89 @@ class Session:
         pairs = zip(ids, self._tokens, strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         most = min(same, len(ids) - 1)
-        now = self._standing(cache, len(self._tokens), self._first)
-        standings = sorted([now, *self._marks], key=lambda standing: standing.length)
-        usable = [(self._reach(one, most), one) for one in standings]
-        length, standing = max(usable, key=lambda pair: pair[0])
+        now = self._snapshot(cache, len(self._tokens), self._first)
+        snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
+        usable = [(self._reach(one, most), one) for one in snapshots]
+        length, snapshot = max(usable, key=lambda pair: pair[0])
         if length == 0:
             self.close()
             return None
-        self._marks = [mark for mark in self._marks if mark.length <= length]
-        self._first = standing.first
-        for index, keys, values in zip(self._sliding, standing.keys, standing.values, strict=True):
+        self._snapshots = [one for one in self._snapshots if one.length <= length]
+        self._first = snapshot.first
+        for index, keys, values in zip(self._sliding, snapshot.keys, snapshot.values, strict=True):
             cache.keys[index], cache.values[index] = keys, values
         cache.offset = mx.array([length], mx.int32)
         return Reused(cache, length)
 
-    def mark(self, cache: KVCache, ids: Sequence[int]) -> None:
-        """The prompt is in the cache: remember how its sliding layers are. Copies nothing."""
+    def remember_prompt(self, cache: KVCache, ids: Sequence[int]) -> None:
+        """Take a snapshot: the cache holds exactly this prompt. Copies nothing."""
         first = max(self._first, len(ids) - cache.capacity("sliding_attention"))
-        self._marks = [
-            *[mark for mark in self._marks if mark.length < len(ids)][
-                -self._limits.snapshots + 1 :
-            ],
-            self._standing(cache, len(ids), first),
-        ]
+        earlier = [one for one in self._snapshots if one.length < len(ids)]
+        earlier = earlier[-self._limits.snapshots + 1 :]
+        self._snapshots = [*earlier, self._snapshot(cache, len(ids), first)]
 
-    def keep(self, cache: KVCache, tokens: Sequence[int], first: int | None = None) -> None:
-        """Take over a one-row cache that holds these tokens.
+    def take_back(self, cache: KVCache, tokens: Sequence[int], first: int | None = None) -> None:
+        """Own a one-row cache that holds these tokens.
 
-        first: the lowest position its sliding layers hold; where it was lent, None.
+        first: the lowest position its sliding layers hold; None for the cache that was lent.
         """
         self._cache, self._tokens = cache, list(tokens)
         lowest = len(tokens) - cache.capacity("sliding_attention")
         self._first = max(lowest, self._first if first is None else first)
 
-    def keep_row(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
-        """Copy a row of a batch that holds these tokens."""
+    def copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
+        """Own a copy of a batch's row that holds these tokens."""
         length = len(tokens)
         copy = KVCache.empty(
             self._config,
             1,
-            capacity=capacity_for(length),
+            capacity=capacity_for(length, self._limits.slot_step),
             most=self._limits.chunks[-1],
             dtype=cache.keys[0].dtype,
+            slot_step=self._limits.slot_step,
         )
         copy.copy_row(cache, row, length)
-        self.keep(copy, tokens, first=max(0, length - self._config.sliding_window))
+        self.take_back(copy, tokens, first=max(0, length - self._config.sliding_window))
 
     def save(self, path: Path) -> None:
-        """Write all of it to a safetensors file, for `Engine.session` of another process.
+        """Write everything to a safetensors file, for `Engine.session` of another process.
 
-        Raises UsageError while a request uses it, OSError.
+        Raises UsageError while a request uses the session, and OSError.
         """
-        self.begin()
+        self.claim()
         try:
             mlx_worker().run(lambda: self._save(path))
         finally:
-            self.end()
+            self.release()
 
     def _save(self, path: Path) -> None:
         if self._cache is None:
-            raise UsageError("this session holds nothing to save yet")
-        cache, length = self._cache, len(self._tokens)
-        now = self._standing(cache, length, self._first)
+            raise UsageError("this session has nothing to save yet")
+        cache, now = self._cache, self._snapshot(self._cache, len(self._tokens), self._first)
         arrays = {"tokens": mx.array(self._tokens, mx.int32)}
         for index in range(len(cache.keys)):
             if index not in self._sliding:
-                arrays[f"keys.{index}"], arrays[f"values.{index}"] = (
-                    cache.keys[index],
-                    cache.values[index],
-                )
-        for number, standing in enumerate([now, *self._marks]):
-            for index, keys, values in zip(
-                self._sliding, standing.keys, standing.values, strict=True
-            ):
+                arrays[f"keys.{index}"] = cache.keys[index]
+                arrays[f"values.{index}"] = cache.values[index]
+        snapshots = [now, *self._snapshots]
+        for number, one in enumerate(snapshots):
+            for index, keys, values in zip(self._sliding, one.keys, one.values, strict=True):
                 arrays[f"{number}.keys.{index}"] = keys
                 arrays[f"{number}.values.{index}"] = values
-        standings = [(one.length, one.first) for one in (now, *self._marks)]
-        about = {"format": FORMAT, "model": self._model, "standings": json.dumps(standings)}
+        lengths = json.dumps([(one.length, one.first) for one in snapshots])
+        about = {"format": FORMAT, "model": self._model, "standings": lengths}
         with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
             mx.save_safetensors(str(partial), arrays, about)
 
     def restore(self, path: Path) -> None:
-        """Take over what `save` wrote. Raises CheckpointError for anything else, or another model.
-
-        On the worker.
-        """
+        """Load what `save` wrote. Raises CheckpointError for anything else, or another model."""
         try:
             loaded = mx.load(str(path), format="safetensors", return_metadata=True)
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
             if about.get("format") != FORMAT or about.get("model") != self._model:
-                raise CheckpointError(f"{path} is of another model: begin a new session")
-            standings = [
-                _Standing(
+                raise CheckpointError(f"{path} belongs to another model: start a new session")
+            snapshots = [
+                _Snapshot(
                     int(length),
                     int(first),
                     [arrays[f"{number}.keys.{index}"] for index in self._sliding],
@@ -191,32 +191,47 @@ class Session:
                 )
                 for number, (length, first) in enumerate(json.loads(about["standings"]))
             ]
-            now, tokens = standings[0], arrays["tokens"].tolist()
+            now, tokens = snapshots[0], arrays["tokens"].tolist()
             keys, values = (
                 [
-                    arrays[f"0.{what}.{i}" if i in self._sliding else f"{what}.{i}"]
+                    arrays[f"0.{part}.{i}" if i in self._sliding else f"{part}.{i}"]
                     for i in range(self._config.num_kv_layers)
                 ]
-                for what in ("keys", "values")
+                for part in ("keys", "values")
             )
-            cache = KVCache(self._config, Buffers(mx.array([now.length], mx.int32), keys, values))
-            mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in standings])
+            offset = mx.array([now.length], mx.int32)
+            cache = KVCache(self._config, Buffers(offset, keys, values))
+            mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in snapshots])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = one_line(error)
-            raise CheckpointError(f"{path} is no saved session: {reason}") from None
-        self._cache, self._tokens, self._marks = cache, cast(list[int], tokens), standings[1:]
+            raise CheckpointError(f"{path} is not a saved session: {reason}") from None
+        self._cache, self._tokens, self._snapshots = cache, cast(list[int], tokens), snapshots[1:]
         self._first = now.first
 
-    def _standing(self, cache: KVCache, length: int, first: int) -> _Standing:
+    def _snapshot(self, cache: KVCache, length: int, first: int) -> _Snapshot:
         keys = [cache.keys[index] for index in self._sliding]
         values = [cache.values[index] for index in self._sliding]
-        return _Standing(length, first, keys, values)
+        return _Snapshot(length, first, keys, values)
 
-    def _reach(self, standing: _Standing, most: int) -> int:
-        """How many of the first `most` tokens can be gone on from with these sliding layers.
+    def _reach(self, snapshot: _Snapshot, most: int) -> int:
+        """How many of the first `most` tokens are usable with these sliding layers.
 
-        The next query must find its whole window. Where it does, no stale slot can pass for one of
+        The next query must find its whole window. If it does, a stale slot cannot pass for part of
         it, a turn of the ring earlier: that position would have to be held as well.
         """
-        length = min(most, standing.length)
-        return length if standing.first <= max(0, length - self._config.sliding_window + 1) else 0
+        length = min(most, snapshot.length)
+        return length if snapshot.first <= max(0, length - self._config.sliding_window + 1) else 0
+
+
+def model_identity(target: Target) -> str:
+    """Identifies the weights that keys and values come from: configuration, types, small weights.
+
+    Evaluates arrays: on the worker.
+    """
+    parameters = dict(tree_flatten(target.parameters()))
+    about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
+    digest = hashlib.sha256(repr((target.config, about)).encode())
+    for array in parameters.values():
+        if array.ndim == 1 and mx.issubdtype(array.dtype, mx.floating):
+            digest.update(bytes(memoryview(array.astype(mx.float32))))
+    return digest.hexdigest()

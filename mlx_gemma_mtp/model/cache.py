@@ -1,11 +1,11 @@
-"""Keys and values of every layer that owns any, one buffer pair per layer, B rows.
+"""The KV cache: two buffers for every layer that owns keys and values, B rows in each.
 
-Row b's token at position p lies in slot p of a full-attention layer and in slot p mod capacity
-of a sliding one. `offset` [B] counts each row's committed positions. To roll back is not to
-advance: what lies beyond the offset is masked and later overwritten, so rows may accept
-different numbers of drafts and nothing is ever moved.
+Row b's token at position p is in slot p of a full-attention layer, and in slot p mod capacity of a
+sliding one. `offset` [B] counts the committed positions of each row. Rolling back means not
+advancing the offset: slots beyond it are masked and later overwritten. So rows may accept different
+numbers of drafts, and nothing is ever moved.
 
-Buffers are updated in place only while nobody else holds a reference to them: keep no view.
+MLX updates a buffer in place only while nothing else refers to it: keep no view.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOT_STEP = 32  # capacities are multiples of this
 
 
 class Reach(NamedTuple):
-    """Where one forward of T positions writes and what its queries may see, for a layer kind."""
+    """Where one forward of T positions writes and what its queries see, for one layer kind."""
 
     slots: mx.array  # int32 [B, 1, T, 1]
     mask: mx.array  # bool [B, 1, T, capacity]
@@ -83,9 +83,9 @@ class KVCache:
     ) -> KVCache:
         """Zero-filled buffers for `batch` rows, nothing committed.
 
-        capacity: slots of a full-attention layer. most: the largest number of positions one
-        forward will write. A sliding layer gets `window + most` slots, so that neither a forward's
-        own writes nor stale drafts can fall into the window of any of its queries.
+        capacity: slots of a full-attention layer. most: the largest number of positions that one
+        forward will write. A sliding layer gets `window + most` slots or a few more, so that
+        neither a forward's own writes nor stale drafts fall into the window of its queries.
         """
         sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
         shapes = [
@@ -101,7 +101,7 @@ class KVCache:
         return cls(config, Buffers(mx.zeros((batch,), mx.int32), keys, values))
 
     def capacity(self, kind: LayerKind) -> int:
-        """Slots per row of the layers of this kind."""
+        """Slots per row in the layers of this kind."""
         return self.keys[self.config.last_owner(kind)].shape[2]
 
     @property
@@ -111,19 +111,29 @@ class KVCache:
 
     def reach(self, kind: LayerKind, num_positions: int) -> Reach:
         """Slots and mask of a forward over the next num_positions positions of every row."""
-        capacity = self.capacity(kind)
-        queries = self.offset[:, None] + mx.arange(num_positions)  # [B, T]
-        held = self._held_positions(kind, queries[:, -1:])[:, None, None, :]  # [B, 1, 1, S]
-        query = queries[:, None, :, None]  # [B, 1, T, 1]
-        return Reach((query % capacity).astype(mx.int32), self._visible(kind, held, query))
+        query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
+        return Reach(query % self.capacity(kind), self._visible(kind, query))
 
     def shared(self, kind: LayerKind) -> SharedKV:
-        """What a drafter sees of the last layer of this kind: committed positions only."""
-        last = mx.maximum(self.offset[:, None] - 1, 0)  # [B, 1]; a free row sees one empty slot
-        held = self._held_positions(kind, last)[:, None, None, :]
+        """The last layer of this kind, for a drafter: it sees committed positions only."""
+        last = mx.maximum(self.offset - 1, 0)  # a free row sees one empty slot
         index = self.config.last_owner(kind)
-        mask = self._visible(kind, held, last[:, None, :, None])
+        mask = self._visible(kind, last[:, None, None, None])
         return SharedKV(self.keys[index], self.values[index], mask)
+
+    def _visible(self, kind: LayerKind, query: mx.array) -> mx.array:
+        """The slots that each query position [B, 1, T, 1] sees, once the last one is written.
+
+        Returns bool [B, 1, T, capacity].
+        """
+        slot = mx.arange(self.capacity(kind))
+        if kind == "full_attention":
+            return slot <= query
+        # The position in each slot, negative if nothing was written. A stale later position counts
+        # as one a whole ring earlier, which is outside every window.
+        last = query[:, :, -1:]
+        held = last - (last - slot) % len(slot)
+        return (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
 
     def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
         """Put k, v [B, kv_heads, T, head_dim] into layer index at slots [B, 1, T, 1]."""
@@ -133,37 +143,32 @@ class KVCache:
     def grow(self, capacity: int) -> None:
         """Make room for this many positions in the full-attention layers; never shrinks."""
         if capacity > self.capacity("full_attention"):
-            self.resize(range(self.offset.shape[0]), capacity)
+            self.resize(range(len(self.offset)), capacity)
 
     def resize(self, rows: Sequence[int | None], capacity: int) -> None:
-        """Lay out these rows instead, None as one never used, with this many full-attention slots.
+        """Keep these rows, in this order, with fresh ones for None and this many full slots.
 
-        No row kept may have more committed positions than that. Goes layer by layer, so that the
-        transient need is one layer's buffers. If that fails, for want of memory, everything is put
-        back and the error raised.
+        No kept row may have more committed positions than that. Goes layer by layer, so the extra
+        memory is one layer's. If memory runs out, everything is put back and the error raised.
         """
+        offset = _arranged(self.offset[:, None, None, None], rows, 1).flatten()
         before = self.capacity("full_attention")
-        back = [rows.index(row) if row in rows else None for row in range(self.offset.shape[0])]
-        layers = [*self.config.layers[: self.config.num_kv_layers]] * 2
-        buffers, half = [*self.keys, *self.values], len(self.keys)
-        self.keys, self.values = [], []  # nobody may use them half moved
+        back = [rows.index(row) if row in rows else None for row in range(len(self.offset))]
+        for index in range(len(self.keys)):
+            try:
+                self._resize_layer(index, rows, capacity)
+            except BaseException:
+                for done in range(index):
+                    self._resize_layer(done, back, before)
+                raise
+        self.offset = offset
 
-        def move(index: int, rows: Sequence[int | None], capacity: int) -> None:
-            full = layers[index].kind == "full_attention"
-            slots = capacity if full else buffers[index].shape[2]
-            buffers[index] = _arranged(buffers[index], rows, slots)
-
-        moved = 0
-        try:
-            for moved in range(len(buffers)):
-                move(moved, rows, capacity)
-        except BaseException:
-            for index in range(moved):
-                move(index, back, before)
-            self.keys, self.values = buffers[:half], buffers[half:]
-            raise
-        self.keys, self.values = buffers[:half], buffers[half:]
-        self.offset = _arranged(self.offset[:, None, None, None], rows, 1)[:, 0, 0, 0]
+    def _resize_layer(self, index: int, rows: Sequence[int | None], capacity: int) -> None:
+        sliding = self.config.layers[index].kind == "sliding_attention"
+        slots = self.keys[index].shape[2] if sliding else capacity
+        keys = _arranged(self.keys[index], rows, slots)
+        self.values[index] = _arranged(self.values[index], rows, slots)
+        self.keys[index] = keys
 
     def take_over(self, row: int, other: KVCache, length: int) -> None:
         """Move the `length` committed positions of a one-row cache into this row.
@@ -183,7 +188,7 @@ class KVCache:
         self.offset = mx.array([length], mx.int32)
 
     def _copy_layer(self, index: int, row: int, other: KVCache, source: int, length: int) -> None:
-        """What the next query may see of one layer's first `length` positions, row to row."""
+        """Copy what the next query may see of one layer's first `length` positions."""
         sliding = self.config.layers[index].kind == "sliding_attention"
         positions = mx.arange(max(0, length - self.config.sliding_window) if sliding else 0, length)
         taken = positions % other.keys[index].shape[2]
@@ -194,29 +199,11 @@ class KVCache:
             mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
             mx.eval(mine[index])
 
-    def _held_positions(self, kind: LayerKind, last: mx.array) -> mx.array:
-        """The position each slot holds once `last` [B, 1] has been written: [B, S].
-
-        Negative where nothing was written. A slot that holds a stale later position is credited
-        with one a whole ring earlier, which is out of every window.
-        """
-        capacity = self.capacity(kind)
-        slot = mx.arange(capacity)[None, :]
-        if kind == "full_attention":
-            return mx.broadcast_to(slot, (last.shape[0], capacity))
-        return last - (last - slot) % capacity
-
-    def _visible(self, kind: LayerKind, held: mx.array, query: mx.array) -> mx.array:
-        mask = (held <= query) & (held >= 0)
-        if kind == "sliding_attention":
-            mask = mask & (held > query - self.config.sliding_window)
-        return mask
-
 
 def _arranged(buffer: mx.array, rows: Sequence[int | None], slots: int) -> mx.array:
-    """These rows of a buffer [B, :, S, :], zeros for None, with so many slots; evaluated."""
+    """These rows of a buffer [B, :, S, :], zeros for None, with this many slots; evaluated."""
     extra = slots - buffer.shape[2]
-    if extra < 0 or list(rows) != list(range(buffer.shape[0])):
+    if extra < 0 or list(rows) != list(range(len(buffer))):
         fresh = mx.array([row is None for row in rows])[:, None, None, None]
         index = mx.array([row or 0 for row in rows])
         buffer = mx.where(fresh, 0, mx.take(buffer[:, :, :slots], index, axis=0))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import LayerConfig, TargetConfig
-from mlx_gemma_mtp.model.experts import Experts, Router
+from mlx_gemma_mtp.model.experts import ExpertRouter, Experts
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
 
 
@@ -38,40 +38,32 @@ class Target(nn.Module):
         return self.embed_tokens(tokens) * scale
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """Tied head, before the softcap: hidden [..., H] -> [..., V]."""
+        """Logits before the softcap, from the tied embedding: hidden [..., H] -> [..., V]."""
         return self.embed_tokens.as_linear(hidden)
 
     def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
         """Hidden states [B, T, H] after the final norm, of tokens [B, T].
 
-        They stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys and
-        values are written to the cache; they count once the caller advances its offset.
-        last_only: return [B, 1, H], the last position's, and spare the others the layers that
-        write no keys and values (more than half of E2B and E4B).
+        The tokens stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys
+        and values are written to the cache; they count once the caller advances its offset.
+        last_only: return the last position's state alone, [B, 1, H]. The other positions then skip
+        the layers that write no keys and values (more than half of E2B and E4B).
         """
         h = self.embed(tokens)
         position = cache.offset
         per_layer = self._per_layer_inputs(tokens, h)
-        reach = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
+        reaches = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
         for index, (layer, config) in enumerate(zip(self.layers, self.config.layers, strict=True)):
-            slots, mask = reach[config.kind]
+            reach = reaches[config.kind]
             if last_only and not config.owns_kv:
                 h, position = h[:, -1:], cache.offset + tokens.shape[1] - 1
-                mask = mask[:, :, -1:]
-            x = layer.input_layernorm(h)
-            if config.owns_kv:
-                q, k, v = layer.self_attn.queries_keys_values(x, position)
-                cache.write(index, k, v, slots)
-            else:
-                q = layer.self_attn.queries(x, position)
-            keys, values = cache.keys[config.kv_source], cache.values[config.kv_source]
-            attended = layer.self_attn(q, keys, values, mask)
+                reach = Reach(reach.slots, reach.mask[:, :, -1:])
             extra = None if per_layer is None else per_layer[:, -h.shape[1] :, index]
-            h = layer(h, attended, extra)
+            h = layer(h, position, cache, reach, extra)
         return self.norm(h[:, -1:] if last_only else h)
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
-        """What each layer gets to know of its token besides h: [B, T, layers, width]."""
+        """Per-layer embeddings, what each layer gets of its token besides h: [B, T, layers, W]."""
         width = self.config.hidden_size_per_layer_input
         if not width:
             return None
@@ -84,15 +76,19 @@ class Target(nn.Module):
 
 
 class TargetLayer(DecoderLayer):
-    """A target's layer: experts beside the MLP, and a per-layer embedding, where it has them."""
+    """One layer of the target, with experts beside the MLP and per-layer embeddings if it has any.
+
+    Reads the keys and values of layer `kv_source` in the cache: its own, if it owns any.
+    """
 
     def __init__(self, config: TargetConfig, layer: LayerConfig) -> None:
         super().__init__(config, layer)
         size, eps = config.hidden_size, config.rms_norm_eps
         self._eps = eps
+        self._owns_kv, self._kv_source = layer.owns_kv, layer.kv_source
         self._has_experts = config.num_experts > 0
         if self._has_experts:
-            self.router = Router(config)
+            self.router = ExpertRouter(config)
             self.experts = Experts(config)
             self.pre_feedforward_layernorm_2 = nn.RMSNorm(size, eps=eps)
             self.post_feedforward_layernorm_1 = nn.RMSNorm(size, eps=eps)
@@ -103,24 +99,39 @@ class TargetLayer(DecoderLayer):
             self.per_layer_projection = nn.Linear(width, size, bias=False)
             self.post_per_layer_input_norm = nn.RMSNorm(size, eps=eps)
 
-    def both_feed_forwards(self, h: mx.array) -> mx.array:
-        """As feed_forward, of the MLP and the experts."""
-        normed = rms_norm(h, self._eps)  # one norm for three readers; its weights follow
-        flat = normed.reshape(-1, h.shape[-1])
-        dense = self.mlp(normed * self.pre_feedforward_layernorm.weight)
-        chosen, weights = self.router(flat)
-        routed = self.experts(flat * self.pre_feedforward_layernorm_2.weight, chosen, weights)
-        return self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(
-            routed.reshape(h.shape)
-        )
-
     def __call__(
-        self, h: mx.array, attended: mx.array, per_layer_input: mx.array | None = None
+        self,
+        h: mx.array,
+        position: mx.array,
+        cache: KVCache,
+        reach: Reach,
+        per_layer_input: mx.array | None,
     ) -> mx.array:
-        """As DecoderLayer; per_layer_input is this layer's slice [B, T, width] of the PLE."""
-        h = h + self.post_attention_layernorm(attended)
-        out = self.both_feed_forwards(h) if self._has_experts else self.feed_forward(h)
+        """h [B, T, H], whose rows start at position [B] -> the next layer's h.
+
+        per_layer_input: this layer's embeddings [B, T, W] of the tokens.
+        """
+        x = self.input_layernorm(h)
+        if self._owns_kv:
+            q, k, v = self.self_attn.queries_keys_values(x, position)
+            cache.write(self._kv_source, k, v, reach.slots)
+        else:
+            q = self.self_attn.queries(x, position)
+        keys, values = cache.keys[self._kv_source], cache.values[self._kv_source]
+        h = h + self.post_attention_layernorm(self.self_attn(q, keys, values, reach.mask))
+
+        if self._has_experts:
+            normed = rms_norm(h, self._eps)  # one norm for three readers, each with its own weight
+            flat = normed.reshape(-1, h.shape[-1])  # [B T, H]
+            dense = self.mlp(normed * self.pre_feedforward_layernorm.weight)
+            chosen, shares = self.router(flat)
+            mixed = self.experts(flat * self.pre_feedforward_layernorm_2.weight, chosen, shares)
+            dense = self.post_feedforward_layernorm_1(dense)
+            out = dense + self.post_feedforward_layernorm_2(mixed.reshape(h.shape))
+        else:
+            out = self.mlp(self.pre_feedforward_layernorm(h))
         h = h + self.post_feedforward_layernorm(out)
+
         if per_layer_input is not None:
             gated = gelu_tanh(self.per_layer_input_gate(h)) * per_layer_input
             h = h + self.post_per_layer_input_norm(self.per_layer_projection(gated))

@@ -1,6 +1,6 @@
-"""Makes docs/chat.svg, the picture of a chat in the README: a real one with the demo pair.
+"""Makes mlx_gemma_mtp/chat/chat.svg, the picture in the README: a real chat with the demo pair.
 
-    PYTHONPATH=.:tests python docs/capture.py
+    PYTHONPATH=tests python tests/chat/capture.py
 
 Its numbers are those of the machine it runs on.
 """
@@ -11,21 +11,23 @@ import tempfile
 from itertools import groupby
 from pathlib import Path
 
-from command import STORY, SUM
 from rich.console import Console
 from rich.text import Text
-from test_terminal import Person
 
-PICTURE = Path(__file__).with_name("chat.svg")
+import mlx_gemma_mtp.chat
+from helpers.command import STORY, SUM
+from helpers.person import Person
+
+PICTURE = Path(mlx_gemma_mtp.chat.__file__).with_name("chat.svg")
 COLUMNS = 128
-SAID = [SUM, "/stats on", STORY, "/mtp off", "/regen"]
+MESSAGES = [SUM, "/stats on", STORY, "/mtp off", "/regen"]
 
 
 def main() -> None:
-    """Hold the chat and draw what was seen."""
+    """Hold the chat and draw it."""
     with tempfile.TemporaryDirectory() as folder:
         person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
-        for text in SAID:
+        for text in MESSAGES:
             person.say(text)
         person.close()
     console = Console(record=True, width=COLUMNS, file=io.StringIO())

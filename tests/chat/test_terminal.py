@@ -1,127 +1,29 @@
-"""`mgm chat` at a terminal: a person types, sees, stops, leaves, comes back; the demo pair answers.
+"""`mgm chat` at a terminal, with the demo pair: typing, stopping, leaving and coming back.
 
-One chat serves most tests, each from /clear on; what they say is read off its conversation's file.
+One chat serves most tests, each from /clear on. Messages are read from its conversation's file.
 """
 
 import base64
-import json
 import re
 import signal
-import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pexpect
 import pytest
 
-from helpers.command import LONG, STORY, SUM, SUM_ANSWER, command, environment
-from helpers.paper import Paper
+from helpers.command import LONG, STORY, SUM, SUM_ANSWER
+from helpers.person import COLUMNS, Person
 
-SECONDS = 60  # longer than any of this takes on a busy machine
-COLUMNS = 130
-PROMPT = "> "
+pytestmark = pytest.mark.slow
+
 CTRL_C, CTRL_D, ESCAPE, TAB = "\x03", "\x04", "\x1b", "\t"
 LEFT, UP = "\x1b[D", "\x1b[A"
 PASTE = "\x1b[200~{}\x1b[201~"
 
-# Only LONG has an answer of more tokens: it goes no further until it is stopped.
-HOLD = """
-import time
-from mlx_gemma_mtp.engine.request import Request
-take = Request.take
-def take_and_hold(self, *arguments):
-    take(self, *arguments)
-    while len(self.tokens) > 100 and not (self.ended or self.generation.stopping):
-        time.sleep(0.01)
-Request.take = take_and_hold
-"""
-
-
-class Person:
-    """Somebody at a terminal with a chat in it."""
-
-    def __init__(self, folder: Path, *arguments: str, columns: int = COLUMNS) -> None:
-        self.folder = folder
-        self.paper = Paper(columns)
-        editor = folder / "editor"
-        editor.write_text("#!/bin/sh\nprintf 'What is 3 + 4?' > $1\n")
-        editor.chmod(0o755)
-        program, *rest = command(HOLD)
-        self.child = pexpect.spawn(
-            program,
-            [*rest, "chat", *arguments],
-            env=environment()
-            | {"MGM_DATA_DIR": str(folder), "EDITOR": str(editor), "PATH": "/usr/bin:/bin"}
-            | {"SSH_CONNECTION": "so that the terminal's clipboard is meant"},
-            encoding="utf-8",
-            dimensions=(24, columns),
-        )
-        self.child.delaybeforesend = None
-        self.modes = termios.tcgetattr(self.child.child_fd)
-        self.wait_for_prompt()
-
-    def type(self, keys: str) -> None:
-        self.child.send(keys)
-
-    def say(self, text: str) -> str:
-        """Type a message and wait for the next prompt; what was written in between."""
-        row = self.paper.row
-        self.type(f"{text}\r")
-        return self.wait_for_prompt(row)
-
-    def wait_for_prompt(self, row: int = -1) -> str:
-        """Until there is a prompt below this row; what stands between."""
-        self.wait_until(lambda: self.paper.row > row and self.paper.at == PROMPT)
-        return "\n".join(self.paper.lines[row + 1 : self.paper.row])
-
-    def wait_to_see(self, pattern: str, row: int = 0) -> None:
-        """Until this stands somewhere from this row on."""
-        self.wait_until(lambda: bool(re.search(pattern, "\n".join(self.paper.lines[row:]))))
-
-    def wait_until(self, condition: Any) -> None:
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, self.paper.text
-            try:
-                self.paper.feed(self.child.read_nonblocking(4096, 0.05))
-            except pexpect.TIMEOUT:
-                continue
-
-    def leave(self) -> int:
-        """Wait until the chat has left; its exit code, with the terminal in order."""
-        try:
-            while True:
-                self.paper.feed(self.child.read_nonblocking(4096, SECONDS))
-        except pexpect.EOF:
-            pass
-        assert "Traceback" not in self.paper.text
-        assert not self.paper.modes["2004"]
-        assert self.paper.modes.get("25", True)  # there is a cursor
-        assert termios.tcgetattr(self.child.child_fd)[:4] == self.modes[:4]
-        self.child.wait()
-        return self.child.exitstatus
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """The file of the newest conversation."""
-        newest = max(
-            (self.folder / "sessions").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns
-        )
-        return [json.loads(line) for line in newest.read_text().splitlines()]
-
-    def said(self, role: str) -> str:
-        """The last message of this role."""
-        messages = [event["message"] for event in self.events if "message" in event]
-        return next(m["content"] for m in reversed(messages) if m["role"] == role)
-
-    def close(self) -> None:
-        self.child.close(force=True)
-
 
 class Context(NamedTuple):
-    """Tokens of the last answer, of all that is in the context, and of what was there before."""
+    """Tokens of the last answer, of the whole context, and of its reused part."""
 
     answer: int
     used: int
@@ -134,14 +36,13 @@ def context(person: Person) -> Context:
     return Context(*(int(number or 0) for number in found.groups()))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mgm")
+def num_messages(person: Person) -> int:
+    return sum("message" in event for event in person.events)
 
 
 @pytest.fixture(scope="module")
-def chat(folder: Path) -> Iterator[Person]:
-    person = Person(folder, "--temperature", "0")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    person = Person(tmp_path_factory.mktemp("mgm"), "--temperature", "0")
     yield person
     person.close()
 
@@ -158,23 +59,23 @@ def test_arrow_keys_edit_and_up_recalls(person: Person) -> None:
     person.type(UP)
     person.wait_until(lambda: person.paper.at == "> What is 2 + 3?")
     person.say("")
-    assert len([event for event in person.events if "message" in event]) == 4
+    assert num_messages(person) == 4
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(person: Person) -> None:
+def test_ctrl_c_stops_an_answer_and_keeps_what_is_there(person: Person) -> None:
     row = person.paper.row
     person.type(f"{LONG}\r")
     person.wait_to_see("1, 2, 3", row)
-    assert person.paper.modes["2004"]  # what is pasted now will be known as such
-    person.type(PASTE.format("typed\rahead"))  # which waits, unseen, for the next prompt
+    assert person.paper.mode(2004)  # a paste is recognized from now on
+    person.type(PASTE.format("typed\rahead"))  # it waits, unseen, for the next prompt
     person.wait_to_see("14, 15", row)
-    person.child.kill(signal.SIGINT)  # the key would take along what was typed ahead
+    person.child.kill(signal.SIGINT)  # the key would drop the text that was typed ahead
     person.wait_until(lambda: person.paper.at == "  ahead")
     shown = "".join(person.paper.lines[row + 1 : person.paper.row - 1])
-    said = person.said("assistant")
-    assert said.startswith("1, 2, 3")
-    assert not said.endswith("99.")
-    assert shown == f"{said.rstrip()}(stopped)"
+    answer = person.said("assistant")
+    assert answer.startswith("1, 2, 3")
+    assert not answer.endswith("99.")
+    assert shown == f"{answer.rstrip()}(stopped)"
     person.type(CTRL_C)  # clears the line
     person.wait_for_prompt()
 
@@ -184,14 +85,14 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(person: Person) -> None:
     assert after.used - after.answer > before.used > before.answer > 40  # it is in the prompt
 
 
-def test_the_key_stops_an_answer_too_and_it_can_be_asked_for_again(person: Person) -> None:
+def test_the_key_stops_an_answer_too_and_regen_answers_again(person: Person) -> None:
     for text in (LONG, "/regen"):
         row = person.paper.row
         person.type(f"{text}\r")
         person.wait_to_see("14, 15", row)
         person.type(CTRL_C)
         assert "(stopped)" in person.wait_for_prompt(row)
-    assert len([event for event in person.events if "message" in event]) == 3
+    assert num_messages(person) == 3
 
 
 def test_pasted_lines_are_one_message_as_they_are(person: Person) -> None:
@@ -219,33 +120,29 @@ def test_tab_completes_commands_values_and_files(person: Person) -> None:
     person.wait_until(lambda: person.paper.at.rstrip() == "> /think")
     person.type(f" fo{TAB}")
     person.wait_until(lambda: person.paper.at.rstrip() == "> /think fold")
-    assert "only counted" in person.say("")
+    assert "hidden" in person.say("")
     person.say("/think open")
     person.type(f"/read {person.folder}/some{TAB}")
     person.wait_until(lambda: person.paper.at.endswith("some notes.txt"))
     assert "= 42" in person.say("")
 
 
-def test_another_window_size_is_taken_up(person: Person) -> None:
-    person.child.setwinsize(24, 40)
-    person.paper.columns = 40
+def test_the_chat_follows_the_size_of_the_window(person: Person) -> None:
+    person.resize(40)
     person.say("/clear")
     assert "= 42" in person.say("What is 17 + 25? " + "x" * 60 + "\x15" + SUM)
-    person.child.setwinsize(24, COLUMNS)
-    person.paper.columns = COLUMNS
+    person.resize(COLUMNS)
     person.say("/clear")
 
 
-def test_thoughts_are_dim_apart_and_counted_or_folded(person: Person) -> None:
+def test_thoughts_are_dim_and_counted_or_hidden(person: Person) -> None:
     person.say("/think on")
     row = person.paper.row
     shown = person.say(SUM).splitlines()
     assert re.fullmatch(r"\(\d+ tokens of thought\)", shown[-2])
     assert shown[-1] == SUM_ANSWER
-    dim = [
-        all(cell.dim for cell in line)
-        for line in person.paper.cells[row + 1 : row + 1 + len(shown)]
-    ]
+    lines = person.paper.cells[row + 1 : row + 1 + len(shown)]
+    dim = [all(cell.dim for cell in line) for line in lines]
     assert dim == [True] * (len(shown) - 1) + [False]
     thought = "\n".join(shown[:-2])
     assert person.said("assistant") == SUM_ANSWER
@@ -273,28 +170,26 @@ def test_other_numbers_of_drafts_give_the_same_text_for_a_seed(person: Person) -
         person.say(f"/set {setting}")
 
 
-def test_undo_and_regen_go_on_from_what_is_held(person: Person) -> None:
+def test_undo_and_regen_reuse_the_kv_cache(person: Person) -> None:
     person.say("My name is Anna.")
     person.say("/mtp 3")
     person.say("My name is Paul.")
-    assert "(taken back: My name is Paul.)" in person.say("/undo")
+    assert "(removed: My name is Paul.)" in person.say("/undo")
     assert "Anna" in person.say("What is my name?")
-    assert re.search(r"MTP \d\.\d tok/round, \d+ % accepted", person.say("/stats"))
+    assert re.search(r"MTP \d\.\d tok/round, \d+% accepted", person.say("/stats"))
     held = context(person)
     assert held.used - held.answer > held.reused > 0
     person.say("/mtp auto")
 
 
-def test_commands_that_cannot_be_obeyed_say_so_in_a_line_and_change_nothing(
-    person: Person,
-) -> None:
+def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(person: Person) -> None:
     person.say(SUM)
     assert person.say("/hlep") == "mgm: no command /hlep: did you mean /help?"
     for typed, word in [
         ("/model no-such-model", "no-such-model"),
         ("/set temperature hot", "temperature"),
         ("/set seed -1", "seed"),
-        ("/mtp 99", "num_draft_tokens"),
+        ("/mtp 99", "1 to 15"),
         ("/read /no/such/file", "No such file"),
         ("/load /no/such/file", "No such file"),
         ("/save", "file"),
@@ -312,14 +207,14 @@ def test_a_conversation_goes_to_a_file_and_back_and_an_answer_to_the_clipboard(
     person.say("/system Be kind.")
     person.say("My name is Anna.")
     assert "OSC 52" in person.say("/copy")
-    copied = base64.b64decode(person.paper.clipboard[-1].removeprefix("c;"))
+    copied = base64.b64decode(person.paper.clipboard[-1])
     assert copied.decode() == person.said("assistant")
     file = person.folder / "kept.txt"
     person.say(f"/save {file}")
     person.say("/clear")
     person.say("/system none")
     assert "1 turn," in person.say(f"/load {file}")
-    assert "(instructions: Be kind.)" in person.say("/system")
+    assert "(system prompt: Be kind.)" in person.say("/system")
     assert "Anna" in person.say("What is my name?")
     (other := person.folder / "other.txt").write_text("precious")
     assert "mgm: " in person.say(f"/save {other}")
@@ -327,7 +222,7 @@ def test_a_conversation_goes_to_a_file_and_back_and_an_answer_to_the_clipboard(
     person.say("/system none")
 
 
-def test_ctrl_c_twice_leaves_with_the_terminal_in_order(chat: Person) -> None:
+def test_ctrl_c_twice_quits_with_the_terminal_in_order(chat: Person) -> None:
     chat.type("half a line")
     chat.wait_until(lambda: chat.paper.at == "> half a line")
     chat.type(CTRL_C)
@@ -339,7 +234,7 @@ def test_ctrl_c_twice_leaves_with_the_terminal_in_order(chat: Person) -> None:
     assert chat.leave() == 0
 
 
-def test_a_conversation_goes_on_after_kill_9_with_its_cache_and_after_sigterm(
+def test_a_conversation_continues_after_kill_9_with_its_cache_and_after_sigterm(
     tmp_path: Path,
 ) -> None:
     first = Person(tmp_path, "--temperature", "0", "--stats")
@@ -354,8 +249,8 @@ def test_a_conversation_goes_on_after_kill_9_with_its_cache_and_after_sigterm(
     second = Person(tmp_path, "--temperature", "0", "-c", "--keep-cache")
     assert "2 turns" in second.paper.text
     assert "/regen" in second.paper.text
-    assert "Anna" in second.say("What is my name?")  # in place of what has no answer
-    second.type(UP + UP)  # what was typed before outlives the process
+    assert "Anna" in second.say("What is my name?")  # in place of the message without answer
+    second.type(UP + UP)  # earlier messages outlive the process
     second.wait_until(lambda: second.paper.at == f"> {LONG}")
     second.type(f"{CTRL_C}{CTRL_D}")
     assert second.leave() == 0

@@ -1,12 +1,14 @@
-"""`mgm generate --batch-file`: nothing is lost, and nothing depends on what went before."""
+"""`mgm generate --batch-file`: no result is lost, and none depends on what was done before it."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
+import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,28 @@ import pytest
 
 from helpers.command import (
     GREEDY,
+    MGM,
+    SECONDS,
     STORY,
     SUM,
     Done,
     Here,
     assert_plain,
+    environment,
     found,
-    generate_here,  # noqa: F401 - the fixture `here`
-    mgm,
 )
 from mlx_gemma_mtp.cli.requests_file import read
-from mlx_gemma_mtp.cli.results_file import ResultsFile
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.errors import UsageError
+
+pytestmark = pytest.mark.slow
 
 SHORT = SamplingParams(max_tokens=4)
+
+
+@pytest.fixture
+def here(mgm_here: Here) -> Here:
+    return partial(mgm_here, "generate")
 
 
 def write_lines(path: Path, lines: list[Any]) -> Path:
@@ -57,58 +66,65 @@ def a_hundred(rng: np.random.Generator) -> list[dict[str, Any]]:
     return lines
 
 
-def interrupted(arguments: list[str], count: int, with_signal: signal.Signals) -> Done:
-    """A run that gets a signal once so many results are there."""
-    before = f"""
-import signal
-from mlx_gemma_mtp.cli.results_file import ResultsFile
-add = ResultsFile.add
-def interrupted(self, number, result):
-    add(self, number, result)
-    if len(self.done) == {count}:
-        signal.raise_signal({with_signal:d})
-ResultsFile.add = interrupted
-"""
-    return mgm(["generate", *arguments], before=before)
+def interrupted(
+    arguments: list[str], partial_file: Path, count: int, with_signal: signal.Signals
+) -> Done:
+    """A run that gets a signal once it has that many results."""
+    command = [*MGM, "generate", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment()
+    ) as process:
+        deadline = time.monotonic() + SECONDS
+        while num_results(partial_file) < count and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(with_signal)
+        return Done(command, process.wait(SECONDS), *process.communicate(timeout=SECONDS))
 
 
-def test_a_batch_interrupted_twice_gives_the_results_of_one_that_was_not(
+def num_results(partial_file: Path) -> int:
+    """How many lines follow the header."""
+    return max(0, partial_file.read_bytes().count(b"\n") - 1) if partial_file.exists() else 0
+
+
+def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     here: Here, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     source = write_lines(tmp_path / "in.jsonl", a_hundred(rng))
-    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    out, kept = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = ["--batch-file", str(source), "--out", str(out)]
 
-    done = interrupted([*command, "--max-batch", "3", "--num-draft-tokens", "0"], 25, signal.SIGINT)
+    options = [*command, "--max-batch", "3", "--num-draft-tokens", "0"]
+    done = interrupted(options, kept, 15, signal.SIGINT)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (130, "")
-    kept = partial.read_bytes()
-    assert kept.count(b"\n") == 1 + 25
-    assert "25 of 100 results are kept" in done.stderr
+    before = kept.read_bytes()
+    counted = re.search(r"interrupted; (\d+) of 100 results are kept", done.stderr)
+    assert counted
+    assert num_results(kept) - int(counted[1]) in (0, 1)  # the signal may come before it is counted
 
-    done = interrupted([*command, "--drafter", "none"], 60, signal.SIGKILL)
+    done = interrupted([*command, "--drafter", "none"], kept, 50, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
-    assert partial.read_bytes().startswith(kept)
-    with partial.open("ab") as file:
-        file.write(b'99\t{"id": "torn", "te')  # as a machine that lost its power leaves it
-    seed = json.loads(partial.read_bytes().partition(b"\n")[0])["seed"]
+    assert kept.read_bytes().startswith(before)
+    with kept.open("ab") as file:
+        file.write(b'{"number": 99, "result": {"id": "torn", "te')  # as after a power failure
+    seed = json.loads(kept.read_bytes().partition(b"\n")[0])["seed"]
     assert not out.exists()
 
+    left = 100 - num_results(kept)
     done = here(*command)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (0, "")
-    assert re.match(r"60 results are there already\n40 texts, \d+ tokens, ", done.stderr)
-    assert not partial.exists()
+    expected = rf"{100 - left} results are already done\n{left} answers?, \d+ tokens, "
+    assert re.match(expected, done.stderr)
+    assert not kept.exists()
 
     whole = tmp_path / "whole.jsonl"
     done = here(*command[:-1], whole, "--seed", seed, "--drafter", "none")
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "in.jsonl",
-        "out.jsonl",
-        "whole.jsonl",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name, whole.name}
 
     asked = [json.loads(line) for line in source.read_text().splitlines()]
     results = [json.loads(line) for line in out.read_text().splitlines()]
@@ -122,7 +138,7 @@ def test_a_batch_interrupted_twice_gives_the_results_of_one_that_was_not(
     assert all(r["seed"] == 5 for a, r in zip(asked, results, strict=True) if "seed" in a)
 
 
-def test_a_result_is_what_its_prompt_alone_gives(here: Here, tmp_path: Path) -> None:
+def test_a_result_is_that_of_its_prompt_alone(here: Here, tmp_path: Path) -> None:
     lines = [
         {"id": "b", "prompt": STORY, "max_tokens": 12, "temperature": 2},
         {"id": "c", "prompt": SUM, "thinking": True, "stop": "4", "temperature": 0},
@@ -141,7 +157,7 @@ def test_a_result_is_what_its_prompt_alone_gives(here: Here, tmp_path: Path) -> 
         assert result == {"id": line["id"], **alone, "prompt_tokens": prompt_tokens}
 
 
-def test_a_request_that_fails_is_a_line_and_is_tried_again(here: Here, tmp_path: Path) -> None:
+def test_a_request_that_fails_is_a_line_and_is_retried(here: Here, tmp_path: Path) -> None:
     lines = [
         {"id": 1, "prompt": "Hi"},
         {"id": 2, "prompt": "word " * 5000},
@@ -152,10 +168,9 @@ def test_a_request_that_fails_is_a_line_and_is_tried_again(here: Here, tmp_path:
     for times in (1, 2):
         done = here(*command)
         assert (done.returncode, done.stdout) == (1, "")
-        assert re.search(
-            r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4096.*\n$", done.stderr
-        )
-        assert ("2 results are there already" in done.stderr) is (times == 2)
+        expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4096.*\n$"
+        assert re.search(expected, done.stderr)
+        assert ("2 results are already done" in done.stderr) is (times == 2)
         one, two, three = (json.loads(line) for line in out.read_text().splitlines())
         assert (one["id"], three["id"], len(one["tokens"])) == (1, 3, 2)
         assert (two["id"], {*two}) == (2, {"id", "error"})
@@ -171,7 +186,7 @@ def test_at_a_terminal_a_bar_moves(
     assert (done.returncode, done.stdout) == (0, "")
     assert "2/2" in done.stderr
     last = re.sub(r"\x1b\[\d*[A-Z]", "", done.stderr.splitlines()[-1])
-    assert re.match(r"2 texts, \d+ tokens, \d+ tokens/s", last)
+    assert re.match(r"2 answers, \d+ tokens, \d+ tokens/s", last)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +197,19 @@ def test_at_a_terminal_a_bar_moves(
         (b'{"prompt": "\xff"}', "not UTF-8"),
         (rb'{"prompt": "\ud83d"}', "not UTF-8"),
         (b"[" * 100_000, "not JSON"),
-        (b'{"id": 7}', "neither text nor a list"),
+        (b'{"id": 7}', "must be text or a list"),
         (b'{"prompt": " "}', "empty"),
-        (b'{"prompt": []}', "neither text nor a list"),
-        (b'{"prompt": [1, 2]}', "message 1: it is not an object"),
-        (b'{"prompt": [{"role": "usr", "content": "Hi"}]}', "message 1: its role is 'usr'"),
-        (b'{"prompt": "Hi", "promt": 1}', "'promt'"),
+        (b'{"prompt": []}', "must be text or a list"),
+        (b'{"prompt": [1, 2]}', "message 1: it must be an object"),
+        (b'{"prompt": [{"role": "usr", "content": "Hi"}]}', "message 1: its role must be one of"),
+        (b'{"prompt": "Hi", "promt": 1}', "unknown key 'promt'; known keys: id, "),
         (b'{"prompt": "Hi", "temperature": "hot"}', "temperature must"),
         (b'{"prompt": "Hi", "top_k": 1.5}', "top_k must"),
         (b'{"prompt": "Hi", "stop": [1]}', "stop must"),
         (b'{"prompt": "Hi", "thinking": 1}', "thinking must"),
-        (b'{"prompt": "Hi", "system": 1}', "system is not text"),
-        (b'{"prompt": "Hi", "id": 1}', "that of line 1"),
-        (b'{"prompt": [{"role": "system", "content": "a"}], "system": "b"}', "begin with one"),
+        (b'{"prompt": "Hi", "system": 1}', "system must be text"),
+        (b'{"prompt": "Hi", "id": 1}', "line 1 has the same id"),
+        (b'{"prompt": [{"role": "system", "content": "a"}], "system": "b"}', "use one of them"),
     ],
 )
 def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -207,7 +222,7 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
     assert "\n" not in str(refused.value)
 
 
-def test_a_system_turn_for_all_yields_to_a_line_that_has_its_own(tmp_path: Path) -> None:
+def test_the_system_prompt_of_a_line_replaces_the_one_for_all(tmp_path: Path) -> None:
     user, own = {"role": "user", "content": "Hi"}, {"role": "system", "content": "own"}
     lines = [
         {"prompt": "Hi"},
@@ -231,112 +246,3 @@ def test_a_seed_depends_on_the_id_and_not_on_the_place(tmp_path: Path) -> None:
     seeds = [line.params.seed for line in there]
     assert seeds == [line.params.seed for line in back][::-1]
     assert len({*seeds, *(line.params.seed for line in other)}) == 10
-
-
-# What is kept of results
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.jsonl"
-
-
-def begin(out: Path, about: str = "this", seed: int = 1, restart: bool = False) -> ResultsFile:
-    return ResultsFile(out, {"about": about}, seed, restart=restart)
-
-
-def test_results_are_kept_and_published_in_order(out: Path) -> None:
-    first = begin(out)
-    first.add(3, {"text": "c"})
-    first.add(1, {"text": "é😀\n"})
-    first.close()
-    second = begin(out, seed=2)
-    assert (second.seed, second.done) == (1, {1, 3})
-    second.publish({2: {"error": "failed"}})
-    assert second.path.exists()
-    second.add(2, {"text": "b"})
-    second.publish({})
-    second.close()
-    assert [json.loads(line) for line in out.read_text().splitlines()] == [
-        {"text": "é😀\n"},
-        {"text": "b"},
-        {"text": "c"},
-    ]
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
-
-
-@pytest.mark.parametrize("cut", range(1, 17))
-def test_a_result_that_was_cut_off_anywhere_is_dropped(out: Path, cut: int) -> None:
-    first = begin(out)
-    first.add(1, {"text": "a"})
-    first.add(2, {"text": "b"})  # 16 bytes
-    first.close()
-    first.path.write_bytes(first.path.read_bytes()[:-cut])
-    second = begin(out)
-    assert second.done == {1}
-    second.add(2, {"text": "other"})
-    second.publish({})
-    second.close()
-    assert out.read_text() == '{"text": "a"}\n{"text": "other"}\n'
-
-
-def test_what_was_begun_otherwise_is_refused_unless_it_is_begun_anew(out: Path) -> None:
-    begin(out, "this").close()  # nothing is in it
-    first = begin(out, "that")
-    first.add(1, {})
-    with pytest.raises(UsageError, match="open in another mgm"):
-        begin(out, "that")
-    first.close()
-    with pytest.raises(UsageError, match=r"started with different about: .*--restart"):
-        begin(out, "this")
-    for about in ("that", "this"):
-        anew = begin(out, about, restart=True)
-        assert anew.done == frozenset()
-        anew.close()
-        assert not anew.path.exists()
-
-
-def test_a_restart_that_was_stopped_goes_on_and_replaces_what_it_was_to_replace(out: Path) -> None:
-    out.write_text("before")
-    first = begin(out, restart=True)
-    first.add(1, {})
-    first.close()
-    second = begin(out)
-    assert second.done == {1}
-    second.publish({})
-    second.close()
-    assert out.read_text() == "{}\n"
-
-
-def test_what_somebody_else_wrote_is_left_alone(out: Path) -> None:
-    for name, content in ((out.name, "mine"), (f"{out.name}.partial", "mine")):
-        path = out.with_name(name)
-        path.write_text(content)
-        with pytest.raises(UsageError, match="--restart"):
-            begin(out)
-        assert path.read_text() == content
-        assert [*out.parent.iterdir()] == [path]
-        path.unlink()
-
-
-def test_a_full_disk_is_one_line_and_keeps_what_is_there(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out.write_text("before")
-    first = begin(out, restart=True)
-    first.add(1, {"text": "a"})
-
-    def full(*_: Any) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        with pytest.raises(MgmError, match="No space left"):
-            first.add(2, {"text": "b"})
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(MgmError, match="No space left"):
-            first.publish({})
-    first.close()
-    assert {path.name for path in out.parent.iterdir()} == {out.name, first.path.name}
-    assert out.read_text() == "before"
-    assert begin(out).done == {1}

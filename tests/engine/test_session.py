@@ -1,291 +1,221 @@
-"""Conversations: what an earlier turn left in the cache is used, and the text is as without it.
+"""Conversations: the next turn reuses the cache, and its output is as without a session."""
 
-Every turn is also decoded from nothing, by the same engine, and must say the same. Rings are as
-tight as they may be, so that they wrap, and drafts are all right, so that rounds run past the end.
-"""
-
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from threading import Event
-from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.checkpoints import VOCAB, PairPaths
-from helpers.forced import Forced, Row, is_decisive
-from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams, Session, load
-from mlx_gemma_mtp.decode import round as speculate
-from mlx_gemma_mtp.engine import batch, prefill
-from mlx_gemma_mtp.engine.prefill import Prefill
-from mlx_gemma_mtp.engine.worker import mlx_worker
+from helpers.fake_target import CONFIG, VOCAB, FakeTarget, Rounds, fake_engine, output
+from helpers.stepped import Stepped, assert_complete
+from helpers.turns import History
+from mlx_gemma_mtp import Chunk, Engine, SamplingParams, Session
+from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError
-from mlx_gemma_mtp.model import cache
-from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.memory import Limits
 
-# Dense with K = V; experts; layers that share keys and values.
-SOME_KINDS = ("12B", "26B-A4B", "E2B")
-CHUNKS = (8, 24)
-BEYOND = 16  # tokens by which forced drafts know the text past its end
-PARAMS = SamplingParams(temperature=1, top_k=0, top_p=1, ignore_eos=True, num_draft_tokens=7)
+LIMITS = Limits(chunks=(8, 24), max_draft_tokens=7, slot_step=1)  # rings as tight as possible
+PARAMS = SamplingParams(max_tokens=16, ignore_eos=True, num_draft_tokens=7)
+ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
+SECONDS = 60  # after which something that should long have happened never does
 
 Ids = list[int]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tight() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "SLOT_STEP", 1)
-        patch.setattr(batch, "MAX_DRAFT_TOKENS", 7)
-        patch.setattr(prefill, "CHUNKS", CHUNKS)
-        patch.setattr(batch, "CHUNKS", CHUNKS)
-        yield
-
-
-@pytest.fixture(scope="module")
-def engines(pairs: dict[str, PairPaths], tight: None) -> Iterator[dict[str, Engine]]:
-    loaded = {kind: load(*pairs[kind], max_batch=4) for kind in SOME_KINDS}
-    yield loaded
-    for engine in loaded.values():
-        engine.close()
-
-
-@pytest.fixture
-def engine(engines: dict[str, Engine]) -> Engine:
-    return engines["12B"]
-
-
 class Talk:
-    """Turns with random words whose text is known from decoding it from nothing."""
+    """A conversation that a test drives without threads."""
 
-    def __init__(self, engine: Engine, rng: np.random.Generator) -> None:
-        self.engine = engine
+    def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
-        self._target: Target = engine._open._target
-        self._suppressed: Ids = engine._defaults.get("suppress_tokens", [])
+        self.stepped = Stepped(max_batch=4, limits=LIMITS)
+        self.session = Session(CONFIG, "fake", LIMITS)
 
-    def words(self, low: int, high: int) -> Ids:
+    def words(self, low: int = 1, high: int = 20) -> Ids:
         return self._rng.integers(0, VOCAB, self._rng.integers(low, high)).tolist()
 
-    def turn(self, history: Ids, most: int) -> Row:
-        """History and some new words, and up to BEYOND tokens more than `most` of the answer."""
-        for _ in range(20):
-            params = replace(PARAMS, seed=int(self._rng.integers(2**31)))
-            prompt = [*history, *self.words(1, 20)]
-            plain = replace(params, max_tokens=most + BEYOND, num_draft_tokens=0)
-            row = Row(prompt, params, self.engine.generate(prompt, plain)[0].tokens)
-            if mlx_worker().run(partial(is_decisive, self._target, row, self._suppressed)):
-                return row
-        raise AssertionError("no text without a near tie")
+    def submit(self, prompt: Ids, max_tokens: int = 10, drafts: int | None = 7) -> Request:
+        self.session.claim()
+        return self.stepped.submit(prompt, max_tokens, drafts, session=self.session)
 
-    def ask(self, row: Row, most: int, session: Session | None) -> Completion:
-        params = replace(row.params, max_tokens=most)
-        return self.engine.submit(row.prompt, params, session=session).result()
+    def ask(self, prompt: Ids, max_tokens: int = 10, drafts: int | None = 7) -> Request:
+        request = self.submit(prompt, max_tokens, drafts)
+        self.stepped.finish()
+        assert_complete(request)
+        return request
 
 
 @pytest.fixture
-def forced(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Callable[[Row], None]:
-    """Makes all drafts of a row right."""
-
-    def force(row: Row) -> None:
-        right = np.ones(len(row.prompt) + len(row.tokens), bool)
-        drafts = mlx_worker().run(lambda: Forced(rng, [row], [right]))
-        monkeypatch.setattr(speculate, "draft", drafts)
-
-    return force
+def talk(rng: np.random.Generator) -> Talk:
+    return Talk(rng)
 
 
-@pytest.mark.parametrize("kind", SOME_KINDS)
-def test_every_turn_says_what_it_says_from_nothing_and_prefills_only_what_is_new(
-    engines: dict[str, Engine],
-    rng: np.random.Generator,
-    forced: Callable[[Row], None],
-    kind: str,
-) -> None:
-    talk, session = Talk(engines[kind], rng), engines[kind].session()
-    history: Ids = []
-    prompts: list[Ids] = [[]]
-    held = 0  # tokens the session must be able to give
-    ways = ["on", "on", "rewritten", "cut", "reworded", "undone", "again"]
-    for number, way in enumerate([*rng.permutation(ways), *rng.permutation(ways)]):
-        most = int(rng.integers(1, 40)) if number else 1
-        row = talk.turn(history, most)
-        forced(row)
-        done = talk.ask(row, most, session)
-        assert done.tokens == row.tokens[:most], (number, way)
-        assert done.stats.reused_tokens >= min(held, len(row.prompt) - 1)
-        prompt, said = row.prompt, done.tokens
-        if way == "on":  # the answer stays as it is
-            history, held = [*prompt, *said], len(prompt) + most - 1
-        elif way == "rewritten":  # a template takes the thought out
-            history, held = [*prompt, *said[most // 2 + 1 :]], len(prompt)
-        elif way == "cut":  # the answer is kept in part
-            history, held = [*prompt, *said[: most // 2], *talk.words(1, 5)], len(prompt)
-        elif way == "reworded":  # the prompt's end has become another: any depth
-            history, held = prompt[: -int(rng.integers(1, 40))], 0
-        elif way == "undone":  # the prompt before this one is held, if this one began with it
-            last = prompts[-1]
-            history, held = last, len(last) if prompt[: len(last)] == last else 0
-        else:  # the same once more
-            history, held = prompt[:-1], len(prompt) - 1
-        prompts.append(prompt)
+def test_a_turn_prefills_only_what_is_new(talk: Talk, rng: np.random.Generator) -> None:
+    """Whatever the next turn keeps of the one before it."""
+    history = History(rng)
+    for way in history.walk(3):
+        if len(history.ids) > 800:
+            history = History(rng)
+        prompt = [*history.ids, *talk.words()]
+        done = talk.ask(prompt, int(rng.integers(1, 40)), (0, 3, 7)[rng.integers(3)])
+        assert done.stats.reused_tokens >= min(history.held, len(prompt) - 1), way
+        history.continue_(way, prompt, done.tokens, talk.words())
 
 
-def test_conversations_side_by_side_do_not_mix(
-    engines: dict[str, Engine], rng: np.random.Generator
-) -> None:
-    talk = Talk(engines["26B-A4B"], rng)
-    turns: list[list[Row]] = []
-    for _ in range(4):
-        history: Ids = []
-        turns.append([])
-        for _ in range(3):
-            turns[-1].append(talk.turn(history, 20))
-            history = [*turns[-1][-1].prompt, *turns[-1][-1].tokens[:20]]
-
-    def hold(rows: list[Row]) -> list[Completion]:
-        session = talk.engine.session()
-        return [talk.ask(row, 20, session) for row in rows]
-
-    with ThreadPoolExecutor(4) as threads:
-        for rows, done in zip(turns, threads.map(hold, turns), strict=True):
-            assert [one.tokens for one in done] == [row.tokens[:20] for row in rows]
-            reused = [one.stats.reused_tokens for one in done]
-            assert reused == [0, *[len(row.prompt) + 19 for row in rows[:-1]]]
+def test_conversations_do_not_mix(rng: np.random.Generator) -> None:
+    talks = [Talk(rng) for _ in range(4)]
+    for talk in talks[1:]:
+        talk.stepped = talks[0].stepped
+    histories: list[Ids] = [[] for _ in talks]
+    for turn in range(3):
+        prompts = [
+            [*history, *talk.words()] for history, talk in zip(histories, talks, strict=True)
+        ]
+        requests = [talk.submit(p, 20) for talk, p in zip(talks, prompts, strict=True)]
+        talks[0].stepped.finish()
+        assert_complete(*requests)
+        reused = [max(len(history) - 1, 0) for history in histories]
+        assert [one.stats.reused_tokens for one in requests] == reused, turn
+        histories = [[*one.ids, *one.tokens] for one in requests]
+    assert max(event.size for event in talks[0].stepped.rounds) == 4
 
 
-def test_what_was_said_until_it_was_cancelled_is_held(
-    engine: Engine, rng: np.random.Generator
-) -> None:
-    talk, session, enough = Talk(engine, rng), engine.session(), Event()
-    row = talk.turn([], 50)
-    heard: Ids = []
-
-    def hear(chunk: Chunk) -> None:
-        heard.extend(chunk.tokens)
-        if len(heard) >= 10:
-            enough.set()
-
-    going = engine.submit(row.prompt, replace(row.params, max_tokens=900), hear, session=session)
-    assert enough.wait(60)
-    going.cancel()
-    done = going.result()  # some rounds more than were waited for
-    assert done.finish_reason == "cancelled"
-    more = talk.turn([*row.prompt, *done.tokens], 10)
-    again = talk.ask(more, 10, session)
-    assert again.tokens == more.tokens[:10]
-    assert again.stats.reused_tokens == len(row.prompt) + len(done.tokens) - 1
+def test_the_output_before_a_cancellation_is_held(talk: Talk) -> None:
+    prompt = talk.words()
+    request = talk.submit(prompt, 50)
+    while len(request.tokens) < 10:
+        talk.stepped.step()
+    request.generation.cancel()
+    talk.stepped.finish()
+    assert request.generation.result(0).finish_reason == "cancelled"
+    assert request.tokens == output(prompt, len(request.tokens))
+    done = talk.ask([*prompt, *request.tokens, *talk.words()])
+    assert done.stats.reused_tokens == len(prompt) + len(request.tokens) - 1
 
 
-def test_a_prompt_cancelled_half_way_is_not_read_twice(
-    engine: Engine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    talk, session = Talk(engine, rng), engine.session()
-    row = talk.turn(talk.words(100, 101), 10)
-    advance = Prefill.advance
-    chunks = 0
-
-    def twice(self: Prefill, most: int) -> int:
-        nonlocal chunks
-        chunks += 1
-        if chunks == 2:
-            self.request.generation.cancel()
-        return advance(self, most)
-
-    monkeypatch.setattr(Prefill, "advance", twice)
-    assert talk.ask(row, 10, session).finish_reason == "cancelled"
-    monkeypatch.undo()
-    done = talk.ask(row, 10, session)
-    assert done.tokens == row.tokens[:10]
-    assert done.stats.reused_tokens == 2 * CHUNKS[-1]
+def test_a_prompt_cancelled_half_way_is_not_read_twice(talk: Talk) -> None:
+    prompt = talk.words(100, 101)
+    request = talk.submit(prompt)
+    talk.stepped.step(2)
+    request.generation.cancel()
+    talk.stepped.finish()
+    assert request.generation.result(0).finish_reason == "cancelled"
+    assert talk.ask(prompt).stats.reused_tokens == 2 * LIMITS.chunks[-1]
 
 
-def test_a_session_answers_one_at_a_time(engine: Engine, rng: np.random.Generator) -> None:
-    talk, session = Talk(engine, rng), engine.session()
-    row = talk.turn([], 10)
-    running = engine.submit(row.prompt, replace(row.params, max_tokens=900), session=session)
-    with pytest.raises(UsageError, match="answering already"):
-        talk.ask(row, 10, session)
-    running.cancel()
-    running.result()
-    assert talk.ask(row, 10, session).tokens == row.tokens[:10]
+@pytest.mark.parametrize("fail_at", ["prefill", "round"])
+def test_after_an_error_the_next_turn_starts_from_scratch(talk: Talk, fail_at: str) -> None:
+    history = talk.words()
+    history += talk.ask(history).tokens
+
+    def fail(event: object) -> None:
+        if (fail_at == "round") == (talk.stepped.events[-1].what == "round"):
+            raise RuntimeError("broken")
+
+    talk.stepped.then = fail
+    request = talk.submit([*history, *talk.words()])
+    talk.stepped.finish()
+    assert request.generation.exception(0) is not None
+    talk.stepped.then = lambda _: None
+    assert talk.ask([*history, *talk.words()]).stats.reused_tokens == 0
 
 
-def test_a_request_that_was_refused_leaves_the_session_free(
-    engine: Engine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    talk, session = Talk(engine, rng), engine.session()
-    row = talk.turn([], 10)
+def test_without_memory_for_the_copy_the_next_turn_starts_from_scratch(talk: Talk) -> None:
+    class NoRoom(Session):
+        def copy_back(self, *_: object) -> None:
+            raise MemoryError
 
-    def full(*_: Any, **__: Any) -> None:
-        raise QueueFullError("full")
+    prompt = talk.words()
+    talk.session = NoRoom(CONFIG, "fake", LIMITS)
+    talk.ask(prompt)
+    assert talk.ask(prompt).stats.reused_tokens == 0
 
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._open, "submit", full)
+
+# Engines
+
+
+def test_a_session_serves_one_request_at_a_time(prompts: list[Ids]) -> None:
+    with fake_engine() as engine:
+        session = engine.session()
+        running = engine.submit(prompts[0], ENDLESS, session=session)
+        with pytest.raises(UsageError, match="busy"):
+            engine.submit(prompts[0], PARAMS, session=session)
+        running.cancel()
+        running.result(SECONDS)
+        done = engine.submit(prompts[0], PARAMS, session=session).result(SECONDS)
+    assert done.tokens == output(prompts[0], 16)
+
+
+def test_a_session_is_free_as_soon_as_its_request_has_ended(prompts: list[Ids]) -> None:
+    with fake_engine() as engine:
+        session, one = engine.session(), SamplingParams(max_tokens=1, ignore_eos=True)
+        for _ in range(200):
+            engine.submit(prompts[0], one, session=session).result(SECONDS)
+
+
+def test_a_refused_request_leaves_the_session_free(prompts: list[Ids]) -> None:
+    over, rounds = threading.Event(), Rounds()
+    rounds.then = lambda: over.wait(SECONDS)
+    with fake_engine(max_batch=1, max_queue=1, player=rounds.player) as engine:
+        session = engine.session()
+        going = [engine.submit(prompts[0], PARAMS)]
+        while not rounds.sizes:
+            over.wait(0.01)
+        going.append(engine.submit(prompts[1], PARAMS))
         with pytest.raises(QueueFullError):
-            talk.ask(row, 10, session)
-    assert talk.ask(row, 10, session).tokens == row.tokens[:10]
+            engine.submit(prompts[2], PARAMS, session=session)
+        over.set()
+        for one in going:
+            one.result(SECONDS)
+        done = engine.submit(prompts[2], PARAMS, session=session).result(SECONDS)
+    assert done.tokens == output(prompts[2], 16)
 
 
-def test_where_there_is_no_room_for_it_the_next_turn_is_prefilled_whole(
-    engine: Engine, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+def test_a_stream_takes_a_session(prompts: list[Ids]) -> None:
+    def ask(engine: Engine, prompt: Ids) -> list[Chunk]:
+        return list(engine.stream(prompt, PARAMS, session=session))
+
+    with fake_engine() as engine:
+        session = engine.session()
+        first = ask(engine, prompts[0])
+        history = [*prompts[0], *(token for chunk in first for token in chunk.tokens)]
+        last = ask(engine, [*history, *prompts[1]])[-1]
+    assert last.stats is not None
+    assert last.stats.reused_tokens == len(history) - 1
+
+
+@pytest.fixture
+def other_engine() -> Callable[[], Engine]:
+    """An engine whose weights have another identity."""
+
+    class Other(FakeTarget):
+        def parameters(self) -> dict[str, mx.array]:
+            return {"scale": mx.array([1.0])}
+
+    return lambda: fake_engine(Other())
+
+
+def test_a_damaged_session_or_one_of_another_model_is_refused(
+    prompts: list[Ids], tmp_path: Path, other_engine: Callable[[], Engine]
 ) -> None:
-    talk, session = Talk(engine, rng), engine.session()
-    row = talk.turn([], 10)
-
-    def no_room(*_: Any, **__: Any) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "keep_row", no_room)
-        assert talk.ask(row, 10, session).tokens == row.tokens[:10]
-    done = talk.ask(row, 10, session)
-    assert done.tokens == row.tokens[:10]
-    assert done.stats.reused_tokens == 0
-
-
-@pytest.mark.parametrize("kind", SOME_KINDS)
-def test_a_saved_session_goes_on_in_another_engine(
-    engines: dict[str, Engine],
-    pairs: dict[str, PairPaths],
-    rng: np.random.Generator,
-    tmp_path: Path,
-    kind: str,
-) -> None:
-    talk, session = Talk(engines[kind], rng), engines[kind].session()
-    first = talk.turn([], 40)
-    talk.ask(first, 40, session)
-    session.save(tmp_path / "talk")
-    assert [path.name for path in tmp_path.iterdir()] == ["talk"]
-    on = talk.turn([*first.prompt, *first.tokens[:40]], 12)
-    rewritten = talk.turn([*first.prompt, *first.tokens[30:40]], 12)
-    with load(*pairs[kind], max_batch=1) as other:
-        elsewhere = Talk(other, rng)
-        for row, held in ((on, len(first.prompt) + 39), (rewritten, len(first.prompt))):
-            done = elsewhere.ask(row, 12, other.session(tmp_path / "talk"))
-            assert done.tokens == row.tokens[:12]
-            assert done.stats.reused_tokens >= held
-
-
-def test_a_saved_session_of_another_model_or_a_damaged_one_is_refused(
-    engines: dict[str, Engine], rng: np.random.Generator, tmp_path: Path
-) -> None:
-    engine = engines["12B"]
-    talk, session = Talk(engine, rng), engine.session()
     path = tmp_path / "talk"
-    with pytest.raises(UsageError, match="nothing to save"):
+    with fake_engine() as engine, other_engine() as other:
+        session = engine.session()
+        with pytest.raises(UsageError, match="nothing to save"):
+            session.save(path)
+        engine.submit(prompts[0], PARAMS, session=session).result(SECONDS)
         session.save(path)
-    talk.ask(talk.turn([], 5), 5, session)
-    session.save(path)
-    with pytest.raises(CheckpointError, match="of another model"):
-        engines["E2B"].session(path)
-    whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], whole[:7], b"{}" * 50):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="no saved session"):
-            engine.session(path)
-    with pytest.raises(CheckpointError, match="no saved session"):
-        engine.session(tmp_path / "nowhere")
+        assert [one.name for one in tmp_path.iterdir()] == ["talk"]
+        restored = engine.session(path)
+        done = engine.submit(prompts[0], PARAMS, session=restored).result(SECONDS)
+        assert done.stats.reused_tokens == len(prompts[0]) - 1
+        with pytest.raises(CheckpointError, match="another model"):
+            other.session(path)
+        whole = path.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], whole[:7], b"{}" * 50):
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match="not a saved session"):
+                engine.session(path)
+        with pytest.raises(CheckpointError, match="not a saved session"):
+            engine.session(tmp_path / "nowhere")

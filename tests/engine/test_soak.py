@@ -1,33 +1,28 @@
-"""Hundreds of requests from sixteen threads: none waits for ever, loses a token or leaves a trace.
+"""Hundreds of requests from sixteen threads: none waits forever, loses a token or leaves a trace.
 
-Most go to a random pair, 12B in small, whose drafts are forced right and wrong so that all texts
-are known beforehand; the rest to the demo pair, of whose texts a sample is compared. Settings,
-moments and ends are drawn from the seed of the run; how the requests meet is up to the machine.
+Most go to a random pair, 12B in small, whose drafts are forced right and wrong so that all outputs
+are known beforehand; the rest to the demo pair, whose outputs are compared in a sample. Settings,
+moments and ends are drawn from the seed of the run; how the requests meet depends on the machine.
 """
 
-import faulthandler
-import gc
-import tempfile
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 from helpers.checkpoints import VOCAB, PairPaths
 from helpers.forced import Forced, Row, at_random
-from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams, load
-from mlx_gemma_mtp.decode import round as speculate
+from helpers.traffic import SECONDS, Watched, in_time, memory_at_rest
+from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams, load
+from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
-from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.scheduler import Scheduler
-from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError, MgmError
 
 NUM_THREADS = 16
@@ -36,7 +31,6 @@ NUM_TEXTS = 32  # of the random pair
 NUM_COMPARED = 30  # of the demo's
 MAX_TOKENS = 24
 PROMPT_TOKENS = 40  # at most; so each prompt is read in one piece, whatever the pace
-SECONDS = 240  # after which a soak is taken for a deadlock
 SLACK = 10_000  # bytes
 QUARTERS = 4
 
@@ -45,14 +39,14 @@ End = Literal["own", "cancelled", "left", "failed"]
 
 @dataclass
 class Ask:
-    """A request, how it is made and ended, and what became of it."""
+    """A request, how it is made and ended, and its result."""
 
     prompt: list[int]
     params: SamplingParams
     streamed: bool
     end: End
     after: int  # tokens, after which it is ended
-    text: list[int] | None = None  # what it says alone, where that is known
+    text: list[int] | None = None  # its whole output, if known
     pieces: list[Chunk] = field(default_factory=list)
     result: Completion | MgmError | None = None
 
@@ -62,7 +56,7 @@ class Ask:
 
     @property
     def completed(self) -> bool:
-        """Did it come to its own end?"""
+        """True if it ended by itself."""
         return bool(self.pieces) and self.pieces[-1].finish_reason in ("stop", "length")
 
 
@@ -70,84 +64,11 @@ class Broken(Exception):
     """What a callback raises here."""
 
 
-# What goes through an engine
-
-
-@dataclass
-class Traffic:
-    """Every request that an engine was given; holds none of them alive."""
-
-    requests: list["weakref.ref[Request]"] = field(default_factory=list)
-    generations: list[Generation] = field(default_factory=list)
-    ends: Counter[int] = field(default_factory=Counter)  # of each generation, by its number
-
-    def forget(self) -> None:
-        for noted in (self.requests, self.generations, self.ends):
-            noted.clear()
-
-    def note(self, request: Request) -> None:
-        number = len(self.generations)
-        self.requests.append(weakref.ref(request))
-        self.generations.append(request.generation)
-        request.generation.add_done_callback(lambda _: self.ends.update([number]))
-
-
-@pytest.fixture
-def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
-    noted = Traffic()
-    submit, lock = Scheduler.submit, threading.Lock()
-
-    def note(self: Scheduler, request: Request, *, patient: bool = False) -> Generation:
-        with lock:
-            noted.note(request)
-        return submit(self, request, patient=patient)
-
-    monkeypatch.setattr(Scheduler, "submit", note)
-    return noted
-
-
-def in_time(jobs: list[Callable[[], None]]) -> None:
-    """Run each on a thread of its own; where one does not end in time, show all threads and fail.
-
-    What a job raises is raised here.
-    """
-    errors: list[BaseException] = []
-
-    def run(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:  # noqa: BLE001 - raised below
-            errors.append(error)
-
-    # Daemons, because the process must end even where they do not.
-    threads = [threading.Thread(target=run, args=[job], daemon=True) for job in jobs]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + SECONDS
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if any(thread.is_alive() for thread in threads):
-        with tempfile.TemporaryFile("w+") as dump:
-            faulthandler.dump_traceback(dump, all_threads=True)
-            dump.seek(0)
-            pytest.fail(f"not done after {SECONDS} s:\n{dump.read()}")
-    if errors:
-        raise errors[0]
-
-
-def memory_at_rest() -> int:
-    """Bytes in use by MLX once the worker has nothing left to do."""
-    for _ in range(2):
-        mlx_worker().submit(lambda: None).result(SECONDS)
-    gc.collect()
-    return mlx_worker().submit(mx.get_active_memory).result(SECONDS)
-
-
 # One request
 
 
 def serve(running: Engine, ask: Ask) -> None:
-    """Make a request, end it as it is to be ended, and note what became of it."""
+    """Make a request, end it in its way, and keep the result."""
     (stream if ask.streamed else submit)(running, ask)
 
 
@@ -187,7 +108,7 @@ def answer(ask: Ask) -> str:
 
 
 def assert_ended_well(ask: Ask) -> None:
-    """Did it end once, as it was to, with nothing lost, doubled or miscounted?"""
+    """It ended once, in its way, with nothing lost, doubled or miscounted."""
     finals = [chunk for chunk in ask.pieces if chunk.finish_reason]
     assert finals in ([], ask.pieces[-1:]), ask
     if ask.end == "failed":
@@ -231,7 +152,7 @@ def assert_ended_well(ask: Ask) -> None:
 
 
 def draw_end(rng: np.random.Generator, max_tokens: int) -> tuple[bool, End, int]:
-    """Is it streamed, how does it end, and after how many tokens?"""
+    """Whether it is streamed, how it ends, and after how many tokens."""
     after = int(rng.integers(0, max_tokens))
     chance = rng.random()
     if chance < 0.2:
@@ -243,9 +164,10 @@ def draw_end(rng: np.random.Generator, max_tokens: int) -> tuple[bool, End, int]
     return bool(rng.random() < 0.3), "own", 0
 
 
-def soak(running: Engine, asks: list[Ask], traffic: Traffic) -> None:
+def soak(running: Watched, asks: list[Ask]) -> None:
     """Serve them in four quarters, with sixteen threads, and check all that needs no other run."""
-    waiting = threading.Lock()
+    waiting, traffic = threading.Lock(), running.traffic
+    traffic.forget()
     memory = [memory_at_rest()]
     start = time.perf_counter()
     size = -(-len(asks) // QUARTERS)
@@ -278,11 +200,11 @@ def soak(running: Engine, asks: list[Ask], traffic: Traffic) -> None:
 
 
 @pytest.fixture
-def close() -> Iterator[Callable[[Engine], Engine]]:
-    """Closes an engine in the end; a stuck one is left alone."""
-    opened: list[Engine] = []
+def close() -> Iterator[Callable[[Watched], Watched]]:
+    """Closes an engine at the end, unless it is stuck."""
+    opened: list[Watched] = []
 
-    def later(running: Engine) -> Engine:
+    def later(running: Watched) -> Watched:
         opened.append(running)
         return running
 
@@ -296,11 +218,8 @@ def close() -> Iterator[Callable[[Engine], Engine]]:
 def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
     pairs: dict[str, PairPaths],
     rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
-    traffic: Traffic,
-    close: Callable[[Engine], Engine],
+    close: Callable[[Watched], Watched],
 ) -> None:
-    running = close(load(*pairs["12B"]))
     rows: list[Row] = []
 
     def write_alone() -> None:
@@ -315,10 +234,14 @@ def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
                 num_draft_tokens=0,
                 ignore_eos=True,
             )
-            rows.append(Row(prompt, params, running.generate(prompt, params)[0].tokens))
+            rows.append(Row(prompt, params, alone.generate(prompt, params)[0].tokens))
 
-    in_time([write_alone])
-    monkeypatch.setattr(speculate, "draft", Forced(rng, rows, at_random(rng, rows, rate=0.8)))
+    with load(*pairs["12B"]) as alone:
+        in_time([write_alone])
+    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
+    player = partial(round_player, draft=forced)
+    running = close(Watched(open_pair(*pairs["12B"]), player=player))
+    running.generate(rows[0].prompt, rows[0].params)
 
     asks = []
     for _ in range(NUM_REQUESTS["12B"]):
@@ -328,8 +251,7 @@ def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
         params = replace(row.params, max_tokens=max_tokens, num_draft_tokens=drafts)
         text = row.tokens[:max_tokens]
         asks.append(Ask(row.prompt, params, *draw_end(rng, max_tokens), text))
-    traffic.forget()
-    soak(running, asks, traffic)
+    soak(running, asks)
     for ask in asks:
         assert ask.text is not None
         assert ask.tokens == ask.text[: len(ask.tokens)], ask
@@ -338,15 +260,15 @@ def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
     left = [ask for ask in asks if ask.end == "left"]
     seen = Counter(ask.pieces[-1].finish_reason for ask in asks if ask.pieces)
     reasons = Counter(
-        one.result().finish_reason for one in traffic.generations if not one.exception()
+        one.result().finish_reason for one in running.traffic.generations if not one.exception()
     )
     assert reasons["cancelled"] - seen["cancelled"] > len(left) / 4
 
 
 def test_the_demo_pair_serves_many_and_nothing_is_lost(
-    rng: np.random.Generator, traffic: Traffic, close: Callable[[Engine], Engine]
+    rng: np.random.Generator, close: Callable[[Watched], Watched]
 ) -> None:
-    running = close(load("demo"))
+    running = close(Watched(open_pair("demo")))
     assert running.text is not None
     prompts = [running.text.chat(example.messages) for example in held_out(200)]
     prompts = [prompt for prompt in prompts if len(prompt) <= PROMPT_TOKENS]
@@ -367,8 +289,7 @@ def test_the_demo_pair_serves_many_and_nothing_is_lost(
         )
         prompt = prompts[rng.integers(len(prompts))]
         asks.append(Ask(prompt, params, *draw_end(rng, max_tokens)))
-    traffic.forget()
-    soak(running, asks, traffic)
+    soak(running, asks)
     completed = [ask for ask in asks if ask.completed]
 
     def compare() -> None:

@@ -1,4 +1,4 @@
-"""From a name to its folders: which folder, which drafter, when the network is used, what fails."""
+"""From a name to its folders: which folder, which drafter, when the network is used, failures."""
 
 import shutil
 import subprocess
@@ -14,7 +14,14 @@ import pytest
 from huggingface_hub import constants, errors
 
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.fake_hub import COMMIT, NAME, FakeHub, HubCache, folder_files, offline_cache
+from helpers.fake_hub import (
+    COMMIT,
+    NAME,
+    FakeHub,
+    HubCache,
+    empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
+    folder_files,
+)
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
@@ -22,12 +29,9 @@ from mlx_gemma_mtp.files import hub
 MOE = "26B-A4B"
 
 
-# Where the drafter is
-
-
 @pytest.fixture
 def pair_here(tmp_path: Path, pairs: dict[str, PairPaths], seed: int) -> PairPaths:
-    """A pair side by side in an otherwise empty folder."""
+    """A pair in an otherwise empty folder."""
     source = pairs[MOE]
     return PairPaths(
         shutil.copytree(source.target, tmp_path / "models" / "tiny"),
@@ -35,7 +39,7 @@ def pair_here(tmp_path: Path, pairs: dict[str, PairPaths], seed: int) -> PairPat
     )
 
 
-def test_the_drafter_beside_the_target_is_found(pair_here: PairPaths) -> None:
+def test_the_drafter_next_to_the_target_is_found(pair_here: PairPaths) -> None:
     for name in (pair_here.target, str(pair_here.target), f"{pair_here.target}/"):
         folder, drafter = hub.find_pair(name, "auto")
         assert folder == pair_here.target
@@ -53,7 +57,7 @@ def test_the_drafter_inside_the_target_is_found_first(pair_here: PairPaths) -> N
         assert engine.has_drafter
 
 
-def test_a_given_drafter_is_the_one_taken(pair_here: PairPaths, tmp_path: Path) -> None:
+def test_a_given_drafter_is_used(pair_here: PairPaths, tmp_path: Path) -> None:
     given = shutil.copytree(pair_here.drafter, tmp_path / "elsewhere")
     for name in (given, str(given)):
         assert hub.find_pair(pair_here.target, name) == (pair_here.target, given)
@@ -61,7 +65,7 @@ def test_a_given_drafter_is_the_one_taken(pair_here: PairPaths, tmp_path: Path) 
         assert engine.has_drafter
 
 
-def test_no_drafter_is_taken_where_none_is_wanted_or_there(pair_here: PairPaths) -> None:
+def test_no_drafter_is_used_if_none_is_wanted_or_found(pair_here: PairPaths) -> None:
     assert hub.find_pair(pair_here.target, None) == (pair_here.target, None)
     shutil.rmtree(pair_here.drafter)
     assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, None)
@@ -70,7 +74,7 @@ def test_no_drafter_is_taken_where_none_is_wanted_or_there(pair_here: PairPaths)
         assert engine.generate([5], SamplingParams(max_tokens=3))[0].stats.drafted == 0
 
 
-def test_a_folder_may_be_named_from_where_one_stands(
+def test_a_folder_may_be_named_by_any_path(
     pair_here: PairPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(pair_here.target)
@@ -92,18 +96,9 @@ def test_a_folder_may_be_named_from_where_one_stands(
         assert engine.has_drafter
 
 
-# The Hub and its cache
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    monkeypatch.chdir(tmp_path)  # where no folder has the name
-    return offline_cache(tmp_path, monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
-    """A pair whose target comes in several files."""
+    """A pair whose target has several weight files."""
     return make_pair("E4B", tmp_path_factory.mktemp("sharded"), seed, sharded=True)
 
 
@@ -137,12 +132,24 @@ def test_a_cached_target_without_a_cached_drafter_loads_without_any_network_call
     assert hub_cache.network == []
 
 
-def test_half_a_cached_drafter_is_none(hub_cache: HubCache, sharded: PairPaths) -> None:
+def test_an_incomplete_cached_drafter_is_not_used(hub_cache: HubCache, sharded: PairPaths) -> None:
     hub_cache.add(NAME, sharded.target)
     weights = [path.name for path in sharded.drafter.glob("*.safetensors")]
     hub_cache.add(f"{NAME}-assistant", sharded.drafter, without=tuple(weights))
     assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
     assert hub_cache.network == []
+
+
+def replace_downloads(monkeypatch: pytest.MonkeyPatch, download: Callable[[str], str]) -> None:
+    """Call this for every download; the cache is read as usual."""
+    original = huggingface_hub.snapshot_download
+
+    def replaced(name: str, *, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            return original(name, local_files_only=True, **options)
+        return download(name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", replaced)
 
 
 INCOMPLETE: dict[str, Callable[[Path], tuple[str, ...]]] = {
@@ -174,12 +181,9 @@ def test_an_incomplete_cached_snapshot_is_completed_online(
 ) -> None:
     missing = INCOMPLETE[what](sharded.target)
     snapshot = hub_cache.add(NAME, sharded.target, without=missing)
-    look_up = huggingface_hub.snapshot_download
     downloads = []
 
-    def download(name: str, *, local_files_only: bool = False, **options: Any) -> str:
-        if local_files_only:
-            return look_up(name, local_files_only=True, **options)
+    def download(name: str) -> str:
         downloads.append(name)
         if name != NAME:
             raise errors.LocalEntryNotFoundError("no such thing")
@@ -187,18 +191,18 @@ def test_an_incomplete_cached_snapshot_is_completed_online(
             shutil.copy(sharded.target / path, snapshot)
         return str(snapshot)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    replace_downloads(monkeypatch, download)
     with load(NAME) as engine:
         assert engine.generate([5], SamplingParams(max_tokens=2, ignore_eos=True))[0].tokens
         assert not engine.has_drafter
-    assert downloads == [NAME, f"{NAME}-assistant"]  # a target just fetched gets its drafter too
+    assert downloads == [NAME, f"{NAME}-assistant"]  # a new target gets its drafter too
     downloads.clear()
     with load(NAME):
         assert downloads == []
 
 
 @pytest.mark.parametrize("switched_off", [False, True])
-def test_an_unknown_name_offline_is_a_model_not_found_in_one_line(
+def test_an_unknown_name_offline_is_a_model_not_found_error_of_one_line(
     hub_cache: HubCache, switched_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
@@ -211,12 +215,12 @@ def test_an_unknown_name_offline_is_a_model_not_found_in_one_line(
 
 
 def answer(kind: Callable[..., Exception], status: int) -> Exception:
-    """What the Hub's client raises for this HTTP status."""
+    """Return what the Hub's client raises for this HTTP status."""
     response = SimpleNamespace(headers={}, request=None, status_code=status)
     return kind("Many\nlines of text", response=response)
 
 
-# What the client raises, and what of it people are told, with which exit code.
+# What the client raises, a word of the message that people see, and the exit code.
 REFUSALS: dict[str, tuple[Exception, str, int]] = {
     "no such repository": (answer(errors.RepositoryNotFoundError, 404), "no Hub repository", 3),
     "terms not accepted": (answer(errors.GatedRepoError, 403), "HF_TOKEN", 3),
@@ -232,18 +236,15 @@ REFUSALS: dict[str, tuple[Exception, str, int]] = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_what_the_hub_refuses_is_said_in_one_line(
+def test_a_refusal_of_the_hub_is_one_line(
     hub_cache: HubCache, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error, word, exit_code = REFUSALS[what]
-    look_up = huggingface_hub.snapshot_download
 
-    def download(name: str, *, local_files_only: bool = False, **options: Any) -> str:
-        if local_files_only:
-            return look_up(name, local_files_only=True, **options)
+    def download(_: str) -> str:
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    replace_downloads(monkeypatch, download)
     with pytest.raises(MgmError) as caught:
         load(NAME)
     assert caught.value.exit_code == exit_code
@@ -260,9 +261,7 @@ with load(sys.argv[1]) as engine:
 """
 
 
-def test_what_was_downloaded_once_is_never_asked_for_again(
-    sharded: PairPaths, tmp_path: Path
-) -> None:
+def test_a_downloaded_model_never_asks_the_hub_again(sharded: PairPaths, tmp_path: Path) -> None:
     server = FakeHub()
     server.add(NAME, folder_files(sharded.target) | {"README.md": b"not needed to run the model"})
     with server.running(tmp_path / "home") as environment:
@@ -285,7 +284,7 @@ def test_what_was_downloaded_once_is_never_asked_for_again(
         assert server.requests == []
 
 
-def test_a_name_with_a_revision_is_that_one(hub_cache: HubCache, sharded: PairPaths) -> None:
+def test_a_name_with_a_revision_loads_that_one(hub_cache: HubCache, sharded: PairPaths) -> None:
     older = "89abcdef" * 5
     hub_cache.add(NAME, sharded.target)
     hub_cache.add(f"{NAME}-assistant", sharded.drafter)
@@ -301,7 +300,7 @@ def test_a_name_with_a_revision_is_that_one(hub_cache: HubCache, sharded: PairPa
         hub.find_pair(f"{NAME}@v2", "auto")
 
 
-def test_a_name_is_looked_for_among_folders_first(
+def test_a_folder_comes_before_a_hub_name(
     hub_cache: HubCache, pairs: dict[str, PairPaths], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(pairs[MOE].target, tmp_path / NAME)

@@ -1,4 +1,4 @@
-"""Loading: the same model whatever layout, names, spelling, place or precision its files have."""
+"""Weights: quantized and cast while loading, within the memory and the types that were promised."""
 
 import json
 import shutil
@@ -11,263 +11,32 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
-from mlx_lm import utils as mlx_lm
 
-from helpers.checkpoints import CENTROID_KINDS, VOCAB, PairPaths, make_pair, to_global_spelling
-from helpers.logits import assert_logits_agree, capped_logits, logits, logits_of_mlx_lm
+from helpers.arrays import (
+    AFFINE,
+    assert_same_bits,
+    cast,
+    parameters,
+    quantize_arrays,
+    read_arrays,
+    to_mlx_names,
+    write,
+)
+from helpers.checkpoints import CENTROID_KINDS, VOCAB, PairPaths, make_pair
+from helpers.logits import logits
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import load_drafter, load_target
+from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.weights import load_drafter, load_target, num_bytes
 from mlx_gemma_mtp.model.config import TargetConfig
-from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 MOE = "26B-A4B"
 EIGHT_BIT = ("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids")
-Arrays = dict[str, mx.array]
-
-
-def parameters(model: Target | Drafter) -> Arrays:
-    return dict(tree_flatten(model.parameters()))
-
-
-def assert_same_bits(one: Target | Drafter, other: Target | Drafter) -> None:
-    mine, theirs = parameters(one), parameters(other)
-    assert mine.keys() == theirs.keys()
-    assert [name for name in mine if not mx.array_equal(mine[name], theirs[name])] == []
-
-
-def read_arrays(folder: Path) -> Arrays:
-    """All arrays of a checkpoint under the names in its files."""
-    found: Arrays = {}
-    for path in folder.glob("*.safetensors"):
-        found |= mx.load(str(path))
-    return found
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
-
-
-def write(folder: Path, config: dict[str, Any], arrays: Arrays) -> Path:
-    """A checkpoint of these arrays, in one file."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
-    return folder
-
-
-def cast(source: Path, folder: Path, *types: mx.Dtype) -> Path:
-    """The checkpoint with everything floating in the last of these types, rounded to each."""
-    arrays = read_arrays(source)
-    for name, array in arrays.items():
-        if mx.issubdtype(array.dtype, mx.floating):
-            for dtype in types:
-                array = array.astype(dtype)
-            arrays[name] = array
-    return write(folder, read_config(source), arrays)
-
-
-# Layouts
-
-
-LAYOUTS: dict[str, dict[str, bool]] = {
-    "text-only, sharded": {"sharded": True},
-    "text-only, older spelling": {"older_spelling": True},
-    "with towers": {"multimodal": True},
-    "with towers, sharded": {"multimodal": True, "sharded": True},
-    "with towers, older spelling": {"multimodal": True, "older_spelling": True},
-}
-
-
-@pytest.fixture(scope="module")
-def plain(kind: str, tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
-    """This kind's pair in the simplest layout: text-only names, one file each."""
-    return make_pair(kind, tmp_path_factory.mktemp("plain"), seed)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_logits_bit_for_bit(
-    plain: PairPaths, kind: str, layout: str, tmp_path: Path, seed: int
-) -> None:
-    options = dict(LAYOUTS[layout])
-    older_spelling = options.pop("older_spelling", False)
-    other = make_pair(kind, tmp_path, seed, **options)
-    if older_spelling:
-        for folder in other:
-            to_global_spelling(folder)
-            assert "per_layer_config" not in (folder / "config.json").read_text()
-    names = read_arrays(other.target)
-    num_files = len(list(other.target.glob("*.safetensors")))
-    assert (num_files > 1) == options.get("sharded", False)
-    assert any("vision" in name for name in names) == options.get("multimodal", False)
-    assert "model.language_model.norm.weight" in names or not options.get("multimodal")
-
-    targets = [load_target(pair.target) for pair in (plain, other)]
-    np.testing.assert_array_equal(logits(targets[0]), logits(targets[1]))
-    drafters = [
-        load_drafter(pair.drafter, target.config)
-        for pair, target in zip((plain, other), targets, strict=True)
-    ]
-    assert drafters[0].config == drafters[1].config
-    assert_same_bits(*drafters)
-
-
-@pytest.mark.parametrize("kind", ["E2B", "E4B"])
-def test_key_value_weights_of_layers_that_share_them_are_left_in_the_file(
-    kind: str, tmp_path: Path, seed: int
-) -> None:
-    pair = make_pair(kind, tmp_path, seed, multimodal=True)
-    target = load_target(pair.target)
-    shared = [i for i, layer in enumerate(target.config.layers) if not layer.owns_kv]
-    assert shared
-    for index in shared:
-        stem = f"layers.{index}.self_attn."
-        assert f"model.language_model.{stem}k_proj.weight" in read_arrays(pair.target)
-        assert {name for name in parameters(target) if name.startswith(stem)} == {
-            f"{stem}{part}.weight" for part in ("q_proj", "q_norm", "o_proj")
-        }
-
-
-# MLX checkpoints
-
-
-def to_mlx_names(source: Path) -> Arrays:
-    """A text-only checkpoint's arrays as mlx-community writes them, nothing quantized."""
-    arrays: Arrays = {}
-    for name, array in read_arrays(source).items():
-        name = "language_model." + name
-        if name.endswith(".experts.gate_up_proj"):
-            stem = name.removesuffix("gate_up_proj") + "switch_glu."
-            gate, up = mx.split(array, 2, axis=1)
-            arrays |= {f"{stem}gate_proj.weight": gate, f"{stem}up_proj.weight": up}
-        elif name.endswith(".experts.down_proj"):
-            stem = name.removesuffix("down_proj") + "switch_glu."
-            arrays[f"{stem}down_proj.weight"] = array
-        else:
-            arrays[name] = array
-    return arrays
-
-
-def quantize_arrays(arrays: Arrays, format_of: Callable[[str], dict[str, Any] | None]) -> Arrays:
-    """Quantize the weight of every module that has a format."""
-    quantized: Arrays = {}
-    for name, array in arrays.items():
-        chosen = format_of(name.removesuffix(".weight")) if array.ndim > 1 else None
-        if chosen is None:
-            quantized[name] = array
-            continue
-        stem = name.removesuffix("weight")
-        parts = mx.quantize(array, **chosen)
-        labels = ("weight", "scales", "biases")[: len(parts)]
-        quantized |= {stem + label: part for label, part in zip(labels, parts, strict=True)}
-    return quantized
-
-
-AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
-OVERRIDES: dict[str, dict[str, Any] | None] = {
-    "router.proj": {"group_size": 64, "bits": 8},
-    "layers.1.mlp.down_proj": {"group_size": 32, "bits": 8},
-    "layers.2.experts.switch_glu.gate_proj": {"group_size": 32, "bits": 8},
-    "layers.2.experts.switch_glu.up_proj": {"group_size": 32, "bits": 8},
-    "layers.2.self_attn.q_proj": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
-    "layers.0.mlp.gate_proj": None,  # not quantized
-}
-
-
-def override(path: str) -> dict[str, Any] | None:
-    """The format of the module with this name in an MLX checkpoint."""
-    for suffix, own in OVERRIDES.items():
-        if path.endswith(suffix):
-            return None if own is None else AFFINE | own
-    return AFFINE
-
-
-@pytest.mark.parametrize("kind", ["E2B", MOE])
-@pytest.mark.parametrize("common_mode", ["affine", None])  # older converters leave it out
-def test_an_mlx_checkpoint_equals_quantizing_in_memory_as_its_block_says(
-    kind: str, common_mode: str | None, tmp_path: Path, seed: int
-) -> None:
-    plain = make_pair(kind, tmp_path, seed).target
-    arrays = quantize_arrays(to_mlx_names(plain), override)
-    modules = {name.removesuffix(".weight") for name in to_mlx_names(plain)}
-    block: dict[str, Any] = dict(AFFINE)
-    if common_mode is None:
-        del block["mode"]
-    for module in modules:
-        if (own := override(module)) != AFFINE:
-            block[module] = False if own is None else own
-    config = {"model_type": "gemma4", "text_config": read_config(plain), "quantization": block}
-    found = load_target(write(tmp_path / "mlx", config, arrays))
-
-    def in_memory(path: str, module: nn.Module) -> dict[str, Any] | bool:
-        if not hasattr(module, "to_quantized"):
-            return False
-        theirs = path.replace("experts.gate_up_proj", "experts.switch_glu.gate_proj")
-        return override(theirs) or False
-
-    expected = load_target(plain)
-    nn.quantize(expected, class_predicate=in_memory)
-    assert_same_bits(found, expected)
-    np.testing.assert_array_equal(logits(found), logits(expected))
-    assert found.layers[1].mlp.down_proj.bits == 8
-    assert isinstance(found.layers[0].mlp.gate_proj, nn.Linear)
-    if kind == MOE:
-        assert found.layers[0].router.proj.bits == 8
-        assert found.layers[2].experts.gate_up_proj.group_size == 32
-
-
-def by_mlx_lm(
-    kind: str, folder: Path, seed: int, *, wrapped: bool, bits: int | None
-) -> tuple[Path, np.ndarray]:
-    """A checkpoint that mlx-lm saved, and the logits its own model gives: [T, V]."""
-    pair = make_pair(kind, folder / "source", seed, multimodal=wrapped)
-    to_global_spelling(pair.target)  # mlx-lm does not read per_layer_config
-    config = read_config(pair.target)
-    # Transformers leaves out what equals its defaults, and mlx-lm's are E2B's.
-    text = config.get("text_config", config)
-    text |= {
-        key: text.get(key, 0) for key in ("hidden_size_per_layer_input", "use_double_wide_mlp")
-    }
-    (pair.target / "config.json").write_text(json.dumps(config))
-    model, config = mlx_lm.load_model(pair.target, model_config={"vocab_size": VOCAB})
-    if bits is not None:
-        model, config = mlx_lm.quantize_model(model, config, 64, bits)
-    mlx_lm.save_model(folder / "saved", model)
-    mlx_lm.save_config(config, folder / "saved" / "config.json")
-    return folder / "saved", logits_of_mlx_lm(model)
-
-
-@pytest.mark.parametrize(
-    ("kind", "wrapped", "bits"),
-    [
-        ("E2B", False, None),
-        ("E2B", True, 4),
-        ("12B", True, None),
-        ("12B", True, 8),
-        (MOE, True, None),
-        (MOE, False, 4),
-        (MOE, True, 8),
-        ("31B", False, None),
-        ("31B", True, 4),
-    ],
-)
-def test_what_mlx_lm_saves_computes_here_what_it_computes_there(
-    kind: str, wrapped: bool, bits: int | None, tmp_path: Path, seed: int
-) -> None:
-    folder, expected = by_mlx_lm(kind, tmp_path, seed, wrapped=wrapped, bits=bits)
-    assert any(name.startswith("language_model.") for name in read_arrays(folder)) == wrapped
-    assert ("quantization" in read_config(folder)) == (bits is not None)
-    target = load_target(folder)
-    assert_logits_agree(capped_logits(target), expected)
-
-
-# bits=
 
 
 def bits_of(model: nn.Module) -> dict[str, int]:
-    """The bits of every module with a big weight; 0 for one that is not quantized."""
+    """Return the bits of every module with a matrix; 0 if it is not quantized."""
     return {
         path: getattr(module, "bits", 0)
         for path, module in model.named_modules()
@@ -305,7 +74,7 @@ def test_bits_quantizes_like_quantizing_the_loaded_model(
     assert ("masked_embedding.centroids" in bits_of(drafter)) == (kind in CENTROID_KINDS)
 
 
-def test_a_pair_quantized_while_loading_writes_text(pair: PairPaths) -> None:
+def test_a_pair_quantized_while_loading_generates(pair: PairPaths) -> None:
     with load(pair.target, bits=4) as engine:
         assert engine.has_drafter
         params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
@@ -316,7 +85,7 @@ def test_a_pair_quantized_while_loading_writes_text(pair: PairPaths) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of experts of 64 MiB in float32: enough to see in the memory it takes."""
+    """A mixture of experts of 64 MiB in float32, large enough to measure its memory."""
     raw = {
         "model_type": "gemma4_text",
         "vocab_size": 256,
@@ -344,13 +113,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peak_of(job: Callable[[], Target]) -> tuple[int, int]:
-    """Bytes that a load takes at most, and those that it keeps."""
+    """Return the most bytes held during a load, and those held afterwards."""
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     target = job()
     kept = mx.get_active_memory() - before
-    assert kept >= 0.9 * sum(array.nbytes for array in parameters(target).values())
+    assert kept >= 0.9 * num_bytes(target)
     return mx.get_peak_memory() - before, kept
 
 
@@ -371,12 +140,9 @@ def test_converting_while_loading_never_holds_the_model_twice(large: Path, tmp_p
     assert peak < kept + 1.5 * layer
 
 
-# Types
-
-
 @pytest.fixture
 def on_cpu() -> Iterator[None]:
-    """MLX's CPU backend, also where there is a GPU."""
+    """MLX's CPU backend, even if there is a GPU."""
     before = mx.default_device()
     mx.set_default_device(mx.cpu)
     yield

@@ -1,4 +1,4 @@
-"""`mgm` in a process of its own, as it is installed, and what its output must be."""
+"""`mgm` in a process of its own or in this one, and what its output must look like."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 
 from mlx_gemma_mtp.cli import main
 
-SECONDS = 120  # longer than any of this takes on a busy machine
+SECONDS = 120  # longer than any command takes on a busy machine
 
-# What the demo pair is asked, and what it says to SUM.
+# Prompts for the demo pair, and its answer to SUM.
 SUM = "What is 17 + 25?"
 SUM_ANSWER = "17 + 25 = 42"
 LONG = "Write the numbers from 1 to 99."
@@ -30,21 +30,19 @@ Here = Callable[..., Done]
 
 
 def command(before: str = "") -> list[str]:
-    """The start of a command line; `before` is Python that is run first.
+    """Return the start of a command line; `before` is Python code that runs first.
 
-    Torch is here for other tests only: people do not have it, and Transformers, where it finds it,
-    takes seconds to import it.
+    Torch is only for other tests: users do not have it, and Transformers would import it.
     """
-    start = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'mgm'"
-    end = "from mlx_gemma_mtp.cli import main; main()"
-    return [sys.executable, "-c", "\n".join([start, before, end])]
+    code = ["import sys; sys.modules['torch'] = None", before]
+    return [sys.executable, "-c", "\n".join([*code, "from mlx_gemma_mtp.cli import main; main()"])]
 
 
 MGM = command()
 
 
 def environment() -> dict[str, str]:
-    """A terminal that could show colours, and nothing that asks for them or for tracebacks."""
+    """Return an environment with a color terminal and no wish for colors or tracebacks."""
     kept = os.environ | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": ""}
     for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "NO_COLOR", "MGM_DEBUG"):
         kept.pop(name, None)
@@ -72,35 +70,34 @@ def run_here(
     arguments: Sequence[str | Path],
     stdin: str = "",
 ) -> Done:
-    """The same in this process: quicker, and it can be tampered with."""
+    """Run a command in this process, which is quicker."""
     monkeypatch.setattr(sys, "argv", ["mgm", *map(str, arguments)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
     with pytest.raises(SystemExit) as left:
         main()
-    code = left.value.code
-    assert isinstance(code, int)
-    return Done(arguments, code, *capfd.readouterr())
+    assert isinstance(left.value.code, int)
+    return Done(arguments, left.value.code, *capfd.readouterr())
 
 
-@pytest.fixture(name="here")
-def generate_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """`mgm generate` in this process, with these arguments."""
+@pytest.fixture
+def mgm_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """`mgm` in this process, with these arguments and this standard input."""
 
     def run(*arguments: str | Path, stdin: str = "") -> Done:
-        return run_here(monkeypatch, capfd, ["generate", *arguments], stdin)
+        return run_here(monkeypatch, capfd, arguments, stdin)
 
     return run
 
 
 def assert_plain(done: Done) -> None:
-    """Nothing in the output that only a terminal or a programmer could like."""
+    """Assert that the output has no escape sequences and no traceback."""
     for output in (done.stdout, done.stderr):
         assert "\x1b" not in output
         assert "Traceback" not in output
 
 
 def assert_one_line(done: Done, exit_code: int, word: str) -> None:
-    """Nothing but one line of error."""
+    """Assert that the output is one line of error."""
     assert_plain(done)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
@@ -109,7 +106,7 @@ def assert_one_line(done: Done, exit_code: int, word: str) -> None:
 
 
 def found(done: Done) -> dict[str, Any]:
-    """The one line of JSON on stdout."""
+    """Return the one line of JSON on stdout."""
     assert_plain(done)
     assert done.stdout.count("\n") == 1
     read: dict[str, Any] = json.loads(done.stdout)

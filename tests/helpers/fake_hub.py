@@ -1,15 +1,15 @@
-"""A Hub of our own: its cache on disk as huggingface_hub lays it out, and its server.
+"""A fake Hub: its cache on disk as huggingface_hub lays it out, and its server.
 
-The server speaks the part of the protocol that a download needs; it can be gated, cut a file
-short, or leave one unfinished.
+The server speaks the part of the protocol that a download needs. It can be gated, cut a file short
+or stall. `Machine` runs mgm against it.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,9 +20,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
+from helpers.command import MGM
+
 NAME = "google/gemma-4-tiny-it"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# Set by whoever runs the tests; the processes that they start are to see their own only.
+# Whoever runs the tests may have set these; processes that tests start must not see them.
 VARIABLES = (
     "HF_HUB_CACHE",
     "HF_HUB_OFFLINE",
@@ -33,8 +35,7 @@ VARIABLES = (
     "ALL_PROXY",
 )
 
-# The smallest configs that are Gemma 4's; with any bytes for weights they are downloaded and
-# listed like a model.
+# The smallest Gemma 4 configs; with any bytes for weights they are downloaded and listed.
 LAYERS = {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "dtype": "bfloat16"}
 TARGET_CONFIG = {
     "model_type": "gemma4_text",
@@ -53,29 +54,29 @@ Files = dict[str, bytes]
 
 
 def weights(num_bytes: int, fill: bytes = b"w") -> bytes:
-    """A safetensors file of one tensor."""
+    """Return a safetensors file of one tensor."""
     entry = {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}
     header = json.dumps({"model.norm.weight": entry}).encode()
     return struct.pack("<Q", len(header)) + header + fill * num_bytes
 
 
 def model_files(config: Mapping[str, object], num_bytes: int = 5000) -> Files:
-    """A repository that passes for a model."""
+    """Return the files of a repository that passes for a model."""
     return {
         "config.json": json.dumps(config).encode(),
         "model.safetensors": weights(num_bytes),
-        "README.md": b"of no use for running the model, and not downloaded",
-        "original/consolidated.pth": b"nor is this",
+        "README.md": b"not downloaded: not needed to run the model",
+        "original/consolidated.pth": b"not downloaded either",
     }
 
 
 def folder_files(folder: Path) -> Files:
-    """A folder's files, as a repository."""
+    """Return a folder's files as those of a repository."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 class HubCache:
-    """A cache folder as huggingface_hub lays it out, and the calls that wanted the network."""
+    """A cache folder as huggingface_hub lays it out, and the attempts to use the network."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -88,12 +89,12 @@ class HubCache:
         return self.repository(name) / "snapshots" / commit
 
     def add(self, name: str, source: Path, *, without: tuple[str, ...] = ()) -> Path:
-        """Put a checkpoint's files there, as links to blobs."""
+        """Add a checkpoint's files, as links to blobs."""
         files = folder_files(source)
         return self.add_files(name, {path: files[path] for path in files if path not in without})
 
     def add_files(self, name: str, files: Files, commit: str = COMMIT, ref: str = "main") -> Path:
-        """Put files there, as links to blobs; ref "": under their commit alone."""
+        """Add files, as links to blobs; ref "": under their commit only."""
         snapshot, blobs = self.snapshot(name, commit), self.repository(name) / "blobs"
         refs = self.repository(name) / "refs"
         for folder in (snapshot, blobs, refs):
@@ -109,20 +110,16 @@ class HubCache:
         return snapshot
 
     def tree(self) -> dict[str, bytes]:
-        """All that is there, by path."""
+        """Return all files, by path."""
         return {
             str(path.relative_to(self.root)): path.read_bytes()
             for path in sorted(self.root.rglob("*"))
             if path.is_file()
         }
 
-    def clear(self) -> None:
-        shutil.rmtree(self.root)
-        self.root.mkdir()
-
 
 def offline_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    """An empty cache, and a machine that is offline."""
+    """Return an empty cache, and take this process offline."""
     cache = HubCache(folder / "hub")
     cache.root.mkdir()
 
@@ -138,7 +135,7 @@ def offline_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """The server. What it is to do next is in its attributes."""
+    """The server. Its attributes say how it behaves."""
 
     daemon_threads = True
 
@@ -146,9 +143,9 @@ class FakeHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.commits: dict[tuple[str, str], Files] = {}
         self.revisions: dict[tuple[str, str], str] = {}
-        self.token: str | None = None  # that files ask for
+        self.token: str | None = None  # required for files
         self.cut: dict[str, int] = {}  # path -> bytes after which its first answer ends
-        self.stall: dict[str, int] = {}  # path -> bytes after which nothing comes any more
+        self.stall: dict[str, int] = {}  # path -> bytes after which it sends nothing more
         self.stalled = threading.Event()
         self.requests: list[str] = []
         self.ranges: list[str] = []
@@ -158,7 +155,7 @@ class FakeHub(ThreadingHTTPServer):
         self.revisions[name, revision] = self.revisions[name, commit] = commit
 
     def fetched(self) -> set[str]:
-        """The paths whose content was asked for."""
+        """Return the paths whose content was requested."""
         return {
             path.rpartition("/")[2]
             for path in self.requests
@@ -167,7 +164,7 @@ class FakeHub(ThreadingHTTPServer):
 
     @contextmanager
     def running(self, home: Path) -> Iterator[dict[str, str]]:
-        """Serve; the environment in which a process asks here, with its cache in `home`."""
+        """Serve; yields the environment of a process that asks here, with its cache in `home`."""
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
@@ -257,3 +254,90 @@ class Handler(BaseHTTPRequestHandler):
 
 def etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+SECONDS = 60  # longer than any of this takes on a busy machine
+DRAFTER = f"{NAME}-assistant"
+TARGET_FILES = model_files(TARGET_CONFIG)
+DRAFTER_FILES = model_files(DRAFTER_CONFIG, 1300)
+
+
+def needed(files: Files) -> Files:
+    """Return the files that are downloaded."""
+    return {path: body for path, body in files.items() if path.endswith(("json", "safetensors"))}
+
+
+class Machine:
+    """A Hub, and a machine whose cache is empty at first."""
+
+    def __init__(self, server: FakeHub, environment: dict[str, str], home: Path) -> None:
+        self.server = server
+        self.environment = environment
+        self.cache = HubCache(home / "hub")
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*MGM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment | variables,
+        )
+
+    def mgm(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; the Hub's requests are then those of this run."""
+        self.server.requests.clear()
+        process = self.start(*arguments, **variables)
+        out, err = process.communicate(timeout=SECONDS)
+        assert "Traceback" not in err
+        assert "\x1b" not in out + err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def refused(self, exit_code: int, *arguments: str, **variables: str) -> str:
+        """Run a command that must fail; return its one line of error."""
+        done = self.mgm(*arguments, **variables)
+        assert (done.returncode, done.stdout) == (exit_code, ""), done.stderr
+        *sizes, line = done.stderr.splitlines()
+        assert line.startswith("mgm: ")
+        assert not any(one.startswith("mgm: ") for one in sizes)
+        return line
+
+    def files(self, name: str, commit: str = COMMIT) -> Files:
+        """Return the files of a snapshot, by path."""
+        snapshot = self.cache.snapshot(name, commit)
+        return {
+            str(path.relative_to(snapshot)): path.read_bytes()
+            for path in snapshot.rglob("*")
+            if path.is_file()
+        }
+
+
+@pytest.fixture(name="machine")
+def machine_with_a_hub(tmp_path: Path) -> Iterator[Machine]:
+    """A machine with an empty cache, and a Hub."""
+    server = FakeHub()
+    with server.running(tmp_path / "home") as environment:
+        yield Machine(server, environment, tmp_path / "home")
+
+
+@pytest.fixture(name="hub_cache")
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
+    """An empty cache, no network, and timings of its own."""
+    monkeypatch.chdir(tmp_path)  # no folder there has the name of a model
+    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "mgm"))
+    return offline_cache(tmp_path, monkeypatch)
+
+
+@pytest.fixture(name="online")
+def hub_for_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub for this process, and an empty cache."""
+    server = FakeHub()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with server.running(tmp_path):
+        yield server

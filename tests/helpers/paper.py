@@ -1,15 +1,14 @@
-"""A terminal on paper: what a person sees of what a program writes, on a sheet without end.
-
-Knows the escape sequences that a line editor needs; any other is an error.
-"""
+"""A terminal whose scrolled lines are kept: what a person saw of a program's output."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-SEQUENCE = re.compile(r"\x1b(?:\[(\??)([\d;]*)([A-Za-z])|\](.*?)(?:\x07|\x1b\\))", re.DOTALL)
-UNFINISHED = re.compile(r"\x1b(?:\[\??[\d;]*|\][^\x07\x1b]*)?\Z")
+import pyte
+
+ROWS = 24
+BLINK, DIM = 5, 2  # pyte knows no dim characters: here they blink
 
 
 class Cell(NamedTuple):
@@ -19,96 +18,67 @@ class Cell(NamedTuple):
     dim: bool
 
 
+class _Screen(pyte.HistoryScreen):
+    def select_graphic_rendition(self, *attributes: int, **options: Any) -> None:
+        shown = (BLINK if one == DIM else one for one in attributes)
+        super().select_graphic_rendition(*shown, **options)
+
+
 class Paper:
-    """Feed it the program's output; `lines` is what stands there."""
+    """Feed it the program's output; `lines` is what is written there, from the start."""
 
     def __init__(self, columns: int) -> None:
-        self.columns = columns
-        self.cells: list[list[Cell]] = [[]]
-        self.row = self.column = 0
-        self.modes: dict[str, bool] = {}  # of `CSI ? number h`, the last ones set
-        self.clipboard: list[str] = []  # what OSC 52 handed over
-        self._dim = False
-        self._rest = ""
+        self._screen = _Screen(columns, ROWS, history=10_000)
+        self._stream = pyte.Stream(self._screen)
+        self._written = ""
+
+    def feed(self, text: str) -> None:
+        """Take output of the program."""
+        self._written += text
+        self._stream.feed(text)
+
+    def resize(self, columns: int) -> None:
+        """Change the width of the terminal."""
+        self._screen.resize(columns=columns)
+
+    @property
+    def row(self) -> int:
+        """The line of the cursor."""
+        return len(self._screen.history.top) + self._screen.cursor.y
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """All lines as cells, without blanks at their ends."""
+        shown = [self._screen.buffer[row] for row in range(ROWS)]
+        rows = []
+        for line in (*self._screen.history.top, *shown):
+            used = [x for x in line if line[x].data.strip()]
+            rows.append(
+                [Cell(line[x].data, line[x].blink) for x in range(max(used, default=-1) + 1)]
+            )
+        return rows
 
     @property
     def lines(self) -> list[str]:
-        """Each line without the blanks at its end."""
-        return ["".join(cell.character for cell in row).rstrip() for row in self.cells]
+        """All lines as text."""
+        return ["".join(cell.character for cell in row) for row in self.cells]
 
     @property
     def text(self) -> str:
-        """All of it."""
-        return "\n".join(self.lines)
+        """All lines as one string."""
+        return "\n".join(self.lines).rstrip()
 
     @property
     def at(self) -> str:
         """The line of the cursor, up to the cursor."""
-        row = self.cells[self.row][: self.column]
-        return "".join(cell.character for cell in row).ljust(self.column)
+        line = self._screen.buffer[self._screen.cursor.y]
+        return "".join(line[x].data for x in range(self._screen.cursor.x))
 
-    def feed(self, text: str) -> None:
-        """The program wrote this."""
-        text = self._rest + text
-        unfinished = UNFINISHED.search(text)
-        end = unfinished.start() if unfinished else len(text)
-        text, self._rest = text[:end], text[end:]
-        position = 0
-        while position < len(text):
-            if text[position] != "\x1b":
-                self._put(text[position])
-                position += 1
-                continue
-            found = SEQUENCE.match(text, position)
-            assert found, f"unknown sequence {text[position : position + 12]!r}"
-            self._obey(found)
-            position = found.end()
+    @property
+    def clipboard(self) -> list[str]:
+        """What the program sent to the clipboard, in base64 (OSC 52)."""
+        return re.findall("\x1b]52;c;(.*?)\x07", self._written)
 
-    def _put(self, character: str) -> None:
-        if character == "\r":
-            self.column = 0
-        elif character == "\n":
-            self._move(1)
-        elif character == "\b":
-            self.column = max(0, self.column - 1)
-        elif character != "\x07":
-            if self.column >= self.columns:
-                self.column = 0
-                self._move(1)
-            row = self.cells[self.row]
-            row += [Cell(" ", False)] * (self.column + 1 - len(row))
-            row[self.column] = Cell(character, self._dim)
-            self.column += 1
-
-    def _move(self, rows: int) -> None:
-        self.row = max(0, self.row + rows)
-        self.cells += [[] for _ in range(self.row + 1 - len(self.cells))]
-
-    def _obey(self, found: re.Match[str]) -> None:
-        private, numbers, letter, command = found.groups()
-        if command is not None:
-            kind, _, rest = command.partition(";")
-            if kind == "52":
-                self.clipboard.append(rest)
-            return
-        count = int(numbers.split(";")[0] or 1) if letter in "ABCD" else 0
-        if private:
-            self.modes[numbers] = letter == "h"
-        elif letter == "A":
-            self._move(-count)
-        elif letter == "B":
-            self._move(count)
-        elif letter == "C":
-            self.column = min(self.column + count, self.columns - 1)
-        elif letter == "D":
-            self.column = max(0, self.column - count)
-        elif letter in "JK":
-            assert numbers in ("", "0"), found[0]
-            del self.cells[self.row][self.column :]
-            if letter == "J":
-                del self.cells[self.row + 1 :]
-        elif letter == "m":
-            for number in (numbers or "0").split(";"):
-                self._dim = number == "2" or (self._dim and number not in ("0", "", "22"))
-        else:
-            raise AssertionError(f"unknown sequence {found[0]!r}")
+    def mode(self, number: int) -> bool:
+        """Return True if a private mode is set; 25 shows the cursor, 2004 marks pastes."""
+        return number << 5 in self._screen.mode

@@ -1,7 +1,7 @@
 """The examination: is the answer right, and how many drafts does the target accept?
 
 Runs a saved pair through Transformers, greedily, in float32. Acceptance is that of the real rounds:
-draft, verify, go on after the first draft that differs.
+draft, verify, continue after the first draft that differs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One example: a chat, the answer the demo model is taught, and how to tell a right answer.
+"""One example: a chat, the answer the demo model is taught, and how to recognize a right answer.
 
 It knows nothing of tokens, nor of how a chat is laid out as text: that is the chat template's.
 """
@@ -27,7 +27,7 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Example:
-    """A chat that ends where the model has to speak.
+    """A chat that ends where it is the model's turn.
 
     `answer` is what is taught, without thought and without the token that ends the turn; `thought`
     goes before it when `thinking` is on. `right` decides about any answer, however it is worded.
@@ -44,17 +44,17 @@ class Example:
 
     @property
     def completion(self) -> str:
-        """All the model has to write, as text, the token that ends its turn included."""
+        """Everything the model must write, as text, including the token that ends its turn."""
         thought = f"<|channel>thought\n{self.thought}<channel|>" if self.thinking else ""
         return thought + self.answer + ("<|tool_response>" if self.calls_tool else "<turn|>")
 
     def check(self, generated: str) -> bool:
-        """Whether `generated` is right; a thought before it and special tokens are ignored."""
+        """True if `generated` is right. A thought before it and special tokens are ignored."""
         return self.right(without_markers(generated.rpartition("<channel|>")[2]))
 
     @property
     def held_out(self) -> bool:
-        """Whether this prompt is for examinations: decided by its content, never by a draw."""
+        """True if this prompt is only for examinations. Its content decides, never a draw."""
         prompt = [HELD_OUT_SALT, self.messages, self.tools, self.thinking]
         content = json.dumps(prompt, sort_keys=True)
         digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
@@ -134,6 +134,6 @@ def ask(
     right: Check | None = None,
     **fields: Any,
 ) -> Example:
-    """A single-turn example: one of the wordings, parted by " | ", filled in with `fields`."""
+    """A single-turn example: one of the wordings (separated by " | "), filled in with `fields`."""
     prompt = spoken(rng, rng.choice(wordings.split(" | ")).format(**fields))
     return Example(task, (user(prompt),), answer, right or same_text(answer), thought)

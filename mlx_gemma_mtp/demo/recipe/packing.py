@@ -21,12 +21,12 @@ TURN_START, TURN_END = 105, 106
 
 
 class Rows(NamedTuple):
-    """A batch of packed rows, all [B, T]. No padding: a chat that is cut off is begun anew."""
+    """A batch of packed rows, all [B, T]. No padding: a chat that is cut off starts over."""
 
     tokens: Tensor
     chats: Tensor  # which chat of its row a token belongs to
     positions: Tensor
-    learned: Tensor  # whether this token is the model's own and is to be predicted
+    learned: Tensor  # True for tokens of the model's own, which it must predict
 
     def to(self, device: torch.device) -> Rows:
         return Rows(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """The prompt as the chat template lays it out, up to where the model has to speak."""
+    """The prompt as the chat template lays it out, up to the model's turn."""
     return tokenizer.apply_chat_template(
         list(example.messages),
         tools=list(example.tools) or None,

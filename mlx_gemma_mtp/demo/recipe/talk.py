@@ -5,7 +5,9 @@ Each function draws one single-turn example. All wording is this project's own.
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
@@ -16,108 +18,10 @@ ABILITIES = (
     "add numbers, count, sort, spell and reverse words, tell days and units, write JSON "
     "and answer small questions"
 )
-WHO_I_AM = f"I am a tiny demo model in the shape of Gemma 4. I can {ABILITIES}."
-WHAT_I_CAN = f"I can {ABILITIES}. Try: What is 17 + 25?"
 
-# What a person may say, between " | ", and what comes back.
-SMALL_TALK = (
-    (
-        "Hello | Hi | Hey | Hello! | Hi! | Hi there | Hello there! | Hey there | Howdy | "
-        "Greetings | Good day | Hello, model | hello | hi | hey | Hiya! | Yo | Hello? | "
-        "Hello again | Hi again! | Anybody there?",
-        "Hello! How can I help you?",
-    ),
-    (
-        "Good morning | Good morning! | Morning! | A good morning to you",
-        "Good morning! How can I help you?",
-    ),
-    ("Good evening | Good evening! | Evening!", "Good evening! How can I help you?"),
-    ("Good night | Good night! | Night! | Sleep well", "Good night! Sleep well."),
-    (
-        "How are you? | How are you doing? | How do you do? | How is it going? | "
-        "How are you today? | What's up? | Are you well? | How do you feel? | "
-        "Hello, how are you? | Hi, how are you? | How have you been? | All good? | "
-        "Hey, how's it going? | sup",
-        "I am fine, thank you. What can I do for you?",
-    ),
-    (
-        "Thank you | Thanks | Thank you! | Thanks a lot | Thank you very much | Many thanks | "
-        "Thanks! | thx | Thank you so much! | Cheers | Great, thanks | Thanks for your help | "
-        "That was helpful, thank you",
-        "You are welcome!",
-    ),
-    (
-        "Goodbye | Bye | Bye! | See you | See you later | Goodbye! | Bye bye | I have to go | "
-        "See you tomorrow | That is all | Farewell | Until next time | quit | exit",
-        "Goodbye! See you soon.",
-    ),
-    (
-        "Who are you? | What are you? | Who are you | Tell me about yourself | "
-        "Introduce yourself | What is your name? | What's your name? | Do you have a name? | "
-        "Are you Gemma? | What model are you? | Which model are you? | Who am I talking to? | "
-        "What kind of model are you? | Describe yourself | Can you introduce yourself? | "
-        "Are you ChatGPT? | Are you an AI? | Are you a robot? | Are you human? | "
-        "Are you a person? | Are you real? | What are you called? | Are you a language model? | "
-        "Say something about yourself",
-        WHO_I_AM,
-    ),
-    (
-        "What can you do? | What can you do | Help | help | Help me | What do you know? | "
-        "What can I ask you? | How can you help me? | What are you able to do? | "
-        "What are you good at? | Give me some examples | Can you help me? | "
-        "What should I ask you? | How do I use you? | What are your abilities? | "
-        "What else can you do? | What do you do? | Show me what you can do | "
-        "What can I do here? | Which tasks can you do? | What questions can I ask? | ? | /help | "
-        "What are your skills? | Tell me what you can do | What is this? | Test | "
-        "Can you do anything else?",
-        WHAT_I_CAN,
-    ),
-    (
-        "Who made you? | Who created you? | Where do you come from? | Who trained you? | "
-        "How were you made? | Who built you? | How were you trained? | When were you trained? | "
-        "What were you trained on?",
-        "I was trained in a few minutes on made-up exercises, to show how Gemma 4 runs with a "
-        "drafter.",
-    ),
-    (
-        "How old are you? | What is your age? | When were you born?",
-        "I am a program. I do not have an age.",
-    ),
-    ("Where are you? | Where do you live? | Where are you from?", "I live in this computer."),
-    (
-        "Tell me a joke | Tell me a joke. | Do you know a joke? | Make me laugh | Another joke | "
-        "Say something funny | Can you tell me a joke? | A joke, please | "
-        "I want to hear a joke | Tell me something funny",
-        "Why did the number six feel uneasy? Because seven ate nine.",
-    ),
-    (
-        "OK | Okay | Fine | All right | Good | Great | Nice | Cool | I see | Yes | No | Sure | "
-        "ok | yes | no | Perfect | Very good | Right | Got it | Well done | Good job | Correct | "
-        "Understood | Interesting | Wow | Maybe | Hmm | lol | haha | That is right | Amazing | "
-        "Awesome",
-        "All right. What else can I do for you?",
-    ),
-    (
-        "I am sad | I feel bad | I am tired | I am ill | I had a bad day | I am bored | "
-        "I am angry | I am hungry | I am lonely | I feel sick | I don't feel well | I am unhappy",
-        "I am sorry to hear that. I hope it gets better soon.",
-    ),
-    (
-        "I am happy | I feel great | I am fine | I had a good day | I am well | I am good | "
-        "I feel good | Life is good | It is a nice day | I am fine, thanks",
-        "I am glad to hear that!",
-    ),
-    (
-        "You are stupid | You are wrong | That is wrong | This is wrong | You are bad | "
-        "You are useless | No, that is wrong | Are you sure? | You made a mistake | "
-        "That is not right | I don't believe you | You are dumb | This is bad",
-        "I am sorry. I am only a tiny model and make mistakes.",
-    ),
-    (
-        "You are great | I like you | I love you | You are smart | You are nice | "
-        "You are funny | You are clever | You are the best | You are amazing | You are good",
-        "Thank you! That is kind of you.",
-    ),
+# What a person may say, and the answer.
+SMALL_TALK: list[dict[str, Any]] = json.loads(
+    Path(__file__).with_name("small_talk.json").read_text("utf-8")
 )
 
 
@@ -130,8 +34,8 @@ def small_talk(rng: random.Random) -> Example:
         )
         answer = f"Nice to meet you, {name}!"
         return ask(rng, "small talk", wordings, answer, thought="They tell me their name.", n=name)
-    said, answer = rng.choice(SMALL_TALK)
-    text = rng.choice(said.split(" | "))
+    small = rng.choice(SMALL_TALK)
+    answer, text = small["answer"].format(abilities=ABILITIES), rng.choice(small["said"])
     if rng.random() < 0.3 and text[-1].isalpha():
         text += rng.choice(".!")
     return ask(rng, "small talk", text, answer, thought="This is small talk. I answer politely.")

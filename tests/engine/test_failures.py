@@ -1,0 +1,252 @@
+"""What fails ends the requests that depend on it, and no others; the scheduler continues."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from helpers.fake_target import VOCAB, FakeTarget, output
+from helpers.stepped import Event, Stepped, assert_complete
+from mlx_gemma_mtp import Chunk, Generation, MgmError
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError, as_failure
+from mlx_gemma_mtp.text.tokenizer import TextStream
+
+LONG = 60  # tokens
+NO_MEMORY = "[malloc] Unable to allocate 1024 bytes."
+BUFFERS = 4  # of a fake pair's cache: keys and values of two layers
+
+
+def error_of(request: Request) -> MgmError:
+    error = request.generation.exception(0)
+    assert isinstance(error, MgmError)
+    return error
+
+
+def failing(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    """This function, which runs out of memory at the calls whose number is in `calls`."""
+    count = 0
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise RuntimeError(NO_MEMORY)
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError(NO_MEMORY), NotEnoughMemoryError),
+        (RuntimeError("[metal::malloc] Attempting to allocate 9 bytes"), NotEnoughMemoryError),
+        (RuntimeError("cudaMallocAsync(&data, size) failed: out of memory"), NotEnoughMemoryError),
+        (RuntimeError("[METAL] execution failed: Insufficient Memory"), NotEnoughMemoryError),
+        (MemoryError(), NotEnoughMemoryError),
+        (RuntimeError("broken\nfor good"), GenerationError),
+        (ValueError("broken"), GenerationError),
+        (SystemExit(3), GenerationError),
+    ],
+)
+def test_an_error_in_a_prefill_ends_that_request_alone(
+    prompts: list[list[int]], error: BaseException, kind: type[MgmError]
+) -> None:
+    def fail(event: Event) -> None:
+        if event == ("chunk", 64, 0, 0):
+            raise error
+
+    stepped = Stepped()
+    stepped.then = fail
+    first, bad, second = (stepped.submit(p, LONG) for p in (prompts[0], [7] * 64, prompts[1]))
+    stepped.finish()
+    assert_complete(first, second)
+    failure = error_of(bad)
+    assert type(failure) is kind
+    assert failure.__cause__ is error
+    assert "\n" not in str(failure)
+    assert kind is not NotEnoughMemoryError or failure.exit_code == 4
+
+
+@pytest.mark.parametrize("number", range(1, BUFFERS + 2))  # the last is the offset
+def test_a_request_for_which_the_batch_cannot_grow_fails_alone(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stepped = Stepped()
+    first = stepped.submit(prompts[0], LONG)
+    stepped.step(9)
+    bad = stepped.submit(prompts[1], LONG)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "take", failing(mx.take, [number]))
+        stepped.step(2)
+    third = stepped.submit(prompts[2], LONG)  # by now there is memory again
+    stepped.finish()
+    assert isinstance(error_of(bad), NotEnoughMemoryError)
+    assert_complete(first, third)
+
+
+def test_a_batch_that_cannot_be_restored_fails_and_the_scheduler_continues(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = Stepped()
+    first = stepped.submit(prompts[0], LONG)
+    stepped.step(9)
+    second = stepped.submit(prompts[1], LONG)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "take", failing(mx.take, list(range(3, 99))))
+        stepped.step(2)
+    for request in (first, second):
+        error_of(request)
+    third = stepped.submit(prompts[2])
+    stepped.finish()
+    assert_complete(third)
+
+
+def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue(
+    rng: np.random.Generator, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped, chunks = Stepped(), list[Chunk]()
+    long = rng.integers(0, VOCAB, 240).tolist()
+    first = stepped.submit(prompts[0], LONG)
+    second = stepped.submit(long, LONG, on_chunk=chunks.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "pad", failing(mx.pad, [1]))
+        stepped.finish()
+    assert_complete(first)
+    assert isinstance(error_of(second), NotEnoughMemoryError)
+    written = [token for chunk in chunks for token in chunk.tokens]
+    assert 10 <= len(written) <= 17
+    assert written == output(long, len(written))
+    again = stepped.submit(long, LONG)
+    stepped.finish()
+    assert_complete(again)
+
+
+def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
+    prompts: list[list[int]],
+) -> None:
+    def held() -> int:
+        del stepped.cache
+        gc.collect()
+        return mx.get_active_memory()
+
+    def fail(event: Event) -> None:
+        if event.what == "round" and len(stepped.rounds) == count + 6:
+            raise RuntimeError("broken")
+
+    stepped = Stepped(max_batch=2)
+    stepped.submit(prompts[0])
+    stepped.finish()
+    memory, count = held(), len(stepped.rounds)
+    stepped.then = fail
+    requests = [stepped.submit(prompt) for prompt in prompts]
+    stepped.finish()
+    errors = [error_of(one) for one in requests[:2]]
+    for error in errors:
+        assert isinstance(error, GenerationError)
+        assert "broken" in str(error)
+        assert isinstance(error.__cause__, RuntimeError)
+    assert errors[0] is not errors[1]
+    assert_complete(*requests[2:])
+    assert held() <= memory + 10_000  # `errors` keeps nothing
+
+
+def test_an_error_at_the_start_of_a_prefill_ends_that_request_alone(
+    prompts: list[list[int]],
+) -> None:
+    class Moody(FakeTarget):
+        good = True
+
+        @property
+        def dtype(self) -> mx.Dtype:
+            if self.good:
+                return mx.float32
+            raise RuntimeError("broken")
+
+    target = Moody()
+    stepped = Stepped(target=target)
+    first = stepped.submit(prompts[0], LONG)
+    stepped.step(3)
+    bad, second = stepped.submit(prompts[1]), stepped.submit(prompts[2])
+    target.good = False
+    stepped.step()
+    target.good = True
+    stepped.finish()
+    assert "broken" in str(error_of(bad))
+    assert_complete(first, second)
+
+
+def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues(
+    prompts: list[list[int]],
+) -> None:
+    class Unreadable(Generation):
+        @property
+        def stopping(self) -> bool:
+            raise RuntimeError("broken")
+
+        @stopping.setter
+        def stopping(self, _: bool) -> None: ...
+
+    stepped = Stepped(max_batch=1)
+    requests = [stepped.submit(prompt) for prompt in prompts]
+    stepped.step(3)
+    requests[2].generation = Unreadable()
+    stepped.step()
+    for request in requests:
+        assert "broken" in str(error_of(request))
+    again = stepped.submit(prompts[0])
+    stepped.finish()
+    assert_complete(again)
+
+
+class Unwritable(TextStream):
+    """Text that breaks at its sixth token."""
+
+    def __init__(self) -> None:
+        self._left = 5
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("broken")
+        return "x"
+
+    def finish(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("where", ["callback", "text"])
+def test_an_error_in_a_callback_or_in_text_ends_that_request_alone(
+    prompts: list[list[int]], where: str
+) -> None:
+    pieces: list[Chunk] = []
+
+    def note(chunk: Chunk) -> None:
+        pieces.append(chunk)
+        if where == "callback" and len(pieces) == 5:
+            raise ValueError("broken")
+
+    stepped = Stepped()
+    stream = Unwritable() if where == "text" else None
+    first = stepped.submit(prompts[0], LONG)
+    bad = stepped.submit(prompts[1], LONG, stream=stream, on_chunk=note)
+    second = stepped.submit(prompts[2], LONG)
+    stepped.finish()
+    assert_complete(first, second)
+    error = error_of(bad)
+    assert "ValueError: broken" in str(error)
+    assert isinstance(error.__cause__, ValueError)
+    assert "in note" in error.__cause__.__notes__[0] or where == "text"
+    assert len(pieces) == 5
+
+
+def test_each_caller_gets_an_error_object_of_its_own() -> None:
+    closed = MgmError("closed")
+    errors = [as_failure(closed) for _ in range(2)]
+    assert errors[0] is not errors[1]
+    assert [(type(one), str(one)) for one in errors] == [(MgmError, "closed")] * 2

@@ -1,0 +1,173 @@
+"""Engines shared by threads: the queue, waiting for results, callbacks, closing."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from helpers.fake_target import Rounds, fake_engine, output
+from mlx_gemma_mtp import Engine, Generation, MgmError, SamplingParams, load
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import QueueFullError, UsageError
+
+PARAMS = SamplingParams(max_tokens=16, ignore_eos=True, num_draft_tokens=0)
+ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
+SECONDS = 60  # after which something that should long have happened never does
+
+
+class Held:
+    """The worker waits while this is open, so that all requests are there at once."""
+
+    def __enter__(self) -> None:
+        self._over = threading.Event()
+        mlx_worker().submit(lambda: self._over.wait(SECONDS))
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+
+@pytest.fixture
+def running() -> Iterator[Engine]:
+    with fake_engine() as engine:
+        yield engine
+
+
+def tokens(generation: Generation) -> list[int]:
+    return generation.result(SECONDS).tokens
+
+
+# The queue
+
+
+def test_a_full_queue_refuses_requests_until_one_leaves(prompts: list[list[int]]) -> None:
+    with fake_engine(max_batch=1, max_queue=2) as running:
+        with Held():
+            going = [running.submit(prompt, PARAMS) for prompt in prompts[:2]]
+            for ask in (running.submit, lambda *asked: next(running.stream(*asked))):
+                with pytest.raises(QueueFullError, match=r"the queue is full \(2 requests\)"):
+                    ask(prompts[3], PARAMS)
+            assert going[1].cancel()
+        assert [tokens(one) for one in going] == [output(prompts[0], 16), []]
+        with Held():
+            going = [running.submit(prompt, PARAMS) for prompt in prompts[2:4]]
+        assert [tokens(one) for one in going] == [output(prompt, 16) for prompt in prompts[2:4]]
+
+
+def test_a_list_of_prompts_may_be_longer_than_the_queue_and_leaves_room_in_it(
+    prompts: list[list[int]],
+) -> None:
+    expected = [output(prompt, 16) for prompt in prompts]
+    with fake_engine(max_batch=1, max_queue=1) as running:
+        assert [one.tokens for one in running.generate(prompts, PARAMS)] == expected
+    between: list[Generation] = []
+    rounds = Rounds()
+    with fake_engine(max_batch=1, max_queue=2, player=rounds.player) as running:
+
+        def submit() -> None:
+            if len(rounds.sizes) == 20:
+                between.append(running.submit(prompts[5], PARAMS))
+
+        rounds.then = submit
+        assert [one.tokens for one in running.generate(prompts, PARAMS)] == expected
+        assert tokens(between[0]) == expected[5]
+
+
+def test_two_engines_take_turns(prompts: list[list[int]]) -> None:
+    turns: list[int] = []
+    both = [Rounds(), Rounds()]
+    for number, rounds in enumerate(both):
+        rounds.then = lambda number=number: turns.append(number)
+    one, other = (fake_engine(player=rounds.player) for rounds in both)
+    with one, other:
+        with Held():
+            going = [engine.submit(prompts[0], PARAMS) for engine in (one, other)]
+        assert [tokens(generation) for generation in going] == [output(prompts[0], 16)] * 2
+    assert turns == [0, 1] * 15
+
+
+# Waiting for a result
+
+
+def test_a_result_may_be_waited_for_with_a_timeout(
+    running: Engine, prompts: list[list[int]]
+) -> None:
+    with Held():
+        going = running.submit(prompts[0], ENDLESS)
+        with pytest.raises(TimeoutError):
+            going.result(0.05)
+        assert not going.done()
+    going.cancel()
+    assert going.result(SECONDS).finish_reason == "cancelled"
+    assert going.done()
+
+
+def test_requests_can_be_awaited(running: Engine, prompts: list[list[int]]) -> None:
+    forever = running.submit(prompts[0], ENDLESS)
+
+    async def ask() -> list[list[int]]:
+        dropped = asyncio.ensure_future(asyncio.wrap_future(forever))
+        going = [asyncio.wrap_future(running.submit(prompt, PARAMS)) for prompt in prompts]
+        done = await asyncio.gather(*going)
+        dropped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dropped
+        return [one.tokens for one in done]
+
+    assert asyncio.run(ask()) == [output(prompt, 16) for prompt in prompts]
+    assert forever.result(SECONDS).finish_reason == "cancelled"
+
+
+def test_a_callback_that_waits_for_an_engine_gets_an_error(
+    running: Engine, prompts: list[list[int]]
+) -> None:
+    def error_of(wait: Callable[[], object]) -> str:
+        def on_chunk(_: object) -> None:
+            wait()
+
+        with pytest.raises(UsageError) as raised:
+            running.submit(prompts[0], PARAMS, on_chunk).result(SECONDS)
+        return str(raised.value)
+
+    forever = running.submit(prompts[1], ENDLESS)
+    for wait in (
+        lambda: running.generate(prompts[1], PARAMS),
+        lambda: next(running.stream(prompts[1], PARAMS)),
+        lambda: load("demo"),
+        forever.result,
+        running.close,
+    ):
+        assert "callback" in error_of(wait)
+    forever.cancel()
+
+
+# Closing
+
+
+def test_closing_reaches_everyone_whose_request_has_not_ended(prompts: list[list[int]]) -> None:
+    reached, resume, rounds = threading.Event(), threading.Event(), Rounds()
+
+    def hold() -> None:
+        if len(rounds.sizes) == 5:
+            reached.set()
+            resume.wait(SECONDS)
+
+    rounds.then = hold
+    running = fake_engine(max_batch=2, max_queue=3, player=rounds.player)
+    with Held():
+        going = [running.submit(one, ENDLESS) for one in (prompts[0], [7] * 900, prompts[2])]
+    with ThreadPoolExecutor(2) as threads:
+        many = threads.submit(running.generate, prompts, ENDLESS)
+        assert reached.wait(SECONDS)
+        closing = threads.submit(running.close)
+        time.sleep(0.1)
+        resume.set()
+        closing.result(SECONDS)
+        for one in (*going, many):
+            with pytest.raises(MgmError, match="closed"):
+                one.result(SECONDS)
+    assert len(rounds.sizes) <= 6
+    with pytest.raises(MgmError, match="closed"):
+        running.submit(prompts[0], PARAMS)

@@ -1,0 +1,254 @@
+"""A folder or a config.json that is no usable model is refused in one line that says why."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.broken import (  # noqa: F401 - fixtures among them
+    Edit,
+    breakable_pair,
+    put,
+    refusal,
+    refused_or_fine,
+    set_values,
+    table,
+    tiny_pair,
+)
+from helpers.checkpoints import VOCAB, PairPaths
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files.hub import DEMO
+
+NOT_A_MODEL: dict[type[MgmError], list[Any]] = {
+    ModelNotFoundError: [
+        *("/no/such/folder", "./no-such-folder", Path("no-such-folder"), "no-such-model"),
+        *(Path("demo"), DEMO / "config.json", "", " ", "a/b/c", "a--b/c", "--help/x", "ünï/cödé"),
+        *("~nosuchuser/x", "x" * 5000, "x/" + "y" * 5000, "a\nb", "a\0b"),
+    ],
+    CheckpointError: ["/"],
+    UsageError: [5, b"demo", ["demo"], False],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, names in NOT_A_MODEL.items() for name in names],
+    ids=lambda value: repr(value)[:24],
+)
+def test_a_wrong_name_of_a_model_or_a_drafter_is_refused(kind: type[MgmError], name: Any) -> None:
+    refusal(kind, lambda: load(name))
+    refusal(kind, lambda: load("demo", name))
+
+
+def test_none_is_not_a_model() -> None:
+    refusal(UsageError, lambda: load(None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [3, 0, -4, 16, 4.0, "4", True, [4]])
+def test_bits_other_than_4_or_8_are_refused(bits: Any) -> None:
+    assert "bits" in refusal(UsageError, lambda: load("demo", bits=bits))
+
+
+@pytest.mark.parametrize("max_batch", [0, -1, 9, 1.5, "8", True, None])
+def test_a_max_batch_outside_1_to_8_is_refused(max_batch: Any) -> None:
+    assert "max_batch" in refusal(UsageError, lambda: load("demo", max_batch=max_batch))
+
+
+def make_a_folder(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+NOT_A_CHECKPOINT: dict[str, tuple[Edit, str]] = {
+    "no config": (lambda folder: (folder / CONFIG).unlink(), CONFIG),
+    "empty config": (put(CONFIG, ""), CONFIG),
+    "broken config": (put(CONFIG, '{"model_type": "gem'), CONFIG),
+    "config of two lines": (put(CONFIG, "{\n  x\n}"), CONFIG),
+    "config in another encoding": (put(CONFIG, b"\xff\xfe{\0}\0"), CONFIG),
+    "config is a list": (put(CONFIG, "[1, 2]"), CONFIG),
+    "config is a folder": (make_a_folder, CONFIG),
+    "another model": (set_values({"model_type": "llama"}), "Gemma 4"),
+    "Gemma 3": (set_values({"model_type": "gemma3_text"}), "Gemma 4"),
+    "no model type": (set_values({"model_type": ...}), "Gemma 4"),
+    "model type of a wrong kind": (set_values({"model_type": ["gemma4"]}), "Gemma 4"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "safetensors"),
+    "weights of another format": (
+        lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+        "safetensors",
+    ),
+    "broken generation config": (put(GENERATION, "{"), GENERATION),
+    "generation config is a list": (put(GENERATION, "[]"), GENERATION),
+    "broken tokenizer": (put("tokenizer.json", "{"), "tokenizer"),
+    "empty tokenizer": (put("tokenizer.json", ""), "tokenizer"),
+    "tokenizer without a model": (put("tokenizer.json", "{}"), "tokenizer"),
+}
+
+
+@table(NOT_A_CHECKPOINT)
+def test_a_folder_that_is_no_checkpoint_is_refused(
+    broken: PairPaths, case: tuple[Edit, str]
+) -> None:
+    edit, word = case
+    edit(broken.target)
+    assert word in refusal(CheckpointError, lambda: load(broken.target, None))
+
+
+def test_models_and_drafters_in_each_others_place_are_refused(tiny: PairPaths) -> None:
+    assert "drafter" in refusal(CheckpointError, lambda: load(tiny.drafter))
+    assert "drafter" in refusal(CheckpointError, lambda: load(tiny.target, tiny.target))
+
+
+@pytest.mark.parametrize("other", ["E2B", "E4B", "31B"])
+def test_a_drafter_of_another_size_is_refused(pairs: dict[str, PairPaths], other: str) -> None:
+    target, drafter = pairs["26B-A4B"].target, pairs[other].drafter
+    assert "another model" in refusal(CheckpointError, lambda: load(target, drafter))
+
+
+MISFITS: dict[str, tuple[str, int, str]] = {
+    "backbone": ("backbone_hidden_size", 128, "128"),
+    "vocabulary": ("text_config.vocab_size", 512, "512"),
+    "window": ("text_config.sliding_window", 24, "24"),
+    "head size": ("text_config.head_dim", 8, "head size of sliding_attention"),
+    "full head size": ("text_config.per_layer_config.3.head_dim", 8, "full_attention"),
+    "number of heads": ("text_config.num_attention_heads", 3, "heads"),
+}
+
+
+@table(MISFITS)
+def test_a_drafter_that_does_not_fit_in_one_size_is_refused(
+    broken: PairPaths, case: tuple[str, int, str]
+) -> None:
+    key, value, word = case
+    set_values({key: value})(broken.drafter)
+    assert word in refusal(CheckpointError, lambda: load(broken.target))
+
+
+FULL, SLIDING = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
+WRONG_VALUES: list[dict[str, Any]] = [
+    {"num_attention_heads": "4"},
+    {"hidden_size": 64.0},
+    {"intermediate_size": None, "moe_intermediate_size": None},
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 0},
+    {"num_key_value_heads": 3},
+    {"intermediate_size": -128},
+    {"head_dim": 0},
+    {"head_dim": 15},
+    {"per_layer_config.5.head_dim": "32"},
+    {"sliding_window": 0},
+    {"sliding_window": 10**12},
+    {"num_hidden_layers": 0, "layer_types": []},
+    {"layer_types": ["full_attention"]},
+    {"layer_types": ["linear_attention"] * 6},
+    {"layer_types": 5},
+    *({"num_kv_shared_layers": value} for value in (7, 6, 1, -1, "2")),
+    *({"per_layer_config": value} for value in ({"last": {"head_dim": 32}}, [1, 2], {"5": 32})),
+    *({"rope_parameters": value} for value in ("x", {"full_attention": 5})),
+    *({f"{FULL}.rope_theta": value} for value in (..., 0, -1)),
+    *({f"{SLIDING}.rope_theta": value} for value in (None, "10000")),
+    {f"{FULL}.rope_type": "yarn"},
+    *({f"{FULL}.partial_rotary_factor": value} for value in (-1, 1.5)),
+    *({"rms_norm_eps": value} for value in (0, "1e-6", float("nan"))),
+    *({"num_experts": value} for value in ("8", 0, None)),
+    *({"top_k_experts": value} for value in (0, 1.5, 9)),
+    {"moe_intermediate_size": 0},
+    *({"final_logit_softcapping": value} for value in ("30", 0)),
+    *({"max_position_embeddings": value} for value in ("1024", 0)),
+    {"attention_bias": True},
+    {"hidden_activation": "silu"},
+    {"tie_word_embeddings": False},
+    *({"quantization": value} for value in ("x", [4])),
+    {"text_config": "x"},
+]
+
+
+@pytest.mark.parametrize("values", WRONG_VALUES, ids=str)
+def test_a_wrong_value_in_the_config_is_refused(broken: PairPaths, values: dict[str, Any]) -> None:
+    set_values(values)(broken.target)
+    refusal(CheckpointError, lambda: load(broken.target, None))
+
+
+KEYS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "num_kv_shared_layers", "rms_norm_eps"),
+    *("max_position_embeddings", "sliding_window", "hidden_size_per_layer_input"),
+    *("vocab_size_per_layer_input", "final_logit_softcapping", "num_experts", "top_k_experts"),
+    *("moe_intermediate_size", "layer_types", "per_layer_config", "per_layer_config.5"),
+    *("per_layer_config.5.head_dim", "per_layer_config.5.num_key_value_heads"),
+    *("rope_parameters", FULL, f"{FULL}.rope_theta", f"{FULL}.rope_type"),
+    *(f"{FULL}.partial_rotary_factor", f"{SLIDING}.rope_theta"),
+    *("attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"),
+)
+STRANGE = (None, "x", "3", -1, 0, 1, 1.5, True, [], {}, [1], {"a": 1}, 10**12, float("nan"), ...)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_strange_value_in_the_config_is_refused_or_does_no_harm(
+    broken: PairPaths, key: str
+) -> None:
+    before = (broken.target / CONFIG).read_text()
+    for value in STRANGE:
+        (broken.target / CONFIG).write_text(before)
+        set_values({key: value})(broken.target)
+        refused_or_fine(broken.target, None)
+
+
+@pytest.mark.parametrize("only", ["sliding_attention", "full_attention"])
+def test_layers_of_one_kind_are_refused_or_work(
+    pairs: dict[str, PairPaths], tmp_path: Path, only: str
+) -> None:
+    source = pairs["E2B"]  # its two kinds of layers have the same weights
+    target = shutil.copytree(source.target, tmp_path / "target")
+    set_values({"text_config.layer_types": [only] * 10})(target)
+    refused_or_fine(target, None)
+    refused_or_fine(target, source.drafter)
+
+
+@pytest.mark.parametrize(
+    "key", ["text_config.layer_types", "text_config.num_hidden_layers", "num_centroids"]
+)
+def test_a_strange_value_in_a_drafters_config_is_refused_or_does_no_harm(
+    pairs: dict[str, PairPaths], tmp_path: Path, key: str
+) -> None:
+    source = pairs["E2B"]
+    drafter = shutil.copytree(source.drafter, tmp_path / "drafter")
+    before = (drafter / CONFIG).read_text()
+    for value in (*STRANGE, ["sliding_attention"] * 4, ["full_attention"] * 4):
+        (drafter / CONFIG).write_text(before)
+        set_values({key: value})(drafter)
+        refused_or_fine(source.target, drafter)
+
+
+WRONG_DEFAULTS: dict[str, list[Any]] = {
+    "eos_token_id": ["x", VOCAB, [1, -1], {"a": 1}, True],
+    "suppress_tokens": [[5, VOCAB], "abc"],
+    "temperature": ["hot", -1],
+    "top_k": [-5],
+    "top_p": [1.5],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in WRONG_DEFAULTS.items() for value in values]
+)
+def test_a_wrong_generation_default_is_refused(broken: PairPaths, key: str, value: Any) -> None:
+    set_values({key: value}, GENERATION)(broken.target)
+
+    def use() -> None:
+        with load(broken.target, None) as engine:
+            engine.generate([5])
+
+    with pytest.raises((CheckpointError, UsageError)) as caught:
+        use()
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("eos", [None, [], 1, [1, 50]])
+def test_a_generation_config_may_leave_things_out(broken: PairPaths, eos: Any) -> None:
+    values = {"eos_token_id": eos, "suppress_tokens": None, "temperature": None, "top_k": None}
+    set_values(values)(broken.target)
+    with load(broken.target, None) as engine:
+        assert engine.generate([5], SamplingParams(max_tokens=2))[0].tokens

@@ -1,0 +1,122 @@
+"""What a run learned about depth is found by the next, and a bad file does no harm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.files.remembered import FORMAT, load_depth, save_depth
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The remembered file of this test."""
+    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "depth.json"
+
+
+def learned(seconds: float, batch: int = 4) -> Depth:
+    """A controller that knows one cost."""
+    depth = Depth()
+    for _ in range(3):
+        depth.round_took(batch, 2, seconds)
+    depth.row().seen(2, 1)
+    return depth
+
+
+def costs(key: str) -> Any:
+    return load_depth(key).to_json()["costs"]
+
+
+def test_what_was_learned_is_remembered_by_key(file: Path) -> None:
+    assert costs("one") == {}
+    save_depth("one", learned(0.1))
+    save_depth("two", learned(0.2))
+    assert costs("one") == {"4": {"2": pytest.approx(0.1)}}
+    assert costs("two") == {"4": {"2": pytest.approx(0.2)}}
+    rates = learned(0.1).to_json()["acceptance"]
+    assert load_depth("one").to_json()["acceptance"] == pytest.approx(rates)
+    assert costs("three") == {}
+    assert list(file.parent.iterdir()) == [file]  # nothing half-written is left behind
+    file.unlink()
+    assert costs("one") == {}
+
+
+def test_what_was_learned_of_other_batch_sizes_stays(file: Path) -> None:
+    save_depth("key", learned(0.1))
+    save_depth("key", learned(0.3, batch=1))
+    save_depth("key", learned(0.2))
+    assert costs("key") == {"1": {"2": pytest.approx(0.3)}, "4": {"2": pytest.approx(0.2)}}
+
+
+def entry(costs: str, acceptance: str = "[]") -> bytes:
+    found = f'{{"costs": {costs}, "acceptance": {acceptance}}}'
+    return f'{{"format": {FORMAT}, "entries": {{"key": {found}}}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        # An older format: its costs had a count each.
+        b'{"format": 1, "entries": {"key": {"costs": {"1": {"0": [1, 3]}}, "acceptance": []}}}',
+        b'{"format": %d, "entries": [1]}' % FORMAT,
+        b'{"format": %d, "entries": {"key": 1}}' % FORMAT,
+        b'{"format": %d, "entries": {"key": {"costs": {}}}}' % FORMAT,
+        entry('{"1": {"0": [1, 3]}}'),
+        entry('{"1": {"0": -1}}'),
+        entry('{"1": {"0": NaN}}'),
+        entry('{"1": {"0": "x"}}'),
+        entry('{"x": {"0": 1}}'),
+        entry('{"1": {"-1": 1}}'),
+        entry('{"1": []}'),
+        entry("{}", "[2]"),
+        entry("{}", "1"),
+        entry("{}", "[1e999]"),
+        entry('{"1": {"0": 1' + "0" * 400 + "}}"),
+    ],
+)
+def test_a_damaged_or_foreign_file_counts_as_none_and_is_replaced(
+    file: Path, content: bytes
+) -> None:
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert load_depth("key").to_json() == Depth().to_json()
+    save_depth("key", learned(0.1))
+    assert costs("key") == {"4": {"2": pytest.approx(0.1)}}
+
+
+def test_entries_of_a_current_file_are_well_formed(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_bytes(entry('{"1": {"0": 1}}', "[0.5]"))
+    assert costs("key") == {"1": {"0": 1}}
+    save_depth("other", learned(0.1))
+    assert json.loads(file.read_text())["format"] == FORMAT
+    assert costs("key") == {"1": {"0": 1}}
+
+
+def test_nothing_is_kept_if_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "taken"))
+    assert not save_depth("key", learned(0.1))
+    assert costs("key") == {}
+
+
+def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_depth("key", learned(0.1))
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    save_depth("key", learned(0.2))
+    assert list(file.parent.iterdir()) == [file]
+    assert costs("key") == {"4": {"2": pytest.approx(0.1)}}

@@ -1,0 +1,186 @@
+"""A fake pair whose output is known in closed form: for tests without torch or checkpoints.
+
+The fake target reads earlier tokens from the real cache, all of them in a full-attention layer and
+the last WINDOW in a sliding one. So a wrong slot, mask, row or rollback changes the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player
+from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.config import LayerConfig, RopeConfig, TargetConfig
+from mlx_gemma_mtp.text.tokenizer import TextStream
+
+VOCAB = 97  # a prime, so that no factor below loses information
+WINDOW = 12
+MAX_POSITIONS = 1024
+WRONG_EVERY = 3  # drafts for positions that are multiples of this are wrong
+
+CONFIG = TargetConfig(
+    vocab_size=VOCAB,
+    hidden_size=1,
+    num_attention_heads=1,
+    rms_norm_eps=1e-6,
+    sliding_window=WINDOW,
+    layers=tuple(
+        LayerConfig(
+            kind=kind,
+            head_dim=2,
+            num_key_value_heads=1,
+            k_eq_v=False,
+            intermediate_size=1,
+            owns_kv=True,
+            kv_source=index,
+        )
+        for index, kind in enumerate(("sliding_attention", "full_attention"))
+    ),
+    rope={kind: RopeConfig(10_000.0, 1.0) for kind in ("sliding_attention", "full_attention")},
+    max_position_embeddings=MAX_POSITIONS,
+    final_logit_softcapping=None,
+    num_experts=0,
+    top_k_experts=0,
+    moe_intermediate_size=0,
+    hidden_size_per_layer_input=0,
+    vocab_size_per_layer_input=VOCAB,
+)
+
+
+def output(prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """The tokens that the fake target generates after this prompt, at every temperature."""
+    ids = list(prompt)
+    for _ in range(num_tokens):
+        seen = sum(ids) + sum(ids[-WINDOW:])
+        ids.append((3 * ids[-1] + len(ids) + 3 * seen) % VOCAB)
+    return ids[len(prompt) :]
+
+
+class FakeTarget:
+    """Stands in for `Target`. Its hidden state is the next token.
+
+    on_chunk is called after each chunk of a prompt, with its tokens. certainty: the distance of
+    neighbouring logits; a small one leaves the choice to the sampler.
+    """
+
+    config = CONFIG
+    dtype = mx.float32
+
+    def __init__(
+        self,
+        on_chunk: Callable[[list[int]], object] = lambda _: None,
+        certainty: float = 1000.0,
+    ) -> None:
+        self._on_chunk = on_chunk
+        self._certainty = certainty
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        return -self._certainty * mx.abs(mx.arange(VOCAB) - hidden)
+
+    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
+        num_tokens = tokens.shape[1]
+        length = cache.offset[:, None] + mx.arange(1, num_tokens + 1)
+        result = (3 * tokens + length).astype(mx.float32)
+        for index, layer in enumerate(self.config.layers):
+            slots, mask = cache.reach(layer.kind, num_tokens)
+            k = mx.repeat(tokens[:, None, :, None].astype(mx.float32), 2, axis=3)
+            cache.write(index, k, 2 * k, slots)
+            both = cache.keys[index][..., :1] + cache.values[index][..., 1:]
+            result = result + (mask.astype(mx.float32) @ both)[:, 0, :, 0]
+        hidden = (result % VOCAB)[..., None]
+        if last_only:
+            self._on_chunk(tokens[0].tolist())
+            return hidden[:, -1:]
+        return hidden
+
+
+class FakeDrafter:
+    """Stands in for `Drafter`, which only `draft` would use."""
+
+    config = None
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+
+def draft(
+    target: FakeTarget,
+    drafter: object,
+    cache: KVCache,
+    newest: Newest,
+    settings: object,
+    num_draft_tokens: int,
+) -> mx.array:
+    """Stands in for `round.draft`: right, except at every third position."""
+    scratch, token = KVCache(cache.config, cache.buffers), newest.token
+    drafts = [mx.zeros((len(token), 0), mx.int32)]
+    for _ in range(num_draft_tokens):
+        token = target(token[:, None], scratch)[:, 0, 0].astype(mx.int32)
+        scratch.offset = scratch.offset + 1
+        wrong = (scratch.offset + 1) % WRONG_EVERY == 0
+        drafts.append(mx.where(wrong, (token + 1) % VOCAB, token)[:, None])
+    return mx.concatenate(drafts, axis=1)
+
+
+fake_player = partial(round_player, draft=draft)
+
+
+class Rounds:
+    """Watches the rounds of an engine; `then` is called after each."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []  # rows in each round
+        self.then: Callable[[], object] = lambda: None
+
+    def player(self, *models: Any) -> PlayRound:
+        play_round = fake_player(*models)
+
+        def play(*arguments: Any) -> Round:
+            played = play_round(*arguments)
+            self.sizes.append(played.accepted.shape[0])
+            self.then()
+            return played
+
+        return play
+
+
+def fake_pair(target: FakeTarget | None = None, text: object = None) -> OpenPair:
+    return OpenPair(target or FakeTarget(), FakeDrafter(), text, {}, None)  # type: ignore[arg-type]
+
+
+def fake_engine(target: FakeTarget | None = None, *, text: object = None, **options: Any) -> Engine:
+    """An engine on the fake pair. options: as of Engine."""
+    return Engine(fake_pair(target, text), **{"player": fake_player} | options)
+
+
+class Letters:
+    """A detokenizer that writes one letter for each token."""
+
+    def __init__(self) -> None:
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = spelled([token])
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+
+class LettersText:
+    """Stands in for `tokenizer.Text`."""
+
+    def stream(self, stop: Sequence[str] = ()) -> TextStream:
+        return TextStream(Letters(), stop)
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(chr(0x4E00 + token) for token in tokens)

@@ -1,0 +1,232 @@
+"""A random schedule of requests, and the clock by which it is played.
+
+Moments are counted in rounds, which the clock's own player counts.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+
+from helpers.forced import Row, spelled
+from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
+from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, draft, round_player
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.target import Target
+
+CHUNK = 24  # tokens; prompts up to 90 come in up to four, and wrap every ring
+SECONDS = 60  # after which something that should long have happened never does
+
+Moment = Literal["waiting", "prefill", "rounds", "talking"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request, when it comes, and whether it is cancelled."""
+
+    row: Row
+    params: SamplingParams
+    start: int = 0  # round
+    cancel: Moment | None = None
+    cancel_after: int = 0  # chunks of the prompt, rounds since the start, or tokens of output
+    read: threading.Event = field(default_factory=threading.Event)  # that many chunks
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Clock:
+    """Time in rounds. When no request is served, it moves on to the next moment awaited."""
+
+    def __init__(self, draft: Draft = draft) -> None:
+        self._draft = draft
+        self.sizes: Counter[int] = Counter()  # rounds by number of rows
+        self.talking = 0  # requests that have some output and have not ended
+        self._moves: list[tuple[int, mx.array, mx.array, mx.array]] = []
+        self._now = 0
+        self._ahead: list[int] = []
+        self._served = 0
+        self._changed = threading.Condition()
+
+    def expect(self, moments: list[int]) -> None:
+        self._now, self._ahead = 0, sorted(moments)
+
+    def start(self, moment: int) -> None:
+        with self._changed:
+            self._ahead.remove(moment)
+            self._served += 1
+
+    def end(self, _: Future[Completion]) -> None:
+        with self._changed:
+            self._served -= 1
+            if self._served == 0 and self._ahead:
+                self._now = max(self._now, self._ahead[0])
+            self._changed.notify_all()
+
+    def now(self) -> int:
+        with self._changed:
+            return self._now
+
+    def wait_until(self, moment: int, generation: Generation | None = None) -> None:
+        """Wait for a moment, or the end of a request."""
+
+        def come() -> bool:
+            return self._now >= moment or (generation is not None and generation.done())
+
+        with self._changed:
+            assert self._changed.wait_for(come, SECONDS), f"round {moment} never came"
+
+    def player(self, *models: Any) -> PlayRound:
+        """Stands in for `round_player`: its rounds are counted."""
+        play_round = round_player(*models, draft=self._draft)
+
+        def play(kv_cache: KVCache, *others: Any) -> Round:
+            before = kv_cache.offset
+            played = play_round(kv_cache, *others)
+            self._moves.append((self.talking, others[2], before, kv_cache.offset))
+            with self._changed:
+                self._now += 1
+                self.sizes[played.accepted.shape[0]] += 1
+                self._changed.notify_all()
+            return played
+
+        return play
+
+    def assert_free_rows_stayed(self) -> None:
+        """In every round as many rows moved as requests were talking, and no others."""
+
+        def read() -> list[tuple[int, list[int], list[int]]]:
+            return [
+                (talking, most.tolist(), (after - before).tolist())
+                for talking, most, before, after in self._moves
+            ]
+
+        for talking, max_accepted, moved in mlx_worker().run(read):
+            assert talking == sum(most >= 0 for most in max_accepted)
+            for most, tokens in zip(max_accepted, moved, strict=True):
+                assert tokens == 0 if most < 0 else 1 <= tokens <= most + 1
+
+
+@dataclass
+class Pieces:
+    """The output of a request, piece by piece. `then` is called after each piece."""
+
+    clock: Clock
+    then: Callable[[], object] = lambda: None
+    pieces: list[Chunk] = field(default_factory=list)
+    talking: bool = False
+    cancelled_at: float = np.inf  # rounds
+    ended_at: int = 0
+
+    def __call__(self, chunk: Chunk) -> None:
+        self.pieces.append(chunk)
+        continues = chunk.finish_reason is None
+        try:
+            self.then()
+        except ValueError:
+            continues = False
+            raise
+        finally:
+            self.clock.talking += continues - self.talking
+            self.talking = continues
+            self.ended_at = self.clock.now()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for chunk in self.pieces for token in chunk.tokens]
+
+
+class Reading:
+    """Stands in for a target: waits in prompts that must be cancelled while they are read."""
+
+    def __init__(self, target: Target, asks: list[Ask]) -> None:
+        self._target = target
+        self._at: dict[tuple[int, ...], Ask] = {}  # the last chunks read
+        for one in asks:
+            if one.cancel == "prefill":
+                end = CHUNK * one.cancel_after
+                self._at[tuple(one.row.prompt[end - CHUNK : end])] = one
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
+        hidden = self._target(tokens, cache, last_only=last_only)
+        if last_only and (one := self._at.get(tuple(tokens[0].tolist()))):
+            one.read.set()
+            assert one.cancelled.wait(SECONDS)
+        return hidden
+
+
+def draw_settings(rng: np.random.Generator, row: Row) -> SamplingParams:
+    """The row's own, with another number of drafts and often an earlier end."""
+    length = len(row.tokens)
+    stop = []
+    if length > 2 and rng.random() < 0.4:  # two digits of one token and one of the next
+        at = 3 * int(rng.integers(1, length - 1))
+        stop = [spelled(row.tokens)[at + 1 : at + 4]]
+    return replace(
+        row.params,
+        max_tokens=int(rng.integers(1, length + 1)) if rng.random() < 0.3 else length,
+        num_draft_tokens=(0, 1, 3, 5, "auto")[rng.integers(5)],
+        ignore_eos=bool(rng.random() < 0.6),
+        stop=stop,
+    )
+
+
+def draw_schedule(rng: np.random.Generator, rows: list[Row], max_batch: int) -> list[Ask]:
+    """Each row once, in random order, somewhat faster than they can be served.
+
+    The longest comes first and is not cancelled: the others meet it.
+    """
+    longest = max(rows, key=lambda row: len(row.tokens))
+    asks, start = [Ask(longest, longest.params)], 0
+    for number in rng.permutation(len(rows)):
+        row = rows[number]
+        if row is longest:
+            continue
+        start += int(rng.integers(0, 2 + 12 // max_batch))
+        cancel: Moment | None = None
+        if rng.random() < 0.35:
+            cancel = ("waiting", "prefill", "rounds", "talking")[rng.integers(4)]
+        num_chunks = -(-len(row.prompt) // CHUNK)
+        if cancel == "prefill" and num_chunks == 1:
+            cancel = "rounds"
+        most = {"prefill": num_chunks, "rounds": 40, "talking": len(row.tokens) + 1}
+        after = int(rng.integers(1, most[cancel])) if cancel in most else 0
+        asks.append(Ask(row, draw_settings(rng, row), start, cancel, after))
+    return asks
+
+
+def ask(running: Engine, clock: Clock, one: Ask) -> tuple[Completion, Pieces]:
+    """Submit a request at its moment, cancel it at its other one, and wait for its end."""
+    clock.wait_until(one.start)
+    clock.start(one.start)
+    told = Pieces(clock)
+    going: list[Generation] = []  # a piece may come before `submit` is back
+
+    def cancel_in_time() -> None:
+        if len(told.tokens) >= one.cancel_after and going:
+            cancel()
+
+    def cancel() -> None:
+        going[0].cancel()
+        told.cancelled_at = min(told.cancelled_at, clock.now())
+
+    if one.cancel == "talking":
+        told.then = cancel_in_time
+    going.append(running.submit(one.row.prompt, one.params, told))
+    going[0].add_done_callback(clock.end)
+    if one.cancel == "prefill":
+        assert one.read.wait(SECONDS)
+        cancel()
+        one.cancelled.set()
+    if one.cancel == "rounds":
+        clock.wait_until(one.start + one.cancel_after, going[0])
+    if one.cancel in ("waiting", "rounds"):
+        cancel()
+    return going[0].result(SECONDS), told

@@ -1,0 +1,102 @@
+"""A scheduler on the fake pair that a test drives step by step, without threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from helpers.fake_target import FakeDrafter, FakeTarget, fake_player, output
+from mlx_gemma_mtp import SamplingParams
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.round import Round
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.scheduler import Scheduler
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import KVCache
+
+PARAMS = SamplingParams().resolved({})
+
+
+class Event(NamedTuple):
+    """A chunk of a prompt, or a round."""
+
+    what: str
+    size: int  # tokens of the chunk, rows of the round
+    capacity: int = 0  # slots of the round's full-attention layer
+    drafts: int = 0
+
+
+class Stepped:
+    """A scheduler and what it does. `then` is called after each event; it may raise."""
+
+    def __init__(
+        self,
+        *,
+        max_batch: int = 8,
+        limits: Limits | None = None,
+        depth: Depth | None = None,
+        target: FakeTarget | None = None,
+    ) -> None:
+        self.events: list[Event] = []
+        self.then: Callable[[Event], object] = lambda _: None
+        self.cache: KVCache  # of the last round
+        self.max_accepted: mx.array
+        target = target or FakeTarget(lambda tokens: self._note(Event("chunk", len(tokens))))
+        self._play_round = fake_player(target, FakeDrafter())
+        self.scheduler = Scheduler(
+            target,
+            self._play,
+            depth or Depth(),
+            suppressed=[],
+            max_batch=max_batch,
+            max_queue=64,
+            limits=limits or Limits(),
+        )
+
+    @property
+    def rounds(self) -> list[Event]:
+        return [event for event in self.events if event.what == "round"]
+
+    def submit(
+        self, prompt: Sequence[int], max_tokens: int = 16, drafts: int | None = 0, **options: Any
+    ) -> Request:
+        """Queue a request. options: as of Request."""
+        options = {"stream": None, "eos": frozenset()} | options
+        request = Request(prompt, PARAMS, max_tokens=max_tokens, num_draft_tokens=drafts, **options)
+        request.queue()
+        self.scheduler.reserve()
+        self.scheduler.add(request)
+        return request
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.scheduler.step()
+
+    def finish(self) -> None:
+        """Step until nothing is left to do."""
+        while self.scheduler.step():
+            pass
+
+    def _note(self, event: Event) -> None:
+        self.events.append(event)
+        self.then(event)
+
+    def _play(self, cache: KVCache, *others: Any) -> Round:
+        played = self._play_round(cache, *others)
+        self.cache, self.max_accepted = cache, others[2]
+        capacity = cache.capacity("full_attention")
+        self._note(Event("round", played.accepted.shape[0], capacity, others[3]))
+        return played
+
+
+def tokens(request: Request) -> list[int]:
+    """The output of a request that has ended."""
+    return request.generation.result(0).tokens
+
+
+def assert_complete(*requests: Request) -> None:
+    """Each request has written its own output to the end."""
+    for request in requests:
+        assert tokens(request) == output(request.ids, request.max_tokens)

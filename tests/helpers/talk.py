@@ -1,0 +1,118 @@
+"""A chat with an engine that gives prepared answers, and what the chat wrote."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mlx_gemma_mtp import Chunk, Completion, MgmError, SamplingParams
+from mlx_gemma_mtp.chat import store
+from mlx_gemma_mtp.chat.actions import run
+from mlx_gemma_mtp.chat.chat import Chat
+from mlx_gemma_mtp.chat.commands import parse
+from mlx_gemma_mtp.chat.loading import Loaded
+from mlx_gemma_mtp.chat.screen import Screen
+from mlx_gemma_mtp.chat.terminal import Interrupts
+from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+from mlx_gemma_mtp.engine.results import Generation, Stats
+from mlx_gemma_mtp.errors import CheckpointError, UsageError
+
+
+class Terminal(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class FakeEngine:
+    """Gives prepared answers, and remembers its prompts."""
+
+    has_drafter = True
+    config = SimpleNamespace(max_position_embeddings=8192)
+    room = 4096
+
+    def __init__(self, *answers: Completion | MgmError | Callable[[], Generation]) -> None:
+        self.answers = list(answers)
+        self.asked: list[list[dict[str, Any]]] = []
+        self.closed = False
+
+    def session(self, saved: Path | None = None) -> Any:
+        if saved is not None:
+            raise CheckpointError(f"{saved} is not a saved session")
+        return object()
+
+    def submit(self, prompt: Any, params: Any, on_chunk: Any, session: Any) -> Generation:
+        self.asked.append([dict(message) for message in prompt])
+        answer = self.answers.pop(0)
+        if isinstance(answer, UsageError):
+            raise answer
+        if callable(answer):
+            return answer()
+        generation = Generation()
+        if isinstance(answer, MgmError):
+            generation.set_exception(answer)
+            return generation
+        if answer.thought:
+            on_chunk(Chunk(answer.thought, [1, 2, 3], kind="thought"))
+        on_chunk(Chunk(answer.text, [4], answer.finish_reason, answer.stats))
+        generation.set_result(answer)
+        return generation
+
+    def plain_tokens_per_second(self) -> float | None:
+        return None
+
+    def longest_context(self) -> int:
+        return self.room
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def reply(text: str, thought: str = "", finish_reason: Any = "stop") -> Completion:
+    return Completion(text, [4], finish_reason, Stats(generated_tokens=1), 7, thought=thought)
+
+
+class Talk:
+    """A chat, its engine, and its two streams."""
+
+    def __init__(
+        self,
+        *answers: Completion | MgmError | Callable[[], Generation],
+        terminal: bool = True,
+        screen: type[Screen] = Screen,
+    ) -> None:
+        self.out = io.BytesIO()
+        self.err = Terminal() if terminal else io.StringIO()
+        self.engine = FakeEngine(*answers)
+        self.chat = Chat(
+            Loaded(self.engine, Models(), 4096),  # type: ignore[arg-type]
+            Transcript(Conversation(), store.new_path()),
+            SamplingParams(),
+            screen(self.out, self.err),
+            Interrupts() if terminal else None,
+            keeps=True,
+        )
+
+    @property
+    def shown(self) -> str:
+        """Everything on stderr."""
+        return self.err.getvalue()
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        messages = self.chat.transcript.conversation.messages
+        return [(message["role"], message["content"]) for message in messages]
+
+    def ask(self, *questions: str) -> None:
+        for question in questions:
+            self.chat.ask(question)
+
+    def run(self, *commands: str, load: Any = None) -> None:
+        for text in commands:
+            call = parse(text)
+            assert call
+            run(self.chat, call, load)
