@@ -34,8 +34,6 @@ SHARE = 0.55
 MOST_DRAFTS = 8
 ACCEPT = (0.84, 0.71, 0.64, 0.70)  # what vLLM's users saw with 26B, by position
 
-Model = TypeVar("Model", Target, Drafter)
-
 
 class Planned(NamedTuple):
     """A pair that isn't loaded. bits: it is quantized to while loading."""
