@@ -151,6 +151,7 @@ class KVCache:
         No kept row may have more committed positions than that. Goes layer by layer, so the extra
         memory is one layer's. If memory runs out, everything is put back and the error raised.
         """
+        offset = _arranged(self.offset[:, None, None, None], rows, 1).flatten()
         before = self.capacity("full_attention")
         back = [rows.index(row) if row in rows else None for row in range(len(self.offset))]
         for index in range(len(self.keys)):
@@ -160,7 +161,7 @@ class KVCache:
                 for done in range(index):
                     self._resize_layer(done, back, before)
                 raise
-        self.offset = _arranged(self.offset[:, None, None, None], rows, 1).flatten()
+        self.offset = offset
 
     def _resize_layer(self, index: int, rows: Sequence[int | None], capacity: int) -> None:
         sliding = self.config.layers[index].kind == "sliding_attention"

@@ -2,43 +2,22 @@
 
 One target and one assistant per published kind, in the published layout, float32, a few megabytes
 each and without a tokenizer. Default initialisation gives nearly flat logits, so every weight is
-drawn anew from (seed, name): each part then has an effect that a parity test can see, and one seed
-gives one model in all its layouts.
+drawn from (seed, name) instead: then each part has an effect that a parity test can see, and one
+seed gives one model in all its layouts. Torch and Transformers are imported where they are used.
 """
+
+from __future__ import annotations
 
 import json
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pytest
-from transformers import (
-    Gemma4AssistantConfig,
-    Gemma4AssistantForCausalLM,
-    Gemma4AudioConfig,
-    Gemma4Config,
-    Gemma4ForCausalLM,
-    Gemma4ForConditionalGeneration,
-    Gemma4TextConfig,
-    Gemma4UnifiedAssistantConfig,
-    Gemma4UnifiedAssistantForCausalLM,
-    Gemma4UnifiedAudioConfig,
-    Gemma4UnifiedConfig,
-    Gemma4UnifiedForCausalLM,
-    Gemma4UnifiedForConditionalGeneration,
-    Gemma4UnifiedTextConfig,
-    Gemma4UnifiedVisionConfig,
-    Gemma4VisionConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.utils.logging import disable_progress_bar
 
-torch = pytest.importorskip("torch")  # without it, test files that import this are skipped
-
-disable_progress_bar()
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 VOCAB = 256
 MAX_POSITIONS = 1024
@@ -46,17 +25,17 @@ PER_LAYER_WIDTH = 64
 EOS = [1, 106, 50]
 SUPPRESSED = {"12B": list(range(200, 216))}  # the published 12B has such a list as well
 # Root mean squares: of a scaled embedding, of a final hidden state, of a query-key product. A small
-# embedding keeps greedy text from repeating its last token; logits, whose spread is the product of
-# the first two, and attention are kept as gentle as the parts still allow to be told apart, because
-# a random network that is sharper turns float32's last bits into differences of 1e-4.
+# embedding keeps greedy output from repeating its last token. Logits, whose spread is the product
+# of the first two, and attention are as flat as a test of each part allows: a sharper random
+# network turns float32's last bits into differences of 1e-4.
 EMBEDDING = 0.1
 FINAL_HIDDEN = 15.0
 ATTENTION_SCORE = 1.2
 
 # What all five kinds have in common, and what each adds. The proportions are those of the published
 # models: which layers share K/V, which type has which head size, how many queries share a K/V head.
-# Some hidden sizes differ from the drafter's, and in 31B two full layers own K/V, so that a mix-up
-# of either cannot pass.
+# Some hidden sizes differ from the drafter's, and in 31B two full layers own K/V, so that confusing
+# either fails a test.
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "intermediate_size": 128,
@@ -69,69 +48,71 @@ COMMON: dict[str, Any] = {
 PER_LAYER_EMBEDDINGS = {
     "hidden_size_per_layer_input": PER_LAYER_WIDTH,
     "vocab_size_per_layer_input": VOCAB,
+    "sliding_window": 8,
 }
 NO_PER_LAYER_EMBEDDINGS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+LARGE = {
+    "attention_k_eq_v": True,
+    "use_bidirectional_attention": "vision",
+    "sliding_window": 16,
+}
+
+
+def _layers(num_sliding: int, times: int = 1) -> list[str]:
+    return (["sliding_attention"] * num_sliding + ["full_attention"]) * times
+
+
 TARGETS: dict[str, dict[str, Any]] = {
     "E2B": {
         **PER_LAYER_EMBEDDINGS,
         "hidden_size": 64,
-        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2,
+        "layer_types": _layers(4, 2),
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
         "num_kv_shared_layers": 5,
         "use_double_wide_mlp": True,
-        "sliding_window": 8,
     },
     "E4B": {
         **PER_LAYER_EMBEDDINGS,
         "hidden_size": 128,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        "layer_types": _layers(5, 2),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_kv_shared_layers": 6,
-        "sliding_window": 8,
     },
     "12B": {
+        **LARGE,
         "hidden_size": 64,
-        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "layer_types": _layers(5),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-        "use_bidirectional_attention": "vision",
-        "sliding_window": 16,
     },
     "26B-A4B": {
-        **NO_PER_LAYER_EMBEDDINGS,
+        **LARGE | NO_PER_LAYER_EMBEDDINGS,
         "hidden_size": 64,
-        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "layer_types": _layers(5),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-        "use_bidirectional_attention": "vision",
         "enable_moe_block": True,
         "num_experts": 8,
         "top_k_experts": 2,
         "moe_intermediate_size": 64,
-        "sliding_window": 16,
     },
     "31B": {
-        **NO_PER_LAYER_EMBEDDINGS,
+        **LARGE | NO_PER_LAYER_EMBEDDINGS,
         "hidden_size": 128,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        "layer_types": _layers(5, 2),
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "num_global_key_value_heads": 2,
-        "attention_k_eq_v": True,
-        "use_bidirectional_attention": "vision",
-        "sliding_window": 16,
     },
 }
 KINDS = tuple(TARGETS)
 CENTROID_KINDS = ("E2B", "E4B")
 UNIFIED_KINDS = ("12B",)
-# What an assistant takes over from its target: the shape and the reach of the K/V it reads.
+# What an assistant inherits from its target: the shape and the window of the K/V it reads.
 INHERITED = (
     "num_attention_heads",
     "num_key_value_heads",
@@ -151,15 +132,21 @@ def make_pair(
 ) -> PairPaths:
     """Write `kind`'s target to `folder/target` and its assistant to `folder/target-assistant`.
 
-    The text weights depend on (kind, seed) alone: not on `sharded` (several safetensors files and
-    an index) nor on `multimodal` (names under `model.language_model.`, towers, and k/v weights that
-    nobody uses on the layers that share K/V: the published checkpoints have them).
+    The text weights depend on (kind, seed) alone. sharded: several safetensors files and an index.
+    multimodal: names under `model.language_model.`, towers, and unused k/v weights in the layers
+    that share K/V, as in the published checkpoints.
     """
+    import torch
+    from transformers import GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     paths = PairPaths(folder / "target", folder / "target-assistant")
     shards = {"max_shard_size": "600KB"} if sharded else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        target = _multimodal(kind) if multimodal else _text_only(kind)
+        text = _text_config(kind)
+        target = _multimodal(kind, text) if multimodal else _class(kind, "ForCausalLM")(text)
         drafter = _assistant(kind)
     draw_weights(target, f"{kind} target", seed)
     draw_weights(drafter, f"{kind} drafter", seed)
@@ -182,18 +169,20 @@ def make_pair(
     return paths
 
 
-@torch.no_grad()
 def draw_weights(model: PreTrainedModel, role: str, seed: int) -> None:
     """Draw every text weight from (seed, role, name); towers stay as they are.
 
     Activations stay near 1 and logits spread by about 1.5.
     """
+    import torch
+
     for name, tensor in model.state_dict().items():
         if "vision" in name or "audio" in name or name == "lm_head.weight":
             continue
         name = name.replace("language_model.", "")
         rng = np.random.default_rng([seed, zlib.crc32(f"{role} {name}".encode())])
-        tensor.copy_(torch.from_numpy(_draw(name, tuple(tensor.shape), rng)))
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(_draw(name, tuple(tensor.shape), rng)))
 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -214,7 +203,7 @@ def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
     if name.endswith("embed_tokens.weight"):
         std *= EMBEDDING
     elif name == "pre_projection.weight":
-        # Embedding and last hidden weigh the same.
+        # The embedding and the last hidden state have the same weight.
         half = shape[-1] // 2
         std *= np.repeat([EMBEDDING**-1, FINAL_HIDDEN**-1], half)
     elif name.endswith("embed_tokens_per_layer.weight"):
@@ -225,9 +214,9 @@ def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
 
 def to_global_spelling(folder: Path) -> None:
-    """Rewrite a config.json from `per_layer_config` to the older spelling of the same.
+    """Rewrite a config.json from `per_layer_config` to the older spelling.
 
-    That is `global_head_dim` and `num_global_key_value_heads` (null: as on sliding layers).
+    It has `global_head_dim` and `num_global_key_value_heads` (null: as in sliding layers).
     """
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -239,74 +228,67 @@ def to_global_spelling(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2))
 
 
+def _class(kind: str, name: str) -> Any:
+    """Transformers' class of this name for a kind, such as Gemma4TextConfig for "TextConfig"."""
+    import transformers
+
+    return getattr(transformers, ("Gemma4Unified" if kind in UNIFIED_KINDS else "Gemma4") + name)
+
+
 def _text_config(kind: str) -> PreTrainedConfig:
     settings = COMMON | TARGETS[kind] | {"num_hidden_layers": len(TARGETS[kind]["layer_types"])}
-    return (Gemma4UnifiedTextConfig if kind in UNIFIED_KINDS else Gemma4TextConfig)(**settings)
+    return _class(kind, "TextConfig")(**settings)
 
 
-def _text_only(kind: str) -> PreTrainedModel:
-    model_class = Gemma4UnifiedForCausalLM if kind in UNIFIED_KINDS else Gemma4ForCausalLM
-    return model_class(_text_config(kind))
-
-
-def _multimodal(kind: str) -> PreTrainedModel:
-    text = _text_config(kind)
-    if kind in UNIFIED_KINDS:
-        return Gemma4UnifiedForConditionalGeneration(
-            Gemma4UnifiedConfig(
-                text_config=text,
-                vision_config=Gemma4UnifiedVisionConfig(
-                    patch_size=2, mm_embed_dim=32, mm_posemb_size=16, output_proj_dims=32
-                ),
-                audio_config=Gemma4UnifiedAudioConfig(audio_embed_dim=16),
-            )
-        )
+def _multimodal(kind: str, text: PreTrainedConfig) -> PreTrainedModel:
     tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = Gemma4VisionConfig(
-        **tower,
-        intermediate_size=32,
-        num_key_value_heads=2,
-        head_dim=16,
-        patch_size=2,
-        position_embedding_size=16,
-        use_clipped_linears=True,
+    vision = tower | {
+        "intermediate_size": 32,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "patch_size": 2,
+        "position_embedding_size": 16,
+        "use_clipped_linears": True,
+    }
+    audio = tower | {"subsampling_conv_channels": [4, 4], "output_proj_dims": 32}
+    if kind in UNIFIED_KINDS:
+        vision = {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32}
+        audio = {"audio_embed_dim": 16}
+    config = _class(kind, "Config")(
+        text_config=text,
+        vision_config=_class(kind, "VisionConfig")(**vision),
+        audio_config=_class(kind, "AudioConfig")(**audio),
     )
-    audio = Gemma4AudioConfig(**tower, subsampling_conv_channels=[4, 4], output_proj_dims=32)
-    return Gemma4ForConditionalGeneration(
-        Gemma4Config(text_config=text, vision_config=vision, audio_config=audio)
-    )
+    return _class(kind, "ForConditionalGeneration")(config)
 
 
 def _assistant(kind: str) -> PreTrainedModel:
     target = TARGETS[kind]
     inherited = {name: target[name] for name in INHERITED if name in target}
-    settings = (
-        COMMON
-        | inherited
-        | {
-            "hidden_size": 64,
-            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
-            "num_hidden_layers": 4,
-            "num_kv_shared_layers": 4,
-            "final_logit_softcapping": None,
-        }
-    )
-    head = {
-        "backbone_hidden_size": target["hidden_size"],
-        "use_ordered_embeddings": kind in CENTROID_KINDS,
-        "num_centroids": 32,
-        "centroid_intermediate_top_k": 4,
+    settings = COMMON | inherited
+    settings |= {
+        "hidden_size": 64,
+        "layer_types": _layers(3),
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 4,
+        "final_logit_softcapping": None,
     }
-    if kind in UNIFIED_KINDS:
-        text = Gemma4UnifiedTextConfig(**settings)
-        config = Gemma4UnifiedAssistantConfig(text_config=text, **head)
-        return Gemma4UnifiedAssistantForCausalLM(config)
-    text = Gemma4TextConfig(**settings | NO_PER_LAYER_EMBEDDINGS)
-    return Gemma4AssistantForCausalLM(Gemma4AssistantConfig(text_config=text, **head))
+    if kind not in UNIFIED_KINDS:
+        settings |= NO_PER_LAYER_EMBEDDINGS
+    config = _class(kind, "AssistantConfig")(
+        text_config=_class(kind, "TextConfig")(**settings),
+        backbone_hidden_size=target["hidden_size"],
+        use_ordered_embeddings=kind in CENTROID_KINDS,
+        num_centroids=32,
+        centroid_intermediate_top_k=4,
+    )
+    return _class(kind, "AssistantForCausalLM")(config)
 
 
 def _unused_key_value_weights(target: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The k/v weights of layers that reuse another's K/V: a loader must leave them out."""
+    """k/v weights of the layers that share another's K/V: a loader must leave them out."""
+    import torch
+
     config = target.config.get_text_config()
     first = config.num_hidden_layers - config.num_kv_shared_layers
     state = target.state_dict()

@@ -1,4 +1,4 @@
-"""Texts known beforehand, and drafts that are right or wrong by a pattern over them."""
+"""Outputs known beforehand, and drafts that are right or wrong by a pattern over them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,24 +8,23 @@ import numpy as np
 
 from helpers.checkpoints import VOCAB
 from mlx_gemma_mtp import SamplingParams
-from mlx_gemma_mtp.decode import round as speculate
+from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose, row_settings
 from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
-# On MLX's CPU backend up to 8 rows are computed to the same bits as one. Other backends, and a
-# prompt prefilled in other chunks, differ by about 1e-5 in these logits; where the best token leads
-# by less than this, another one would be as right.
+# On MLX's CPU backend, up to 8 rows give the same bits as one. With other backends, or a prompt in
+# other chunks, these logits differ by about 1e-5. If the best token leads by less than this,
+# another one would be right as well.
 LEAST_LEAD = 1e-4
 
-
-Pattern = np.ndarray  # bool [positions]: is the draft for this position of the row right?
+Pattern = np.ndarray  # bool [positions]: whether the draft for this position is right
 
 
 class Row(NamedTuple):
-    """A prompt with its settings, and the text the target alone gives it."""
+    """A prompt with its settings, and the tokens that the target alone generates."""
 
     prompt: list[int]
     params: SamplingParams
@@ -33,7 +32,7 @@ class Row(NamedTuple):
 
 
 def is_decisive(target: Target, row: Row, suppressed: Sequence[int]) -> bool:
-    """Does one pass over prompt and text choose each token of the text, by LEAST_LEAD or more?"""
+    """True if one pass over prompt and tokens chooses every token, by LEAST_LEAD or more."""
     ids = row.prompt + row.tokens[:-1]
     whole = KVCache.empty(
         target.config, 1, capacity=capacity_for(len(ids)), most=len(ids), dtype=mx.float32
@@ -52,7 +51,10 @@ def is_decisive(target: Target, row: Row, suppressed: Sequence[int]) -> bool:
 
 
 class Forced:
-    """Drafts that are right where a pattern says so, in place of the drafter's."""
+    """Stands in for `round.draft`, with drafts that are right if a pattern says so.
+
+    It identifies rows by their seeds, because a row may be anywhere in the batch.
+    """
 
     def __init__(
         self, rng: np.random.Generator, rows: Sequence[Row], patterns: Sequence[Pattern]
@@ -74,23 +76,22 @@ class Forced:
         target: object,
         drafter: object,
         cache: KVCache,
-        newest: speculate.Newest,
+        newest: Newest,
         settings: RowSettings,
         num_draft_tokens: int,
     ) -> mx.array:
-        """Stands in for `speculate.draft`. Tells rows by their seeds: they may be anywhere."""
         table = self._table[mx.argmax(settings.seed == self._seeds, axis=1)]
         wanted = cache.offset[:, None] + mx.arange(1, num_draft_tokens + 1)
         return mx.take_along_axis(table, mx.minimum(wanted, table.shape[1] - 1), axis=1)
 
     def rounds(self, number: int, num_tokens: int, num_draft_tokens: int) -> list[int]:
-        """How many drafts each round of this row must accept; none past the end of the text."""
-        at, said, accepted = len(self.rows[number].prompt), 1, []
-        while said < num_tokens:
+        """How many drafts each round of this row must accept, up to its last token."""
+        at, done, accepted = len(self.rows[number].prompt), 1, []
+        while done < num_tokens:
             hits = self.patterns[number][at + 1 : at + 1 + num_draft_tokens]
-            accepted.append(min(int(np.cumprod(hits).sum()), num_tokens - said))
+            accepted.append(min(int(np.cumprod(hits).sum()), num_tokens - done))
             at += accepted[-1] + 1
-            said += accepted[-1] + 1
+            done += accepted[-1] + 1
         return accepted
 
     def assert_counted(
@@ -104,7 +105,7 @@ class Forced:
 
 
 def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> list[Pattern]:
-    """Patterns that are right at this rate: also after a wrong draft, where it must not count."""
+    """Patterns that are right at this rate, even after a wrong draft, when it must not count."""
     return [rng.random(len(row.prompt) + len(row.tokens)) < rate for row in rows]
 
 
@@ -113,20 +114,20 @@ def always(rows: Sequence[Row], right: bool) -> list[Pattern]:
 
 
 class Numbers:
-    """A detokenizer that writes each token as three digits, so that a stop can span two tokens."""
+    """A detokenizer that writes three digits per token, so that a stop can span two tokens."""
 
     def __init__(self) -> None:
         self.last_segment = ""
 
     def add_token(self, token: int) -> None:
-        self.last_segment = f"{token:03d}"
+        self.last_segment = spelled([token])
 
     def finalize(self) -> None:
         self.last_segment = ""
 
 
 class NumbersText:
-    """Stands in for `text.Text`."""
+    """Stands in for `tokenizer.Text`."""
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         return TextStream(Numbers(), stop)

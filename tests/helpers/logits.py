@@ -1,4 +1,4 @@
-"""Logits over one fixed text, by this runtime and by mlx-lm, and when two implementations agree."""
+"""Logits of one fixed text from this runtime and mlx-lm, and when two implementations agree."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
 
 LENGTH = 24  # tokens; longer than any window of the tiny models
-# Of the largest logit, since what float32 rounds off grows with it. The largest difference of 3,520
-# drafts from Transformers' was 2e-5 of it.
+# A share of the largest logit, because float32's rounding grows with it. The largest difference in
+# 3,520 drafts from Transformers' was a share of 2e-5.
 TOLERANCE = 1e-4
 
 
@@ -37,11 +37,11 @@ def capped_logits(target: Target) -> np.ndarray:
 
 
 def logits_of_mlx_lm(model: Any) -> np.ndarray:
-    """Of a model of mlx-lm's, after the softcap: [T, V]."""
+    """The logits of an mlx-lm model, after the softcap: [T, V]."""
     return np.array(model(text(), cache=model.make_cache())[0])
 
 
 def assert_logits_agree(found: np.ndarray, expected: np.ndarray, where: str = "") -> None:
-    """Logits of two implementations, both in float32."""
+    """Assert that the float32 logits of two implementations are equal up to rounding."""
     most = TOLERANCE * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=most, rtol=0, err_msg=where)

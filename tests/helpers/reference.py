@@ -1,6 +1,6 @@
-"""What Transformers itself computes for a checkpoint: the side every parity test compares with.
+"""What Transformers computes for a checkpoint: the reference of every parity test.
 
-Torch on the CPU, float32, one row. It knows nothing of MLX or of this runtime.
+Torch on the CPU, float32, one row. Knows nothing of MLX or of this runtime.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +17,24 @@ torch = pytest.importorskip("torch")  # without it, test files that import this 
 
 Result = TypeVar("Result")
 
-torch.set_num_threads(1)  # more only get in each other's way at these sizes
+torch.set_num_threads(1)  # at these sizes more are slower
 
-# Two float32 implementations differ by about 1e-5 of the spread of what they choose from: tokens,
-# experts, clusters. Where the last one chosen leads the next by less than this share of the spread,
-# they may choose differently, neither being wrong, and whatever follows says nothing about parity.
+# Scores of two float32 implementations differ by about 1e-5 of their spread. If the last token,
+# expert or cluster chosen leads the next by less than this share of the spread, both may choose
+# differently and be right, and everything after that proves nothing about parity.
 LEAST_LEAD = 5e-5
-_leads: list[float] = []  # of the choices made since the last `decisive` began
+_leads: list[float] = []  # of the choices since the last `decisive` started
 
 
 class Draft(NamedTuple):
-    """One round's drafts, as Transformers' assistant computes them."""
+    """The drafts of one round, as Transformers' assistant computes them."""
 
     newest: int  # the target's greedy token after the committed ids; the first step embeds it
     logits: list[np.ndarray]  # one [V] per step
     tokens: list[int]  # arg max of each step; the next step embeds it
 
     def candidates(self, step: int) -> set[int]:
-        """The tokens a centroid head scored: it gives all others one value below the least."""
+        """The tokens that a centroid head scored: all others get one value below the least."""
         logits = self.logits[step]
         return set(np.flatnonzero(logits > logits.min()).tolist())
 
@@ -58,43 +58,44 @@ def load(folder: Path) -> PreTrainedModel:
 def decisive(
     compute: Callable[[list[int]], Result], rng: np.random.Generator, vocabulary: int, length: int
 ) -> tuple[list[int], Result]:
-    """A random prompt for which `compute`, made of functions below, chooses nothing by a hair."""
+    """A random prompt for which `compute`, made of functions below, has no near tie."""
     for _ in range(50):
         ids = rng.integers(0, vocabulary, length).tolist()
         _leads.clear()
         result = compute(ids)
         if min(_leads, default=np.inf) > LEAST_LEAD:
             return ids, result
-    raise AssertionError("50 random prompts, each with a near tie: draw the weights better")
+    raise AssertionError("50 random prompts all had a near tie: draw better weights")
 
 
+@torch.inference_mode()
 def target_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
     """Logits after the softcap, of all positions at once and without a cache: [T, V]."""
-    with torch.inference_mode():
-        return load(folder)(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
+    return load(folder)(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
 
 
+@torch.inference_mode()
 def greedy(folder: Path, ids: Sequence[int], n: int) -> list[int]:
-    """The `n` tokens that Transformers' own `generate` appends; with its own cache, without EOS."""
-    with torch.inference_mode():
-        out = load(folder).generate(
-            torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            max_new_tokens=n,
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            eos_token_id=None,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        for scores in out.scores:
-            _note_choice(scores[scores > -torch.inf], 1)
+    """The `n` tokens that Transformers' `generate` appends, with its cache and without EOS."""
+    out = load(folder).generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=n,
+        do_sample=False,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    for scores in out.scores:
+        _note_choice(scores[scores > -torch.inf], 1)
     tokens: list[int] = out.sequences[0, len(ids) :].tolist()
     return tokens
 
 
+@torch.inference_mode()
 def draft(
     target_folder: Path,
     drafter_folder: Path,
@@ -102,31 +103,21 @@ def draft(
     num_steps: int,
     position_offset: int = -1,
 ) -> Draft:
-    """Draft after the P = len(ids) committed positions, as gemma4.md describes it.
+    """Draft after P = len(ids) committed positions, with queries at P + position_offset.
 
-    The queries stand at P + position_offset in every step. Keys and values come from a forward
-    without a cache, so they are uncut and those of the P positions alone.
+    Keys and values come from a forward without a cache, so they are complete, and only those of
+    the P positions.
     """
-    with torch.inference_mode():
-        return _draft(load(target_folder), load(drafter_folder), ids, num_steps, position_offset)
-
-
-def _draft(
-    target: PreTrainedModel,
-    assistant: PreTrainedModel,
-    ids: Sequence[int],
-    num_steps: int,
-    position_offset: int,
-) -> Draft:
+    target, assistant = load(target_folder), load(drafter_folder)
     committed = target.get_decoder()(
         input_ids=torch.tensor([ids]), use_cache=False, return_shared_kv_states=True
     )
-    # Found in transformers 5.22.2: the assistant masks its sliding layers by distance to the newest
-    # key <= window (`sliding_window_bidirectional_overlay` is inclusive), so it sees window + 1
-    # keys where the target's own sliding layers see window. In `generate` it gets all prompt keys
-    # after the prefill, hence window + 1; in later rounds what the target's sliding cache returned,
-    # rejected drafts included once that is shorter than the text. The rule is the newest `window`
-    # that are committed: keys and values are cut to them here, and that mask then hides none.
+    # transformers 5.22.2: the assistant's sliding layers see keys up to a distance of window
+    # (`sliding_window_bidirectional_overlay` is inclusive), so window + 1 keys; the target's own
+    # sliding layers see window. In `generate` it gets all prompt keys after the prefill, hence
+    # window + 1. In later rounds it gets what the target's sliding cache returned, with rejected
+    # drafts once that is shorter than the text. The rule is the newest `window` committed keys:
+    # they are cut to that here, and then the mask hides none.
     window = target.config.get_text_config().sliding_window
     full, sliding = (
         committed.shared_kv_states[f"{kind}_attention"] for kind in ("full", "sliding")
@@ -153,24 +144,13 @@ def _draft(
     return Draft(newest, logits, tokens)
 
 
-def draft_logits(
-    target_folder: Path,
-    drafter_folder: Path,
-    ids: Sequence[int],
-    num_steps: int,
-    position_offset: int = -1,
-) -> list[np.ndarray]:
-    """The logits [V] of each step of `draft`."""
-    return draft(target_folder, drafter_folder, ids, num_steps, position_offset).logits
-
-
 def _best(logits: torch.Tensor) -> int:
     _note_choice(logits, 1)
     return int(logits.argmax())
 
 
 def _note_choices_of(scorer: torch.nn.Module, k: int) -> None:
-    """From now on, note each choice of k among the scores this module returns."""
+    """Note every later choice of k among the scores that this module returns."""
     scorer.register_forward_hook(lambda _module, _inputs, scores: _note_choice(scores, k))
 
 

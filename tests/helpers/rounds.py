@@ -1,0 +1,113 @@
+"""Single rounds of a pair in float32, and what their cache's buffers hold."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from helpers.checkpoints import VOCAB, PairPaths
+from mlx_gemma_mtp import Engine, SamplingParams
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player, speculate
+from mlx_gemma_mtp.decode.sampling import RowSettings
+from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.files.weights import load_drafter, load_target
+from mlx_gemma_mtp.model.cache import Buffers, KVCache
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+MOST = 16  # the most positions that one forward writes
+CAPACITY = 256
+
+GREEDY = SamplingParams(temperature=0, top_k=0, top_p=1, seed=1)
+SAMPLED = SamplingParams(temperature=1, top_k=0, top_p=1, seed=2)
+FILTERED = SamplingParams(temperature=1, top_k=64, top_p=0.95, seed=3)
+
+
+class Models(NamedTuple):
+    target: Target
+    drafter: Drafter
+
+
+def load_models(pair: PairPaths) -> Models:
+    target = load_target(pair.target, dtype=mx.float32)
+    return Models(target, load_drafter(pair.drafter, target.config, dtype=mx.float32))
+
+
+class Start(NamedTuple):
+    """What a round starts from."""
+
+    cache: KVCache
+    newest: Newest
+
+    def copy(self) -> "Start":
+        """The same in buffers of its own."""
+        old = self.cache
+        keys, values = ([mx.array(np.array(b)) for b in part] for part in (old.keys, old.values))
+        return Start(KVCache(old.config, Buffers(old.offset, keys, values)), self.newest)
+
+
+def start(
+    target: Target, rng: np.random.Generator, offsets: list[int], capacity: int = CAPACITY
+) -> Start:
+    """Rows with this many committed positions of random text.
+
+    Beyond the offset they hold stale keys and values, as after rejected drafts. Offset 0 is a row
+    that was never used.
+    """
+    size, longest = len(offsets), max(offsets)
+    cache = KVCache.empty(target.config, size, capacity=capacity, most=MOST, dtype=mx.float32)
+    offset = mx.array(offsets, mx.int32)
+    hidden = mx.zeros((size, 1, target.config.hidden_size))
+    for first in range(0, longest, MOST):
+        tokens = mx.array(rng.integers(0, VOCAB, (size, min(MOST, longest - first))))
+        # A row never has more stale positions than one forward writes.
+        cache.offset = mx.minimum(mx.array(first), offset)
+        hidden = target(tokens, cache)[:, -1:]
+    used = offset[:, None, None, None] > 0
+    cache.keys = [mx.where(used, buffer, 0) for buffer in cache.keys]
+    cache.values = [mx.where(used, buffer, 0) for buffer in cache.values]
+    cache.offset = offset
+    token = mx.where(offset > 0, mx.array(rng.integers(0, VOCAB, size)), 0).astype(mx.int32)
+    newest = Newest(token, mx.where(used[..., 0], hidden, 0))
+    mx.eval(cache.buffers, newest)
+    return Start(cache, newest)
+
+
+def play(
+    models: Models,
+    at: Start,
+    settings: RowSettings,
+    max_accepted: list[int],
+    num_draft_tokens: int,
+    **functions: Any,
+) -> Round:
+    """One round, evaluated; advances at.cache. functions: `draft` and `agree` of speculate."""
+    most = mx.array(max_accepted, mx.int32)
+    played = speculate(*models, *at, settings, most, num_draft_tokens, **functions)
+    mx.eval(played, at.cache.buffers)
+    return played
+
+
+Watch = Callable[..., Round]  # gets a PlayRound, and the arguments of its round
+
+
+def watched_engine(pair: PairPaths, watch: Watch) -> Engine:
+    def player(*models: Any) -> PlayRound:
+        return partial(watch, round_player(*models))
+
+    return Engine(open_pair(*pair), player=player)
+
+
+def buffers(cache: KVCache) -> list[mx.array]:
+    return [*cache.keys, *cache.values]
+
+
+def copies(cache: KVCache) -> list[np.ndarray]:
+    return [np.array(buffer) for buffer in buffers(cache)]
+
+
+def addresses(cache: KVCache) -> list[int]:
+    """Where the buffers lie in memory. Keeps no view of them."""
+    return [np.array(buffer, copy=False).ctypes.data for buffer in buffers(cache)]
