@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +13,7 @@ import pytest
 
 from helpers.random_pair import EXPERTS, SUPPRESSED, VOCAB, random_pair
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
-from mlx_gemma_mtp.check import Report, compare, difference, self_test
+from mlx_gemma_mtp.check import Report, compare, difference
 from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix, round_player
 from mlx_gemma_mtp.decode.sampling import choose, row_settings
 from mlx_gemma_mtp.engine.pair import OpenPair
@@ -188,26 +187,6 @@ def test_without_a_drafter_or_drafts_there_is_nothing_to_compare(
         run(pair, [0])
     with pytest.raises(ModelNotFoundError, match="nothing to compare without a drafter"):
         run(pair._replace(drafter=None))
-
-
-@pytest.mark.slow
-def test_the_self_test_of_the_demo_passes_and_can_fail() -> None:
-    found = self_test(max_tokens=14)
-    assert (found.completions, found.differences) == (18, [])
-    assert 0 < found.acceptance_rate < 1
-    assert [speed.batch for speed in found.speeds] == [1, 4]
-    assert min(min(speed.drafted, speed.plain) for speed in found.speeds) > 0
-
-    def wrong(*arguments: Any) -> mx.array:
-        return mx.full((arguments[3].token.shape[0], arguments[-1]), 7, mx.int32)
-
-    def trust(drafts: mx.array, chosen: mx.array) -> mx.array:
-        return mx.full(drafts.shape[:1], drafts.shape[1], mx.int32)
-
-    found = self_test(max_tokens=6, player=partial(round_player, draft=wrong, agree=trust))
-    assert found.differences
-    for one in found.differences:
-        assert re.match(r"temperature [01], batch [14], drafts 3, row [0-3]: after \d+ tokens", one)
 
 
 def test_a_margin_is_the_difference_of_two_scores(rng: np.random.Generator) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -79,6 +78,8 @@ class Shown:
         if self.share:
             shared = report.share_table(records)
             print(table(shared.header, shared.rows, markdown=True, left=shared.left))
+            for advice in filter(None, [record.recommendation for record in records]):
+                print(advice, file=sys.stderr)
         elif self.format == "csv":
             print(report.csv_text(records), end="")
         elif self.format == "json":
@@ -232,7 +233,8 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
             ended = error  # what is finished is shown first
             interrupted = isinstance(error, KeyboardInterrupt)
             record.warnings.append("interrupted" if interrupted else f"failed: {one_line(error)}")
-    record.warnings += stamp.later_warnings(before, stamp.stamp(at_end=True), sum(os.times()[:4]))
+    later = stamp.stamp(after_run=True).warnings
+    record.warnings += [text for text in later if text not in before.warnings]
     if shown.recommend and record.complete:
         record.recommendation = recommend(record)
         if opened.pair.fingerprint is not None and not save_depth(opened.pair.fingerprint, depth):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import sys
 from dataclasses import fields, replace
@@ -332,7 +331,3 @@ def test_plots_that_cannot_be_made_say_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"^plots need matplotlib: pip install matplotlib$"):
         plot([PAYS], tmp_path)
-
-
-def test_a_record_is_json_throughout() -> None:
-    assert json.loads(json.dumps(PAYS.to_json())) == PAYS.to_json()
