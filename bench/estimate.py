@@ -13,7 +13,7 @@ work, heat or sampling: if those decide, as for small models on fast chips, it p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.batch import SIZES as BATCHES
@@ -33,8 +33,6 @@ SHARE = 0.55
 
 MOST_DRAFTS = 8
 ACCEPT = (0.84, 0.71, 0.64, 0.70)  # what vLLM's users saw with 26B, by position
-
-Model = TypeVar("Model", Target, Drafter)
 
 
 class Planned(NamedTuple):
@@ -114,7 +112,8 @@ def plan(model: str, *, bits: int | None = None) -> Planned:
 
 
 def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
-    if not (model == "demo" or hub.is_folder(model) or hub.from_cache(model)):
+    is_here = model == "demo" or hub.is_folder(model)
+    if not is_here and not ("/" in model and hub.from_cache(model)):
         raise ModelNotFoundError(
             f"{model!r} is not one of {', '.join(SIZES)}, a folder, or a downloaded model "
             "(`mgm pull` downloads one)"

@@ -6,7 +6,6 @@ guessed.
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -24,8 +23,6 @@ PACKAGES = ("mlx", "mlx-lm", "numpy")
 CORES = os.cpu_count() or 1
 ANSWER_SECONDS = 5.0  # for a command
 BUSY = 0.2  # of all cores
-LOAD_SECONDS = 60  # how far back a load average looks
-SHORTEST = 30  # s; the load average says nothing about a shorter run
 
 # macOS: OSThermalPressureLevel in <libkern/OSThermalNotification.h>.
 HEAT_KEY = "com.apple.system.thermalpressurelevel"
@@ -56,13 +53,13 @@ class Stamp:
     warnings: list[str]
 
 
-def stamp(*, at_end: bool = False) -> Stamp:
-    """The machine now. at_end: after a run, whose own load is no reason for a warning."""
+def stamp(*, after_run: bool = False) -> Stamp:
+    """The machine now. after_run: its load is the run's own, and no reason for a warning."""
     mac, cuda = platform.system() == "Darwin", device.backend() == "cuda"
     power = mac_power(answer("pmset", "-g", "batt"), answer("pmset", "-g")) if mac else "unknown"
     load = os.getloadavg()[0] / CORES if hasattr(os, "getloadavg") else None
     warnings = [*weak(power)]
-    if load is not None and load > BUSY and not at_end:
+    if load is not None and load > BUSY and not after_run:
         rate = f"a load of {load * CORES:.1f} on {CORES} cores"
         warnings.append(f"the machine was busy before the run: {rate}")
     if mac:
@@ -91,30 +88,6 @@ def stamp(*, at_end: bool = False) -> Stamp:
         load=load,
         warnings=warnings,
     )
-
-
-def later_warnings(before: Stamp, after: Stamp, own_seconds: float) -> list[str]:
-    """What changed for the worse during a run that took this many CPU seconds."""
-    found = [text for text in after.warnings if text not in before.warnings]
-    if before.load is not None and after.load is not None:
-        start, end = (datetime.fromisoformat(one.time) for one in (before, after))
-        seconds = (end - start).total_seconds()
-        others = others_load(before.load * CORES, after.load * CORES, seconds, own_seconds)
-        if others > BUSY * CORES:
-            found.append(f"other programs were busy: a load of {others:.1f} on {CORES} cores")
-    return found
-
-
-def others_load(before: float, after: float, seconds: float, own_seconds: float) -> float:
-    """The load of other programs during a run, in cores; 0 for a short run.
-
-    before, after: load averages, in cores. A load average fades by a factor of e in a minute: the
-    run's part is `after` without the faded rest of `before`.
-    """
-    if seconds < SHORTEST:
-        return 0.0
-    rest = math.exp(-seconds / LOAD_SECONDS)
-    return max(0.0, (after - before * rest) / (1 - rest) - own_seconds / seconds)
 
 
 def mac_power(batt: str, settings: str) -> str:

@@ -12,7 +12,7 @@ from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config
 
 from .manifest import Origin
-from .source import Source, parse_entry, read_source
+from .source import Source, parse_entry, read_tensors
 
 
 def find_sources(
@@ -43,11 +43,11 @@ def _is_here(name: str | Path | None) -> bool:
 
 def _local(folder: Path) -> Source:
     """Read a folder; in the Hub's cache, its origin is the repository and the commit."""
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        name = repository.removeprefix("models--").replace("--", "/", 1)
-        return read_source(Origin(name, folder.name), folder)
-    return read_source(Origin(folder.resolve().name, None), folder)
+    origin, cached = Origin(folder.resolve().name, None), folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        name = cached.removeprefix("models--").replace("--", "/", 1)
+        origin = Origin(name, folder.name)
+    return Source(origin, folder, read_config(folder), read_tensors(folder))
 
 
 def _headers(name: str | Path) -> Source:

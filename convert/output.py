@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -13,10 +13,10 @@ from pathlib import Path
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.show import Update
 
 from . import card, settings
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
-from .parameter import Parameter
 from .partial import Partial
 from .plan import Options, Plan
 from .shards import INDEX, index_json
@@ -28,8 +28,6 @@ _EXTRAS = {
     "drafter": ("generation_config.json",),
 }
 DRAFTER_FOLDER = "drafter"  # where `hub.find_pair` looks first
-
-OnProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 
 def needed_bytes(plan: Plan) -> int:
@@ -43,7 +41,7 @@ def write(
     options: Options,
     place: Partial,
     name: str,
-    on_progress: OnProgress,
+    on_progress: Update,
 ) -> None:
     """Fill `place.model` with the output that will be called `name`. Raises as `write_weights`.
 
@@ -51,7 +49,7 @@ def write(
     """
     folders = [place.model / (DRAFTER_FOLDER if p.kind == "drafter" else "") for p in plans]
     done = 0
-    total = sum(_source_bytes(parameter) for plan in plans for parameter in plan.parameters)
+    total = sum(plan.nbytes for plan in plans)
     for plan, folder in zip(plans, folders, strict=True):
         files = {part: shard.name for shard in plan.shards for part in shard.places}
         finished = place.finished.get(plan.kind, {})
@@ -64,12 +62,7 @@ def write(
         _write_rest(plan, folder, name, on_progress)
 
 
-def _source_bytes(parameter: Parameter) -> int:
-    rows = parameter.rows
-    return rows.tensor.num_rows * rows.block // rows.stride * rows.tensor.row_bytes
-
-
-def _write_rest(plan: Plan, folder: Path, name: str, on_progress: OnProgress) -> None:
+def _write_rest(plan: Plan, folder: Path, name: str, on_progress: Update) -> None:
     index = index_json(plan.shards, plan.nbytes, plan.num_weights)
     write_whole(folder / INDEX, index.encode())
     extras = [Path(shutil.copyfile(path, folder / path.name)) for path in _extras(plan)]

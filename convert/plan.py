@@ -59,18 +59,17 @@ class Options:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for rule in self.rules:
             recipes.parse_rule(rule, self.group_size)
-        recipes.target_rules(
-            self.recipe, self.bits, self.group_size, num_layers=1, experts=True, per_layer=True
-        )
-        recipes.drafter_rules(self.bits_of_drafter, self.group_of_drafter)
+        recipes.rules_of(self.recipe, self.bits, self.group_size)
+        self.drafter_rules()
 
     @property
     def bits_of_drafter(self) -> str:
         return self.drafter_bits or recipes.default_drafter_bits(self.bits)
 
-    @property
-    def group_of_drafter(self) -> int | None:
-        return self.group_size if self.bits_of_drafter in AFFINE_BITS else None
+    def drafter_rules(self) -> list[Rule]:
+        """Return the recipe's rules for any drafter. Raises UsageError."""
+        group_size = self.group_size if self.bits_of_drafter in AFFINE_BITS else None
+        return recipes.rules_of(recipes.DRAFTER_RECIPE, self.bits_of_drafter, group_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ class Plan:
 def plan_target(source: Source, options: Options) -> Plan:
     """Plan the conversion of a target. Raises CheckpointError, UsageError."""
     config = parse_config(TargetConfig.from_dict, source.config, source.folder)
-    recipe = recipes.target_rules(
+    recipe = recipes.rules_of(
         options.recipe,
         options.bits,
         options.group_size,
@@ -125,8 +124,7 @@ def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
     config = parse_config(DrafterConfig.from_dict, source.config, source.folder)
     assert isinstance(target.config, TargetConfig)
     check_pair(target.config, config)
-    recipe = recipes.drafter_rules(options.bits_of_drafter, options.group_of_drafter)
-    return _plan(Drafter(config), source, recipe, options)
+    return _plan(Drafter(config), source, options.drafter_rules(), options)
 
 
 def _plan(
@@ -168,7 +166,7 @@ def _plan(
         source=source,
         config=model.config,
         recipe=RecipeRecord(
-            name=options.recipe if is_target else "uniform",
+            name=options.recipe if is_target else recipes.DRAFTER_RECIPE,
             bits=bits,
             group_size=None if base is None else base.group_size,
             dtype=dtype_name(next(one.dtype for one in parameters if one.path == "norm")),

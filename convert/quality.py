@@ -19,12 +19,12 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.checkpoint import read_target_config
-from mlx_gemma_mtp.show import table
+from mlx_gemma_mtp.show import Update, table
 from mlx_gemma_mtp.text.tokenizer import Text
 
 from . import passage
 from .card import CARD, with_quality
-from .predictions import OnProgress, TextQuality, compare
+from .predictions import TextQuality, compare
 
 NUM_DRAFT_TOKENS = 3
 ANSWER_TOKENS = 128  # maximum per prompt
@@ -58,7 +58,7 @@ def measure(
     text: Path | None = None,
     prompts: Path | None = None,
     num_tokens: int | None = None,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: Update = lambda *_: None,
 ) -> Quality:
     """Compare the pair in a folder with the one it was made from.
 
@@ -149,8 +149,8 @@ def predictions_section(quality: Quality) -> str:
         (
             found.text,
             str(found.tokens),
-            _short(found.source_perplexity),
-            _short(found.perplexity),
+            f"{found.source_perplexity:,.4f}",
+            f"{found.perplexity:,.4f}",
             f"{found.mean_divergence:.2g}",
             f"{found.divergence_99:.2g}",
             f"{found.same_top:.1%}",
@@ -181,7 +181,3 @@ def drafting_section(quality: Quality) -> str:
         f"most {ANSWER_TOKENS} tokens per prompt. Each pair generates its own text.\n\n"
         + table((*header, f"accepted at {positions}"), rows, markdown=True)
     )
-
-
-def _short(perplexity: float) -> str:
-    return f"{perplexity:.4f}" if perplexity < 100 else f"{perplexity:.0f}"

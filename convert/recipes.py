@@ -94,8 +94,9 @@ RECIPES = {
         rules=(*_PROTECTED, *_REST),
     ),
 }
-# No measurement ranks a drafter's layers. A worse draft costs speed only; the text stays the same.
-DRAFTER_RULES = (*_PROTECTED, *_REST)
+# A drafter gets the uniform recipe: no measurement ranks its layers, and a worse draft costs speed
+# only; the text stays the same.
+DRAFTER_RECIPE = "uniform"
 DRAFTER = "drafter."  # prefix of command-line rules for the drafter
 
 
@@ -111,31 +112,40 @@ def parse_rule(text: str, group_size: int | None) -> Rule:
     return Rule(pattern, UNQUANTIZED if chosen is None else chosen.name)
 
 
-def target_rules(
+def rules_of(
     recipe: str,
     bits: str,
     group_size: int | None,
     *,
-    num_layers: int,
-    experts: bool,
-    per_layer: bool,
+    num_layers: int = 0,
+    experts: bool = False,
+    per_layer: bool = False,
 ) -> list[Rule]:
-    """Return a recipe's rules with all placeholders filled in. Raises UsageError."""
+    """Return a recipe's rules for a model, with all placeholders filled in. Raises UsageError."""
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}: choose {' or '.join(RECIPES)}")
-    chosen = RECIPES[recipe]
+    if "/" in bits:
+        raise UsageError(f"bits must be one of {', '.join(NAMES)}; --group-size sets the group")
+    base = parse_format(bits, group_size)
+    if base is None:
+        if group_size is not None:
+            raise UsageError("bits none has no group size: leave it out")
+        return [Rule("*", UNQUANTIZED)]
+    if bits in FIXED and group_size not in (None, base.group_size):
+        raise UsageError(f"{bits} has groups of {base.group_size}: leave the group size out")
+    # Next to a fixed format, affine ones keep their default group size.
+    group = None if bits in FIXED else group_size
+    names = {BASE: base.name, HIGH: _HIGHER.get(bits, bits), HIGHEST: "8"}
+    if bits == "q4_0":  # weights trained for this grid gain nothing from a finer one
+        names[HIGHEST] = bits
     layers = "{" + ",".join(map(str, sensitive_layers(num_layers))) + "}"
-    rules = chosen.experts * experts + chosen.per_layer * per_layer + chosen.rules
-    return _fill_in(
-        [Rule(rule.pattern.replace(SENSITIVE, layers), rule.format) for rule in rules],
-        bits,
-        group_size,
-    )
-
-
-def drafter_rules(bits: str, group_size: int | None) -> list[Rule]:
-    """Return a drafter's rules, as `target_rules`."""
-    return _fill_in(DRAFTER_RULES, bits, group_size)
+    chosen = RECIPES[recipe]
+    filled = []
+    for rule in chosen.experts * experts + chosen.per_layer * per_layer + chosen.rules:
+        filling = parse_format(names.get(rule.format, rule.format), group)
+        assert filling is not None  # as the base is
+        filled.append(Rule(rule.pattern.replace(SENSITIVE, layers), filling.name))
+    return filled
 
 
 def sensitive_layers(num_layers: int) -> list[int]:
@@ -159,26 +169,3 @@ def default_drafter_bits(bits: str) -> str:
 def deciding(path: str, rules: Sequence[Rule]) -> Rule:
     """Return the first rule that matches a module. A recipe's last rule always does."""
     return next(rule for rule in rules if rule.matches(path))
-
-
-def _fill_in(rules: Sequence[Rule], bits: str, group_size: int | None) -> list[Rule]:
-    if "/" in bits:
-        raise UsageError(f"bits must be one of {', '.join(NAMES)}; --group-size sets the group")
-    base = parse_format(bits, group_size)
-    if base is None:
-        if group_size is not None:
-            raise UsageError("bits none has no group size: leave it out")
-        return [Rule("*", UNQUANTIZED)]
-    if bits in FIXED and group_size not in (None, base.group_size):
-        raise UsageError(f"{bits} has groups of {base.group_size}: leave the group size out")
-    # Next to a fixed format, affine ones keep their default group size.
-    group = None if bits in FIXED else group_size
-    names = {BASE: base.name, HIGH: _HIGHER.get(bits, bits), HIGHEST: "8"}
-    if bits == "q4_0":  # weights trained for this grid gain nothing from a finer one
-        names[HIGHEST] = bits
-    filled = []
-    for rule in rules:
-        chosen = parse_format(names.get(rule.format, rule.format), group)
-        assert chosen is not None  # as the base is
-        filled.append(Rule(rule.pattern, chosen.name))
-    return filled

@@ -44,7 +44,7 @@ def write_weights(
     finished: Mapping[str, int],
     on_disk: Callable[[dict[str, int]], None],
 ) -> Iterator[tuple[Parameter, int]]:
-    """Write all shards; yield the parameter and the number of source bytes that are done.
+    """Write all shards; yield the parameter and the number of its bytes that were written.
 
     finished: rows by parameter that an earlier run wrote. on_disk: called after every
     `options.sync_bytes` with the rows that are on the disk now. Raises CheckpointError for weights
@@ -70,19 +70,27 @@ def write_weights(
             _write_at(file, memoryview(shard.header), 0)
             places |= {part: (file, place) for part, place in shard.places.items()}
         for parameter in plan.parameters:
-            start, row_bytes = finished.get(parameter.name, 0), parameter.rows.tensor.row_bytes
-            yield parameter, start * row_bytes
-            for row, count, arrays in _convert(parameter, start, options.slice_bytes):
+            start = finished.get(parameter.name, 0)
+            yield parameter, start * sum(part.row_bytes for part in parameter.parts)
+            slices = _convert(parameter, start, options.slice_bytes)
+            for row, count, arrays, finite in slices:
+                if not finite.item():
+                    tensor = parameter.rows.tensor
+                    raise CheckpointError(
+                        f"{tensor.path}: tensor {tensor.name} has numbers that are not finite in "
+                        f"{dtype_name(parameter.dtype)}: the file is damaged, or the type too small"
+                    )
                 for part, array in zip(parameter.parts, arrays, strict=True):
                     file, place = places[part.name]
                     data = np.asarray(array.view(mx.uint8)).data.cast("B")
                     _write_at(file, data, place + row * part.row_bytes)
-                    unsynced += array.nbytes
+                nbytes = sum(array.nbytes for array in arrays)
+                unsynced += nbytes
                 written[parameter.name] = row + count
                 if unsynced >= options.sync_bytes:
                     sync()
                     unsynced, written = 0, {}
-                yield parameter, count * row_bytes
+                yield parameter, nbytes
         sync()
     mx.clear_cache()
 
@@ -99,8 +107,8 @@ def _write_at(file: int, data: memoryview, place: int) -> None:
 
 def _convert(
     parameter: Parameter, start: int, slice_bytes: int
-) -> Iterator[tuple[int, int, list[mx.array]]]:
-    """Yield first row, number of rows and stored arrays [rows, …] of each slice from `start` on.
+) -> Iterator[tuple[int, int, list[mx.array], mx.array]]:
+    """Yield first row, number of rows and stored arrays of each slice, and if it is all finite.
 
     While one slice is quantized, the next is read and the last one written.
     """
@@ -115,21 +123,8 @@ def _convert(
             mx.async_eval(*arrays, finite)
         in_progress.append((row, count, arrays, finite))
         if len(in_progress) == max(2, len(streams)):
-            yield _checked(parameter, *in_progress.popleft())
-    while in_progress:
-        yield _checked(parameter, *in_progress.popleft())
-
-
-def _checked(
-    parameter: Parameter, row: int, count: int, arrays: list[mx.array], finite: mx.array
-) -> tuple[int, int, list[mx.array]]:
-    if not finite.item():
-        tensor = parameter.rows.tensor
-        raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} has numbers that are not finite in "
-            f"{dtype_name(parameter.dtype)}: the file is damaged, or the type is too small"
-        )
-    return row, count, arrays
+            yield in_progress.popleft()
+    yield from in_progress
 
 
 @cache

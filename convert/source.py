@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config, read_header, weight_files
+from mlx_gemma_mtp.files.checkpoint import canonical_name, read_header, weight_files
 
 from .manifest import Origin
 
@@ -76,11 +76,6 @@ class Source(NamedTuple):
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, SourceTensor]
-
-
-def read_source(origin: Origin, folder: Path) -> Source:
-    """Read the config and the headers of a folder. Raises CheckpointError."""
-    return Source(origin, folder, read_config(folder), read_tensors(folder))
 
 
 def read_tensors(folder: Path) -> dict[str, SourceTensor]:

@@ -23,18 +23,18 @@ def backend() -> Literal["cpu", "metal", "cuda"]:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-def available() -> int:
+def available(meminfo: Path = MEMINFO) -> int:
     """Return the bytes that MLX may hold in this process, including what it already holds.
 
     On macOS the GPU's recommended working set, with CUDA the device's memory, on the CPU what other
-    processes leave.
+    processes leave, according to `meminfo`.
     """
     if backend() == "metal":
         return _working_set()
     if backend() == "cuda":
         return int(mx.device_info()["total_memory"])
     try:
-        found = re.search(r"^MemAvailable: +(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+        found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
     except FileNotFoundError:  # a Mac without Metal
         found = None
     if found is None:

@@ -47,7 +47,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "pairs" in getattr(item, "fixturenames", ()):
+        if {"pairs", "tiny"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.torch)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,44 +10,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_map
 
+from helpers.random_pair import EXPERTS, SUPPRESSED, VOCAB, random_pair
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
-from mlx_gemma_mtp.check import Report, compare, difference, self_test
+from mlx_gemma_mtp.check import Report, compare, difference
 from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix, round_player
 from mlx_gemma_mtp.decode.sampling import choose, row_settings
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.weights import quantize
 from mlx_gemma_mtp.margin import FARTHEST, NEAR_ULPS, Scores, margin, scores
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
-from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
-VOCAB = 256
-SUPPRESSED = [3, 200]
-SHAPE: dict[str, Any] = {
-    "model_type": "gemma4_text",
-    "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_global_key_value_heads": 1,
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "attention_k_eq_v": True,
-    "sliding_window": 16,
-    "hidden_size_per_layer_input": 0,
-    "final_logit_softcapping": 30.0,
-}
-EXPERTS = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2} | {
-    "moe_intermediate_size": 64
-}
 GREEDY = SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)
 UNFILTERED = SamplingParams(temperature=0.8, top_k=0, top_p=1, seed=7)
 SETTINGS = [
@@ -74,41 +48,6 @@ class Changed:
         done = self.engine.generate(prompts, params)
         self.change(prompts, params if isinstance(params, list) else [params], done)
         return done
-
-
-def random_pair(
-    rng: np.random.Generator,
-    dtype: mx.Dtype = mx.float32,
-    bits: int | None = None,
-    experts: dict[str, Any] | None = None,
-) -> OpenPair:
-    """A tiny random pair, with logits as far apart as those of a trained model."""
-
-    def make() -> OpenPair:
-        config = TargetConfig.from_dict(SHAPE | (experts or {}))
-        drafter = DrafterConfig.from_dict(
-            {
-                "model_type": "gemma4_assistant",
-                "text_config": SHAPE,
-                "backbone_hidden_size": config.hidden_size,
-                "use_ordered_embeddings": False,
-            }
-        )
-        models = Target(config), Drafter(drafter)
-        for model in models:
-            model.update(tree_map(noise, model.parameters()))
-            if bits:
-                quantize(model, bits)
-        models[0].norm.weight *= 4
-        return OpenPair(*models, None, {"suppress_tokens": SUPPRESSED, "top_k": 64}, None)
-
-    def noise(parameter: mx.array) -> mx.array:
-        if parameter.ndim == 1:
-            return mx.ones(parameter.shape, dtype)
-        drawn = rng.standard_normal(parameter.shape) * parameter.shape[-1] ** -0.5
-        return mx.array(drawn).astype(dtype)
-
-    return mlx_worker().run(make)
 
 
 @pytest.fixture
@@ -248,25 +187,6 @@ def test_without_a_drafter_or_drafts_there_is_nothing_to_compare(
         run(pair, [0])
     with pytest.raises(ModelNotFoundError, match="nothing to compare without a drafter"):
         run(pair._replace(drafter=None))
-
-
-def test_the_self_test_of_the_demo_passes_and_can_fail() -> None:
-    found = self_test(max_tokens=14)
-    assert (found.completions, found.differences) == (18, [])
-    assert 0 < found.acceptance_rate < 1
-    assert [speed.batch for speed in found.speeds] == [1, 4]
-    assert min(min(speed.drafted, speed.plain) for speed in found.speeds) > 0
-
-    def wrong(*arguments: Any) -> mx.array:
-        return mx.full((arguments[3].token.shape[0], arguments[-1]), 7, mx.int32)
-
-    def trust(drafts: mx.array, chosen: mx.array) -> mx.array:
-        return mx.full(drafts.shape[:1], drafts.shape[1], mx.int32)
-
-    found = self_test(max_tokens=6, player=partial(round_player, draft=wrong, agree=trust))
-    assert found.differences
-    for one in found.differences:
-        assert re.match(r"temperature [01], batch [14], drafts 3, row [0-3]: after \d+ tokens", one)
 
 
 def test_a_margin_is_the_difference_of_two_scores(rng: np.random.Generator) -> None:

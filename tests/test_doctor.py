@@ -1,44 +1,41 @@
-"""`mgm doctor`: what it sees, why drafts would not come, and that its self-test can fail."""
+"""`mgm doctor`: what it reports, why a model would not draft, and that its self-test can fail."""
 
-import itertools
 import json
 import os
 import platform
 import re
 import shutil
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import mlx.core as mx
 import pytest
-from mlx_gemma_mtp.selftest import SelfTest, Speed
 from typer.testing import CliRunner, Result
 
 from helpers.fake_hub import (
+    DRAFTER,
     DRAFTER_CONFIG,
     NAME,
-    TARGET_CONFIG,
     HubCache,
+    empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
+    folder_files,
     model_files,
-    offline_cache,
 )
-from mlx_gemma_mtp import cli, device, doctor, memory, selftest
+from mlx_gemma_mtp import cli, device, doctor, memory
+from mlx_gemma_mtp.check import SelfTest, Speed, self_test
+from mlx_gemma_mtp.cli.doctor import conclude, print_report
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.engine.engine import Engine
-from mlx_gemma_mtp.engine.results import Completion
-from mlx_gemma_mtp.errors import GenerationError
-from mlx_gemma_mtp.files import folders, remembered
+from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.files import folders, hub, remembered
+from mlx_gemma_mtp.files import hub_cache as cached
 
+TARGET_FILES, DRAFTER_FILES = folder_files(hub.DEMO), folder_files(hub.DEMO_DRAFTER)
 GOOD = SelfTest(10, [], 0.6, [Speed(1, 60.0, 40.0), Speed(4, 150.0, 90.0)], 9.0)
-PARTED = GOOD._replace(partings=["temperature 1, batch 4, text 2: token 7 is 5 and should be 6"])
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "mgm"))
-    return offline_cache(tmp_path, monkeypatch)
+BAD = replace(GOOD, differences=["temperature 1, batch 4, row 2: 7 tokens are the same, then ..."])
 
 
 def run(*arguments: str) -> Result:
@@ -51,11 +48,13 @@ def report(hub_cache: HubCache) -> dict[str, doctor.Checked]:
     return found
 
 
-def test_the_report_says_what_is_here(hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_shows_the_machine_and_its_models(
+    hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("MGM_DEBUG", "1")
-    hub_cache.add_files(NAME, model_files(TARGET_CONFIG))
-    hub_cache.add_files(f"{NAME}-assistant", model_files(DRAFTER_CONFIG))
+    hub_cache.add_files(NAME, TARGET_FILES)
+    hub_cache.add_files(DRAFTER, DRAFTER_FILES)
     result = run("--no-self-test", "--json")
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -88,27 +87,26 @@ def test_the_report_says_what_is_here(hub_cache: HubCache, monkeypatch: pytest.M
         assert one["longest_context"] >= memory.LOAD_CONTEXT
         assert one["no_drafts"] is None
 
-    monkeypatch.setattr(selftest, "run", lambda: GOOD)
-    shown = run()
+    shown = run("--no-self-test")
     assert shown.exit_code == 0
     assert "\x1b" not in shown.output
-    assert re.search(rf"^  {NAME}: .*; drafts$", shown.stdout, re.MULTILINE)
-    assert "10 texts, the same" in shown.stdout
-    assert "batch 4: 90 tokens/s without it, 150 with it" in shown.stdout
-    assert shown.stdout.endswith("all is well\n")
+    assert re.search(
+        rf"^  {NAME}: .*; up to [\d,]+ fit; drafter ready$", shown.stdout, re.MULTILINE
+    )
+    assert shown.stdout.endswith("no problems found\n")
 
 
-def test_a_model_that_would_not_draft_has_its_reason(hub_cache: HubCache) -> None:
+def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache) -> None:
     other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536})
-    half = {"config.json": model_files(DRAFTER_CONFIG)["config.json"]}
-    hub_cache.add_files("a/alone", model_files(TARGET_CONFIG))
-    hub_cache.add_files("b/mismatch", model_files(TARGET_CONFIG))
+    half = {"config.json": DRAFTER_FILES["config.json"]}
+    hub_cache.add_files("a/alone", TARGET_FILES)
+    hub_cache.add_files("b/mismatch", TARGET_FILES)
     hub_cache.add_files("b/mismatch-assistant", other)
-    hub_cache.add_files("c/half", model_files(TARGET_CONFIG))
+    hub_cache.add_files("c/half", TARGET_FILES)
     hub_cache.add_files("c/half-assistant", half)
-    hub_cache.add_files("d/half", {"config.json": model_files(TARGET_CONFIG)["config.json"]})
-    hub_cache.add_files("e/lone-assistant", model_files(DRAFTER_CONFIG))
-    damaged = model_files(TARGET_CONFIG) | {"model.safetensors": b"no such thing"}
+    hub_cache.add_files("d/half", {"config.json": TARGET_FILES["config.json"]})
+    hub_cache.add_files("e/lone-assistant", DRAFTER_FILES)
+    damaged = TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"}
     hub_cache.add_files("f/damaged", damaged)
     found = report(hub_cache)
     assert "mgm pull a/alone" in str(found["a/alone"].no_drafts)
@@ -121,12 +119,14 @@ def test_a_model_that_would_not_draft_has_its_reason(hub_cache: HubCache) -> Non
     shown = run("--no-self-test")
     assert shown.exit_code == 0
     assert re.search(r"^  d/half: it is incomplete", shown.stdout, re.MULTILINE)
-    assert re.search(r"^  a/alone: .*drafts nothing: no drafter", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  a/alone: .*no drafts: no drafter", shown.stdout, re.MULTILINE)
 
 
-def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubCache) -> None:
-    folder = hub_cache.add_files(NAME, model_files(TARGET_CONFIG))
-    hub_cache.add_files(f"{NAME}-assistant", model_files(DRAFTER_CONFIG))
+def test_timings_count_only_on_the_machine_they_come_from(
+    hub_cache: HubCache,
+) -> None:
+    folder = hub_cache.add_files(NAME, TARGET_FILES)
+    hub_cache.add_files(f"{NAME}-assistant", DRAFTER_FILES)
     slow, fast = Costs(), Costs()
     for _ in range(20):
         for k in (0, 3):
@@ -144,7 +144,7 @@ def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubC
         return report(hub_cache)[NAME].no_drafts
 
     assert reason(here, fast) is None
-    assert "batch 1 and 4 plain decoding" in str(reason(here, slow))
+    assert "at batch 1 and 4 decoding without drafts" in str(reason(here, slow))
     assert reason(here.replace(chip_name, "Other Chip"), slow) is None
     assert reason(f"other{here}", slow) is None
     file = folders.depth_file()
@@ -153,20 +153,22 @@ def test_what_earlier_runs_measured_counts_where_it_was_measured(hub_cache: HubC
         assert report(hub_cache)[NAME].no_drafts is None
 
 
-def test_a_model_that_does_not_fit_is_said_to(
-    hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_does_not_fit_is_reported(
+    hub_cache: HubCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(device, "available", lambda: 1_000_000)
-    demo = report(hub_cache)["demo"]
+    report = doctor.examine()
+    demo = doctor.check(cached.models()[0], 1_000_000)
     assert demo.fits is False
     assert demo.needs_bytes is not None
     assert demo.needs_bytes > 1_000_000
-    shown = run("--no-self-test")
-    assert re.search(r"^  demo: .*needs .* MB .*does not fit", shown.stdout, re.MULTILINE)
-    assert shown.exit_code == 0  # the machine is healthy
+    report = replace(report, models=[demo])
+    print_report(report)
+    shown = capsys.readouterr().out
+    assert re.search(r"^  demo: .* MB for 2,048 tokens; does not fit", shown, re.MULTILINE)
+    assert conclude(report, None, as_json=False) == 0  # the machine is healthy
 
 
-def test_what_is_amiss_is_a_problem_and_exit_code_1(
+def test_a_problem_of_the_machine_is_exit_code_1(
     hub_cache: HubCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def problems() -> list[str]:
@@ -189,70 +191,57 @@ def test_what_is_amiss_is_a_problem_and_exit_code_1(
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         assert len(problems()) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr(doctor, "PACKAGES", ("mlx", "no-such-package"))
-        [problem] = problems()
-        assert "no-such-package" in problem
+    [problem] = doctor.examine(("mlx", "no-such-package")).problems
+    assert "no-such-package" in problem
     with monkeypatch.context() as patch:
         patch.setattr(platform, "system", lambda: "Darwin")
-        patch.setattr(device, "backend", lambda: "cpu")
+        patch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
         [problem] = problems()
         assert "no GPU" in problem
 
 
-def test_texts_that_part_are_exit_code_5_and_a_test_that_fails_is_1(
-    hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
+def test_the_conclusion_shows_the_self_test_and_has_its_exit_code(
+    hub_cache: HubCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(selftest, "run", lambda: PARTED)
-    result = run("--json")
-    assert result.exit_code == 5
-    found = json.loads(result.stdout)
+    report = doctor.examine()
+    assert conclude(report, GOOD, as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert "10 completions, the same" in shown
+    assert "batch 4: 90 tokens/s without it, 150 with it" in shown
+
+    assert conclude(report, BAD, as_json=False) == 5
+    shown = capsys.readouterr().out
+    assert "NOT the same" in shown
+    assert f"problem: self-test: {BAD.differences[0]}\n" in shown
+    assert conclude(report, BAD, as_json=True) == 5
+    found = json.loads(capsys.readouterr().out)
     assert found["healthy"] is False
-    assert found["self_test"]["partings"] == PARTED.partings
-    assert found["self_test"]["speeds"][1] == {"batch": 4, "drafted": 150.0, "plain": 90.0}
-    shown = run()
-    assert shown.exit_code == 5
-    assert "NOT the same" in shown.stdout
-    assert PARTED.partings[0] in shown.stdout
+    assert found["self_test"] == asdict(BAD)
 
-    def fail() -> SelfTest:
-        raise GenerationError("the request failed: no kernel")
-
-    monkeypatch.setattr(selftest, "run", fail)
-    result = run("--json")
-    assert result.exit_code == 1
-    assert json.loads(result.stdout)["self_test"] is None
-    assert "no kernel" in json.loads(result.stdout)["problems"][0]
+    failed = replace(report, problems=["the self-test failed: no kernel"])
+    assert conclude(failed, None, as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["self_test"] is None
+    assert found["problems"] == failed.problems
 
 
-def test_the_self_test_compares_texts_with_and_without_the_drafter(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_self_test_compares_completions_with_and_without_the_drafter(
+    hub_cache: HubCache,
 ) -> None:
-    write, written = selftest._texts, {}
+    result = run("--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["self_test"]
+    assert (found["completions"], found["differences"]) == (18, [])
+    assert 0 < found["acceptance_rate"] < 1
+    assert [one["batch"] for one in found["speeds"]] == [1, 4]
+    assert all(min(one["drafted"], one["plain"]) > 0 for one in found["speeds"])
 
-    def note(engine: Engine, batch: int, temperature: float) -> list[Completion]:
-        done = write(engine, batch, temperature)
-        written[engine.has_drafter, batch, temperature] = done
-        return done
 
-    monkeypatch.setattr(selftest, "MAX_TOKENS", 14)
-    monkeypatch.setattr(selftest, "_texts", note)
-    found = selftest.run()
-    assert (found.texts, found.partings) == (10, [])
-    assert set(written) == set(itertools.product((True, False), (1, 4), (0.0, 1.0)))
-    assert 0 < found.acceptance_rate < 1  # some drafts came true and some did not
-    assert [speed.batch for speed in found.speeds] == [1, 4]
-    assert min(min(speed.drafted, speed.plain) for speed in found.speeds) > 0
+def test_the_self_test_fails_if_wrong_drafts_are_accepted() -> None:
+    def all_agree(drafts: mx.array, _: mx.array) -> mx.array:
+        return mx.full(drafts.shape[:1], drafts.shape[1], mx.int32)
 
-    def repeat(engine: Engine, batch: int, temperature: float) -> list[Completion]:
-        return written[engine.has_drafter, batch, temperature]
-
-    monkeypatch.setattr(selftest, "_texts", repeat)
-    written[True, 4, 1.0][2].tokens[3] += 1
-    [parting] = selftest.run().partings
-    assert re.fullmatch(r"temperature 1, batch 4, text 2: token 3 is \d+ .*", parting)
-    written[True, 4, 1.0][2].tokens[3] -= 1
-    for with_drafter in (True, False):
-        written[with_drafter, 4, 0.0][0].tokens.append(7)
-    [parting] = selftest.run().partings
-    assert re.fullmatch(r"temperature 0, batch 4, text 0 beside others: token 14 .*", parting)
+    player = partial(round_player, agree=all_agree)
+    found = self_test(max_tokens=20, player=player)
+    assert any("temperature 0, batch 1" in one for one in found.differences)
+    assert any("temperature 1, batch 4" in one for one in found.differences)

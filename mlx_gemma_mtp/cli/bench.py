@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -232,7 +231,8 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
             ended = error  # what is finished is shown first
             interrupted = isinstance(error, KeyboardInterrupt)
             record.warnings.append("interrupted" if interrupted else f"failed: {one_line(error)}")
-    record.warnings += stamp.later_warnings(before, stamp.stamp(at_end=True), sum(os.times()[:4]))
+    later = stamp.stamp(after_run=True).warnings
+    record.warnings += [text for text in later if text not in before.warnings]
     if shown.recommend and record.complete:
         record.recommendation = recommend(record)
         if opened.pair.fingerprint is not None and not save_depth(opened.pair.fingerprint, depth):

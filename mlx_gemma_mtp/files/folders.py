@@ -1,7 +1,7 @@
-"""Where mgm keeps conversations, the lines typed and what it learned, and how much room is there.
+"""Where mgm keeps conversations, the chat's history and timings, and how much room is there.
 
-In the user's data, state and cache folders as the system has them (XDG, Library). MGM_DATA_DIR
-stands for the first two, MGM_CACHE_DIR for the last.
+In the user's data, state and cache folders of the system (XDG, Library). MGM_DATA_DIR replaces the
+first two, MGM_CACHE_DIR the last.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ NAME = "mlx-gemma-mtp"
 
 
 def sessions_folder() -> Path:
-    """Conversations, and what `--keep-cache` keeps of them."""
+    """Return the folder of conversations and their saved KV caches."""
     return _folder(user_data_dir, "MGM_DATA_DIR") / "sessions"
 
 
 def history_file() -> Path:
-    """The lines typed at the chat's prompt."""
+    """Return the file of lines typed in the chat."""
     return _folder(user_state_dir, "MGM_DATA_DIR") / "history"
 
 
 def depth_file() -> Path:
-    """What runs found out about depth, see `remembered`; it need not be there."""
+    """Return the file of `remembered`. It may not exist."""
     return _folder(user_cache_dir, "MGM_CACHE_DIR") / "depth.json"
 
 
 def nearest(path: Path) -> Path:
-    """The path, or the folder in which it would be made that is there."""
+    """Return the path, or the closest folder above it that exists."""
     path = path.expanduser().resolve()
     return next(one for one in (path, *path.parents) if one.exists())
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the disk that it is on, or will be."""
+    """Return the free bytes of the disk that the path is on, or will be."""
     return shutil.disk_usage(nearest(path)).free
 
 

@@ -122,7 +122,7 @@ def read(path: Path, file_format: str) -> list[Event]:
         found = []
     objects = bool(found) and all(isinstance(event, dict) for event in found)
     if not objects or found[0].get("format") != file_format:
-        raise MgmError(f"{path} is not an intact {file_format!r} file: name another one")
+        raise MgmError(f"{path} is damaged, or not of the format {file_format!r}: name another one")
     return found
 
 

@@ -1,6 +1,6 @@
-"""What one run found out about depth, kept for the next in a small file.
+"""What runs measured about depth, kept for later runs in a small file.
 
-`folders.depth_file`. It only saves time: it can be deleted, a damaged one counts as none, and where
+`folders.depth_file`. It only saves time: it can be deleted, a damaged file counts as empty, and if
 it cannot be written nothing is kept.
 """
 
@@ -18,40 +18,40 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.folders import depth_file
 
-FORMAT = 2  # of the file; any other counts as none
+FORMAT = 2  # of the file; another one counts as empty
 
 
 def depth_key(name: str, digest: str) -> str:
-    """What costs and acceptance of a model depend on, with this device and MLX.
+    """Return the key of all that a model's costs and acceptance depend on: with device and MLX.
 
-    digest: of all that is the model's, quantization too.
+    digest: of everything about the model, including quantization.
     """
     return f"{name} {digest}{_here()}"
 
 
 def load_depth(key: str) -> Depth:
-    """Go on with what was saved under this key, or begin with nothing."""
-    return _read(_remembered().get(key)) or Depth()
+    """Return what was saved under this key, or an empty Depth."""
+    return _read(_entries().get(key)) or Depth()
 
 
 def depths_of(name: str) -> Iterator[Depth]:
-    """What was saved on this device and with this MLX of a model, whatever its quantization."""
-    for key, saved in _remembered().items():
+    """Yield what was saved of a model on this device and MLX, whatever its quantization."""
+    for key, saved in _entries().items():
         ours = key.startswith(f"{name} ") and key.endswith(_here())
         if ours and (depth := _read(saved)) is not None:
             yield depth
 
 
 def save_depth(key: str, depth: Depth) -> bool:
-    """Keep what this run found out; False if that cannot be.
+    """Save what this run measured; return False if that is not possible.
 
-    What is there of other batch sizes, and under other keys, stays.
+    Saved costs of other batch sizes, and other keys, stay.
     """
-    path, entries, found = depth_file(), _remembered(), depth.to_json()
+    path, entries, found = depth_file(), _entries(), depth.to_json()
     if (earlier := _read(entries.get(key))) is not None:
         found["costs"] = earlier.to_json()["costs"] | found["costs"]
     text = json.dumps({"format": FORMAT, "entries": {**entries, key: found}}, indent=1)
-    # A full disk or a folder that is not ours must not end a run: the next one learns anew.
+    # A full disk or a folder that is not ours must not end a run: the next one measures again.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.encode())
@@ -64,15 +64,15 @@ def _here() -> str:
 
 
 def _read(saved: Any) -> Depth | None:
-    """An entry; None for a damaged one, or none."""
+    """Return an entry; None if it is missing or damaged."""
     try:
         return Depth.from_json(saved)
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError):
         return None
 
 
-def _remembered() -> dict[str, Any]:
-    """What the file holds, by key; nothing if there is none, or not one of ours."""
+def _entries() -> dict[str, Any]:
+    """Return what the file holds, by key; nothing if it is missing or not one of ours."""
     try:
         saved = json.loads(depth_file().read_text(encoding="utf-8"))
         return dict(saved["entries"]) if saved["format"] == FORMAT else {}

@@ -1,6 +1,7 @@
-"""The prediction: against what was measured, and its parts against what they stand for."""
+"""The prediction: compared with measurements, and its parts with what they stand for."""
 
-import json
+from __future__ import annotations
+
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -13,18 +14,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench import estimate
-from mlx_gemma_mtp.bench.chips import CHIPS, Chip, find_chip
-from mlx_gemma_mtp.bench.floor import Floor
-from mlx_gemma_mtp.bench.record import OURS, SCHEMA, read
-from mlx_gemma_mtp.bench.synthetic import TARGETS, configs
+from mlx_gemma_mtp.bench.chips import Chip, chips, find_chip
+from mlx_gemma_mtp.bench.floor import expert_share
+from mlx_gemma_mtp.bench.record import OURS, read
+from mlx_gemma_mtp.bench.synthetic import SIZES, random_pair
 
 from helpers.command import assert_one_line, found, run_here
 from mlx_gemma_mtp.device import MAC_SIZES
 from mlx_gemma_mtp.files.hub import DEMO
-from mlx_gemma_mtp.files.weights import load_target, num_bytes
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.target import Target
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 # The SXM one; dense bfloat16.
@@ -41,28 +39,25 @@ class Measured(NamedTuple):
 
 
 def measured() -> Iterator[Measured]:
-    """Every case of ours with a fixed number of drafts that an H100 was measured in."""
+    """Every case of ours with a fixed number of drafts that was measured on an H100."""
     for path in sorted(RESULTS.glob("h100-*.json")):
-        if json.loads(path.read_text())["schema"] != SCHEMA:
-            continue  # written by an earlier form of the benchmark
         run = read(path)
         bits = None if run.subject.bits is None else int(run.subject.bits)
         for case in run.cases:
-            if case.engine == OURS and case.drafts != "auto":
-                assert case.accept is not None
-                speed = case.decode_tokens_per_second.median
-                yield Measured(
-                    run.subject.name, bits, case.prompt_tokens, case.drafts, case.accept, speed
-                )
+            if case.engine == OURS and case.num_draft_tokens != "auto":
+                assert run.plan.accept is not None
+                speed, count = case.tokens_per_second.median, case.num_draft_tokens
+                at = (run.subject.name, bits, case.prompt_tokens, count, run.plan.accept, speed)
+                yield Measured(*at)
 
 
 @cache
-def subject(size: str, bits: int | None = None) -> estimate.Subject:
-    return estimate.find_subject(size, bits=bits)
+def planned(size: str, bits: int | None = None) -> estimate.Planned:
+    return estimate.plan(size, bits=bits)
 
 
 def predicted(case: Measured, share: float = estimate.SHARE) -> float:
-    what = subject(case.size, case.bits)
+    what = planned(case.size, case.bits)
     return estimate.speed(what, H100, case.lengths, case.drafts, case.accept, share)
 
 
@@ -74,24 +69,26 @@ def test_the_large_dense_model_is_predicted_as_it_was_measured() -> None:
     assert statistics.median(ratios) == pytest.approx(1, abs=0.1)
 
 
-def test_nothing_was_measured_above_the_roofline() -> None:
+def test_no_measurement_is_above_the_roofline() -> None:
     # At small batches the host decides how fast 26B and E4B are there: far below it.
     for case in measured():
         assert predicted(case, share=1) > case.tokens_per_second, case
 
 
-@pytest.mark.parametrize("size", TARGETS)
-def test_a_token_is_multiplied_with_each_weight_that_it_passes(size: str) -> None:
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_token_is_multiplied_with_each_weight_that_it_passes(size: str, bits: int | None) -> None:
+    models = random_pair(size)
     target, drafter = (
         {name: array.size for name, array in tree_flatten(model.parameters()) if array.ndim > 1}
-        for model in (Target(configs(size)[0]), Drafter(configs(size)[1]))
+        for model in models
     )
-    config, drafts = configs(size)
+    config, drafts = models[0].config, models[1].config
     experts = sum(count for name, count in target.items() if ".experts." in name)
     passed = sum(target.values()) - target.get("embed_tokens_per_layer.weight", 0)
     if experts:
         passed -= experts * (config.num_experts - config.top_k_experts) // config.num_experts
-    floor = subject(size).floor
+    floor = planned(size, bits).floor
     assert floor.verify_products([0, 0], 3) == 6 * passed
     step = sum(drafter.values())
     if drafts.use_ordered_embeddings:  # of the tied head, the tokens of 32 clusters of 2048
@@ -100,8 +97,8 @@ def test_a_token_is_multiplied_with_each_weight_that_it_passes(size: str) -> Non
 
 
 def test_attention_multiplies_queries_with_the_keys_and_values_they_see() -> None:
-    config, _ = configs("31B")
-    floor, window = subject("31B").floor, config.sliding_window
+    config, floor = planned("31B").pair.target, planned("31B").floor
+    window = config.sliding_window
     heads = {"sliding_attention": 32 * 256, "full_attention": 32 * 512}
     near, far = (floor.verify_products([n], 1) for n in (window - 1, window))
     assert far - near == 2 * sum(heads[layer.kind] for layer in config.layers)
@@ -109,69 +106,55 @@ def test_attention_multiplies_queries_with_the_keys_and_values_they_see() -> Non
     assert beyond - far == 2 * 10 * heads["full_attention"]
 
 
-def test_joined_and_quantized_weights_weigh_what_they_do() -> None:
-    plain, four = subject("E4B"), subject("E4B", 4)
-    config, drafts = configs("E4B")
-    per_layer = config.vocab_size * 256 * len(config.layers)
-    # Two bytes a number; in 8 bits one, and a scale and a bias of two bytes for 64 of them.
-    assert plain.pair.target_bytes - plain.floor.verify_bytes([0], None) == 2 * per_layer
-    looked_up = four.pair.target_bytes - four.floor.verify_bytes([0], None)
-    assert looked_up == per_layer * (1 + 4 / 64)
-    unread = four.pair.drafter_bytes - four.floor.draft_bytes([0])
+def test_quantized_weights_have_their_bytes_and_looked_up_ones_are_not_read() -> None:
+    plain, four = planned("E4B"), planned("E4B", 4)
+    per_layer = plain.pair.target.vocab_size * 256 * len(plain.pair.target.layers)
+    # Two bytes a number; in 8 bits one, with a scale and a bias of two bytes for 64 of them.
+    assert plain.pair.target_bytes - plain.floor.verify_bytes([0], 1) == 2 * per_layer
+    assert four.pair.target_bytes - four.floor.verify_bytes([0], 1) == per_layer * (1 + 4 / 64)
+    unread, drafts = four.pair.drafter_bytes - four.floor.draft_bytes([0]), four.pair.drafter
+    assert drafts is not None
     head = drafts.vocab_size * drafts.hidden_size * (1 + 4 / 64) + 4 * drafts.vocab_size
     assert unread == pytest.approx(head * (2048 - 32) / 2048)
-    sizes = {"layers.0.self_attn.qkv_proj.weight": 10, "layers.0.experts.gate_up_proj.scales": 8}
-    moe, _ = configs("26B-A4B")
-    floor = Floor(moe, None, target_bytes=sizes, drafter_bytes={}, dtype_bytes=2)
-    assert floor.verify_bytes([0], 32) == 10 + 8 * 32 / 128
-    assert floor.round_bytes([0], 0, 32) == floor.verify_bytes([0], 32)
 
 
 def test_keys_and_values_are_those_of_the_cache() -> None:
-    config, _ = configs("26B-A4B")
+    config, floor = planned("26B-A4B").pair.target, planned("26B-A4B").floor
     length = config.sliding_window // 2
     cache = KVCache.empty(config, 1, capacity=length, most=1, dtype=mx.bfloat16)
-    held = sum(
-        keys[:, :, :length].nbytes + values[:, :, :length].nbytes
-        for keys, values in zip(cache.keys, cache.values, strict=True)
-    )
-    floor = subject("26B-A4B").floor
-    assert floor.verify_bytes([length], 8) - floor.verify_bytes([0], 8) == held
-    last = [config.last_owner(kind) for kind in ("sliding_attention", "full_attention")]
-    sliding, full = (2 * cache.keys[index][:, :, :length].nbytes for index in last)
+    layers = zip(cache.keys, cache.values, strict=True)
+    held = [k[:, :, :length].nbytes + v[:, :, :length].nbytes for k, v in layers]
+    assert floor.verify_bytes([length], 1) - floor.verify_bytes([0], 1) == sum(held)
+    sliding, full = (held[config.last_owner(k)] for k in ("sliding_attention", "full_attention"))
     assert floor.draft_bytes([length]) - floor.draft_bytes([0]) == 3 * sliding + full
 
 
-def test_experts_chosen_evenly_are_as_many_as_random_choices_give(
-    rng: np.random.Generator,
-) -> None:
-    config, _ = configs("26B-A4B")
-    assert estimate.distinct_experts(config, 1) == pytest.approx(8)
+def test_the_expected_share_of_experts_is_that_of_random_choices(rng: np.random.Generator) -> None:
+    config = planned("26B-A4B").pair.target
+    assert expert_share(config, 1) == pytest.approx(8 / 128)
     for tokens in (5, 24):
         drawn = [
             len({int(e) for _ in range(tokens) for e in rng.choice(128, 8, replace=False)})
             for _ in range(300)
         ]
-        expected = estimate.distinct_experts(config, tokens)
-        assert statistics.mean(drawn) == pytest.approx(expected, rel=0.02)
-    assert estimate.distinct_experts(configs("31B")[0], 24) is None
+        assert statistics.mean(drawn) / 128 == pytest.approx(expert_share(config, tokens), rel=0.02)
+    assert expert_share(planned("31B").pair.target, 24) == 0
 
 
-def test_a_round_takes_as_long_as_what_limits_each_pass() -> None:
-    what, lengths = subject("12B"), [500, 900]
+def test_a_pass_takes_as_long_as_its_bytes_or_its_products() -> None:
+    what, lengths = planned("12B"), [500, 900]
     floor, infinite = what.floor, float("inf")
-    reads = Chip("reads", 1e9, infinite, (), "")
-    found = estimate.speed(what, reads, lengths, 3, [0.5], share=0.5)
+    reads, computes = Chip("a", 1e9, infinite, (), ""), Chip("b", infinite, 1e12, (), "")
     tokens = 2 * (1 + 0.5 + 0.25 + 0.125)
-    assert found == pytest.approx(0.5e9 * tokens / floor.round_bytes(lengths, 3, None))
-    computes = Chip("computes", infinite, 1e12, (), "")
+    found = estimate.speed(what, reads, lengths, 3, [0.5], share=0.5)
+    assert found == pytest.approx(0.5e9 * tokens / floor.round_bytes(lengths, 3))
     found = estimate.speed(what, computes, lengths, 3, [0.5], share=0.5)
     products = floor.verify_products(lengths, 4) + 3 * floor.draft_products(lengths)
     assert found == pytest.approx(0.5e12 * tokens / (2 * products))
 
 
-def test_the_best_number_of_drafts_follows_the_accepts_and_the_compute() -> None:
-    what, fast = subject("31B"), find_chip("M5 Max")
+def test_the_best_number_of_drafts_follows_from_the_accepts_and_the_compute() -> None:
+    what, fast = planned("31B"), find_chip("M5 Max")
 
     def best(accept: float, batch: int, chip: Chip = fast) -> int:
         return estimate.predict(what, chip, batch=batch, context=100, accept=[accept]).best
@@ -185,59 +168,43 @@ def test_the_best_number_of_drafts_follows_the_accepts_and_the_compute() -> None
 def test_a_folder_counts_what_its_files_hold_and_nothing_is_read(
     bits: int | None, tmp_path: Path
 ) -> None:
-    for path in DEMO.glob("*.json"):
-        shutil.copy(path, tmp_path)
-    for path in DEMO.glob("*.safetensors"):
-        arrays = mx.load(str(path))
-        assert isinstance(arrays, dict)
-        single = {name: array.astype(mx.float32) for name, array in arrays.items()}
-        mx.save_safetensors(str(tmp_path / path.name), single)
-        del arrays, single
+    shutil.copytree(DEMO, tmp_path / "alone", ignore=shutil.ignore_patterns("*drafter*"))
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    found = estimate.find_subject(str(tmp_path), bits=bits)
-    assert subject("31B", bits).pair.target_bytes > 15e9
+    alone = estimate.plan(str(tmp_path / "alone"), bits=bits)
+    with_drafter = estimate.plan("demo", bits=bits)
+    assert planned("31B", bits).pair.target_bytes > 15e9
     assert mx.get_peak_memory() - before < 1e6
-    loaded = load_target(tmp_path, bits=bits, dtype=mx.float32)
-    assert found.pair.target_bytes == num_bytes(loaded)
-    assert (found.pair.dtype_bytes, found.pair.drafter) == (4, None)
-
-
-def test_a_model_without_a_drafter_is_predicted_plain(tmp_path: Path) -> None:
-    shutil.copytree(DEMO, tmp_path / "alone")
-    shutil.rmtree(tmp_path / "alone" / "drafter", ignore_errors=True)
-    chip = find_chip("M4")
-    alone = estimate.find_subject(str(tmp_path / "alone"))
-    with_drafter = estimate.find_subject("demo")
+    stored = sum(path.stat().st_size for path in DEMO.glob("*.safetensors"))
+    assert (0.9 < alone.pair.target_bytes / stored < 1) == (bits is None)
     plain, both = (
-        estimate.predict(one, chip, batch=2, context=100) for one in (alone, with_drafter)
+        estimate.predict(one, find_chip("M4"), batch=2, context=100)
+        for one in (alone, with_drafter)
     )
     assert plain.tokens_per_second == both.tokens_per_second[:1]
     assert plain.best == 0
     assert 0 < with_drafter.pair.drafter_bytes == both.needs - plain.needs
 
 
-def test_every_chip_tells_where_its_figures_are_from() -> None:
-    assert len({chip.name for chip in CHIPS}) == len(CHIPS)
-    for chip in CHIPS:
+def test_every_chip_has_a_source_for_its_figures() -> None:
+    assert len({chip.name for chip in chips()}) == len(chips()) > 20
+    for chip in chips():
         assert chip.source.startswith("https://")
-        assert set(chip.sizes) <= set(MAC_SIZES)
+        assert {*chip.sizes} <= {*MAC_SIZES}
         assert 60e9 < chip.bandwidth < 2e12
     # Apple's own figures: 2.6, 5.2 and 10.4 TFLOP/s.
     for name, tera in (("M1", 2.6), ("apple m1 pro", 5.2), ("M1  MAX", 10.4)):
         assert find_chip(name).compute == pytest.approx(tera * 1e12, rel=0.03)
 
 
-def test_the_command_prints_its_prediction_as_table_and_json(
+def test_the_prediction_is_printed_as_table_and_json(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["estimate", "26b-a4b", "--chip", "M4 Max", "--bits", "4", "--batch", "1,8"]
     shown = run_here(monkeypatch, capfd, arguments)
     assert shown.returncode == 0, shown.stderr
-    assert "prediction" in shown.stdout
-    assert "not a measurement" in shown.stdout
+    assert "A prediction from bandwidth and compute, not a measurement" in shown.stdout
     assert f"{estimate.SHARE:.0%}" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 100
     said = found(run_here(monkeypatch, capfd, [*arguments, "--format", "json"]))
     assert said["share_assumed"] == estimate.SHARE
     for one in said["predictions"]:
@@ -255,14 +222,13 @@ def test_the_command_prints_its_prediction_as_table_and_json(
         (["12B", "--chip", "?"], 2, "M1 Ultra"),
         (["13B", "--chip", "M4"], 3, "26B-A4B"),
         (["12B", "--chip", "M4", "--batch", "1;2"], 2, "--batch"),
-        (["12B", "--chip", "M4", "--batch", "0"], 2, "1, 2, 4, 8 rows"),
-        (["12B", "--chip", "M4", "--batch", "3"], 2, "run as the next larger; not 3"),
+        (["12B", "--chip", "M4", "--batch", "3"], 2, "--batch must be one of 1, 2, 4, 8, not 3"),
         (["12B", "--chip", "M4", "--context", "1000000"], 2, "262144"),
         (["12B", "--chip", "M4", "--accept", "84,71"], 2, "0 to 1"),
         (["12B", "--chip", "M4", "--bits", "3"], 2, "4 or 8"),
     ],
 )
-def test_what_cannot_be_estimated_is_said_in_one_line(
+def test_a_wrong_estimate_is_refused_in_one_line(
     arguments: list[str],
     code: int,
     word: str,

@@ -55,7 +55,8 @@ def test_clear_starts_another_conversation_and_leaves_the_first_where_it_is() ->
     [first] = store.paths()
     os.utime(first, (1, 1))
     talk.ask("second")
-    assert [one.conversation and one.conversation.title for one in store.kept()] == ["second", "first"]
+    titles = [one.conversation and one.conversation.title for one in store.kept()]
+    assert titles == ["second", "first"]
     assert store.last() == talk.chat.transcript.path != first
     assert talk.engine.asked[1] == [
         {"role": "system", "content": "Be kind."},

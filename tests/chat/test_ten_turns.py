@@ -2,11 +2,15 @@
 
 import io
 
+import pytest
+
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.loading import Loaded
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+
+pytestmark = pytest.mark.slow
 
 
 def test_turns_with_thoughts_prefill_only_what_is_new_and_answer_as_from_scratch() -> None:

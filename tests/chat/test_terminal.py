@@ -15,6 +15,8 @@ import pytest
 from helpers.command import LONG, STORY, SUM, SUM_ANSWER
 from helpers.person import COLUMNS, Person
 
+pytestmark = pytest.mark.slow
+
 CTRL_C, CTRL_D, ESCAPE, TAB = "\x03", "\x04", "\x1b", "\t"
 LEFT, UP = "\x1b[D", "\x1b[A"
 PASTE = "\x1b[200~{}\x1b[201~"

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from helpers.command import (
     SECONDS,
     SUM,
     SUM_ANSWER,
-    Done,
+    Here,
     assert_one_line,
     assert_plain,
     environment,
@@ -26,76 +25,69 @@ from helpers.command import (
 )
 from mlx_gemma_mtp.files.hub import DEMO, DEMO_DRAFTER
 
-# The commands of this file that need nobody at the keyboard: name -> (arguments, standard input).
-COMMANDS: dict[str, tuple[Sequence[str], str | bytes]] = {
-    "no model folder": (("chat", "--model", str(DEMO.parent)), "Hi\n"),
-    "bad temperature": (("chat", "--temperature", "-1"), "Hi\n"),
-    "no command": ((), ""),
-    "unknown command": (("talk",), ""),
-    "unknown option": (("--nope",), ""),
-    "unknown option of a command": (("chat", "--nope", "1"), ""),
-    "option of a wrong kind": (("chat", "--temperature", "hot"), ""),
-    "version": (("--version",), ""),
-    "chat": (
-        ("chat", *GREEDY),
-        f"My name is Anna.\n\n   \nWhat is my name?\n{SUM}",  # no newline at its end
-    ),
-    "chat of nothing": (("chat",), ""),
-}
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Callable[[str], Done]]:
-    """What became of a command; all of them are started with the first one, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        started = {name: pool.submit(mgm, *command) for name, command in COMMANDS.items()}
-        yield lambda name: started[name].result()
-        pool.shutdown(cancel_futures=True)
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("name", "exit_code", "word"),
+    ("arguments", "exit_code", "word"),
     [
-        ("no model folder", 1, "config.json"),
-        ("bad temperature", 2, "temperature"),
+        (("chat", "--model", DEMO.parent), 1, "config.json"),
+        (("chat", "--temperature", "-1"), 2, "--temperature must"),
+        (("chat", "-c", "--session", "x"), 2, "only one of"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_an_exit_code(
-    run: Callable[[str], Done], name: str, exit_code: int, word: str
+def test_an_error_is_one_line_and_an_exit_code(
+    mgm_here: Here, arguments: tuple[str, ...], exit_code: int, word: str
 ) -> None:
-    assert_one_line(run(name), exit_code, word)
+    assert_one_line(mgm_here(*arguments, stdin="Hi\n"), exit_code, word)
 
 
 @pytest.mark.parametrize("handling", ["strict", "surrogateescape"])  # as the locale has it
-def test_input_that_is_no_text_is_one_line_and_exit_code_2(handling: str) -> None:
+def test_input_that_is_not_text_is_one_line_and_exit_code_2(handling: str) -> None:
     done = mgm(["chat"], b"Hi \xff\xfe\n", PYTHONIOENCODING=f"utf-8:{handling}")
     assert_one_line(done, 2, "UTF-8 text")
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "no command",
-        "unknown command",
-        "unknown option",
-        "unknown option of a command",
-        "option of a wrong kind",
-    ],
+    "arguments",
+    [(), ("talk",), ("--nope",), ("chat", "--nope", "1"), ("chat", "--temperature", "hot")],
+    ids=str,
 )
 def test_a_command_line_that_makes_no_sense_exits_with_2(
-    run: Callable[[str], Done], name: str
+    mgm_here: Here, arguments: tuple[str, ...]
 ) -> None:
-    done = run(name)
+    done = mgm_here(*arguments)
     assert_plain(done)
     assert done.returncode == 2
     assert "Usage: mgm" in done.stderr + done.stdout
 
 
-def test_versions_and_the_device_are_printed(run: Callable[[str], Done]) -> None:
-    done = run("version")
+def test_versions_and_the_device_are_printed() -> None:
+    done = mgm(["--version"])
     assert done.returncode == 0
     assert done.stdout.startswith(f"mgm {mlx_gemma_mtp.__version__}, mlx {version('mlx')}, ")
     assert done.stdout.endswith((" cpu\n", " metal\n", " cuda\n"))
+
+
+COMMANDS = (
+    *("", "generate", "chat", "bench", "convert", "verify", "pull", "list", "rm", "doctor"),
+    *("estimate", "sessions", "sessions rm", "paths"),
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_80_columns(mgm_here: Here, name: str) -> None:
+    done = mgm_here(*name.split(), "--help")
+    assert_plain(done)
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_gemma_mtp", "paths"], capture_output=True, check=True
+    )
+    assert str(DEMO).encode() in done.stdout
 
 
 @pytest.mark.parametrize("name", ["chat", "generate"])
@@ -114,27 +106,24 @@ def test_a_reader_that_went_away_ends_it_quietly_with_141(name: str) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-# mgm chat
-
-
-def test_piped_lines_are_answered_one_by_one_and_remembered(run: Callable[[str], Done]) -> None:
-    done = run("chat")
+def test_piped_lines_are_answered_one_by_one_and_remembered() -> None:
+    lines = f"My name is Anna.\n\n   \nWhat is my name?\n{SUM}"  # no newline at its end
+    done = mgm(["chat", *GREEDY], lines)
     assert_plain(done)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    first, second, third = done.stdout.splitlines()  # blank lines ask for nothing
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, third = done.stdout.splitlines()  # blank lines have no answer
     assert "Anna" in first
-    assert "Anna" in second  # which only the first turn tells
+    assert "Anna" in second  # it is only in the first turn
     assert third == SUM_ANSWER
     assert done.stdout.endswith("\n")
 
 
-def test_no_lines_are_no_chat(run: Callable[[str], Done]) -> None:
-    done = run("chat of nothing")
+def test_an_empty_pipe_is_an_empty_chat() -> None:
+    done = mgm(["chat"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# Leaving the process
+# The end of a process
 
 SHORT_PROGRAMS = {
     "closed": "with load(folder) as engine:\n    engine.generate([5], params)",
@@ -156,7 +145,7 @@ engines[0].close()
 
 @pytest.fixture(scope="module")
 def without_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo pair for ids alone: it loads in no time."""
+    """The demo pair for ids only, which loads at once."""
     folder = tmp_path_factory.mktemp("demo")
     for source in (DEMO, DEMO_DRAFTER):
         (folder / source.name).mkdir()
@@ -166,8 +155,8 @@ def without_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / DEMO.name
 
 
-def test_ten_short_processes_all_leave_in_order(without_tokenizer: Path) -> None:
-    def leave(program: str) -> tuple[int, str, str]:
+def test_ten_short_processes_all_end_in_order(without_tokenizer: Path) -> None:
+    def end(program: str) -> tuple[int, str, str]:
         start = (
             "import sys, threading\nfrom mlx_gemma_mtp import SamplingParams, load\n"
             f"folder = {str(without_tokenizer)!r}\n"
@@ -185,6 +174,6 @@ def test_ten_short_processes_all_leave_in_order(without_tokenizer: Path) -> None
 
     programs = [*SHORT_PROGRAMS, *SHORT_PROGRAMS]
     with ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(leave, (SHORT_PROGRAMS[name] for name in programs)))
-    for name, end in zip(programs, ends, strict=True):
-        assert end == (0, "", ""), name
+        ends = list(pool.map(end, (SHORT_PROGRAMS[name] for name in programs)))
+    for name, found in zip(programs, ends, strict=True):
+        assert found == (0, "", ""), name

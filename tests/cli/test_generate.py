@@ -40,6 +40,8 @@ from mlx_gemma_mtp.errors import VerificationError
 from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.text.tokenizer import MARKERS, Text
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def text() -> Text:

@@ -31,6 +31,8 @@ from mlx_gemma_mtp.cli.requests_file import read
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingParams(max_tokens=4)
 
 
@@ -98,7 +100,9 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     assert_plain(done)
     assert (done.returncode, done.stdout) == (130, "")
     before = kept.read_bytes()
-    assert f"{num_results(kept)} of 100 results are kept" in done.stderr
+    counted = re.search(r"interrupted; (\d+) of 100 results are kept", done.stderr)
+    assert counted
+    assert num_results(kept) - int(counted[1]) in (0, 1)  # the signal may come before it is counted
 
     done = interrupted([*command, "--drafter", "none"], kept, 50, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL

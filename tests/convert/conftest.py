@@ -1,6 +1,5 @@
-"""Converted pairs that the tests of this folder share, and `mgm` in this process."""
+"""Pairs and converted pairs that the tests of this folder share, and `mgm` in this process."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import pytest
 from mlx_gemma_mtp.convert.conversion import convert
 from mlx_gemma_mtp.convert.plan import Options
 
+from helpers.broken import breakable_pair  # noqa: F401 - the fixture `broken`
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.command import Done, run_here
+from helpers.command import mgm_here  # noqa: F401 - a fixture
 from helpers.converted import TINY
 
 
@@ -42,22 +42,3 @@ def whole(tiny: PairPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     convert(tiny.target, out, Options())
     return out
-
-
-@pytest.fixture
-def broken(tiny: PairPaths, tmp_path: Path) -> PairPaths:
-    """A pair that a test may break."""
-    return PairPaths(
-        shutil.copytree(tiny.target, tmp_path / "target"),
-        shutil.copytree(tiny.drafter, tmp_path / "target-assistant"),
-    )
-
-
-@pytest.fixture
-def mgm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Runs `mgm` with these arguments in this process."""
-
-    def run(*arguments: str | Path) -> Done:
-        return run_here(monkeypatch, capfd, arguments)
-
-    return run

@@ -34,6 +34,7 @@ from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
 UNQUANTIZED = Options(bits="none")
+TOWERS_IN = ("E2B", "12B", MOE)
 TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 
 
@@ -59,16 +60,19 @@ def renamed(source: Path, config: TargetConfig) -> Arrays:
     return arrays
 
 
-def test_unquantized_weights_keep_every_bit_under_their_new_names(
+def test_unquantized_weights_keep_every_bit_and_load_in_mlx_lm(
     pair: PairPaths, kind: str, converted: Converted
 ) -> None:
     out = converted(kind, UNQUANTIZED)
     source = load_target(pair.target)
-    assert_same_arrays(read_arrays(out), renamed(pair.target, source.config))
+    assert_same_arrays(read_arrays(out), renamed(pair.target, source.config))  # without towers
+    assert any("vision" in name for name in read_arrays(pair.target)) == (kind in TOWERS_IN)
     assert_same_arrays(read_arrays(out / "drafter"), read_arrays(pair.drafter))
     assert TargetConfig.from_dict(read_config(out)) == source.config
     assert "quantization" not in read_config(out)
-    np.testing.assert_array_equal(logits(load_target(out)), logits(source))
+    target = load_target(out)
+    np.testing.assert_array_equal(logits(target), logits(source))
+    assert_mlx_lm_agrees(out, target)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])
@@ -77,12 +81,6 @@ def test_a_converted_pair_can_be_converted_again(
 ) -> None:
     convert(converted(kind, UNQUANTIZED), tmp_path / "again", Options())
     assert hashes(tmp_path / "again") == hashes(converted(kind, Options()))
-
-
-def test_towers_are_left_out(pairs: dict[str, PairPaths], converted: Converted) -> None:
-    for kind in ("E2B", "12B", MOE):
-        assert any("vision" in name for name in read_arrays(pairs[kind].target))
-        assert not any("vision" in name for name in read_arrays(converted(kind, UNQUANTIZED)))
 
 
 def in_memory(model: nn.Module, records: dict[str, Any]) -> None:
@@ -115,12 +113,6 @@ def test_quantized_weights_equal_those_quantized_in_memory_and_load_in_mlx_lm(
     drafter = load_drafter(out / "drafter", target.config)
     uniform = load_drafter(pair.drafter, target.config, bits=int(bits))
     assert_same_arrays(parameters(drafter), parameters(uniform))
-
-
-def test_mlx_lm_computes_the_same_from_unquantized_weights(kind: str, converted: Converted) -> None:
-    out = converted(kind, UNQUANTIZED)
-    target = load_target(out)
-    assert_mlx_lm_agrees(out, target)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -141,12 +142,8 @@ def test_at_most_this_many_tokens_of_each_text_count() -> None:
     documents = [Document("a", [*range(9)], 1), Document("a", [*range(9)], 1)]
     documents += [Document("b", [*range(9)], 7), Document("b", [*range(9)], 7)]
     kept = at_most(documents, 10)
-    assert [(one.part, len(one.tokens) - one.first) for one in kept] == [
-        ("a", 8),
-        ("a", 2),
-        ("b", 2),
-        ("b", 2),
-    ]
+    counted = [(one.part, len(one.tokens) - one.first) for one in kept]
+    assert counted == [("a", 8), ("a", 2), ("b", 2), ("b", 2)]
 
 
 @pytest.mark.parametrize("bits", ["8", "4"])
@@ -166,20 +163,17 @@ def test_the_demo_pair_keeps_its_answers_and_acceptance(bits: str, converted: Co
 
 
 def test_quality_is_printed_and_written_into_the_cards(
-    converted: Converted, tmp_path: Path, mgm: Mgm
+    converted: Converted, tmp_path: Path, mgm_here: Mgm
 ) -> None:
     folder = shutil.copytree(converted("demo", Options()), tmp_path / "demo")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is 17 + 25?\n\nSpell the word river.\n")
-    done = mgm("verify", folder, "--quality", "--tokens", "8", "--prompts", prompts, "--json")
+    done = mgm_here("verify", folder, "--quality", "--tokens", "8", "--prompts", prompts, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["quality"]
     assert found["source"] == "demo"
-    assert [(text["text"], text["tokens"]) for text in found["texts"]] == [
-        ("prose", 8),
-        ("answers", 8),
-        ("exercises", 8),
-    ]
+    texts = [(text["text"], text["tokens"]) for text in found["texts"]]
+    assert texts == [("prose", 8), ("answers", 8), ("exercises", 8)]
     params = SamplingParams(temperature=0, num_draft_tokens=3)
     with load(folder) as engine:
         done = engine.generate(prompts.read_text().split("\n\n"), params)
@@ -188,8 +182,8 @@ def test_quality_is_printed_and_written_into_the_cards(
     drafted = sum(one.stats.drafted for one in done)
     accepted = sum(one.stats.accepted for one in done)
     assert found["drafting"]["acceptance_rate"] == pytest.approx(accepted / drafted)
-    card = (folder / "README.md").read_text()
-    assert "| exercises | 8" in card
+    card = re.sub(" +", " ", (folder / "README.md").read_text())
+    assert "| exercises | 8 |" in card
     assert "Not measured" not in card
     assert "acceptance rate" in (folder / "drafter" / "README.md").read_text()
     assert [verdict.faults for verdict in verify(folder)] == [[], []]  # a card may change

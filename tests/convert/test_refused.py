@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +14,11 @@ from mlx_gemma_mtp.convert import partial
 from mlx_gemma_mtp.convert.conversion import convert
 from mlx_gemma_mtp.convert.plan import Options
 
+from helpers.broken import Edit, set_values, table
 from helpers.checkpoints import PairPaths
-from helpers.converted import Mgm, assert_refused, edit_json, hashes, put_nan
+from helpers.converted import Mgm, assert_refused, hashes, put_nan
 from mlx_gemma_mtp.files.checkpoint import weight_files
 from mlx_gemma_mtp.files.hub import DEMO_DRAFTER
-
-# Sources
 
 
 def cut_short(folder: Path) -> None:
@@ -32,7 +30,7 @@ def garbage(folder: Path) -> None:
     weight_files(folder)[0].write_bytes(b"\x10" + b"\0" * 7 + b"no safetensors at all" * 9)
 
 
-def entry(**changes: Any) -> Callable[[Path], None]:
+def entry(**changes: Any) -> Edit:
     """Change a weight's entry in the header of the first file."""
 
     def edit(folder: Path) -> None:
@@ -49,15 +47,7 @@ def entry(**changes: Any) -> Callable[[Path], None]:
     return edit
 
 
-def config(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edit_json(folder / "config.json", lambda found: found.update(changes))
-
-
-def other_vocabulary(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda found: found["text_config"].update(vocab_size=512))
-
-
-SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
+SOURCES: dict[str, tuple[Edit, str]] = {
     "a file cut short": (cut_short, "cut short by 100 bytes"),
     "another file format": (garbage, "not a whole safetensors file"),
     "an impossible shape": (entry(shape=[-1]), "damaged header"),
@@ -66,64 +56,59 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a type that MLX lacks": (entry(dtype="F8_E4M3"), "F8_E4M3"),
     "a file missing": (lambda folder: weight_files(folder)[-1].unlink(), "is missing"),
     "not a number": (put_nan, "not finite"),
-    "not Gemma": (config(model_type="llama"), "not a Gemma 4 model"),
-    "quantized": (config(quantization={"bits": 4}), "already quantized"),
-    "quantized elsewhere": (config(quantization_config={"bits": 4}), "already quantized"),
-    "another shape": (other_vocabulary, "different models"),
+    "not Gemma": (set_values({"model_type": "llama"}), "not a Gemma 4 model"),
+    "quantized": (set_values({"quantization": {"bits": 4}}), "already quantized"),
+    "quantized elsewhere": (set_values({"quantization_config": {"bits": 4}}), "already quantized"),
+    "another shape": (set_values({"text_config.vocab_size": 512}), "different models"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
 }
 
 
-@pytest.mark.parametrize("case", SOURCES.values(), ids=SOURCES.keys())
+@table(SOURCES)
 def test_a_damaged_source_is_refused(
-    case: tuple[Callable[[Path], None], str], mgm: Mgm, broken: PairPaths, tmp_path: Path
+    case: tuple[Edit, str], mgm_here: Mgm, broken: PairPaths, tmp_path: Path
 ) -> None:
     damage, word = case
     damage(broken.target)
     before = hashes(broken.target)
-    assert_refused(mgm("convert", broken.target, "--out", tmp_path / "out"), 1, word)
+    assert_refused(mgm_here("convert", broken.target, "--out", tmp_path / "out"), 1, word)
     assert not (tmp_path / "out").exists()
     assert hashes(broken.target) == before
 
 
-def test_other_models_are_refused(mgm: Mgm, tiny: PairPaths, tmp_path: Path) -> None:
+def test_other_models_are_refused(mgm_here: Mgm, tiny: PairPaths, tmp_path: Path) -> None:
     for exit_code, word, arguments in (
         (1, "this is a drafter", (tiny.drafter,)),
         (1, "not a Gemma 4 drafter", (tiny.target, "--drafter", tiny.target)),
         (1, "belongs to another model", (tiny.target, "--drafter", DEMO_DRAFTER)),
         (3, "nowhere", (tmp_path / "nowhere",)),
     ):
-        assert_refused(mgm("convert", *arguments, "--out", tmp_path / "out"), exit_code, word)
+        assert_refused(mgm_here("convert", *arguments, "--out", tmp_path / "out"), exit_code, word)
     assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = SimpleNamespace(headers={}, request=None, status_code=403)
 
 
 @pytest.mark.parametrize(
     ("error", "word"),
     [
-        (
-            errors.GatedRepoError(
-                "No\nno", response=SimpleNamespace(headers={}, request=None, status_code=403)
-            ),
-            "HF_TOKEN",
-        ),
+        (errors.GatedRepoError("No\nno", response=REFUSED), "HF_TOKEN"),
         (OSError("no route to host"), "no route to host"),
     ],
-    ids=["terms not accepted", "no network"],
 )
 def test_an_error_of_the_hub_comes_before_anything_is_written(
-    error: Exception, word: str, mgm: Mgm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, word: str, mgm_here: Mgm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(name: str, *, local_files_only: bool = False, **_: Any) -> str:
         raise errors.LocalEntryNotFoundError("nothing cached") if local_files_only else error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    done = mgm("convert", "google/gemma-4-tiny-it", "--out", tmp_path / "out")
+    done = mgm_here("convert", "google/gemma-4-tiny-it", "--out", tmp_path / "out")
     assert_refused(done, 3, word)
     assert not (tmp_path / "out").exists()
 
-
-# Options
 
 OPTIONS = {
     "bits": ("--bits 7", "2, 3, 4, 5, 6, 8, mxfp4, mxfp8, nvfp4, q4_0, none"),
@@ -146,65 +131,62 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("case", OPTIONS.values(), ids=OPTIONS.keys())
+@table(OPTIONS)
 def test_impossible_options_are_refused(
-    case: tuple[str, str], mgm: Mgm, tiny: PairPaths, tmp_path: Path
+    case: tuple[str, str], mgm_here: Mgm, tiny: PairPaths, tmp_path: Path
 ) -> None:
     options, word = case
-    done = mgm("convert", tiny.target, "--out", tmp_path / "out", *options.split())
+    done = mgm_here("convert", tiny.target, "--out", tmp_path / "out", *options.split())
     assert_refused(done, 2, word)
     assert list(tmp_path.iterdir()) == []
 
 
-# Places
-
-
 def test_an_existing_output_is_refused_before_the_source_is_looked_up(
-    mgm: Mgm, tmp_path: Path
+    mgm_here: Mgm, tmp_path: Path
 ) -> None:
     out, unfinished = tmp_path / "out", tmp_path / "out.partial"
     for folder, ways_out in ((out, ["--force"]), (unfinished, ["--resume", "--force"])):
         folder.mkdir()
         for word in ways_out:
-            assert_refused(mgm("convert", "google/not-asked-for", "--out", out), 2, word)
+            assert_refused(mgm_here("convert", "google/not-asked-for", "--out", out), 2, word)
         folder.rmdir()
 
 
 def test_force_replaces_a_model_only_at_the_end(
-    mgm: Mgm, tiny: PairPaths, whole: Path, broken: PairPaths, tmp_path: Path
+    mgm_here: Mgm, tiny: PairPaths, whole: Path, broken: PairPaths, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     convert(tiny.target, out, Options(bits="8"))
     before = hashes(out)
     put_nan(broken.target)
-    assert_refused(mgm("convert", broken.target, "--out", out, "--force"), 1, "not finite")
+    assert_refused(mgm_here("convert", broken.target, "--out", out, "--force"), 1, "not finite")
     assert hashes(out) == before
-    assert mgm("convert", tiny.target, "--out", out, "--force").returncode == 0  # starts over
+    assert mgm_here("convert", tiny.target, "--out", out, "--force").returncode == 0  # starts over
     assert hashes(out) == hashes(whole)
     assert not partial.partial_of(out).exists()
 
 
-def test_force_replaces_only_models(mgm: Mgm, tiny: PairPaths, tmp_path: Path) -> None:
+def test_force_replaces_only_models(mgm_here: Mgm, tiny: PairPaths, tmp_path: Path) -> None:
     papers = tmp_path / "papers"
     papers.mkdir()
     letter = papers / "letter.txt"
     letter.write_text("dear")
     for out in (papers, letter):
-        done = mgm("convert", tiny.target, "--out", out, "--force")
+        done = mgm_here("convert", tiny.target, "--out", out, "--force")
         assert_refused(done, 2, "not a model's folder")
     assert letter.read_text() == "dear"
 
 
-def test_the_source_is_never_replaced(mgm: Mgm, broken: PairPaths) -> None:
+def test_the_source_is_never_replaced(mgm_here: Mgm, broken: PairPaths) -> None:
     for out in (broken.target, broken.drafter):
-        done = mgm("convert", broken.target, "--out", out, "--force")
+        done = mgm_here("convert", broken.target, "--out", out, "--force")
         assert_refused(done, 2, "holds the source")
         assert (out / "config.json").exists()
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(
-    mgm: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=400_000))
-    assert_refused(mgm("convert", tiny.target, "--out", tmp_path / "out"), 1, "make room")
+    assert_refused(mgm_here("convert", tiny.target, "--out", tmp_path / "out"), 1, "make room")
     assert list(tmp_path.iterdir()) == []

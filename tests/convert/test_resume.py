@@ -53,24 +53,24 @@ def finished(out: Path) -> dict[str, int]:
 
 
 def test_only_the_folder_is_printed_to_stdout(
-    mgm: Mgm, tiny: PairPaths, whole: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Mgm, tiny: PairPaths, whole: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = mgm("convert", tiny.target, "--out", out)
+    done = mgm_here("convert", tiny.target, "--out", out)
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     writing = [line for line in done.stderr.splitlines() if line.startswith("writing")]
     assert writing == ["writing model.safetensors", "writing drafter/model.safetensors"]
     assert hashes(out) == hashes(whole)
     monkeypatch.chdir(out.parent)
-    done = mgm("convert", tiny.target, "--bits", "8", "--drafter", "none")
+    done = mgm_here("convert", tiny.target, "--bits", "8", "--drafter", "none")
     assert (done.returncode, done.stdout) == (0, "target-8bit\n")
     assert not (out.parent / "target-8bit" / "drafter").exists()
 
 
 def test_a_dry_run_writes_nothing(
-    mgm: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = mgm("convert", tiny.target, "--dry-run")
+    done = mgm_here("convert", tiny.target, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert "bits per weight" in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -88,7 +88,7 @@ def test_an_interruption_is_one_line_that_says_how_to_resume(
     error: BaseException,
     exit_code: int,
     word: str,
-    mgm: Mgm,
+    mgm_here: Mgm,
     tiny: PairPaths,
     whole: Path,
     out: Path,
@@ -103,12 +103,12 @@ def test_an_interruption_is_one_line_that_says_how_to_resume(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing)
-        done = mgm("convert", tiny.target, "--out", out)
+        done = mgm_here("convert", tiny.target, "--out", out)
     assert_refused(done, exit_code, word)
     assert "--resume" in done.stderr
     assert not out.exists()
-    assert_refused(mgm("convert", tiny.target, "--out", out), 2, "--resume")
-    assert mgm("convert", tiny.target, "--out", out, "--resume").returncode == 0
+    assert_refused(mgm_here("convert", tiny.target, "--out", out), 2, "--resume")
+    assert mgm_here("convert", tiny.target, "--out", out, "--resume").returncode == 0
     assert hashes(out) == hashes(whole)
 
 
@@ -158,15 +158,15 @@ def test_a_lost_file_is_written_again(tiny: PairPaths, whole: Path, out: Path) -
     assert hashes(out) == hashes(whole)
 
 
-def test_a_conversion_in_progress_is_left_alone(mgm: Mgm, tiny: PairPaths, out: Path) -> None:
+def test_a_conversion_in_progress_is_left_alone(mgm_here: Mgm, tiny: PairPaths, out: Path) -> None:
     folder = out.with_name("out.partial")
     folder.mkdir()
     with (folder / "journal").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for flag in ("--resume", "--force"):
-            done = mgm("convert", tiny.target, "--out", out, flag)
+            done = mgm_here("convert", tiny.target, "--out", out, flag)
             assert_refused(done, 2, "open in another mgm")
-    assert mgm("convert", tiny.target, "--out", out, "--resume").returncode == 0
+    assert mgm_here("convert", tiny.target, "--out", out, "--resume").returncode == 0
 
 
 @pytest.mark.parametrize("then", ["resume", "force"])

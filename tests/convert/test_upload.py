@@ -40,9 +40,9 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> Uploads:
 
 
 def test_a_finished_conversion_is_uploaded(
-    mgm: Mgm, tiny: PairPaths, tmp_path: Path, uploads: Uploads
+    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, uploads: Uploads
 ) -> None:
-    done = mgm("convert", tiny.target, "--out", tmp_path / "out", "--upload-repo", "me/tiny")
+    done = mgm_here("convert", tiny.target, "--out", tmp_path / "out", "--upload-repo", "me/tiny")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")
     assert uploads == [("me/tiny", "drafter")]
     assert done.stderr.splitlines()[-1] == "uploaded to https://hub/me/tiny"
@@ -50,28 +50,28 @@ def test_a_finished_conversion_is_uploaded(
 
 @pytest.mark.usefixtures("uploads")
 def test_an_impossible_upload_is_refused_before_the_work(
-    mgm: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: object) -> None:
         raise errors.LocalTokenNotFoundError("Many\nlines")
 
     command = ("convert", tiny.target, "--out", tmp_path / "out", "--upload-repo")
-    assert_refused(mgm(*command, "not/a/name"), 2, "not a Hub repository name")
+    assert_refused(mgm_here(*command, "not/a/name"), 2, "not a Hub repository name")
     monkeypatch.setattr(huggingface_hub.HfApi, "whoami", refuse)
-    assert_refused(mgm(*command, "me/tiny"), 1, "HF_TOKEN")
+    assert_refused(mgm_here(*command, "me/tiny"), 1, "HF_TOKEN")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("uploads")
 def test_a_failed_upload_keeps_the_folder(
-    mgm: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object, **__: object) -> None:
         raise errors.HTTPError("peer\nclosed connection")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", fail)
     out = tmp_path / "out"
-    done = mgm("convert", tiny.target, "--out", out, "--upload-repo", "me/tiny")
+    done = mgm_here("convert", tiny.target, "--out", out, "--upload-repo", "me/tiny")
     assert (done.returncode, done.stdout) == (1, f"{out}\n")
     line = done.stderr.splitlines()[-1]
     assert "peer closed connection" in line

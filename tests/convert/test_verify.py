@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -18,6 +17,7 @@ from mlx_gemma_mtp.convert.manifest import MANIFEST, Origin
 from mlx_gemma_mtp.convert.plan import Options
 from mlx_gemma_mtp.convert.verify import source_of, verify
 
+from helpers.broken import Edit, change_arrays, put, set_values, table
 from helpers.checkpoints import PairPaths
 from helpers.converted import MOE, Converted, Mgm, assert_refused, edit_json
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
@@ -25,6 +25,7 @@ from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 FIRST = "model-00001-of-00003.safetensors"
 SECOND = "model-00002-of-00003.safetensors"
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"
+WEIGHT = f"{Q_PROJ}.weight"
 
 
 @pytest.fixture(scope="module")
@@ -46,147 +47,122 @@ def faults_of(folder: Path) -> list[str]:
     return [fault for verdict in verify(folder) for fault in verdict.faults]
 
 
-def edit_arrays(path: Path, edit: Callable[[dict[str, mx.array]], object]) -> None:
-    arrays = mx.load(str(path))
-    mx.eval(arrays)
-    edit(arrays)
-    mx.save_safetensors(str(path), arrays)
+def edit_bytes(name: str, edit: Callable[[bytes], bytes]) -> Edit:
+    return lambda folder: (folder / name).write_bytes(edit((folder / name).read_bytes()))
 
 
-def hash_again(folder: Path) -> None:
-    """Make the manifest list the files as they are now."""
+def rehashed(*edits: Edit) -> Edit:
+    """Edit, then make the manifest list the files as they are now."""
 
-    def edit(manifest: dict[str, Any]) -> None:
-        for name, record in manifest["files"].items():
+    def edit(folder: Path) -> None:
+        for one in edits:
+            one(folder)
+        found = json.loads((folder / MANIFEST).read_text())
+        for name, record in found["files"].items():
             content = (folder / name).read_bytes()
             record |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / MANIFEST).write_text(json.dumps(found))
 
-    edit_json(folder / MANIFEST, edit)
-
-
-def flip_one_byte(folder: Path) -> None:
-    path = folder / SECOND
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
+    return edit
 
 
-def truncate(folder: Path) -> None:
-    path = folder / SECOND
-    path.write_bytes(path.read_bytes()[:-3])
+def arrays(change: Callable[[dict[str, mx.array]], object]) -> Edit:
+    return change_arrays(change, FIRST)
 
 
-def lengthen(folder: Path) -> None:
-    path = folder / "generation_config.json"
-    path.write_text(path.read_text() + "\n")
+def index(name: str, file: str) -> Edit:
+    return lambda folder: edit_json(
+        folder / shards.INDEX, lambda found: found["weight_map"].update({name: file})
+    )
 
 
-def remove_shard(folder: Path) -> None:
-    (folder / SECOND).unlink()
+def other_bits(file: str, block: str, name: str) -> Edit:
+    """Have a file say 8 bits for a tensor of 6."""
+    entry = {"bits": 8, "group_size": 64, "mode": "affine"}
+    return lambda folder: edit_json(
+        folder / file, lambda found: found[block].setdefault(name, {}).update(entry)
+    )
 
 
-def remove_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def remove_defaults(folder: Path) -> None:
-    (folder / "generation_config.json").unlink()
-
-
-def add_file(folder: Path) -> None:
-    (folder / "model-00004-of-00003.safetensors").write_bytes(b"")
-
-
-def change_config(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace('"sliding_window": 16', '"sliding_window": 17'))
-
-
-def break_config(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace(":", ";"))
-
-
-def shorten_tensor(folder: Path) -> None:
-    edit_arrays(folder / FIRST, lambda arrays: arrays.update({WEIGHT: arrays[WEIGHT][:-1]}))
-    hash_again(folder)
-
-
-def lose_tensor(folder: Path) -> None:
-    edit_arrays(folder / FIRST, lambda arrays: arrays.pop(WEIGHT))
-    hash_again(folder)
-
-
-def add_tensor(folder: Path) -> None:
-    edit_arrays(folder / FIRST, lambda arrays: arrays.update({"more": mx.zeros((2, 2))}))
-    edit_json(folder / shards.INDEX, lambda index: index["weight_map"].update({"more": FIRST}))
-    hash_again(folder)
-
-
-def misplace_tensor(folder: Path) -> None:
-    edit_json(folder / shards.INDEX, lambda index: index["weight_map"].update({WEIGHT: SECOND}))
-    hash_again(folder)
-
-
-def claim_other_bits(folder: Path) -> None:
-    edit_json(folder / MANIFEST, lambda found: found["tensors"][WEIGHT].update(bits=8))
-
-
-def configure_other_bits(folder: Path) -> None:
-    for block in ("quantization", "quantization_config"):
-        edit_json(
-            folder / "config.json",
-            lambda config, block=block: config[block].update(
-                {Q_PROJ: {"bits": 8, "group_size": 64, "mode": "affine"}}
-            ),
-        )
-    hash_again(folder)
-
-
-def break_manifest(folder: Path) -> None:
-    (folder / MANIFEST).write_text("{")
-
-
-def write_later_manifest(folder: Path) -> None:
-    edit_json(folder / MANIFEST, lambda manifest: manifest.update(schema=2))
-
-
-def flip_one_byte_of_the_drafter(folder: Path) -> None:
-    path = folder / "drafter" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-
-
-WEIGHT = f"{Q_PROJ}.weight"
-# A damage -> words of the lines that must name it, one line for each fault.
-DAMAGES: dict[Callable[[Path], None], list[tuple[str, ...]]] = {
-    flip_one_byte: [(SECOND, "has changed")],
-    truncate: [(SECOND, "cut short by 3 bytes")],
-    lengthen: [("generation_config.json", "too long by 1 bytes")],
-    remove_shard: [(SECOND, "is missing")],
-    remove_config: [("config.json", "is missing")],
-    remove_defaults: [("generation_config.json", "is missing")],
-    add_file: [("model-00004-of-00003.safetensors", "not list")],
-    change_config: [("config.json", "changed"), ("another model", "sliding window")],
-    break_config: [("config.json", "changed")],
-    shorten_tensor: [(WEIGHT, "U32 [63, "), ("layers.0.self_attn.q_proj.weight", "[63, ")],
-    lose_tensor: [("layers.0.self_attn.q_proj.weight", "missing"), (shards.INDEX, WEIGHT)],
-    add_tensor: [("more", "not in the manifest")],
-    misplace_tensor: [(shards.INDEX, WEIGHT, FIRST, SECOND)],
-    claim_other_bits: [(WEIGHT, "U32 [64, 12]", "U32 [64, 16]")],
-    configure_other_bits: [("layers.0.self_attn.q_proj.weight", "[64, 12]", "[64, 16]")],
-    break_manifest: [(MANIFEST, "JSON")],
-    write_later_manifest: [(MANIFEST, "schema 2")],
-    flip_one_byte_of_the_drafter: [("drafter/model.safetensors", "has changed")],
+shorten_tensor = rehashed(arrays(lambda found: found.update({WEIGHT: found[WEIGHT][:-1]})))
+# An edit of a folder -> words of the lines that must name it, one line for each fault.
+DAMAGES: dict[str, tuple[Edit, list[tuple[str, ...]]]] = {
+    "a changed byte": (
+        edit_bytes(SECOND, lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]),
+        [(SECOND, "has changed")],
+    ),
+    "a file cut short": (
+        edit_bytes(SECOND, lambda data: data[:-3]),
+        [(SECOND, "cut short by 3 bytes")],
+    ),
+    "a longer file": (
+        edit_bytes("generation_config.json", lambda data: data + b"\n"),
+        [("generation_config.json", "too long by 1 bytes")],
+    ),
+    "a missing shard": (lambda folder: (folder / SECOND).unlink(), [(SECOND, "is missing")]),
+    "no config": (
+        lambda folder: (folder / "config.json").unlink(),
+        [("config.json", "is missing")],
+    ),
+    "no defaults": (
+        lambda folder: (folder / "generation_config.json").unlink(),
+        [("generation_config.json", "is missing")],
+    ),
+    "another file": (
+        put("model-00004.safetensors", b""),
+        [("model-00004.safetensors", "not list")],
+    ),
+    "another config": (
+        edit_bytes("config.json", lambda data: data.replace(b'window": 16', b'window": 17')),
+        [("config.json", "changed"), ("another model", "sliding window")],
+    ),
+    "a broken config": (
+        edit_bytes("config.json", lambda data: data.replace(b":", b";")),
+        [("config.json", "changed")],
+    ),
+    "a shorter tensor": (
+        shorten_tensor,
+        [(WEIGHT, "U32 [63, "), ("layers.0.self_attn.q_proj.weight", "[63, ")],
+    ),
+    "a lost tensor": (
+        rehashed(arrays(lambda found: found.pop(WEIGHT))),
+        [("layers.0.self_attn.q_proj.weight", "missing"), (shards.INDEX, WEIGHT)],
+    ),
+    "another tensor": (
+        rehashed(
+            arrays(lambda found: found.update({"more": mx.zeros((2, 2))})), index("more", FIRST)
+        ),
+        [("more", "not in the manifest")],
+    ),
+    "a misplaced tensor": (
+        rehashed(index(WEIGHT, SECOND)),
+        [(shards.INDEX, WEIGHT, FIRST, SECOND)],
+    ),
+    "other bits in the manifest": (
+        other_bits(MANIFEST, "tensors", WEIGHT),
+        [(WEIGHT, "U32 [64, 12]", "U32 [64, 16]")],
+    ),
+    "other bits in the config": (
+        rehashed(other_bits("config.json", "quantization", Q_PROJ)),
+        [("layers.0.self_attn.q_proj.weight", "[64, 12]", "[64, 16]")],
+    ),
+    "a broken manifest": (put(MANIFEST, "{"), [(MANIFEST, "JSON")]),
+    "a later manifest": (set_values({"schema": 2}, MANIFEST), [(MANIFEST, "schema 2")]),
+    "a changed drafter": (
+        edit_bytes("drafter/model.safetensors", lambda data: data[:-1] + b"\x7f"),
+        [("drafter/model.safetensors", "has changed")],
+    ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_every_fault_is_named(damage: Callable[[Path], None], folder: Path) -> None:
+@table(DAMAGES)
+def test_every_fault_is_named(case: tuple[Edit, list[tuple[str, ...]]], folder: Path) -> None:
+    damage, expected = case
     damage(folder)
     faults = faults_of(folder)
-    for words in DAMAGES[damage]:
+    for words in expected:
         assert any(all(word in fault for word in words) for fault in faults), (words, faults)
-    assert len(faults) == len(DAMAGES[damage]), faults
+    assert len(faults) == len(expected), faults
     assert not any("\n" in fault for fault in faults)
 
 
@@ -200,8 +176,8 @@ def test_a_new_conversion_has_no_faults(kind: str, converted: Converted) -> None
 
 
 def test_all_faults_are_named_at_once(folder: Path) -> None:
-    for damage in (flip_one_byte, add_file, change_config, flip_one_byte_of_the_drafter):
-        damage(folder)
+    for name in ("a changed byte", "another file", "another config", "a changed drafter"):
+        DAMAGES[name][0](folder)
     assert len(faults_of(folder)) == 5
 
 
@@ -246,8 +222,8 @@ def test_the_source_is_the_one_in_the_manifest(whole: Path) -> None:
         source_of(verdict._replace(manifest=None))
 
 
-def test_the_command_prints_what_was_checked(whole: Path, mgm: Mgm) -> None:
-    done = mgm("verify", whole)
+def test_the_command_prints_what_was_checked(whole: Path, mgm_here: Mgm) -> None:
+    done = mgm_here("verify", whole)
     assert (done.returncode, done.stderr) == (0, "")
     target, drafter = done.stdout.splitlines()
     assert target.startswith(f"{whole}: ")
@@ -255,15 +231,15 @@ def test_the_command_prints_what_was_checked(whole: Path, mgm: Mgm) -> None:
     assert drafter.startswith(f"{whole / 'drafter'}: ")
 
 
-def test_the_command_lists_faults_and_exits_with_5(folder: Path, mgm: Mgm) -> None:
-    truncate(folder)
-    add_file(folder)
-    done = mgm("verify", folder, "--quality")  # not measured with faults
+def test_the_command_lists_faults_and_exits_with_5(folder: Path, mgm_here: Mgm) -> None:
+    DAMAGES["a file cut short"][0](folder)
+    DAMAGES["another file"][0](folder)
+    done = mgm_here("verify", folder, "--quality")  # not measured with faults
     assert done.returncode == 5
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr.startswith(f"mgm: {folder}: 2 faults; ")
     assert done.stderr.count("\n") == 1
-    done = mgm("verify", folder, "--json")
+    done = mgm_here("verify", folder, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 5
     assert not found["ok"]
@@ -271,10 +247,10 @@ def test_the_command_lists_faults_and_exits_with_5(folder: Path, mgm: Mgm) -> No
     assert found["target"]["manifest"]
 
 
-def test_wrong_arguments_are_refused(folder: Path, mgm: Mgm) -> None:
+def test_wrong_arguments_are_refused(folder: Path, mgm_here: Mgm) -> None:
     for arguments, code, word in (
         (("nowhere",), 3, "no folder"),
         ((folder, "--tokens", "9"), 2, "--quality"),
     ):
-        done = mgm("verify", *arguments)
+        done = mgm_here("verify", *arguments)
         assert_refused(done, code, word)

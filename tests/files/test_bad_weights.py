@@ -312,3 +312,16 @@ def test_experts_whose_gate_and_up_do_not_match_are_refused(
     set_values({"quantization": Q4})(broken.target)
     message = refusal(CheckpointError, lambda: load(broken.target, None))
     assert "layers.1.experts" in message
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(
+    tiny: PairPaths, broken: PairPaths
+) -> None:
+    change_arrays(lambda arrays: arrays.pop("model.norm.weight"))(broken.target)
+    with load(tiny.target) as engine:
+        before = engine.generate([5, 6], GREEDY)[0].tokens
+        memory = mx.get_active_memory()
+        for _ in range(3):
+            refusal(CheckpointError, lambda: load(broken.target))
+        assert engine.generate([5, 6], GREEDY)[0].tokens == before
+        assert mx.get_active_memory() <= memory + 1_000_000

@@ -97,11 +97,11 @@ def put(file: str, content: str | bytes) -> Edit:
     return lambda folder: (folder / file).write_bytes(data)
 
 
-def change_arrays(change: Callable[[dict[str, mx.array]], object]) -> Edit:
+def change_arrays(change: Callable[[dict[str, mx.array]], object], file: str = WEIGHTS) -> Edit:
     """Rewrite the weights after a change to their dictionary."""
 
     def edit(folder: Path) -> None:
-        path = str(folder / WEIGHTS)
+        path = str(folder / file)
         arrays = dict(mx.load(path))
         mx.eval(arrays)
         change(arrays)

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.model.target import Target
 
 Arrays = dict[str, mx.array]
 Converted = Callable[[str, Options], Path]
-Mgm = Callable[..., Done]
+Mgm = Callable[..., Done]  # the fixture `mgm_here`
 
 MOE = "26B-A4B"
 TINY = MOE

@@ -1,0 +1,30 @@
+"""Tokens made from the parts of an output, with a detokenizer that knows only these."""
+
+from __future__ import annotations
+
+from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
+
+MARKERS = Markers(100, 101, 48, 49, 52)  # the demo's
+CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE = MARKERS
+TURN_END = 106
+
+
+class Detokenizer:
+    """A detokenizer for listed tokens; each has some text."""
+
+    def __init__(self, texts: dict[int, str]) -> None:
+        self._texts = texts
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = self._texts[token]
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+
+def spell(*parts: str | int) -> tuple[list[int], TextStream]:
+    """Return the tokens of these parts, markers as ids and the rest as text, and their stream."""
+    texts = {1000 + at: part for at, part in enumerate(parts) if isinstance(part, str)}
+    tokens = [part if isinstance(part, int) else 1000 + at for at, part in enumerate(parts)]
+    return tokens, TextStream(Detokenizer(texts | {QUOTE: '<|"|>'}), (), MARKERS)
