@@ -21,7 +21,7 @@ from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.checkpoint import num_bytes, quantize
+from mlx_gemma_mtp.files.weights import num_bytes, quantize
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.layers import join_projections

@@ -237,7 +237,7 @@ def test_a_run_to_share_has_plain_and_best_by_batch() -> None:
 def test_conclusions_start_with_whether_drafting_pays() -> None:
     said = conclusions(PAYS)
     gain = "1.59x plain (1.56–1.63)"
-    assert said[0] == f"drafting pays here at batch 1 and 4: up to {gain}, 3 drafts."
+    assert said[0] == f"drafting pays here at batch 1, 4: up to {gain}, 3 drafts."
     assert said[1].startswith(f"batch 1: 3 drafts, 77.7 tok/s, {gain}, 73.0% of what")
     assert said[1].endswith("auto 1.58x plain (1.54–1.61).")
     assert "no gain" not in " ".join(said)
