@@ -201,7 +201,7 @@ def test_a_csv_row_has_the_numbers_of_its_case() -> None:
         "peak_gb": "16.34",
         "verify_ms": "23.00",
         "acceptance_at_2": "0.360",
-        "rounds_accepting_3": "13",
+        "accepted_histogram": "37/11/12/13",
     }
     assert {name: row[name] for name in wanted} == wanted
     assert {row["model"] for row in in_csv(PAYS, DRAWN)} == {"gemma-4-E4B-it", "26B-A4B"}
