@@ -92,7 +92,7 @@ def _memory(plans: Sequence[Plan]) -> str:
     )
 
     def cell(context: int, batch: int) -> str:
-        total = pair.needs(context, batch).total
+        total = pair.needs(context, batch)
         macs = [mac for mac in device.MAC_SIZES if device.mac_limit(mac) >= total]
         return f"{decimal(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
 

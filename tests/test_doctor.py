@@ -51,8 +51,8 @@ def test_the_report_shows_the_machine_and_its_models(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("MGM_DEBUG", "1")
-    hub_cache.add_files(NAME, TARGET_FILES)
-    hub_cache.add_files(DRAFTER, DRAFTER_FILES)
+    hub_cache.add(NAME, TARGET_FILES)
+    hub_cache.add(DRAFTER, DRAFTER_FILES)
     result = run("--no-self-test", "--json")
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -97,15 +97,15 @@ def test_the_report_shows_the_machine_and_its_models(
 def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache) -> None:
     other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536})
     half = {"config.json": DRAFTER_FILES["config.json"]}
-    hub_cache.add_files("a/alone", TARGET_FILES)
-    hub_cache.add_files("b/mismatch", TARGET_FILES)
-    hub_cache.add_files("b/mismatch-assistant", other)
-    hub_cache.add_files("c/half", TARGET_FILES)
-    hub_cache.add_files("c/half-assistant", half)
-    hub_cache.add_files("d/half", {"config.json": TARGET_FILES["config.json"]})
-    hub_cache.add_files("e/lone-assistant", DRAFTER_FILES)
+    hub_cache.add("a/alone", TARGET_FILES)
+    hub_cache.add("b/mismatch", TARGET_FILES)
+    hub_cache.add("b/mismatch-assistant", other)
+    hub_cache.add("c/half", TARGET_FILES)
+    hub_cache.add("c/half-assistant", half)
+    hub_cache.add("d/half", {"config.json": TARGET_FILES["config.json"]})
+    hub_cache.add("e/lone-assistant", DRAFTER_FILES)
     damaged = TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"}
-    hub_cache.add_files("f/damaged", damaged)
+    hub_cache.add("f/damaged", damaged)
     found = report(hub_cache)
     assert "mgm pull a/alone" in str(found["a/alone"].no_drafts)
     assert "belongs to another model" in str(found["b/mismatch"].no_drafts)
@@ -123,8 +123,8 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache) -> None:
 def test_timings_count_only_on_the_machine_they_come_from(
     hub_cache: HubCache,
 ) -> None:
-    folder = hub_cache.add_files(NAME, TARGET_FILES)
-    hub_cache.add_files(f"{NAME}-assistant", DRAFTER_FILES)
+    folder = hub_cache.add(NAME, TARGET_FILES)
+    hub_cache.add(f"{NAME}-assistant", DRAFTER_FILES)
     slow, fast = Costs(), Costs()
     for _ in range(20):
         for k in (0, 3):

@@ -98,7 +98,7 @@ def test_the_peak_is_as_estimated(
     # As on a quick machine: on a slow one chunks are smaller while rows decode.
     limits = Limits(pause_seconds=math.inf)
     paths = tiny[kind]
-    need = read_pair(*paths).needs(context, batch).total
+    need = read_pair(*paths).needs(context, batch)
 
     def work() -> None:
         with Engine(open_pair(*paths), max_batch=batch, limits=limits) as running:
@@ -116,7 +116,7 @@ def test_the_peak_is_as_estimated(
 def test_kept_sessions_are_counted(tiny: dict[str, PairPaths], rng: np.random.Generator) -> None:
     paths = tiny["E2B"]
     pair = read_pair(*paths)
-    need = pair.needs(1024, 1, sessions=2).total
+    need = pair.needs(1024, 1, sessions=2)
 
     def work() -> None:
         with load(*paths, max_batch=1) as running:
@@ -226,10 +226,10 @@ def test_the_longest_context_just_fits() -> None:
     def longest(have: int, sessions: int = 0) -> int:
         return pair.longest_context(batch=2, have=have, sessions=sessions)
 
-    have = pair.needs(1000, 2).total
+    have = pair.needs(1000, 2)
     found = longest(have)
     assert 1000 <= found < pair.target.max_position_embeddings
-    assert pair.needs(found, 2).total <= have < pair.needs(found + 1, 2).total
+    assert pair.needs(found, 2) <= have < pair.needs(found + 1, 2)
     assert 0 < longest(have, sessions=2) < found
     assert longest(10**12) == pair.target.max_position_embeddings
     assert longest(pair.target_bytes) == 0
@@ -273,9 +273,9 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
     room: Callable[[int], None],
 ) -> None:
     fits = read_pair(*DEMO, bits=4)
-    room(fits.needs(memory.LOAD_CONTEXT, 1).total)
+    room(fits.needs(memory.LOAD_CONTEXT, 1))
     message = refusal("demo")
-    need = read_pair(*DEMO).needs(memory.LOAD_CONTEXT, 1).total
+    need = read_pair(*DEMO).needs(memory.LOAD_CONTEXT, 1)
     assert message.startswith("demo, with 2,048 tokens of context, needs ")
     assert f"needs {need / 1e6:.1f} MB of memory, but " in message
     assert re.search(r"available: bits=4 \(.* would fit", message)
@@ -292,13 +292,13 @@ def test_loading_itself_must_fit(room: Callable[[int], None], tmp_path: Path) ->
     config.get("text_config", {})["max_position_embeddings"] = 1
     (folder / "config.json").write_text(json.dumps(config))
     pair = read_pair(folder, None, bits=4)  # from bfloat16, through float32 on the CPU
-    assert pair.loading > 1.2 * pair.needs(1, 1).total
+    assert pair.loading > 1.2 * pair.needs(1, 1)
     room(pair.loading - 2048)
     assert "the output of `mgm convert --bits 4`" in refusal(folder, bits=4)
 
 
 def test_memory_of_other_engines_is_not_available(room: Callable[[int], None]) -> None:
-    room(read_pair(*DEMO).needs(memory.LOAD_CONTEXT, 1).total)
+    room(read_pair(*DEMO).needs(memory.LOAD_CONTEXT, 1))
     with load("demo"):
         refusal("demo")
     load("demo").close()
@@ -332,7 +332,7 @@ CONTEXT = 8192
 @pytest.mark.skipif(device.backend() == "cuda", reason="experts take more memory there")
 def test_the_readme_names_the_best_model_for_each_mac() -> None:
     needs = {
-        (size, bits): Pair.of(*synthetic.random_pair(size, bits=bits)).needs(CONTEXT, 1).total
+        (size, bits): Pair.of(*synthetic.random_pair(size, bits=bits)).needs(CONTEXT, 1)
         for size in SIZES
         for bits in (None, 8, 4)
     }
