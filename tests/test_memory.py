@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,7 @@ SLACK = 500_000  # bytes
 
 NEW_TOKENS = 8
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, num_draft_tokens=3, ignore_eos=True)
-SAMPLED = SamplingParams(
-    max_tokens=NEW_TOKENS,
-    temperature=1,
-    top_k=64,
-    top_p=0.95,
-    seed=1,
-    num_draft_tokens=8,
-    ignore_eos=True,
-)
+SAMPLED = replace(GREEDY, temperature=1, top_k=64, top_p=0.95, seed=1, num_draft_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -131,24 +124,14 @@ def test_kept_sessions_are_counted(tiny: dict[str, PairPaths], rng: np.random.Ge
     assert need == pytest.approx(peak_of(work), rel=0.1, abs=SLACK)
 
 
-def test_only_full_layers_grow_with_the_context() -> None:
-    pair = read_pair(*DEMO)
-    short, long = pair.needs(512, 4), pair.needs(4096, 4)
-    assert short.sliding == long.sliding
-    assert long.full > 5 * short.full
-    assert pair.needs(10**9, 4) == long  # more than the model's maximum
-
-
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_weights_are_counted_without_being_read(pair: PairPaths, bits: int | None) -> None:
     config, dtype = read_target_config(pair.target), weights.default_dtype()
+    load_drafter = partial(weights.load_drafter, target=config)
+    open_drafter = partial(weights.open_drafter, target=config)
     for folder, load_it, open_it in (
         (pair.target, weights.load_target, weights.open_target),
-        (
-            pair.drafter,
-            partial(weights.load_drafter, target=config),
-            partial(weights.open_drafter, target=config),
-        ),
+        (pair.drafter, load_drafter, open_drafter),
     ):
         opened = open_it(folder, bits=bits, dtype=dtype)
         loading = weights.loading_bytes(opened, folder)
@@ -183,11 +166,9 @@ def test_a_quantized_checkpoint_is_counted_as_it_will_be_typed(
         assert num_bytes(opened) == num_bytes(weights.load_target(tmp_path, dtype=dtype))
 
 
-@pytest.mark.parametrize(
-    ("gigabytes", "logged"), [(16, 10922.67), (32, 21845.34), (64, 49152.0), (96, 73728.0)]
-)
-def test_the_limit_of_macs_is_the_logged_one(gigabytes: int, logged: float) -> None:
-    assert mac_limit(gigabytes) / 2**20 == pytest.approx(logged, abs=0.01)
+def test_the_limits_of_macs_are_the_logged_ones() -> None:
+    for gigabytes, logged in ((16, 10922.67), (32, 21845.34), (64, 49152.0), (96, 73728.0)):
+        assert mac_limit(gigabytes) / 2**20 == pytest.approx(logged, abs=0.01)
 
 
 def test_memory_that_mlx_holds_counts_as_available(
@@ -222,17 +203,15 @@ def test_a_gpu_reports_its_own_memory(
 
 def test_the_longest_context_just_fits() -> None:
     pair = read_pair(*DEMO)
-
-    def longest(have: int, sessions: int = 0) -> int:
-        return pair.longest_context(batch=2, have=have, sessions=sessions)
-
+    longest, maximum = partial(pair.longest_context, batch=2), pair.target.max_position_embeddings
     have = pair.needs(1000, 2)
-    found = longest(have)
-    assert 1000 <= found < pair.target.max_position_embeddings
+    found = longest(have=have)
+    assert 1000 <= found < maximum
     assert pair.needs(found, 2) <= have < pair.needs(found + 1, 2)
-    assert 0 < longest(have, sessions=2) < found
-    assert longest(10**12) == pair.target.max_position_embeddings
-    assert longest(pair.target_bytes) == 0
+    assert 0 < longest(have=have, sessions=2) < found
+    assert longest(have=10**12) == maximum
+    assert longest(have=pair.target_bytes) == 0
+    assert pair.needs(10**9, 2) == pair.needs(maximum, 2)
 
 
 @pytest.fixture
