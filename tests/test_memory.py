@@ -260,6 +260,8 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
     assert re.search(r"available: bits=4 \(.* would fit", message)
     assert "bits=8" not in message
     assert "--force" in message
+    with pytest.raises(UsageError, match="bits must be 4 or 8"):  # reported before memory
+        load("demo", bits=5)
     load("demo", bits=4).close()
     load("demo", force=True).close()
 
@@ -281,12 +283,6 @@ def test_memory_of_other_engines_is_not_available(room: Callable[[int], None]) -
     with load("demo"):
         refusal("demo")
     load("demo").close()
-
-
-def test_a_wrong_setting_is_reported_before_memory(room: Callable[[int], None]) -> None:
-    room(0)
-    with pytest.raises(UsageError, match="bits must be 4 or 8"):
-        load("demo", bits=5)
 
 
 def test_the_command_exits_with_4_and_can_be_forced(

@@ -127,45 +127,42 @@ def test_a_drafter_that_does_not_fit_in_one_size_is_refused(
 
 
 FULL, SLIDING = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
-WRONG_VALUES: list[dict[str, Any]] = [
-    {"num_attention_heads": "4"},
-    {"hidden_size": 64.0},
+WRONG_VALUES: dict[str, list[Any]] = {
+    "num_attention_heads": ["4", 0],
+    "num_key_value_heads": [0, 3],
+    "hidden_size": [64.0],
+    "intermediate_size": [-128],
+    "head_dim": [0, 15],
+    "per_layer_config.5.head_dim": ["32"],
+    "sliding_window": [0, 10**12],
+    "layer_types": [["full_attention"], ["linear_attention"] * 6, 5],
+    "num_kv_shared_layers": [7, 6, 1, -1, "2"],
+    "per_layer_config": [{"last": {"head_dim": 32}}, [1, 2], {"5": 32}],
+    "rope_parameters": ["x", {"full_attention": 5}],
+    f"{FULL}.rope_theta": [..., 0, -1],
+    f"{SLIDING}.rope_theta": [None, "10000"],
+    f"{FULL}.rope_type": ["yarn"],
+    f"{FULL}.partial_rotary_factor": [-1, 1.5],
+    "rms_norm_eps": [0, "1e-6", float("nan")],
+    "num_experts": ["8", 0, None],
+    "top_k_experts": [0, 1.5, 9],
+    "moe_intermediate_size": [0],
+    "final_logit_softcapping": ["30", 0],
+    "max_position_embeddings": ["1024", 0],
+    "attention_bias": [True],
+    "hidden_activation": ["silu"],
+    "tie_word_embeddings": [False],
+    "quantization": ["x", [4]],
+    "text_config": ["x"],
+}
+WRONG_CONFIGS: list[dict[str, Any]] = [
+    *({key: value} for key, values in WRONG_VALUES.items() for value in values),
     {"intermediate_size": None, "moe_intermediate_size": None},
-    {"num_attention_heads": 0},
-    {"num_key_value_heads": 0},
-    {"num_key_value_heads": 3},
-    {"intermediate_size": -128},
-    {"head_dim": 0},
-    {"head_dim": 15},
-    {"per_layer_config.5.head_dim": "32"},
-    {"sliding_window": 0},
-    {"sliding_window": 10**12},
     {"num_hidden_layers": 0, "layer_types": []},
-    {"layer_types": ["full_attention"]},
-    {"layer_types": ["linear_attention"] * 6},
-    {"layer_types": 5},
-    *({"num_kv_shared_layers": value} for value in (7, 6, 1, -1, "2")),
-    *({"per_layer_config": value} for value in ({"last": {"head_dim": 32}}, [1, 2], {"5": 32})),
-    *({"rope_parameters": value} for value in ("x", {"full_attention": 5})),
-    *({f"{FULL}.rope_theta": value} for value in (..., 0, -1)),
-    *({f"{SLIDING}.rope_theta": value} for value in (None, "10000")),
-    {f"{FULL}.rope_type": "yarn"},
-    *({f"{FULL}.partial_rotary_factor": value} for value in (-1, 1.5)),
-    *({"rms_norm_eps": value} for value in (0, "1e-6", float("nan"))),
-    *({"num_experts": value} for value in ("8", 0, None)),
-    *({"top_k_experts": value} for value in (0, 1.5, 9)),
-    {"moe_intermediate_size": 0},
-    *({"final_logit_softcapping": value} for value in ("30", 0)),
-    *({"max_position_embeddings": value} for value in ("1024", 0)),
-    {"attention_bias": True},
-    {"hidden_activation": "silu"},
-    {"tie_word_embeddings": False},
-    *({"quantization": value} for value in ("x", [4])),
-    {"text_config": "x"},
 ]
 
 
-@pytest.mark.parametrize("values", WRONG_VALUES, ids=str)
+@pytest.mark.parametrize("values", WRONG_CONFIGS, ids=str)
 def test_a_wrong_value_in_the_config_is_refused(broken: PairPaths, values: dict[str, Any]) -> None:
     set_values(values)(broken.target)
     refusal(CheckpointError, lambda: load(broken.target, None))

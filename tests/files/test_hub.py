@@ -65,14 +65,14 @@ def test_a_drafter_is_found_inside_the_target_then_next_to_it_unless_one_is_give
 
 
 def test_a_folder_may_be_named_by_any_path(
-    pair_here: PairPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub_cache: HubCache, pair_here: PairPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(pair_here.target)
     monkeypatch.setenv("HOME", str(tmp_path))
     for place, name in (
         (pair_here.target, "."),
         (pair_here.drafter, "../tiny"),
-        (tmp_path, "models/tiny"),
+        (tmp_path, "models/tiny"),  # also a Hub name
         (tmp_path, "link"),
         (Path("/"), "~/models/tiny"),
     ):
@@ -84,6 +84,7 @@ def test_a_folder_may_be_named_by_any_path(
     monkeypatch.chdir(pair_here.target)
     with load(".") as engine:
         assert engine.has_drafter
+    assert hub_cache.network == []
 
 
 @pytest.fixture(scope="module")
@@ -92,31 +93,26 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
     return make_pair("E4B", tmp_path_factory.mktemp("sharded"), seed, sharded=True)
 
 
-def test_a_cached_pair_loads_without_any_network_call(
+def test_cached_models_load_without_any_network_call(
     hub_cache: HubCache, sharded: PairPaths
 ) -> None:
-    hub_cache.add(NAME, folder_files(sharded.target))
-    hub_cache.add(DRAFTER, folder_files(sharded.drafter))
-    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
-    with load(NAME) as cached, load(sharded.target, sharded.drafter) as folder:
-        assert cached.has_drafter
-        assert cached.generate([5], params)[0].tokens == folder.generate([5], params)[0].tokens
-    with load(NAME, DRAFTER) as engine:
-        assert engine.has_drafter
-    with load(sharded.target, DRAFTER) as engine:
-        assert engine.has_drafter
-    assert hub_cache.network == []
-
-
-def test_a_cached_target_without_a_complete_cached_drafter_loads_without_any_network_call(
-    hub_cache: HubCache, sharded: PairPaths
-) -> None:
+    drafter_files = folder_files(sharded.drafter)
     hub_cache.add(NAME, folder_files(sharded.target))
     for drafter in ("auto", None):
         with load(NAME, drafter) as engine:
             assert not engine.has_drafter
-    hub_cache.add(DRAFTER, without(folder_files(sharded.drafter), r"\.safetensors"))
+    hub_cache.add(DRAFTER, without(drafter_files, r"\.safetensors"))
     assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
+    shutil.rmtree(hub_cache.repository(DRAFTER))
+
+    hub_cache.add(DRAFTER, drafter_files)
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    with load(NAME) as cached, load(sharded.target, sharded.drafter) as folder:
+        assert cached.has_drafter
+        assert cached.generate([5], params)[0].tokens == folder.generate([5], params)[0].tokens
+    for model in (NAME, sharded.target):
+        with load(model, DRAFTER) as engine:
+            assert engine.has_drafter
     assert hub_cache.network == []
 
 
@@ -133,14 +129,22 @@ INCOMPLETE = {  # files that are missing
 }
 
 
+@pytest.mark.parametrize("switched_off", [False, True])
 @pytest.mark.parametrize("what", INCOMPLETE)
 def test_an_incomplete_cached_snapshot_is_not_loaded_offline(
-    hub_cache: HubCache, sharded: PairPaths, what: str
+    hub_cache: HubCache,
+    sharded: PairPaths,
+    what: str,
+    switched_off: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
     hub_cache.add(NAME, without(folder_files(sharded.target), INCOMPLETE[what]))
     with pytest.raises((CheckpointError, ModelNotFoundError)) as caught:
         load(NAME)
+    assert NAME in str(caught.value) or hub_cache.repository(NAME).name in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert bool(hub_cache.network) != switched_off
 
 
 @pytest.mark.parametrize("what", INCOMPLETE)
@@ -160,19 +164,6 @@ def test_an_incomplete_cached_snapshot_is_completed_online_and_the_hub_never_ask
         assert any(DRAFTER in path for path in online.requests) != complete
         assert complete <= (online.requests == [])
         online.requests.clear()
-
-
-@pytest.mark.parametrize("switched_off", [False, True])
-def test_an_unknown_name_offline_is_a_model_not_found_error_of_one_line(
-    hub_cache: HubCache, switched_off: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
-    with pytest.raises(ModelNotFoundError) as caught:
-        load(NAME)
-    message = str(caught.value)
-    assert NAME in message
-    assert "\n" not in message
-    assert bool(hub_cache.network) != switched_off
 
 
 def answer(kind: Callable[..., Exception], status: int) -> Exception:
@@ -226,12 +217,3 @@ def test_a_name_with_a_revision_loads_that_one(hub_cache: HubCache, sharded: Pai
     assert hub_cache.network == []
     with pytest.raises(ModelNotFoundError, match="v2"):
         hub.find_pair(f"{NAME}@v2", "auto")
-
-
-def test_a_folder_comes_before_a_hub_name(
-    hub_cache: HubCache, pairs: dict[str, PairPaths], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(pairs[MOE].target, tmp_path / NAME)
-    assert hub.find_pair(NAME, "auto") == (Path(NAME), None)
-    assert folder.is_dir()
-    assert hub_cache.network == []
