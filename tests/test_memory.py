@@ -108,8 +108,7 @@ def test_the_peak_is_as_estimated(
 
 def test_kept_sessions_are_counted(tiny: dict[str, PairPaths], rng: np.random.Generator) -> None:
     paths = tiny["E2B"]
-    pair = read_pair(*paths)
-    need = pair.needs(1024, 1, sessions=2)
+    need = read_pair(*paths).needs(1024, 1, sessions=2)
 
     def work() -> None:
         with load(*paths, max_batch=1) as running:
