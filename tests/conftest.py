@@ -35,6 +35,7 @@ LAYOUTS = {
     "31B": {"global_spelling": True},
 }
 KINDS = tuple(LAYOUTS)
+MAKE_CHECKPOINTS = {"pairs", "plain", "sharded", "tiny"}  # fixtures that need torch
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -47,7 +48,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"pairs", "tiny"} & {*getattr(item, "fixturenames", ())}:
+        if MAKE_CHECKPOINTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.torch)
 
 

@@ -26,6 +26,8 @@ from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.files.hub import find_pair
 from mlx_gemma_mtp.files.remembered import load_depth
 
+pytestmark = pytest.mark.slow
+
 RANDOM = "--batch 1,2 --drafts 0,2,auto --prompt-tokens 9,30 --max-tokens 6 --synthetic"
 DEMO = "--tasks json,counting --batch 1,2 --drafts 0,3,auto --repeat 1 --max-tokens 6"
 

@@ -24,7 +24,7 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.weights import num_bytes, quantize
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import join_projections
+from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 
 VOCAB = 512
@@ -112,7 +112,7 @@ def random_pair(kind: str, bits: int | None, seed: int) -> tuple[Target, Drafter
         if bits is not None:
             quantize(model, bits)
         mx.eval(model.parameters())
-        join_projections(model)
+        fuse_projections(model)
     return models
 
 

@@ -23,6 +23,8 @@ from helpers.logits import assert_logits_agree, capped_logits, logits, logits_of
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.weights import load_drafter, load_target
 
+pytestmark = pytest.mark.torch
+
 MOE = "26B-A4B"
 LAYOUTS: dict[str, dict[str, bool]] = {
     "text-only, sharded": {"sharded": True},
