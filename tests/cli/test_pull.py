@@ -32,6 +32,8 @@ from mlx_gemma_mtp import cli
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import hub
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = COMMIT, "fedcba98" * 5
 TWO_FILES = TARGET_FILES | {
     "model.safetensors.index.json": json.dumps(

@@ -142,6 +142,7 @@ def test_a_wrong_index_of_shards_is_refused(broken: PairPaths, case: str) -> Non
     refusal(CheckpointError, lambda: load(broken.target, None))
 
 
+@pytest.mark.torch
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     from helpers.checkpoints import make_pair
 

@@ -149,6 +149,7 @@ def on_cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
+@pytest.mark.torch
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("kind", ["E2B", MOE])  # a centroid head's integers; experts
 def test_on_the_cpu_everything_floating_is_float32(kind: str, tmp_path: Path, seed: int) -> None:
@@ -173,6 +174,7 @@ def test_on_the_cpu_everything_floating_is_float32(kind: str, tmp_path: Path, se
         assert len(engine.generate([5, 6, 7], params)[0].tokens) == 20
 
 
+@pytest.mark.torch
 @pytest.mark.usefixtures("on_cpu")
 def test_a_quantized_mixture_in_bfloat16_runs_on_the_cpu(tmp_path: Path, seed: int) -> None:
     plain = make_pair(MOE, tmp_path, seed).target
@@ -211,6 +213,7 @@ def test_generation_defaults_come_with_the_checkpoint(
         assert text({"eos_token_id": eos}, temperature=0, ignore_eos=True) == greedy
 
 
+@pytest.mark.torch
 def test_bits_for_a_quantized_checkpoint_are_refused_before_its_arrays_are_read(
     tmp_path: Path, seed: int
 ) -> None:

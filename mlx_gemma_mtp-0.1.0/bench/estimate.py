@@ -1,0 +1,126 @@
+"""How fast a chip could run a pair: predicted from bandwidth and compute, not measured.
+
+    pass = max(bytes / bandwidth, 2 x multiply-adds / compute) / share
+    round(K) = the target's pass over K + 1 tokens of every row + K draft steps
+    tokens of a round, per row = 1 + p1 + p1 p2 + ... + p1 ... pK
+    tokens/s = rows x tokens of a round, per row / round(K)
+
+with bytes and multiply-adds from `floor`, and pi the chance that draft i is accepted if those
+before it are. Doesn't know kernels, whose cost jumps at certain numbers of rows, nor the host's
+work, heat or sampling: if those decide, as for small models on fast chips, it promises too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.engine.batch import SIZES as BATCHES
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files import hub, weights
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from .chips import Chip
+from .floor import Floor
+from .synthetic import SIZES, expected_tokens, random_pair
+
+# The share of its maker's bandwidth and compute that a chip is assumed to reach. Rounds of 31B in
+# bfloat16 on an H100 (3.35 TB/s by its datasheet) reached 0.51 to 0.73, median 0.59; on another
+# such machine 0.52. See README.md.
+SHARE = 0.55
+
+MOST_DRAFTS = 8
+ACCEPT = (0.84, 0.71, 0.64, 0.70)  # what vLLM's users saw with 26B, by position
+
+
+class Planned(NamedTuple):
+    """A pair that isn't loaded. bits: it is quantized to while loading."""
+
+    name: str
+    bits: int | None
+    floor: Floor
+    pair: memory.Pair
+
+
+class Prediction(NamedTuple):
+    """For one batch, with the same context in every row.
+
+    tokens_per_second: of all rows, by number of draft tokens from 0. best: that number. needs:
+    bytes. fits: GB of the Macs with the chip that have them for the GPU.
+    """
+
+    batch: int
+    tokens_per_second: tuple[float, ...]
+    best: int
+    needs: int
+    fits: tuple[int, ...]
+
+
+def predict(
+    planned: Planned, chip: Chip, *, batch: int, context: int, accept: Sequence[float] = ACCEPT
+) -> Prediction:
+    """The prediction for the last of `context` positions. Raises UsageError.
+
+    accept: the chance of each draft if those before it are accepted; the last one repeats.
+    """
+    most = planned.pair.target.max_position_embeddings
+    if not 0 < context <= most:
+        raise UsageError(f"--context of {planned.name} must be 1 to {most}, not {context}")
+    if batch not in BATCHES:
+        raise UsageError(f"--batch must be one of {', '.join(map(str, BATCHES))}, not {batch}")
+    if not accept or not all(0 <= chance <= 1 for chance in accept):
+        raise UsageError(f"--accept takes chances from 0 to 1, not {', '.join(map(str, accept))}")
+    counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
+    speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
+    needs = planned.pair.needs(context, batch).total
+    fits = tuple(size for size in chip.sizes if needs <= device.mac_limit(size))
+    return Prediction(batch, speeds, speeds.index(max(speeds)), needs, fits)
+
+
+def speed(
+    planned: Planned,
+    chip: Chip,
+    lengths: Sequence[int],
+    num_draft_tokens: int,
+    accept: Sequence[float],
+    share: float = SHARE,
+) -> float:
+    """Tokens per second of rows of these lengths together, by the formulas above."""
+
+    def seconds(num_bytes: float, products: float) -> float:
+        return max(num_bytes / chip.bandwidth, 2 * products / chip.compute)
+
+    floor, tokens = planned.floor, num_draft_tokens + 1
+    total = seconds(floor.verify_bytes(lengths, tokens), floor.verify_products(lengths, tokens))
+    if num_draft_tokens:
+        step = seconds(floor.draft_bytes(lengths), floor.draft_products(lengths))
+        total += num_draft_tokens * step
+    return share * len(lengths) * expected_tokens(accept, num_draft_tokens) / total
+
+
+def plan(model: str, *, bits: int | None = None) -> Planned:
+    """A published size (E2B to 31B), a folder or a cached Hub name, with its drafter.
+
+    bits: 4 or 8 quantizes as `load` does. Reads no weights and downloads nothing. Raises
+    UsageError, ModelNotFoundError, CheckpointError.
+    """
+    size = next((name for name in SIZES if name.casefold() == model.casefold()), None)
+    target, drafter = random_pair(size, bits=bits) if size else _stored(model, bits)
+    return Planned(size or model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
+
+
+def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
+    is_here = model == "demo" or hub.is_folder(model)
+    if not is_here and not ("/" in model and hub.from_cache(model)):
+        raise ModelNotFoundError(
+            f"{model!r} is not one of {', '.join(SIZES)}, a folder, or a downloaded model "
+            "(`mgm pull` downloads one)"
+        )
+    folder, beside = hub.find_pair(model, "auto")
+    target = weights.open_target(folder, bits=bits)
+    if beside is None:
+        return target, None
+    own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+    return target, weights.open_drafter(beside, target.config, bits=own_bits)

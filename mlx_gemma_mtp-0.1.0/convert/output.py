@@ -1,0 +1,111 @@
+"""The files of a converted folder: weights, then the files that go with them, then hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from mlx_gemma_mtp import __version__
+from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.show import Update
+
+from . import card, settings
+from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
+from .partial import Partial
+from .plan import Options, Plan
+from .shards import INDEX, index_json
+from .slices import write_weights
+
+# Files next to the weights; a drafter is used with its target's tokenizer.
+_EXTRAS = {
+    "target": ("*.json", "*.jinja", "tokenizer.model"),
+    "drafter": ("generation_config.json",),
+}
+DRAFTER_FOLDER = "drafter"  # where `hub.find_pair` looks first
+
+
+def needed_bytes(plan: Plan) -> int:
+    """Return what a model of the output takes on the disk, within a megabyte."""
+    extras = sum(path.stat().st_size for path in _extras(plan))
+    return sum(shard.nbytes for shard in plan.shards) + extras + 2**20
+
+
+def write(
+    plans: Sequence[Plan],
+    options: Options,
+    place: Partial,
+    name: str,
+    on_progress: Update,
+) -> None:
+    """Fill `place.model` with the output that will be called `name`. Raises as `write_weights`.
+
+    Configurations come last, the target's after all others: before that, nothing can be loaded.
+    """
+    folders = [place.model / (DRAFTER_FOLDER if p.kind == "drafter" else "") for p in plans]
+    done = 0
+    total = sum(plan.nbytes for plan in plans)
+    for plan, folder in zip(plans, folders, strict=True):
+        files = {part: shard.name for shard in plan.shards for part in shard.places}
+        finished = place.finished.get(plan.kind, {})
+        on_disk = partial(place.on_disk, plan.kind)
+        for parameter, count in write_weights(plan, folder, options, finished, on_disk):
+            done += count
+            file = folder / files[parameter.parts[0].name]
+            on_progress(f"writing {file.relative_to(place.model)}", done, total)
+    for plan, folder in zip(reversed(plans), reversed(folders), strict=True):
+        _write_rest(plan, folder, name, on_progress)
+
+
+def _write_rest(plan: Plan, folder: Path, name: str, on_progress: Update) -> None:
+    index = index_json(plan.shards, plan.nbytes, plan.num_weights)
+    write_whole(folder / INDEX, index.encode())
+    extras = [Path(shutil.copyfile(path, folder / path.name)) for path in _extras(plan)]
+    files = [*(folder / shard.name for shard in plan.shards), folder / INDEX, *extras]
+    config = settings.config_json(plan).encode()
+    records = {"config.json": FileRecord(len(config), hashlib.sha256(config).hexdigest())}
+    done, total = 0, sum(shard.nbytes for shard in plan.shards)
+    for path in files:
+        on_progress(f"hashing the {plan.kind}", min(done, total), total)
+        records[path.name] = record(path)
+        done += records[path.name].bytes
+    manifest = Manifest(
+        kind=plan.kind,
+        source=plan.source.origin,
+        created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        tools={
+            "mlx_gemma_mtp": __version__,
+            "mlx": version("mlx"),
+            "huggingface_hub": version("huggingface_hub"),
+        },
+        recipe=plan.recipe,
+        bits_per_weight=round(plan.bits_per_weight, 4),
+        parameters=plan.num_weights,
+        files=dict(sorted(records.items())),
+        tensors={
+            one.name: TensorRecord(
+                one.shape, dtype_name(one.dtype), **({} if one.format is None else one.format.block)
+            )
+            for one in plan.parameters
+        },
+    )
+    write_whole(folder / card.CARD, card.card(name, plan, manifest).encode())
+    write_whole(folder / MANIFEST, manifest.to_json().encode())
+    write_whole(folder / "config.json", config)
+
+
+def record(path: Path) -> FileRecord:
+    """Return a file's size and SHA-256. Raises OSError."""
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _extras(plan: Plan) -> list[Path]:
+    own = ("config.json", MANIFEST, INDEX)
+    found = {path for glob in _EXTRAS[plan.kind] for path in plan.source.folder.glob(glob)}
+    return sorted(path for path in found if path.name not in own and path.is_file())

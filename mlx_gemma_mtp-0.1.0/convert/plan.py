@@ -1,0 +1,206 @@
+"""What a conversion will write, to the byte, from the source's config and headers alone.
+
+Knows which tensors a model needs and which format each gets; reads no weights, writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.files.checkpoint import parse_config
+from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+
+from . import recipes
+from .formats import AFFINE_BITS, parse_format
+from .manifest import RecipeRecord
+from .parameter import Parameter, locate, stored_parts
+from .recipes import Rule
+from .shards import Shard, lay_out
+from .source import Source
+
+DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+MULTIMODAL = ("gemma4", "gemma4_unified")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to convert a pair.
+
+    bits: one of formats.NAMES. group_size: of affine formats; 64 by default. dtype: of unquantized
+    tensors; by default each keeps its own. rules: `PATTERN=FORMAT`, before the recipe's; patterns
+    for the drafter start with `drafter.`. drafter_bits: 8 for a target of more than 4 bits, else 4.
+    slice_bytes: of the source, read and quantized at a time. sync_bytes: of the output, the most
+    that a kill may cost. shard_bytes: maximum size of a file; a larger tensor gets its own.
+    """
+
+    bits: str = "4"
+    group_size: int | None = None
+    dtype: str | None = None
+    recipe: str = "mixed"
+    rules: tuple[str, ...] = ()
+    drafter_bits: str | None = None
+    slice_bytes: int = 16 * 2**20
+    sync_bytes: int = 256 * 2**20
+    shard_bytes: int = 5_000_000_000
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for options that fit no checkpoint."""
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for rule in self.rules:
+            recipes.parse_rule(rule, self.group_size)
+        recipes.rules_of(self.recipe, self.bits, self.group_size)
+        self.drafter_rules()
+
+    @property
+    def bits_of_drafter(self) -> str:
+        return self.drafter_bits or recipes.default_drafter_bits(self.bits)
+
+    def drafter_rules(self) -> list[Rule]:
+        """Return the recipe's rules for any drafter. Raises UsageError."""
+        group_size = self.group_size if self.bits_of_drafter in AFFINE_BITS else None
+        return recipes.rules_of(recipes.DRAFTER_RECIPE, self.bits_of_drafter, group_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The conversion of a target or a drafter."""
+
+    kind: Literal["target", "drafter"]
+    source: Source
+    config: TargetConfig | DrafterConfig
+    recipe: RecipeRecord
+    parameters: tuple[Parameter, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights of the output."""
+        return sum(parameter.nbytes for parameter in self.parameters)
+
+    @property
+    def num_weights(self) -> int:
+        real = (one for one in self.parameters if mx.issubdtype(one.dtype, mx.floating))
+        return sum(math.prod(parameter.shape) for parameter in real)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.num_weights
+
+    @property
+    def left_out(self) -> int:
+        """Bytes of the source's tensors that a text model doesn't need."""
+        used = {parameter.rows.tensor.name for parameter in self.parameters}
+        tensors = self.source.tensors.values()
+        return sum(tensor.nbytes for tensor in tensors if tensor.name not in used)
+
+
+def plan_target(source: Source, options: Options) -> Plan:
+    """Plan the conversion of a target. Raises CheckpointError, UsageError."""
+    config = parse_config(TargetConfig.from_dict, source.config, source.folder)
+    recipe = recipes.rules_of(
+        options.recipe,
+        options.bits,
+        options.group_size,
+        num_layers=len(config.layers),
+        experts=config.num_experts > 0,
+        per_layer=config.hidden_size_per_layer_input > 0,
+    )
+    return _plan(Target(config), source, recipe, options)
+
+
+def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
+    """Plan the conversion of a drafter for this target; errors as `plan_target`."""
+    config = parse_config(DrafterConfig.from_dict, source.config, source.folder)
+    assert isinstance(target.config, TargetConfig)
+    check_pair(target.config, config)
+    return _plan(Drafter(config), source, options.drafter_rules(), options)
+
+
+def _plan(
+    model: Target | Drafter, source: Source, recipe: Sequence[Rule], options: Options
+) -> Plan:
+    _check_unquantized(source)
+    is_target = isinstance(model, Target)
+    multimodal = source.config["model_type"] in MULTIMODAL
+    prefix = "language_model.model." if multimodal else "model."
+    own = [
+        recipes.parse_rule(rule.removeprefix(recipes.DRAFTER), options.group_size)
+        for rule in options.rules
+        if rule.startswith(recipes.DRAFTER) != is_target
+    ]
+    rules = [*own, *recipe]
+    modules = {path for path, module in model.named_modules() if hasattr(module, "to_quantized")}
+    parameters = []
+    for name, array in dict(tree_flatten(model.parameters())).items():
+        quantizable = name.removesuffix(".weight") in modules
+        for own_name, shape, rows in locate(name, array, source):
+            path = own_name.removesuffix(".weight")
+            chosen = parse_format(recipes.deciding(path, rules).format) if quantizable else None
+            written = prefix + own_name if is_target else rows.tensor.name
+            dtype = rows.tensor.dtype
+            if options.dtype is not None and mx.issubdtype(dtype, mx.floating):
+                dtype = DTYPES[options.dtype]
+            parts = stored_parts(path, written, shape, dtype, chosen)
+            parameters.append(
+                Parameter(path, written, shape, dtype, quantizable, chosen, rows, parts)
+            )
+    paths = [parameter.path for parameter in parameters if parameter.quantizable]
+    _check_rules(own, paths)
+    _check_experts(parameters)
+    deciding = {recipes.deciding(path, rules) for path in paths}
+    bits = options.bits if is_target else options.bits_of_drafter
+    base = parse_format(bits, options.group_size)
+    return Plan(
+        kind="target" if is_target else "drafter",
+        source=source,
+        config=model.config,
+        recipe=RecipeRecord(
+            name=options.recipe if is_target else recipes.DRAFTER_RECIPE,
+            bits=bits,
+            group_size=None if base is None else base.group_size,
+            dtype=dtype_name(next(one.dtype for one in parameters if one.path == "norm")),
+            rules=tuple(dict.fromkeys(rule for rule in rules if rule in deciding)),
+        ),
+        parameters=tuple(parameters),
+        shards=tuple(lay_out([one.parts for one in parameters], options.shard_bytes)),
+    )
+
+
+def _check_unquantized(source: Source) -> None:
+    text = source.config.get("text_config")
+    for section in (source.config, text if isinstance(text, dict) else {}):
+        if section.get("quantization") or section.get("quantization_config"):
+            raise CheckpointError(
+                f"{source.folder} is already quantized: give the checkpoint it was made from"
+            )
+
+
+def _check_rules(given: Sequence[Rule], paths: Sequence[str]) -> None:
+    for rule in given:
+        if not any(rule.matches(path) for path in paths):
+            raise UsageError(
+                f"the rule for {rule.pattern!r} matches nothing; names look like {paths[-1]}"
+            )
+
+
+def _check_experts(parameters: Sequence[Parameter]) -> None:
+    """Raise UsageError unless gate and up maps agree: the loader joins them."""
+    formats = {parameter.path: parameter.format for parameter in parameters}
+    for path, chosen in formats.items():
+        if ".experts." in path and path.endswith("gate_proj"):
+            up = path.replace("gate_proj", "up_proj")
+            if formats[up] != chosen:
+                raise UsageError(
+                    f"{path} and {up} must have the same format: give one rule for both"
+                )

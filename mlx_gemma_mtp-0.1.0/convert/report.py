@@ -1,0 +1,105 @@
+"""A plan for people to read: formats, sizes, and the memory to convert and to run it.
+
+Tables are Markdown, which a terminal shows as well as a model card.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from rich.filesize import decimal
+
+from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.show import table
+
+from .parameter import Parameter
+from .plan import Options, Plan
+from .slices import peak_bytes
+
+CONTEXTS = (4_096, 32_768, 131_072, 262_144)
+BATCHES = (1, 4, 8)
+OTHERS = "others"  # the last row of a table of formats
+
+
+def format_table(plan: Plan) -> str:
+    """Return formats, weights and bytes by module name, all layers together.
+
+    `4/64` is 4 bits in groups of 64.
+    """
+    groups: dict[str, list[Parameter]] = defaultdict(list)
+    for parameter in plan.parameters:
+        name = re.sub(r"\.\d+\.", ".*.", parameter.path) if parameter.quantizable else OTHERS
+        groups[name].append(parameter)
+    rows = [
+        [
+            name,
+            _formats(group),
+            f"{sum(math.prod(parameter.shape) for parameter in group):,}",
+            decimal(sum(parameter.nbytes for parameter in group)),
+        ]
+        for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS)
+    ]
+    bits = f"{plan.bits_per_weight:.2f} bits per weight"
+    rows.append(["total", bits, f"{plan.num_weights:,}", decimal(plan.nbytes)])
+    return table(["module", "format", "weights", "size"], rows, markdown=True, left=2)
+
+
+def _formats(group: Sequence[Parameter]) -> str:
+    names = Counter(dtype_name(p.dtype) if p.format is None else p.format.name for p in group)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{name} ({count})" for name, count in names.most_common())
+
+
+def dry_run(plans: Sequence[Plan], options: Options) -> str:
+    """Return the plan of a pair: formats and sizes, memory to convert and to run it."""
+    parts = []
+    for plan in plans:
+        origin = plan.source.origin
+        commit = f" at commit {origin.revision[:12]}" if origin.revision else ""
+        parts.append(f"{plan.kind}: {origin.name}{commit}, recipe {plan.recipe.name}")
+        parts.append(format_table(plan))
+    if len(plans) == 1:
+        parts.append("no drafter")
+    files = sum(len(plan.shards) for plan in plans)
+    size, left_out = sum(plan.nbytes for plan in plans), sum(plan.left_out for plan in plans)
+    parts.append(
+        f"output: {decimal(size)} of weights in {files} file{'s' * (files > 1)}\n"
+        f"left out: {decimal(left_out)} that a text model doesn't need\n"
+        f"memory to convert: at most {decimal(peak_bytes(plans, options))}"
+    )
+    parts.append(f"memory to run, and the smallest Mac with enough:\n\n{_memory(plans)}")
+    return "\n\n".join(parts)
+
+
+def _memory(plans: Sequence[Plan]) -> str:
+    target, drafter = plans[0], plans[1] if len(plans) > 1 else None
+    config = target.config
+    assert isinstance(config, TargetConfig)
+    drafter_config = None if drafter is None else drafter.config
+    assert isinstance(drafter_config, DrafterConfig | None)
+    pair = memory.Pair(
+        config,
+        drafter_config,
+        target.nbytes,
+        0 if drafter is None else drafter.nbytes,
+        dtype_bytes=4 if target.recipe.dtype == "float32" else 2,
+    )
+
+    def cell(context: int, batch: int) -> str:
+        total = pair.needs(context, batch).total
+        macs = [mac for mac in device.MAC_SIZES if device.mac_limit(mac) >= total]
+        return f"{decimal(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
+
+    contexts = [c for c in CONTEXTS if c < config.max_position_embeddings]
+    contexts.append(config.max_position_embeddings)
+    return table(
+        ["context", *(f"batch {batch}" for batch in BATCHES)],
+        [[f"{c:,}", *(cell(c, batch) for batch in BATCHES)] for c in contexts],
+        markdown=True,
+    )

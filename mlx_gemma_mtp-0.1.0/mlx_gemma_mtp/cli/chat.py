@@ -1,0 +1,134 @@
+"""`mgm chat`: messages in, streamed answers out."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.errors import MgmError, UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp import Engine
+    from mlx_gemma_mtp.chat.chat import Chat
+    from mlx_gemma_mtp.chat.transcript import Models, Transcript
+
+
+@options.spread
+def chat(
+    context: typer.Context,
+    pair: options.Pair,
+    sampling: options.Sampling,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", "-c", help="Resume the last conversation.")
+    ] = False,
+    session: Annotated[
+        str | None, typer.Option(help="Resume the conversation of this name, or start it.")
+    ] = None,
+    keep_cache: Annotated[
+        bool,
+        typer.Option("--keep-cache", help="Save the KV cache on exit, so resuming is instant."),
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
+) -> None:
+    """Chat with a model. Ctrl-C stops an answer, Ctrl-D quits, /help lists commands.
+
+    At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
+    message, and the chat is saved only with --session NAME.
+    """
+    from mlx_gemma_mtp.chat import store, talk
+    from mlx_gemma_mtp.chat.chat import Chat
+    from mlx_gemma_mtp.chat.loading import open_pair
+    from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.chat.terminal import Interrupts, held
+    from mlx_gemma_mtp.cli.engine import load_engine
+    from mlx_gemma_mtp.show import can_draw
+
+    params = sampling.params()
+    if resume and session is not None:
+        raise UsageError("use only one of --continue and --session")
+    shown = next((one for one in (sys.stderr, sys.stdout) if can_draw(one)), None)
+    editing = sys.stdin.isatty() and shown is not None
+    keeps = editing or keep_cache
+    named = store.last() if resume else None if session is None else store.path_of(session)
+    transcript = _transcript(named or (store.new_path() if keeps else None), context, pair)
+    if system is not None:
+        transcript.instruct(system)
+    screen = Screen(sys.stdout.buffer, sys.stderr)
+    interrupts = Interrupts() if editing else None
+
+    def load(models: Models) -> Engine:
+        return load_engine(replace(pair, **models._asdict()), max_batch=1)
+
+    with ExitStack() as stack:
+        loaded = open_pair(transcript.conversation.models, load)
+        here = Chat(loaded, transcript, params, screen, interrupts, keeps, stats)
+        stack.callback(_leave, here, keep_cache)
+        cache = store.cache_of(transcript.path) if transcript.path else None
+        if cache and cache.exists():
+            here.restore(cache)
+        if shown and interrupts:
+            from mlx_gemma_mtp.chat.editor import Editor
+            from mlx_gemma_mtp.files.folders import history_file
+
+            stack.enter_context(held(shown, interrupts))
+            _greet(here)
+            talk.talk(here, Editor(shown, history_file(), interrupts), load)
+        else:
+            talk.answer_lines(here)
+
+
+def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
+    """Return the conversation in this file, or a new one, with the models of the command line."""
+    from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+
+    models = Models(pair.model, pair.drafter, pair.bits)
+    if path is None or not path.exists():
+        return Transcript(Conversation(models), path)
+    try:
+        transcript = Transcript.reopened(path)
+    except OSError as error:
+        raise MgmError(f"{path} cannot be opened: {error.strerror}") from None
+    given = {
+        name: getattr(models, name)
+        for name in Models._fields
+        if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
+    }
+    before = transcript.conversation.models
+    models = models if "model" in given else before._replace(**given)
+    if models != before:
+        transcript.use(models)
+    return transcript
+
+
+def _greet(chat: Chat) -> None:
+    """Print the model, and where the conversation is."""
+    transcript, note = chat.transcript, chat.screen.note
+    note(
+        f"{chat.loaded.models.model} · {chat.loaded.context:,}-token context · "
+        "/help for commands · Ctrl-D to quit"
+    )
+    if transcript.conversation.messages and transcript.path:
+        note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
+        if transcript.question is not None:
+            note("(the last message has no answer: /regen answers it)")
+
+
+def _leave(chat: Chat, keep_cache: bool) -> None:
+    """Save the cache if asked for, and release everything."""
+    from mlx_gemma_mtp.chat import store
+
+    path = chat.transcript.path
+    if keep_cache and path and chat.transcript.conversation.messages:
+        try:
+            chat.session.save(store.cache_of(path))
+        except (MgmError, OSError, RuntimeError) as error:
+            chat.screen.say(f"mgm: the KV cache is not saved: {error}")
+    chat.transcript.close()
+    chat.loaded.engine.close()

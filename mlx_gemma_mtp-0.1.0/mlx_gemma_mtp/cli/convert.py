@@ -1,0 +1,123 @@
+"""`mgm convert`: a published pair in, a quantized one out. Prints the folder to stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_gemma_mtp import show
+from mlx_gemma_mtp.cli import options
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.convert.plan import Plan
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a Hub name, or demo.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write [./NAME-4bit].")] = None,
+    bits: Annotated[
+        str, typer.Option(help="2, 3, 4, 5, 6, 8, mxfp4, mxfp8, nvfp4, q4_0 (for QAT) or none.")
+    ] = "4",
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale: 32, 64 or 128 [64].")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Dtype of unquantized tensors: bfloat16, float16, float32 [the source's]."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="mixed: more bits where they matter; uniform: smallest, fastest.")
+    ] = "mixed",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATTERN=FORMAT, such as '*.down_proj=6' or 'drafter.*=8/32'; repeatable."
+        ),
+    ] = None,
+    drafter: Annotated[
+        str, typer.Option(help="A folder or Hub name, none, or auto: <source>-assistant.")
+    ] = "auto",
+    drafter_bits: Annotated[
+        str | None, typer.Option(help="Like --bits [8 if --bits is above 4, else 4].")
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; reads no weights.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted conversion.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the output, at the end; or start over.")
+    ] = False,
+    upload_repo: Annotated[
+        str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
+    ] = None,
+) -> None:
+    """Quantize a target and its drafter for MLX.
+
+    A few rows at a time, so memory does not depend on the model's size.
+    """
+    from mlx_gemma_mtp.convert import conversion, upload
+    from mlx_gemma_mtp.convert.partial import partial_of
+    from mlx_gemma_mtp.convert.plan import Options
+    from mlx_gemma_mtp.convert.report import dry_run
+
+    chosen = Options(
+        bits=bits,
+        group_size=group_size,
+        dtype=dtype,
+        recipe=recipe,
+        rules=tuple(rule or ()),
+        drafter_bits=drafter_bits,
+    )
+    wanted = options.named_drafter(drafter)
+    out = out or conversion.default_out(source, chosen)
+    try:
+        if plan_only:
+            plans = conversion.prepare(source, chosen, wanted, headers_only=True)
+            print(dry_run(plans, chosen))
+            return
+        if upload_repo is not None:
+            upload.check_upload(upload_repo)
+        with show.progress("bytes") as update:
+            steps = set()
+
+            def on_progress(what: str, done: float, total: float | None) -> None:
+                if what not in steps and not show.can_draw():
+                    print(what, file=sys.stderr, flush=True)
+                steps.add(what)
+                update(what, done, total)
+
+            conversion.convert(
+                source,
+                out,
+                chosen,
+                drafter=wanted,
+                resume=resume,
+                force=force,
+                on_plan=_print_plan,
+                on_progress=on_progress,
+            )
+        print(out)
+        if upload_repo is not None:
+            print(f"uploaded to {upload.upload(out, upload_repo)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        then = "; add --resume to continue" if partial_of(out).exists() else ""
+        print(options.interruption(f"interrupted{then}"), file=sys.stderr)
+        raise typer.Exit(options.INTERRUPTED) from None
+
+
+def _print_plan(plans: Sequence[Plan]) -> None:
+    from rich.filesize import decimal
+
+    for plan in plans:
+        bits = f"{plan.bits_per_weight:.2f} bits per weight, {decimal(plan.nbytes)}"
+        print(f"{plan.kind} {plan.source.origin.name}: {bits}", file=sys.stderr)
+    if len(plans) == 1:
+        print("no drafter", file=sys.stderr)

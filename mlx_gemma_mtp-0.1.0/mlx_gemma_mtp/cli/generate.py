@@ -1,0 +1,183 @@
+"""`mgm generate`: one prompt in, its answer out; or a file of prompts in, a file of results out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
+    from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.text.messages import Prompt
+
+MAX_BATCH = 8
+
+
+@options.spread
+def generate(
+    pair: options.Pair,
+    sampling: options.Sampling,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt [standard input].", show_default=False)
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print answer, thought, tool calls, tokens and statistics as JSON."
+        ),
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Generate again without drafts and compare; exit 5 if they differ (auto is 3).",
+        ),
+    ] = False,
+    batch_file: Annotated[
+        Path | None,
+        typer.Option(help='A file of requests, {"id": 1, "prompt": "..."} on each line.'),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results of --batch-file, in its order.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help=f"Requests to run at once, 1 to 8 [{MAX_BATCH}].")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over, and replace the results in --out.")
+    ] = False,
+) -> None:
+    """Answer one prompt, or a file of prompts.
+
+    Only the answer goes to stdout. If a batch is interrupted, run the same command again to
+    continue. A line of a batch file can set "system", "max_tokens", "temperature", "top_k",
+    "top_p", "seed", "stop" and "thinking"; its prompt is text or a list of messages.
+    """
+    if batch_file is not None:
+        if prompt is not None or file is not None:
+            raise UsageError("several prompts: use only one of PROMPT, --file and --batch-file")
+        if out is None:
+            raise UsageError("--batch-file needs --out, the file for its results")
+        if as_json or check:
+            raise UsageError("--json and --check cannot be used with --batch-file")
+        from mlx_gemma_mtp.cli import batch_run
+
+        batch = MAX_BATCH if max_batch is None else max_batch
+        batch_run.run(pair, sampling, system, batch_file, out, max_batch=batch, restart=restart)
+        return
+    if out is not None or max_batch is not None or restart:
+        raise UsageError("--out, --max-batch and --restart need --batch-file")
+    from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.cli.check import exact_products, with_drafts
+    from mlx_gemma_mtp.cli.engine import load_engine
+    from mlx_gemma_mtp.text.messages import with_system
+
+    asked = with_system(_prompt(prompt, file), system)
+    screen = Screen(sys.stdout.buffer, sys.stderr)
+    params = sampling.params()
+    if check:
+        exact_products()
+        params = with_drafts(params)
+    with load_engine(pair) as engine:
+        answer(engine, asked, params, screen, as_json=as_json, check=check)
+
+
+def answer(
+    engine: Engine,
+    prompt: Prompt,
+    params: SamplingParams,
+    screen: Screen,
+    *,
+    as_json: bool = False,
+    check: bool = False,
+) -> None:
+    """Print the answer to one prompt. check: raise VerificationError if drafts change it."""
+    from mlx_gemma_mtp.check import difference
+    from mlx_gemma_mtp.cli import check as checking
+
+    if check and not engine.has_drafter:
+        raise ModelNotFoundError("--check has nothing to compare without a --drafter")
+    found: dict[str, Any] = {}
+    if as_json:
+        [done] = engine.generate(prompt, params)
+        found, tokens = _to_json(done), done.tokens
+    else:
+        tokens = _print_answer(engine, prompt, params, screen)
+    if check:
+        [plain] = engine.generate(prompt, dataclasses.replace(params, num_draft_tokens=0))
+        differs = difference(tokens, plain.tokens, engine.text)
+        found["check"] = checking.as_json(differs, len(tokens))
+    if as_json:
+        screen.answer(json.dumps(found, ensure_ascii=False) + "\n")
+    if check:
+        checking.report(differs, len(tokens))
+
+
+def _prompt(argument: str | None, file: Path | None) -> str:
+    """Return the prompt from the one place that has it, without line ends after it."""
+    if argument is not None and file is not None:
+        raise UsageError("several prompts: use only one of PROMPT and --file")
+    if argument is not None:
+        where, content = "", argument.encode(errors="surrogateescape")  # as it was typed
+    elif file is not None:
+        try:
+            where, content = f" of {file}", file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    elif sys.stdin.isatty():
+        raise UsageError("no prompt: give one, or use --file, or pipe one in")
+    else:
+        where, content = " of standard input", sys.stdin.buffer.read()
+    try:
+        prompt = content.decode().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt is not UTF-8 text (byte number {error.start + 1}{where})"
+        ) from None
+    if not prompt.strip():
+        raise UsageError("the prompt is empty")
+    return prompt
+
+
+def _print_answer(
+    engine: Engine, prompt: Prompt, params: SamplingParams, screen: Screen
+) -> list[int]:
+    """Print the answer as it arrives, and return all tokens of the completion.
+
+    A thought is shown only at a terminal, dim, on stderr.
+    """
+    tokens: list[int] = []
+    chunk: Chunk | None = None
+    for chunk in engine.stream(prompt, params):
+        tokens += chunk.tokens
+        if chunk.kind == "answer":
+            screen.answer(chunk.text)
+        elif chunk.kind == "thought" and sys.stderr.isatty():
+            screen.aside(chunk.text)
+        if chunk.tool_call:
+            screen.say(f"mgm: the model called the tool {chunk.tool_call.name}: see --json")
+    screen.answer("\n")
+    if chunk and chunk.kind == "thought":
+        screen.say(
+            "mgm: cut off while thinking: raise --max-tokens, or see the thought with --json"
+        )
+    elif chunk and chunk.kind == "tool_call":
+        screen.say("mgm: cut off in a tool call: raise --max-tokens, or see it with --json")
+    return tokens
+
+
+def _to_json(done: Completion) -> dict[str, Any]:
+    """Return a completion with all its statistics."""
+    names = ("drafted", "accepted", "acceptance_rate", "acceptance_length", "answer_tokens")
+    stats = dataclasses.asdict(done.stats)
+    for name in (*names, "decode_tokens_per_second"):
+        stats[name] = getattr(done.stats, name)
+    return dataclasses.asdict(done) | {"stats": stats}

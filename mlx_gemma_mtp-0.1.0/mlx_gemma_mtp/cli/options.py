@@ -1,0 +1,135 @@
+"""The options that commands share: which models, and how to sample.
+
+A command takes them as one parameter, `pair: options.Pair`, under the decorator `spread`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from mlx_gemma_mtp.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp import SamplingParams
+
+T = TypeVar("T")
+
+INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which models."""
+
+    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (comes with mgm).")] = (
+        "demo"
+    )
+    drafter: Annotated[
+        str,
+        typer.Option(help="A folder or Hub name, none, or auto: <model>-assistant if it exists."),
+    ] = "auto"
+    bits: Annotated[int | None, typer.Option(help="Quantize to 4 or 8 bits while loading.")] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Load even if it may not fit in memory.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample."""
+
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Maximum tokens to generate [until the context is full]."),
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy [the model's default].")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="0 is off [the model's default].")] = None
+    top_p: Annotated[float | None, typer.Option(help="1 is off [the model's default].")] = None
+    seed: Annotated[int | None, typer.Option(help="Same seed, same output [random].")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None
+    think: Annotated[bool, typer.Option("--think", help="Let the model think first.")] = False
+    num_draft_tokens: Annotated[
+        str, typer.Option(help="Draft tokens per round: auto, or 0 (off) to 15.")
+    ] = "auto"
+
+    def params(self) -> SamplingParams:
+        """Return the settings as an engine takes them. Raises UsageError."""
+        from mlx_gemma_mtp import SamplingParams
+
+        drafts = self.num_draft_tokens
+        if drafts != "auto" and not drafts.isdecimal():
+            raise UsageError(f"--num-draft-tokens must be auto or a number, not {drafts!r}")
+        try:
+            return SamplingParams(
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                seed=self.seed,
+                stop=self.stop or (),
+                num_draft_tokens="auto" if drafts == "auto" else int(drafts),
+                thinking=self.think,
+            )
+        except UsageError as error:  # it starts with the setting: name the option instead
+            name, _, wrong = str(error).partition(" ")
+            raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
+
+
+def named_drafter(drafter: str) -> str | None:
+    """Return --drafter as `load` takes it."""
+    return None if drafter == "none" else drafter
+
+
+def interruption(line: str) -> str:
+    """Return what to print on stderr: on a line of its own if a terminal shows ^C."""
+    fresh_line = "\n" if sys.stderr.isatty() else ""
+    return f"{fresh_line}mgm: {line}"
+
+
+def listed(name: str, given: str, read: Callable[[str], T]) -> list[T]:
+    """Return the items of a comma-separated list. Raises UsageError."""
+    try:
+        return [read(part.strip()) for part in given.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} takes a comma-separated list, not {given!r}") from None
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of its dataclass parameters.
+
+    typer makes options from a signature: this one has the fields in place of the dataclasses.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+
+    def add(name: str, default: Any, annotation: Any) -> None:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            of_fields = get_type_hints(groups[name], include_extras=True)
+            for field in fields(groups[name]):
+                add(field.name, field.default, of_fields[field.name])
+        else:
+            add(name, parameter.default, hints[name])
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_options

@@ -1,0 +1,29 @@
+"""`mgm paths`: where mgm keeps everything."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def paths(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the folders and files that mgm uses."""
+    from mlx_gemma_mtp.files import folders, hub
+
+    found = {
+        "sessions": folders.sessions_folder(),
+        "history": folders.history_file(),
+        "depth": folders.depth_file(),
+        "models": hub.cache_folder(),
+        "demo": hub.DEMO,
+    }
+    if as_json:
+        shown = {"schema": 1} | {name: str(path) for name, path in found.items()}
+        print(json.dumps(shown, ensure_ascii=False))
+    else:
+        for name, path in found.items():
+            print(f"{name:<10}{path}")

@@ -1,0 +1,105 @@
+"""`mgm sessions`: list the saved conversations, or remove some."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_gemma_mtp.errors import MgmError, UsageError
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.chat.store import Kept
+
+HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
+TITLE = 50  # characters
+
+sessions = typer.Typer(
+    help="List the saved conversations, or remove some.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@sessions.callback()
+def list_sessions(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the saved conversations, or remove some."""
+    if context.invoked_subcommand is not None:
+        return
+    from mlx_gemma_mtp.chat import store
+    from mlx_gemma_mtp.files.folders import sessions_folder
+    from mlx_gemma_mtp.show import table
+
+    kept = store.kept()
+    if as_json:
+        folder = str(sessions_folder())
+        found = {"schema": 1, "folder": folder, "sessions": [_as_json(one) for one in kept]}
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    if not kept:
+        print(f"no conversations in {sessions_folder()}", file=sys.stderr)
+        return
+    print(table(HEADER, map(_row, kept), left=len(HEADER)))
+    for one in kept:
+        if one.problem:
+            print(f"mgm: {one.problem}", file=sys.stderr)
+
+
+@sessions.command("rm")
+def remove(
+    names: Annotated[list[str] | None, typer.Argument(help="Names from mgm sessions.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Remove conversations and their saved caches."""
+    from mlx_gemma_mtp.chat import store
+
+    if everything == bool(names):
+        raise UsageError("name the conversations to remove, or use --all")
+    for name in [path.stem for path in store.paths()] if everything else names or []:
+        try:
+            store.remove(name)
+        except OSError as error:
+            raise MgmError(f"{name} cannot be removed: {error.strerror}") from None
+        print(f"removed {name}")
+
+
+def _row(one: Kept) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
+    from mlx_gemma_mtp.chat.transcript import shortened
+    from mlx_gemma_mtp.cli.models import ago
+
+    conversation = one.conversation
+    size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
+    if conversation is None:
+        return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
+    title = shortened(conversation.title, TITLE)
+    return (
+        one.name,
+        conversation.models.model,
+        str(conversation.turns),
+        ago(one.last_used),
+        size,
+        title,
+    )
+
+
+def _as_json(one: Kept) -> dict[str, Any]:
+    from mlx_gemma_mtp.files.hub_cache import iso_time
+
+    conversation = one.conversation
+    return {
+        "name": one.name,
+        "model": conversation and conversation.models.model,
+        "turns": conversation and conversation.turns,
+        "begins_with": conversation and conversation.title,
+        "last_used": iso_time(one.last_used),
+        "size_bytes": one.size_bytes,
+        "cache_bytes": one.cache_bytes,
+        "problem": one.problem,
+    }

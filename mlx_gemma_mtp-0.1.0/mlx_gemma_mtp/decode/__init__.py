@@ -1,0 +1,1 @@
+"""One round, and how many drafts it gets."""

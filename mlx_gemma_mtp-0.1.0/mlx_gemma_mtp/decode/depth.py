@@ -1,0 +1,169 @@
+"""How many tokens the next round drafts: the number of most expected tokens per second.
+
+Two estimates meet here: what a round of K drafts takes (`Costs`) and what it yields
+(`Acceptance`, one per row). K = 0, plain decoding, competes like any other, so drafting stops when
+it does not pay. Plain Python: knows nothing of the device, of clocks, files or requests.
+
+TABLE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.costs import KNOWN, Cost, Costs
+
+MOST = 8  # drafts that "auto" goes up to; no published drafter gains beyond
+
+GAIN = 1.01  # the best K is left only for one this much faster
+TRIAL_ROUNDS = 8  # a trial without enough timings ends after this many rounds,
+TRIAL_PAUSE = 256  # and that K gets the next one this many rounds after its start
+PROBE_SHARE = 0.01  # of all time: what probes may lose
+PROBE_ROUNDS = 2  # the engine plays a K that differs from the last one twice, to time it
+SAVED_ROUNDS = 8  # rounds' time that may be saved up for probes
+SPACING = 6  # rounds from a probe to the next, however little it loses
+
+
+@dataclass
+class _State:
+    """What was chosen for one batch size, by its own count of rounds."""
+
+    round: int = 0
+    best: int = 0
+    trial: int = 0  # the K of the last trial
+    tried: dict[int, int] = field(default_factory=dict)  # when a K last had a trial or a probe
+
+
+class Depth:
+    """Chooses K for every round. One for an engine, where rows come and go.
+
+    Normally that is the K of most expected tokens per second. Besides,
+    - a K that promises to be it, but whose cost is only guessed, gets a few rounds: a trial. Then
+      its cost is known.
+    - a K that could be it, if everything unknown turned out well, gets a round now and then: a
+      probe. What it is expected to lose is paid from PROBE_SHARE of the time, saved up before.
+    """
+
+    def __init__(self, costs: Costs | None = None, pool: Acceptance | None = None) -> None:
+        self._costs = costs or Costs()
+        self._pool = pool or Acceptance()
+        self._states: dict[int, _State] = {}
+        self._saved = 0.0  # seconds
+
+    def row(self, pinned: int | None = None) -> Acceptance:
+        """Return the acceptance of a new row; report every round to it with `seen`.
+
+        pinned: the row's own number of drafts; None for a row that takes what is chosen.
+        """
+        return Acceptance(self._pool, pinned)
+
+    def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+        """Record the duration of a round, without compilation, prefill or waiting."""
+        self._costs.add(batch, num_draft_tokens, seconds)
+
+    def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+        """Record how long the compilation of a round took: probes pay for theirs."""
+        if num_draft_tokens != self._state(batch).best:
+            self._saved -= seconds
+
+    @property
+    def plain_tokens_per_second(self) -> float | None:
+        """Tokens per second without drafts at batch 1; None until measured."""
+        seconds = self._costs.measured(1, 0)
+        return None if seconds is None else 1 / seconds
+
+    def plain_at(self, batch: int) -> bool:
+        """True if no measured K > 0 beats plain decoding; False if too little was measured."""
+        known = self._costs.known(batch)
+        speeds = {k: self._pool.expected_tokens(k) / cost.expected for k, cost in known.items()}
+        return len(speeds) > 1 and max(speeds, key=speeds.__getitem__) == 0
+
+    def choose(self, batch: int, rows: Sequence[Acceptance]) -> int:
+        """Return K for the next round of a batch of this size, in which `rows` are active.
+
+        At least the K of the largest pinned row. Call it once a round; what the last one or two
+        rounds showed may come in later.
+        """
+        least = max((row.pinned for row in rows if row.pinned is not None), default=0)
+        if all(row.pinned is not None for row in rows):
+            return least
+        state, most = self._state(batch), max(least, MOST)
+        state.round += 1
+        known = [k for k in self._costs.known(batch) if k <= most]
+        if not known or known[-1] < least:
+            return least
+        trial, start = state.trial, state.tried.get(state.trial, -TRIAL_ROUNDS)
+        if trial >= least and trial not in known and state.round < start + TRIAL_ROUNDS:
+            return trial
+
+        paused = state.round - TRIAL_PAUSE
+        options = [
+            k for k in range(least, most + 1) if k in known or state.tried.get(k, paused) <= paused
+        ]
+        tokens = [sum(row.expected_tokens(k) for row in rows) for k in range(most + 1)]
+        costs = self._costs.estimates(batch, most)
+
+        def merit(k: int) -> float:
+            return tokens[k] / costs[k].expected * (GAIN if k == state.best else 1)
+
+        k = max(options, key=merit)
+        if k in known:
+            state.best = k
+            k = self._probe(state, known, options, tokens, costs)
+        if k not in known:
+            state.trial = k
+        if k != state.best:
+            state.tried[k] = state.round
+        return k
+
+    def _state(self, batch: int) -> _State:
+        return self._states.setdefault(batch, _State())
+
+    def _probe(
+        self,
+        state: _State,
+        known: list[int],
+        options: list[int],
+        tokens: list[float],
+        costs: list[Cost],
+    ) -> int:
+        """Return the K of a probe that is due and paid for, or else the best."""
+        best, seconds = state.best, costs[state.best].expected
+        speed = tokens[best] / seconds
+        per_draft = tokens[best] - tokens[best - 1] if best else tokens[0]
+
+        def could_win(k: int) -> bool:
+            """True if K would win if it were cheap and all drafts beyond the best K accepted."""
+            hoped = tokens[k] if k < best else tokens[best] + per_draft * (k - best)
+            return hoped / costs[k].least > GAIN * speed
+
+        able = [k for k in options if k != best and could_win(k)]
+        sides = [k for k in able if k < best], [k for k in able if k > best]
+        # On either side of the best K the one that should lose least, as a rule the nearest.
+        nearest = [max(side, key=lambda k: tokens[k] / costs[k].expected) for side in sides if side]
+        probe = min(nearest, key=lambda k: state.tried.get(k, 0), default=best)
+        rounds = PROBE_ROUNDS if probe in known else PROBE_ROUNDS + KNOWN
+        loss = max(0.0, rounds * (costs[probe].expected - tokens[probe] / speed))
+        most = max(loss, SAVED_ROUNDS * seconds)
+        self._saved = max(min(self._saved + PROBE_SHARE * seconds, most), -most)
+        rested = state.round >= max(state.tried.values(), default=0) + SPACING
+        if probe == best or self._saved < loss or not rested:
+            return best
+        self._saved -= loss
+        return probe
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the next run can start from."""
+        return {"costs": self._costs.to_json(), "acceptance": self._pool.rates}
+
+    @classmethod
+    def from_json(cls, saved: Any) -> Depth:
+        """Start from what an earlier run found.
+
+        Raises KeyError, ValueError, TypeError, AttributeError or ArithmeticError for anything that
+        `to_json` did not make.
+        """
+        return cls(Costs.from_json(saved["costs"]), Acceptance.from_json(saved["acceptance"]))

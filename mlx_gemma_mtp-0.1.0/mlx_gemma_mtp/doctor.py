@@ -1,0 +1,170 @@
+"""What this machine has for running Gemma 4, what is wrong, and why a model would not draft.
+
+Read-only: no network, no weights, no printing. The self-test is in `check`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlx_gemma_mtp import __version__, device, memory
+from mlx_gemma_mtp.engine.batch import SIZES
+from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files import folders, hub, hub_cache, remembered
+from mlx_gemma_mtp.files.hub_cache import CachedModel
+
+PACKAGES = ("mlx", "mlx-lm", "huggingface_hub", "transformers")
+PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is kept, the free bytes of its disk, and whether it can be written to."""
+
+    path: str
+    free_bytes: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A cached model.
+
+    needs_bytes: `memory.Pair.needs_to_load` with its drafter; fits: whether that is available;
+    longest_context: the longest that fits at batch 1, 0 if none does. These are None if the model
+    has a problem. no_drafts: why "auto" would not draft, or not at every batch size.
+    """
+
+    model: CachedModel
+    needs_bytes: int | None = None
+    fits: bool | None = None
+    longest_context: int | None = None
+    no_drafts: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the model's fields and these."""
+        own = {key: value for key, value in vars(self).items() if key != "model"}
+        return self.model.to_json() | own
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found. problems: of the machine; it is healthy without any.
+
+    memory_bytes: the machine's; available_bytes: what a model may use of it. backend: metal, cuda
+    or cpu. versions: by package, None if it is not installed. variables: those that change what mgm
+    does, without secrets.
+    """
+
+    chip: str
+    system: str
+    architecture: str
+    memory_bytes: int
+    available_bytes: int
+    backend: str
+    versions: dict[str, str | None]
+    cache: Place
+    depth: Place
+    variables: dict[str, str]
+    models: list[Checked]
+    problems: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
+        return {"schema": 1} | asdict(self) | {"models": [one.to_json() for one in self.models]}
+
+
+def examine(packages: Sequence[str] = PACKAGES) -> Report:
+    """Look at this machine and its models."""
+    versions = {
+        "python": platform.python_version(),
+        "mlx_gemma_mtp": __version__,
+        **{name: _version(name) for name in packages},
+    }
+    cache, file = _place(hub.cache_folder()), folders.depth_file()
+    depth = replace(_place(file.parent), path=str(file))  # the file is replaced, not written to
+    backend, available = device.backend(), device.available()
+    return Report(
+        chip=device.chip_name(),
+        system=device.system_name(),
+        architecture=platform.machine(),
+        memory_bytes=device.installed(),
+        available_bytes=available,
+        backend=backend,
+        versions=versions,
+        cache=cache,
+        depth=depth,
+        variables={  # of a token only that it is set
+            key: "set" if "TOKEN" in key else value
+            for key, value in sorted(os.environ.items())
+            if key.startswith(PREFIXES)
+        },
+        models=[check(one, available) for one in hub_cache.models() if not one.is_drafter],
+        problems=[*_problems(backend, versions, cache, depth)],
+    )
+
+
+def check(model: CachedModel, available: int) -> Checked:
+    """Return what a model needs of the available bytes, and whether its drafter would be used."""
+    drafter = model.drafter.folder if model.drafter and not model.drafter.problem else None
+    if model.problem is not None:
+        return Checked(model)
+    try:
+        pair = memory.read_pair(model.folder, drafter)
+    except CheckpointError as error:  # in the weight files, which listing doesn't open
+        return Checked(replace(model, problem=str(error)))
+    longest = pair.longest_context(batch=1, have=available)
+    needs = pair.needs_to_load
+    return Checked(model, needs, needs <= available, longest, why_no_drafts(model))
+
+
+def why_no_drafts(model: CachedModel) -> str | None:
+    """Return why "auto" would not draft with this target; None if it would."""
+    if model.drafter is None:
+        return f"no drafter: mgm pull {model.name} downloads it, if the Hub has one"
+    if model.drafter.problem is not None:
+        return model.drafter.problem
+    learned = [*remembered.depths_of(model.folder.name)]  # with any bits
+    batches = [str(size) for size in SIZES if any(depth.plain_at(size) for depth in learned)]
+    if not batches:
+        return None
+    return (
+        f"at batch {' and '.join(batches)} decoding without drafts was measured to be faster here; "
+        f"remove {folders.depth_file()} to measure again"
+    )
+
+
+def _problems(
+    backend: str, versions: dict[str, str | None], cache: Place, depth: Place
+) -> Iterator[str]:
+    for name, found in versions.items():
+        if found is None:
+            yield f"{name} is not installed: install mlx-gemma-mtp again"
+    if platform.system() == "Darwin" and backend != "metal":
+        arm = platform.machine() == "arm64"
+        why = "virtual machines have none" if arm else "this Python is for Intel: install arm64's"
+        yield f"MLX finds no GPU, and on a CPU drafting rarely helps; {why}"
+    if not cache.writable:
+        yield f"{cache.path} is not writable, so nothing can be downloaded: set HF_HOME"
+    if not depth.writable:
+        yield f"{depth.path} is not writable, so timings are not kept: set MGM_CACHE_DIR"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _place(folder: Path) -> Place:
+    """Describe a folder that exists or can be made."""
+    nearest = folders.nearest(folder)
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    return Place(str(folder), folders.free_bytes(folder), writable)

@@ -1,0 +1,299 @@
+"""The rows that decode together: their cache, their requests, and the rounds they play.
+
+Grows and shrinks with the requests in it. Knows requests and the device; knows nothing of threads,
+of prompts as text, or of the requests that wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import mlx.core as mx
+
+from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, first_token
+from mlx_gemma_mtp.decode.sampling import row_settings
+from mlx_gemma_mtp.engine.prefill import Prefill
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.target import Target
+
+SIZES = (1, 2, 4, 8)
+
+
+@dataclass(eq=False)
+class Row:
+    """A request that is decoding, and its place in the batch."""
+
+    request: Request
+    acceptance: Acceptance
+    length: int  # the most positions it may have committed
+
+
+class Flight(NamedTuple):
+    """A round that was dispatched and is not read yet."""
+
+    round: Round
+    rows: list[Row | None]
+    num_draft_tokens: int
+    follows: bool  # it was dispatched while the round before was in flight
+    compiled_from: float | None  # when it was dispatched, if it is the first of its shape
+
+
+class Batch:
+    """Up to max_batch requests that decode together; none at first."""
+
+    def __init__(
+        self,
+        target: Target,
+        play_round: PlayRound,
+        depth: Depth,
+        suppressed: Sequence[int],
+        max_batch: int,
+        limits: Limits,
+    ) -> None:
+        self._target = target
+        self._play_round = play_round
+        self._depth = depth
+        self._limits = limits
+        self._sizes = sorted({min(size, max_batch) for size in SIZES})
+        self._suppress: mx.array | None = None
+        if suppressed:
+            self._suppress = mx.zeros((target.config.vocab_size,))
+            self._suppress[mx.array(list(suppressed))] = -mx.inf
+        self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
+        self._landed_at = 0.0
+        self._num_drafts = 0  # of the last round
+        self._same_drafts: bool  # the next round takes the same number
+        self._spare_rounds = 0  # in succession that would have fitted into the next smaller size
+        self._flight: Flight | None
+        self._rows: list[Row | None]  # None for a free one
+        self._cache: KVCache
+        self._newest: Newest
+        self.clear()
+
+    @property
+    def active(self) -> list[Request]:
+        """The requests that have a row and have not ended."""
+        return [row.request for row in self._rows if row and not row.request.ended]
+
+    @property
+    def full(self) -> bool:
+        """True if every row is taken."""
+        return len(self.active) == self._sizes[-1]
+
+    def clear(self) -> None:
+        """Drop every row and return the memory."""
+        self._start(0, self._capacity(1))
+
+    def fail(self, error: BaseException) -> None:
+        """End all requests with this error and drop their rows."""
+        for request in self.active:
+            request.fail(error)
+        self.clear()
+
+    def add(self, prefill: Prefill) -> None:
+        """Give a request its first token, and a row if it continues. Its prefill is finished.
+
+        No round may be in flight. If this fails, the other rows are as they were.
+        """
+        assert self._flight is None
+        request, length = prefill.request, len(prefill.request.ids)
+        settings = row_settings([request.params], self._suppress)
+        newest = first_token(self._target, prefill.cache, prefill.hidden, settings)
+        request.take(cast(list[int], newest.token.tolist()))
+        if request.ended:
+            prefill.stop()
+            return
+        self.free_ended()
+        if None not in self._rows:
+            size = next(size for size in self._sizes if size > len(self._rows))
+            self._resize(size, length)
+        index = self._rows.index(None)
+        offset = prefill.cache.offset
+        self._cache.grow(self._capacity(length))
+        self._cache.take_over(index, prefill.cache, length)
+        self._cache.offset = _put(self._cache.offset, index, offset)
+        self._newest = Newest(
+            _put(self._newest.token, index, newest.token),
+            _put(self._newest.hidden, index, newest.hidden),
+        )
+        self._rows[index] = Row(request, self._depth.row(request.num_draft_tokens), length)
+        self._lay_out()
+
+    def play(self, *, settled: bool) -> None:
+        """Dispatch the next round, then read the one before it.
+
+        So the device never waits for the host. Tokens past the end of a request are dropped.
+        settled: no request is about to get a row, so spare rows may go.
+        """
+        self.free_ended()
+        if settled:
+            self._shrink()
+        following = self._dispatch() if self._more_to_come else None
+        self.land(following)
+        self._flight = following
+        self.free_ended()  # a session gets its cache as soon as its request has ended
+        if not self.active:
+            self.clear()
+
+    def land(self, following: Flight | None = None) -> None:
+        """Wait for the round in flight, if any, and give its tokens to the requests.
+
+        following: the round that was dispatched after it.
+        """
+        if self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        tokens = cast(list[list[int]], flight.round.tokens.tolist())
+        accepted = cast(list[int], flight.round.accepted.tolist())
+        now = time.perf_counter()
+        if flight.compiled_from is not None:
+            took = now - flight.compiled_from
+            self._depth.round_compiled(len(flight.rows), flight.num_draft_tokens, took)
+        # If the device is faster than the host, a landing waits for the dispatch of the next round.
+        # The time between two landings is that of a round if the next one has the same shape.
+        alike = following is not None and following.num_draft_tokens == flight.num_draft_tokens
+        if flight.follows and alike:
+            seconds = now - self._landed_at
+            self._depth.round_took(len(flight.rows), flight.num_draft_tokens, seconds)
+        self._landed_at = now
+        for index, row in enumerate(flight.rows):
+            if row is None or row.request.ended:
+                continue
+            drafted = min(row.request.most_drafts, flight.num_draft_tokens)
+            row.acceptance.seen(drafted, accepted[index])
+            row.length -= flight.num_draft_tokens - accepted[index]
+            row.request.take(tokens[index][: accepted[index] + 1], drafted)
+
+    def free_ended(self) -> None:
+        """Free the rows of requests that have ended; their sessions get a copy of the cache."""
+        ended = [(index, row) for index, row in enumerate(self._rows) if row and row.request.ended]
+        for index, row in ended:
+            self._rows[index], request = None, row.request
+            if request.session:
+                # The keys and values of the newest token are not computed yet.
+                held = [*request.ids, *request.tokens[:-1]]
+                try:
+                    request.session.copy_back(self._cache, index, held)
+                except (RuntimeError, MemoryError):  # no room: the next turn starts from scratch
+                    request.session.close()
+        if ended:
+            self._lay_out()
+
+    @property
+    def _more_to_come(self) -> bool:
+        """True if a row continues after the round in flight."""
+        in_flight = 0 if self._flight is None else 1
+        return any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
+
+    def _dispatch(self) -> Flight | None:
+        """Start a round; None if no row is left to play it."""
+        drafts = self._choose_drafts()
+        held = self._cache.capacity("full_attention")
+        longest = max(row.length for row in self._rows if row)
+        capacity = max(held, self._capacity(longest + drafts + 1))
+        shape = (len(self._rows), drafts, capacity)
+        is_new = capacity > held or shape not in self._shapes
+        if is_new:
+            self.land()  # so that no round's time includes the compiling and copying
+            self.free_ended()
+            if not self.active or not self._grow(capacity):
+                return None
+        start = time.perf_counter()
+        self._shapes.add(shape)
+        for row in self._rows:
+            if row:
+                row.length += drafts + 1
+        played = self._play_round(
+            self._cache, self._newest, self._settings, self._max_accepted, drafts
+        )
+        mx.async_eval(played)
+        self._newest = played.newest
+        follows, compiled_from = self._flight is not None, start if is_new else None
+        return Flight(played, list(self._rows), drafts, follows, compiled_from)
+
+    def _choose_drafts(self) -> int:
+        """The number of drafts of the next round. A new number comes twice, to be timed once."""
+        if self._same_drafts:
+            self._same_drafts = False
+            return self._num_drafts
+        rows = [row.acceptance for row in self._rows if row and not row.request.ended]
+        drafts = self._depth.choose(len(self._rows), rows)
+        self._same_drafts, self._num_drafts = drafts != self._num_drafts, drafts
+        return drafts
+
+    def _capacity(self, length: int) -> int:
+        return capacity_for(length, self._limits.slot_step)
+
+    def _grow(self, capacity: int) -> bool:
+        """Grow the cache. If memory runs out, fail the longest request and return False."""
+        try:
+            self._cache.grow(capacity)
+        except (RuntimeError, MemoryError) as error:
+            longest = max(self.active, key=lambda request: len(request.ids) + len(request.tokens))
+            longest.fail(error)
+            return False
+        return True
+
+    def _shrink(self) -> None:
+        size = next(size for size in self._sizes if size >= len(self.active))
+        self._spare_rounds = self._spare_rounds + 1 if size < len(self._rows) else 0
+        if self._spare_rounds > self._limits.shrink_after:
+            self.land()
+            self.free_ended()
+            self._resize(size)
+
+    def _start(self, size: int, capacity: int) -> None:
+        """Start over with this many free rows."""
+        config, dtype = self._target.config, self._target.dtype
+        self._flight = None
+        self._rows = [None] * size
+        self._spare_rounds = 0
+        self._cache = KVCache.empty(
+            config,
+            size,
+            capacity=capacity,
+            most=self._limits.rounds_ahead * (self._limits.max_draft_tokens + 1),
+            dtype=dtype,
+            slot_step=self._limits.slot_step,
+        )
+        self._newest = Newest(
+            mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
+        )
+        self._lay_out()
+
+    def _resize(self, size: int, length: int = 0) -> None:
+        """Change the number of rows, with room for one of this length. No round is in flight."""
+        kept = [index for index, row in enumerate(self._rows) if row]
+        longest = max([length, *(row.length for row in self._rows if row)])
+        capacity = self._capacity(longest + self._limits.max_draft_tokens + 1)
+        if not kept:
+            self._start(size, capacity)
+            return
+        sources = [*kept, *[None] * (size - len(kept))]
+        self._cache.resize(sources, capacity)
+        index = mx.array([source or 0 for source in sources])
+        self._newest = Newest(self._newest.token[index], self._newest.hidden[index])
+        self._rows = [None if source is None else self._rows[source] for source in sources]
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Lay out the settings of the rows for the device."""
+        self._same_drafts = False  # the rows may now want another number
+        requests = [row.request if row else None for row in self._rows]
+        self._settings = row_settings(
+            [one.params if one else None for one in requests], self._suppress
+        )
+        most = [one.most_drafts if one else -1 for one in requests]
+        self._max_accepted = mx.array(most, mx.int32)
+
+
+def _put(array: mx.array, row: int, value: mx.array) -> mx.array:
+    """array [B, ...] with this row replaced by value [1, ...]; the old array stays as it was."""
+    return mx.concatenate([array[:row], value.astype(array.dtype), array[row + 1 :]])

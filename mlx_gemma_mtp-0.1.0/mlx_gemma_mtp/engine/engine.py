@@ -1,0 +1,298 @@
+"""The engine: prompts in, completions out.
+
+Checks prompts and settings in the caller's thread. The scheduler does the work, on the one thread
+that uses MLX.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.params import SamplingParams, is_count
+from mlx_gemma_mtp.decode.round import PlayRound, round_player
+from mlx_gemma_mtp.engine.batch import SIZES
+from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
+from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
+from mlx_gemma_mtp.engine.scheduler import Scheduler
+from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files.remembered import load_depth, save_depth
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.text.messages import Prompt
+
+Player = Callable[[Target, Drafter | None], PlayRound]
+
+MAX_QUEUE = 256
+DEFAULT_LIMITS = Limits()
+GEMMA_EOS = 1  # for a checkpoint without a generation_config
+
+
+class Engine:
+    """A loaded pair, made by `load`. A context manager; any thread may use it."""
+
+    def __init__(
+        self,
+        pair: OpenPair,
+        *,
+        max_batch: int = SIZES[-1],
+        max_queue: int = MAX_QUEUE,
+        player: Player = round_player,
+        limits: Limits = DEFAULT_LIMITS,
+        depth: Depth | None = None,
+    ) -> None:
+        """player: makes the function that plays the rounds of this pair.
+
+        depth: replaces what earlier runs learned; it is not saved.
+        """
+        target, drafter, self.text, self._defaults, fingerprint = pair
+        key = fingerprint if depth is None else None
+        self._depth = depth or (Depth() if key is None else load_depth(key))
+        self.config = target.config
+        self.has_drafter = drafter is not None
+        self._pair = memory.Pair.of(target, drafter)
+        self._identity = mlx_worker().run(lambda: model_identity(target))
+        self._max_batch = max_batch
+        self._limits = limits
+        self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
+        scheduler = partial(
+            Scheduler,
+            target,
+            player(target, drafter),
+            self._depth,
+            suppressed=pair.default_tokens("suppress_tokens"),
+            max_batch=max_batch,
+            max_queue=max_queue,
+            limits=limits,
+            on_idle=None if key is None else partial(save_depth, key, self._depth),
+        )
+        self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop all work within a round and free the memory.
+
+        Requests that have not ended raise an MgmError. The engine cannot be used afterwards;
+        closing twice is fine. Raises UsageError in an `on_chunk` callback.
+        """
+        mlx_worker().check_may_wait()
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            mlx_worker().run(scheduler.close)
+            del scheduler  # and with it the models
+            mlx_worker().run(mx.clear_cache)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+        *,
+        session: Session | None = None,
+    ) -> Generation:
+        """Start a completion without waiting for it.
+
+        Requests are served in order; up to max_batch decode together, each starting and ending at
+        any round. on_chunk is called with every piece of the output, on the thread that does all
+        the work: it must be quick and must not wait for an engine. If it raises, the request ends.
+        Failures are reported by the Generation only. session: the conversation that this is a turn
+        of; the tokens it holds are not prefilled again.
+
+        Raises QueueFullError if max_queue requests are waiting already, otherwise as `generate`.
+        """
+        return self._submit(self._request(prompt, params, on_chunk, session))
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete any number of prompts, up to max_batch of them at a time.
+
+        A prompt is a string (one user turn), a list of token ids, or a list of messages
+        {"role", "content"}; a single one needs no list around it. `params` apply to all prompts,
+        or are a list with one entry for each. The results are in the order of the prompts. The
+        first failure ends all of them.
+
+        Raises UsageError for a wrong prompt or setting, before any work; NotEnoughMemoryError and
+        GenerationError for what fails later.
+        """
+        mlx_worker().check_may_wait()
+        many = as_list(prompts)
+        each = list(params) if isinstance(params, Sequence) else [params] * len(many)
+        if len(each) != len(many):
+            raise UsageError(f"{len(many)} prompts but {len(each)} settings: give one for each")
+        requests = [self._request(one, own) for one, own in zip(many, each, strict=True)]
+        pending: set[Future[Completion]] = set()
+        try:
+            for request in requests:
+                # Enough to keep every row busy; the rest of the queue is for other callers.
+                if len(pending) == 2 * self._max_batch:
+                    pending = _wait(pending, FIRST_COMPLETED)
+                pending.add(self._submit(request, patient=True))
+            _wait(pending, FIRST_EXCEPTION)
+            return [request.generation.result() for request in requests]
+        except BaseException:
+            for request in requests:
+                request.generation.cancel()
+            raise
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        session: Session | None = None,
+    ) -> Iterator[Chunk]:
+        """Complete one prompt and yield the output piece by piece.
+
+        Work starts when the first piece is requested; closing the iterator stops it within a round.
+        Errors as `submit`.
+        """
+        chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        return self._pieces(self._request(prompt, params, chunks.put, session), chunks)
+
+    def session(self, saved: Path | None = None) -> Session:
+        """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
+
+        It does not change the output. saved: a file that `Session.save` wrote with this model.
+        Raises CheckpointError for any other file.
+        """
+        _ = self._open
+        session = Session(self.config, self._identity, self._limits)
+        if saved is not None:
+            mlx_worker().run(partial(session.restore, saved))
+        return session
+
+    def plain_tokens_per_second(self) -> float | None:
+        """Tokens per second without drafts at batch 1; None until measured."""
+        return mlx_worker().run(lambda: self._depth.plain_tokens_per_second)
+
+    def longest_context(self) -> int:
+        """The longest session, in tokens, that fits in memory; 0 if none does."""
+        return mlx_worker().run(
+            lambda: self._pair.longest_context(batch=1, have=device.available(), sessions=1)
+        )
+
+    def _submit(self, request: Request, *, patient: bool = False) -> Generation:
+        """Queue a request; if patient, wait for a place in the queue."""
+        scheduler, session = self._open, request.session
+        if session:
+            session.claim()
+        request.queue()
+        try:
+            scheduler.reserve(patient=patient)
+        except MgmError:
+            if session:
+                session.release()
+            raise
+
+        def serve() -> None:
+            scheduler.add(request)
+            mlx_worker().repeat(scheduler.step)
+
+        mlx_worker().submit(serve)
+        return request.generation
+
+    def _pieces(self, request: Request, chunks: queue.SimpleQueue[Chunk | None]) -> Iterator[Chunk]:
+        mlx_worker().check_may_wait()
+        request.generation.add_done_callback(lambda _: chunks.put(None))
+        try:
+            self._submit(request)
+            while (chunk := chunks.get()) is not None:
+                yield chunk
+            request.generation.result()  # raises the error that ended it
+        finally:
+            request.generation.cancel()
+
+    @property
+    def _open(self) -> Scheduler:
+        if self._scheduler is None:
+            raise MgmError("this engine is closed: load the model again")
+        return self._scheduler
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+        session: Session | None = None,
+    ) -> Request:
+        """Check a prompt and its settings, and make a request of them."""
+        _ = self._open  # raises here if the engine is closed
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
+        ids = prompt_ids(prompt, self.text, self.config, thinking=params.thinking)
+        room = self.config.max_position_embeddings - len(ids)
+        if params.stop_strings and self.text is None:
+            raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
+        asked = params.num_draft_tokens
+        drafts = asked if isinstance(asked, int) else None if self.has_drafter else 0
+        if drafts and not self.has_drafter:
+            raise ModelNotFoundError(
+                f"{drafts} draft tokens need a drafter, and none is loaded: "
+                "name one, or set num_draft_tokens to 0"
+            )
+        return Request(
+            ids,
+            params.resolved(self._defaults),
+            max_tokens=min(params.max_tokens or room, room),
+            num_draft_tokens=drafts,
+            eos=frozenset() if params.ignore_eos else self._eos,
+            stream=self.text.stream(params.stop_strings) if self.text else None,
+            on_chunk=on_chunk,
+            session=session,
+        )
+
+
+def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion]]:
+    """Wait for the first request to end, or to fail; returns the others. Raises its error."""
+    ended, left = wait(pending, return_when=until)
+    for generation in ended:
+        generation.result()
+    return left
+
+
+def load(
+    model: str | Path,
+    drafter: str | Path | None = "auto",
+    *,
+    bits: int | None = None,
+    max_batch: int = SIZES[-1],
+    max_queue: int = MAX_QUEUE,
+    force: bool = False,
+) -> Engine:
+    """Load a target and its drafter.
+
+    model: a folder, a Hub name, or "demo", the embedded pair. drafter: the same; "auto" for
+    `<model>-assistant` if it is there, None for no drafter. bits: 4 or 8 quantizes both while
+    loading. If the target is quantized already, the drafter is quantized in the same way.
+    max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
+    force: load even if it may not fit in memory.
+
+    Raises ModelNotFoundError, CheckpointError, UsageError, NotEnoughMemoryError.
+    """
+    if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
+        raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
+    if not is_count(max_queue) or max_queue < 1:
+        raise UsageError(f"max_queue must be at least 1, not {max_queue!r}")
+    pair = open_pair(model, drafter, bits=bits, force=force)
+    return Engine(pair, max_batch=int(max_batch), max_queue=int(max_queue))

@@ -1,0 +1,72 @@
+"""The prompts that callers may give, checked and as token ids.
+
+Knows nothing of requests, or of what a model makes of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from mlx_gemma_mtp.decode.params import is_count
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.text.messages import Message, Prompt
+from mlx_gemma_mtp.text.tokenizer import Text
+
+FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts, also of a single prompt."""
+    single = not _is_list(prompts) or (
+        len(prompts) > 0 and all(is_count(item) or _is_message(item) for item in prompts)
+    )
+    return cast(list[Prompt], [prompts] if single else list(prompts))
+
+
+def prompt_ids(
+    prompt: Prompt, text: Text | None, config: TargetConfig, *, thinking: bool
+) -> list[int]:
+    """The token ids of a prompt.
+
+    Raises UsageError for anything else, and for a prompt that leaves no room for an answer.
+    """
+    ids = _ids(prompt, text, thinking=thinking)
+    if not ids:
+        raise UsageError("the prompt is empty")
+    bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
+    if bad is not None:
+        raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
+    if len(ids) >= config.max_position_embeddings:
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens, but prompt and answer together can have at most "
+            f"{config.max_position_embeddings}: shorten it"
+        )
+    return ids
+
+
+def _ids(prompt: Prompt, text: Text | None, *, thinking: bool) -> list[int]:
+    if not isinstance(prompt, str) and not _is_list(prompt):
+        raise UsageError(f"{FORMS}, not {type(prompt).__name__}")
+    if isinstance(prompt, str) and not prompt.strip():
+        return []
+    if all(is_count(item) for item in prompt):
+        if thinking and prompt:
+            raise UsageError("thinking needs the chat template: give text or messages, not ids")
+        return [int(cast(int, item)) for item in prompt]
+    if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
+        raise UsageError(FORMS)
+    if text is None:
+        raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
+    return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking)
+
+
+def _is_list(value: object) -> bool:
+    """True for a sequence of things, but not of characters or bytes."""
+    strings = (str, bytes, bytearray, memoryview)
+    return isinstance(value, Sequence) and not isinstance(value, strings)
+
+
+def _is_message(item: object) -> bool:
+    return isinstance(item, dict) and "role" in item and bool({"content", "tool_calls"} & set(item))

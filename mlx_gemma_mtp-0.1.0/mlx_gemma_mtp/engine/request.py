@@ -1,0 +1,159 @@
+"""One request: its prompt and settings, its output so far, and how it ended.
+
+Lives on the host. Knows nothing of the device or of other requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
+
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
+from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Generation, Stats
+from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.errors import as_failure
+from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
+from mlx_gemma_mtp.text.tokenizer import TextStream
+
+
+@dataclass(eq=False)
+class Request:
+    """A request under way.
+
+    num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
+    of output, on the engine's thread; an error in it, or in any other work on the host, ends this
+    request alone. session: claimed for this request, which releases it at its end.
+    """
+
+    ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    num_draft_tokens: int | None
+    eos: frozenset[int]
+    stream: InitVar[TextStream | None]
+    on_chunk: Callable[[Chunk], None] | None = None
+    session: Session | None = None
+
+    def __post_init__(self, stream: TextStream | None) -> None:
+        self.tokens: list[int] = []
+        self.stats = Stats(prompt_tokens=len(self.ids))
+        self.generation = Generation()
+        self._finish_reason: FinishReason | None = None
+        self._channels = ChannelParser(stream)
+        self._pieces: list[Piece] = []
+        self._queued = self._started = self._last_take = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """True if it is finished, cancelled or failed."""
+        return self.generation.done()
+
+    @property
+    def most_drafts(self) -> int:
+        """The most drafts that a round may verify for this request."""
+        return MAX_DRAFT_TOKENS if self.num_draft_tokens is None else self.num_draft_tokens
+
+    def queue(self) -> None:
+        """Start the clock of its wait."""
+        self._queued = time.perf_counter()
+
+    def start(self) -> None:
+        """Its prefill starts now."""
+        self._started = time.perf_counter()
+        self.stats.queue_seconds = self._started - self._queued
+
+    def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
+        """Add the tokens of a round, up to the one that ends the request.
+
+        num_drafted: the drafts that the round verified; None for the token after the prompt.
+        Accepted drafts past the end count as drafted, not as accepted.
+        """
+        try:
+            self._take(tokens, num_drafted)
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            self.fail(error)
+
+    def cancel(self) -> None:
+        """End the request here and keep its output so far."""
+        self._finish_reason = "cancelled"
+        try:
+            self._emit([])
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the request with this error, in the words of `errors.as_failure`."""
+        self._release()
+        self.generation.set_exception(as_failure(error))
+
+    def _take(self, tokens: Sequence[int], num_drafted: int | None) -> None:
+        now, stats = time.perf_counter(), self.stats
+        if self.tokens:
+            pause = now - self._last_take
+            stats.longest_pause_seconds = max(stats.longest_pause_seconds, pause)
+        else:
+            stats.first_token_seconds = now - self._started
+        self._last_take = now
+        taken: list[Piece] = []
+        for length, token in enumerate(tokens, len(self.tokens) + 1):
+            if token in self.eos:
+                self._finish_reason = "stop"
+                taken.append(self._channels.end(token))
+            else:
+                taken += self._channels.add(token)
+                if self._channels.stopped:
+                    self._finish_reason = "stop"
+                elif length >= self.max_tokens:
+                    self._finish_reason = "length"
+            if self._finish_reason:
+                break
+        num_taken = sum(len(piece.tokens) for piece in taken)
+        self.tokens += tokens[:num_taken]
+        if num_drafted is not None:
+            stats.count_round(num_drafted, min(len(tokens) - 1, num_taken))
+        self._emit(taken)
+
+    def _emit(self, taken: list[Piece]) -> None:
+        reason, stats = self._finish_reason, self.stats
+        if reason:
+            taken = [*taken, self._channels.finish()]
+        pieces = joined(taken) or [Piece(self._channels.kind, "", [])]
+        for piece in pieces:
+            stats.thought_tokens += len(piece.tokens) if piece.kind == "thought" else 0
+            stats.tool_call_tokens += len(piece.tokens) if piece.kind == "tool_call" else 0
+        stats.generated_tokens = len(self.tokens)
+        if self.tokens:  # otherwise it was cancelled before the clock started
+            stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
+        self._pieces += pieces
+        if self.on_chunk:
+            for kind, text, tokens, call in pieces[:-1]:
+                self.on_chunk(Chunk(text, tokens, kind=kind, tool_call=call))
+            kind, text, tokens, call = pieces[-1]
+            self.on_chunk(Chunk(text, tokens, reason, stats if reason else None, kind, call))
+        if reason:
+            completion = self._completion(reason)
+            self._release()
+            self.generation.set_result(completion)
+
+    def _release(self) -> None:
+        # Before anyone can see that it ended: the next turn may come at once.
+        if self.session:
+            self.session.release()
+
+    def _completion(self, reason: FinishReason) -> Completion:
+        def output(kind: Kind) -> str:
+            return "".join(piece.text for piece in self._pieces if piece.kind == kind)
+
+        assert self.params.seed is not None
+        kind = self._channels.kind
+        return Completion(
+            output("answer"),
+            self.tokens,
+            reason,
+            self.stats,
+            self.params.seed,
+            thought=output("thought"),
+            tool_calls=tuple(piece.call for piece in self._pieces if piece.call),
+            unclosed=None if kind == "answer" else kind,
+        )

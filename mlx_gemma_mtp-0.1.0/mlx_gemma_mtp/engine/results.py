@@ -1,0 +1,163 @@
+"""The results of a request: chunks, a completion, counts and seconds. Knows no models."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.text.channels import Kind, ToolCall
+from mlx_gemma_mtp.text.messages import Message
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass
+class Stats:
+    """Counts and seconds of one request.
+
+    A round drafts up to K tokens and yields one more than it accepts, unless the request ends
+    first. reused_tokens of the prompt were held by the session and not prefilled.
+    drafted_at[i] counts the rounds that drafted token i (from 0), accepted_at[i] the rounds that
+    accepted it. queue_seconds is the wait before the prefill; the other clocks start with the
+    prefill. longest_pause_seconds is the longest wait for more tokens after the first.
+    thought_tokens and tool_call_tokens are parts of generated_tokens, with their markers.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    thought_tokens: int = 0
+    tool_call_tokens: int = 0
+    rounds: int = 0
+    drafted_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    longest_pause_seconds: float = 0.0
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer, with the end token."""
+        return self.generated_tokens - self.thought_tokens - self.tool_call_tokens
+
+    @property
+    def drafted(self) -> int:
+        """Draft tokens verified."""
+        return sum(self.drafted_at)
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens accepted."""
+        return sum(self.accepted_at)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """accepted / drafted; None if nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens per round, the extra one included; None before the first round."""
+        return (self.generated_tokens - 1) / self.rounds if self.rounds else None
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        """Speed after the first token, as this request saw it."""
+        return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else None
+
+    def count_round(self, drafted: int, accepted: int) -> None:
+        """Add one round of this request."""
+        self.rounds += 1
+        self.drafted_at += [0] * (drafted - len(self.drafted_at))
+        self.accepted_at += [0] * (drafted - len(self.accepted_at))
+        for position in range(drafted):
+            self.drafted_at[position] += 1
+            self.accepted_at[position] += position < accepted
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of streamed output. The last one has a finish_reason and the request's stats.
+
+    A round gives one chunk for each run of tokens of one kind, so mostly one. The chunks of a tool
+    call hold its text, and the last of them the tool_call. Markers are in tokens, not in text.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+    kind: Kind = "answer"
+    tool_call: ToolCall | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The output of a request. `tokens` has all generated ids, with the end token; `text` has not.
+
+    `text` is the answer only, and empty for a checkpoint without a tokenizer. `tool_calls` are the
+    complete ones. `unclosed` is what the output ended in the middle of: "thought" or "tool_call".
+    `seed` repeats the output, also if it was drawn.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+    seed: int
+    thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    unclosed: Literal["thought", "tool_call"] | None = None
+
+    @property
+    def message(self) -> Message:
+        """This turn as a message, for the next prompt.
+
+        The thought is its "reasoning": templates drop it from finished turns, and some need it
+        until a tool has answered. Calls have ids ("call_0") that a tool's message names as its
+        "tool_call_id"; a call without a readable name is dropped.
+        """
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.thought:
+            message["reasoning"] = self.thought.removesuffix("\n")
+        named = [call for call in self.tool_calls if call.name]
+        if named:
+            message["tool_calls"] = [
+                {"id": f"call_{number}", "type": "function", "function": call.function}
+                for number, call in enumerate(named)
+            ]
+        return message
+
+
+class Generation(Future[Completion]):
+    """A request under way: the Future of its Completion, made by `Engine.submit`.
+
+    In an event loop, `await asyncio.wrap_future(generation)`; cancelling that cancels the request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait for the request to end, for at most `timeout` seconds.
+
+        Raises the MgmError that ended it, TimeoutError, or UsageError in an `on_chunk` callback.
+        """
+        if not self.done():
+            mlx_worker().check_may_wait()
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # otherwise a raised error and this object keep each other alive
+
+    def cancel(self) -> bool:
+        """End the request within a round; its result is the output so far.
+
+        The finish_reason is "cancelled". Returns False if it has ended already.
+        """
+        self.stopping = True
+        return not self.done()

@@ -1,0 +1,214 @@
+"""The cache of a conversation between two turns, so that the next turn does not compute it again.
+
+Holds the keys and values of the last prompt and answer. A chat template may rewrite the answer, and
+sliding layers forget what a rollback needs; so their buffers at the ends of the last prompts are
+held as well. Knows nothing of text, nor of who computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
+from mlx_gemma_mtp.files.atomic import replacing
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.target import Target
+
+FORMAT = "mgm session 1"
+PARTS = ("keys", "values")
+
+
+class _Snapshot(NamedTuple):
+    """The buffers of the sliding layers when `length` positions were committed."""
+
+    length: int
+    first: int  # the lowest position they still hold
+    buffers: dict[str, mx.array]  # by names such as "keys.0"
+
+
+class Session:
+    """One conversation, made by `Engine.session`; pass it to `submit` and `stream`.
+
+    Takes as much memory as a row of the batch, and a window for each snapshot, until it is closed
+    or dropped. It serves one request at a time.
+
+    Who owns its cache: the session, between turns. `lend` gives it to the prefill of a turn, and
+    from there its contents move into a row of the batch. It comes back with `take_back` from a
+    prefill that stops, or as a copy of the row with `copy_back`. A turn that fails returns nothing,
+    and the next one starts from scratch. All of this happens on the worker.
+    """
+
+    def __init__(self, config: TargetConfig, model: str, limits: Limits) -> None:
+        """model: identifies the weights, for `save` and `restore`."""
+        self._config = config
+        self._model = model
+        self._limits = limits
+        owners = range(config.num_kv_layers)
+        self._full = [i for i in owners if config.layers[i].kind == "full_attention"]
+        self._sliding = [i for i in owners if i not in self._full]
+        self._in_use = threading.Lock()
+        self.close()
+
+    def close(self) -> None:
+        """Drop everything; the next turn starts from scratch."""
+        self._tokens: list[int] = []
+        self._cache: KVCache | None = None
+        self._first = 0  # the lowest position that the cache's sliding layers still hold
+        self._snapshots: list[_Snapshot] = []
+
+    def claim(self) -> None:
+        """Reserve it for one request. Raises UsageError if another one uses it."""
+        if not self._in_use.acquire(blocking=False):
+            raise UsageError("this session is busy: wait for its answer, or start another session")
+
+    def release(self) -> None:
+        """End the claim."""
+        self._in_use.release()
+
+    def lend(self, ids: Sequence[int]) -> tuple[KVCache, int] | None:
+        """Give away the cache, rolled back to the longest usable prefix of this prompt; its length.
+
+        The prompt's last token is not in it: its logits are needed. None if nothing can be used.
+        """
+        cache, self._cache = self._cache, None
+        if cache is None:
+            self.close()
+            return None
+        pairs = zip(ids, self._tokens, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        most = min(same, len(ids) - 1)
+        now = self._snapshot(cache, len(self._tokens), self._first)
+        snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
+        usable = [(self._reach(one, most), one) for one in snapshots]
+        length, snapshot = max(usable, key=lambda pair: pair[0])
+        if length == 0:
+            self.close()
+            return None
+        self._snapshots = [one for one in self._snapshots if one.length <= length]
+        self._first = snapshot.first
+        for index in self._sliding:
+            cache.keys[index] = snapshot.buffers[f"keys.{index}"]
+            cache.values[index] = snapshot.buffers[f"values.{index}"]
+        cache.offset = mx.array([length], mx.int32)
+        return cache, length
+
+    def remember_prompt(self, cache: KVCache, ids: Sequence[int]) -> None:
+        """Take a snapshot: the cache holds exactly this prompt. Copies nothing."""
+        first = max(self._first, len(ids) - cache.capacity("sliding_attention"))
+        earlier = [one for one in self._snapshots if one.length < len(ids)]
+        earlier = earlier[-self._limits.snapshots + 1 :]
+        self._snapshots = [*earlier, self._snapshot(cache, len(ids), first)]
+
+    def take_back(self, cache: KVCache, tokens: Sequence[int], first: int | None = None) -> None:
+        """Own a one-row cache that holds these tokens.
+
+        first: the lowest position its sliding layers hold; None for the cache that was lent.
+        """
+        self._cache, self._tokens = cache, list(tokens)
+        lowest = len(tokens) - cache.capacity("sliding_attention")
+        self._first = max(lowest, self._first if first is None else first)
+
+    def copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
+        """Own a copy of a batch's row that holds these tokens."""
+        length = len(tokens)
+        copy = KVCache.empty(
+            self._config,
+            1,
+            capacity=capacity_for(length, self._limits.slot_step),
+            most=self._limits.chunks[-1],
+            dtype=cache.keys[0].dtype,
+            slot_step=self._limits.slot_step,
+        )
+        copy.copy_row(cache, row, length)
+        self.take_back(copy, tokens, first=max(0, length - self._config.sliding_window))
+
+    def save(self, path: Path) -> None:
+        """Write everything to a safetensors file, for `Engine.session` of another process.
+
+        Raises UsageError while a request uses the session, and OSError.
+        """
+        self.claim()
+        try:
+            mlx_worker().run(lambda: self._save(path))
+        finally:
+            self.release()
+
+    def _save(self, path: Path) -> None:
+        if self._cache is None:
+            raise UsageError("this session has nothing to save yet")
+        now = self._snapshot(self._cache, len(self._tokens), self._first)
+        arrays = _named(self._cache, self._full) | {"tokens": mx.array(self._tokens, mx.int32)}
+        snapshots = [now, *self._snapshots]
+        for number, one in enumerate(snapshots):
+            arrays |= {f"{number}.{name}": array for name, array in one.buffers.items()}
+        lengths = json.dumps([(one.length, one.first) for one in snapshots])
+        about = {"format": FORMAT, "model": self._model, "standings": lengths}
+        with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
+            mx.save_safetensors(str(partial), arrays, about)
+
+    def restore(self, path: Path) -> None:
+        """Load what `save` wrote. Raises CheckpointError for anything else, or another model."""
+        try:
+            loaded = mx.load(str(path), format="safetensors", return_metadata=True)
+            arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+            if about.get("format") != FORMAT or about.get("model") != self._model:
+                raise CheckpointError(f"{path} belongs to another model: start a new session")
+            names = [f"{part}.{index}" for part in PARTS for index in self._sliding]
+            snapshots = [
+                _Snapshot(int(length), int(first), {n: arrays[f"{number}.{n}"] for n in names})
+                for number, (length, first) in enumerate(json.loads(about["standings"]))
+            ]
+            now, tokens = snapshots[0], arrays["tokens"].tolist()
+            found, layers = arrays | now.buffers, range(self._config.num_kv_layers)
+            keys, values = ([found[f"{part}.{index}"] for index in layers] for part in PARTS)
+            offset = mx.array([now.length], mx.int32)
+            cache = KVCache(self._config, Buffers(offset, keys, values))
+            mx.eval(keys, values, [one.buffers for one in snapshots])
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a saved session: {one_line(error)}") from None
+        self._cache, self._tokens, self._snapshots = cache, cast(list[int], tokens), snapshots[1:]
+        self._first = now.first
+
+    def _snapshot(self, cache: KVCache, length: int, first: int) -> _Snapshot:
+        return _Snapshot(length, first, _named(cache, self._sliding))
+
+    def _reach(self, snapshot: _Snapshot, most: int) -> int:
+        """How many of the first `most` tokens are usable with these sliding layers.
+
+        The next query must find its whole window. If it does, a stale slot cannot pass for part of
+        it, a turn of the ring earlier: that position would have to be held as well.
+        """
+        length = min(most, snapshot.length)
+        return length if snapshot.first <= max(0, length - self._config.sliding_window + 1) else 0
+
+
+def _named(cache: KVCache, layers: Sequence[int]) -> dict[str, mx.array]:
+    """The buffers of these layers, by the names that they have in a file."""
+    keys = {f"keys.{index}": cache.keys[index] for index in layers}
+    return keys | {f"values.{index}": cache.values[index] for index in layers}
+
+
+def model_identity(target: Target) -> str:
+    """Identifies the weights that keys and values come from: configuration, types, small weights.
+
+    Evaluates arrays: on the worker.
+    """
+    parameters = dict(tree_flatten(target.parameters()))
+    about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
+    digest = hashlib.sha256(repr((target.config, about)).encode())
+    for array in parameters.values():
+        if array.ndim == 1 and mx.issubdtype(array.dtype, mx.floating):
+            digest.update(bytes(memoryview(array.astype(mx.float32))))
+    return digest.hexdigest()

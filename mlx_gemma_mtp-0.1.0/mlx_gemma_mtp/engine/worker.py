@@ -1,0 +1,88 @@
+"""The one thread of this process that does all MLX work; callers wait for it.
+
+MLX's streams and random state belong to threads, and a thread that used them must not end while
+the interpreter shuts down: their destructors need the interpreter and abort the process. So all
+engines share one thread, it never ends, and at exit the process only waits until it is idle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from mlx_gemma_mtp.errors import UsageError
+
+T = TypeVar("T")
+
+EXIT_SECONDS = 10.0  # how long the exit of the process waits for the current job
+
+
+class Worker:
+    """Runs jobs one after another on its own thread."""
+
+    def __init__(self) -> None:
+        self.leaving = threading.Event()  # set at exit; long jobs check it and stop
+        self._repeated: set[Callable[[], bool]] = set()
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mgm", daemon=True)
+        self._thread.start()
+        atexit.register(self._leave)
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Queue a job. The future returns its result or raises its error."""
+        future: Future[T] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def run(self, job: Callable[[], T]) -> T:
+        """Queue a job and wait for its result. Raises its error, or UsageError on the worker."""
+        self.check_may_wait()
+        return self.submit(job).result()
+
+    def repeat(self, step: Callable[[], bool]) -> None:
+        """Run this step again and again until it returns False, with other jobs in between.
+
+        Called on the worker. Does nothing if the step is being repeated already.
+        """
+        if step not in self._repeated and not self.leaving.is_set():
+            self._repeated.add(step)
+            self.submit(functools.partial(self._repeat, step))
+
+    def check_may_wait(self) -> None:
+        """Raise UsageError on the worker's own thread, which would wait for itself forever."""
+        if threading.current_thread() is self._thread:
+            raise UsageError(
+                "a callback must not wait for an engine: it runs on the thread that does the work"
+            )
+
+    def _repeat(self, step: Callable[[], bool]) -> None:
+        self._repeated.discard(step)
+        if step():
+            self.repeat(step)
+
+    def _work(self) -> None:
+        while True:
+            future, job = self._jobs.get()
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - the future raises it in the caller
+                future.set_exception(error)
+            del future, job  # an idle worker must not keep a closed model alive
+
+    def _leave(self) -> None:
+        self.leaving.set()
+        # A job that takes longer, in one operation of MLX, ends with the process.
+        with contextlib.suppress(TimeoutError):
+            self.submit(lambda: None).exception(EXIT_SECONDS)
+
+
+@functools.cache
+def mlx_worker() -> Worker:
+    """This process's worker, started on first use."""
+    return Worker()

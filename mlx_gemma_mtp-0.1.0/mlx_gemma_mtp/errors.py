@@ -1,0 +1,82 @@
+"""Errors for people: each is one line that says what is wrong and names the way out.
+
+The command line prints them without a traceback and exits with the `exit_code` of their class.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+
+# In MLX's errors when memory runs out: "[malloc] Unable to allocate …", "[metal::malloc]
+# Attempting to allocate …", "cudaMallocAsync(…) failed: out of memory", "Insufficient Memory". (Its
+# CPU backend ends the process instead.)
+OUT_OF_MEMORY = ("malloc", "out of memory", "insufficient memory")
+
+
+class MgmError(Exception):
+    """Base class of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(MgmError):
+    """A setting, a prompt or an argument that is not valid."""
+
+    exit_code = 2
+
+
+class ModelNotFoundError(MgmError):
+    """No folder of this name, and no repository in the cache or on the Hub."""
+
+    exit_code = 3
+
+
+class CheckpointError(MgmError):
+    """Files that are not a checkpoint this runtime can use."""
+
+
+class NotEnoughMemoryError(MgmError):
+    """Too little memory for this model, this prompt or a longer completion."""
+
+    exit_code = 4
+
+
+class VerificationError(MgmError):
+    """A check that failed: of a file, a completion or a pair."""
+
+    exit_code = 5
+
+
+class QueueFullError(MgmError):
+    """The engine's queue is full."""
+
+
+class GenerationError(MgmError):
+    """A failure on the device or in a callback, which is the `__cause__`."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message as one line; the name of its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def as_failure(error: BaseException) -> MgmError:
+    """Return the error to raise in the caller of a request, with this one as its cause."""
+    if isinstance(error, MgmError):
+        return copy.copy(error)  # raising writes into an error, and several threads may
+    if error.__traceback__ is not None:
+        # As text: the frames would keep models and buffers in memory while the error lives.
+        frames = traceback.format_tb(error.__traceback__)
+        error.add_note("".join(["In the engine's thread:\n", *frames]).rstrip())
+        error.__traceback__ = None
+    message = f"{type(error).__name__}: {one_line(error)}"
+    failure: MgmError
+    if isinstance(error, MemoryError) or any(sign in message.lower() for sign in OUT_OF_MEMORY):
+        failure = NotEnoughMemoryError(
+            f"not enough memory ({message}): shorten the request or load with a smaller max_batch"
+        )
+    else:
+        failure = GenerationError(f"the request failed: {message}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,229 @@
+"""The models in the Hub's cache that this runtime can run: what they are, and how to remove them.
+
+Reads the cache without network, whatever state it is in: half a download or a damaged repository
+must not hide the others. The embedded demo counts as cached. Opens no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import (
+    read_config,
+    read_drafter_config,
+    read_target_config,
+    weight_files,
+)
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES, check_pair
+
+KINDS = {1536: "E2B", 2560: "E4B", 3840: "12B", 2816: "26B-A4B", 5376: "31B"}  # by hidden size
+DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A target, with its drafter if that is cached; or a drafter without its target.
+
+    name: the name that `load` takes. kind: the published size that it is, or is made for. bits: of
+    most weights, None if the config doesn't say. size_bytes: on disk, all revisions together.
+    last_used: seconds since 1970, as far as the file system knows. problem: why it cannot be
+    loaded as it is.
+    """
+
+    name: str
+    folder: Path
+    is_drafter: bool
+    kind: str
+    bits: int | None
+    size_bytes: int
+    last_used: float | None
+    problem: str | None = None
+    drafter: CachedModel | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, the folder as a string, the time in ISO 8601 and UTC."""
+        return dataclasses.asdict(self) | {
+            "folder": str(self.folder),
+            "last_used": None if self.last_used is None else iso_time(self.last_used),
+            "drafter": self.drafter and self.drafter.to_json(),
+        }
+
+
+def models() -> list[CachedModel]:
+    """Return the demo and the cached models, by name."""
+    found = {name: model for name in repositories() if (model := _in_repository(name)) is not None}
+    drafter = _in_folder(hub.DEMO_DRAFTER)
+    demo = dataclasses.replace(_in_folder(hub.DEMO), name="demo", kind="demo", drafter=drafter)
+    listed = [demo]
+    for name, model in found.items():
+        if model.is_drafter:
+            target = found.get(name.removesuffix(hub.DRAFTER_SUFFIX), model)
+            if target.is_drafter:  # else it is listed with its target
+                listed.append(model)
+        elif (model.folder / "drafter").is_dir():
+            listed.append(_paired(model, _in_folder(model.folder / "drafter")))
+        else:
+            listed.append(_paired(model, found.get(name + hub.DRAFTER_SUFFIX)))
+    return listed
+
+
+def repositories() -> list[str]:
+    """Return the names of all model repositories that the cache has a folder for."""
+    names = []
+    for path in sorted(hub.cache_folder().glob("models--*")):
+        name = path.name.removeprefix("models--").replace("--", "/")
+        with suppress(ModelNotFoundError):
+            if path.is_dir() and hub.split_name(name) == (name, hub.MAIN):
+                names.append(name)
+    return names
+
+
+def removable(name: str) -> list[str]:
+    """Return the repositories to remove for a name: its own, and its drafter's if that is cached.
+
+    Raises UsageError for folders and the demo, ModelNotFoundError if the name is not cached.
+    """
+    if name == "demo" or hub.is_folder(name):
+        raise UsageError(f"{name} is not in the Hub's cache, and can't be removed from it")
+    cached = repositories()
+    if name not in cached:
+        near = difflib.get_close_matches(name, cached)
+        hint = f"did you mean {' or '.join(near)}?" if near else "mgm list shows what is there"
+        raise ModelNotFoundError(f"{name[:200]} is not in the cache; {hint}")
+    return [one for one in (name, name + hub.DRAFTER_SUFFIX) if one in cached]
+
+
+def remove(repository: str) -> None:
+    """Remove a repository with all its revisions and half-finished downloads. Raises MgmError."""
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging
+
+    folder, verbosity = hub.repository_folder(repository), logging.get_verbosity()
+    logging.set_verbosity_error()  # a file that cannot be removed is reported below, in one line
+    try:
+        # The client also removes what repositories share. It gives up on a cache, or skips a
+        # repository, that is damaged.
+        with suppress(errors.CacheNotFound, OSError, ValueError):
+            scan = huggingface_hub.scan_cache_dir(hub.cache_folder())
+            mine = [one for one in scan.repos if one.repo_path.name == folder.name]
+            commits = [revision.commit_hash for one in mine for revision in one.revisions]
+            # Only this one: two repositories may hold the same commit.
+            dataclasses.replace(scan, repos=frozenset(mine)).delete_revisions(*commits).execute()
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise MgmError(f"{repository} cannot be removed ({error})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; links count once."""
+    found = [path] if path.is_file() else []
+    for root, _, names in os.walk(path):
+        found += [Path(root) / name for name in names]
+    sizes = {}
+    for file in found:
+        with suppress(OSError):  # a link to nothing; removed meanwhile
+            stat = file.stat()
+            sizes[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(sizes.values())
+
+
+def iso_time(seconds: float) -> str:
+    """Return a time since 1970 in ISO 8601 and UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _in_repository(repository: str) -> CachedModel | None:
+    """Return the revision of a repository that a person would mean; None if it is not Gemma 4."""
+    folder = hub.repository_folder(repository)
+    for revision, snapshot in _snapshots(folder):
+        try:
+            raw = read_config(snapshot)
+        except CheckpointError:
+            continue
+        if raw.get("model_type") not in (*TARGET_TYPES, *DRAFTER_TYPES):
+            return None
+        name = repository if revision == hub.MAIN else f"{repository}@{revision}"
+        whole = hub.from_cache(name) is not None
+        problem = None if whole else f"it is incomplete: mgm pull {name} downloads the rest"
+        return _described(name, snapshot, raw, size_on_disk(folder), problem)
+    return None
+
+
+def _snapshots(repository: Path) -> Iterator[tuple[str, Path]]:
+    """Yield revisions and their folders: main, then other names, then commits, newest first."""
+    commits: dict[str, str] = {}
+    for path in sorted((repository / "refs").rglob("*")):
+        with suppress(OSError, ValueError):  # a folder; not text
+            commits[path.relative_to(repository / "refs").as_posix()] = path.read_text()
+    for revision in sorted(commits, key=lambda name: (name != hub.MAIN, name)):
+        yield revision, repository / "snapshots" / commits[revision]
+    found = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        if path.name not in commits.values():
+            yield path.name, path
+
+
+def _in_folder(folder: Path) -> CachedModel:
+    """Return the model in a folder that is not a repository."""
+    try:
+        raw, problem = read_config(folder), None
+        weight_files(folder)
+    except CheckpointError as error:
+        raw, problem = {}, str(error)
+    return _described(str(folder), folder, raw, size_on_disk(folder), problem)
+
+
+def _described(
+    name: str, folder: Path, raw: dict[str, Any], size_bytes: int, problem: str | None
+) -> CachedModel:
+    width, is_drafter = 0, raw.get("model_type") in DRAFTER_TYPES
+    try:
+        if is_drafter:
+            width = read_drafter_config(folder).backbone_hidden_size
+        else:
+            width = read_target_config(folder).hidden_size
+    except CheckpointError as error:
+        problem = problem or str(error)
+    used = []
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):  # a link to nothing
+            used.append(path.stat().st_atime)
+    last_used, kind = max(used, default=None), KINDS.get(width, "")
+    return CachedModel(name, folder, is_drafter, kind, _bits(raw), size_bytes, last_used, problem)
+
+
+def _bits(raw: dict[str, Any]) -> int | None:
+    quantization, text = raw.get("quantization"), raw.get("text_config")
+    if isinstance(quantization, dict):
+        bits = quantization.get("bits")
+        return bits if type(bits) is int else None
+    for section in (raw, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):  # Transformers' current and earlier name
+            if str(section.get(key)) in DTYPE_BITS:
+                return DTYPE_BITS[str(section[key])]
+    return None
+
+
+def _paired(target: CachedModel, drafter: CachedModel | None) -> CachedModel:
+    """Attach the drafter, marked as a problem if it belongs to another model."""
+    if drafter is not None and not drafter.problem and not target.problem:
+        try:
+            check_pair(read_target_config(target.folder), read_drafter_config(drafter.folder))
+        except CheckpointError as error:
+            drafter = dataclasses.replace(drafter, problem=str(error))
+    return dataclasses.replace(target, drafter=drafter)

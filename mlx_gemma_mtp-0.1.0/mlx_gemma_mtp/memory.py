@@ -1,0 +1,269 @@
+"""What a pair, a context and a batch need at their peak, and what this machine has for them.
+
+Counted before anything is loaded: from configs, from weights that are not read yet, and from what
+prefill, joining and rounds allocate. Knows nothing of what is running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+from rich.filesize import decimal
+
+from mlx_gemma_mtp import device
+from mlx_gemma_mtp.decode.depth import MOST
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
+from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.weights import num_bytes
+from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
+from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.experts import ALL_EXPERTS_FROM
+from mlx_gemma_mtp.model.target import Target
+
+LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
+
+# The float32 copies of the logits in `sampling.choose`: capped, divided, negated, ranked, as
+# probabilities, summed up, filtered, noise, their sum.
+LOGITS_COPIES = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine may hold, and how it paces its work.
+
+    chunks: sizes in which prompts are read, in tokens, ascending; few, so that few shapes are
+    compiled. The smallest is also what the shortest prompt counts for.
+    max_draft_tokens: the most drafts of a round. rounds_ahead: a row can be two rounds past the end
+    of its output, the one that ended it and the next; a session that takes the row over still needs
+    the window before the end. snapshots: what a session keeps, the end of the last prompt and of
+    the one before it. slot_step: see `KVCache.empty`. pause_seconds: how long decoding rows may
+    wait for a chunk. shrink_after: rounds with spare rows before the batch shrinks, because that
+    copies the cache.
+    """
+
+    chunks: tuple[int, ...] = (64, 128, 256, 512)
+    max_draft_tokens: int = MAX_DRAFT_TOKENS
+    rounds_ahead: int = 2
+    snapshots: int = 2
+    slot_step: int = SLOT_STEP
+    pause_seconds: float = 0.25
+    shrink_after: int = 16
+
+
+class Needs(NamedTuple):
+    """Bytes, by what they are for.
+
+    target, drafter: weights. sliding, full: keys and values of all rows, by the kind of layer.
+    working: everything else at the peak.
+    """
+
+    target: int
+    drafter: int
+    sliding: int
+    full: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """The most bytes that MLX holds at once."""
+        return sum(self)
+
+
+def _sliding(cache: KVCache) -> int:
+    """Return the bytes of the sliding layers' keys and values."""
+    buffers = zip(cache.config.layers, cache.keys, cache.values, strict=False)
+    return sum(
+        keys.nbytes + values.nbytes
+        for layer, keys, values in buffers
+        if layer.kind == "sliding_attention"
+    )
+
+
+def _forward(cache: KVCache, length: int, *, last_only: bool = False) -> int:
+    """Return what a pass over the next `length` positions of every row allocates, without K/V.
+
+    MLX allocates an operation's output when it schedules it, frees the inputs once it has run, and
+    schedules some 50 operations ahead: while a layer's attention, by far its slowest part, is
+    computed, the rest up to the end of the MLP is already allocated. Elementwise operations reuse
+    the memory of an input that nothing else holds.
+    last_only: the layers that own no keys and values see one position only.
+    """
+    config = cache.config
+    slots = {kind: cache.capacity(kind) for kind in config.kinds}
+    layers = [layer for layer in config.layers if layer.owns_kv or not last_only]
+    most = max(_layer(config, layer, slots[layer.kind]) for layer in layers)
+    per_layer = config.hidden_size_per_layer_input * len(config.layers)
+    masks = sum(slots.values())  # a byte each
+    tokens = cache.offset.size * length
+    return tokens * (cache.keys[0].itemsize * (most + per_layer) + masks)
+
+
+def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
+    """Return the most numbers per token alive in this layer: in its attention or its experts."""
+    heads = config.num_attention_heads * layer.head_dim
+    kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
+    # Queries, keys and values; scores; the weighted values, and the same with heads in a row.
+    attention = heads + layer.owns_kv * kv + config.num_attention_heads * slots + 2 * heads
+    width, size = config.moe_intermediate_size, config.hidden_size
+    if not config.num_experts:
+        experts = 0
+    elif ALL_EXPERTS_FROM is None:  # sorted inputs; gate, up and GELU; outputs, and unsorted
+        experts = config.top_k_experts * (4 * width + 3 * size)
+    else:
+        experts = config.num_experts * (4 * width + size)
+    # Gate and up, and two products of the gate inside GELU.
+    mlp = 4 * layer.intermediate_size
+    # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
+    hidden = 11 * size
+    return mlp + hidden + max(attention, experts)
+
+
+class Pair(NamedTuple):
+    """A pair that is loaded, or as it will be.
+
+    target_bytes, drafter_bytes: of the weights. dtype_bytes: of a number in activations, keys and
+    values. loading: the most bytes held while it is loaded.
+    """
+
+    target: TargetConfig
+    drafter: DrafterConfig | None
+    target_bytes: int
+    drafter_bytes: int
+    dtype_bytes: int
+    loading: int = 0
+
+    @classmethod
+    def of(cls, target: Target, drafter: Drafter | None) -> Pair:
+        """Return the pair of these models. Evaluates nothing."""
+        return cls(
+            target.config,
+            None if drafter is None else drafter.config,
+            num_bytes(target),
+            0 if drafter is None else num_bytes(drafter),
+            target.dtype.size,
+        )
+
+    def needs(self, context: int, batch: int, sessions: int = 0) -> Needs:
+        """Return what an engine needs for `batch` busy rows, each with up to `context` positions.
+
+        context: of prompt and completion together; more than the model's maximum counts as that.
+        sessions: how many conversations of that length are kept (`Engine.session`), including those
+        in rows.
+
+        The peak is the largest of four moments: a prompt is read while the other rows decode, its
+        cache joins theirs, a round is played, a session gets its row. An upper bound if it depends
+        on timing: it counts the largest chunks of prompts and the most drafts of "auto", which a
+        slow machine doesn't reach. Compared with measurements on MLX's CPU backend.
+        """
+        context = min(context, self.target.max_position_embeddings)
+        limits = Limits()
+        chunk = min(limits.chunks[-1], context)
+        dtype = mx.float32 if self.dtype_bytes == 4 else mx.bfloat16
+        prompt = KVCache.empty(
+            self.target,
+            1,
+            capacity=capacity_for(context),
+            most=limits.chunks[-1] if sessions else chunk,
+            dtype=dtype,
+        )
+        rows = KVCache.empty(
+            self.target,
+            batch,
+            capacity=capacity_for(context + limits.rounds_ahead * (MOST + 1)),
+            most=limits.rounds_ahead * (limits.max_draft_tokens + 1),
+            dtype=dtype,
+        )
+        kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
+        others = kept - prompt.nbytes if sessions else 0  # one of them lends its cache
+        rows_then = rows.nbytes if batch > 1 else 0  # a single row is allocated after its prompt
+        reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
+        # While a buffer is copied, old and new are both held.
+        joining = others + rows_then + prompt.nbytes + max(keys.nbytes for keys in rows.keys)
+        logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size
+        playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
+        leaving = kept + rows.nbytes
+        sliding = _sliding(rows)
+        working = max(reading, joining, playing, leaving) - rows.nbytes
+        return Needs(self.target_bytes, self.drafter_bytes, sliding, rows.nbytes - sliding, working)
+
+    @property
+    def needs_to_load(self) -> int:
+        """Bytes to load it, and then to run it with LOAD_CONTEXT tokens of context."""
+        return max(self.loading, self.needs(LOAD_CONTEXT, 1).total)
+
+    def longest_context(self, *, batch: int, have: int, sessions: int = 0) -> int:
+        """Return the longest context whose `needs` fit in `have` bytes; 0 if none does."""
+        low, high = 0, self.target.max_position_embeddings
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.needs(middle, batch, sessions).total <= have
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:
+    """Return the pair in these folders, as `engine.load` would load it. Reads no weights.
+
+    beside: the drafter's folder. Raises CheckpointError, UsageError.
+    """
+    dtype = weights.default_dtype()
+    target, drafter = weights.open_target(folder, bits=bits, dtype=dtype), None
+    loading = weights.loading_bytes(target, folder)
+    if beside is not None:
+        own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+        drafter = weights.open_drafter(beside, target.config, bits=own_bits, dtype=dtype)
+        loading = max(loading, num_bytes(target) + weights.loading_bytes(drafter, beside))
+    return Pair.of(target, drafter)._replace(loading=loading)
+
+
+def check(
+    need: int, have: int, what: str, *, ways: Iterable[tuple[str, int]] = (), despite: str = ""
+) -> None:
+    """Raise NotEnoughMemoryError unless `need` bytes fit in `have`.
+
+    what: the subject of the message. ways: alternatives with their bytes; those that fit are named.
+    despite: how to continue anyway.
+    """
+    if need <= have:
+        return
+    fitting = [f"{way} ({decimal(size)})" for way, size in ways if size <= have]
+    raise NotEnoughMemoryError(
+        f"{what} needs {decimal(need)} of memory, but {decimal(max(have, 0))} is available: "
+        + (f"{' or '.join(fitting)} would fit" if fitting else "use a smaller model")
+        + (f"; {despite}" if despite else "")
+    )
+
+
+def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None = None) -> None:
+    """Raise NotEnoughMemoryError unless a pair can be loaded and then run with a modest context.
+
+    beside: the drafter's folder. name: what people call the model. Memory that this process already
+    holds is not available. Reads no weights. Raises CheckpointError, UsageError.
+    """
+    pair = read_pair(folder, beside, bits=bits)
+    context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
+
+    def ways() -> Iterator[tuple[str, int]]:
+        if "quantization" not in read_config(folder):
+            for fewer in (8, 4):
+                if bits is None or fewer < bits:
+                    yield f"bits={fewer}", read_pair(folder, beside, bits=fewer).needs_to_load
+            converted = read_pair(folder, beside, bits=4).needs(LOAD_CONTEXT, 1).total
+            yield "the output of `mgm convert --bits 4`", converted
+        if beside is not None:
+            yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load
+
+    check(
+        pair.needs_to_load,
+        device.available() - mx.get_active_memory(),
+        f"{name}, with {context:,} tokens of context,",
+        ways=ways(),
+        despite="force=True or --force loads it anyway",
+    )

@@ -1,0 +1,1 @@
+"""Arrays and weights. Knows nothing of files or requests."""

@@ -1,0 +1,217 @@
+"""The KV cache: two buffers for every layer that owns keys and values, B rows in each.
+
+Row b's token at position p is in slot p of a full-attention layer, and in slot p mod capacity of a
+sliding one. `offset` [B] counts the committed positions of each row. Rolling back means not
+advancing the offset: slots beyond it are masked and later overwritten. So rows may accept different
+numbers of drafts, and nothing is ever moved.
+
+MLX updates a buffer in place only while nothing else refers to it: keep no view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
+
+SLOT_STEP = 32  # capacities are multiples of this
+
+
+class Reach(NamedTuple):
+    """Where one forward of T positions writes and what its queries see, for one layer kind."""
+
+    slots: mx.array  # int32 [B, 1, T, 1]
+    mask: mx.array  # bool [B, 1, T, capacity]
+
+
+class Buffers(NamedTuple):
+    """The arrays of a cache: what a compiled round takes and returns."""
+
+    offset: mx.array  # int32 [B]
+    keys: list[mx.array]  # of each layer that owns any, [B, kv_heads, capacity, head_dim]
+    values: list[mx.array]
+
+
+class SharedKV(NamedTuple):
+    """The committed keys and values of one layer, which a drafter reads."""
+
+    keys: mx.array  # [B, kv_heads, capacity, head_dim]
+    values: mx.array
+    mask: mx.array  # bool [B, 1, 1, capacity]
+
+
+def capacity_for(length: int, slot_step: int = SLOT_STEP) -> int:
+    """Capacity to allocate for this many positions: steps of 256, later of an eighth or less.
+
+    Few distinct sizes keep the number of compiled rounds and of copies small while a text grows.
+    slot_step: tests use a smaller one, so that caches grow more often.
+    """
+    step = max(8 * slot_step, 1 << max(0, length.bit_length() - 4))
+    return -(-length // step) * step
+
+
+class KVCache:
+    """The buffers of some rows; made by `empty`, or from the buffers of another cache."""
+
+    def __init__(self, config: TargetConfig, buffers: Buffers) -> None:
+        self.config = config
+        self.buffers = buffers
+
+    @property
+    def buffers(self) -> Buffers:
+        """The arrays as they are now."""
+        return Buffers(self.offset, self.keys, self.values)
+
+    @buffers.setter
+    def buffers(self, buffers: Buffers) -> None:
+        self.offset = buffers.offset
+        self.keys, self.values = list(buffers.keys), list(buffers.values)
+
+    @classmethod
+    def empty(
+        cls,
+        config: TargetConfig,
+        batch: int,
+        *,
+        capacity: int,
+        most: int,
+        dtype: mx.Dtype,
+        slot_step: int = SLOT_STEP,
+    ) -> KVCache:
+        """Zero-filled buffers for `batch` rows, nothing committed.
+
+        capacity: slots of a full-attention layer. most: the largest number of positions that one
+        forward will write. A sliding layer gets `window + most` slots or a few more, so that
+        neither a forward's own writes nor stale drafts fall into the window of its queries.
+        """
+        sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
+        shapes = [
+            (
+                batch,
+                layer.num_key_value_heads,
+                sliding if layer.kind == "sliding_attention" else capacity,
+                layer.head_dim,
+            )
+            for layer in config.layers[: config.num_kv_layers]
+        ]
+        keys, values = ([mx.zeros(shape, dtype) for shape in shapes] for _ in range(2))
+        return cls(config, Buffers(mx.zeros((batch,), mx.int32), keys, values))
+
+    def capacity(self, kind: LayerKind) -> int:
+        """Slots per row in the layers of this kind."""
+        return self.keys[self.config.last_owner(kind)].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers in bytes."""
+        return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
+
+    def reach(self, kind: LayerKind, num_positions: int) -> Reach:
+        """Slots and mask of a forward over the next num_positions positions of every row."""
+        query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
+        return Reach(query % self.capacity(kind), self._visible(kind, query))
+
+    def shared(self, kind: LayerKind) -> SharedKV:
+        """The last layer of this kind, for a drafter: it sees committed positions only."""
+        last = mx.maximum(self.offset - 1, 0)  # a free row sees one empty slot
+        index = self.config.last_owner(kind)
+        mask = self._visible(kind, last[:, None, None, None])
+        return SharedKV(self.keys[index], self.values[index], mask)
+
+    def _visible(self, kind: LayerKind, query: mx.array) -> mx.array:
+        """The slots that each query position [B, 1, T, 1] sees, once the last one is written.
+
+        Returns bool [B, 1, T, capacity].
+        """
+        slot = mx.arange(self.capacity(kind))
+        if kind == "full_attention":
+            return slot <= query
+        # The position in each slot, negative if nothing was written. A stale later position counts
+        # as one a whole ring earlier, which is outside every window.
+        last = query[:, :, -1:]
+        held = last - (last - slot) % len(slot)
+        return (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
+
+    def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
+        """Put k, v [B, kv_heads, T, head_dim] into layer index at slots [B, 1, T, 1]."""
+        self.keys[index] = mx.put_along_axis(self.keys[index], slots, k, axis=2)
+        self.values[index] = mx.put_along_axis(self.values[index], slots, v, axis=2)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for this many positions in the full-attention layers; never shrinks."""
+        if capacity > self.capacity("full_attention"):
+            self.resize(range(len(self.offset)), capacity)
+
+    def resize(self, rows: Sequence[int | None], capacity: int) -> None:
+        """Keep these rows, in this order, with fresh ones for None and this many full slots.
+
+        No kept row may have more committed positions than that. Goes layer by layer, so the extra
+        memory is one layer's. If memory runs out, everything is put back and the error raised.
+        """
+        offset = _arranged(self.offset[:, None, None, None], rows, 1).flatten()
+        before = self.capacity("full_attention")
+        back = [rows.index(row) if row in rows else None for row in range(len(self.offset))]
+        for index in range(len(self.keys)):
+            try:
+                self._resize_layer(index, rows, capacity)
+            except BaseException:
+                try:
+                    for done in range(index):
+                        self._resize_layer(done, back, before)
+                except BaseException:
+                    self.keys, self.values = [], []  # half resized: the next use must fail
+                    raise
+                raise
+        self.offset = offset
+
+    def _resize_layer(self, index: int, rows: Sequence[int | None], capacity: int) -> None:
+        sliding = self.config.layers[index].kind == "sliding_attention"
+        slots = self.keys[index].shape[2] if sliding else capacity
+        keys = _arranged(self.keys[index], rows, slots)
+        self.values[index] = _arranged(self.values[index], rows, slots)
+        self.keys[index] = keys
+
+    def take_over(self, row: int, other: KVCache, length: int) -> None:
+        """Move the `length` committed positions of a one-row cache into this row.
+
+        Empties `other` layer by layer. The caller has grown this cache, and sets the offset.
+        Nothing else stays in the row: a masked slot has weight 0, but 0 times an infinite value
+        is NaN.
+        """
+        for index in range(len(self.keys)):
+            self._copy_layer(index, row, other, 0, length)
+            other.keys[index] = other.values[index] = mx.zeros((0,))
+
+    def copy_row(self, other: KVCache, row: int, length: int) -> None:
+        """Copy the first `length` positions of a row of another cache into this one's only row."""
+        for index in range(len(self.keys)):
+            self._copy_layer(index, 0, other, row, length)
+        self.offset = mx.array([length], mx.int32)
+
+    def _copy_layer(self, index: int, row: int, other: KVCache, source: int, length: int) -> None:
+        """Copy what the next query may see of one layer's first `length` positions."""
+        sliding = self.config.layers[index].kind == "sliding_attention"
+        positions = mx.arange(max(0, length - self.config.sliding_window) if sliding else 0, length)
+        taken = positions % other.keys[index].shape[2]
+        slots = (positions % self.keys[index].shape[2])[None, None, :, None]
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            moved = mx.take(theirs[index][source : source + 1], taken, axis=2)
+            blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
+            mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
+            mx.eval(mine[index])
+
+
+def _arranged(buffer: mx.array, rows: Sequence[int | None], slots: int) -> mx.array:
+    """These rows of a buffer [B, :, S, :], zeros for None, with this many slots; evaluated."""
+    extra = slots - buffer.shape[2]
+    if extra < 0 or list(rows) != list(range(len(buffer))):
+        fresh = mx.array([row is None for row in rows])[:, None, None, None]
+        index = mx.array([row or 0 for row in rows])
+        buffer = mx.where(fresh, 0, mx.take(buffer[:, :, :slots], index, axis=0))
+    if extra > 0:
+        buffer = mx.pad(buffer, [(0, 0), (0, 0), (0, extra), (0, 0)])
+    mx.eval(buffer)
+    return buffer

@@ -1,0 +1,314 @@
+"""The shape of a target or a drafter, as its config.json gives it.
+
+Knows the spellings that Transformers has used for Gemma 4. Knows nothing of arrays, files or
+quantization.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.model.defaults import ROPE_DEFAULTS, text_section
+
+LayerKind = Literal["sliding_attention", "full_attention"]
+KINDS: tuple[LayerKind, LayerKind] = ("sliding_attention", "full_attention")
+
+TARGET_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """One decoder layer.
+
+    kv_source: the layer whose keys and values this one reads: itself, or for a KV-shared layer the
+    last layer of the same kind that owns any. k_eq_v: the values come from the key projection.
+    A drafter's layers own nothing, and their kv_source means nothing.
+    """
+
+    kind: LayerKind
+    head_dim: int
+    num_key_value_heads: int
+    k_eq_v: bool
+    intermediate_size: int
+    owns_kv: bool
+    kv_source: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "head_dim", "num_key_value_heads", "intermediate_size")
+        if self.head_dim % 2:
+            raise CheckpointError(f"config.json: head_dim must be even, not {self.head_dim}")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of one layer kind; `rotated` is the share of the head that turns."""
+
+    theta: float
+    rotated: float
+
+    def __post_init__(self) -> None:
+        _check_number("rope_theta", self.theta)
+        _check_number("partial_rotary_factor", self.rotated, most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """What target and drafter have in common."""
+
+    vocab_size: int
+    hidden_size: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    sliding_window: int
+    layers: tuple[LayerConfig, ...]
+    rope: dict[LayerKind, RopeConfig]
+
+    def __post_init__(self) -> None:
+        """Raise CheckpointError if no model could be built with a value."""
+        if not self.layers:
+            raise CheckpointError("config.json: num_hidden_layers must be at least 1")
+        _check_sizes(self, "vocab_size", "hidden_size", "num_attention_heads", "sliding_window")
+        _check_number("rms_norm_eps", self.rms_norm_eps, most=1)
+        shapes: dict[LayerKind, LayerConfig] = {}
+        for layer in self.layers:
+            kv_heads = layer.num_key_value_heads
+            if layer.owns_kv and self.num_attention_heads % kv_heads:
+                raise CheckpointError(
+                    f"config.json: {self.num_attention_heads} query heads cannot share "
+                    f"{kv_heads} key/value heads evenly"
+                )
+            first = shapes.setdefault(layer.kind, layer)
+            if (layer.head_dim, kv_heads) != (first.head_dim, first.num_key_value_heads):
+                raise CheckpointError(
+                    f"config.json: all {layer.kind} layers must have the same heads"
+                )
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The layer kinds that occur."""
+        return tuple(kind for kind in KINDS if any(layer.kind == kind for layer in self.layers))
+
+    def last_owner(self, kind: LayerKind) -> int:
+        """Index of the last layer of this kind with keys and values of its own."""
+        return max(i for i, layer in enumerate(self.layers) if layer.owns_kv and layer.kind == kind)
+
+    @property
+    def num_kv_layers(self) -> int:
+        """Layers that own keys and values; they are always the first ones."""
+        return sum(layer.owns_kv for layer in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(DecoderConfig):
+    """A Gemma 4 text decoder.
+
+    num_experts is 0 in a dense model; hidden_size_per_layer_input is 0 without per-layer
+    embeddings.
+    """
+
+    max_position_embeddings: int
+    final_logit_softcapping: float | None
+    num_experts: int
+    top_k_experts: int
+    moe_intermediate_size: int
+    hidden_size_per_layer_input: int
+    vocab_size_per_layer_input: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self, "max_position_embeddings")
+        if self.final_logit_softcapping is not None:
+            _check_number("final_logit_softcapping", self.final_logit_softcapping)
+        if self.num_experts:
+            _check_sizes(self, "num_experts", "top_k_experts", "moe_intermediate_size")
+            if self.top_k_experts > self.num_experts:
+                raise CheckpointError(
+                    f"config.json: top_k_experts is {self.top_k_experts}, but there are only "
+                    f"{self.num_experts} experts"
+                )
+        if self.hidden_size_per_layer_input:
+            _check_sizes(self, "hidden_size_per_layer_input", "vocab_size_per_layer_input")
+        for kind in KINDS:
+            if not any(layer.owns_kv and layer.kind == kind for layer in self.layers):
+                raise CheckpointError(
+                    f"config.json: no {kind} layer has keys and values of its own"
+                )
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> TargetConfig:
+        """Read the parsed config.json of a target, multimodal or text-only.
+
+        Raises CheckpointError unless it is a Gemma 4 target that this runtime can run.
+        """
+        model_type = raw.get("model_type")
+        if model_type in DRAFTER_TYPES:
+            raise CheckpointError(
+                "this is a drafter (an assistant checkpoint), which cannot generate alone: give "
+                "its target as the model, and this one as the drafter"
+            )
+        if model_type not in TARGET_TYPES:
+            raise CheckpointError(
+                f"not a Gemma 4 model (model_type {model_type!r}); "
+                "only Gemma 4 is supported: E2B, E4B, 12B, 26B-A4B and 31B"
+            )
+        text = text_section(raw)
+        keys = ("num_experts", "top_k_experts", "moe_intermediate_size")
+        mixture = bool(text.get("enable_moe_block"))
+        experts: dict[str, Any] = {key: (mixture and text.get(key)) or 0 for key in keys}
+        if mixture and not all(experts.values()):
+            raise CheckpointError(f"config.json: enable_moe_block needs {', '.join(keys)}")
+        return TargetConfig(
+            **_decoder_fields(text, num_shared=text.get("num_kv_shared_layers") or 0),
+            **experts,
+            max_position_embeddings=text["max_position_embeddings"],
+            final_logit_softcapping=text.get("final_logit_softcapping"),
+            hidden_size_per_layer_input=text["hidden_size_per_layer_input"] or 0,
+            vocab_size_per_layer_input=text.get("vocab_size_per_layer_input", text["vocab_size"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterConfig(DecoderConfig):
+    """A multi-token-prediction drafter: query-only layers that read the target's keys and values.
+
+    query_position: where its queries stand, relative to the newest token's position. -1 is the
+    last committed position (vLLM, SGLang, mlx-vlm); Transformers and llama.cpp use 0. It changes
+    how many drafts are accepted, never the text.
+    """
+
+    backbone_hidden_size: int
+    use_ordered_embeddings: bool
+    num_centroids: int
+    centroid_intermediate_top_k: int
+    query_position: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self, "backbone_hidden_size")
+        if self.use_ordered_embeddings:
+            _check_sizes(self, "num_centroids", "centroid_intermediate_top_k")
+            chosen, centroids = self.centroid_intermediate_top_k, self.num_centroids
+            if self.vocab_size % centroids or chosen > centroids:
+                raise CheckpointError(
+                    f"config.json: {chosen} of {centroids} centroids do not fit a vocabulary of "
+                    f"{self.vocab_size}"
+                )
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> DrafterConfig:
+        """Read the parsed config.json of an assistant checkpoint. Raises CheckpointError."""
+        if raw.get("model_type") not in DRAFTER_TYPES:
+            raise CheckpointError(
+                f"not a Gemma 4 drafter (model_type {raw.get('model_type')!r}); "
+                "the names of drafters end in -assistant"
+            )
+        text = text_section(raw)
+        return DrafterConfig(
+            **_decoder_fields(text, num_shared=text["num_hidden_layers"]),
+            backbone_hidden_size=raw.get("backbone_hidden_size", 1536),
+            use_ordered_embeddings=raw.get("use_ordered_embeddings", False),
+            num_centroids=raw.get("num_centroids", 2048),
+            centroid_intermediate_top_k=raw.get("centroid_intermediate_top_k", 32),
+        )
+
+
+def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
+    """Raise CheckpointError unless the drafter was made for a target of this shape."""
+    pairs = [
+        ("hidden size", drafter.backbone_hidden_size, target.hidden_size),
+        ("vocabulary", drafter.vocab_size, target.vocab_size),
+        ("sliding window", drafter.sliding_window, target.sliding_window),
+    ]
+    for kind in drafter.kinds:
+        read = target.layers[target.last_owner(kind)]
+        own = next(layer for layer in drafter.layers if layer.kind == kind)
+        pairs.append((f"head size of {kind} layers", own.head_dim, read.head_dim))
+        heads, kv_heads = drafter.num_attention_heads, read.num_key_value_heads
+        if heads % kv_heads:
+            pairs.append((f"query heads per key/value head of {kind} layers", heads, kv_heads))
+    for what, has, needs in pairs:
+        if has != needs:
+            raise CheckpointError(
+                f"this drafter belongs to another model: its {what} is {has}, the target's is "
+                f"{needs}; use the drafter whose name is the target's followed by -assistant"
+            )
+
+
+def _check_sizes(config: object, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
+
+
+def _check_number(key: str, value: Any, most: float = math.inf) -> None:
+    if type(value) not in (int, float) or not 0 < value <= most or value == math.inf:
+        bound = "" if most == math.inf else f" and at most {most}"
+        raise CheckpointError(f"config.json: {key} must be above 0{bound}, not {value!r}")
+
+
+def _decoder_fields(text: dict[str, Any], *, num_shared: int) -> dict[str, Any]:
+    same = ("vocab_size", "hidden_size", "num_attention_heads", "rms_norm_eps", "sliding_window")
+    return {
+        **{key: text[key] for key in same},
+        "layers": _layers(text, num_shared),
+        "rope": {kind: _rope(text, kind) for kind in KINDS},
+    }
+
+
+def _layers(text: dict[str, Any], num_shared: int) -> tuple[LayerConfig, ...]:
+    """The layers, of which the last num_shared own no keys and values; in a drafter, all."""
+    count = text["num_hidden_layers"]
+    kinds = text.get("layer_types") or [KINDS[(i + 1) % 6 == 0] for i in range(count)]
+    if len(kinds) != count or set(kinds) - set(KINDS):
+        raise CheckpointError(
+            f"config.json: layer_types must list {count} layers, each {' or '.join(KINDS)}"
+        )
+    num_own = count - num_shared
+    if not 0 <= num_own <= count:
+        raise CheckpointError(
+            f"config.json: num_kv_shared_layers is {num_shared}, but there are {count} layers"
+        )
+    last_owner = {kinds[index]: index for index in range(num_own)}
+    overrides = text.get("per_layer_config")
+    if overrides is not None:  # keys are layer numbers, padded with zeros: "05"
+        overrides = {int(key): value for key, value in overrides.items()}
+    layers = []
+    for index, kind in enumerate(kinds):
+        full = kind == "full_attention"
+        k_eq_v = bool(text.get("attention_k_eq_v")) and full
+        head_dim, kv_heads = text["head_dim"], text["num_key_value_heads"]
+        if overrides is not None:
+            own = overrides.get(index, {})
+            head_dim = own.get("head_dim", head_dim)
+            kv_heads = own.get("num_key_value_heads", kv_heads)
+        elif full:
+            head_dim = text["global_head_dim"]
+            kv_heads = (k_eq_v and text.get("num_global_key_value_heads")) or kv_heads
+        owns_kv = index < num_own
+        wide = 2 if num_own and not owns_kv and text.get("use_double_wide_mlp") else 1
+        layers.append(
+            LayerConfig(
+                kind=kind,
+                head_dim=head_dim,
+                num_key_value_heads=kv_heads,
+                k_eq_v=k_eq_v,
+                intermediate_size=text["intermediate_size"] * wide,
+                owns_kv=owns_kv,
+                kv_source=index if owns_kv else last_owner.get(kind, index),
+            )
+        )
+    return tuple(layers)
+
+
+def _rope(text: dict[str, Any], kind: LayerKind) -> RopeConfig:
+    parameters = (text.get("rope_parameters") or {}).get(kind) or ROPE_DEFAULTS[kind]
+    rope_type = parameters.get("rope_type", "default")
+    if rope_type not in ("default", "proportional"):
+        raise CheckpointError(f"config.json: no Gemma 4 model has rope_type={rope_type!r}")
+    rotated = parameters.get("partial_rotary_factor", 1.0) if rope_type == "proportional" else 1.0
+    return RopeConfig(theta=parameters["rope_theta"], rotated=rotated)

@@ -1,0 +1,168 @@
+"""The experts of a mixture-of-experts layer, and the router that chooses them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_gemma_mtp.device import backend
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.layers import ON_METAL, gelu_tanh
+
+# From this many (token, expert) pairs on they are sorted by expert, so that one read of an expert's
+# weights serves all of its tokens. For fewer the sort costs more than it saves.
+SORT_EXPERTS_FROM = 64
+
+# Metal has a fast gather_mm kernel for sorted rows. On CUDA, MLX 0.32.4 returns wrong sums when it
+# is told that rows are sorted (relative error 0.5 on an H100, bfloat16 and float32); gather_qmm is
+# right.
+SORTED_GATHER_MM = ON_METAL
+
+# From this many tokens on, every expert computes every token, with weight zero for tokens that did
+# not choose it. That is cheapest on CUDA, which has no kernel that shares the reads of chosen
+# experts. One layer of 26B-A4B in bfloat16 on an H100: 590 to 640 us for 6 to 96 tokens; chosen
+# pairs take 332 us for 8 tokens, 584 us for 16, and more with each further one.
+ALL_EXPERTS_FROM = 16 if backend() == "cuda" else None
+
+
+class ExpertLinear(nn.Module):
+    """One linear map per expert, weight [experts, out, in]; each input goes to its expert."""
+
+    def __init__(self, num_experts: int, in_dims: int, out_dims: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((num_experts, out_dims, in_dims))
+
+    def __call__(
+        self, x: mx.array, experts: mx.array, in_order: bool, rows: mx.array | None
+    ) -> mx.array:
+        """Rows of x [N, 1, in] through experts [M]: [M, 1, out].
+
+        rows [M]: the row of x for each expert; None: row m for expert m, and M = N.
+        in_order: experts are sorted.
+        """
+        return mx.gather_mm(
+            x,
+            self.weight.swapaxes(-1, -2),
+            lhs_indices=rows,
+            rhs_indices=experts,
+            sorted_indices=in_order and SORTED_GATHER_MM,
+        )
+
+    def all(self, x: mx.array) -> mx.array:
+        """x [experts, N, in], or [1, N, in] if all experts get the same -> [experts, N, out]."""
+        return x @ self.weight.swapaxes(-1, -2)
+
+    def to_quantized(
+        self, group_size: int = 64, bits: int = 4, mode: str = "affine", **_: object
+    ) -> QuantizedExpertLinear:
+        """The same map with quantized weights; `mlx.nn.quantize` calls this."""
+        return QuantizedExpertLinear(self.weight, group_size, bits, mode)
+
+
+class QuantizedExpertLinear(nn.Module):
+    """ExpertLinear with MLX-quantized weights."""
+
+    def __init__(self, weight: mx.array, group_size: int, bits: int, mode: str) -> None:
+        super().__init__()
+        self.group_size, self.bits, self.mode = group_size, bits, mode
+        self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode)
+        self.biases = biases[0] if biases else None
+        self.freeze()
+
+    def __call__(
+        self, x: mx.array, experts: mx.array, in_order: bool, rows: mx.array | None
+    ) -> mx.array:
+        """See ExpertLinear."""
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.biases,
+            lhs_indices=rows,
+            rhs_indices=experts,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            sorted_indices=in_order,
+        )
+
+    def all(self, x: mx.array) -> mx.array:
+        """See ExpertLinear.all."""
+        return mx.quantized_matmul(
+            mx.broadcast_to(x, (len(self.weight), *x.shape[1:])),
+            self.weight,
+            self.scales,
+            self.biases,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+        )
+
+
+class Experts(nn.Module):
+    """One gated feed-forward block per expert."""
+
+    def __init__(self, config: TargetConfig) -> None:
+        super().__init__()
+        width = config.moe_intermediate_size
+        self.gate_up_proj = ExpertLinear(config.num_experts, config.hidden_size, 2 * width)
+        self.down_proj = ExpertLinear(config.num_experts, width, config.hidden_size)
+
+    def __call__(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
+        """The chosen experts' outputs, summed by shares: x [N, H], both [N, k] -> [N, H]."""
+        if ALL_EXPERTS_FROM is not None and len(x) >= ALL_EXPERTS_FROM:
+            return self._through_all(x, experts, shares)
+        return self._through_chosen(x, experts, shares)
+
+    def _through_all(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
+        num_experts = self.gate_up_proj.weight.shape[0]
+        every = mx.zeros((len(x), num_experts), shares.dtype)
+        every = mx.put_along_axis(every, experts, shares, axis=1)  # [N, experts]
+        gate, up = mx.split(self.gate_up_proj.all(x[None]), 2, axis=-1)  # [experts, N, width]
+        out = self.down_proj.all(gelu_tanh(gate) * up * every.T[..., None])  # [experts, N, H]
+        # A product sums over the experts faster than a reduction down the columns.
+        ones = mx.array([[1.0] * num_experts], out.dtype)
+        return (ones @ out.reshape(num_experts, -1)).reshape(x.shape)
+
+    def _through_chosen(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
+        num_tokens, num_chosen = experts.shape
+        chosen, tokens = experts.flatten(), None  # [N k]
+        in_order = chosen.size >= SORT_EXPERTS_FROM
+        if in_order:
+            order = mx.argsort(chosen)
+            x, chosen = x[order // num_chosen], chosen[order]  # [N k, H]
+        else:  # a constant: costs a compiled round nothing
+            tokens = mx.array([n for n in range(num_tokens) for _ in range(num_chosen)], mx.uint32)
+        both = self.gate_up_proj(x[:, None], chosen, in_order, tokens)  # [N k, 1, 2 width]
+        gate, up = mx.split(both, 2, axis=-1)
+        pairs = None if in_order else mx.array([*range(chosen.size)], mx.uint32)
+        out = self.down_proj(gelu_tanh(gate) * up, chosen, in_order, pairs)[:, 0]
+        if in_order:
+            out = out[mx.argsort(order)]
+        return (out.reshape(num_tokens, num_chosen, -1) * shares[..., None]).sum(axis=1)
+
+
+class ExpertRouter(nn.Module):
+    """Chooses the experts of each token and their shares of the output."""
+
+    def __init__(self, config: TargetConfig) -> None:
+        super().__init__()
+        self._top_k = config.top_k_experts
+        self._root_size = config.hidden_size**-0.5
+        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.scale = mx.ones((config.hidden_size,))
+        self.per_expert_scale = mx.ones((config.num_experts,))
+
+    def __call__(self, normed: mx.array) -> tuple[mx.array, mx.array]:
+        """normed [N, H], by `rms_norm` -> experts [N, k] and their shares [N, k], in its dtype.
+
+        The softmax over the chosen scores alone equals that over all, scaled to sum to one.
+        """
+        scores = self.proj(normed * self.scale * self._root_size).astype(mx.float32)
+        experts = mx.argpartition(scores, -self._top_k, axis=-1)[:, -self._top_k :]
+        experts = mx.contiguous(experts)
+        chosen = mx.take_along_axis(scores, experts, axis=-1)
+        shares = mx.softmax(chosen, axis=-1) * self.per_expert_scale[experts]
+        return experts, shares.astype(normed.dtype)

@@ -1,0 +1,82 @@
+"""A conversation as a list of messages: what is allowed, and which parts the model gets to see.
+
+Plain dictionaries, as chat templates take them. Knows nothing of tokens and templates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx_gemma_mtp.errors import UsageError
+
+Message = dict[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+MODEL_ROLES = ("assistant", "model")
+ROLES = ("system", "developer", "user", *MODEL_ROLES, "tool")
+# Thoughts at the start of a model's message, as their text and markers decode.
+LEADING_THOUGHTS = re.compile(
+    r"\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+", re.DOTALL
+)
+
+
+def check_messages(messages: Sequence[Any]) -> None:
+    """Raise UsageError unless a model can be shown all of these messages.
+
+    Chat templates silently leave out much of what they do not know.
+    """
+    if not messages:
+        raise UsageError("there are no messages")
+    for number, message in enumerate(messages, 1):
+        wrong = _wrong(message)
+        if wrong:
+            raise UsageError(f"message {number}: {wrong}")
+
+
+def _wrong(message: Any) -> str | None:
+    if not isinstance(message, Mapping):
+        return 'it must be an object like {"role": "user", "content": "…"}'
+    role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
+    if role not in ROLES:
+        return f"its role must be one of {', '.join(ROLES)}, not {role!r}"
+    if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+        return 'its tool_calls must be a list of {"function": {"name", "arguments"}}'
+    if content is None and calls and role in MODEL_ROLES:
+        return None
+    if isinstance(content, Mapping) and role == "tool":
+        return None
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(map(_is_text, parts)):
+        return 'its content must be text or a list of {"type": "text", "text": "…"}'
+    return None
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+
+
+def _is_text(part: Any) -> bool:
+    fits = isinstance(part, Mapping) and part.get("type") == "text"
+    return fits and isinstance(part.get("text"), str)
+
+
+def without_thoughts(message: Message) -> Message:
+    """Return a message without the thoughts at its start, if it is the model's."""
+    content = message.get("content")
+    if message["role"] not in MODEL_ROLES or not content:
+        return message
+    if isinstance(content, str):
+        return {**message, "content": LEADING_THOUGHTS.sub("", content, count=1)}
+    text = LEADING_THOUGHTS.sub("", content[0]["text"], count=1)
+    return {**message, "content": [{**content[0], "text": text}, *content[1:]]}
+
+
+def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:
+    """Return a prompt with a system message before it, if there is one."""
+    if not system:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "system", "content": system}, *turns]

@@ -1,0 +1,275 @@
+"""The check finds every difference, and tells rounding from a fault by the margin."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from helpers.random_pair import EXPERTS, SUPPRESSED, VOCAB, random_pair
+from mlx_gemma_mtp import Completion, Engine, SamplingParams
+from mlx_gemma_mtp.check import Report, compare, difference
+from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix, round_player
+from mlx_gemma_mtp.decode.sampling import choose, row_settings
+from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.margin import FARTHEST, NEAR_ULPS, Scores, margin, scores
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.target import Target
+
+GREEDY = SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)
+UNFILTERED = SamplingParams(temperature=0.8, top_k=0, top_p=1, seed=7)
+SETTINGS = [
+    GREEDY,
+    UNFILTERED,
+    replace(UNFILTERED, top_k=20),
+    replace(UNFILTERED, top_p=0.9),
+    replace(UNFILTERED, top_k=20, top_p=0.9),
+]
+Change = Callable[[list[list[int]], list[SamplingParams], list[Completion]], None]
+Run = Callable[..., Report]
+
+
+class Changed:
+    """An engine whose completions are changed before anyone compares them."""
+
+    has_drafter = True
+
+    def __init__(self, engine: Engine, change: Change) -> None:
+        self.engine, self.change = engine, change
+
+    def generate(self, prompts: Any, params: Any) -> list[Completion]:
+        done = self.engine.generate(prompts, params)
+        self.change(prompts, params if isinstance(params, list) else [params], done)
+        return done
+
+
+@pytest.fixture
+def run(rng: np.random.Generator) -> Run:
+    """Compare a few small batches of a pair, with another rule of agreement or with changes."""
+    prompts = [rng.integers(0, VOCAB, length).tolist() for length in (5, 21, 3)]
+
+    def run(
+        pair: OpenPair,
+        drafts: Sequence[Any] = (0, 2, "auto"),
+        batches: Sequence[int] = (1, 3),
+        agree: Agree = agreeing_prefix,
+        change: Change | None = None,
+    ) -> Report:
+        report = Report.of(pair)
+        with Engine(pair, max_batch=4, player=partial(round_player, agree=agree)) as engine:
+            report.compared += compare(
+                Changed(engine, change) if change else engine,  # type: ignore[arg-type]
+                pair,
+                lambda batch: prompts[:batch],
+                batches=batches,
+                drafts=drafts,
+                max_tokens=8,
+            )
+        report.complete = True
+        return report
+
+    return run
+
+
+def test_a_difference_has_its_position_the_text_before_it_and_both_sides() -> None:
+    assert difference([1, 2], [1, 2], None) is None
+    assert asdict(difference([1, 2, 3], [1, 2], None)) == {
+        "position": 2,
+        "before": None,
+        "found": {"token": 3, "text": None},
+        "wanted": {"token": None, "text": None},
+        "margin": None,
+    }
+
+
+@pytest.mark.parametrize("experts", [None, EXPERTS], ids=["dense", "mixture"])
+def test_in_float32_all_completions_are_the_same(
+    experts: dict[str, Any] | None, rng: np.random.Generator, run: Run
+) -> None:
+    report = run(random_pair(rng, experts=experts))
+    settings = [(1, 2), (1, "auto"), (3, 0), (3, 2), (3, "auto")]
+    found = [(one.temperature, one.batch, one.num_draft_tokens) for one in report.compared]
+    assert found == [(temperature, *one) for temperature in (0, 1) for one in settings]
+    for one in report.compared:
+        assert len(one.rows) == one.batch
+        assert all(row.tokens == 8 and row.difference is None for row in one.rows)
+        if one.num_draft_tokens != "auto":
+            assert all(bool(row.drafted) == bool(one.num_draft_tokens) for row in one.rows)
+    bound, first = str(report).splitlines()[:2]
+    assert bound == "float32 throughout: completions must not differ"
+    drafted = report.compared[0].rows[0].drafted
+    assert first == (
+        f"temperature 0, batch 1, drafts 2: 1 of 1 the same, 8 tokens, {drafted} drafted"
+    )
+    assert report.summary == "22 of 22 completions are the same"
+
+
+def test_one_draft_accepted_too_many_is_a_fault(rng: np.random.Generator, run: Run) -> None:
+    def lenient(drafts: mx.array, chosen: mx.array) -> mx.array:
+        return mx.minimum(agreeing_prefix(drafts, chosen) + 1, drafts.shape[1])
+
+    report = run(random_pair(rng, mx.bfloat16, bits=4), [2], agree=lenient)
+    faulty = next(one for one in report.compared if one.faults)
+    assert faulty.num_draft_tokens == 2
+    row = next(row for row in faulty.rows if row.difference and row.difference.is_fault)
+    assert row.difference.margin.size > row.difference.margin.bound > 0
+    assert f"first: {faulty.settings}, row {faulty.rows.index(row)}: after" in report.summary
+    assert str(report).count(": fault, margin") == len(report.faults) + 1
+    found = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert (found["schema"], found["faults"]) == (2, report.faults)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_perfect_tie_is_a_near_tie_except_in_float32(
+    dtype: mx.Dtype, rng: np.random.Generator, run: Run
+) -> None:
+    pair, position = random_pair(rng, dtype), 4
+
+    def twin(prompts: Any, params: list[SamplingParams], done: list[Completion]) -> None:
+        """With drafts, put a token of the same embedding in one place."""
+        if params[0].num_draft_tokens == 2 and params[0].temperature == 0:
+            tokens = done[0].tokens
+            used = {*SUPPRESSED, *prompts[0], *tokens}
+            other = next(token for token in range(VOCAB) if token not in used)
+            mlx_worker().run(partial(make_equal, pair.target, other, tokens[position]))
+            tokens[position] = other
+
+    report = run(pair, [2], [1], change=twin)
+    [found] = [row.difference for one in report.compared for row in one.rows if row.difference]
+    assert (found.position, found.margin.size) == (position, 0)
+    exact = dtype == mx.float32
+    assert found.is_fault == exact
+    assert len(report.faults) == exact
+    assert ("1 differ at a near tie" in report.summary) != exact
+
+
+def make_equal(target: Target, one: int, other: int) -> None:
+    target.embed_tokens.weight[one] = target.embed_tokens.weight[other]
+
+
+def test_a_completion_that_ends_too_early_is_a_fault(rng: np.random.Generator, run: Run) -> None:
+    def shorten(prompts: Any, params: list[SamplingParams], done: list[Completion]) -> None:
+        if params[0].num_draft_tokens == 2:
+            del done[0].tokens[-1]
+
+    report = run(random_pair(rng, mx.bfloat16), [2], [1], change=shorten)
+    assert len(report.faults) == 2
+    assert "after 7 tokens the end, not token " in report.summary
+
+
+def test_a_completion_that_the_batch_changes_is_not_blamed_on_drafts(
+    rng: np.random.Generator, run: Run
+) -> None:
+    def change(prompts: Any, params: list[SamplingParams], done: list[Completion]) -> None:
+        if len(done) > 1:
+            done[1].tokens[-1] ^= 1
+
+    report = run(random_pair(rng), [2], [3], change=change)
+    faulty = [one for one in report.compared if one.faults]
+    assert [(one.batch, one.num_draft_tokens) for one in faulty] == [(3, 0)] * 2
+    assert "temperature 1, batch 3, no drafts, compared with each alone: 2 of 3 the same" in (
+        str(report)
+    )
+
+
+def test_without_a_drafter_or_drafts_there_is_nothing_to_compare(
+    rng: np.random.Generator, run: Run
+) -> None:
+    pair = random_pair(rng)
+    with pytest.raises(UsageError, match="nothing to compare without drafts"):
+        run(pair, [0])
+    with pytest.raises(ModelNotFoundError, match="nothing to compare without a drafter"):
+        run(pair._replace(drafter=None))
+
+
+def test_a_margin_is_the_difference_of_two_scores(rng: np.random.Generator) -> None:
+    pair = random_pair(rng, mx.bfloat16)._replace(defaults={"suppress_tokens": SUPPRESSED})
+    ids = rng.integers(0, VOCAB, 29).tolist()
+
+    def raw() -> np.ndarray:
+        cache = KVCache.empty(pair.target.config, 1, capacity=64, most=len(ids), dtype=mx.bfloat16)
+        logits = pair.target.logits(pair.target(mx.array([ids]), cache))
+        return np.array(logits[0, -1].astype(mx.float32), np.float64)
+
+    logits = mlx_worker().run(raw)
+    gumbel = np.array(mx.random.gumbel((VOCAB,), key=mx.array([7, len(ids)], mx.uint32)))
+    for params, values in [
+        (GREEDY, logits),
+        (UNFILTERED, 30 * np.tanh(logits / 30) / 0.8 + gumbel),
+    ]:
+        values[SUPPRESSED] = -np.inf
+        best = int(values.argmax())
+        other = next(token for token in range(VOCAB) if token not in (best, *SUPPRESSED))
+        ask = partial(margin, pair, ids, params=params, chunk=8)
+        found = mlx_worker().run(partial(ask, tokens=(other, best)))
+        larger = max(abs(logits[best]), abs(logits[other]))
+        ulp = 2.0 ** (math.floor(math.log2(larger)) - 7)
+        assert found.size == pytest.approx(values[best] - values[other], abs=1e-4)
+        assert found.bound == pytest.approx(NEAR_ULPS * ulp / (params.temperature or 1))
+        assert mlx_worker().run(partial(ask, tokens=(SUPPRESSED[0], best))).size == FARTHEST
+
+
+@pytest.mark.parametrize("params", SETTINGS)
+def test_a_token_that_rounding_can_choose_is_within_its_margin(
+    params: SamplingParams, rng: np.random.Generator
+) -> None:
+    num, off = 100, 0.1
+    logits = rng.standard_normal((num, VOCAB)).astype(np.float32) * 3
+    suppress = mx.zeros((VOCAB,))
+    suppress[mx.array(SUPPRESSED)] = -mx.inf
+
+    def chosen(logits: np.ndarray) -> list[int]:
+        settings = row_settings([params], suppress)
+        tokens = choose(mx.array(logits)[None], mx.arange(num)[None], settings, softcap=30.0)
+        return tokens[0].tolist()
+
+    found = [scores(mx.array(logits[at]), at, params, 30.0, SUPPRESSED) for at in range(num)]
+    best = chosen(logits)
+    for at in range(num):
+        short = [found[at].shortfall(token) for token in range(VOCAB)]
+        assert [token for token in range(VOCAB) if short[token] == 0] == [best[at]]
+        assert all(math.isinf(short[token]) for token in SUPPRESSED)
+    others = False
+    for _ in range(10):
+        rounded = chosen(logits + rng.uniform(-off, off, logits.shape).astype(np.float32))
+        for at, token in enumerate(rounded):
+            # Each logit moves by up to `off`: two of them by twice that against each other.
+            assert found[at].shortfall(token) <= 2 * off / (params.temperature or 1)
+        others |= rounded != best
+    assert others
+
+
+def test_the_edge_of_the_filters_is_a_logit_or_a_probability_away() -> None:
+    logits = np.full(VOCAB, -20.0, np.float32)
+    logits[:4] = np.log([0.5, 0.3, 0.15, 0.05])
+
+    def slack(params: SamplingParams) -> list[float]:
+        found = scores(mx.array(logits), 0, params, None, [4])
+        assert math.isinf(found.slack[4])
+        return found.slack[:4].tolist()
+
+    by_rank = slack(replace(UNFILTERED, temperature=1, top_k=2))
+    wanted = [math.log(0.5 / 0.15), math.log(2), -math.log(2), -math.log(6)]
+    assert by_rank == pytest.approx(wanted, abs=1e-5)
+    # A token is inside while the odds of the tokens before it are below 3 to 1. They are 1 to 1
+    # before the second, which is out once the third has passed it, and 4 to 1 before the third.
+    # The first is out once the second has passed it and its odds have become 3 to 1.
+    by_mass = slack(replace(UNFILTERED, temperature=1, top_p=0.75))
+    wanted = [math.log(3), math.log(2), -math.log(4 / 3), -math.log(3)]
+    assert by_mass == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_shortfall_is_the_nearest_way_to_be_chosen() -> None:
+    found = Scores(np.array([5.0, 3.0, 1.0]), np.array([0.2, 1.0, -0.4]))
+    assert found.shortfall(0) == 0
+    assert found.shortfall(1) == 0.2  # the first falls out sooner than it loses its lead of 2
+    assert found.shortfall(2) == 1.0  # the second must fall out, too
+    outside = found._replace(slack=np.array([0.2, 0.3, -0.4]))
+    assert outside.shortfall(2) == 0.4  # it must come inside itself
