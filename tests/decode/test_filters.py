@@ -19,6 +19,7 @@ def kept(scores: np.ndarray, top_k: Sequence[int], top_p: Sequence[float]) -> np
     return np.isfinite(np.array(out)[:, 0])
 
 
+@pytest.mark.torch
 def test_filters_keep_what_transformers_keeps(rng: np.random.Generator) -> None:
     rows = 200
     scores = numbers(rng, rows, 64)

@@ -32,6 +32,7 @@ from mlx_gemma_mtp.model.target import Target
 # The draws are right
 
 
+@pytest.mark.torch
 def test_draws_follow_the_probabilities_under_every_setting() -> None:
     rng = np.random.default_rng(1)
     logits = numbers(rng, SMALL)
@@ -54,6 +55,7 @@ def test_draws_follow_the_probabilities_under_every_setting() -> None:
     assert p_value(np.bincount(per_setting[0], minlength=SMALL), expected) < LEAST_P
 
 
+@pytest.mark.torch
 def test_draws_at_neighbouring_positions_and_seeds_are_independent() -> None:
     rng = np.random.default_rng(2)
     logits = numbers(rng, 8, spread=0.5)
