@@ -21,7 +21,7 @@ def conclusions(record: Record) -> list[str]:
     for batch in record.batches:
         if not any(case.gains for case in record.at(batch)):
             lines.append(_reason(record, batch))
-    if record.stamp.backend == "cpu":
+    if record.stamp.backend == "cpu" and lines[0]:
         lines.append(
             "on a CPU, checking drafts costs almost as much as generating the tokens, so drafting "
             "rarely helps; GPUs differ"
@@ -32,13 +32,13 @@ def conclusions(record: Record) -> list[str]:
 
 
 def _verdict(record: Record) -> str:
-    """Is it worth it here?"""
+    """Whether drafting is worth it here; "" if it wasn't measured."""
     best = [case for batch in record.batches if (case := record.best(batch)) and case.gains]
     if not best:
         drafted = any(record.fastest_drafted(batch) for batch in record.batches)
         return "drafting does not pay here" if drafted else ""
     most = max(best, key=lambda case: case.speedup or Spread(1, 1, 1))
-    batches = " and ".join(str(case.batch) for case in best)
+    batches = ", ".join(str(case.batch) for case in best)
     return f"drafting pays here at batch {batches}: up to {_gain(most)}, {most.setting}"
 
 

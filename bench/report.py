@@ -34,7 +34,7 @@ NUMBERS = {
     "acceptance_length": ("tokens/round", 2),
 }
 HEADS = {name: head for name, (head, _) in NUMBERS.items()}
-HEADS |= {"num_draft_tokens": "drafts", "range": "low–high"}
+HEADS |= {"num_draft_tokens": "drafts", "accepted_histogram": "rounds", "range": "low–high"}
 
 SETTING = ["engine", "batch", "num_draft_tokens"]
 SPEED = ["tokens_per_second", "tokens_per_second_range", "speedup", "speedup_range", "round_ms"]
@@ -72,8 +72,7 @@ def cells(case: Case) -> dict[str, str]:
         found[name] = "" if value is None else f"{value:.{digits}f}"
     for at, rate in enumerate(case.acceptance_by_position or [], 1):
         found[f"acceptance_at_{at}"] = f"{rate:.3f}"
-    for at, rounds in enumerate(case.accepted_histogram or []):
-        found[f"rounds_accepting_{at}"] = str(rounds)
+    found["accepted_histogram"] = "/".join(map(str, case.accepted_histogram or []))
     return found
 
 
@@ -88,7 +87,6 @@ def tables(record: Record) -> list[Table]:
     accepted = acceptance_cases(record)
     deepest = max((len(case.accepted_histogram or [0]) for case in accepted), default=1)
     places = [f"acceptance_at_{at}" for at in range(1, deepest)]
-    places += [f"rounds_accepting_{at}" for at in range(deepest)]
     split = [case for case in everyone if case.draft_ms is not None]
     found = [
         _table(
@@ -105,8 +103,8 @@ def tables(record: Record) -> list[Table]:
             split,
         ),
         _table(
-            "Acceptance: overall, by position (p1, p2, ...), and rounds that accepted 0, 1, ...",
-            ACCEPTANCE + places,
+            "Acceptance: overall, by position (p1, p2, ...), and rounds that accepted 0/1/2/...",
+            [*ACCEPTANCE, *places, "accepted_histogram"],
             accepted,
         ),
         _by_task(record, "By task and drafts: tok/s", "tokens_per_second"),
@@ -140,7 +138,7 @@ def _head(name: str) -> str:
     before, _, place = name.rpartition("_")
     if before == "acceptance_at":
         return f"p{place}"
-    return place if before == "rounds_accepting" else HEADS.get(name) or HEADS.get(place, name)
+    return HEADS.get(name) or HEADS.get(place, name)
 
 
 def _by_task(record: Record, title: str, name: str) -> Table:

@@ -51,11 +51,11 @@ ON_GPU, ON_CPU = WarmUp(4, 16, 200), WarmUp(1, 1, 25)
 
 
 class Contestant(NamedTuple):
-    """An engine with a setting; play(wave, tokens) gives a turn of it."""
+    """An engine with a setting; play(wave, tokens=...) gives a turn of it."""
 
     engine: str
     num_draft_tokens: NumDrafts
-    play: Callable[[Wave, int], Turn]
+    play: Callable[..., Turn]
 
 
 class Run:
@@ -105,17 +105,14 @@ class Run:
 
     def _ours(self, engine: Engine, num_draft_tokens: NumDrafts) -> Contestant:
         params, warm_up = self._params(num_draft_tokens), self._warm_up.rounds
-
-        def play(wave: Wave, tokens: int) -> Turn:
-            return play_turn(engine, wave, params, tokens=tokens, warm_up=warm_up)
-
+        play = partial(play_turn, engine, params=params, warm_up=warm_up)
         return Contestant(OURS, num_draft_tokens, play)
 
     def _theirs(self, peer: Peer, num_draft_tokens: int) -> Contestant:
-        def play(wave: Wave, tokens: int) -> Turn:
-            prompts = wave(0)
+        def play(wave: Wave, *, tokens: int) -> Turn:
+            prompts, warm_up = wave(0), self._warm_up.rounds
             rounds = peer.rounds(prompts, num_draft_tokens, self._opened.draws)
-            total, warm_up = tokens * len(prompts), self._warm_up.rounds
+            total = tokens * len(prompts)
             job = partial(timed, rounds, prompts, tokens=total, warm_up=warm_up)
             return mlx_worker().run(job)
 
@@ -157,7 +154,7 @@ class Run:
             return
         rounds = 0.0
         while rounds < self._warm_up.learning:
-            stats = one.play(wave, self._plan.tokens).stats
+            stats = one.play(wave, tokens=self._plan.tokens).stats
             rounds += sum(of.rounds for of in stats) / len(wave(0))
 
     def _attempt(
@@ -165,7 +162,7 @@ class Run:
     ) -> Turn | None:
         """A turn; None for a peer that fails, which then leaves the contestants."""
         try:
-            return one.play(wave, tokens)
+            return one.play(wave, tokens=tokens)
         except Exception as error:
             if one.engine == OURS:
                 raise

@@ -78,6 +78,8 @@ class Shown:
         if self.share:
             shared = report.share_table(records)
             print(table(shared.header, shared.rows, markdown=True, left=shared.left))
+            for advice in filter(None, [record.recommendation for record in records]):
+                print(advice, file=sys.stderr)
         elif self.format == "csv":
             print(report.csv_text(records), end="")
         elif self.format == "json":

@@ -12,8 +12,9 @@ from typing import Any
 
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 
-ROW_MEMORY = 24  # verified drafts of a row after which one counts 1/e: texts change
-POOL_MEMORY = 256  # the same for all rows together
+ROW_MEMORY = 24  # verified drafts of a row after which one counts at most 1/e: texts change
+SURPRISE = 0.1  # share of the memory that a draft against all expectation erases
+POOL_MEMORY = 256  # verified drafts of all rows after which one counts 1/e
 DOUBTFUL = 6.0  # verified drafts that the pool's rate is worth to a new row, or an old rate
 FIRST_RATE = 0.6  # before anything was verified
 
@@ -45,8 +46,10 @@ class Acceptance:
     def seen(self, drafted: int, accepted: int) -> None:
         """Record a round that verified `drafted` tokens of this row and accepted `accepted`."""
         for i, at in enumerate(self._at[: min(accepted + 1, drafted)]):
-            at.weight = at.weight * self._keep + 1
-            at.mean += ((i < accepted) - at.mean) / at.weight
+            surprise = (i < accepted) - at.mean
+            keep = self._keep if self._pool is None else self._keep - SURPRISE * surprise**2
+            at.weight = at.weight * keep + 1
+            at.mean += surprise / at.weight
             at.prior_weight *= self._keep
         if self._pool is not None:
             for at in self._at[drafted:]:  # an untried rate gives way soon

@@ -22,6 +22,8 @@ from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.target import Target
 
+pytestmark = pytest.mark.slow
+
 NUM_PROMPTS = 300
 NUM_DRAFTS = 3
 

@@ -91,7 +91,7 @@ def machine(name: str, rounds: int, scale: Floats | float = 1.0) -> Machine:
     return Machine(np.ones((rounds, 1)) * table * (scales if scales.ndim != 1 else scales[:, None]))
 
 
-def slower_and_back(rounds: int) -> Floats:
+def slower_and_back(_: Rng, rounds: int) -> Floats:
     """The context grows, 40% slower at the end; for a while another app takes half the machine."""
     scale = 1 + 0.4 * np.arange(rounds) / rounds
     scale[rounds * 3 // 10 : rounds // 2] *= 2
