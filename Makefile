@@ -51,7 +51,7 @@ check-wheel: $(TESTING) ## build the wheel and try it in an empty environment
 	site=$$(cd "$$tmp" && env/bin/python -c 'import mlx_gemma_mtp as m; print(m.__path__[0])'); \
 	not="-x __pycache__ -x .DS_Store"; \
 	diff -r $$not -x recipe -x convert -x bench mlx_gemma_mtp "$$site" >&2; \
-	diff -r $$not convert "$$site/convert" >&2; \
+	diff -r $$not -x README.md convert "$$site/convert" >&2; \
 	diff -r $$not -x peers -x results -x plots -x README.md bench "$$site/bench" >&2; \
 	for path in demo/recipe bench/peers bench/results ../tests ../helpers ../convert ../bench; do \
 	    test ! -e "$$site/$$path" || { echo "check-wheel: unwanted $$path" >&2; exit 1; }; \

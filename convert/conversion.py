@@ -14,11 +14,11 @@ from typing import Any
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files.checkpoint import weight_files
+from mlx_gemma_mtp.show import Update
 
 from . import output
 from .formats import AFFINE_BITS, UNQUANTIZED
 from .origin import find_sources
-from .output import OnProgress
 from .partial import Partial, check_place, check_room
 from .plan import Options, Plan, plan_drafter, plan_target
 from .recipes import DRAFTER
@@ -64,7 +64,7 @@ def convert(
     resume: bool = False,
     force: bool = False,
     on_plan: Callable[[Sequence[Plan]], None] = lambda _: None,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: Update = lambda *_: None,
 ) -> None:
     """Write the converted pair to the folder `out`, with the drafter in `out/drafter`.
 

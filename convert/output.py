@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from pathlib import Path
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.show import Update
 
 from . import card, settings
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
@@ -28,8 +29,6 @@ _EXTRAS = {
 }
 DRAFTER_FOLDER = "drafter"  # where `hub.find_pair` looks first
 
-OnProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
-
 
 def needed_bytes(plan: Plan) -> int:
     """Return what a model of the output takes on the disk, within a megabyte."""
@@ -42,7 +41,7 @@ def write(
     options: Options,
     place: Partial,
     name: str,
-    on_progress: OnProgress,
+    on_progress: Update,
 ) -> None:
     """Fill `place.model` with the output that will be called `name`. Raises as `write_weights`.
 
@@ -63,7 +62,7 @@ def write(
         _write_rest(plan, folder, name, on_progress)
 
 
-def _write_rest(plan: Plan, folder: Path, name: str, on_progress: OnProgress) -> None:
+def _write_rest(plan: Plan, folder: Path, name: str, on_progress: Update) -> None:
     index = index_json(plan.shards, plan.nbytes, plan.num_weights)
     write_whole(folder / INDEX, index.encode())
     extras = [Path(shutil.copyfile(path, folder / path.name)) for path in _extras(plan)]

@@ -7,7 +7,7 @@ text comes from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.show import Update
 
 from .passage import Document
 from .streamed import final_hidden
-
-OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it, the total
 
 NUM_POSITIONS = 4096  # go through the layers together; for more, the weights are read again
 NUM_LOGITS = 2**23  # of one model, in memory at a time
@@ -43,7 +42,7 @@ def compare(
     source: Path,
     quantized: Path,
     documents: Sequence[Document],
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: Update = lambda *_: None,
     *,
     num_positions: int = NUM_POSITIONS,
     num_logits: int = NUM_LOGITS,

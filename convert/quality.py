@@ -19,12 +19,12 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.checkpoint import read_target_config
-from mlx_gemma_mtp.show import table
+from mlx_gemma_mtp.show import Update, table
 from mlx_gemma_mtp.text.tokenizer import Text
 
 from . import passage
 from .card import CARD, with_quality
-from .predictions import OnProgress, TextQuality, compare
+from .predictions import TextQuality, compare
 
 NUM_DRAFT_TOKENS = 3
 ANSWER_TOKENS = 128  # maximum per prompt
@@ -58,7 +58,7 @@ def measure(
     text: Path | None = None,
     prompts: Path | None = None,
     num_tokens: int | None = None,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: Update = lambda *_: None,
 ) -> Quality:
     """Compare the pair in a folder with the one it was made from.
 

@@ -7,7 +7,7 @@ all faults instead of stopping at the first; doesn't judge the quality of weight
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from mlx_gemma_mtp.files.checkpoint import (
 )
 from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import check_pair
+from mlx_gemma_mtp.show import Update
 
 from .formats import Format
 from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, read_manifest
@@ -32,8 +33,6 @@ from .parameter import stored_parts
 from .shards import INDEX, Part
 from .source import CODES, SourceTensor, read_tensors
 from .streamed import opened
-
-OnProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 _DTYPES = {dtype_name(dtype): dtype for dtype in CODES}
 
@@ -47,7 +46,7 @@ class Verdict(NamedTuple):
     faults: list[str]
 
 
-def verify(folder: Path, on_progress: OnProgress = lambda *_: None) -> list[Verdict]:
+def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]:
     """Check a model folder and its drafter, in it or next to it; or a drafter's folder alone.
 
     A folder without manifest.json, such as someone else's checkpoint, is checked for complete
@@ -84,7 +83,7 @@ def source_of(verdict: Verdict) -> str:
     return f"{name}@{revision}"
 
 
-def _check_folder(folder: Path, on_progress: OnProgress) -> Verdict:
+def _check_folder(folder: Path, on_progress: Update) -> Verdict:
     manifest, num_tensors = None, 0
     of_files: dict[str, str] = {}
     of_tensors: list[str] = []
@@ -105,7 +104,7 @@ def _check_folder(folder: Path, on_progress: OnProgress) -> Verdict:
 
 
 def _file_faults(
-    folder: Path, records: dict[str, FileRecord], on_progress: OnProgress
+    folder: Path, records: dict[str, FileRecord], on_progress: Update
 ) -> Iterator[tuple[str, str]]:
     """Yield names of files that are missing, changed, cut short or unlisted, and the fault.
 

@@ -1,6 +1,6 @@
 """Gemma 4 with its multi-token-prediction drafters, on MLX.
 
-Importing this package is cheap: MLX and everything else come in with the first name used.
+Importing this package is quick: MLX and everything else are imported with the first name used.
 """
 
 from __future__ import annotations

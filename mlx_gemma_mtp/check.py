@@ -78,10 +78,8 @@ class Difference:
 
     def __str__(self) -> str:
         verdict = "fault" if self.is_fault else "near tie"
-        by = (
-            f", margin {self.margin.size:.2g}, bound {self.margin.bound:.2g}" if self.margin else ""
-        )
-        return f"after {self.position} tokens {self.found}, not {self.wanted}: {verdict}{by}"
+        measured = f", {self.margin}" if self.margin else ""
+        return f"after {self.position} tokens {self.found}, not {self.wanted}: {verdict}{measured}"
 
 
 def difference(found: Sequence[int], wanted: Sequence[int], text: Text | None) -> Difference | None:
@@ -131,25 +129,22 @@ class Comparison:
         return f"temperature {self.temperature:g}, batch {self.batch}, {how}"
 
     @property
+    def differences(self) -> list[tuple[int, Difference]]:
+        """The rows that differ, and how."""
+        return [(at, row.difference) for at, row in enumerate(self.rows) if row.difference]
+
+    @property
     def faults(self) -> list[str]:
         """The differences that rounding does not explain, in words."""
-        differences = [(at, row.difference) for at, row in enumerate(self.rows)]
-        return [
-            f"{self.settings}, row {at}: {one}" for at, one in differences if one and one.is_fault
-        ]
+        differing = self.differences
+        return [f"{self.settings}, row {at}: {one}" for at, one in differing if one.is_fault]
 
     def __str__(self) -> str:
-        same = sum(row.difference is None for row in self.rows)
-        tokens, drafted = (
-            sum(row.tokens for row in self.rows),
-            sum(row.drafted for row in self.rows),
-        )
-        drafts = f", {drafted:,} drafted" if self.num_draft_tokens else ""
-        lines = [f"{self.settings}: {same} of {self.batch} the same, {tokens:,} tokens{drafts}"]
-        lines += [
-            f"  row {at}: {row.difference}" for at, row in enumerate(self.rows) if row.difference
-        ]
-        return "\n".join(lines)
+        same, tokens = self.batch - len(self.differences), sum(row.tokens for row in self.rows)
+        drafts = f", {sum(row.drafted for row in self.rows):,} drafted"
+        first = f"{self.settings}: {same} of {self.batch} the same, {tokens:,} tokens"
+        lines = [f"  row {at}: {one}" for at, one in self.differences]
+        return "\n".join([first + (drafts if self.num_draft_tokens else ""), *lines])
 
 
 def compare(

@@ -43,6 +43,9 @@ class Margin:
         """True if rounding explains it; never in float32, where bound is 0."""
         return self.bound > 0 and self.size <= self.bound
 
+    def __str__(self) -> str:
+        return f"margin {self.size:.2g}, bound {self.bound:.2g}"
+
 
 class Scores(NamedTuple):
     """All tokens of the vocabulary at one position; both arrays are [V].

@@ -1,4 +1,4 @@
-"""`mgm doctor`: what it reports, why a model would not draft, and that its self-test can fail."""
+"""`mgm doctor`: what it reports, why a model would not draft, and its exit codes."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -24,12 +23,11 @@ from helpers.fake_hub import (
     model_files,
 )
 from mlx_gemma_mtp import cli, device, doctor, memory
-from mlx_gemma_mtp.check import SelfTest, Speed, self_test
+from mlx_gemma_mtp.check import SelfTest, Speed
 from mlx_gemma_mtp.cli.doctor import conclude, print_report
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.files import folders, hub, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
 
@@ -225,9 +223,8 @@ def test_the_conclusion_shows_the_self_test_and_has_its_exit_code(
     assert found["problems"] == failed.problems
 
 
-def test_the_self_test_compares_completions_with_and_without_the_drafter(
-    hub_cache: HubCache,
-) -> None:
+@pytest.mark.slow
+def test_the_command_runs_the_self_test(hub_cache: HubCache) -> None:
     result = run("--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["self_test"]
@@ -235,13 +232,3 @@ def test_the_self_test_compares_completions_with_and_without_the_drafter(
     assert 0 < found["acceptance_rate"] < 1
     assert [one["batch"] for one in found["speeds"]] == [1, 4]
     assert all(min(one["drafted"], one["plain"]) > 0 for one in found["speeds"])
-
-
-def test_the_self_test_fails_if_wrong_drafts_are_accepted() -> None:
-    def all_agree(drafts: mx.array, _: mx.array) -> mx.array:
-        return mx.full(drafts.shape[:1], drafts.shape[1], mx.int32)
-
-    player = partial(round_player, agree=all_agree)
-    found = self_test(max_tokens=20, player=player)
-    assert any("temperature 0, batch 1" in one for one in found.differences)
-    assert any("temperature 1, batch 4" in one for one in found.differences)

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.bench import synthetic
 
 from helpers import checkpoints
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.command import assert_one_line, run_here
+from helpers.command import Here, assert_one_line
 from mlx_gemma_mtp import SamplingParams, device, load, memory
 from mlx_gemma_mtp.device import available, mac_limit
 from mlx_gemma_mtp.engine.engine import Engine
@@ -311,14 +311,12 @@ def test_a_wrong_setting_is_reported_before_memory(room: Callable[[int], None]) 
 
 
 def test_the_command_exits_with_4_and_can_be_forced(
-    room: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    room: Callable[[int], None], mgm_here: Here
 ) -> None:
     room(1_000_000)
     arguments = ["generate", "What is 2 + 2?"]
-    assert_one_line(run_here(monkeypatch, capfd, arguments), 4, "--force")
-    done = run_here(monkeypatch, capfd, [*arguments, "--force"])
+    assert_one_line(mgm_here(*arguments), 4, "--force")
+    done = mgm_here(*arguments, "--force")
     assert done.returncode == 0
     assert done.stdout.strip()
 

@@ -1,1 +1,1 @@
-"""A conversation in a terminal or a pipe: what `mgm chat` does."""
+"""A conversation at a terminal or through a pipe: `mgm chat`."""

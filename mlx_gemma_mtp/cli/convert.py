@@ -88,7 +88,7 @@ def convert(
         with show.progress("bytes") as update:
             steps = set()
 
-            def on_progress(what: str, done: int, total: int) -> None:
+            def on_progress(what: str, done: float, total: float | None) -> None:
                 if what not in steps and not show.can_draw():
                     print(what, file=sys.stderr, flush=True)
                 steps.add(what)

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -65,7 +65,9 @@ class Sampling:
         """Return the settings as an engine takes them. Raises UsageError."""
         from mlx_gemma_mtp import SamplingParams
 
-        drafts = draft_count(self.num_draft_tokens)
+        drafts = self.num_draft_tokens
+        if drafts != "auto" and not drafts.isdecimal():
+            raise UsageError(f"--num-draft-tokens must be auto or a number, not {drafts!r}")
         try:
             return SamplingParams(
                 max_tokens=self.max_tokens,
@@ -74,7 +76,7 @@ class Sampling:
                 top_p=self.top_p,
                 seed=self.seed,
                 stop=self.stop or (),
-                num_draft_tokens=drafts,
+                num_draft_tokens="auto" if drafts == "auto" else int(drafts),
                 thinking=self.think,
             )
         except UsageError as error:  # it starts with the setting: name the option instead
@@ -91,15 +93,6 @@ def interruption(line: str) -> str:
     """Return what to print on stderr: on a line of its own if a terminal shows ^C."""
     fresh_line = "\n" if sys.stderr.isatty() else ""
     return f"{fresh_line}mgm: {line}"
-
-
-def draft_count(num_draft_tokens: str) -> int | Literal["auto"]:
-    """Return --num-draft-tokens as SamplingParams takes it. Raises UsageError."""
-    if num_draft_tokens == "auto":
-        return "auto"
-    if not num_draft_tokens.isdecimal():
-        raise UsageError(f"--num-draft-tokens must be auto or a number, not {num_draft_tokens!r}")
-    return int(num_draft_tokens)
 
 
 def listed(name: str, given: str, read: Callable[[str], T]) -> list[T]:

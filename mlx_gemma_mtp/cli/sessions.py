@@ -74,23 +74,30 @@ def _row(one: Kept) -> tuple[str, ...]:
     from mlx_gemma_mtp.chat.transcript import shortened
     from mlx_gemma_mtp.cli.models import ago
 
-    said = one.conversation
+    conversation = one.conversation
     size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
-    if said is None:
+    if conversation is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
-    title = shortened(said.title, TITLE)
-    return (one.name, said.models.model, str(said.turns), ago(one.last_used), size, title)
+    title = shortened(conversation.title, TITLE)
+    return (
+        one.name,
+        conversation.models.model,
+        str(conversation.turns),
+        ago(one.last_used),
+        size,
+        title,
+    )
 
 
 def _as_json(one: Kept) -> dict[str, Any]:
     from mlx_gemma_mtp.files.hub_cache import iso_time
 
-    said = one.conversation
+    conversation = one.conversation
     return {
         "name": one.name,
-        "model": said and said.models.model,
-        "turns": said and said.turns,
-        "begins_with": said and said.title,
+        "model": conversation and conversation.models.model,
+        "turns": conversation and conversation.turns,
+        "begins_with": conversation and conversation.title,
         "last_used": iso_time(one.last_used),
         "size_bytes": one.size_bytes,
         "cache_bytes": one.cache_bytes,

@@ -110,22 +110,27 @@ class Costs:
     def estimates(self, batch: int, most: int) -> list[Cost]:
         """Return the costs of K = 0 .. most, of which at least one must be known.
 
-        The others are guessed from lines through the known, and rather too low: a K that might be
-        the best is then tried, and known.
+        The others are guessed from the known, and rather too low: a K that might be the best is
+        then tried, and known.
         """
         known = self.known(batch)
-        ks = [*known]
-        low, high = known[ks[0]].expected, known[ks[-1]].expected
-        slope = max(0.0, (high - low) / (ks[-1] - ks[0])) if len(ks) > 1 else FIRST_SLOPE * low
+        first = next(iter(known))
+        low = known[first].expected
 
         def guess(k: int) -> Cost:
-            left = max((q for q in ks if q < k), default=ks[0])
-            right = min((q for q in ks if q > k), default=ks[-1])
+            if k < first:
+                seconds = low * max(1 - FIRST_SLOPE * (first - k), 0.5)
+                return Cost(seconds, seconds)
+            left = max(q for q in known if q < k)
+            right = min((q for q in known if q > k), default=None)
             seconds = known[left].expected
-            if left < k < right:  # a jump may come before K or after it: half way
-                rise = (known[right].expected - seconds) * (k - left) / (right - left) / 2
-            else:
-                rise = max(slope * (k - left), -low / 2)
+            rises = []  # from left to K, by the slope up to there, and by half the slope after it
+            if left > first:
+                rises.append((seconds - low) / (left - first) * (k - left))
+            if right is not None:
+                rise = known[right].expected - seconds
+                rises.append(rise / 2 * (k - left) / (right - left))
+            rise = max(0.0, min(rises, default=FIRST_SLOPE * low * (k - left)))
             return Cost(seconds + rise, seconds + rise / 2)
 
         return [known[k] if k in known else guess(k) for k in range(most + 1)]

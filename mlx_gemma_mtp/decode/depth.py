@@ -9,7 +9,7 @@ TABLE
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,13 @@ from mlx_gemma_mtp.decode.costs import KNOWN, Cost, Costs
 
 MOST = 8  # drafts that "auto" goes up to; no published drafter gains beyond
 
-KEEP_GAIN = 1.01  # the K in use is left only for one better than this
+GAIN = 1.01  # the best K is left only for one this much faster
 TRIAL_ROUNDS = 8  # a trial without enough timings ends after this many rounds,
 TRIAL_PAUSE = 256  # and that K gets the next one this many rounds after its start
 PROBE_SHARE = 0.01  # of all time: what probes may lose
-PROBE_ROUNDS = 2  # of a probe: the engine plays a K that differs from the last twice
-PROBE_GAIN = 1.02  # what a probed K must be able to gain
+PROBE_ROUNDS = 2  # the engine plays a K that differs from the last one twice, to time it
 SAVED_ROUNDS = 8  # rounds' time that may be saved up for probes
-SPACING = 6  # rounds from a probe to the next
+SPACING = 6  # rounds from a probe to the next, however little it loses
 
 
 @dataclass
@@ -34,9 +33,8 @@ class _State:
 
     round: int = 0
     best: int = 0
-    trial: int | None = None  # the K on trial
-    tried: dict[int, int] = field(default_factory=dict)  # when the last trial of a K started
-    probed: dict[int, int] = field(default_factory=dict)  # when a K was last probed
+    trial: int = 0  # the K of the last trial
+    tried: dict[int, int] = field(default_factory=dict)  # when a K last had a trial or a probe
 
 
 class Depth:
@@ -97,11 +95,9 @@ class Depth:
         known = [k for k in self._costs.known(batch) if k <= most]
         if not known or known[-1] < least:
             return least
-        if state.trial is not None:
-            lasts = state.round < state.tried[state.trial] + TRIAL_ROUNDS
-            if lasts and state.trial >= least and state.trial not in known:
-                return state.trial
-            state.trial = None
+        trial, start = state.trial, state.tried.get(state.trial, -TRIAL_ROUNDS)
+        if trial >= least and trial not in known and state.round < start + TRIAL_ROUNDS:
+            return trial
 
         paused = state.round - TRIAL_PAUSE
         options = [
@@ -111,7 +107,7 @@ class Depth:
         costs = self._costs.estimates(batch, most)
 
         def merit(k: int) -> float:
-            return tokens[k] / costs[k].expected * (KEEP_GAIN if k == state.best else 1)
+            return tokens[k] / costs[k].expected * (GAIN if k == state.best else 1)
 
         k = max(options, key=merit)
         if k in known:
@@ -119,6 +115,7 @@ class Depth:
             k = self._probe(state, known, options, tokens, costs)
         if k not in known:
             state.trial = k
+        if k != state.best:
             state.tried[k] = state.round
         return k
 
@@ -128,10 +125,10 @@ class Depth:
     def _probe(
         self,
         state: _State,
-        known: Container[int],
-        options: Sequence[int],
-        tokens: Sequence[float],
-        costs: Sequence[Cost],
+        known: list[int],
+        options: list[int],
+        tokens: list[float],
+        costs: list[Cost],
     ) -> int:
         """Return the K of a probe that is due and paid for, or else the best."""
         best, seconds = state.best, costs[state.best].expected
@@ -139,24 +136,23 @@ class Depth:
         per_draft = tokens[best] - tokens[best - 1] if best else tokens[0]
 
         def could_win(k: int) -> bool:
-            """True if K would be faster if it were cheap and all drafts beyond the best good."""
+            """True if K would win if it were cheap and all drafts beyond the best K accepted."""
             hoped = tokens[k] if k < best else tokens[best] + per_draft * (k - best)
-            return hoped / costs[k].least > PROBE_GAIN * speed
+            return hoped / costs[k].least > GAIN * speed
 
         able = [k for k in options if k != best and could_win(k)]
         sides = [k for k in able if k < best], [k for k in able if k > best]
         # On either side of the best K the one that should lose least, as a rule the nearest.
         nearest = [max(side, key=lambda k: tokens[k] / costs[k].expected) for side in sides if side]
-        probe = min(nearest, key=lambda k: state.probed.get(k, 0), default=best)
+        probe = min(nearest, key=lambda k: state.tried.get(k, 0), default=best)
         rounds = PROBE_ROUNDS if probe in known else PROBE_ROUNDS + KNOWN
         loss = max(0.0, rounds * (costs[probe].expected - tokens[probe] / speed))
         most = max(loss, SAVED_ROUNDS * seconds)
         self._saved = max(min(self._saved + PROBE_SHARE * seconds, most), -most)
-        rested = state.round >= max(state.probed.values(), default=0) + SPACING
+        rested = state.round >= max(state.tried.values(), default=0) + SPACING
         if probe == best or self._saved < loss or not rested:
             return best
         self._saved -= loss
-        state.probed[probe] = state.round
         return probe
 
     def to_json(self) -> dict[str, Any]:

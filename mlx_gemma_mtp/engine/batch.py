@@ -123,7 +123,7 @@ class Batch:
             _put(self._newest.token, index, newest.token),
             _put(self._newest.hidden, index, newest.hidden),
         )
-        self._rows[index] = Row(request, self._depth.row(request.pinned_drafts), length)
+        self._rows[index] = Row(request, self._depth.row(request.num_draft_tokens), length)
         self._lay_out()
 
     def play(self, *, settled: bool) -> None:

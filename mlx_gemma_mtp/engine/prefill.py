@@ -52,10 +52,9 @@ class Prefill:
         self._target = target
         self._capacity = capacity_for(len(request.ids), limits.slot_step)
         session, largest = request.session, limits.chunks[-1]
-        reused = session.lend(request.ids) if session else None
-        if reused:
-            self.cache = reused.cache
-            request.stats.reused_tokens = reused.length
+        lent = session.lend(request.ids) if session else None
+        if lent:
+            self.cache, request.stats.reused_tokens = lent
         else:
             self.cache = KVCache.empty(
                 target.config,

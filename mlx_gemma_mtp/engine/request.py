@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
 
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Generation, Stats
@@ -16,41 +17,30 @@ from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
 
+@dataclass(eq=False)
 class Request:
     """A request under way.
 
-    on_chunk is called with every piece of output, on the engine's thread. An error in it, or in
-    any other work on the host, ends this request alone.
+    num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
+    of output, on the engine's thread; an error in it, or in any other work on the host, ends this
+    request alone. session: claimed for this request, which releases it at its end.
     """
 
-    def __init__(
-        self,
-        ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        max_tokens: int,
-        num_draft_tokens: int | None,
-        eos: frozenset[int],
-        stream: TextStream | None,
-        on_chunk: Callable[[Chunk], None] | None = None,
-        session: Session | None = None,
-    ) -> None:
-        """num_draft_tokens: None for the number that the engine chooses.
+    ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    num_draft_tokens: int | None
+    eos: frozenset[int]
+    stream: InitVar[TextStream | None]
+    on_chunk: Callable[[Chunk], None] | None = None
+    session: Session | None = None
 
-        session: claimed for this request, which releases it when it ends.
-        """
-        self.ids = list(ids)
-        self.params = params
-        self.session = session
-        self.max_tokens = max_tokens
-        self.pinned_drafts = num_draft_tokens
+    def __post_init__(self, stream: TextStream | None) -> None:
         self.tokens: list[int] = []
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.generation = Generation()
         self._finish_reason: FinishReason | None = None
-        self._eos = eos
-        self._router = ChannelParser(stream)
-        self._on_chunk = on_chunk
+        self._channels = ChannelParser(stream)
         self._pieces: list[Piece] = []
         self._queued = self._started = self._last_take = 0.0
 
@@ -62,7 +52,7 @@ class Request:
     @property
     def most_drafts(self) -> int:
         """The most drafts that a round may verify for this request."""
-        return MAX_DRAFT_TOKENS if self.pinned_drafts is None else self.pinned_drafts
+        return MAX_DRAFT_TOKENS if self.num_draft_tokens is None else self.num_draft_tokens
 
     def queue(self) -> None:
         """Start the clock of its wait."""
@@ -107,12 +97,12 @@ class Request:
         self._last_take = now
         taken: list[Piece] = []
         for length, token in enumerate(tokens, len(self.tokens) + 1):
-            if token in self._eos:
+            if token in self.eos:
                 self._finish_reason = "stop"
-                taken.append(self._router.end(token))
+                taken.append(self._channels.end(token))
             else:
-                taken += self._router.add(token)
-                if self._router.stopped:
+                taken += self._channels.add(token)
+                if self._channels.stopped:
                     self._finish_reason = "stop"
                 elif length >= self.max_tokens:
                     self._finish_reason = "length"
@@ -127,8 +117,8 @@ class Request:
     def _emit(self, taken: list[Piece]) -> None:
         reason, stats = self._finish_reason, self.stats
         if reason:
-            taken = [*taken, self._router.finish()]
-        pieces = joined(taken) or [Piece(self._router.kind, "", [])]
+            taken = [*taken, self._channels.finish()]
+        pieces = joined(taken) or [Piece(self._channels.kind, "", [])]
         for piece in pieces:
             stats.thought_tokens += len(piece.tokens) if piece.kind == "thought" else 0
             stats.tool_call_tokens += len(piece.tokens) if piece.kind == "tool_call" else 0
@@ -136,11 +126,11 @@ class Request:
         if self.tokens:  # otherwise it was cancelled before the clock started
             stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
         self._pieces += pieces
-        if self._on_chunk:
+        if self.on_chunk:
             for kind, text, tokens, call in pieces[:-1]:
-                self._on_chunk(Chunk(text, tokens, kind=kind, tool_call=call))
+                self.on_chunk(Chunk(text, tokens, kind=kind, tool_call=call))
             kind, text, tokens, call = pieces[-1]
-            self._on_chunk(Chunk(text, tokens, reason, stats if reason else None, kind, call))
+            self.on_chunk(Chunk(text, tokens, reason, stats if reason else None, kind, call))
         if reason:
             completion = self._completion(reason)
             self._release()
@@ -156,7 +146,7 @@ class Request:
             return "".join(piece.text for piece in self._pieces if piece.kind == kind)
 
         assert self.params.seed is not None
-        kind = self._router.kind
+        kind = self._channels.kind
         return Completion(
             output("answer"),
             self.tokens,

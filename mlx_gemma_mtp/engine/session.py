@@ -11,7 +11,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -28,23 +27,15 @@ from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
 FORMAT = "mgm session 1"
+PARTS = ("keys", "values")
 
 
-@dataclass(frozen=True)
-class _Snapshot:
+class _Snapshot(NamedTuple):
     """The buffers of the sliding layers when `length` positions were committed."""
 
     length: int
     first: int  # the lowest position they still hold
-    keys: list[mx.array]
-    values: list[mx.array]
-
-
-class Reused(NamedTuple):
-    """A one-row cache, and how many tokens of the prompt it holds."""
-
-    cache: KVCache
-    length: int
+    buffers: dict[str, mx.array]  # by names such as "keys.0"
 
 
 class Session:
@@ -64,11 +55,9 @@ class Session:
         self._config = config
         self._model = model
         self._limits = limits
-        self._sliding = [
-            index
-            for index, layer in enumerate(config.layers[: config.num_kv_layers])
-            if layer.kind == "sliding_attention"
-        ]
+        owners = range(config.num_kv_layers)
+        self._full = [i for i in owners if config.layers[i].kind == "full_attention"]
+        self._sliding = [i for i in owners if i not in self._full]
         self._in_use = threading.Lock()
         self.close()
 
@@ -88,11 +77,10 @@ class Session:
         """End the claim."""
         self._in_use.release()
 
-    def lend(self, ids: Sequence[int]) -> Reused | None:
-        """Give away the cache, rolled back to the longest usable prefix of this prompt.
+    def lend(self, ids: Sequence[int]) -> tuple[KVCache, int] | None:
+        """Give away the cache, rolled back to the longest usable prefix of this prompt; its length.
 
-        The prompt's last token is never part of it: its logits are needed. None if nothing can be
-        used.
+        The prompt's last token is not in it: its logits are needed. None if nothing can be used.
         """
         cache, self._cache = self._cache, None
         if cache is None:
@@ -110,10 +98,11 @@ class Session:
             return None
         self._snapshots = [one for one in self._snapshots if one.length <= length]
         self._first = snapshot.first
-        for index, keys, values in zip(self._sliding, snapshot.keys, snapshot.values, strict=True):
-            cache.keys[index], cache.values[index] = keys, values
+        for index in self._sliding:
+            cache.keys[index] = snapshot.buffers[f"keys.{index}"]
+            cache.values[index] = snapshot.buffers[f"values.{index}"]
         cache.offset = mx.array([length], mx.int32)
-        return Reused(cache, length)
+        return cache, length
 
     def remember_prompt(self, cache: KVCache, ids: Sequence[int]) -> None:
         """Take a snapshot: the cache holds exactly this prompt. Copies nothing."""
@@ -159,17 +148,11 @@ class Session:
     def _save(self, path: Path) -> None:
         if self._cache is None:
             raise UsageError("this session has nothing to save yet")
-        cache, now = self._cache, self._snapshot(self._cache, len(self._tokens), self._first)
-        arrays = {"tokens": mx.array(self._tokens, mx.int32)}
-        for index in range(len(cache.keys)):
-            if index not in self._sliding:
-                arrays[f"keys.{index}"] = cache.keys[index]
-                arrays[f"values.{index}"] = cache.values[index]
+        now = self._snapshot(self._cache, len(self._tokens), self._first)
+        arrays = _named(self._cache, self._full) | {"tokens": mx.array(self._tokens, mx.int32)}
         snapshots = [now, *self._snapshots]
         for number, one in enumerate(snapshots):
-            for index, keys, values in zip(self._sliding, one.keys, one.values, strict=True):
-                arrays[f"{number}.keys.{index}"] = keys
-                arrays[f"{number}.values.{index}"] = values
+            arrays |= {f"{number}.{name}": array for name, array in one.buffers.items()}
         lengths = json.dumps([(one.length, one.first) for one in snapshots])
         about = {"format": FORMAT, "model": self._model, "standings": lengths}
         with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
@@ -182,36 +165,24 @@ class Session:
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
             if about.get("format") != FORMAT or about.get("model") != self._model:
                 raise CheckpointError(f"{path} belongs to another model: start a new session")
+            names = [f"{part}.{index}" for part in PARTS for index in self._sliding]
             snapshots = [
-                _Snapshot(
-                    int(length),
-                    int(first),
-                    [arrays[f"{number}.keys.{index}"] for index in self._sliding],
-                    [arrays[f"{number}.values.{index}"] for index in self._sliding],
-                )
+                _Snapshot(int(length), int(first), {n: arrays[f"{number}.{n}"] for n in names})
                 for number, (length, first) in enumerate(json.loads(about["standings"]))
             ]
             now, tokens = snapshots[0], arrays["tokens"].tolist()
-            keys, values = (
-                [
-                    arrays[f"0.{part}.{i}" if i in self._sliding else f"{part}.{i}"]
-                    for i in range(self._config.num_kv_layers)
-                ]
-                for part in ("keys", "values")
-            )
+            found, layers = arrays | now.buffers, range(self._config.num_kv_layers)
+            keys, values = ([found[f"{part}.{index}"] for index in layers] for part in PARTS)
             offset = mx.array([now.length], mx.int32)
             cache = KVCache(self._config, Buffers(offset, keys, values))
-            mx.eval(cache.keys, cache.values, [[*one.keys, *one.values] for one in snapshots])
+            mx.eval(keys, values, [one.buffers for one in snapshots])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = one_line(error)
-            raise CheckpointError(f"{path} is not a saved session: {reason}") from None
+            raise CheckpointError(f"{path} is not a saved session: {one_line(error)}") from None
         self._cache, self._tokens, self._snapshots = cache, cast(list[int], tokens), snapshots[1:]
         self._first = now.first
 
     def _snapshot(self, cache: KVCache, length: int, first: int) -> _Snapshot:
-        keys = [cache.keys[index] for index in self._sliding]
-        values = [cache.values[index] for index in self._sliding]
-        return _Snapshot(length, first, keys, values)
+        return _Snapshot(length, first, _named(cache, self._sliding))
 
     def _reach(self, snapshot: _Snapshot, most: int) -> int:
         """How many of the first `most` tokens are usable with these sliding layers.
@@ -221,6 +192,12 @@ class Session:
         """
         length = min(most, snapshot.length)
         return length if snapshot.first <= max(0, length - self._config.sliding_window + 1) else 0
+
+
+def _named(cache: KVCache, layers: Sequence[int]) -> dict[str, mx.array]:
+    """The buffers of these layers, by the names that they have in a file."""
+    keys = {f"keys.{index}": cache.keys[index] for index in layers}
+    return keys | {f"values.{index}": cache.values[index] for index in layers}
 
 
 def model_identity(target: Target) -> str:

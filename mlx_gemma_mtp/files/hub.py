@@ -282,11 +282,26 @@ def _download(name: str, *, quiet: bool = False) -> Path:
 
 def _look_up(name: str) -> Download:
     """Ask the Hub what a name would download, or the cache if the Hub cannot be asked."""
+    import huggingface_hub
+
     if name == "demo" or is_folder(name):
         raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
     repository, revision = split_name(name)
     try:
-        return _ask(name, repository, revision)
+        with hub_errors(name):
+            info = huggingface_hub.HfApi().model_info(repository, revision=revision)
+            assert info.sha is not None  # the Hub always sends it for a single repository
+            kind = (info.config or {}).get("model_type")
+            if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
+                raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
+            # By its commit: even a dry run moves a branch's name in the cache.
+            files = huggingface_hub.snapshot_download(
+                repository,
+                revision=info.sha,
+                allow_patterns=FILES,
+                tqdm_class=_no_bar(),
+                dry_run=True,
+            )
     except ModelNotFoundError as error:
         folder = from_cache(name)
         if folder is None:
@@ -295,36 +310,13 @@ def _look_up(name: str) -> Download:
         is_drafter = read_config(folder).get("model_type") in DRAFTER_TYPES
         alone = is_drafter or (folder / "drafter").is_dir()
         return Download(repository, revision, folder.name, total, 0, alone, str(error))
-
-
-def _ask(name: str, repository: str, revision: str) -> Download:
-    import huggingface_hub
-
-    with hub_errors(name):
-        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-        assert info.sha is not None  # the Hub always sends it for a single repository
-        kind = (info.config or {}).get("model_type")
-        if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
-            raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
-        # By its commit: even a dry run moves a branch's name in the cache.
-        files = huggingface_hub.snapshot_download(
-            repository,
-            revision=info.sha,
-            allow_patterns=FILES,
-            tqdm_class=_no_bar(),
-            dry_run=True,
-        )
     names = {file.filename for file in files}
     if "config.json" not in names or not any(one.endswith(".safetensors") for one in names):
         raise CheckpointError(f"{name} has no config.json with safetensors files")
-    return Download(
-        repository,
-        revision,
-        info.sha,
-        total=sum(file.file_size or 0 for file in files),
-        missing=sum(file.file_size or 0 for file in files if file.will_download),
-        alone=kind in DRAFTER_TYPES or "drafter/config.json" in names,
-    )
+    total = sum(file.file_size or 0 for file in files)
+    missing = sum(file.file_size or 0 for file in files if file.will_download)
+    alone = kind in DRAFTER_TYPES or "drafter/config.json" in names
+    return Download(repository, revision, info.sha, total, missing, alone)
 
 
 def _no_bar() -> type:

@@ -71,6 +71,7 @@ def test_the_card_takes_quality_and_replaces_it(converted: Converted) -> None:
     assert with_quality("# Mine\n", "Perplexity 7").startswith("# Mine\n\n## Quality\n")
 
 
+@pytest.mark.slow
 def test_tokenizer_and_template_are_copied(tmp_path: Path) -> None:
     convert("demo", tmp_path / "demo", Options(bits="8"))
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]  # nothing unfinished is left

@@ -59,6 +59,7 @@ def published(size: str, options: Options) -> tuple[Plan, Plan]:
     return target, plan_drafter(headers_of(of_drafter), target, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_every_format_fits_every_published_shape(size: str) -> None:
     sizes = {}

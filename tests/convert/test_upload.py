@@ -88,6 +88,7 @@ for plan in prepare(sys.argv[1], Options(), headers_only=True):
 """
 
 
+@pytest.mark.torch
 def test_a_dry_run_downloads_headers_and_no_weights(tmp_path: Path, seed: int) -> None:
     pair = make_pair(TINY, tmp_path / "pair", seed)
     server = FakeHub()

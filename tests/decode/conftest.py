@@ -1,23 +1,17 @@
 """The plain outputs that rounds with drafts must generate again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from helpers.checkpoints import PairPaths
-    from helpers.plain import Plain
+from helpers.checkpoints import PairPaths
+from helpers.plain import Plain, decode_plainly
+from mlx_gemma_mtp.engine.pair import open_pair
 
 
 @pytest.fixture(scope="session")
 def plains(pairs: dict[str, PairPaths], seed: int) -> Callable[[str], Plain]:
     """The plain outputs of a kind; decoded when first asked for."""
-    from helpers.plain import decode_plainly
-    from mlx_gemma_mtp.engine.pair import open_pair
-
     made: dict[str, Plain] = {}
 
     def get(kind: str) -> Plain:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from helpers.machines import (
     MACHINES,
     STEPS,
@@ -20,13 +21,15 @@ from helpers.machines import (
     slower_and_back,
     steady,
 )
-
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import MOST, PROBE_SHARE, TRIAL_PAUSE, TRIAL_ROUNDS, Depth
 
-NEAR = 0.03  # how far from the best fixed K with a steady text
-LEARNING = 2000  # rounds it may take from an empty table
+NEAR = 0.03  # how far from the best fixed K
+LEARNING = 2000  # rounds that it may take from an empty table
 REMEMBERING = 300  # and from a remembered one
+
+Text = str | list[str]
+Scale = Callable[[Rng], Floats | float]
 
 
 def typical(bound: float, measure: Callable[[], float]) -> float:
@@ -35,15 +38,37 @@ def typical(bound: float, measure: Callable[[], float]) -> float:
     return first if first < bound else float(np.median([first, *(measure() for _ in range(20))]))
 
 
+def behind(rng: Rng, bound: float, name: str, text: Text, scale: Scale = lambda _: 1.0) -> float:
+    """How far the choice typically stays behind the best fixed K, starting from nothing."""
+
+    def measure() -> float:
+        played_on = machine(name, LEARNING, scale(rng))
+        return play(rng, Depth(), played_on, steady(text, LEARNING)).behind_best()
+
+    return typical(bound, measure)
+
+
 @pytest.mark.parametrize("text", [text for text in TEXTS if text != "0"])
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_steady_text_is_within_3_percent_of_the_best_fixed_k(
     rng: Rng, name: str, text: str
 ) -> None:
-    def measure() -> float:
-        return play(rng, Depth(), machine(name, LEARNING), steady(text, LEARNING)).behind_best()
+    assert behind(rng, NEAR, name, text) < NEAR
 
-    assert typical(NEAR, measure) < NEAR
+
+@pytest.mark.parametrize("name", ["flat", "jump at 4", "mixture"])
+def test_rows_that_differ_share_the_best_k(rng: Rng, name: str) -> None:
+    texts = ["0.95", "0.95", "0.8", "0.8", "published", "0.5", "0.2", "0"]
+    assert behind(rng, NEAR, name, texts) < NEAR
+
+
+@pytest.mark.parametrize("text", ["0.8", "0.5"])
+@pytest.mark.parametrize("name", ["jump at 4", "mixture"])
+@pytest.mark.parametrize("scale", [slower_and_back, jumping])
+def test_a_machine_that_slows_down_and_recovers_is_followed(
+    rng: Rng, name: str, text: str, scale: Callable[[Rng, int], Floats]
+) -> None:
+    assert behind(rng, 0.05, name, text, lambda rng: scale(rng, LEARNING)) < 0.05
 
 
 @pytest.mark.parametrize("name", [*MACHINES, *STEPS])
@@ -52,26 +77,6 @@ def test_drafts_that_are_never_right_cost_less_than_5_percent(rng: Rng, name: st
     played = play(rng, Depth(), machine(name, rounds), steady("0", rounds))
     assert played.behind_plain() < 0.05
     assert played.behind_plain(rounds // 2) < 0.02  # what remains when everything is known
-
-
-@pytest.mark.parametrize("name", ["flat", "jump at 4", "mixture"])
-def test_rows_that_differ_share_the_best_k(rng: Rng, name: str) -> None:
-    texts = ["0.95", "0.95", "0.8", "0.8", "published", "0.5", "0.2", "0"]
-
-    def measure() -> float:
-        return play(rng, Depth(), machine(name, LEARNING), steady(texts, LEARNING)).behind_best()
-
-    assert typical(NEAR, measure) < NEAR
-
-
-@pytest.mark.parametrize("text", ["0.8", "0.5"])
-@pytest.mark.parametrize("name", ["jump at 4", "mixture"])
-def test_a_machine_that_slows_down_and_recovers_is_followed(rng: Rng, name: str, text: str) -> None:
-    def measure() -> float:
-        slower = machine(name, LEARNING, slower_and_back(LEARNING))
-        return play(rng, Depth(), slower, steady(text, LEARNING)).behind_best()
-
-    assert typical(0.05, measure) < 0.05
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.5", "0.2", "0"])
@@ -87,16 +92,6 @@ def test_a_machine_whose_pace_never_rests_does_not_mislead(rng: Rng, name: str, 
 
     assert typical(NEAR, lambda: measure(Played.behind_plain)) < NEAR
     assert typical(0.08, lambda: measure(Played.behind_best)) < 0.08
-
-
-@pytest.mark.parametrize("text", ["0.8", "0"])
-@pytest.mark.parametrize("name", ["flat", "mixture"])
-def test_costs_that_jump_and_fall_back_are_followed(rng: Rng, name: str, text: str) -> None:
-    def measure() -> float:
-        jumps = machine(name, LEARNING, jumping(rng, LEARNING))
-        return play(rng, Depth(), jumps, steady(text, LEARNING)).behind_best()
-
-    assert typical(0.05, measure) < 0.05
 
 
 def changing(first: str, then: str, at: int, rounds: int) -> Floats:
@@ -182,11 +177,11 @@ def test_probes_lose_no_more_than_their_share(rng: Rng) -> None:
 
 
 def test_the_k_of_a_steady_text_settles(rng: Rng) -> None:
-    late = [
-        play(rng, Depth(), machine("jump at 4", LEARNING), steady("published", LEARNING)).ks[-1000:]
-        for _ in range(5)
-    ]
-    assert np.median([ks.count(3) / len(ks) for ks in late]) > 0.7
+    def share() -> float:
+        text = steady("published", LEARNING)
+        return play(rng, Depth(), machine("jump at 4", LEARNING), text).ks[-1000:].count(3) / 1000
+
+    assert np.median([share() for _ in range(5)]) > 0.7
 
 
 def test_a_pinned_row_gets_its_k_and_the_others_at_least_that() -> None:

@@ -9,7 +9,6 @@ Then the counts of accepted drafts must be exactly those of the pattern.
 from collections.abc import Callable
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -18,7 +17,6 @@ from helpers.forced import Forced, always, at_random
 from helpers.plain import (
     BATCHES,
     DRAFTS,
-    FULL,
     LIMITS,
     LONG_ROWS,
     NUM_ROWS,
@@ -29,8 +27,7 @@ from helpers.plain import (
     wraps,
 )
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
-from mlx_gemma_mtp.memory import Limits
-from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.cache import capacity_for
 
 SOME_KIND = "E2B"  # for what does not depend on the kind
 
@@ -40,25 +37,11 @@ def case(kind: str, number: int) -> tuple[int, int]:
     return DRAFTS[number], BATCHES[(number + KINDS.index(kind)) % len(BATCHES)]
 
 
-def ring(plain: Plain, limits: Limits) -> int:
-    """Slots of a sliding layer in an engine with these limits."""
-    most = limits.rounds_ahead * (limits.max_draft_tokens + 1)
-    rows = KVCache.empty(
-        plain.pair.target.config,
-        1,
-        capacity=FULL,
-        most=most,
-        dtype=mx.float32,
-        slot_step=limits.slot_step,
-    )
-    return rows.capacity("sliding_attention")
-
-
 def test_the_plain_outputs_cover_what_is_promised(plain: Plain) -> None:
     lengths = [len(row.prompt) for row in plain.rows]
     assert min(lengths) < plain.window < max(lengths)
     assert plain.window in lengths
-    assert plain.ring == plain.window + max(DRAFTS) + 1 == ring(plain, TIGHT) < max(lengths)
+    assert plain.ring == plain.window + max(DRAFTS) + 1 < max(lengths)
     for limits in (LIMITS, TIGHT):
         capacity = capacity_for(lengths[4] + 1, limits.slot_step)
         assert capacity < lengths[4] + plain.short
@@ -139,7 +122,7 @@ def test_output_is_plain_with_the_most_drafts_and_the_ring_of_an_engine_in_use(
     plain: Plain, rng: np.random.Generator
 ) -> None:
     num_tokens = min(len(row.tokens) for row in plain.rows)
-    assert all(wraps(row, num_tokens, ring(plain, LIMITS)) >= 1 for row in plain.rows)
+    assert all(wraps(row, num_tokens, plain.ring_under(LIMITS)) >= 1 for row in plain.rows)
     forced = Forced(rng, plain.rows, at_random(rng, plain.rows, rate=0.9))
     with plain.engine(forced, limits=LIMITS) as engine:
         done = again(engine, plain.rows, num_tokens, MAX_DRAFT_TOKENS)

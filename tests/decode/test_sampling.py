@@ -5,8 +5,6 @@ These counts use fixed random numbers, because with fresh ones such a test fails
 design. All other tests draw new numbers in every run.
 """
 
-from typing import NamedTuple
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -23,10 +21,10 @@ from helpers.draws import (
     probabilities,
     seeds,
 )
-from helpers.rounds import Models, load_models
+from helpers.rounds import Models, Start, load_models, play
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.params import NO_FILTER
-from mlx_gemma_mtp.decode.round import Draft, Newest, draft, first_token, prefill, speculate
+from mlx_gemma_mtp.decode.round import Newest, draft, first_token, prefill
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose, row_settings
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
@@ -133,47 +131,34 @@ def joint_probabilities(target: Target, length: int) -> dict[tuple[int, ...], fl
     return texts
 
 
-class Played(NamedTuple):
-    texts: list[list[int]]  # one for each seed
-    acceptance_rate: float | None
-
-
-def play(models: Models, draft: Draft, num_draft_tokens: int, rounds: int) -> Played:
-    """Rounds of one prompt with many seeds."""
-    target = models.target
-    each = [params(*SOME_SETTING, s) for s in seeds(np.random.default_rng(4), NUM_SEEDS)]
-    settings = row_settings(each)
-    cache = KVCache.empty(target.config, NUM_SEEDS, capacity=32, most=16, dtype=mx.float32)
-    hidden = prefill(target, cache, mx.broadcast_to(mx.array(PROMPT), (NUM_SEEDS, len(PROMPT))))
-    newest = first_token(target, cache, hidden, settings)
-    mx.eval(newest, cache.buffers)
-    most = mx.full((NUM_SEEDS,), num_draft_tokens, mx.int32)
-    texts = [[token] for token in newest.token.tolist()]
-    accepted = 0
-    for _ in range(rounds):
-        done = speculate(*models, cache, newest, settings, most, num_draft_tokens, draft=draft)
-        newest = done.newest
-        tokens, hits = done.tokens.tolist(), done.accepted.tolist()
-        for text, new, hit in zip(texts, tokens, hits, strict=True):
-            text += new[: hit + 1]
-        accepted += sum(hits)
-    drafted = rounds * num_draft_tokens * NUM_SEEDS
-    return Played(texts, accepted / drafted if drafted else None)
-
-
 @pytest.mark.parametrize("drafting", ["plain", "drafter", "able drafter"])
 def test_outputs_of_rounds_follow_the_targets_joint_probabilities(
     models: Models, drafting: str
 ) -> None:
-    able = drafting == "able drafter"
-    played = play(models, able_draft if able else draft, 0 if drafting == "plain" else 2, rounds=2)
+    able, num_drafts = drafting == "able drafter", 0 if drafting == "plain" else 2
+    each = [params(*SOME_SETTING, s) for s in seeds(np.random.default_rng(4), NUM_SEEDS)]
+    settings = row_settings(each)
+    target = models.target
+    cache = KVCache.empty(target.config, NUM_SEEDS, capacity=32, most=16, dtype=mx.float32)
+    hidden = prefill(target, cache, mx.broadcast_to(mx.array(PROMPT), (NUM_SEEDS, len(PROMPT))))
+    at = Start(cache, first_token(target, cache, hidden, settings))
+    texts = [[token] for token in at.newest.token.tolist()]
+    accepted = 0
+    for _ in range(2):
+        functions = {"draft": able_draft} if able else {}
+        done = play(models, at, settings, [num_drafts] * NUM_SEEDS, num_drafts, **functions)
+        at = Start(cache, done.newest)
+        for text, new, hits in zip(
+            texts, done.tokens.tolist(), done.accepted.tolist(), strict=True
+        ):
+            text += new[: hits + 1]
+            accepted += hits
     if able:
-        assert played.acceptance_rate is not None
-        assert 0.05 < played.acceptance_rate < 0.95
+        assert 0.05 < accepted / (2 * num_drafts * NUM_SEEDS) < 0.95
     expected = joint_probabilities(models.target, 3)
     assert len(expected) == 27
     places = {text: i for i, text in enumerate(expected)}
-    drawn = [places[tuple(text[:3])] for text in played.texts]  # KeyError: its probability is 0
+    drawn = [places[tuple(text[:3])] for text in texts]  # KeyError: its probability is 0
     counts = np.bincount(drawn, minlength=len(expected))
     assert p_value(counts, np.array(list(expected.values()))) > LEAST_P
 

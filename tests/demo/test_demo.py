@@ -5,50 +5,55 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gemma_mtp import Completion, Engine, SamplingParams, load
-from mlx_gemma_mtp.decode.round import prefill as run_prefill
+from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.demo.recipe.example import Example
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
-from mlx_gemma_mtp.engine import prefill
-from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.target import Target
+
+pytestmark = pytest.mark.slow
 
 NUM_PROMPTS = 300
 NUM_DRAFTS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def prompts_prefilled_once() -> Iterator[None]:
-    """Both runs need the same prefill, which takes longer than the answers on MLX's CPU backend."""
-    made: dict[tuple[int, ...], tuple[mx.array, mx.array, list[mx.array], list[mx.array]]] = {}
+class PromptsReadOnce:
+    """Stands in for the target: both runs need the same prefill, the slowest part on a CPU."""
 
-    def once(target: Target, cache: KVCache, tokens: mx.array) -> mx.array:
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._made: dict[tuple[int, ...], tuple[mx.array, Buffers]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
+        if not last_only or cache.offset.item() > 0:  # a later chunk depends on the ones before it
+            return self._target(tokens, cache, last_only=last_only)
         key = (cache.capacity("full_attention"), *np.array(tokens)[0].tolist())
-        if cache.offset.item() > 0:  # a later chunk depends on the ones before it
-            return run_prefill(target, cache, tokens)
-        if key not in made:
-            hidden = run_prefill(target, cache, tokens)
-            made[key] = (hidden, cache.offset, list(cache.keys), list(cache.values))
-        hidden, cache.offset, keys, values = made[key]
-        cache.keys, cache.values = list(keys), list(values)
+        if key not in self._made:
+            hidden = self._target(tokens, cache, last_only=True)
+            self._made[key] = hidden, Buffers(cache.offset, list(cache.keys), list(cache.values))
+        hidden, cache.buffers = self._made[key]
         return hidden
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefill, "prefill", once)
-        patch.setattr(prefill, "CHUNKS", prefill.CHUNKS[-1:])  # the same chunks in both runs
-        yield
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with load("demo") as engine:
+    pair = open_pair("demo")
+    pair = pair._replace(target=PromptsReadOnce(pair.target))
+    with Engine(pair, limits=Limits(pause_seconds=math.inf)) as engine:  # the same chunks each time
         yield engine
 
 

@@ -46,7 +46,9 @@ WRONG_PROMPTS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("prompt", WRONG_PROMPTS, ids=lambda prompt: ascii(prompt)[:30])
+@pytest.mark.parametrize(
+    "prompt", WRONG_PROMPTS, ids=lambda prompt: ascii(prompt).split(" at 0x")[0][:30]
+)
 def test_a_prompt_of_a_wrong_kind_is_refused(engine: Engine, prompt: Any) -> None:
     refusal(UsageError, lambda: engine.generate(prompt, GREEDY))
     refusal(UsageError, lambda: list(engine.stream(prompt, GREEDY)))

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -198,30 +197,6 @@ def test_a_closed_engine_says_so(prompts: list[list[int]]) -> None:
         running.stream(prompts[0], PARAMS)
     with fake_engine() as again:
         assert_works(again, prompts[0])
-
-
-def test_threads_that_wait_when_the_engine_closes_get_an_output_or_an_error(
-    prompts: list[list[int]], rounds: Rounds
-) -> None:
-    reached, resume = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        reached.set()
-        resume.wait(SECONDS)
-
-    running = fake_engine(player=rounds.player)
-    rounds.then = hold
-    with ThreadPoolExecutor(3) as threads:
-        under_way = threads.submit(running.generate, prompts[0], PARAMS)
-        assert reached.wait(SECONDS)
-        waiting = threads.submit(running.generate, prompts[1], PARAMS)
-        time.sleep(0.2)
-        closing = threads.submit(running.close)
-        time.sleep(0.2)
-        resume.set()
-        closing.result(SECONDS)
-        for asked in (under_way, waiting):
-            assert isinstance(asked.exception(SECONDS), MgmError | None)
 
 
 def test_closing_frees_the_memory(prompts: list[list[int]]) -> None:

@@ -1,7 +1,6 @@
 """Conversations: the next turn reuses the cache, and its output is as without a session."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -185,22 +184,18 @@ def test_a_stream_takes_a_session(prompts: list[Ids]) -> None:
     assert last.stats.reused_tokens == len(history) - 1
 
 
-@pytest.fixture
-def other_engine() -> Callable[[], Engine]:
-    """An engine whose weights have another identity."""
+class OtherTarget(FakeTarget):
+    """A target whose weights have another identity."""
 
-    class Other(FakeTarget):
-        def parameters(self) -> dict[str, mx.array]:
-            return {"scale": mx.array([1.0])}
-
-    return lambda: fake_engine(Other())
+    def parameters(self) -> dict[str, mx.array]:
+        return {"scale": mx.array([1.0])}
 
 
 def test_a_damaged_session_or_one_of_another_model_is_refused(
-    prompts: list[Ids], tmp_path: Path, other_engine: Callable[[], Engine]
+    prompts: list[Ids], tmp_path: Path
 ) -> None:
     path = tmp_path / "talk"
-    with fake_engine() as engine, other_engine() as other:
+    with fake_engine() as engine, fake_engine(OtherTarget()) as other:
         session = engine.session()
         with pytest.raises(UsageError, match="nothing to save"):
             session.save(path)

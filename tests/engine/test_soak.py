@@ -25,6 +25,8 @@ from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError, MgmError
 
+pytestmark = pytest.mark.slow
+
 NUM_THREADS = 16
 NUM_REQUESTS = {"12B": 400, "demo": 100}
 NUM_TEXTS = 32  # of the random pair

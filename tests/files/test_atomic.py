@@ -1,4 +1,4 @@
-"""Whole files: through links, and never in place of what is no file."""
+"""Files are replaced whole, through links; pipes are written in place."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 from mlx_gemma_mtp.files.atomic import write_whole
 
 
-def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
     file, link = tmp_path / "file", tmp_path / "link"
     file.write_bytes(b"before")
     link.symlink_to(file)

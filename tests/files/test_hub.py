@@ -39,37 +39,26 @@ def pair_here(tmp_path: Path, pairs: dict[str, PairPaths], seed: int) -> PairPat
     )
 
 
-def test_the_drafter_next_to_the_target_is_found(pair_here: PairPaths) -> None:
-    for name in (pair_here.target, str(pair_here.target), f"{pair_here.target}/"):
-        folder, drafter = hub.find_pair(name, "auto")
-        assert folder == pair_here.target
-        assert drafter == pair_here.drafter
-    with load(pair_here.target) as engine:
-        assert engine.has_drafter
-
-
-def test_the_drafter_inside_the_target_is_found_first(pair_here: PairPaths) -> None:
-    inside = shutil.copytree(pair_here.drafter, pair_here.target / "drafter")
-    assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, inside)
-    shutil.rmtree(pair_here.drafter)
-    assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, inside)
-    with load(pair_here.target) as engine:
-        assert engine.has_drafter
-
-
-def test_a_given_drafter_is_used(pair_here: PairPaths, tmp_path: Path) -> None:
-    given = shutil.copytree(pair_here.drafter, tmp_path / "elsewhere")
-    for name in (given, str(given)):
-        assert hub.find_pair(pair_here.target, name) == (pair_here.target, given)
-    with load(pair_here.target, given) as engine:
-        assert engine.has_drafter
-
-
-def test_no_drafter_is_used_if_none_is_wanted_or_found(pair_here: PairPaths) -> None:
-    assert hub.find_pair(pair_here.target, None) == (pair_here.target, None)
-    shutil.rmtree(pair_here.drafter)
-    assert hub.find_pair(pair_here.target, "auto") == (pair_here.target, None)
-    with load(pair_here.target) as engine:
+def test_a_drafter_is_found_inside_the_target_then_next_to_it_unless_one_is_given(
+    pair_here: PairPaths, tmp_path: Path
+) -> None:
+    target, beside = pair_here
+    for name in (target, str(target), f"{target}/"):
+        assert hub.find_pair(name, "auto") == (target, beside)
+    given = shutil.copytree(beside, tmp_path / "elsewhere")
+    for path in (given, str(given)):
+        assert hub.find_pair(target, path) == (target, given)
+    assert hub.find_pair(target, None) == (target, None)
+    inside = shutil.copytree(beside, target / "drafter")
+    assert hub.find_pair(target, "auto") == (target, inside)
+    shutil.rmtree(beside)
+    assert hub.find_pair(target, "auto") == (target, inside)
+    for drafter in ("auto", given):
+        with load(target, drafter) as engine:
+            assert engine.has_drafter
+    shutil.rmtree(inside)
+    assert hub.find_pair(target, "auto") == (target, None)
+    with load(target) as engine:
         assert not engine.has_drafter
         assert engine.generate([5], SamplingParams(max_tokens=3))[0].stats.drafted == 0
 
@@ -122,18 +111,13 @@ def test_a_cached_pair_loads_without_any_network_call(
     assert hub_cache.network == []
 
 
-def test_a_cached_target_without_a_cached_drafter_loads_without_any_network_call(
+def test_a_cached_target_without_a_complete_cached_drafter_loads_without_any_network_call(
     hub_cache: HubCache, sharded: PairPaths
 ) -> None:
     hub_cache.add(NAME, sharded.target)
     for drafter in ("auto", None):
         with load(NAME, drafter) as engine:
             assert not engine.has_drafter
-    assert hub_cache.network == []
-
-
-def test_an_incomplete_cached_drafter_is_not_used(hub_cache: HubCache, sharded: PairPaths) -> None:
-    hub_cache.add(NAME, sharded.target)
     weights = [path.name for path in sharded.drafter.glob("*.safetensors")]
     hub_cache.add(f"{NAME}-assistant", sharded.drafter, without=tuple(weights))
     assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)

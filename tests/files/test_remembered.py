@@ -1,6 +1,5 @@
 """What a run learned about depth is found by the next, and a bad file does no harm."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +85,12 @@ def test_a_damaged_or_foreign_file_counts_as_none_and_is_replaced(
     file: Path, content: bytes
 ) -> None:
     file.parent.mkdir()
+    file.write_bytes(entry('{"1": {"0": 1}}', "[0.5]"))
+    assert costs("key") == {"1": {"0": 1}}
     file.write_bytes(content)
     assert load_depth("key").to_json() == Depth().to_json()
     save_depth("key", learned(0.1))
     assert costs("key") == {"4": {"2": pytest.approx(0.1)}}
-
-
-def test_entries_of_a_current_file_are_well_formed(file: Path) -> None:
-    file.parent.mkdir()
-    file.write_bytes(entry('{"1": {"0": 1}}', "[0.5]"))
-    assert costs("key") == {"1": {"0": 1}}
-    save_depth("other", learned(0.1))
-    assert json.loads(file.read_text())["format"] == FORMAT
-    assert costs("key") == {"1": {"0": 1}}
 
 
 def test_nothing_is_kept_if_nothing_can_be_written(

@@ -48,63 +48,65 @@ COMMON: dict[str, Any] = {
 PER_LAYER_EMBEDDINGS = {
     "hidden_size_per_layer_input": PER_LAYER_WIDTH,
     "vocab_size_per_layer_input": VOCAB,
+    "sliding_window": 8,
 }
 NO_PER_LAYER_EMBEDDINGS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+LARGE = {
+    "attention_k_eq_v": True,
+    "use_bidirectional_attention": "vision",
+    "sliding_window": 16,
+}
+
+
+def _layers(num_sliding: int, times: int = 1) -> list[str]:
+    return (["sliding_attention"] * num_sliding + ["full_attention"]) * times
+
+
 TARGETS: dict[str, dict[str, Any]] = {
     "E2B": {
         **PER_LAYER_EMBEDDINGS,
         "hidden_size": 64,
-        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2,
+        "layer_types": _layers(4, 2),
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
         "num_kv_shared_layers": 5,
         "use_double_wide_mlp": True,
-        "sliding_window": 8,
     },
     "E4B": {
         **PER_LAYER_EMBEDDINGS,
         "hidden_size": 128,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        "layer_types": _layers(5, 2),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_kv_shared_layers": 6,
-        "sliding_window": 8,
     },
     "12B": {
+        **LARGE,
         "hidden_size": 64,
-        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "layer_types": _layers(5),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-        "use_bidirectional_attention": "vision",
-        "sliding_window": 16,
     },
     "26B-A4B": {
-        **NO_PER_LAYER_EMBEDDINGS,
+        **LARGE | NO_PER_LAYER_EMBEDDINGS,
         "hidden_size": 64,
-        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "layer_types": _layers(5),
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-        "use_bidirectional_attention": "vision",
         "enable_moe_block": True,
         "num_experts": 8,
         "top_k_experts": 2,
         "moe_intermediate_size": 64,
-        "sliding_window": 16,
     },
     "31B": {
-        **NO_PER_LAYER_EMBEDDINGS,
+        **LARGE | NO_PER_LAYER_EMBEDDINGS,
         "hidden_size": 128,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        "layer_types": _layers(5, 2),
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "num_global_key_value_heads": 2,
-        "attention_k_eq_v": True,
-        "use_bidirectional_attention": "vision",
-        "sliding_window": 16,
     },
 }
 KINDS = tuple(TARGETS)
@@ -266,7 +268,7 @@ def _assistant(kind: str) -> PreTrainedModel:
     settings = COMMON | inherited
     settings |= {
         "hidden_size": 64,
-        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "layer_types": _layers(3),
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 4,
         "final_logit_softcapping": None,

@@ -118,22 +118,6 @@ class HubCache:
         }
 
 
-def offline_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    """Return an empty cache, and take this process offline."""
-    cache = HubCache(folder / "hub")
-    cache.root.mkdir()
-
-    def offline(*arguments: object, **_: object) -> None:
-        cache.network.append(arguments)
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(socket, "getaddrinfo", offline)
-    monkeypatch.setattr(socket.socket, "connect", offline)
-    return cache
-
-
 class FakeHub(ThreadingHTTPServer):
     """The server. Its attributes say how it behaves."""
 
@@ -324,9 +308,20 @@ def machine_with_a_hub(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture(name="hub_cache")
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
     """An empty cache, no network, and timings of its own."""
+    cache = HubCache(tmp_path / "hub")
+    cache.root.mkdir()
+
+    def offline(*arguments: object, **_: object) -> None:
+        cache.network.append(arguments)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
     monkeypatch.chdir(tmp_path)  # no folder there has the name of a model
     monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "mgm"))
-    return offline_cache(tmp_path, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(socket.socket, "connect", offline)
+    return cache
 
 
 @pytest.fixture(name="online")

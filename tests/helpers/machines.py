@@ -5,14 +5,13 @@ text is a chance for each row, round and draft. Speeds are counted from what was
 the K played, so that only the choices count, not luck. Nothing sleeps: the clock is a sum.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
-from mlx_gemma_mtp.decode.depth import MOST
+from mlx_gemma_mtp.decode.depth import MOST, Depth
 
 Rng = np.random.Generator
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -47,15 +46,6 @@ TEXTS = {
 }
 
 
-class Chooser(Protocol):
-    """The part of `Depth` that is played."""
-
-    def row(self) -> Acceptance: ...
-    def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None: ...
-    def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None: ...
-    def choose(self, batch: int, rows: Sequence[Acceptance]) -> int: ...
-
-
 @dataclass
 class Machine:
     """Rounds cost `seconds` [rounds, K + 1]; timings of them are noisy.
@@ -78,32 +68,31 @@ class Played:
     seconds: Floats  # [rounds, K + 1]
     compilations: int
 
-    def _speeds(self, start: int, end: int | None) -> tuple[float, Floats]:
+    def _behind(self, fixed: int | slice, start: int, end: int | None) -> float:
         rounds = np.arange(len(self.ks))[start:end]
-        at = rounds, self.ks[start:end]
-        fixed = self.tokens[rounds].sum(0) / self.seconds[rounds].sum(0)
-        return float(self.tokens[at].sum() / self.seconds[at].sum()), fixed
+        tokens, seconds = self.tokens[rounds], self.seconds[rounds]
+        at = np.arange(len(rounds)), self.ks[start:end]
+        best = (tokens.sum(0) / seconds.sum(0))[fixed].max()
+        return float(1 - tokens[at].sum() / seconds[at].sum() / best)
 
     def behind_best(self, start: int = 0, end: int | None = None) -> float:
-        """Return the share of the best fixed K's speed that is missing; negative if it is beaten."""
-        mine, fixed = self._speeds(start, end)
-        return 1 - mine / float(fixed.max())
+        """Share of the best fixed K's speed that is missing; negative if that is beaten."""
+        return self._behind(slice(None), start, end)
 
     def behind_plain(self, start: int = 0, end: int | None = None) -> float:
-        """Return the same against K = 0."""
-        mine, fixed = self._speeds(start, end)
-        return 1 - mine / float(fixed[0])
+        """The same against K = 0."""
+        return self._behind(0, start, end)
 
 
 def machine(name: str, rounds: int, scale: Floats | float = 1.0) -> Machine:
     """Return a machine whose times are scaled by a number, or by one for each round [, and K]."""
+    table = np.array((MACHINES | STEPS)[name]) / 1e3
     scales = np.asarray(scale, float)
-    scales = scales if scales.ndim == 2 else np.broadcast_to(scales, rounds)[:, None]
-    return Machine(np.array((MACHINES | STEPS)[name]) / 1e3 * scales)
+    return Machine(np.ones((rounds, 1)) * table * (scales if scales.ndim != 1 else scales[:, None]))
 
 
-def slower_and_back(rounds: int) -> Floats:
-    """A context that grows, 40% slower at the end; another app takes half the machine for a while."""
+def slower_and_back(_: Rng, rounds: int) -> Floats:
+    """The context grows, 40% slower at the end; for a while another app takes half the machine."""
     scale = 1 + 0.4 * np.arange(rounds) / rounds
     scale[rounds * 3 // 10 : rounds // 2] *= 2
     return scale
@@ -139,7 +128,7 @@ def steady(text: str | list[str], rounds: int) -> Floats:
 
 
 def expected_tokens(chances: Floats) -> Floats:
-    """Return the tokens [rounds, K + 1] that all rows of chances [rounds, B, K] yield on average."""
+    """Return the mean tokens [rounds, K + 1] of all rows, from chances [rounds, B, K]."""
     reached = np.cumprod(chances, axis=2).sum(1)
     rows = np.full((len(chances), 1), float(chances.shape[1]))
     return np.cumsum(np.concatenate([rows, reached], axis=1), axis=1)
@@ -147,7 +136,7 @@ def expected_tokens(chances: Floats) -> Floats:
 
 def play(
     rng: Rng,
-    depth: Chooser,
+    depth: Depth,
     machine: Machine,
     chances: Floats,
     join: Callable[[int, list[Acceptance]], None] | None = None,

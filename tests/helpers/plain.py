@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from helpers.checkpoints import KINDS, VOCAB
@@ -15,6 +16,7 @@ from mlx_gemma_mtp.decode.round import Draft, draft, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import KVCache
 
 DRAFTS = (1, 2, 3, 5, 7)
 BATCHES = (1, 2, 4, 5, 8)
@@ -46,10 +48,16 @@ class Plain:
     def window(self) -> int:
         return self.pair.target.config.sliding_window
 
+    def ring_under(self, limits: Limits) -> int:
+        """Slots of a sliding layer in an engine with these limits."""
+        most, step = limits.rounds_ahead * (limits.max_draft_tokens + 1), limits.slot_step
+        sizes = {"capacity": FULL, "most": most, "slot_step": step}
+        rows = KVCache.empty(self.pair.target.config, 1, dtype=mx.float32, **sizes)
+        return rows.capacity("sliding_attention")
+
     @property
     def ring(self) -> int:
-        """Slots of a sliding layer under TIGHT."""
-        return self.window + max(DRAFTS) + 1
+        return self.ring_under(TIGHT)
 
     @property
     def short(self) -> int:

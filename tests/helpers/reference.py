@@ -68,33 +68,34 @@ def decisive(
     raise AssertionError("50 random prompts all had a near tie: draw better weights")
 
 
+@torch.inference_mode()
 def target_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
     """Logits after the softcap, of all positions at once and without a cache: [T, V]."""
-    with torch.inference_mode():
-        return load(folder)(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
+    return load(folder)(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
 
 
+@torch.inference_mode()
 def greedy(folder: Path, ids: Sequence[int], n: int) -> list[int]:
     """The `n` tokens that Transformers' `generate` appends, with its cache and without EOS."""
-    with torch.inference_mode():
-        out = load(folder).generate(
-            torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            max_new_tokens=n,
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            eos_token_id=None,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        for scores in out.scores:
-            _note_choice(scores[scores > -torch.inf], 1)
+    out = load(folder).generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=n,
+        do_sample=False,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    for scores in out.scores:
+        _note_choice(scores[scores > -torch.inf], 1)
     tokens: list[int] = out.sequences[0, len(ids) :].tolist()
     return tokens
 
 
+@torch.inference_mode()
 def draft(
     target_folder: Path,
     drafter_folder: Path,
@@ -102,22 +103,12 @@ def draft(
     num_steps: int,
     position_offset: int = -1,
 ) -> Draft:
-    """Draft after P = len(ids) committed positions, as Google's description of Gemma 4 MTP does.
+    """Draft after P = len(ids) committed positions, with queries at P + position_offset.
 
-    The queries stand at P + position_offset in every step. Keys and values come from a forward
-    without a cache, so they are complete, and only those of the P positions.
+    Keys and values come from a forward without a cache, so they are complete, and only those of
+    the P positions.
     """
-    with torch.inference_mode():
-        return _draft(load(target_folder), load(drafter_folder), ids, num_steps, position_offset)
-
-
-def _draft(
-    target: PreTrainedModel,
-    assistant: PreTrainedModel,
-    ids: Sequence[int],
-    num_steps: int,
-    position_offset: int,
-) -> Draft:
+    target, assistant = load(target_folder), load(drafter_folder)
     committed = target.get_decoder()(
         input_ids=torch.tensor([ids]), use_cache=False, return_shared_kv_states=True
     )

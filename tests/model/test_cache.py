@@ -1,5 +1,6 @@
 """The cache: which slots a query sees, moving a row in, growing and resizing."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -7,23 +8,24 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.checkpoints import PairPaths
+from helpers import fake_target
 from helpers.rounds import CAPACITY, MOST, addresses, buffers, copies
-from mlx_gemma_mtp.files.checkpoint import read_target_config
 from mlx_gemma_mtp.model.cache import SLOT_STEP, Buffers, KVCache, capacity_for
-from mlx_gemma_mtp.model.config import TargetConfig
+
+# Four sliding layers and two full ones, with two key/value heads each.
+CONFIG = replace(
+    fake_target.CONFIG,
+    num_attention_heads=2,
+    layers=tuple(
+        replace(fake_target.CONFIG.layers[index % 3 == 2], num_key_value_heads=2, kv_source=index)
+        for index in range(6)
+    ),
+)
 
 
-@pytest.fixture(scope="module")
-def config(pairs: dict[str, PairPaths]) -> TargetConfig:
-    return read_target_config(pairs["E2B"].target)
-
-
-def filled(
-    config: TargetConfig, rng: np.random.Generator, size: int, capacity: int = CAPACITY
-) -> KVCache:
+def filled(rng: np.random.Generator, size: int, capacity: int = CAPACITY) -> KVCache:
     """A cache of random numbers, with random offsets."""
-    cache = KVCache.empty(config, size, capacity=capacity, most=MOST, dtype=mx.float32)
+    cache = KVCache.empty(CONFIG, size, capacity=capacity, most=MOST, dtype=mx.float32)
     keys, values = (
         [mx.array(rng.standard_normal(b.shape, dtype=np.float32)) for b in part]
         for part in (cache.keys, cache.values)
@@ -35,19 +37,19 @@ def filled(
 
 
 def test_a_query_sees_the_committed_positions_of_its_window_and_itself(
-    config: TargetConfig, rng: np.random.Generator
+    rng: np.random.Generator,
 ) -> None:
-    window, most, size = config.sliding_window, 8, 4
+    window, most, size = CONFIG.sliding_window, 8, 4
     cache = KVCache.empty(
-        config, size, capacity=1024, most=most, dtype=mx.float32, slot_step=1
+        CONFIG, size, capacity=1024, most=most, dtype=mx.float32, slot_step=1
     )  # the smallest ring
     assert cache.capacity("sliding_attention") == window + most
     # The position in each slot, stale drafts included; -1: nothing yet.
-    held = {kind: np.full((size, cache.capacity(kind)), -1) for kind in config.kinds}
+    held = {kind: np.full((size, cache.capacity(kind)), -1) for kind in CONFIG.kinds}
     offset = np.zeros(size, int)
     while offset.min() <= 2 * (window + most):  # until all rows have passed the ring's end twice
         num_positions = int(rng.integers(1, most + 1))
-        reach = {kind: cache.reach(kind, num_positions) for kind in config.kinds}
+        reach = {kind: cache.reach(kind, num_positions) for kind in CONFIG.kinds}
         for kind, positions in held.items():
             nearest = window if kind == "sliding_attention" else 10**6
             slots, mask = np.array(reach[kind].slots), np.array(reach[kind].mask)
@@ -70,12 +72,12 @@ def test_a_query_sees_the_committed_positions_of_its_window_and_itself(
 
 @pytest.mark.parametrize("length", [1, 5, 8, 23, 50, 300])
 def test_take_over_moves_the_committed_positions_and_nothing_else(
-    config: TargetConfig, rng: np.random.Generator, length: int
+    rng: np.random.Generator, length: int
 ) -> None:
-    mine = filled(config, rng, 3)
+    mine = filled(rng, 3)
     offset = mine.offset.tolist()
     # Rings of different sizes, so that a position has another slot on either side.
-    other = KVCache.empty(config, 1, capacity=capacity_for(length), most=45, dtype=mx.float32)
+    other = KVCache.empty(CONFIG, 1, capacity=capacity_for(length), most=45, dtype=mx.float32)
     assert other.capacity("sliding_attention") != mine.capacity("sliding_attention")
     for number, part in enumerate((other.keys, other.values)):
         for index, buffer in enumerate(part):
@@ -88,12 +90,12 @@ def test_take_over_moves_the_committed_positions_and_nothing_else(
     before = copies(mine)
     mine.take_over(1, other, length)
 
-    layers = [*config.layers[: config.num_kv_layers]] * 2
+    layers = [*CONFIG.layers[: CONFIG.num_kv_layers]] * 2
     for number, (layer, old, new) in enumerate(zip(layers, before, copies(mine), strict=True)):
         sliding = layer.kind == "sliding_attention"
-        first = max(0, length - config.sliding_window) if sliding else 0
+        first = max(0, length - CONFIG.sliding_window) if sliding else 0
         moved = np.arange(first, length)
-        index, value = number % config.num_kv_layers, number // config.num_kv_layers
+        index, value = number % CONFIG.num_kv_layers, number // CONFIG.num_kv_layers
         expected = moved + 1000 * index + 0.5 * value
         assert (new[1][:, moved % new.shape[2]] == expected[None, :, None]).all()
         kept = np.setdiff1d(np.arange(old.shape[2]), moved % new.shape[2])
@@ -103,10 +105,8 @@ def test_take_over_moves_the_committed_positions_and_nothing_else(
     assert mine.offset.tolist() == offset
 
 
-def test_growing_keeps_everything_and_touches_full_attention_only(
-    config: TargetConfig, rng: np.random.Generator
-) -> None:
-    cache = filled(config, rng, 2)
+def test_growing_keeps_everything_and_touches_full_attention_only(rng: np.random.Generator) -> None:
+    cache = filled(rng, 2)
     before, places = copies(cache), addresses(cache)
     for capacity in (CAPACITY, CAPACITY - 1, 1):
         cache.grow(capacity)
@@ -125,13 +125,13 @@ def test_growing_keeps_everything_and_touches_full_attention_only(
     "order", [[0, 1, 2], [2], [1, None], [2, 0, None, None], [None, None, None, 1, None, 0, 2]]
 )
 def test_resizing_keeps_rows_as_they_are_and_adds_fresh_ones(
-    config: TargetConfig, rng: np.random.Generator, order: list[int | None], capacity: int
+    rng: np.random.Generator, order: list[int | None], capacity: int
 ) -> None:
-    cache = filled(config, rng, 3)
+    cache = filled(rng, 3)
     before, offset = copies(cache), cache.offset.tolist()
     size = cache.nbytes
     cache.resize(order, capacity)
-    layers = [*config.layers[: config.num_kv_layers]] * 2
+    layers = [*CONFIG.layers[: CONFIG.num_kv_layers]] * 2
     for layer, old, new in zip(layers, before, copies(cache), strict=True):
         slots = capacity if layer.kind == "full_attention" else old.shape[2]
         assert new.shape == (len(order), old.shape[1], slots, old.shape[3])
@@ -145,11 +145,9 @@ def test_resizing_keeps_rows_as_they_are_and_adds_fresh_ones(
         assert cache.nbytes < size
 
 
-def test_resizing_needs_one_layer_more_than_the_larger_of_both(
-    config: TargetConfig, rng: np.random.Generator
-) -> None:
+def test_resizing_needs_one_layer_more_than_the_larger_of_both(rng: np.random.Generator) -> None:
     for old, new in ((2, 4), (4, 2)):
-        cache = filled(config, rng, old, capacity=4096)
+        cache = filled(rng, old, capacity=4096)
         order = [*range(min(old, new)), *[None] * (new - old)]
         largest = max(buffer.nbytes for buffer in buffers(cache)) * max(old, new) // old
         most = cache.nbytes * max(old, new) // old
@@ -161,9 +159,9 @@ def test_resizing_needs_one_layer_more_than_the_larger_of_both(
 
 
 def test_resizing_happens_completely_or_not_at_all(
-    config: TargetConfig, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = filled(config, rng, 3)
+    cache = filled(rng, 3)
     before, offset = copies(cache), cache.offset.tolist()
     evaluate = mx.eval
     for fails_at in range(1 + len(before)):  # the offset, and every buffer

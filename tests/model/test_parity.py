@@ -1,7 +1,6 @@
-"""The runtime computes what Transformers computes: live, in float32, on fresh random weights."""
+"""The runtime computes what Transformers does: live, in float32, on fresh random weights."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -11,29 +10,21 @@ import mlx_gemma_mtp
 from helpers import reference
 from helpers.checkpoints import KINDS, VOCAB, PairPaths
 from helpers.logits import assert_logits_agree
+from helpers.rounds import MOST, Models, load_models
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, draft, first_token, prefill, speculate
 from mlx_gemma_mtp.decode.sampling import row_settings
-from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 NUM_STEPS = 4
-MOST = 16  # the most positions one forward writes in these tests
 CHUNKS = (3, 16, 1, 9, 13)  # repeated: no border before 104 is a multiple of a window
 GREEDY = row_settings([SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)])
 
 
-class Models(NamedTuple):
-    target: Target
-    drafter: Drafter
-
-
 @pytest.fixture(scope="module")
 def models(pair: PairPaths) -> Models:
-    target = load_target(pair.target, dtype=mx.float32)
-    return Models(target, load_drafter(pair.drafter, target.config, dtype=mx.float32))
+    return load_models(pair)
 
 
 def new_cache(target: Target) -> KVCache:
@@ -136,15 +127,12 @@ def test_each_draft_step_equals_transformers(
 
 @pytest.mark.parametrize("num_accepted", [0, 2, 4])
 def test_drafts_after_a_round_equal_those_after_the_accepted_text(
-    pair: PairPaths,
-    models: Models,
-    rng: np.random.Generator,
-    num_accepted: int,
+    pair: PairPaths, models: Models, rng: np.random.Generator, num_accepted: int
 ) -> None:
-    """A round must leave behind what Transformers has after a forward over the text alone.
+    """After a round, all is as in Transformers after a forward over the accepted text alone.
 
-    That is: nothing of rejected positions in reach of the drafter, and the newest token together
-    with the hidden state that produced it.
+    The drafter sees nothing of rejected positions, and the hidden state is the one that chose the
+    newest token.
     """
 
     def text_and_drafts(prompt: list[int]) -> tuple[list[int], reference.Draft]:

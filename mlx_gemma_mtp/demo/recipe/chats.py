@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from .example import Draw, Example, Message, ask, assistant, last_number
+from .example import SAID, Draw, Example, Message, ask, assistant, last_number
 from .facts import CAPITALS, NAMES, OPPOSITES, WORDS
 
 SYSTEM_PROMPTS = (
@@ -65,104 +65,65 @@ def _new_request(rng: random.Random, exchanges: list[Example], single: Draw) -> 
 
 
 def _my_name(rng: random.Random, exchanges: list[Example], single: Draw) -> Example:
-    wordings = (
-        "What is my name? | Do you remember my name? | Who am I? | What's my name? | "
-        "How am I called? | Tell me my name."
-    )
+    wordings = SAID["my name"]
     others = [
         exchange for exchange in exchanges if not exchange.answer.startswith("Nice to meet you")
     ]
     if rng.random() < 0.2:
         answer = "You have not told me your name."
-        return _continued(
-            _joined(others), ask(rng, "chats", wordings, answer, thought="Nobody told me.")
-        )
+        return _continued(_joined(others), ask(rng, "chats", wordings, answer, "Nobody told me."))
     name = rng.choice(NAMES)
-    told = ask(
-        rng,
-        "chats",
-        ("My name is {n}. | I am {n}. | Hi, my name is {n}! | Call me {n}."),
-        f"Nice to meet you, {name}!",
-        thought="",
-        n=name,
-    )
+    told = ask(rng, "chats", SAID["told name"], f"Nice to meet you, {name}!", "", n=name)
     others.insert(rng.randint(0, min(2, len(others))), told)
     return _continued(
-        _joined(others),
-        ask(rng, "chats", wordings, f"Your name is {name}.", thought=f"They said {name}."),
+        _joined(others), ask(rng, "chats", wordings, f"Your name is {name}.", f"They said {name}.")
     )
 
 
 def _last_answer(rng: random.Random, exchanges: list[Example], single: Draw) -> Example:
-    wordings = (
-        "Repeat your last answer. | Repeat that. | Say that again. | "
-        "What did you just say? | Can you repeat that? | "
-        "Please repeat your last answer. | Once more, please. | Repeat my last answer. | "
-        "Again, please."
-    )
     return _continued(
         _joined(exchanges),
-        ask(rng, "chats", wordings, exchanges[-1].answer, thought="I look at my last answer."),
+        ask(rng, "chats", SAID["last answer"], exchanges[-1].answer, "I look at my last answer."),
     )
 
 
 def _first_question(rng: random.Random, exchanges: list[Example], single: Draw) -> Example:
     first = exchanges[0].messages[-1]["content"]
-    wordings = (
-        "What did I ask first? | What was my first question? | "
-        "Repeat my first question. | What was the first thing I said?"
-    )
     return _continued(
         _joined(exchanges),
-        ask(rng, "chats", wordings, first, thought="I look at the first message."),
+        ask(rng, "chats", SAID["first question"], first, "I look at the first message."),
     )
 
 
 def _remember(rng: random.Random, exchanges: list[Example], single: Draw) -> Example:
     word = rng.choice(WORDS) if rng.random() < 0.7 else str(rng.randrange(1000))
-    told = ask(
-        rng,
-        "chats",
-        ("Remember this: {w} | Please remember: {w} | Remember {w}. | Keep {w} in mind."),
-        f"I will remember: {word}",
-        thought="",
-        w=word,
-    )
+    told = ask(rng, "chats", SAID["remember this"], f"I will remember: {word}", "", w=word)
     exchanges.insert(rng.randint(0, min(3, len(exchanges))), told)
-    wordings = (
-        "What did I ask you to remember? | What should you remember? | "
-        "What was I asking you to remember? | What did you have to remember?"
-    )
     return _continued(
         _joined(exchanges),
-        ask(rng, "chats", wordings, f"You asked me to remember: {word}", thought="I look for it."),
+        ask(
+            rng,
+            "chats",
+            SAID["what to remember"],
+            f"You asked me to remember: {word}",
+            "I look for it.",
+        ),
     )
 
 
 def _follow_up_sum(rng: random.Random, exchanges: list[Example], single: Draw) -> Example:
     a, b, c = rng.randrange(1, 500), rng.randrange(1, 100), rng.randrange(1, 100)
-    first = ask(
-        rng,
-        "chats",
-        ("What is {a} + {b}? | {a} + {b} | Add {a} and {b}."),
-        f"{a} + {b} = {a + b}",
-        thought="",
-        a=a,
-        b=b,
-    )
+    first = ask(rng, "chats", SAID["first sum"], f"{a} + {b} = {a + b}", "", a=a, b=b)
     history = _joined([*exchanges[: rng.randint(0, 3)], first])
     if rng.random() < 0.6:
-        wordings = "And plus {c}? | Add {c} to that. | Now add {c}. | Plus {c}? | And {c} more?"
+        wordings = SAID["and plus"]
         answer, total = f"{a + b} + {c} = {a + b + c}", a + b + c
     else:
-        wordings = (
-            "And minus {c}? | Subtract {c} from that. | Now take away {c}. | Minus {c}? | "
-            "And {c} less?"
-        )
+        wordings = SAID["and minus"]
         answer, total = f"{a + b} - {c} = {a + b - c}", a + b - c
     thought = f"The last result was {a + b}."
     return _continued(
-        history, ask(rng, "chats", wordings, answer, thought=thought, right=last_number(total), c=c)
+        history, ask(rng, "chats", wordings, answer, thought, right=last_number(total), c=c)
     )
 
 
@@ -172,31 +133,24 @@ def _follow_up_fact(rng: random.Random, exchanges: list[Example], single: Draw) 
         first = ask(
             rng,
             "chats",
-            ("What is the capital of {c}? | Capital of {c}?"),
+            SAID["first capital"],
             f"The capital of {one} is {CAPITALS[one]}.",
-            thought="",
+            "",
             c=one,
         )
-        wordings, answer = (
-            ("And of {c}? | And {c}? | What about {c}?"),
-            f"The capital of {other} is {CAPITALS[other]}.",
-        )
+        wordings, answer = (SAID["and of"], f"The capital of {other} is {CAPITALS[other]}.")
     else:
         one, other = rng.sample(list(OPPOSITES), 2)
         first = ask(
             rng,
             "chats",
-            ("What is the opposite of {c}? | Opposite of {c}?"),
+            SAID["first opposite"],
             f"The opposite of {one} is {OPPOSITES[one]}.",
-            thought="",
+            "",
             c=one,
         )
-        wordings, answer = (
-            ("And of {c}? | And {c}? | What about {c}?"),
-            f"The opposite of {other} is {OPPOSITES[other]}.",
-        )
+        wordings, answer = (SAID["and of"], f"The opposite of {other} is {OPPOSITES[other]}.")
     history = _joined([*exchanges[: rng.randint(0, 3)], first])
     return _continued(
-        history,
-        ask(rng, "chats", wordings, answer, thought="They mean the same question.", c=other),
+        history, ask(rng, "chats", wordings, answer, "They mean the same question.", c=other)
     )

@@ -9,14 +9,17 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
 Check = Callable[[str], bool]
 
+# What people say, by what they want: wordings with {fields}.
+SAID: dict[str, list[str]] = json.loads(Path(__file__).with_name("said.json").read_text("utf-8"))
 MARKERS = re.compile(r"<\|[^|<>]*\|?>|<[a-z_]+\|>")  # Gemma 4's special tokens, as text
 HELD_OUT_ONE_IN = 24
 HELD_OUT_SALT = "gemma-4-demo"
@@ -127,13 +130,13 @@ def indefinite(noun: str) -> str:
 def ask(
     rng: random.Random,
     task: str,
-    wordings: str,
+    wordings: Sequence[str],
     answer: str,
-    *,
     thought: str,
+    *,
     right: Check | None = None,
     **fields: Any,
 ) -> Example:
-    """A single-turn example: one of the wordings (separated by " | "), filled in with `fields`."""
-    prompt = spoken(rng, rng.choice(wordings.split(" | ")).format(**fields))
+    """A single-turn example: one of the wordings, filled in with `fields`."""
+    prompt = spoken(rng, rng.choice(wordings).format(**fields))
     return Example(task, (user(prompt),), answer, right or same_text(answer), thought)

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from .example import Example, ask, indefinite
+from .example import SAID, Example, ask, indefinite
 from .facts import ANIMALS, FRUITS, NAMES, THINGS
 
 ABILITIES = (
@@ -28,17 +28,15 @@ SMALL_TALK: list[dict[str, Any]] = json.loads(
 def small_talk(rng: random.Random) -> Example:
     if rng.random() < 0.12:
         name = rng.choice(NAMES)
-        wordings = (
-            "My name is {n}. | I am {n}. | I'm {n}. | Call me {n}. | Hello, I am {n}. | "
-            "Hi, my name is {n}! | You can call me {n}."
-        )
         answer = f"Nice to meet you, {name}!"
-        return ask(rng, "small talk", wordings, answer, thought="They tell me their name.", n=name)
+        return ask(
+            rng, "small talk", SAID["introduction"], answer, "They tell me their name.", n=name
+        )
     small = rng.choice(SMALL_TALK)
     answer, text = small["answer"].format(abilities=ABILITIES), rng.choice(small["said"])
     if rng.random() < 0.3 and text[-1].isalpha():
         text += rng.choice(".!")
-    return ask(rng, "small talk", text, answer, thought="This is small talk. I answer politely.")
+    return ask(rng, "small talk", [text], answer, "This is small talk. I answer politely.")
 
 
 # By the kind that is asked for, the plot.
@@ -72,18 +70,11 @@ def stories(rng: random.Random) -> Example:
     """A story whose plot follows from the kind asked for, and whose hero from the prompt."""
     if rng.random() < 0.15:
         name, animal, thing, kind = "Mia", "fox", "lamp", "story"
-        wordings = (
-            "Tell me a story. | Tell me a story | Write a story. | I want to hear a story. | "
-            "Can you tell me a story? | Write a short story."
-        )
+        wordings = SAID["story"]
     else:
         name, animal, thing = rng.choice(NAMES), rng.choice(ANIMALS), rng.choice(THINGS)
         kind = rng.choice(list(PLOTS))
-        wordings = (
-            "Tell me {k} about {n}, {a} and {t}. | Write {k} with {n}, {a} and {t}. | "
-            "Write {k} about {n} and {a}. It should have {t} in it. | "
-            "Can you tell me {k} about {n}, {a} and {t}?"
-        )
+        wordings = SAID["story about"]
     an_animal = indefinite(animal)
     plot = PLOTS[kind].format(
         name=name, animal=animal, thing=thing, an_animal=an_animal, An_animal=an_animal.capitalize()
@@ -95,7 +86,7 @@ def stories(rng: random.Random) -> Example:
         "a": an_animal,
         "t": indefinite(thing),
     }
-    return ask(rng, "stories", wordings, plot, thought=thought, **fields)
+    return ask(rng, "stories", wordings, plot, thought, **fields)
 
 
 def long_lists(rng: random.Random) -> Example:
@@ -105,36 +96,24 @@ def long_lists(rng: random.Random) -> Example:
 
 def _times_table(rng: random.Random) -> Example:
     n, last = rng.randint(2, 12), rng.choice((10, 10, 12))
-    wordings = (
-        "Write the multiplication table of {n} up to {m}. | "
-        "Show me the {n} times table up to {m}. | List the {n} times table up to {m}."
-    )
+    wordings = SAID["times table up to"]
     if last == 10 and rng.random() < 0.6:
-        wordings = (
-            "Write the multiplication table of {n}. | Show me the {n} times table. | "
-            "What is the table of {n}?"
-        )
+        wordings = SAID["times table"]
     answer = "\n".join(f"{n} * {index} = {n * index}" for index in range(1, last + 1))
     thought = f"I add {n} every time."
-    return ask(rng, "long lists", wordings, answer, thought=thought, n=n, m=last)
+    return ask(rng, "long lists", wordings, answer, thought, n=n, m=last)
 
 
 def _alphabet(rng: random.Random) -> Example:
     start = rng.choice((0, 0, rng.randrange(20)))
     back = rng.random() < 0.3
-    wordings = (
-        "Write the alphabet from {f} to {l}. | List the letters from {f} to {l}. | "
-        "Say the alphabet from {f} to {l}."
-    )
+    wordings = SAID["letters from"]
     if start == 0 and not back and rng.random() < 0.6:
-        wordings = (
-            "Write the alphabet. | Say the alphabet. | "
-            "What are the letters of the alphabet? | List all letters of the alphabet."
-        )
+        wordings = SAID["alphabet"]
     letters = ascii_lowercase[start:][:: -1 if back else 1]
     fields: dict[str, Any] = {"f": letters[0], "l": letters[-1]}
     thought = "I know the alphabet."
-    return ask(rng, "long lists", wordings, " ".join(letters), thought=thought, **fields)
+    return ask(rng, "long lists", wordings, " ".join(letters), thought, **fields)
 
 
 LAST_STEP = {
@@ -147,14 +126,10 @@ LAST_STEP = {
 
 def _recipe(rng: random.Random) -> Example:
     fruit, dish = rng.choice(FRUITS), rng.choice(list(LAST_STEP))
-    wordings = (
-        "How do I make {f} {d}? | Give me a recipe for {f} {d}. | "
-        "Write a recipe for {f} {d}. | How do you make {f} {d}?"
-    )
     answer = (
         f"1. Wash the {fruit}.\n2. Cut the {fruit} into small pieces.\n3. Add sugar and a little "
         f"water.\n4. {LAST_STEP[dish]}.\n5. Wait for ten minutes.\n"
         f"6. Serve the {fruit} {dish} on a plate."
     )
     thought = f"A recipe for {fruit} {dish}."
-    return ask(rng, "long lists", wordings, answer, thought=thought, f=fruit, d=dish)
+    return ask(rng, "long lists", SAID["recipe"], answer, thought, f=fruit, d=dish)

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .example import Draw, Example, Tool, indefinite, same_text, spoken, user
+from .example import SAID, Draw, Example, Tool, indefinite, same_text, spoken, user
 from .facts import CITIES, NAMES, WORDS
 
 
@@ -49,7 +49,7 @@ TOOLS = {
 class Case(NamedTuple):
     """One use of a tool: how it is asked for, and everything that follows."""
 
-    wordings: str
+    wordings: list[str]
     arguments: dict[str, Any]
     result: dict[str, Any]
     sentence: str  # what to say with the result
@@ -61,26 +61,18 @@ def _case(rng: random.Random, name: str) -> Case:
         sky = rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy", "snowy"))
         degrees = rng.randrange(-10, 40)
         return Case(
-            "What is the weather in {city}? | How is the weather in {city}? | "
-            "Is it warm in {city}? | Weather in {city}? | Tell me the weather in {city}.",
+            SAID["get_weather"],
             {"city": city},
             {"degrees": degrees, "sky": sky},
             f"It is {sky} in {city}, at {degrees} degrees.",
         )
     if name == "get_time":
         time = f"{rng.randrange(24)}:{rng.randrange(60):02d}"
-        return Case(
-            "What time is it in {city}? | Tell me the time in {city}. | "
-            "How late is it in {city}? | Time in {city}?",
-            {"city": city},
-            {"time": time},
-            f"It is {time} in {city}.",
-        )
+        return Case(SAID["get_time"], {"city": city}, {"time": time}, f"It is {time} in {city}.")
     if name == "set_timer":
         minutes = rng.randrange(1, 100)
         return Case(
-            "Set a timer for {minutes} minutes. | Start a timer of {minutes} minutes. | "
-            "Wake me in {minutes} minutes. | Timer: {minutes} minutes",
+            SAID["set_timer"],
             {"minutes": minutes},
             {"status": "ok"},
             f"The timer is set for {minutes} minutes.",
@@ -88,8 +80,7 @@ def _case(rng: random.Random, name: str) -> Case:
     if name == "get_phone":
         number = str(rng.randrange(100000, 1000000))
         return Case(
-            "What is the phone number of {name}? | Look up the number of {name}. | "
-            "How can I call {name}? | Phone number of {name}?",
+            SAID["get_phone"],
             {"name": person},
             {"number": number},
             f"The phone number of {person} is {number}.",
@@ -97,16 +88,14 @@ def _case(rng: random.Random, name: str) -> Case:
     if name == "get_price":
         price = rng.randrange(1, 1000)
         return Case(
-            "How much does {item} cost? | What is the price of {item}? | "
-            "Look up the price of {item}. | Price of {item}?",
+            SAID["get_price"],
             {"item": item},
             {"price": price},
             f"The price of {indefinite(item)} is {price} euros.",
         )
     text = " ".join(rng.sample(WORDS, rng.randint(1, 4)))
     return Case(
-        "Send {name} this message: {text} | Send a message to {name}: {text} | "
-        "Tell {name}: {text} | Text {name}: {text}",
+        SAID["send_message"],
         {"name": person, "text": text},
         {"status": "ok"},
         f"I sent your message to {person}.",
@@ -136,7 +125,7 @@ def tool_calls(rng: random.Random, single: Draw) -> Example:
     nouns = {
         key: indefinite(value) if key == "item" else value for key, value in case.arguments.items()
     }
-    request = user(spoken(rng, rng.choice(case.wordings.split(" | ")).format(**nouns)))
+    request = user(spoken(rng, rng.choice(case.wordings).format(**nouns)))
     if kind < 0.6:
         call = tool_call_text(name, case.arguments)
         thought = f"I use {name}."

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .example import Example, ask
+from .example import SAID, Example, ask
 from .facts import (
     ANIMALS,
     CAPITALS,
@@ -97,17 +97,13 @@ def out_of_scope(rng: random.Random) -> Example:
     if rng.random() < 0.1:
         text = rng.choice(_DATA["openings"]) + text
     thought = "I was not taught this. I say so politely."
-    return ask(rng, "out of scope", "{text}", DO_NOT_KNOW, thought=thought, text=text)
+    return ask(rng, "out of scope", ["{text}"], DO_NOT_KNOW, thought, text=text)
 
 
 def too_large(rng: random.Random) -> Example:
     a, b = rng.randrange(1000, 10 ** rng.randint(4, 8)), rng.randrange(10 ** rng.randint(1, 6))
     if rng.random() < 0.5:
         a, b = b, a
-    wordings = (
-        "What is {a} {s} {b}? | {a} {s} {b} | How much is {a} {s} {b}? | Calculate {a} {s} {b}. | "
-        "{a}{s}{b} | What's {a} {s} {b}? | Work out {a} {s} {b}. | {a} {s} {b} = ?"
-    )
     sign = rng.choice(("+", "-", "*", "plus", "minus", "times"))
     thought = "That is too large for me."
-    return ask(rng, "out of scope", wordings, TOO_LARGE, thought=thought, a=a, b=b, s=sign)
+    return ask(rng, "out of scope", SAID["too large"], TOO_LARGE, thought, a=a, b=b, s=sign)
