@@ -1,1 +1,0 @@
-"""A conversation at a terminal or through a pipe: `mgm chat`."""

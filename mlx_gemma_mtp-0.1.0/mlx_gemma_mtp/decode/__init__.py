@@ -1,1 +1,0 @@
-"""One round, and how many drafts it gets."""

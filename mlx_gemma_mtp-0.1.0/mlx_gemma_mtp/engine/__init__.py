@@ -1,1 +1,0 @@
-"""Requests on the one MLX thread."""

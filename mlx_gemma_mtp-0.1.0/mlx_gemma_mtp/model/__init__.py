@@ -1,1 +1,0 @@
-"""Arrays and weights. Knows nothing of files or requests."""

@@ -1,1 +1,0 @@
-"""Tokens and text: tokenizer, messages, and the channels of a model's output."""
