@@ -18,10 +18,10 @@ from mlx_gemma_mtp.show import Update
 
 from . import output
 from .formats import AFFINE_BITS, UNQUANTIZED
-from .origin import find_sources
 from .partial import Partial, check_place, check_room
 from .plan import Options, Plan, plan_drafter, plan_target
 from .recipes import DRAFTER
+from .source import find_sources
 
 
 def prepare(
@@ -49,10 +49,11 @@ def prepare(
 def default_out(source: str | Path, options: Options) -> Path:
     """Return NAME-4bit and the like, in the current folder."""
     name = Path(str(source).partition("@")[0]).resolve().name
+    ending = f"{options.bits}bit" if options.bits in AFFINE_BITS else options.bits
     if options.bits == UNQUANTIZED:
         short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-        return Path(f"{name}-{short.get(options.dtype or '', 'mlx')}")
-    return Path(f"{name}-{options.bits}{'bit' if options.bits in AFFINE_BITS else ''}")
+        ending = short.get(options.dtype or "", "mlx")
+    return Path(f"{name}-{ending}")
 
 
 def convert(

@@ -37,23 +37,17 @@ def needed_bytes(plan: Plan) -> int:
 
 
 def write(
-    plans: Sequence[Plan],
-    options: Options,
-    place: Partial,
-    name: str,
-    on_progress: Update,
+    plans: Sequence[Plan], options: Options, place: Partial, name: str, on_progress: Update
 ) -> None:
     """Fill `place.model` with the output that will be called `name`. Raises as `write_weights`.
 
     Configurations come last, the target's after all others: before that, nothing can be loaded.
     """
     folders = [place.model / (DRAFTER_FOLDER if p.kind == "drafter" else "") for p in plans]
-    done = 0
-    total = sum(plan.nbytes for plan in plans)
+    done, total = 0, sum(plan.nbytes for plan in plans)
     for plan, folder in zip(plans, folders, strict=True):
         files = {part: shard.name for shard in plan.shards for part in shard.places}
-        finished = place.finished.get(plan.kind, {})
-        on_disk = partial(place.on_disk, plan.kind)
+        finished, on_disk = place.finished.get(plan.kind, {}), partial(place.on_disk, plan.kind)
         for parameter, count in write_weights(plan, folder, options, finished, on_disk):
             done += count
             file = folder / files[parameter.parts[0].name]
@@ -74,15 +68,12 @@ def _write_rest(plan: Plan, folder: Path, name: str, on_progress: Update) -> Non
         on_progress(f"hashing the {plan.kind}", min(done, total), total)
         records[path.name] = record(path)
         done += records[path.name].bytes
+    tools = {name: version(name) for name in ("mlx", "huggingface_hub")}
     manifest = Manifest(
         kind=plan.kind,
         source=plan.source.origin,
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        tools={
-            "mlx_gemma_mtp": __version__,
-            "mlx": version("mlx"),
-            "huggingface_hub": version("huggingface_hub"),
-        },
+        tools={"mlx_gemma_mtp": __version__} | tools,
         recipe=plan.recipe,
         bits_per_weight=round(plan.bits_per_weight, 4),
         parameters=plan.num_weights,

@@ -73,12 +73,8 @@ class Partial:
         _, *events = self._journal.resume(header, restart=not resume, option=option)
         for event in events:
             self.finished.setdefault(event["model"], {}).update(event["rows"])
-        if not events:
-            for path in self._folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != "journal":
-                    path.unlink()
+        if not events and self.model.exists():
+            shutil.rmtree(self.model)
         self.model.mkdir(exist_ok=True)
 
     def on_disk(self, kind: str, rows: dict[str, int]) -> None:

@@ -53,7 +53,8 @@ def compare(
     """
     scores: dict[str, list[np.ndarray]] = {}
     for group in _groups(documents, num_positions):
-        tokens = _padded(group)
+        longest = max(len(document.tokens) for document in group)
+        tokens = mx.array([one.tokens + [0] * (longest - len(one.tokens)) for one in group])
         targets, hidden = [], []
         for folder, what in ((source, "source"), (quantized, "quantized")):
             target, states = final_hidden(folder, tokens, partial(on_progress, what))
@@ -83,14 +84,10 @@ def _scores(
             for target, states in zip(targets, hidden, strict=True)
         )
         actual = tokens[at : at + size, None]
-        found = mx.stack(
-            [
-                -mx.take_along_axis(p, actual, axis=-1)[:, 0],
-                -mx.take_along_axis(q, actual, axis=-1)[:, 0],
-                (mx.exp(p) * (p - q)).sum(axis=-1),
-                (mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)).astype(p.dtype),
-            ]
-        )
+        surprises = (-mx.take_along_axis(logs, actual, axis=-1)[:, 0] for logs in (p, q))
+        divergence = (mx.exp(p) * (p - q)).sum(axis=-1)
+        same_top = mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)
+        found = mx.stack([*surprises, divergence, same_top.astype(p.dtype)])
         slices.append(np.array(found, np.float64))
     return np.concatenate(slices, axis=1)
 
@@ -127,10 +124,3 @@ def _groups(documents: Sequence[Document], num_positions: int) -> Iterator[list[
         group.append(document)
     if group:
         yield group
-
-
-def _padded(documents: Sequence[Document]) -> mx.array:
-    """Return their tokens as rows [B, T], with zeros after the shorter ones."""
-    longest = max(len(document.tokens) for document in documents)
-    rows = [[*document.tokens, *[0] * (longest - len(document.tokens))] for document in documents]
-    return mx.array(rows)

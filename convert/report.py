@@ -27,23 +27,16 @@ OTHERS = "others"  # the last row of a table of formats
 
 
 def format_table(plan: Plan) -> str:
-    """Return formats, weights and bytes by module name, all layers together.
-
-    `4/64` is 4 bits in groups of 64.
-    """
+    """Return formats, weights and bytes by module name, all layers together."""
     groups: dict[str, list[Parameter]] = defaultdict(list)
     for parameter in plan.parameters:
         name = re.sub(r"\.\d+\.", ".*.", parameter.path) if parameter.quantizable else OTHERS
         groups[name].append(parameter)
-    rows = [
-        [
-            name,
-            _formats(group),
-            f"{sum(math.prod(parameter.shape) for parameter in group):,}",
-            decimal(sum(parameter.nbytes for parameter in group)),
-        ]
-        for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS)
-    ]
+    rows = []
+    for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS):
+        weights = sum(math.prod(parameter.shape) for parameter in group)
+        size = decimal(sum(parameter.nbytes for parameter in group))
+        rows.append([name, _formats(group), f"{weights:,}", size])
     bits = f"{plan.bits_per_weight:.2f} bits per weight"
     rows.append(["total", bits, f"{plan.num_weights:,}", decimal(plan.nbytes)])
     return table(["module", "format", "weights", "size"], rows, markdown=True, left=2)

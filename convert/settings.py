@@ -18,38 +18,27 @@ from .plan import MULTIMODAL, Plan
 def config_json(plan: Plan) -> str:
     """Return the content of the file."""
     config = copy.deepcopy(plan.source.config)
-    sections = [config]
-    if "text_config" in config:
-        sections.append(config["text_config"])
-    for section in sections:
+    text = config.get("text_config", config)
+    for section in (config, text):
         for key in ("dtype", "torch_dtype"):
             if section.get(key) is not None:
                 section[key] = plan.recipe.dtype
     if isinstance(plan.config, TargetConfig):
-        sections[-1].update(_for_mlx_lm(plan.config))
+        text |= _for_mlx_lm(plan.config)
         if config["model_type"] in MULTIMODAL:
             config["vocab_size"] = plan.config.vocab_size
-    block = quantization(plan)
-    if block:
-        config |= {"quantization": block, "quantization_config": block}
-    return json.dumps(config, indent=2) + "\n"
-
-
-def quantization(plan: Plan) -> dict[str, Any]:
-    """Return the common format and, by module, all others; empty if nothing is quantized."""
-    formats = {
-        parameter.name.removesuffix(".weight"): parameter.format
+    blocks = {
+        parameter.name.removesuffix(".weight"): parameter.format.block
         for parameter in plan.parameters
         if parameter.format is not None
     }
-    if not formats:
-        return {}
-    used = list(formats.values())
-    base = parse_format(plan.recipe.bits, plan.recipe.group_size)
-    common = base if base in used else used[0]
-    assert common is not None
-    others = {path: own.block for path, own in formats.items() if own.block != common.block}
-    return common.block | others
+    if blocks:
+        used = list(blocks.values())
+        base = parse_format(plan.recipe.bits, plan.recipe.group_size)
+        common = base.block if base is not None and base.block in used else used[0]
+        others = {path: block for path, block in blocks.items() if block != common}
+        config |= dict.fromkeys(("quantization", "quantization_config"), common | others)
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _for_mlx_lm(config: TargetConfig) -> dict[str, Any]:

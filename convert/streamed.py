@@ -94,35 +94,28 @@ def _read_rows(folder: Path, table: str, rows: np.ndarray) -> weights.Arrays:
 
 
 class _Passing(list[TargetLayer]):
-    """A target's layers, for a single pass: each is removed when it is asked for."""
+    """A target's layers for a single pass: each is read when it is asked for, and then dropped."""
 
     def __init__(self, layers: list[TargetLayer], on_layer: OnLayer) -> None:
         super().__init__(layers)
         self._on_layer = on_layer
 
     def __iter__(self) -> Iterator[TargetLayer]:
+        def computed(*inputs: Any) -> mx.array:
+            out = layer(*inputs)
+            mx.eval(out)  # as long as its weights are there
+            return out
+
         total = len(self)
         while self:
             if mlx_worker().leaving.is_set():
                 raise MgmError("the process is leaving")
-            yield cast(TargetLayer, _Computed(self.pop(0)))
+            layer = self.pop(0)  # nothing holds the one before now
             mx.clear_cache()
+            for parameter in dict(tree_flatten(layer.parameters())).values():
+                mx.eval(parameter)  # one by one: bytes read from the file are more than those kept
+            yield cast(TargetLayer, computed)
             self._on_layer(total - len(self), total)
-
-
-class _Computed:
-    """A layer that reads its weights at once, computes its output when called, and drops them."""
-
-    def __init__(self, layer: TargetLayer) -> None:
-        for parameter in dict(tree_flatten(layer.parameters())).values():
-            mx.eval(parameter)  # one by one: bytes read from the file are more than those kept
-        self._layer = layer
-
-    def __call__(self, *inputs: Any) -> mx.array:
-        out = self._layer(*inputs)
-        mx.eval(out)
-        del self._layer  # before the next one is read
-        return out
 
 
 class _TextCache(KVCache):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import (
-    canonical_name,
-    read_drafter_config,
-    read_target_config,
-)
+from mlx_gemma_mtp.files.checkpoint import canonical_name, read_drafter_config, read_target_config
 from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import check_pair
 from mlx_gemma_mtp.show import Update
@@ -49,9 +46,8 @@ class Verdict(NamedTuple):
 def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]:
     """Check a model folder and its drafter, in it or next to it; or a drafter's folder alone.
 
-    A folder without manifest.json, such as someone else's checkpoint, is checked for complete
-    tensors of the right shapes and for a matching pair. Raises ModelNotFoundError if there is no
-    folder.
+    A folder without manifest.json is checked for complete tensors of the right shapes and for a
+    matching pair. Raises ModelNotFoundError if there is no folder.
     """
     if not hub.is_folder(folder):
         raise ModelNotFoundError(f"no folder {str(folder)!r}: mgm verify checks a local folder")
@@ -84,9 +80,8 @@ def source_of(verdict: Verdict) -> str:
 
 
 def _check_folder(folder: Path, on_progress: Update) -> Verdict:
-    manifest, num_tensors = None, 0
+    manifest, num_tensors, of_tensors = None, 0, list[str]()
     of_files: dict[str, str] = {}
-    of_tensors: list[str] = []
     if (folder / MANIFEST).exists():
         try:
             manifest = read_manifest(folder)
@@ -106,10 +101,7 @@ def _check_folder(folder: Path, on_progress: Update) -> Verdict:
 def _file_faults(
     folder: Path, records: dict[str, FileRecord], on_progress: Update
 ) -> Iterator[tuple[str, str]]:
-    """Yield names of files that are missing, changed, cut short or unlisted, and the fault.
-
-    Hidden files are allowed.
-    """
+    """Yield name and fault of files that differ or are unlisted; hidden ones are allowed."""
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name in sorted(present - records.keys() - set(UNLISTED)):
         if not name.startswith((".", f"{DRAFTER_FOLDER}/")):
@@ -118,21 +110,19 @@ def _file_faults(
     for name, expected in records.items():
         on_progress(f"hashing {name}", done, total)
         done += expected.bytes
-        fault = _file_fault(folder / name, expected) if name in present else "is missing"
+        path, fault = folder / name, None
+        try:
+            excess = path.stat().st_size - expected.bytes
+            if excess:
+                fault = f"is {'cut short' if excess < 0 else 'too long'} by {abs(excess)} bytes"
+            elif record(path) != expected:
+                fault = "has changed: its SHA-256 differs from the manifest's"
+        except FileNotFoundError:
+            fault = "is missing"
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
         if fault:
-            yield name, f"{folder / name} {fault}"
-
-
-def _file_fault(path: Path, expected: FileRecord) -> str | None:
-    try:
-        excess = path.stat().st_size - expected.bytes
-        if excess:
-            return f"is {'cut short' if excess < 0 else 'too long'} by {abs(excess)} bytes"
-        if record(path) != expected:
-            return "has changed: its SHA-256 differs from the manifest's"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None
+            yield name, f"{path} {fault}"
 
 
 def _tensor_faults(
@@ -193,12 +183,10 @@ def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str
 
 
 def _pair_faults(target: Path, drafter: Path) -> list[str]:
-    try:
+    with suppress(CheckpointError):  # a config that can't be read is a fault of its folder
         configs = read_target_config(target), read_drafter_config(drafter)
-    except CheckpointError:  # a fault of its folder
-        return []
-    try:
-        check_pair(*configs)
-    except CheckpointError as error:
-        return [f"{drafter}: {error}"]
+        try:
+            check_pair(*configs)
+        except CheckpointError as error:
+            return [f"{drafter}: {error}"]
     return []

@@ -27,18 +27,13 @@ def convert(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="Dtype of unquantized tensors: bfloat16, float16, float32 [the source's]."
-        ),
+        typer.Option(help="For unquantized tensors: bfloat16, float16, float32 [same]."),
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="mixed: more bits where they matter; uniform: smallest, fastest.")
     ] = "mixed",
     rule: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="PATTERN=FORMAT, such as '*.down_proj=6' or 'drafter.*=8/32'; repeatable."
-        ),
+        list[str] | None, typer.Option(help="PATTERN=FORMAT, such as 'drafter.*=8/32'; repeatable.")
     ] = None,
     drafter: Annotated[
         str, typer.Option(help="A folder or Hub name, none, or auto: <source>-assistant.")
@@ -86,7 +81,7 @@ def convert(
         if upload_repo is not None:
             upload.check_upload(upload_repo)
         with show.progress("bytes") as update:
-            steps = set()
+            steps = set[str]()
 
             def on_progress(what: str, done: float, total: float | None) -> None:
                 if what not in steps and not show.can_draw():
@@ -114,10 +109,7 @@ def convert(
 
 
 def _print_plan(plans: Sequence[Plan]) -> None:
-    from rich.filesize import decimal
-
     for plan in plans:
-        bits = f"{plan.bits_per_weight:.2f} bits per weight, {decimal(plan.nbytes)}"
-        print(f"{plan.kind} {plan.source.origin.name}: {bits}", file=sys.stderr)
+        print(f"{plan.kind} {plan.source.origin.name}: {plan.size}", file=sys.stderr)
     if len(plans) == 1:
         print("no drafter", file=sys.stderr)
