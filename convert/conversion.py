@@ -33,15 +33,13 @@ def prepare(
 ) -> list[Plan]:
     """Plan a conversion: of the target and, if there is one, of the drafter. Reads no weights.
 
-    Downloads the source if necessary, or only its headers. source and drafter are those of
-    `hub.find_pair`. Raises ModelNotFoundError, CheckpointError for a source that is not a
-    checkpoint, UsageError for options that do not fit it.
+    Arguments as `find_sources`. Raises ModelNotFoundError, CheckpointError for a source that is not
+    a checkpoint, UsageError for options that do not fit it.
     """
     target, *drafters = find_sources(source, drafter, headers_only=headers_only)
     plan = plan_target(target, options)
-    if not drafters and (
-        options.drafter_bits or any(rule.startswith(DRAFTER) for rule in options.rules)
-    ):
+    for_drafter = options.drafter_bits or any(rule.startswith(DRAFTER) for rule in options.rules)
+    if for_drafter and not drafters:
         raise UsageError(f"{source} has no drafter here: --drafter names one")
     return [plan, *(plan_drafter(found, plan, options) for found in drafters)]
 
@@ -73,7 +71,7 @@ def convert(
     the end, and start over if there is an unfinished conversion. on_plan: called once, before
     anything is written. Raises as `prepare`, and MgmError if a disk fails.
     """
-    started = False
+    then = ""
     try:
         check_place(out, resume=resume, force=force)
         plans = prepare(source, options, drafter)
@@ -83,7 +81,7 @@ def convert(
                 raise UsageError(f"{out} holds the source: choose another folder with --out")
         check_room(out, sum(output.needed_bytes(plan) for plan in plans))
         place = Partial(out, _started_with(plans, options), resume=resume)
-        started = True
+        then = "; finished parts are kept, add --resume to continue"
         try:
             output.write(plans, options, place, out.name, on_progress)
             place.publish()
@@ -92,7 +90,6 @@ def convert(
     except OSError as error:
         reason = error.strerror or str(error)
         file = f" ({error.filename})" if error.filename else ""
-        then = "; finished parts are kept, add --resume to continue" if started else ""
         raise MgmError(f"cannot convert to {out}: {reason}{file}{then}") from None
 
 

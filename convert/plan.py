@@ -122,7 +122,7 @@ def plan_target(source: Source, options: Options) -> Plan:
 
 
 def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
-    """Plan the conversion of a drafter for this target; errors as `plan_target`."""
+    """Plan the conversion of a drafter for this target. Raises CheckpointError, UsageError."""
     config = parse_config(DrafterConfig.from_dict, source.config, source.folder)
     assert isinstance(target.config, TargetConfig)
     check_pair(target.config, config)
@@ -167,7 +167,11 @@ def _plan(
             raise UsageError(
                 f"the rule for {rule.pattern!r} matches nothing; names look like {paths[-1]}"
             )
-    _check_experts(parameters)
+    formats = {one.path: one.format for one in parameters}
+    for gate in formats:
+        up = gate.replace("gate_proj", "up_proj")
+        if ".experts." in gate and formats[gate] != formats[up]:  # the loader joins them
+            raise UsageError(f"{gate} and {up} must have the same format: give one rule for both")
     deciding = {recipes.deciding(path, rules) for path in paths}
     bits = options.bits if is_target else options.bits_of_drafter
     base = parse_format(bits, options.group_size)
@@ -185,15 +189,3 @@ def _plan(
         parameters=tuple(parameters),
         shards=tuple(lay_out([one.parts for one in parameters], options.shard_bytes)),
     )
-
-
-def _check_experts(parameters: Sequence[Parameter]) -> None:
-    """Raise UsageError unless gate and up maps agree: the loader joins them."""
-    formats = {parameter.path: parameter.format for parameter in parameters}
-    for path, chosen in formats.items():
-        if ".experts." in path and path.endswith("gate_proj"):
-            up = path.replace("gate_proj", "up_proj")
-            if formats[up] != chosen:
-                raise UsageError(
-                    f"{path} and {up} must have the same format: give one rule for both"
-                )

@@ -34,19 +34,14 @@ def format_table(plan: Plan) -> str:
         groups[name].append(parameter)
     rows = []
     for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS):
+        counts = Counter(dtype_name(p.dtype) if p.format is None else p.format.name for p in group)
+        formats = [f"{chosen} ({count})" for chosen, count in counts.most_common()]
         weights = sum(math.prod(parameter.shape) for parameter in group)
         size = decimal(sum(parameter.nbytes for parameter in group))
-        rows.append([name, _formats(group), f"{weights:,}", size])
+        rows.append([name, ", ".join(formats if len(counts) > 1 else counts), f"{weights:,}", size])
     bits = f"{plan.bits_per_weight:.2f} bits per weight"
     rows.append(["total", bits, f"{plan.num_weights:,}", decimal(plan.nbytes)])
     return table(["module", "format", "weights", "size"], rows, markdown=True, left=2)
-
-
-def _formats(group: Sequence[Parameter]) -> str:
-    names = Counter(dtype_name(p.dtype) if p.format is None else p.format.name for p in group)
-    if len(names) == 1:
-        return next(iter(names))
-    return ", ".join(f"{name} ({count})" for name, count in names.most_common())
 
 
 def dry_run(plans: Sequence[Plan], options: Options) -> str:

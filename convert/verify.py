@@ -18,9 +18,16 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import canonical_name, read_drafter_config, read_target_config
-from mlx_gemma_mtp.files.weights import checked, dtype_name
-from mlx_gemma_mtp.model.config import check_pair
+from mlx_gemma_mtp.files.checkpoint import (
+    canonical_name,
+    read_config,
+    read_drafter_config,
+    read_target_config,
+)
+from mlx_gemma_mtp.files.weights import checked, dtype_name, open_arrays
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.show import Update
 
 from .formats import Format
@@ -29,7 +36,6 @@ from .output import DRAFTER_FOLDER, record
 from .parameter import stored_parts
 from .shards import INDEX, Part
 from .source import CODES, SourceTensor, read_tensors
-from .streamed import opened
 
 _DTYPES = {dtype_name(dtype): dtype for dtype in CODES}
 
@@ -133,7 +139,12 @@ def _tensor_faults(
     faults = [*_index_faults(folder, by_file_name)]
     if manifest is not None:
         faults += _manifest_faults(folder, by_file_name, manifest)
-    model, arrays = opened(folder)  # quantized as config.json says
+    model: Target | Drafter
+    if read_config(folder).get("model_type") in DRAFTER_TYPES:
+        model = Drafter(read_drafter_config(folder))
+    else:
+        model = Target(read_target_config(folder))
+    arrays = open_arrays(model, folder)  # quantized as config.json says
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         try:
             checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)

@@ -27,13 +27,18 @@ def convert(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="For unquantized tensors: bfloat16, float16, float32 [same]."),
+        typer.Option(
+            help="Dtype of unquantized tensors: bfloat16, float16, float32 [the source's]."
+        ),
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="mixed: more bits where they matter; uniform: smallest, fastest.")
     ] = "mixed",
     rule: Annotated[
-        list[str] | None, typer.Option(help="PATTERN=FORMAT, such as 'drafter.*=8/32'; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="PATTERN=FORMAT, such as '*.down_proj=6' or 'drafter.*=8/32'; repeatable."
+        ),
     ] = None,
     drafter: Annotated[
         str, typer.Option(help="A folder or Hub name, none, or auto: <source>-assistant.")

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that `mgm convert` wrote.")],
     measure: Annotated[
-        bool,
-        typer.Option("--quality", help="Compare predictions and acceptance with the source's."),
+        bool, typer.Option("--quality", help="Also measure what quantizing cost; see above.")
     ] = False,
     source: Annotated[
         str | None, typer.Option(help="A folder or Hub name to compare with [the manifest's].")
@@ -29,8 +28,7 @@ def verify(
         Path | None, typer.Option(help="A text file to measure on [a text that comes with mgm].")
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(help="Prompts to draft for, one per line [the text's questions]."),
+        Path | None, typer.Option(help="Prompts to draft for, one per line [questions of mgm's].")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Maximum tokens of each text [all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -39,7 +37,7 @@ def verify(
 
     Lists the faults and exits with 5 if there are any. Without a manifest.json, it only checks
     that tensors are complete and that the pair matches. --quality measures perplexity, KL
-    divergence and acceptance, and writes them to README.md.
+    divergence and acceptance, compared with the source, and writes them to README.md.
     """
     from mlx_gemma_mtp.convert import quality
     from mlx_gemma_mtp.convert import verify as verification
