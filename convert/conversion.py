@@ -6,6 +6,7 @@ Knows nothing of the terminal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -80,13 +81,10 @@ def convert(
             if plan.source.folder.resolve().is_relative_to(out.resolve()):
                 raise UsageError(f"{out} holds the source: choose another folder with --out")
         check_room(out, sum(output.needed_bytes(plan) for plan in plans))
-        place = Partial(out, _started_with(plans, options), resume=resume)
-        then = "; finished parts are kept, add --resume to continue"
-        try:
+        with closing(Partial(out, _started_with(plans, options), resume=resume)) as place:
+            then = "; finished parts are kept, add --resume to continue"
             output.write(plans, options, place, out.name, on_progress)
             place.publish()
-        finally:
-            place.close()
     except OSError as error:
         reason = error.strerror or str(error)
         file = f" ({error.filename})" if error.filename else ""

@@ -14,8 +14,7 @@ from mlx_gemma_mtp.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-# Files of the folder that the manifest does not list.
-UNLISTED = (MANIFEST, "README.md")
+UNLISTED = (MANIFEST, "README.md")  # files of the folder that it does not list
 
 
 @dataclass(frozen=True)

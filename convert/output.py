@@ -24,7 +24,7 @@ from .formats import parse_format
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
 from .partial import Partial
 from .plan import MULTIMODAL, Options, Plan
-from .shards import INDEX, index_json
+from .shards import INDEX
 from .slices import write_weights
 
 # Files next to the weights; a drafter is used with its target's tokenizer.
@@ -62,8 +62,10 @@ def write(
 
 
 def _write_rest(plan: Plan, folder: Path, name: str, on_progress: Update) -> None:
-    index = index_json(plan.shards, plan.nbytes, plan.num_weights)
-    write_whole(folder / INDEX, index.encode())
+    sizes = {"total_size": plan.nbytes, "total_parameters": plan.num_weights}
+    files_of = {part: shard.name for shard in plan.shards for part in shard.places}
+    index = {"metadata": sizes, "weight_map": dict(sorted(files_of.items()))}
+    write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     extras = [Path(shutil.copyfile(path, folder / path.name)) for path in _extras(plan)]
     files = [*(folder / shard.name for shard in plan.shards), folder / INDEX, *extras]
     config = _config_json(plan).encode()

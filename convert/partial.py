@@ -1,8 +1,7 @@
 """The folder next to the output in which a conversion is made: started, resumed, or refused.
 
-`OUT.partial` holds `model`, the output in the making, and a journal: what the conversion was
-started with, and what of the weights is on the disk. It is never loadable itself; publishing is one
-rename. Knows nothing of weights.
+`OUT.partial` holds `model`, the output in the making, and a journal of what it was started with and
+what is on the disk. It can't be loaded; publishing is one rename. Knows nothing of weights.
 """
 
 from __future__ import annotations

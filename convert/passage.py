@@ -1,7 +1,6 @@
 """The text that quality is measured on: prose, answers to questions, and small exercises.
 
-It ships in passages.jsonl and was written for this project. Knows how it becomes tokens, and
-nothing of models.
+It ships in passages.jsonl, written for this project. Knows its tokens, and nothing of models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How two targets predict the same text: perplexity of each, and divergence of one from the other.
 
 Both are streamed, so neither has to fit in memory: it holds one layer of one of them at a time,
-then the heads of both and the logits of a few positions. Knows nothing of drafters or of where the
-text comes from.
+then both heads and the logits of a few positions. Doesn't know where the text comes from.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ def compare(
     num_positions: int = NUM_POSITIONS,
     num_logits: int = NUM_LOGITS,
 ) -> list[TextQuality]:
-    """Compare how both targets predict the documents, by part. Runs on the worker's thread.
-
-    num_positions, num_logits: see the constants. Raises CheckpointError.
-    """
+    """Compare both on the documents, by part. On the worker's thread. Raises CheckpointError."""
     scores: dict[str, list[np.ndarray]] = {}
     for group in _groups(documents, num_positions):
         longest = max(len(document.tokens) for document in group)
@@ -73,8 +69,7 @@ def _scores(
 ) -> np.ndarray:
     """Compare the predictions from two hidden states [N, H] for the actual next tokens [N].
 
-    Returns float64 [4, N]: -log of the token's probability in the source and in the other, the
-    divergence, and whether both find the same token most likely.
+    Returns float64 [4, N]: surprise (-log p) in both, the divergence, and 1 for the same top token.
     """
     size = max(1, num_logits // targets[0].config.vocab_size)
     slices = []

@@ -108,7 +108,7 @@ def measure_drafting(
             done = engine.generate(list(prompts), params)
     except NotEnoughMemoryError as error:
         return str(error)
-    drafted, accepted = np.zeros(NUM_DRAFT_TOKENS), np.zeros(NUM_DRAFT_TOKENS)
+    drafted, accepted = np.zeros((2, NUM_DRAFT_TOKENS))
     for one in done:
         drafted[: len(one.stats.drafted_at)] += one.stats.drafted_at
         accepted[: len(one.stats.accepted_at)] += one.stats.accepted_at

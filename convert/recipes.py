@@ -53,7 +53,6 @@ _PROTECTED = (
     Rule("*.router.proj", "8/64"),
     *(Rule(path, "8") for path in EIGHT_BIT if path != "router.proj"),
 )
-_REST = (Rule("*", BASE),)
 
 RECIPES = {
     "mixed": Recipe(
@@ -69,7 +68,7 @@ RECIPES = {
             Rule("layers.@.self_attn.k_proj", HIGH),
             Rule("layers.@.mlp.down_proj", HIGH),
             Rule("layers.@.experts.switch_glu.down_proj", HIGH),
-            *_REST,
+            Rule("*", BASE),
         ),
         # Attention is 4% of a mixture's weights, and every token passes it: llama.cpp gives it
         # more bits in Mixtral, and in another mixture it carries most of the loss (KL divergence
@@ -89,7 +88,7 @@ RECIPES = {
     ),
     "uniform": Recipe(
         "smallest and fastest: 8 bits only for weights that low precision breaks",
-        rules=(*_PROTECTED, *_REST),
+        rules=(*_PROTECTED, Rule("*", BASE)),
     ),
 }
 # A drafter gets the uniform recipe: no measurement ranks its layers, and a worse draft costs speed
@@ -99,10 +98,7 @@ DRAFTER = "drafter."  # prefix of command-line rules for the drafter
 
 
 def parse_rule(text: str, group_size: int | None) -> Rule:
-    """Parse `PATTERN=FORMAT`. Raises UsageError.
-
-    group_size: of affine formats that name none.
-    """
+    """Parse `PATTERN=FORMAT`; group_size as in `parse_format`. Raises UsageError."""
     pattern, equals, name = text.partition("=")
     if not equals or not pattern:
         raise UsageError(f"a rule is PATTERN=FORMAT, such as '*.down_proj=6', not {text!r}")
@@ -113,10 +109,7 @@ def parse_rule(text: str, group_size: int | None) -> Rule:
 def rules_of(
     recipe: str, bits: str, group_size: int | None, config: TargetConfig | None = None
 ) -> list[Rule]:
-    """Return a recipe's rules with all placeholders filled in, for any model or a certain target.
-
-    Raises UsageError.
-    """
+    """Return a recipe's rules, for any model or one target, all filled in. Raises UsageError."""
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}: choose {' or '.join(RECIPES)}")
     if "/" in bits:

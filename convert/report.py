@@ -66,18 +66,13 @@ def dry_run(plans: Sequence[Plan], options: Options) -> str:
 
 
 def _memory(plans: Sequence[Plan]) -> str:
-    target, drafter = plans[0], plans[1] if len(plans) > 1 else None
-    config = target.config
+    target, *drafters = plans
+    config, drafter = target.config, drafters[0].config if drafters else None
     assert isinstance(config, TargetConfig)
-    drafter_config = None if drafter is None else drafter.config
-    assert isinstance(drafter_config, DrafterConfig | None)
-    pair = memory.Pair(
-        config,
-        drafter_config,
-        target.nbytes,
-        0 if drafter is None else drafter.nbytes,
-        dtype_bytes=4 if target.recipe.dtype == "float32" else 2,
-    )
+    assert isinstance(drafter, DrafterConfig | None)
+    sizes = target.nbytes, sum(plan.nbytes for plan in drafters)
+    dtype_bytes = 4 if target.recipe.dtype == "float32" else 2
+    pair = memory.Pair(config, drafter, *sizes, dtype_bytes=dtype_bytes)
 
     def cell(context: int, batch: int) -> str:
         total = pair.needs(context, batch).total

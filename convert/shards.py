@@ -78,10 +78,3 @@ def _shard(name: str, parts: Sequence[Part]) -> Shard:
     data = 8 + len(text)
     places = {part: data + start for part, start in starts.items()}
     return Shard(name, len(text).to_bytes(8, "little") + text, places, data + end)
-
-
-def index_json(shards: Sequence[Shard], total_bytes: int, num_weights: int) -> str:
-    """Return the content of model.safetensors.index.json: which file holds which array."""
-    files = {part: shard.name for shard in shards for part in shard.places}
-    metadata = {"total_size": total_bytes, "total_parameters": num_weights}
-    return json.dumps({"metadata": metadata, "weight_map": dict(sorted(files.items()))}, indent=1)

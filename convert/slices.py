@@ -46,9 +46,8 @@ def write_weights(
 ) -> Iterator[tuple[Parameter, int]]:
     """Write all shards; yield the parameter and the number of its bytes that were written.
 
-    finished: rows by parameter that an earlier run wrote. on_disk: called after every
-    `options.sync_bytes` with the rows that are on the disk now. Raises CheckpointError for weights
-    that are not finite or were cut off; OSError.
+    finished: rows by parameter that an earlier run wrote. on_disk: called with the rows on the disk
+    after every `options.sync_bytes`. Raises CheckpointError for NaN and infinity; OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}

@@ -17,13 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import (
-    canonical_name,
-    read_config,
-    read_drafter_config,
-    read_target_config,
-)
+from mlx_gemma_mtp.files import checkpoint, hub
 from mlx_gemma_mtp.files.weights import checked, dtype_name, open_arrays
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -61,15 +55,17 @@ def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]
     verdict = _check_folder(target, on_progress)
     if drafter is None:
         return [verdict]
-    verdict.faults.extend(_pair_faults(target, drafter))
+    with suppress(CheckpointError):  # a config that can't be read is a fault of its folder
+        configs = checkpoint.read_target_config(target), checkpoint.read_drafter_config(drafter)
+        try:
+            check_pair(*configs)
+        except CheckpointError as error:
+            verdict.faults.append(f"{drafter}: {error}")
     return [verdict, _check_folder(drafter, on_progress)]
 
 
 def source_of(verdict: Verdict) -> str:
-    """Return what a verified target was made from, if it can be found without the network.
-
-    Raises UsageError, ModelNotFoundError.
-    """
+    """Return a verified target's source, no network. Raises UsageError, ModelNotFoundError."""
     if verdict.manifest is None:
         raise UsageError(f"{verdict.folder} has no {MANIFEST}: name its source with --source")
     name, revision = verdict.manifest.source.name, verdict.manifest.source.revision
@@ -140,10 +136,10 @@ def _tensor_faults(
     if manifest is not None:
         faults += _manifest_faults(folder, by_file_name, manifest)
     model: Target | Drafter
-    if read_config(folder).get("model_type") in DRAFTER_TYPES:
-        model = Drafter(read_drafter_config(folder))
+    if checkpoint.read_config(folder).get("model_type") in DRAFTER_TYPES:
+        model = Drafter(checkpoint.read_drafter_config(folder))
     else:
-        model = Target(read_target_config(folder))
+        model = Target(checkpoint.read_target_config(folder))
     arrays = open_arrays(model, folder)  # quantized as config.json says
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         try:
@@ -160,9 +156,9 @@ def _manifest_faults(
     for name in sorted(stored.keys() - expected.keys()):
         yield f"{stored[name].path}: tensor {name} is not in the manifest"
     for name, part in expected.items():
-        found = stored.get(name)
+        found, own_name = stored.get(name), checkpoint.canonical_name(name)
         if found is None:
-            yield f"{folder}: tensor {canonical_name(name)} is missing: download it again"
+            yield f"{folder}: tensor {own_name} is missing: download it again"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "
@@ -191,13 +187,3 @@ def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str
         found = stored[name].path.name if name in stored else None
         if named.get(name) != found:
             yield f"{path}: tensor {name} is in {found or 'no file'}, not in {named.get(name)}"
-
-
-def _pair_faults(target: Path, drafter: Path) -> list[str]:
-    with suppress(CheckpointError):  # a config that can't be read is a fault of its folder
-        configs = read_target_config(target), read_drafter_config(drafter)
-        try:
-            check_pair(*configs)
-        except CheckpointError as error:
-            return [f"{drafter}: {error}"]
-    return []

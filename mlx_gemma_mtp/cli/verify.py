@@ -24,9 +24,7 @@ def verify(
     source: Annotated[
         str | None, typer.Option(help="A folder or Hub name to compare with [the manifest's].")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="A text file to measure on [a text that comes with mgm].")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file to measure on [mgm's].")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts to draft for, one per line [questions of mgm's].")
     ] = None,

@@ -108,10 +108,7 @@ class Journal:
 
 
 def read(path: Path, file_format: str) -> list[Event]:
-    """Return a journal's header and events; another process may have it open.
-
-    Raises MgmError for a file of another kind, OSError.
-    """
+    """Return header and events; the file may be open. Raises MgmError for another kind, OSError."""
     try:
         found = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except (ValueError, RecursionError):  # not JSON or not UTF-8; endless brackets
