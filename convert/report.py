@@ -75,7 +75,7 @@ def _memory(plans: Sequence[Plan]) -> str:
     pair = memory.Pair(config, drafter, *sizes, dtype_bytes=dtype_bytes)
 
     def cell(context: int, batch: int) -> str:
-        total = pair.needs(context, batch).total
+        total = pair.needs(context, batch)
         macs = [mac for mac in device.MAC_SIZES if device.mac_limit(mac) >= total]
         return f"{decimal(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
 

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from helpers.arrays import quantize_arrays
 from helpers.broken import (  # noqa: F401 - fixtures among them
     GREEDY,
     WEIGHTS,
@@ -26,21 +28,30 @@ from helpers.broken import (  # noqa: F401 - fixtures among them
 from helpers.checkpoints import PairPaths
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.files.weights import load_target
+
+
+def resize(change: Callable[[bytes, int], bytes]) -> Edit:
+    """Change the bytes of the file, given the length of its header."""
+
+    def edit(folder: Path) -> None:
+        blob = (folder / WEIGHTS).read_bytes()
+        (size,) = struct.unpack("<Q", blob[:8])
+        (folder / WEIGHTS).write_bytes(change(blob, size))
+
+    return edit
 
 
 def rewrite_header(change: Callable[[dict[str, Any]], object]) -> Edit:
     """Change the header of a safetensors file; it may become anything."""
 
-    def edit(folder: Path) -> None:
-        blob = (folder / WEIGHTS).read_bytes()
-        (size,) = struct.unpack("<Q", blob[:8])
+    def rewrite(blob: bytes, size: int) -> bytes:
         header = json.loads(blob[8 : 8 + size])
         changed = change(header)
         written = json.dumps(header if changed is None else changed).encode()
-        start = struct.pack("<Q", len(written)) + written
-        (folder / WEIGHTS).write_bytes(start + blob[8 + size :])
+        return struct.pack("<Q", len(written)) + written + blob[8 + size :]
 
-    return edit
+    return resize(rewrite)
 
 
 def entry(key: str, value: Any) -> Edit:
@@ -53,17 +64,6 @@ def entry(key: str, value: Any) -> Edit:
             del own[key]
 
     return rewrite_header(change)
-
-
-def resize(change: Callable[[bytes, int], bytes]) -> Edit:
-    """Change the bytes of the file, given the length of its header."""
-
-    def edit(folder: Path) -> None:
-        blob = (folder / WEIGHTS).read_bytes()
-        (size,) = struct.unpack("<Q", blob[:8])
-        (folder / WEIGHTS).write_bytes(change(blob, size))
-
-    return edit
 
 
 def say_size(change: Callable[[int], int]) -> Edit:
@@ -170,27 +170,25 @@ DRAFTER_TENSORS = ("model.embed_tokens.weight", "pre_projection.weight", "model.
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_missing_tensor_is_named(broken: PairPaths, name: str) -> None:
-    change_arrays(lambda arrays: arrays.pop(name))(broken.target)
-    message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert name.removeprefix("model.") in message
-    assert "missing" in message
-
-
-@pytest.mark.parametrize("name", TENSORS)
-def test_a_misshapen_tensor_is_named_with_both_shapes(broken: PairPaths, name: str) -> None:
+def test_a_misshapen_tensor_is_named_with_both_shapes_and_a_missing_one_is_named(
+    broken: PairPaths, name: str
+) -> None:
     shapes: list[Sequence[int]] = []
 
-    def change(arrays: dict[str, mx.array]) -> None:
+    def misshape(arrays: dict[str, mx.array]) -> None:
         wrong = mx.concatenate([arrays[name], arrays[name][:1]])
         shapes.extend([arrays[name].shape, wrong.shape])
         arrays[name] = wrong
 
-    change_arrays(change)(broken.target)
+    own_name = name.removeprefix("model.")
+    change_arrays(misshape)(broken.target)
     message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert name.removeprefix("model.") in message
-    for shape in shapes:
-        assert str(list(shape)) in message
+    for word in (own_name, *(str(list(shape)) for shape in shapes)):
+        assert word in message
+    change_arrays(lambda arrays: arrays.pop(name))(broken.target)
+    message = refusal(CheckpointError, lambda: load(broken.target, None))
+    assert own_name in message
+    assert "missing" in message
 
 
 @pytest.mark.parametrize("name", DRAFTER_TENSORS)
@@ -219,29 +217,27 @@ Q4 = {"group_size": 64, "bits": 4}
 UP_PROJ = "model.layers.1.mlp.up_proj"
 
 
-def named_parts(stem: str, parts: Sequence[mx.array]) -> dict[str, mx.array]:
-    labels = zip(("weight", "scales", "biases"), parts, strict=True)
-    return {stem + label: part for label, part in labels}
-
-
 def quantized(folder: Path, block: dict[str, Any]) -> None:
     """Turn the checkpoint into an MLX one of 4 bits, with this quantization block."""
 
     def change(arrays: dict[str, mx.array]) -> None:
-        for name in [name for name in arrays if name.endswith("_proj.weight")]:
-            arrays |= named_parts(name.removesuffix("weight"), mx.quantize(arrays[name], **Q4))
+        chosen = {name: arrays[name] for name in arrays if name.endswith("_proj.weight")}
+        arrays |= quantize_arrays(chosen, lambda _: Q4)
 
     change_arrays(change)(folder)
     set_values({"quantization": block})(folder)
 
 
-def test_bits_for_a_quantized_checkpoint_are_refused(broken: PairPaths) -> None:
+def test_bits_for_a_quantized_checkpoint_are_refused_before_its_arrays_are_read(
+    broken: PairPaths,
+) -> None:
     quantized(broken.target, Q4)
     with load(broken.target, None) as engine:
         assert len(engine.generate([5], GREEDY)[0].tokens) == 6
-    for bits in (4, 8):
-        message = refusal(UsageError, lambda bits=bits: load(broken.target, None, bits=bits))
-        assert "quantized" in message
+    (broken.target / WEIGHTS).write_bytes(b"")
+    for refused in (partial(load_target, broken.target), partial(load, broken.target, None)):
+        for bits in (4, 8):
+            assert "quantized already" in refusal(UsageError, partial(refused, bits=bits))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -306,8 +302,8 @@ def test_experts_whose_gate_and_up_do_not_match_are_refused(
         gate, up = mx.split(arrays.pop("model.layers.1.experts.gate_up_proj"), 2, axis=1)
         for part, array, bits in (("gate_proj", gate, 4), ("up_proj", up, up_bits)):
             if bits is not None:
-                stem = f"model.layers.1.experts.switch_glu.{part}."
-                arrays |= named_parts(stem, mx.quantize(array, 64, bits))
+                stored = {f"model.layers.1.experts.switch_glu.{part}.weight": array}
+                arrays |= quantize_arrays(stored, lambda _, bits=bits: Q4 | {"bits": bits})
 
     change_arrays(split)(broken.target)
     set_values({"quantization": Q4})(broken.target)
