@@ -77,7 +77,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
-        return {"schema": 1} | asdict(self) | {"models": [one.to_json() for one in self.models]}
+        return {"schema": 2} | asdict(self) | {"models": [one.to_json() for one in self.models]}
 
 
 def examine(packages: Sequence[str] = PACKAGES) -> Report:

@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -46,8 +46,7 @@ class Sampling:
     """How to sample."""
 
     max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum tokens to generate [until the context is full]."),
+        int | None, typer.Option(help="Maximum tokens to generate [until the context is full].")
     ] = None
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy [the model's default].")
@@ -68,17 +67,12 @@ class Sampling:
         drafts = self.num_draft_tokens
         if drafts != "auto" and not drafts.isdecimal():
             raise UsageError(f"--num-draft-tokens must be auto or a number, not {drafts!r}")
+        given = asdict(self) | {"stop": self.stop or (), "thinking": self.think}
+        del given["think"]
+        if drafts != "auto":
+            given["num_draft_tokens"] = int(drafts)
         try:
-            return SamplingParams(
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                seed=self.seed,
-                stop=self.stop or (),
-                num_draft_tokens="auto" if drafts == "auto" else int(drafts),
-                thinking=self.think,
-            )
+            return SamplingParams(**given)
         except UsageError as error:  # it starts with the setting: name the option instead
             name, _, wrong = str(error).partition(" ")
             raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
@@ -110,19 +104,20 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    parameters: list[inspect.Parameter] = []
-
-    def add(name: str, default: Any, annotation: Any) -> None:
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
-
+    options: list[tuple[str, Any, Any]] = []  # name, default, annotation
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
             of_fields = get_type_hints(groups[name], include_extras=True)
-            for field in fields(groups[name]):
-                add(field.name, field.default, of_fields[field.name])
+            options += [
+                (one.name, one.default, of_fields[one.name]) for one in fields(groups[name])
+            ]
         else:
-            add(name, parameter.default, hints[name])
+            options.append((name, parameter.default, hints[name]))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, default, annotation in options
+    ]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
 TITLE = 50  # characters
 
-sessions = typer.Typer(
-    help="List the saved conversations, or remove some.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-)
+sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 @sessions.callback()
@@ -35,14 +31,13 @@ def list_sessions(
     from mlx_gemma_mtp.files.folders import sessions_folder
     from mlx_gemma_mtp.show import table
 
-    kept = store.kept()
+    kept, folder = store.kept(), str(sessions_folder())
     if as_json:
-        folder = str(sessions_folder())
         found = {"schema": 1, "folder": folder, "sessions": [_as_json(one) for one in kept]}
         print(json.dumps(found, ensure_ascii=False))
         return
     if not kept:
-        print(f"no conversations in {sessions_folder()}", file=sys.stderr)
+        print(f"no conversations in {folder}", file=sys.stderr)
         return
     print(table(HEADER, map(_row, kept), left=len(HEADER)))
     for one in kept:
@@ -78,15 +73,9 @@ def _row(one: Kept) -> tuple[str, ...]:
     size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if conversation is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
+    model, turns = conversation.models.model, str(conversation.turns)
     title = shortened(conversation.title, TITLE)
-    return (
-        one.name,
-        conversation.models.model,
-        str(conversation.turns),
-        ago(one.last_used),
-        size,
-        title,
-    )
+    return (one.name, model, turns, ago(one.last_used), size, title)
 
 
 def _as_json(one: Kept) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mlx_gemma_mtp.text.tokenizer import NO_MARKERS, TextStream
+from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
 Kind = Literal["answer", "thought", "tool_call"]
 
@@ -40,10 +40,8 @@ class ToolCall:
     def function(self) -> dict[str, Any]:
         """The call as chat templates take it; unreadable arguments as they were written."""
         written = self.raw.partition("{")[2].removesuffix("}")
-        return {
-            "name": self.name,
-            "arguments": written if self.arguments is None else self.arguments,
-        }
+        arguments = written if self.arguments is None else self.arguments
+        return {"name": self.name, "arguments": arguments}
 
 
 class Piece(NamedTuple):
@@ -69,7 +67,7 @@ class ChannelParser:
     """
 
     def __init__(self, stream: TextStream | None) -> None:
-        self._markers = stream.markers if stream else NO_MARKERS
+        self._markers = stream.markers if stream else Markers()
         self._limits = [marker for marker in self._markers[:4] if marker is not None]
         self._answer = stream
         self._other = stream.without_stop() if stream and self._limits else None
@@ -142,10 +140,9 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
     """Join neighbors of one kind, and drop empty pieces. After a complete call another starts."""
     found: list[Piece] = []
     for piece in pieces:
-        last = found[-1] if found else None
-        if last and last.kind == piece.kind and last.call is None:
-            text, tokens = last.text + piece.text, last.tokens + piece.tokens
-            found[-1] = Piece(piece.kind, text, tokens, piece.call)
+        if found and found[-1].kind == piece.kind and found[-1].call is None:
+            _, text, tokens, _ = found[-1]
+            found[-1] = piece._replace(text=text + piece.text, tokens=tokens + piece.tokens)
         elif piece.text or piece.tokens:
             found.append(piece)
     return found
@@ -168,12 +165,10 @@ def _arguments(parts: Sequence[str]) -> dict[str, Any] | None:
         json.dumps(part) if index % 2 else _BARE_KEY.sub(_quoted_key, part)
         for index, part in enumerate(parts)
     ]
-    found: dict[str, Any]  # it starts with a brace
-    try:
-        found = json.loads("".join(written), parse_float=_finite, parse_constant=_finite)
+    try:  # an object, as it starts with a brace
+        return dict(json.loads("".join(written), parse_float=_finite, parse_constant=_finite))
     except (ValueError, RecursionError):
         return None
-    return found
 
 
 def _quoted_key(found: re.Match[str]) -> str:

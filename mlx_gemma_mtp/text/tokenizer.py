@@ -29,7 +29,6 @@ class Markers(NamedTuple):
     quote: int | None = None
 
 
-NO_MARKERS = Markers()
 MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
 
 
@@ -54,8 +53,7 @@ class Text:
         self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
         self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
         self._special = re.compile("|".join(map(re.escape, special)) or NOTHING)
-        disguises = "|".join(map(chr, self._undisguise))
-        self._disguised = re.compile(disguises or NOTHING)
+        self._disguised = re.compile("|".join(map(chr, self._undisguise)) or NOTHING)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included; adds none at its start."""
@@ -70,10 +68,9 @@ class Text:
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
-        options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (by
-        default off). Thoughts at the start of a model's message are left out, with their markers;
-        other markers in messages and tools are plain text. Raises UsageError for messages that
-        `check_messages` or the template refuses.
+        options go to the chat template: `tools=[...]`, `enable_thinking=True` (by default off).
+        Thoughts at the start of a model's message are left out, with their markers; other markers
+        are text. Raises UsageError for messages that `check_messages` or the template refuses.
         """
         import jinja2
 
@@ -97,7 +94,7 @@ class Text:
             jinja2.TemplateError,
             TypeError,
             KeyError,
-            ZeroDivisionError,
+            ArithmeticError,
             RecursionError,
         ) as error:
             reason = one_line(error)
@@ -113,8 +110,7 @@ class Text:
         if not isinstance(prompt, str):
             return self.chat(prompt, enable_thinking=thinking)
         if self._tokenizer.chat_template is None and not thinking:
-            beginning = list(self._tokenizer.encode(""))
-            return beginning + self._encode_disguised(self._in_disguise(prompt))
+            return [*self._tokenizer.encode(""), *self._encode_disguised(self._in_disguise(prompt))]
         return self.chat([{"role": "user", "content": prompt}], enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
@@ -149,20 +145,19 @@ class Text:
 
 def _markers(ids: Mapping[str, int]) -> Markers:
     """Return the markers among these tokens; one that opens needs the one that closes."""
-    channel, channel_end, call, call_end, quote = map(ids.get, MARKERS)
-    if channel is None or channel_end is None:
-        channel = channel_end = None
-    if call is None or call_end is None:
-        call = call_end = None
-    return Markers(channel, channel_end, call, call_end, quote)
+    found = Markers(*map(ids.get, MARKERS))
+    if None in (found.channel, found.channel_end):
+        found = found._replace(channel=None, channel_end=None)
+    if None in (found.call, found.call_end):
+        found = found._replace(call=None, call_end=None)
+    return found
 
 
 def _check_writable(text: str) -> None:
-    """Raise UsageError for a text with halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError("the prompt is not valid UTF-8 text") from None
+        raise UsageError("the prompt is not valid UTF-8 text") from None  # half a character
 
 
 class TextStream:
@@ -172,11 +167,7 @@ class TextStream:
     and everything after it are not part of the text.
     """
 
-    markers = NO_MARKERS
-
-    def __init__(
-        self, detokenizer: Any, stop: Sequence[str], markers: Markers = NO_MARKERS
-    ) -> None:
+    def __init__(self, detokenizer: Any, stop: Sequence[str], markers: Markers) -> None:
         self.markers = markers
         self._detokenizer = detokenizer
         self._stop = stop
@@ -186,7 +177,7 @@ class TextStream:
     def without_stop(self) -> TextStream:
         """Return a stream without stop strings, for text between parts of this one.
 
-        Both use the same detokenizer: `finish` one before the other continues.
+        Both share a detokenizer: `finish` one before the other continues.
         """
         return TextStream(self._detokenizer, (), self.markers)
 
@@ -196,10 +187,7 @@ class TextStream:
         return self._release(final=False)
 
     def finish(self) -> str:
-        """Return the text that was held back; bytes of an unfinished character become U+FFFD.
-
-        More tokens may follow, as another part of the text.
-        """
+        """Return the text that was held back; bytes of an unfinished character become U+FFFD."""
         self._detokenizer.finalize()
         return self._release(final=True)
 

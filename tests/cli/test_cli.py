@@ -28,23 +28,14 @@ from mlx_gemma_mtp.files.hub import DEMO, DEMO_DRAFTER
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("arguments", "exit_code", "word"),
-    [
-        (("chat", "--model", DEMO.parent), 1, "config.json"),
-        (("chat", "--temperature", "-1"), 2, "--temperature must"),
-        (("chat", "-c", "--session", "x"), 2, "only one of"),
-    ],
-)
-def test_an_error_is_one_line_and_an_exit_code(
-    mgm_here: Here, arguments: tuple[str, ...], exit_code: int, word: str
-) -> None:
-    assert_one_line(mgm_here(*arguments, stdin="Hi\n"), exit_code, word)
-
-
 @pytest.mark.parametrize("handling", ["strict", "surrogateescape"])  # as the locale has it
-def test_input_that_is_not_text_is_one_line_and_exit_code_2(handling: str) -> None:
-    done = mgm(["chat"], b"Hi \xff\xfe\n", PYTHONIOENCODING=f"utf-8:{handling}")
+def test_input_that_is_not_text_is_one_line_and_exit_code_2(handling: str, tmp_path: Path) -> None:
+    bad, file = b"Hi \xff\xfe\n", tmp_path / "bad"
+    file.write_bytes(bad)
+    for arguments in (["generate"], ["generate", bad], ["generate", "--file", str(file)]):
+        done = mgm(arguments, bad, PYTHONIOENCODING=f"utf-8:{handling}")
+        assert_one_line(done, 2, "byte number 4")
+    done = mgm(["chat"], bad, PYTHONIOENCODING=f"utf-8:{handling}")
     assert_one_line(done, 2, "UTF-8 text")
 
 

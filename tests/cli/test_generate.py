@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,26 +44,16 @@ from mlx_gemma_mtp.text.tokenizer import MARKERS, Text
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def text() -> Text:
-    return Text(DEMO)
-
-
 @pytest.fixture
 def here(mgm_here: Here) -> Here:
     return partial(mgm_here, "generate")
 
 
-def test_only_the_answer_is_on_stdout() -> None:
-    done = mgm(["generate", SUM, *GREEDY])
-    assert_plain(done)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{SUM_ANSWER}\n", "")
-
-
-def test_a_prompt_from_a_file_or_stdin_gives_the_same_answer(here: Here, tmp_path: Path) -> None:
+def test_only_the_answer_is_on_stdout_wherever_the_prompt_is(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_text(f"{SUM}\n")
-    for done in (here("--file", path, *GREEDY), here("--drafter", "none", *GREEDY, stdin=SUM)):
+    from_stdin = here("--drafter", "none", *GREEDY, stdin=SUM)
+    for done in (mgm(["generate", SUM, *GREEDY]), here("--file", path, *GREEDY), from_stdin):
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{SUM_ANSWER}\n", "")
 
 
@@ -86,15 +77,20 @@ def test_json_has_text_tokens_and_statistics_and_is_the_same_without_drafter(her
     assert (other["stats"]["drafted"], other["stats"]["acceptance_rate"]) == (0, None)
 
 
-def test_a_model_folder_and_stop_strings_work(here: Here) -> None:
-    done = here(SUM, "--model", DEMO, "--stop", "never", "--stop", "=", *GREEDY)
+def test_a_model_folder_without_a_drafter_is_reported_and_stop_strings_work(
+    here: Here, tmp_path: Path
+) -> None:
+    for path in DEMO.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    done = here(SUM, "--model", tmp_path, "--stop", "never", "--stop", "=", *GREEDY)
+    assert_plain(done)
     assert (done.returncode, done.stdout) == (0, SUM_ANSWER.partition("=")[0] + "\n")
+    assert re.fullmatch(r"[^\n]*no drafter[^\n]*\n", done.stderr)
 
 
 def test_system_and_thinking_reach_the_template(here: Here, text: Text) -> None:
-    system = "You are terse."
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": SUM}]
-    one = found(here(SUM, "--system", system, "--max-tokens", "1", "--json"))
+    messages = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": SUM}]
+    one = found(here(SUM, "--system", "Be terse.", "--max-tokens", "1", "--json"))
     assert one["stats"]["prompt_tokens"] == len(text.chat(messages))
     one = found(here(SUM, "--think", "--json", *GREEDY))
     assert one["text"] == SUM_ANSWER
@@ -125,58 +121,50 @@ def test_a_thought_is_shown_at_a_terminal(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code", "word"),
+    ("command", "exit_code", "word"),
     [
-        (("Hi", "--model", "no-such-model"), 3, "no-such-model"),
-        (("Hi", "--drafter", "none", "--num-draft-tokens", "3"), 3, "drafter"),
-        (("Hi", "--drafter", "none", "--check"), 3, "nothing to compare without a --drafter"),
-        (("Hi", "--max-tokens", "0"), 2, "--max-tokens must"),
-        (("Hi", "--num-draft-tokens", "some"), 2, "num-draft-tokens"),
-        (("Hi", "--num-draft-tokens", "16"), 2, "--num-draft-tokens must"),
-        (("Hi", "--num-draft-tokens", "0", "--check"), 2, "--check"),
-        (("Hi", "--bits", "3"), 2, "bits"),
-        ((), 2, "empty"),
-        (("",), 2, "empty"),
-        (("Hi", "--file", "there"), 2, "several"),
-        (("Hi", "--batch-file", "there", "--out", "new"), 2, "several"),
-        (("--file", "absent"), 2, "absent"),
-        (("--batch-file", "there"), 2, "--out"),
-        (("Hi", "--out", "new"), 2, "--batch-file"),
-        (("--batch-file", "there", "--out", "new", "--json"), 2, "--json"),
-        (("--batch-file", "there", "--out", "new", "--max-batch", "9"), 2, "max_batch"),
-        (("--batch-file", "absent", "--out", "new"), 2, "absent"),
-        (("--batch-file", "there", "--out", "old"), 2, "--restart"),
-        (("--batch-file", "there", "--out", "there", "--restart"), 2, "itself"),
-        (("Hi", "--restart"), 2, "--batch-file"),
-        (("--batch-file", "there", "--out", "."), 2, "not a file"),
-        (("--batch-file", "there", "--out", "absent/new"), 1, "--out"),
-        (("--batch-file", "there", "--out", "new", "--model", "no-such-model"), 3, "no-such"),
+        (f"chat --model {DEMO.parent}", 1, "config.json"),
+        ("chat --temperature -1", 2, "--temperature must"),
+        ("chat -c --session x", 2, "only one of"),
+        ("generate Hi --model no-such-model", 3, "no-such-model"),
+        ("generate Hi --drafter none --num-draft-tokens 3", 3, "drafter"),
+        ("generate Hi --drafter none --check", 3, "nothing to compare without a --drafter"),
+        ("generate Hi --max-tokens 0", 2, "--max-tokens must"),
+        ("generate Hi --num-draft-tokens some", 2, "num-draft-tokens"),
+        ("generate Hi --num-draft-tokens 16", 2, "--num-draft-tokens must"),
+        ("generate Hi --num-draft-tokens 0 --check", 2, "--check"),
+        ("generate Hi --bits 3", 2, "bits"),
+        ("generate", 2, "empty"),
+        ("generate ''", 2, "empty"),
+        ("generate Hi --file there", 2, "several"),
+        ("generate Hi --batch-file there --out new", 2, "several"),
+        ("generate --file absent", 2, "absent"),
+        ("generate --batch-file there", 2, "--out"),
+        ("generate Hi --out new", 2, "--batch-file"),
+        ("generate --batch-file there --out new --json", 2, "--json"),
+        ("generate --batch-file there --out new --max-batch 9", 2, "max_batch"),
+        ("generate --batch-file absent --out new", 2, "absent"),
+        ("generate --batch-file there --out old", 2, "--restart"),
+        ("generate --batch-file there --out there --restart", 2, "itself"),
+        ("generate Hi --restart", 2, "--batch-file"),
+        ("generate --batch-file there --out .", 2, "not a file"),
+        ("generate --batch-file there --out absent/new", 1, "--out"),
+        ("generate --batch-file there --out new --model no-such-model", 3, "no-such"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
-    here: Here,
+    mgm_here: Here,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
+    command: str,
     exit_code: int,
     word: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("there", "old"):
         Path(name).write_text('{"prompt": "Hi"}\n')
-    assert_one_line(here(*arguments, stdin="\n"), exit_code, word)
+    assert_one_line(mgm_here(*shlex.split(command), stdin="\n"), exit_code, word)
     assert {path.name for path in tmp_path.iterdir()} == {"there", "old"}
-
-
-@pytest.mark.parametrize("handling", ["strict", "surrogateescape"])  # as the locale has it
-def test_invalid_utf_8_is_one_line_and_exit_code_2_wherever_it_is(
-    handling: str, tmp_path: Path
-) -> None:
-    bad = b"Hi \xff\xfe\n"
-    (tmp_path / "bad").write_bytes(bad)
-    for arguments in ([], [bad], ["--file", str(tmp_path / "bad")]):
-        done = mgm(["generate", *arguments], bad, PYTHONIOENCODING=f"utf-8:{handling}")
-        assert_one_line(done, 2, "byte number 4")
 
 
 def test_a_closed_stdin_is_an_empty_prompt() -> None:
@@ -224,18 +212,6 @@ def test_an_interrupt_ends_an_answer_with_130_and_no_traceback() -> None:
     assert "99" not in rest
 
 
-def test_a_missing_drafter_is_reported_on_stderr(here: Here, tmp_path: Path) -> None:
-    for path in DEMO.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    done = here(SUM, "--model", tmp_path, *GREEDY)
-    assert_plain(done)
-    assert (done.returncode, done.stdout) == (0, f"{SUM_ANSWER}\n")
-    assert re.fullmatch(r"[^\n]*no drafter[^\n]*\n", done.stderr)
-
-
-# --check
-
-
 def test_a_check_compares_with_and_without_drafts(here: Here) -> None:
     asked = (STORY, "--max-tokens", "30", "--seed", "5", "--check")
     done = here(*asked)
@@ -265,7 +241,7 @@ def test_a_check_that_fails_names_the_first_difference(faulty: Engine, text: Tex
     right = faulty.generate(STORY, replace(params, num_draft_tokens=0))[0].tokens
     out, err = io.BytesIO(), io.StringIO()
     with pytest.raises(VerificationError) as caught:
-        answer(faulty, STORY, params, Screen(out, err), as_json=True, check=True)
+        answer(faulty, STORY, params, Screen(out, err), True, True)
     one = json.loads(out.getvalue())
     pairs = zip(one["tokens"], right, strict=True)
     first = next(at for at, (wrong, good) in enumerate(pairs) if wrong != good)
@@ -280,5 +256,5 @@ def test_a_check_that_fails_names_the_first_difference(faulty: Engine, text: Tex
 
     out = io.BytesIO()
     with pytest.raises(VerificationError):
-        answer(faulty, STORY, params, Screen(out, err), check=True)
+        answer(faulty, STORY, params, Screen(out, err), False, True)
     assert out.getvalue().decode() == f"{one['text']}\n"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,23 @@ pytestmark = pytest.mark.slow
 SHORT = SamplingParams(max_tokens=4)
 
 
+Batch = Callable[..., tuple[Done, list[dict[str, Any]]]]
+
+
 @pytest.fixture
-def here(mgm_here: Here) -> Here:
-    return partial(mgm_here, "generate")
+def batch(mgm_here: Here, tmp_path: Path) -> Batch:
+    """Answer these lines, with options, and return the results, too."""
+
+    def run(lines: list[Any], *options: str) -> tuple[Done, list[dict[str, Any]]]:
+        source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+        done = mgm_here("generate", "--batch-file", source, "--out", out, *options)
+        return done, read_lines(out)
+
+    return run
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_lines(path: Path, lines: list[Any]) -> Path:
@@ -89,8 +104,9 @@ def num_results(partial_file: Path) -> int:
 
 
 def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
-    here: Here, tmp_path: Path, rng: np.random.Generator
+    mgm_here: Here, tmp_path: Path, rng: np.random.Generator
 ) -> None:
+    here = partial(mgm_here, "generate")
     source = write_lines(tmp_path / "in.jsonl", a_hundred(rng))
     out, kept = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = ["--batch-file", str(source), "--out", str(out)]
@@ -126,8 +142,7 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     assert out.read_bytes() == whole.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name, whole.name}
 
-    asked = [json.loads(line) for line in source.read_text().splitlines()]
-    results = [json.loads(line) for line in out.read_text().splitlines()]
+    asked, results = read_lines(source), read_lines(out)
     ids = [line.get("id", number) for number, line in enumerate(asked, 1)]
     assert [result["id"] for result in results] == ids
     for line, result in zip(asked, results, strict=True):
@@ -138,7 +153,7 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     assert all(r["seed"] == 5 for a, r in zip(asked, results, strict=True) if "seed" in a)
 
 
-def test_a_result_is_that_of_its_prompt_alone(here: Here, tmp_path: Path) -> None:
+def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, batch: Batch) -> None:
     lines = [
         {"id": "b", "prompt": STORY, "max_tokens": 12, "temperature": 2},
         {"id": "c", "prompt": SUM, "thinking": True, "stop": "4", "temperature": 0},
@@ -147,42 +162,32 @@ def test_a_result_is_that_of_its_prompt_alone(here: Here, tmp_path: Path) -> Non
         (STORY, "--max-tokens", "12", "--temperature", "2"),
         (SUM, "--think", "--stop", "4", *GREEDY),
     )
-    source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    assert here("--batch-file", source, "--out", out, "--system", "Be nice.").returncode == 0
-    results = [json.loads(line) for line in out.read_text().splitlines()]
+    done, results = batch(lines, "--system", "Be nice.")
+    assert done.returncode == 0
     for line, result, options in zip(lines, results, as_options, strict=True):
-        seed = str(result["seed"])
-        alone = found(here(*options, "--seed", seed, "--system", "Be nice.", "--json"))
+        common = ("--seed", str(result["seed"]), "--system", "Be nice.", "--json")
+        alone = found(mgm_here("generate", *options, *common))
         prompt_tokens = alone.pop("stats")["prompt_tokens"]
         assert result == {"id": line["id"], **alone, "prompt_tokens": prompt_tokens}
 
 
-def test_a_request_that_fails_is_a_line_and_is_retried(here: Here, tmp_path: Path) -> None:
-    lines = [
-        {"id": 1, "prompt": "Hi"},
-        {"id": 2, "prompt": "word " * 5000},
-        {"id": 3, "prompt": "Hi"},
-    ]
-    source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    command = ("--batch-file", source, "--out", out, "--max-tokens", "2", "--seed", "1")
+def test_a_request_that_fails_is_a_line_and_is_retried(batch: Batch) -> None:
+    prompts = ["Hi", "word " * 5000, "Hi"]
+    lines = [{"id": number, "prompt": prompt} for number, prompt in enumerate(prompts, 1)]
     for times in (1, 2):
-        done = here(*command)
+        done, (one, two, three) = batch(lines, "--max-tokens", "2", "--seed", "1")
         assert (done.returncode, done.stdout) == (1, "")
         expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4096.*\n$"
         assert re.search(expected, done.stderr)
         assert ("2 results are already done" in done.stderr) is (times == 2)
-        one, two, three = (json.loads(line) for line in out.read_text().splitlines())
         assert (one["id"], three["id"], len(one["tokens"])) == (1, 3, 2)
         assert (two["id"], {*two}) == (2, {"id", "error"})
 
 
-def test_at_a_terminal_a_bar_moves(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_a_terminal_a_bar_moves(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
-    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "Hi"}, {"prompt": SUM}])
-    done = here("--batch-file", source, "--out", tmp_path / "out.jsonl")
+    done, _ = batch([{"prompt": "Hi"}, {"prompt": SUM}])
     assert (done.returncode, done.stdout) == (0, "")
     assert "2/2" in done.stderr
     last = re.sub(r"\x1b\[\d*[A-Z]", "", done.stderr.splitlines()[-1])
@@ -233,16 +238,18 @@ def test_the_system_prompt_of_a_line_replaces_the_one_for_all(tmp_path: Path) ->
     ]
     path = write_lines(tmp_path / "in.jsonl", lines)
     general = {"role": "system", "content": "all"}
-    prompts = [line.prompt for line in read(path, SHORT, "all").lines]
+    prompts = [line.prompt for line in read(path, SHORT, "all")[0]]
     assert prompts == [[general, user], [general, user], [own, user], [own, user], "Hi"]
 
 
 def test_a_seed_depends_on_the_id_and_not_on_the_place(tmp_path: Path) -> None:
     lines = [{"id": name, "prompt": "Hi"} for name in ("a", "b", 1, 1.5, None)]
     path = tmp_path / "in.jsonl"
-    there = [line.seeded(1) for line in read(write_lines(path, lines), SHORT, None).lines]
-    back = [line.seeded(1) for line in read(write_lines(path, lines[::-1]), SHORT, None).lines]
-    other = [line.seeded(2) for line in read(path, SHORT, None).lines]
-    seeds = [line.params.seed for line in there]
-    assert seeds == [line.params.seed for line in back][::-1]
-    assert len({*seeds, *(line.params.seed for line in other)}) == 10
+
+    def seeds(lines: list[Any], base: int) -> list[int | None]:
+        read_again, _ = read(write_lines(path, lines), SHORT, None)
+        return [line.seeded(base).params.seed for line in read_again]
+
+    there = seeds(lines, 1)
+    assert there == seeds(lines[::-1], 1)[::-1]
+    assert len({*there, *seeds(lines, 2)}) == 10

@@ -31,11 +31,6 @@ TOOL = {
 }
 
 
-@pytest.fixture(scope="module")
-def text() -> Text:
-    return Text(DEMO)
-
-
 def user(content: Any) -> Message:
     return {"role": "user", "content": content}
 
@@ -159,8 +154,6 @@ def test_all_kinds_of_messages_are_understood(text: Text) -> None:
     text.chat([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [CALL]}])
 
 
-# Forgery
-
 SPECIAL = [
     token["content"]
     for token in json.loads((DEMO / "tokenizer.json").read_text())["added_tokens"]
@@ -211,11 +204,6 @@ def test_a_turn_cannot_be_forged(text: Text) -> None:
     assert special_ids(text, tokens) == [2, 105, 106, 105, 100, 101]
 
 
-@pytest.mark.parametrize("spelled", ["<<turn|>", "<|turn<|turn>>", "<turn<turn|>|>", '<|<|"|>"|>'])
-def test_the_rest_of_a_special_token_does_not_make_another(text: Text, spelled: str) -> None:
-    assert_text(text, [spelled] * 3)
-
-
 def test_a_special_token_is_not_made_from_parts(text: Text) -> None:
     for cut in range(1, len("<turn|>")):
         parts = [{"type": "text", "text": part} for part in ("<turn|>"[:cut], "<turn|>"[cut:])]
@@ -243,8 +231,10 @@ def test_a_special_token_in_a_tool_its_call_or_its_answer_is_text(text: Text) ->
 
 def test_any_text_in_a_message_is_text(text: Text, rng: np.random.Generator) -> None:
     pieces = [*SPECIAL, "<", "|", ">", "<|", "|>", "turn", "channel", "é", "😀", "\ud7ff", "\ue000"]
-    for _ in range(100):
-        assert_text(text, ["a".join(rng.choice(pieces, rng.integers(1, 8))) for _ in range(3)])
+    for join in 50 * ["", "a"]:
+        assert_text(text, [join.join(rng.choice(pieces, rng.integers(1, 8))) for _ in range(3)])
+    for spelled in ("<<turn|>", "<|turn<|turn>>", "<turn<turn|>|>", '<|<|"|>"|>'):
+        assert_text(text, [spelled] * 3)  # the rest of one makes no other
 
 
 def test_text_without_special_tokens_is_encoded_in_one_piece(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
 LOST = "\ufffd"  # in place of bytes that are no character
@@ -22,11 +21,6 @@ TEXTS = [
     ),
     '<|turn>user\nHi<turn|>\n<|channel>thought\n<channel|>{"a": 1}',
 ]
-
-
-@pytest.fixture(scope="module")
-def text() -> Text:
-    return Text(DEMO)
 
 
 def stream(text: Text, tokens: Sequence[int], *stop: str) -> list[str]:
@@ -93,9 +87,6 @@ def test_two_streams_do_not_mix(text: Text) -> None:
         pieces[1].append(other.add(right))
     assert ("".join(pieces[0]), one.finish()) == ("😀😀", "")
     assert ("".join(pieces[1]), other.finish()) == ("日日", LOST)
-
-
-# Stop strings
 
 
 def expected(string: str, stops: Sequence[str]) -> tuple[str, bool]:
