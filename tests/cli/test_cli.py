@@ -13,7 +13,6 @@ import mlx_gemma_mtp
 from helpers.command import (
     GREEDY,
     LONG,
-    MGM,
     SECONDS,
     SUM,
     SUM_ANSWER,
@@ -22,6 +21,7 @@ from helpers.command import (
     assert_plain,
     environment,
     mgm,
+    start,
 )
 from mlx_gemma_mtp.files.hub import DEMO, DEMO_DRAFTER
 
@@ -85,16 +85,10 @@ def test_python_dash_m_is_the_same_command() -> None:
 def test_a_reader_that_went_away_ends_it_quietly_with_141(name: str) -> None:
     reader, stdout = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [*MGM, name, *GREEDY],
-        input=f"{LONG}\n".encode(),
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        timeout=SECONDS,
-        env=environment(),
-    )
-    os.close(stdout)
-    assert (done.returncode, done.stderr) == (141, b"")
+    with start([name, *GREEDY], stdin=subprocess.PIPE, stdout=stdout) as process:
+        os.close(stdout)
+        _, errors = process.communicate(f"{LONG}\n", timeout=SECONDS)
+    assert (process.returncode, errors) == (141, "")
 
 
 def test_piped_lines_are_answered_one_by_one_and_remembered() -> None:

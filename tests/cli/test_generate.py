@@ -31,6 +31,7 @@ from helpers.command import (
     environment,
     found,
     mgm,
+    start,
 )
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.chat.screen import Screen
@@ -199,10 +200,7 @@ def test_every_special_token_may_be_spelled_out(here: Here, text: Text) -> None:
 
 
 def test_an_interrupt_ends_an_answer_with_130_and_no_traceback() -> None:
-    command = [*MGM, "generate", LONG, *GREEDY]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    with start(["generate", LONG, *GREEDY]) as process:
         assert process.stdout
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,18 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.command import (
-    GREEDY,
-    MGM,
-    SECONDS,
-    STORY,
-    SUM,
-    Done,
-    Here,
-    assert_plain,
-    environment,
-    found,
-)
+from helpers.command import GREEDY, SECONDS, STORY, SUM, Done, Here, assert_plain, found, start
 from mlx_gemma_mtp.cli.requests_file import read
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
@@ -85,17 +73,13 @@ def interrupted(
     arguments: list[str], partial_file: Path, count: int, with_signal: signal.Signals
 ) -> Done:
     """A run that gets a signal once it has that many results."""
-    command = [*MGM, "generate", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment()
-    ) as process:
+    with start(["generate", *arguments]) as process:
         deadline = time.monotonic() + SECONDS
         while num_results(partial_file) < count and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         process.send_signal(with_signal)
-        return Done(command, process.wait(SECONDS), *process.communicate(timeout=SECONDS))
+        return Done(process.args, process.wait(SECONDS), *process.communicate(timeout=SECONDS))
 
 
 def num_results(partial_file: Path) -> int:

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from helpers.broken import Edit, load_refusal, put, refusal, refused_or_fine, set_values, table
+from helpers.broken import (
+    Edit,
+    each,
+    load_refusal,
+    put,
+    refusal,
+    refused_or_fine,
+    set_values,
+    table,
+)
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
@@ -23,14 +32,10 @@ NOT_A_MODEL: dict[type[MgmError], list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [(kind, name) for kind, names in NOT_A_MODEL.items() for name in names],
-    ids=lambda value: repr(value)[:24],
-)
-def test_a_wrong_name_of_a_model_or_a_drafter_is_refused(kind: type[MgmError], name: Any) -> None:
-    refusal(kind, lambda: load(name))
-    refusal(kind, lambda: load("demo", name))
+@each(NOT_A_MODEL)
+def test_a_wrong_name_of_a_model_or_a_drafter_is_refused(name: type[MgmError], value: Any) -> None:
+    refusal(name, lambda: load(value))
+    refusal(name, lambda: load("demo", value))
 
 
 WRONG_OPTIONS: dict[str, list[Any]] = {
@@ -40,9 +45,7 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG_OPTIONS.items() for value in values]
-)
+@each(WRONG_OPTIONS)
 def test_a_wrong_option_is_refused_by_name(name: str, value: Any) -> None:
     assert name in refusal(UsageError, lambda: load(**{"model": "demo"} | {name: value}))
 
@@ -210,11 +213,9 @@ WRONG_DEFAULTS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [(key, value) for key, values in WRONG_DEFAULTS.items() for value in values]
-)
-def test_a_wrong_generation_default_is_refused(broken: PairPaths, key: str, value: Any) -> None:
-    set_values({key: value}, GENERATION)(broken.target)
+@each(WRONG_DEFAULTS)
+def test_a_wrong_generation_default_is_refused(broken: PairPaths, name: str, value: Any) -> None:
+    set_values({name: value}, GENERATION)(broken.target)
     with (
         pytest.raises((CheckpointError, UsageError)) as caught,
         load(broken.target, None) as engine,

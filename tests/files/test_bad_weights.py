@@ -13,10 +13,9 @@ import pytest
 from helpers.broken import (
     GREEDY,
     WEIGHTS,
-    Edit,
     change_arrays,
+    each,
     load_refusal,
-    put,
     refusal,
     refused_or_fine,
     set_values,
@@ -26,84 +25,74 @@ from helpers.checkpoints import PairPaths, make_pair
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.errors import UsageError
 
-
-def rewrite_header(change: Callable[[dict[str, Any]], Any]) -> Edit:
-    """Replace the header of a safetensors file by what `change` makes of it."""
-
-    def changed(blob: bytes, size: int) -> bytes:
-        written = json.dumps(change(json.loads(blob[8 : 8 + size]))).encode()
-        return struct.pack("<Q", len(written)) + written + blob[8 + size :]
-
-    return resize(changed)
+NORM = "model.norm.weight"
 
 
-def entry(key: str, value: Any) -> Edit:
-    """Change one tensor's entry in the header; ... removes the key."""
-
-    def change(header: dict[str, Any]) -> dict[str, Any]:
-        header["model.norm.weight"][key] = value
-        if value is ...:
-            del header["model.norm.weight"][key]
-        return header
-
-    return rewrite_header(change)
+def length(size: int) -> bytes:
+    """How a safetensors file starts: the length of its header."""
+    return struct.pack("<Q", size)
 
 
-def resize(change: Callable[[bytes, int], bytes]) -> Edit:
-    """Change the bytes of the file, given the length of its header."""
-
-    def edit(folder: Path) -> None:
-        blob = (folder / WEIGHTS).read_bytes()
-        (size,) = struct.unpack("<Q", blob[:8])
-        (folder / WEIGHTS).write_bytes(change(blob, size))
-
-    return edit
-
-
-def say_size(change: Callable[[int], int]) -> Edit:
-    return resize(lambda blob, size: struct.pack("<Q", change(size)) + blob[8:])
-
-
-DAMAGED: dict[str, Edit] = {
-    "empty": put(WEIGHTS, b""),
-    "cut in the length": resize(lambda blob, _: blob[:7]),
-    "cut after the length": resize(lambda blob, _: blob[:8]),
-    "cut in the header": resize(lambda blob, size: blob[: 8 + size // 2]),
-    "cut after the header": resize(lambda blob, size: blob[: 8 + size]),
-    "cut in the data": resize(lambda blob, _: blob[: len(blob) // 2]),
-    "one byte short": resize(lambda blob, _: blob[:-1]),
-    "one byte too many": resize(lambda blob, _: blob + b"x"),
-    "a web page": put(WEIGHTS, "<html>404</html>"),
-    "a Git LFS pointer": put(WEIGHTS, "version https://git-lfs.github.com/spec/v1\nsize 1\n"),
-    "zeros": put(WEIGHTS, bytes(4096)),
-    "header of length 0": say_size(lambda _: 0),
-    "header one byte shorter": say_size(lambda size: size - 1),
-    "header one byte longer": say_size(lambda size: size + 1),
-    "header longer than the file": say_size(lambda _: 10**9),
-    "header of 2**63 bytes": say_size(lambda _: 2**63),
-    "header of 2**64 - 1 bytes": say_size(lambda _: 2**64 - 1),
-    "header not text": resize(lambda b, n: b[:8] + b"\xff" * n + b[8 + n :]),
-    "header a deep nest": put(WEIGHTS, struct.pack("<Q", 10**5) + b"[" * 10**5 + bytes(9)),
-    "header a list": rewrite_header(lambda _: [1]),
-    "header empty": rewrite_header(lambda _: {}),
-    "entry null": rewrite_header(lambda header: header | {"model.norm.weight": None}),
-    "entry a list": rewrite_header(lambda header: header | {"model.norm.weight": []}),
-    "metadata a number": rewrite_header(lambda header: header | {"__metadata__": 5}),
+# What becomes of a file's bytes, given the length of its header.
+DAMAGED: dict[str, Callable[[bytes, int], bytes]] = {
+    "empty": lambda blob, size: b"",
+    "cut in the length": lambda blob, size: blob[:7],
+    "cut after the length": lambda blob, size: blob[:8],
+    "cut in the header": lambda blob, size: blob[: 8 + size // 2],
+    "cut after the header": lambda blob, size: blob[: 8 + size],
+    "cut in the data": lambda blob, size: blob[: len(blob) // 2],
+    "one byte short": lambda blob, size: blob[:-1],
+    "one byte too many": lambda blob, size: blob + b"x",
+    "a web page": lambda blob, size: b"<html>404</html>",
+    "a Git LFS pointer": lambda blob, size: b"version https://git-lfs.github.com/spec/v1\nsize 1\n",
+    "zeros": lambda blob, size: bytes(4096),
+    "header of length 0": lambda blob, size: length(0) + blob[8:],
+    "header one byte shorter": lambda blob, size: length(size - 1) + blob[8:],
+    "header one byte longer": lambda blob, size: length(size + 1) + blob[8:],
+    "header longer than the file": lambda blob, size: length(10**9) + blob[8:],
+    "header of 2**63 bytes": lambda blob, size: length(2**63) + blob[8:],
+    "header of 2**64 - 1 bytes": lambda blob, size: length(2**64 - 1) + blob[8:],
+    "header not text": lambda blob, size: blob[:8] + b"\xff" * size + blob[8 + size :],
+    "header a deep nest": lambda blob, size: length(10**5) + b"[" * 10**5 + bytes(9),
 }
-WRONG_ENTRIES: dict[str, list[Any]] = {
+HEADERS: dict[str, list[Any]] = {  # what it is replaced by, or one of its entries
+    "header": [[1], {}],
+    "entry": [None, []],
+    "metadata": [5],
     "dtype": [..., "Q7", "F16", 5],
     "shape": [..., "x", None, [-64], [10**9]],
-    "data_offsets": [
-        *(..., [256, 0], [-256, 0], ["a", "b"], [0], [10**15, 10**15 + 256], [0, 4]),
-    ],
+    "data_offsets": [..., [256, 0], [-256, 0], ["a", "b"], [0], [10**15, 10**15 + 256], [0, 4]],
 }
-for key, values in WRONG_ENTRIES.items():
-    DAMAGED |= {f"{key} {value}": entry(key, value) for value in values}
 
 
 @table(DAMAGED)
-def test_a_damaged_weight_file_is_refused(broken: PairPaths, case: Edit) -> None:
-    case(broken.target)
+def test_a_damaged_weight_file_is_refused(
+    broken: PairPaths, case: Callable[[bytes, int], bytes]
+) -> None:
+    path = broken.target / WEIGHTS
+    blob = path.read_bytes()
+    path.write_bytes(case(blob, struct.unpack("<Q", blob[:8])[0]))
+    load_refusal(broken.target, None)
+
+
+@each(HEADERS)
+def test_a_wrong_header_of_a_weight_file_is_refused(
+    broken: PairPaths, name: str, value: Any
+) -> None:
+    path = broken.target / WEIGHTS
+    blob = path.read_bytes()
+    end = 8 + struct.unpack("<Q", blob[:8])[0]
+    header = json.loads(blob[8:end])
+    if name == "header":
+        header = value
+    elif name in ("entry", "metadata"):
+        header[{"entry": NORM, "metadata": "__metadata__"}[name]] = value
+    elif value is ...:
+        del header[NORM][name]
+    else:
+        header[NORM][name] = value
+    written = json.dumps(header).encode()
+    path.write_bytes(length(len(written)) + written + blob[end:])
     load_refusal(broken.target, None)
 
 

@@ -78,6 +78,12 @@ def table(cases: dict[str, Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
+def each(cases: dict[Any, list[Any]]) -> pytest.MarkDecorator:
+    """Run a test for each name with each of its values."""
+    pairs = [(name, value) for name, values in cases.items() for value in values]
+    return pytest.mark.parametrize(("name", "value"), pairs, ids=lambda one: repr(one)[:24])
+
+
 def set_values(values: dict[str, Any], file: str = "config.json") -> Edit:
     """Set dotted keys of a JSON file; ... removes the key."""
 

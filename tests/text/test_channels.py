@@ -30,7 +30,6 @@ def parse(tokens: Sequence[int], stream: TextStream) -> tuple[list[Piece], Chann
 
 
 def sorted_text(tokens: Sequence[int], stream: TextStream) -> list[tuple[str, str]]:
-    """The kinds and texts of an output."""
     return [(piece.kind, piece.text) for piece in joined(parse(tokens, stream)[0]) if piece.text]
 
 
@@ -40,25 +39,6 @@ def kinds(*parts: str | int) -> list[tuple[str, str]]:
 
 def calls(*parts: str | int) -> list[ToolCall]:
     return [piece.call for piece in parse(*spell(*parts))[0] if piece.call]
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ([CHANNEL, "thought\n", "Hm.\n", CHANNEL_END, "Yes."], "thought:Hm.\n answer:Yes."),
-        (["Yes.", CHANNEL, "thought\n", "Hm.\n", CHANNEL_END], "answer:Yes. thought:Hm.\n"),
-        (["a", CHANNEL_END, "b", CALL_END, "c"], "answer:abc"),  # markers that close nothing
-        (
-            [CHANNEL, "thought\n", "I.", CALL, "call:a{}", CALL_END, "And?", CHANNEL_END, "!"],
-            "thought:I. tool_call:call:a{} thought:And? answer:!",
-        ),
-        (["See", CALL, "call:a{}", CALL_END], "answer:See tool_call:call:a{}"),
-    ],
-)
-def test_an_output_is_sorted_without_names_and_markers(
-    parts: list[str | int], expected: str
-) -> None:
-    assert " ".join(f"{kind}:{said}" for kind, said in kinds(*parts)) == expected
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
