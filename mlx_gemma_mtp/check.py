@@ -27,7 +27,6 @@ from mlx_gemma_mtp.text.tokenizer import Text
 
 Drafts = int | Literal["auto"]
 
-BEFORE, AFTER = 8, 4  # tokens that are shown before a difference, and from it on
 NUM_DRAFT_TOKENS = 3  # in place of auto, which may find that drafts do not pay here
 
 # The self-test continues past the ends of these answers: there the drafter is often wrong.
@@ -44,8 +43,8 @@ class Side:
     def __str__(self) -> str:
         if self.token is None:
             return "the end"
-        quoted = "" if self.text is None else f" ({json.dumps(self.text, ensure_ascii=False)})"
-        return f"token {self.token}{quoted}"
+        text = "" if self.text is None else f" ({json.dumps(self.text, ensure_ascii=False)})"
+        return f"token {self.token}{text}"
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,8 @@ def difference(found: Sequence[int], wanted: Sequence[int], text: Text | None) -
 
     for at, (one, other) in enumerate(zip_longest(found, wanted)):
         if one != other:
-            before = side(found[max(at - BEFORE, 0) : at]).text
-            sides = [side(tokens[at : at + AFTER]) for tokens in (found, wanted)]
-            return Difference(at, before, *sides)
+            before = side(found[max(at - 8, 0) : at]).text
+            return Difference(at, before, side(found[at : at + 4]), side(wanted[at : at + 4]))
     return None
 
 
@@ -196,8 +194,8 @@ class Report:
     @property
     def faults(self) -> list[str]:
         """The differences that rounding does not explain, in words."""
-        differing = [(one.settings, *row) for one in self.compared for row in one.differences]
-        return [f"{settings}, row {at}: {it}" for settings, at, it in differing if it.is_fault]
+        rows = [(one.settings, *row) for one in self.compared for row in one.differences]
+        return [f"{settings}, row {at}: {it}" for settings, at, it in rows if it.is_fault]
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
@@ -239,5 +237,5 @@ def self_test() -> SelfTest:
         found = compare(engine, pair, lambda n: prompts[:n], (1, 4), [NUM_DRAFT_TOKENS], 24)
         report = Report("", list(found))
     rows = [row for one in report.compared for row in one.rows]
-    accepted, drafted = sum(row.accepted for row in rows), sum(row.drafted for row in rows)
-    return SelfTest(len(rows), report.faults, accepted / drafted)
+    rate = sum(row.accepted for row in rows) / sum(row.drafted for row in rows)
+    return SelfTest(len(rows), report.faults, rate)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import copy
 import traceback
 
-# In MLX's errors when memory runs out: "[malloc] Unable to allocate …", "[metal::malloc]
-# Attempting to allocate …", "cudaMallocAsync(…) failed: out of memory", "Insufficient Memory". (Its
-# CPU backend ends the process instead.)
+# In MLX's errors: "[malloc] Unable to allocate …", "[metal::malloc] Attempting to allocate …",
+# "cudaMallocAsync(…) failed: out of memory", "Insufficient Memory". (On a CPU the process ends.)
 OUT_OF_MEMORY = ("malloc", "out of memory", "insufficient memory")
 
 

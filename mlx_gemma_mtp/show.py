@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 # What is being done, how much of it is done, and the total (None if it is not known).
 Update = Callable[[str, float, float | None], None]
 
-SPINNER_SECONDS = 0.3  # anything quicker shows no spinner
-
 
 def table(
     header: Sequence[str], rows: Iterable[Sequence[str]], *, markdown: bool = False, left: int = 1
@@ -83,7 +81,7 @@ def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
     text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
     shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
     shown.add_task(what, total=None)
-    timer = threading.Timer(SPINNER_SECONDS, shown.start)
+    timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
     timer.start()
     try:
         yield

@@ -81,15 +81,13 @@ def _print_version(wanted: bool) -> None:
     raise typer.Exit
 
 
+VERSION = typer.Option(
+    "--version", callback=_print_version, is_eager=True, help="Print versions and device."
+)
+
+
 @app.callback()
-def bare(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print versions and device."
-        ),
-    ] = False,
-) -> None:
+def bare(version: Annotated[bool, VERSION] = False) -> None:
     """Options of `mgm` without a command. Its help is the one of the app."""
 
 

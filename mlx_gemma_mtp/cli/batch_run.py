@@ -39,11 +39,7 @@ def run(
     max_batch: int,
     restart: bool,
 ) -> None:
-    """Answer all requests of a file.
-
-    Raises UsageError before any work if the file or the settings are wrong, and MgmError at the end
-    if requests failed. Ctrl-C ends the process with 130.
-    """
+    """Answer all requests of a file. Raises MgmError at the end if requests failed."""
     if out.resolve() == batch_file.resolve():
         raise UsageError("--out is --batch-file itself: name another file")
     requests, sha256 = read(batch_file, replace(sampling.params(), seed=None), system)
@@ -58,20 +54,16 @@ def run(
             failures = _answer(pair, todo, results, max_batch) if todo else {}
             results.publish(failures)
         except KeyboardInterrupt:
-            without = " without --restart" if restart else ""
-            kept = (
-                f"interrupted; {len(results.done)} of {len(lines)} results are kept: run the same "
-                f"command again{without} to continue"
-            )
-            print(options.interruption(kept), file=sys.stderr)
+            command = "the same command again" + (" without --restart" if restart else "")
+            kept = f"interrupted; {len(results.done)} of {len(lines)} results are kept"
+            print(options.interruption(f"{kept}: run {command} to continue"), file=sys.stderr)
             raise typer.Exit(options.INTERRUPTED) from None
         if failures:
             first = min(failures)
-            again = "" if results.done else " with --restart"
-            raise MgmError(
-                f"{len(failures)} of {len(lines)} requests failed, the first on line {first} "
-                f"({failures[first]['error']}): run the same command again{again} to retry them"
-            )
+            why = f"the first on line {first} ({failures[first]['error']})"
+            command = "the same command again" + ("" if results.done else " with --restart")
+            failed = f"{len(failures)} of {len(lines)} requests failed"
+            raise MgmError(f"{failed}, {why}: run {command} to retry them")
 
 
 def _settings(pair: options.Pair, sampling: options.Sampling) -> dict[str, Any]:

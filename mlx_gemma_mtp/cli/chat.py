@@ -32,8 +32,7 @@ def chat(
         str | None, typer.Option(help="Resume the conversation of this name, or start it.")
     ] = None,
     keep_cache: Annotated[
-        bool,
-        typer.Option("--keep-cache", help="Save the KV cache on exit, so resuming is instant."),
+        bool, typer.Option("--keep-cache", help="Save the KV cache on exit; resuming is instant.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
 ) -> None:
@@ -108,8 +107,8 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
 def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
     transcript, note = chat.transcript, chat.screen.note
-    what = f"{chat.loaded.models.model} · {chat.loaded.context:,}-token context"
-    note(f"{what} · /help for commands · Ctrl-D to quit")
+    context = f"{chat.loaded.context:,}-token context"
+    note(f"{chat.loaded.models.model} · {context} · /help for commands · Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
         note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
         if transcript.question is not None:

@@ -26,9 +26,7 @@ MAX_BATCH = 8
 def generate(
     pair: options.Pair,
     sampling: options.Sampling,
-    prompt: Annotated[
-        str | None, typer.Argument(help="The prompt [standard input].", show_default=False)
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt [standard input].")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     as_json: Annotated[
@@ -125,15 +123,13 @@ def answer(
             }
     if as_json:
         screen.answer(json.dumps(found, ensure_ascii=False) + "\n")
-    if not check:
-        return
-    if differs:
+    if check and differs:
         before = json.dumps(differs.before, ensure_ascii=False)
-        raise VerificationError(
-            f"output differs: {differs.position} tokens match, then after {before} "
-            f"{differs.found} with drafts, {differs.wanted} without"
-        )
-    print(f"the same {len(tokens)} tokens with drafts and without", file=sys.stderr)
+        same = f"{differs.position} tokens match, then after {before}"
+        sides = f"{differs.found} with drafts, {differs.wanted} without"
+        raise VerificationError(f"output differs: {same} {sides}")
+    if check:
+        print(f"the same {len(tokens)} tokens with drafts and without", file=sys.stderr)
 
 
 def _prompt(argument: str | None, file: Path | None) -> str:
@@ -185,8 +181,6 @@ def _print_answer(
 
 def _to_json(done: Completion) -> dict[str, Any]:
     """Return a completion with all its statistics."""
-    stats, kinds = asdict(done.stats), vars(type(done.stats))
-    stats |= {
-        name: getattr(done.stats, name) for name in kinds if isinstance(kinds[name], property)
-    }
-    return asdict(done) | {"stats": stats}
+    kinds = vars(type(done.stats)).items()
+    derived = {name: getattr(done.stats, name) for name, of in kinds if isinstance(of, property)}
+    return asdict(done) | {"stats": asdict(done.stats) | derived}

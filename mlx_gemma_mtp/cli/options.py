@@ -28,9 +28,7 @@ INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 class Pair:
     """Which models."""
 
-    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (comes with mgm).")] = (
-        "demo"
-    )
+    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (built in).")] = "demo"
     drafter: Annotated[
         str,
         typer.Option(help="A folder or Hub name, none, or auto: <model>-assistant if it exists."),
@@ -48,11 +46,9 @@ class Sampling:
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum tokens to generate [until the context is full].")
     ] = None
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy [the model's default].")
-    ] = None
-    top_k: Annotated[int | None, typer.Option(help="0 is off [the model's default].")] = None
-    top_p: Annotated[float | None, typer.Option(help="1 is off [the model's default].")] = None
+    temperature: Annotated[float | None, typer.Option(help="0: greedy [model's default].")] = None
+    top_k: Annotated[int | None, typer.Option(help="0: off [model's default].")] = None
+    top_p: Annotated[float | None, typer.Option(help="1: off [model's default].")] = None
     seed: Annotated[int | None, typer.Option(help="Same seed, same output [random].")] = None
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None
     think: Annotated[bool, typer.Option("--think", help="Let the model think first.")] = False
@@ -64,13 +60,12 @@ class Sampling:
         """Return the settings as an engine takes them. Raises UsageError."""
         from mlx_gemma_mtp import SamplingParams
 
-        drafts = self.num_draft_tokens
-        if drafts != "auto" and not drafts.isdecimal():
-            raise UsageError(f"--num-draft-tokens must be auto or a number, not {drafts!r}")
-        given = asdict(self) | {"stop": self.stop or (), "thinking": self.think}
-        del given["think"]
-        if drafts != "auto":
+        given = asdict(self) | {"stop": self.stop or ()}
+        given["thinking"], drafts = given.pop("think"), self.num_draft_tokens
+        if drafts.isdecimal():
             given["num_draft_tokens"] = int(drafts)
+        elif drafts != "auto":
+            raise UsageError(f"--num-draft-tokens must be auto or a number, not {drafts!r}")
         try:
             return SamplingParams(**given)
         except UsageError as error:  # it starts with the setting: name the option instead

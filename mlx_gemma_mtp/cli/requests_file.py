@@ -18,7 +18,6 @@ from mlx_gemma_mtp.text.messages import Message, check_messages, with_system
 
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "thinking")
 KEYS = ("id", "prompt", "system", *SETTINGS)
-MAX_NAMED = 10  # bad lines whose numbers an error names
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def read(path: Path, params: SamplingParams, system: str | None) -> tuple[list[L
             lines.append(line)
     if bad:
         first, *others = bad
-        named = ", ".join([*map(str, others[:MAX_NAMED]), *(["…"] if others[MAX_NAMED:] else [])])
+        named = ", ".join(map(str, others[:10])) + (", …" if others[10:] else "")
         more = f" ({len(others)} more bad lines: {named})" if others else ""
         raise UsageError(f"{path}, line {first}: {bad[first]}{more}")
     if not lines:
@@ -89,9 +88,9 @@ def _line(number: int, written: bytes, params: SamplingParams, system: str | Non
         raise UsageError(f"not JSON ({error})") from None
     if not isinstance(found, dict):
         raise UsageError('not an object like {"id": 1, "prompt": "…"}')
-    unknown = [key for key in found if key not in KEYS]
-    if unknown:
-        raise UsageError(f"unknown key {unknown[0]!r}; known keys: {', '.join(KEYS)}")
+    for key in found:
+        if key not in KEYS:
+            raise UsageError(f"unknown key {key!r}; known keys: {', '.join(KEYS)}")
     settings = {key: found[key] for key in SETTINGS if found.get(key) is not None}
     prompt = _prompt(found.get("prompt"), found.get("system"), system)
     return Line(number, found.get("id", number), prompt, replace(params, **settings))

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.store import Kept
 
 HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
-TITLE = 50  # characters
 
 sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -35,14 +34,12 @@ def list_sessions(
     if as_json:
         found = {"schema": 1, "folder": folder, "sessions": [_as_json(one) for one in kept]}
         print(json.dumps(found, ensure_ascii=False))
-        return
-    if not kept:
+    elif not kept:
         print(f"no conversations in {folder}", file=sys.stderr)
-        return
-    print(table(HEADER, map(_row, kept), left=len(HEADER)))
-    for one in kept:
-        if one.problem:
-            print(f"mgm: {one.problem}", file=sys.stderr)
+    else:
+        print(table(HEADER, map(_row, kept), left=len(HEADER)))
+        for problem in [one.problem for one in kept if one.problem]:
+            print(f"mgm: {problem}", file=sys.stderr)
 
 
 @sessions.command("rm")
@@ -74,7 +71,7 @@ def _row(one: Kept) -> tuple[str, ...]:
     if conversation is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
     model, turns = conversation.models.model, str(conversation.turns)
-    title = shortened(conversation.title, TITLE)
+    title = shortened(conversation.title, 50)
     return (one.name, model, turns, ago(one.last_used), size, title)
 
 

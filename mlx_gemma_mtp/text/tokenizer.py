@@ -104,8 +104,7 @@ class Text:
     def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
         """Return the token ids of a prompt. A string is one user turn if there is a chat template.
 
-        thinking: let the template switch it on. Raises UsageError as `chat`, and if thinking is
-        asked for without a template.
+        Raises UsageError as `chat`, and for thinking without a template.
         """
         if not isinstance(prompt, str):
             return self.chat(prompt, enable_thinking=thinking)
@@ -161,10 +160,9 @@ def _check_writable(text: str) -> None:
 
 
 class TextStream:
-    """Turns tokens into text piece by piece; a piece is final once it is out.
+    """Turns tokens into text, and holds back what may still become a stop string.
 
-    Holds back text that may still become a stop string. `stopped` is True once one was found: it
-    and everything after it are not part of the text.
+    `stopped` is True once one was found: it and everything after it are not part of the text.
     """
 
     def __init__(self, detokenizer: Any, stop: Sequence[str], markers: Markers) -> None:
@@ -174,39 +172,25 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def without_stop(self) -> TextStream:
-        """Return a stream without stop strings, for text between parts of this one.
-
-        Both share a detokenizer: `finish` one before the other continues.
-        """
-        return TextStream(self._detokenizer, (), self.markers)
-
-    def add(self, token: int) -> str:
-        """Return the text that is certain with this token."""
+    def add(self, token: int, *, stopping: bool = True) -> str:
+        """Return the text that is certain with this token. stopping: look for stop strings."""
         self._detokenizer.add_token(token)
-        return self._release(final=False)
+        return self._release(self._stop if stopping else (), final=False)
 
-    def finish(self) -> str:
+    def finish(self, *, stopping: bool = True) -> str:
         """Return the text that was held back; bytes of an unfinished character become U+FFFD."""
         self._detokenizer.finalize()
-        return self._release(final=True)
+        return self._release(self._stop if stopping else (), final=True)
 
-    def _release(self, *, final: bool) -> str:
+    def _release(self, stops: Sequence[str], *, final: bool) -> str:
         if self.stopped:
             return ""
         self._held += self._detokenizer.last_segment
         # The stop string that is complete first, however the text was cut into tokens.
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in stops if (at := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
-        certain = len(self._held) - (0 if final else self._undecided())
-        end = min(found)[1] if found else certain
+        starts = (stop[:size] for stop in stops for size in range(1, len(stop)))
+        undecided = [len(start) for start in starts if not final and self._held.endswith(start)]
+        end = min(found)[1] if found else len(self._held) - max(undecided, default=0)
         piece, self._held = self._held[:end], self._held[end:]
         return piece
-
-    def _undecided(self) -> int:
-        """Return the length of the longest end of the held text that starts a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
-                return size
-        return 0

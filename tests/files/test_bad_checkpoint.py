@@ -1,6 +1,7 @@
 """A folder or a config.json that is no usable model is refused in one line that says why."""
 
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,41 +168,38 @@ KEYS = (
 STRANGE = (None, "x", "3", -1, 0, 1, 1.5, True, [], {}, [1], {"a": 1}, 10**12, float("nan"), ...)
 
 
+def strange(folder: Path, key: str, values: Iterable[Any]) -> Iterator[None]:
+    """Set a key of the config to each value in turn."""
+    before = (folder / CONFIG).read_text()
+    for value in values:
+        (folder / CONFIG).write_text(before)
+        set_values({key: value})(folder)
+        yield
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_strange_value_in_the_config_is_refused_or_does_no_harm(
     broken: PairPaths, key: str
 ) -> None:
-    before = (broken.target / CONFIG).read_text()
-    for value in STRANGE:
-        (broken.target / CONFIG).write_text(before)
-        set_values({key: value})(broken.target)
+    for _ in strange(broken.target, key, STRANGE):
         refused_or_fine(broken.target, None)
 
 
-@pytest.mark.parametrize("only", ["sliding_attention", "full_attention"])
-def test_layers_of_one_kind_are_refused_or_work(
-    pairs: dict[str, PairPaths], tmp_path: Path, only: str
+@pytest.mark.parametrize("key", ["layer_types", "num_hidden_layers", "num_centroids"])
+def test_strange_layers_and_centroids_are_refused_or_do_no_harm(
+    pairs: dict[str, PairPaths], tmp_path: Path, key: str
 ) -> None:
     source = pairs["E2B"]  # its two kinds of layers have the same weights
     target = shutil.copytree(source.target, tmp_path / "target")
-    set_values({"text_config.layer_types": [only] * 10})(target)
-    refused_or_fine(target, None)
-    refused_or_fine(target, source.drafter)
-
-
-@pytest.mark.parametrize(
-    "key", ["text_config.layer_types", "text_config.num_hidden_layers", "num_centroids"]
-)
-def test_a_strange_value_in_a_drafters_config_is_refused_or_does_no_harm(
-    pairs: dict[str, PairPaths], tmp_path: Path, key: str
-) -> None:
-    source = pairs["E2B"]
     drafter = shutil.copytree(source.drafter, tmp_path / "drafter")
-    before = (drafter / CONFIG).read_text()
-    for value in (*STRANGE, ["sliding_attention"] * 4, ["full_attention"] * 4):
-        (drafter / CONFIG).write_text(before)
-        set_values({key: value})(drafter)
+    kinds = ["sliding_attention"], ["full_attention"]
+    name = key if key == "num_centroids" else f"text_config.{key}"
+    for _ in strange(drafter, name, [*STRANGE, *(kind * 4 for kind in kinds)]):
         refused_or_fine(source.target, drafter)
+    if key == "layer_types":
+        for _ in strange(target, name, [kind * 10 for kind in kinds]):
+            refused_or_fine(target, None)
+            refused_or_fine(target, source.drafter)
 
 
 WRONG_DEFAULTS: dict[str, list[Any]] = {
@@ -216,12 +214,9 @@ WRONG_DEFAULTS: dict[str, list[Any]] = {
 @each(WRONG_DEFAULTS)
 def test_a_wrong_generation_default_is_refused(broken: PairPaths, name: str, value: Any) -> None:
     set_values({name: value}, GENERATION)(broken.target)
-    with (
-        pytest.raises((CheckpointError, UsageError)) as caught,
-        load(broken.target, None) as engine,
-    ):
+    wrong = pytest.raises((CheckpointError, UsageError), match=r"^[^\n]+$")
+    with wrong, load(broken.target, None) as engine:
         engine.generate([5])
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("eos", [None, [], 1, [1, 50]])
