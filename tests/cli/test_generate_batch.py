@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,11 @@ pytestmark = pytest.mark.slow
 SHORT = SamplingParams(max_tokens=4)
 
 
-Batch = Callable[..., tuple[Done, list[dict[str, Any]]]]
-
-
-@pytest.fixture
-def batch(mgm_here: Here, tmp_path: Path) -> Batch:
+def batch(here: Here, folder: Path, lines: list[Any], *options: str) -> tuple[Done, list[Any]]:
     """Answer these lines, with options, and return the results, too."""
-
-    def run(lines: list[Any], *options: str) -> tuple[Done, list[dict[str, Any]]]:
-        source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-        done = mgm_here("generate", "--batch-file", source, "--out", out, *options)
-        return done, read_lines(out)
-
-    return run
+    source, out = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
+    done = here("generate", "--batch-file", source, "--out", out, *options)
+    return done, read_lines(out)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -95,8 +86,8 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     out, kept = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = ["--batch-file", str(source), "--out", str(out)]
 
-    options = [*command, "--max-batch", "3", "--num-draft-tokens", "0"]
-    done = interrupted(options, kept, 15, signal.SIGINT)
+    options = ["--max-batch", "3", "--num-draft-tokens", "0"]
+    done = interrupted([*command, *options], kept, 15, signal.SIGINT)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (130, "")
     before = kept.read_bytes()
@@ -129,15 +120,14 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     asked, results = read_lines(source), read_lines(out)
     ids = [line.get("id", number) for number, line in enumerate(asked, 1)]
     assert [result["id"] for result in results] == ids
-    for line, result in zip(asked, results, strict=True):
-        assert len(result["tokens"]) <= line.get("max_tokens", 4)
+    both = list(zip(asked, results, strict=True))
+    assert all(len(result["tokens"]) <= line.get("max_tokens", 4) for line, result in both)
     assert {result["finish_reason"] for result in results} == {"stop", "length"}
-    seeds = {r["seed"] for a, r in zip(asked, results, strict=True) if "seed" not in a}
-    assert len(seeds) == 90
-    assert all(r["seed"] == 5 for a, r in zip(asked, results, strict=True) if "seed" in a)
+    assert len({result["seed"] for line, result in both if "seed" not in line}) == 90
+    assert all(result["seed"] == 5 for line, result in both if "seed" in line)
 
 
-def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, batch: Batch) -> None:
+def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, tmp_path: Path) -> None:
     lines = [
         {"id": "b", "prompt": STORY, "max_tokens": 12, "temperature": 2},
         {"id": "c", "prompt": SUM, "thinking": True, "stop": "4", "temperature": 0},
@@ -146,7 +136,7 @@ def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, batch: Batch) -> N
         (STORY, "--max-tokens", "12", "--temperature", "2"),
         (SUM, "--think", "--stop", "4", *GREEDY),
     )
-    done, results = batch(lines, "--system", "Be nice.")
+    done, results = batch(mgm_here, tmp_path, lines, "--system", "Be nice.")
     assert done.returncode == 0
     for line, result, options in zip(lines, results, as_options, strict=True):
         common = ("--seed", str(result["seed"]), "--system", "Be nice.", "--json")
@@ -155,11 +145,11 @@ def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, batch: Batch) -> N
         assert result == {"id": line["id"], **alone, "prompt_tokens": prompt_tokens}
 
 
-def test_a_request_that_fails_is_a_line_and_is_retried(batch: Batch) -> None:
+def test_a_request_that_fails_is_a_line_and_is_retried(mgm_here: Here, tmp_path: Path) -> None:
     prompts = ["Hi", "word " * 5000, "Hi"]
     lines = [{"id": number, "prompt": prompt} for number, prompt in enumerate(prompts, 1)]
     for times in (1, 2):
-        done, (one, two, three) = batch(lines, "--max-tokens", "2", "--seed", "1")
+        done, (one, two, three) = batch(mgm_here, tmp_path, lines, "--max-tokens", "2")
         assert (done.returncode, done.stdout) == (1, "")
         expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4096.*\n$"
         assert re.search(expected, done.stderr)
@@ -168,10 +158,12 @@ def test_a_request_that_fails_is_a_line_and_is_retried(batch: Batch) -> None:
         assert (two["id"], {*two}) == (2, {"id", "error"})
 
 
-def test_at_a_terminal_a_bar_moves(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_a_terminal_a_bar_moves(
+    mgm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
-    done, _ = batch([{"prompt": "Hi"}, {"prompt": SUM}])
+    done, _ = batch(mgm_here, tmp_path, [{"prompt": "Hi"}, {"prompt": SUM}])
     assert (done.returncode, done.stdout) == (0, "")
     assert "2/2" in done.stderr
     last = re.sub(r"\x1b\[\d*[A-Z]", "", done.stderr.splitlines()[-1])

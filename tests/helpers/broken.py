@@ -56,9 +56,9 @@ def refusal(kind: type[MgmError], call: Callable[[], object]) -> str:
     return message
 
 
-def load_refusal(*pair: Any, **options: Any) -> str:
-    """Return the message of the CheckpointError that loading this target and drafter must raise."""
-    return refusal(CheckpointError, lambda: load(*pair, **options))
+def load_refusal(*pair: Any, kind: type[MgmError] = CheckpointError, **options: Any) -> str:
+    """Return the message of the error that loading this target and drafter must raise."""
+    return refusal(kind, lambda: load(*pair, **options))
 
 
 def refused_or_fine(target: Path, drafter: Path | None) -> None:

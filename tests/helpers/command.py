@@ -62,14 +62,14 @@ def mgm(
     arguments: Sequence[str | bytes], stdin: str | bytes = "", before: str = "", **variables: str
 ) -> Done:
     """Run a command to its end, with these variables in its environment."""
+    return run([*command(before), *arguments], stdin, **variables)
+
+
+def run(line: Sequence[str | bytes], stdin: str | bytes = "", **variables: str) -> Done:
+    """Run any program to its end."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [*command(before), *arguments],
-        input=data,
-        capture_output=True,
-        timeout=SECONDS,
-        env=environment() | variables,
-    )
+    env = environment() | variables
+    done = subprocess.run(line, input=data, capture_output=True, timeout=SECONDS, env=env)
     return Done(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

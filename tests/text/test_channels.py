@@ -154,23 +154,17 @@ def test_reading_a_call_takes_time_in_proportion_to_its_length() -> None:
         assert calls(CALL, "call:f{" + junk * 100_000, CALL_END)[0].arguments is None
 
 
-def test_a_stop_string_counts_in_the_answer_only(text: Text) -> None:
+def test_a_stop_string_counts_in_one_stretch_of_the_answer_only(text: Text) -> None:
     thought = [CHANNEL, *text.encode("thought\nSTOP now"), CHANNEL_END]
     call = [CALL, *text.encode("call:STOP{}"), CALL_END]
-    assert sorted_text([*thought, *call, *text.encode("One STOP two")], text.stream(["STOP"])) == [
-        ("thought", "STOP now"),
-        ("tool_call", "call:STOP{}"),
-        ("answer", "One "),
-    ]
-
-
-def test_a_stop_string_does_not_reach_across_a_marker(text: Text) -> None:
-    thought = [CHANNEL, *text.encode("thought\nHm"), CHANNEL_END]
-    tokens = [*text.encode("One ST"), *thought, *text.encode("OP two")]
+    # Before a marker nothing is held back: "ST" is no start of a stop string there.
+    tokens = [*text.encode("0 ST"), *thought, *text.encode("OP "), *call, *text.encode("1 STOP 2")]
     assert sorted_text(tokens, text.stream(["STOP"])) == [
-        ("answer", "One ST"),  # before the thought, not held back beyond it
-        ("thought", "Hm"),
-        ("answer", "OP two"),
+        ("answer", "0 ST"),
+        ("thought", "STOP now"),
+        ("answer", "OP "),
+        ("tool_call", "call:STOP{}"),
+        ("answer", "1 "),
     ]
 
 
