@@ -13,6 +13,7 @@ from helpers.command import mgm_here  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from helpers.checkpoints import PairPaths
+    from mlx_gemma_mtp.text.tokenizer import Text
 
 # Set in the environment, so that all processes of a run use the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
@@ -62,6 +63,15 @@ def seed() -> int:
 def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
     """Random numbers of one test, whichever other tests run."""
     return np.random.default_rng([seed, *request.node.name.encode()])
+
+
+@pytest.fixture(scope="session")
+def text() -> "Text":
+    """The demo's tokenizer."""
+    from mlx_gemma_mtp.files.hub import DEMO
+    from mlx_gemma_mtp.text.tokenizer import Text
+
+    return Text(DEMO)
 
 
 @pytest.fixture
