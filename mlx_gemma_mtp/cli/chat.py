@@ -42,9 +42,8 @@ def chat(
     At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
     message, and the chat is saved only with --session NAME.
     """
-    from mlx_gemma_mtp.chat import store, talk
+    from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.chat.chat import Chat
-    from mlx_gemma_mtp.chat.loading import open_pair
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
     from mlx_gemma_mtp.cli.engine import load_engine
@@ -67,21 +66,21 @@ def chat(
         return load_engine(replace(pair, **models._asdict()), max_batch=1)
 
     with ExitStack() as stack:
-        loaded = open_pair(transcript.conversation.models, load)
-        here = Chat(loaded, transcript, params, screen, interrupts, keeps, stats)
+        here = Chat(load, transcript, params, screen, interrupts, keeps, stats)
         stack.callback(_leave, here, keep_cache)
         cache = store.cache_of(transcript.path) if transcript.path else None
         if cache and cache.exists():
             here.restore(cache)
         if shown and interrupts:
+            from mlx_gemma_mtp.chat.actions import talk
             from mlx_gemma_mtp.chat.editor import Editor
             from mlx_gemma_mtp.files.folders import history_file
 
             stack.enter_context(held(shown, interrupts))
             _greet(here)
-            talk.talk(here, Editor(shown, history_file(), interrupts), load)
+            talk(here, Editor(shown, history_file(), interrupts))
         else:
-            talk.answer_lines(here)
+            here.answer_lines(sys.stdin.buffer)
 
 
 def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
@@ -111,7 +110,7 @@ def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
     transcript, note = chat.transcript, chat.screen.note
     note(
-        f"{chat.loaded.models.model} · {chat.loaded.context:,}-token context · "
+        f"{chat.models.model} · {chat.context:,}-token context · "
         "/help for commands · Ctrl-D to quit"
     )
     if transcript.conversation.messages and transcript.path:
@@ -131,4 +130,4 @@ def _leave(chat: Chat, keep_cache: bool) -> None:
         except (MgmError, OSError, RuntimeError) as error:
             chat.screen.say(f"mgm: the KV cache is not saved: {error}")
     chat.transcript.close()
-    chat.loaded.engine.close()
+    chat.engine.close()

@@ -29,7 +29,7 @@ def main() -> None:
         person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
         for text in MESSAGES:
             person.say(text)
-        person.close()
+        person.child.close(force=True)
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for row in person.paper.cells[: person.paper.row]:
         line = Text()
