@@ -3,11 +3,9 @@
 import io
 import signal
 import threading
-import time
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +16,7 @@ from mlx_gemma_mtp.chat import clipboard
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import line
-from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
 from mlx_gemma_mtp.errors import (
     CheckpointError,
@@ -105,32 +103,23 @@ def test_piped_lines_are_messages_in_utf_8() -> None:
     assert [prompt[-1]["content"] for prompt in talk.engine.asked] == ["é 🦊", "/help", "last"]
 
 
-@pytest.mark.parametrize("moment", ["before it is known", "while the prompt is read"])
-def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(moment: str) -> None:
-    def press() -> None:
-        talk.interrupts.press(signal.SIGINT, None)
-
-    def read_prompt(generation: Generation) -> None:
-        deadline = time.monotonic() + 10
-        while not generation.stopping and time.monotonic() < deadline:
-            time.sleep(0.01)
-        reason = "cancelled" if generation.stopping else "stop"
-        generation.set_result(reply("", finish_reason=reason))
+@pytest.mark.parametrize("delay", [0, 0.1])  # seconds: before a generation is known, or later
+def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> None:
+    class Prefill(Generation):
+        def cancel(self) -> bool:
+            if not self.done():
+                self.set_result(reply("", finish_reason="cancelled"))
+            return True
 
     def prefill() -> Generation:
-        generation = Generation()
-        threading.Thread(target=read_prompt, args=[generation]).start()
-        if moment == "before it is known":
+        press = partial(talk.interrupts.press, signal.SIGINT, None)
+        if delay:
+            threading.Timer(delay, press).start()
+        else:
             press()
-        return generation
+        return Prefill()
 
-    class Pressing(Screen):
-        def spinner(self, what: str) -> AbstractContextManager[None]:
-            if moment == "while the prompt is read" and len(talk.engine.asked) == 1:
-                press()
-            return super().spinner(what)
-
-    talk = Talk(prefill, reply("42"), screen=Pressing)
+    talk = Talk(prefill, reply("42"))
     talk.ask(SUM)
     assert "(stopped before the answer: /regen asks again)" in talk.shown
     assert talk.messages == [("user", SUM)]
@@ -153,11 +142,8 @@ def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> Non
 
 
 def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
-    def load_or_fail(models: Models) -> Any:
-        raise CheckpointError(f"{models.model} is damaged")
-
     talk = Talk(reply("still here"))
-    talk.chat.load = load_or_fail
+    talk.loads = [CheckpointError("damaged")]
     for name, error, why in [
         ("no-such-model", ModelNotFoundError, "no-such-model"),
         ("some/model", ModelNotFoundError, "mgm pull some/model"),
@@ -171,50 +157,31 @@ def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
 
 
 def test_if_two_models_do_not_fit_the_old_one_makes_room_and_comes_back(tmp_path: Path) -> None:
-    (folder := tmp_path / "model").mkdir()
-    loaded: list[str] = []
-
-    def load_or_fail(models: Models) -> Any:
-        if models.model != "demo" and not talk.engine.closed:
-            raise NotEnoughMemoryError("no room")
-        loaded.append(models.model)
-        if models.model != "demo":
-            raise CheckpointError("damaged")
-        return FakeEngine(reply("back again"))
-
     talk = Talk()
-    talk.chat.load = load_or_fail
-    talk.run(f"/model {folder}")
-    assert loaded == [str(folder), "demo"]
-    assert talk.engine.closed
+    again = FakeEngine(reply("back again"))
+    talk.loads = [NotEnoughMemoryError("no room"), CheckpointError("damaged"), again]
+    talk.run(f"/model {tmp_path}")
+    name = str(tmp_path)
+    assert talk.loaded[1:] == [(name, False), (name, True), ("demo", True)]
     assert "damaged" in talk.shown
     talk.ask("Hi")
     assert talk.out.getvalue() == b"back again\n"
 
 
 def test_if_the_old_model_cannot_come_back_the_error_says_that_none_is_loaded() -> None:
-    def load_or_fail(models: Models) -> Any:
-        raise NotEnoughMemoryError("no room")
-
     talk = Talk()
-    talk.chat.load = load_or_fail
+    small = FakeEngine(reply("here"))
+    small.room = 0
+    talk.loads = [*[NotEnoughMemoryError("no room")] * 3, small]
     with pytest.raises(MgmError, match=r"^no model is loaded now: /model NAME loads one$"):
         talk.run("/model demo")
     assert "mgm: no room" in talk.shown
     assert talk.engine.closed
-    engine: Any = FakeEngine(reply("here"))
-    talk.chat.load = lambda _: engine
+    assert talk.chat.context == FakeEngine.room
     talk.run("/model demo")
+    assert talk.chat.context == 8192  # the model's own, if no context seems to fit in memory
     talk.ask("Hi")
     assert talk.out.getvalue() == b"here\n"
-
-
-def test_the_context_is_what_fits_in_memory_or_else_the_models_own() -> None:
-    talk = Talk()
-    assert talk.chat.context == talk.engine.room
-    talk.engine.room = 0
-    talk.run("/model demo")
-    assert talk.chat.context == 8192
 
 
 def test_an_answer_goes_to_the_clipboard_of_the_system_or_of_the_terminal(

@@ -9,17 +9,18 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pexpect
 import pyte
+from pyte.screens import Char
 
 from helpers.command import command, environment
 
 SECONDS = 60  # longer than any answer takes on a busy machine
 ROWS, COLUMNS = 24, 130
 PROMPT = "> "
-BLINK, DIM = 5, 2  # pyte knows no dim characters: here they blink
+BLINK, DIM = 5, 2  # pyte knows no dim characters: here they `blink`
 
 # Only LONG has an answer of more tokens: it waits there until it is stopped.
 HOLD = """
@@ -32,11 +33,6 @@ def take_and_hold(self, *arguments):
         time.sleep(0.01)
 Request.take = take_and_hold
 """
-
-
-class Cell(NamedTuple):
-    character: str
-    dim: bool
 
 
 class Paper(pyte.HistoryScreen):
@@ -52,18 +48,18 @@ class Paper(pyte.HistoryScreen):
         return len(self.history.top) + self.cursor.y
 
     @property
-    def cells(self) -> list[list[Cell]]:
+    def cells(self) -> list[list[Char]]:
         """All lines from the start, without blanks at their ends."""
         rows = []
         for line in (*self.history.top, *(self.buffer[row] for row in range(ROWS))):
             width = max((x for x in line if line[x].data.strip()), default=-1) + 1
-            rows.append([Cell(line[x].data, line[x].blink) for x in range(width)])
+            rows.append([line[x] for x in range(width)])
         return rows
 
     @property
     def written(self) -> list[str]:
         """All lines as text."""
-        return ["".join(cell.character for cell in row) for row in self.cells]
+        return ["".join(cell.data for cell in row) for row in self.cells]
 
     @property
     def at(self) -> str:

@@ -15,7 +15,7 @@ from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import parse
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.terminal import Interrupts
-from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
+from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 
@@ -80,21 +80,28 @@ def reply(text: str, thought: str = "", finish_reason: Any = "stop") -> Completi
 class Talk:
     """A chat, its engine, and its two streams."""
 
-    def __init__(
-        self, *answers: Answer, terminal: bool = True, screen: type[Screen] = Screen
-    ) -> None:
+    def __init__(self, *answers: Answer, terminal: bool = True) -> None:
         self.out = io.BytesIO()
         self.err = Terminal() if terminal else io.StringIO()
         self.engine = FakeEngine(*answers)
         self.interrupts = Interrupts()
+        self.loads: list[FakeEngine | MgmError] = [self.engine]  # what the next loads give
+        self.loaded: list[tuple[str, bool]] = []  # models, and if the first engine was closed then
         self.chat = Chat(
-            lambda _: self.engine,  # type: ignore[arg-type, return-value]
+            self._load,
             Transcript(Conversation(), store.new_path()),
             SamplingParams(),
-            screen(self.out, self.err),
+            Screen(self.out, self.err),
             self.interrupts if terminal else None,
             keeps=True,
         )
+
+    def _load(self, models: Models) -> Any:
+        self.loaded.append((models.model, self.engine.closed))
+        given = self.loads.pop(0)
+        if isinstance(given, MgmError):
+            raise given
+        return given
 
     @property
     def shown(self) -> str:
