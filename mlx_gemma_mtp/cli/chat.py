@@ -41,9 +41,8 @@ def chat(
     At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
     message, and the chat is saved only with --session NAME.
     """
-    from mlx_gemma_mtp.chat import store, talk
+    from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.chat.chat import Chat
-    from mlx_gemma_mtp.chat.loading import open_pair
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
     from mlx_gemma_mtp.cli.engine import load_engine
@@ -66,21 +65,21 @@ def chat(
         return load_engine(replace(pair, **models._asdict()), max_batch=1)
 
     with ExitStack() as stack:
-        loaded = open_pair(transcript.conversation.models, load)
-        here = Chat(loaded, transcript, params, screen, interrupts, keeps, stats)
+        here = Chat(load, transcript, params, screen, interrupts, keeps, stats)
         stack.callback(_leave, here, keep_cache)
         cache = store.cache_of(transcript.path) if transcript.path else None
         if cache and cache.exists():
             here.restore(cache)
         if shown and interrupts:
+            from mlx_gemma_mtp.chat.actions import talk
             from mlx_gemma_mtp.chat.editor import Editor
             from mlx_gemma_mtp.files.folders import history_file
 
             stack.enter_context(held(shown, interrupts))
             _greet(here)
-            talk.talk(here, Editor(shown, history_file(), interrupts), load)
+            talk(here, Editor(shown, history_file(), interrupts))
         else:
-            talk.answer_lines(here)
+            here.answer_lines(sys.stdin.buffer)
 
 
 def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
@@ -107,8 +106,8 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
 def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
     transcript, note = chat.transcript, chat.screen.note
-    context = f"{chat.loaded.context:,}-token context"
-    note(f"{chat.loaded.models.model} · {context} · /help for commands · Ctrl-D to quit")
+    context = f"{chat.context:,}-token context"
+    note(f"{chat.models.model} · {context} · /help for commands · Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
         note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
         if transcript.question is not None:
@@ -126,4 +125,4 @@ def _leave(chat: Chat, keep_cache: bool) -> None:
         except (MgmError, OSError, RuntimeError) as error:
             chat.screen.say(f"mgm: the KV cache is not saved: {error}")
     chat.transcript.close()
-    chat.loaded.engine.close()
+    chat.engine.close()
