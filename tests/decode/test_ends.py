@@ -1,26 +1,20 @@
 """Outputs that end inside a draft. K = 5 and every draft is right: a round gives 6 tokens."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from helpers.forced import Forced, NumbersText, always, spelled
-from helpers.plain import Plain
+from helpers.plain import Plain, some_kind
 from mlx_gemma_mtp import SamplingParams
 
-SOME_KIND = "E2B"  # none of this depends on the kind
+pytestmark = some_kind
 
 
 def inside_a_draft(index: int) -> bool:
     """True if this token is neither the first nor the last of its round."""
     return index > 0 and 0 < (index - 1) % 6 < 5
-
-
-@pytest.fixture
-def plain(plains: Callable[[str], Plain]) -> Plain:
-    return plains(SOME_KIND)
 
 
 @pytest.fixture
@@ -32,10 +26,8 @@ def right(plain: Plain, rng: np.random.Generator) -> Forced:
 @pytest.fixture(params=[0, 5])
 def params(plain: Plain, request: pytest.FixtureRequest) -> list[SamplingParams]:
     """The rows' own settings, with 0 or 5 drafts."""
-    drafts = request.param
-    return [
-        replace(row.params, max_tokens=plain.long, num_draft_tokens=drafts) for row in plain.rows
-    ]
+    own = {"max_tokens": plain.long, "num_draft_tokens": request.param}
+    return [replace(row.params, **own) for row in plain.rows]
 
 
 def test_an_end_token_inside_a_draft_ends_the_output(

@@ -6,7 +6,6 @@ hardly ever right, so drafts are also forced: right and wrong by a pattern over 
 Then the counts of accepted drafts must be exactly those of the pattern.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,14 +21,11 @@ from helpers.plain import (
     NUM_ROWS,
     TIGHT,
     Plain,
-    again,
-    assert_plain,
+    some_kind,
     wraps,
 )
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.model.cache import capacity_for
-
-SOME_KIND = "E2B"  # for what does not depend on the kind
 
 
 def case(kind: str, number: int) -> tuple[int, int]:
@@ -56,9 +52,7 @@ def test_the_plain_outputs_cover_what_is_promised(plain: Plain) -> None:
 def test_output_with_the_drafter_is_plain(plain: Plain, num_drafts: int, size: int) -> None:
     rows = plain.pick(size)
     assert wraps(rows[0], plain.short, plain.ring) >= 2
-    with plain.engine() as engine:
-        done = again(engine, rows, plain.short, num_drafts)
-    assert_plain(done, rows, plain.short)
+    done = plain.assert_generated(rows, plain.short, num_drafts)
     assert all(one.stats.drafted == one.stats.rounds * num_drafts > 0 for one in done)
 
 
@@ -69,11 +63,7 @@ def test_output_is_plain_whatever_is_accepted(
     num_drafts, size = case(plain.kind, number)
     rows = plain.pick(size)
     forced = Forced(rng, rows, at_random(rng, rows, rate=0.85))
-    with plain.engine(forced) as engine:
-        done = again(engine, rows, plain.long, num_drafts)
-    assert_plain(done, rows, plain.long)
-    for i, one in enumerate(done):
-        forced.assert_counted(i, one.stats, plain.long, num_drafts)
+    plain.assert_generated(rows, plain.long, num_drafts, forced)
 
 
 def test_rows_accept_nothing_everything_or_a_pattern_side_by_side(
@@ -86,36 +76,22 @@ def test_rows_accept_nothing_everything_or_a_pattern_side_by_side(
     choices = [nothing, everything, odd, late, seldom, everything, nothing, odd]
     turn = int(rng.integers(NUM_ROWS))
     patterns = [choices[(i + turn) % NUM_ROWS][i] for i in range(NUM_ROWS)]
-    forced = Forced(rng, plain.rows, patterns)
-    with plain.engine(forced) as engine:
-        done = again(engine, plain.rows, plain.short, 3)
-    assert_plain(done, plain.rows, plain.short)
-    for i, one in enumerate(done):
-        forced.assert_counted(i, one.stats, plain.short, 3)
-    rates = {one.stats.acceptance_rate for one in done}
-    assert {0, 1} < rates
+    done = plain.assert_generated(plain.rows, plain.short, 3, Forced(rng, plain.rows, patterns))
+    assert {0, 1} < {one.stats.acceptance_rate for one in done}
 
 
-def test_each_row_has_its_own_number_of_drafts(
-    plains: Callable[[str], Plain], rng: np.random.Generator
-) -> None:
-    plain = plains(SOME_KIND)
+@some_kind
+def test_each_row_has_its_own_number_of_drafts(plain: Plain, rng: np.random.Generator) -> None:
     forced = Forced(rng, plain.rows, at_random(rng, plain.rows, rate=0.9))
     drafts = rng.permutation([0, 1, 2, 3, 4, 5, 6, 7]).tolist()
-    with plain.engine(forced) as engine:
-        done = again(engine, plain.rows, plain.short, drafts)
-    assert_plain(done, plain.rows, plain.short)
-    for i, one in enumerate(done):
-        forced.assert_counted(i, one.stats, plain.short, drafts[i])
+    plain.assert_generated(plain.rows, plain.short, drafts, forced)
 
 
 def test_each_prompt_alone_gives_the_same_output(plain: Plain, rng: np.random.Generator) -> None:
-    row = plain.pick(1)[0]
-    with plain.engine(drafter=None) as engine:
-        assert_plain(again(engine, [row], plain.short, 0), [row], plain.short)
+    plain.assert_generated(plain.pick(1), plain.short, 0, drafter=None)
     for row in plain.rows:
-        with plain.engine(Forced(rng, [row], always([row], True))) as engine:
-            assert_plain(again(engine, [row], plain.long, max(DRAFTS)), [row], plain.long)
+        forced = Forced(rng, [row], always([row], True))
+        plain.assert_generated([row], plain.long, max(DRAFTS), forced)
 
 
 def test_output_is_plain_with_the_most_drafts_and_the_ring_of_an_engine_in_use(
@@ -124,9 +100,7 @@ def test_output_is_plain_with_the_most_drafts_and_the_ring_of_an_engine_in_use(
     num_tokens = min(len(row.tokens) for row in plain.rows)
     assert all(wraps(row, num_tokens, plain.ring_under(LIMITS)) >= 1 for row in plain.rows)
     forced = Forced(rng, plain.rows, at_random(rng, plain.rows, rate=0.9))
-    with plain.engine(forced, limits=LIMITS) as engine:
-        done = again(engine, plain.rows, num_tokens, MAX_DRAFT_TOKENS)
-    assert_plain(done, plain.rows, num_tokens)
+    plain.assert_generated(plain.rows, num_tokens, MAX_DRAFT_TOKENS, forced, limits=LIMITS)
 
 
 def test_a_prompt_may_come_in_chunks_that_wrap_the_ring(
@@ -134,6 +108,4 @@ def test_a_prompt_may_come_in_chunks_that_wrap_the_ring(
 ) -> None:
     rows = [row for row in plain.rows if len(row.prompt) > 13]
     forced = Forced(rng, rows, always(rows, True))
-    with plain.engine(forced, limits=replace(TIGHT, chunks=(13,))) as engine:
-        done = again(engine, rows, plain.short, 7)
-    assert_plain(done, rows, plain.short)
+    plain.assert_generated(rows, plain.short, 7, forced, limits=replace(TIGHT, chunks=(13,)))
