@@ -35,38 +35,35 @@ STALE = 1e3
 # No copy of the cache
 
 
-def peak_of_a_round(models: Models, at: Start) -> int:
-    """Peak bytes of one round with 3 drafts, minus what was there before."""
-    settings = row_settings([FILTERED] * len(at.newest.token))
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    play(models, at, settings, [3] * len(at.newest.token), 3)
-    return mx.get_peak_memory() - before
-
-
 def test_a_round_copies_no_cache(models: Models, rng: np.random.Generator) -> None:
     at = start(models.target, rng, [40, 25], capacity=8192)
+    settings = row_settings([FILTERED] * 2)
+
+    def peak() -> int:
+        """Peak bytes of one round with 3 drafts, minus what was there before."""
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        play(models, at, settings, [3, 3], 3)
+        return mx.get_peak_memory() - before
+
     before = addresses(at.cache)
     # What it does need: the scores of one layer's attention, over the same 8192 positions.
-    assert peak_of_a_round(models, at) < at.cache.nbytes / 2
+    assert peak() < at.cache.nbytes / 2
     assert addresses(at.cache) == before
 
-    held = buffers(at.cache)
-    assert peak_of_a_round(models, at) > at.cache.nbytes
-    assert not set(addresses(at.cache)) & set(before)
-    del held
-
-
-def test_one_held_view_costs_one_buffer(models: Models, rng: np.random.Generator) -> None:
-    at = start(models.target, rng, [40, 25])
-    before = addresses(at.cache)
     view = at.cache.values[0][:1, :, :2]
     mx.eval(view)
-    play(models, at, row_settings([GREEDY] * 2), [3, 3], 3)
-    moved = [i for i, new in enumerate(addresses(at.cache)) if new != before[i]]
-    assert moved == [len(at.cache.keys)]
+    play(models, at, settings, [3, 3], 3)
+    after = addresses(at.cache)
+    moved = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    assert moved == [len(at.cache.keys)]  # a view costs a copy of its buffer alone
     del view
+
+    held = buffers(at.cache)
+    assert peak() > at.cache.nbytes
+    assert not set(addresses(at.cache)) & set(after)
+    del held
 
 
 def test_an_engine_at_work_holds_no_second_reference_to_its_buffers(

@@ -295,16 +295,6 @@ def test_equal_scores_stay_or_go_together(rng: np.random.Generator) -> None:
         assert (got[row] == (scores[row] >= values[:num_values].min())).all()
 
 
-def test_each_row_has_its_own_filter(rng: np.random.Generator) -> None:
-    logits = numbers(rng, SMALL)
-    filters = zip((1, 3, NO_FILTER), seeds(rng, 3), strict=True)
-    drawn = draw(logits, [params(1.5, k, 1.0, seed) for k, seed in filters], range(400))
-    best = np.argsort(logits)[::-1]
-    assert set(drawn[0]) == {best[0]}
-    assert set(drawn[1]) == set(best[:3])
-    assert len(set(drawn[2])) > 5
-
-
 @pytest.mark.parametrize("among_candidates", [False, True])
 def test_suppressed_tokens_are_never_chosen(
     rng: np.random.Generator, among_candidates: bool

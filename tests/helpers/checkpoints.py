@@ -19,10 +19,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-VOCAB = 256
-MAX_POSITIONS = 1024
+_DATA = json.loads(Path(__file__).with_name("kinds.json").read_text())
+COMMON: dict[str, Any] = _DATA["common"]
+VOCAB: int = COMMON["vocab_size"]
+EOS: list[int] = COMMON["eos_token_id"]
+# What each kind adds. The proportions are those of the published models: which layers share K/V,
+# which type has which head size, how many queries share a K/V head. Some hidden sizes differ from
+# the drafter's, and in 31B two full layers own K/V, so that confusing either fails a test.
+TARGETS: dict[str, dict[str, Any]] = _DATA["targets"]
+KINDS = tuple(TARGETS)
+CENTROID_KINDS = ("E2B", "E4B")
 PER_LAYER_WIDTH = 64
-EOS = [1, 106, 50]
 SUPPRESSED = {"12B": list(range(200, 216))}  # the published 12B has such a list as well
 # Root mean squares: of a scaled embedding, of a final hidden state, of a query-key product. A small
 # embedding keeps greedy output from repeating its last token. Logits, whose spread is the product
@@ -31,31 +38,6 @@ SUPPRESSED = {"12B": list(range(200, 216))}  # the published 12B has such a list
 EMBEDDING = 0.1
 FINAL_HIDDEN = 15.0
 ATTENTION_SCORE = 1.2
-
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "intermediate_size": 128,
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "max_position_embeddings": MAX_POSITIONS,
-    "final_logit_softcapping": 30.0,
-    "eos_token_id": EOS,
-}
-# What each kind adds. The proportions are those of the published models: which layers share K/V,
-# which type has which head size, how many queries share a K/V head. Some hidden sizes differ from
-# the drafter's, and in 31B two full layers own K/V, so that confusing either fails a test.
-_DATA = json.loads(Path(__file__).with_name("kinds.json").read_text())
-TARGETS: dict[str, dict[str, Any]] = _DATA["targets"]
-KINDS = tuple(TARGETS)
-CENTROID_KINDS = ("E2B", "E4B")
-# What an assistant inherits from its target: the shape and the window of the K/V it reads.
-INHERITED = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_global_key_value_heads",
-    "attention_k_eq_v",
-    "sliding_window",
-)
 
 
 class PairPaths(NamedTuple):
@@ -90,16 +72,8 @@ def make_pair(
     state = target.state_dict()
     if multimodal:
         state |= _unused_key_value_weights(target)
-    target.generation_config = GenerationConfig(
-        bos_token_id=2,
-        eos_token_id=EOS,
-        pad_token_id=0,
-        do_sample=True,
-        temperature=1.0,
-        top_k=64,
-        top_p=0.95,
-        suppress_tokens=SUPPRESSED.get(kind),
-    )
+    suppressed = SUPPRESSED.get(kind)
+    target.generation_config = GenerationConfig(**_DATA["generation"], suppress_tokens=suppressed)
     target.save_pretrained(paths.target, state_dict=state, **shards)
     drafter.save_pretrained(paths.drafter, **shards)
     return paths
@@ -197,7 +171,8 @@ def _multimodal(kind: str, text: PreTrainedConfig) -> PreTrainedModel:
 
 def _assistant(kind: str) -> PreTrainedModel:
     target = TARGETS[kind]
-    own = {name: target[name] for name in INHERITED if name in target}
+    # The shape and the window of the K/V that it reads.
+    own = {name: target[name] for name in _DATA["inherited"] if name in target}
     own |= {
         "hidden_size": 64,
         "num_hidden_layers": 4,
