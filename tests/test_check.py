@@ -11,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.random_pair import EXPERTS, SUPPRESSED, VOCAB, random_pair
+from helpers.checkpoints import VOCAB
+from helpers.random_pair import EXPERTS, SUPPRESSED, random_pair
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.check import Report, compare
 from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix, round_player
