@@ -74,7 +74,7 @@ class Report:
         """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
         own = [{k: v for k, v in vars(one).items() if k != "model"} for one in self.models]
         models = [one.model.to_json() | more for one, more in zip(self.models, own, strict=True)]
-        return {"schema": 1} | asdict(self) | {"models": models}
+        return {"schema": 2} | asdict(self) | {"models": models}
 
 
 def examine(packages: Sequence[str] = PACKAGES) -> Report:

@@ -23,7 +23,7 @@ from helpers.fake_hub import (
     model_files,
 )
 from mlx_gemma_mtp import device, doctor, memory
-from mlx_gemma_mtp.check import SelfTest, Speed
+from mlx_gemma_mtp.check import SelfTest
 from mlx_gemma_mtp.cli.doctor import conclude, print_report
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
@@ -32,7 +32,7 @@ from mlx_gemma_mtp.files import folders, hub, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
 
 TARGET_FILES, DRAFTER_FILES = folder_files(hub.DEMO), folder_files(hub.DEMO_DRAFTER)
-GOOD = SelfTest(10, [], 0.6, [Speed(1, 60.0, 40.0), Speed(4, 150.0, 90.0)], 9.0)
+GOOD = SelfTest(10, [], 0.6)
 BAD = replace(GOOD, differences=["temperature 1, batch 4, row 2: 7 tokens are the same, then ..."])
 
 
@@ -57,7 +57,7 @@ def test_the_report_shows_the_machine_and_its_models(
         *("backend", "versions", "cache", "depth", "variables", "models", "problems"),
         *("self_test", "healthy"),
     ]
-    assert (shown["schema"], shown["healthy"], shown["self_test"]) == (1, True, None)
+    assert (shown["schema"], shown["healthy"], shown["self_test"]) == (2, True, None)
     assert shown["chip"] == mx.device_info()["device_name"]
     assert shown["available_bytes"] == pytest.approx(device.available(), rel=0.5)
     assert shown["memory_bytes"] >= shown["available_bytes"] > 0
@@ -194,7 +194,6 @@ def test_the_conclusion_shows_the_self_test_and_has_its_exit_code(
     assert conclude(report, GOOD, as_json=False) == 0
     shown = capsys.readouterr().out
     assert "10 completions, the same" in shown
-    assert "batch 4: 90 tokens/s without it, 150 with it" in shown
 
     assert conclude(report, BAD, as_json=False) == 5
     shown = capsys.readouterr().out
@@ -217,5 +216,3 @@ def test_the_command_runs_the_self_test(hub_cache: HubCache, mgm_here: Here) -> 
     tested = found(done)["self_test"]
     assert (tested["completions"], tested["differences"]) == (18, [])
     assert 0 < tested["acceptance_rate"] < 1
-    assert [one["batch"] for one in tested["speeds"]] == [1, 4]
-    assert all(min(one["drafted"], one["plain"]) > 0 for one in tested["speeds"])

@@ -8,9 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.filesize import decimal
 
-from mlx_gemma_mtp.cli.check import exact_products
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
 
 if TYPE_CHECKING:
@@ -30,17 +28,18 @@ def doctor(
     without its drafter. Exit codes: 0 healthy, 1 a problem, 5 completions differ.
     """
     try:
-        from mlx_gemma_mtp import check, doctor
+        from mlx_gemma_mtp import check, device, doctor
     except ImportError as error:
-        why = one_line(error)
-        raise MgmError(f"a package cannot be imported ({why}): install mgm again") from None
+        raise MgmError(
+            f"a package cannot be imported ({one_line(error)}): install mgm again"
+        ) from None
 
     report, tested = doctor.examine(), None
     if not as_json:
         print_report(report)
     if self_test:
         print("running the self-test, about ten seconds ...", file=sys.stderr)
-        exact_products()
+        device.exact_products()
         try:
             tested = check.self_test()
         except MgmError as error:
@@ -50,6 +49,8 @@ def doctor(
 
 def print_report(report: Report) -> None:
     """Print everything except the problems of the machine."""
+    from rich.filesize import decimal
+
     available = decimal(report.available_bytes)
     versions = (f"{name} {found or 'missing'}" for name, found in report.versions.items())
     variables = (f"{name}={value}" for name, value in report.variables.items())
@@ -57,7 +58,10 @@ def print_report(report: Report) -> None:
         ("machine", f"{report.chip}, {decimal(report.memory_bytes)}"),
         ("system", f"{report.system}, {report.architecture}"),
         ("backend", f"{report.backend}, {available} available to a model"),
-        ("versions", ", ".join(versions)),
+        (
+            "versions",
+            ", ".join(versions),
+        ),
         ("cache", _place(report.cache)),
         ("timings", _place(report.depth)),
         ("variables", ", ".join(variables) or "none"),
@@ -83,10 +87,6 @@ def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
         if tested is not None:
             same = "NOT the same" if differences else "the same"
             print(f"self-test: {tested.completions} completions, {same} with and without drafter")
-            for one in tested.speeds:
-                speeds = f"{one.plain:.0f} tokens/s without it, {one.drafted:.0f} with it"
-                print(f"  batch {one.batch}: {speeds}")
-            print("  drafts are forced here; `mgm bench` measures what they gain")
         for problem in problems:
             print(f"problem: {problem}")
         if not problems:
@@ -97,6 +97,8 @@ def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
 
 
 def _verdict(one: Checked) -> str:
+    from rich.filesize import decimal
+
     from mlx_gemma_mtp.memory import LOAD_CONTEXT
 
     if one.model.problem is not None:
@@ -111,5 +113,7 @@ def _verdict(one: Checked) -> str:
 
 
 def _place(place: Place) -> str:
+    from rich.filesize import decimal
+
     writable = "writable" if place.writable else "not writable"
     return f"{place.path}, {decimal(place.free_bytes)} free, {writable}"

@@ -29,6 +29,8 @@ from helpers.fake_hub import (
 )
 from mlx_gemma_mtp.files import hub
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60  # longer than any of this takes on a busy machine
 PAIR = {NAME: TARGET_FILES, DRAFTER: DRAFTER_FILES}
 INDEX = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}

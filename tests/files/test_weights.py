@@ -30,6 +30,8 @@ from mlx_gemma_mtp.files.weights import load_drafter, load_target, num_bytes
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
+pytestmark = pytest.mark.torch
+
 MOE = "26B-A4B"
 LAYOUTS: dict[str, dict[str, bool]] = {
     "text-only, sharded": {"sharded": True},
@@ -226,31 +228,22 @@ def test_a_pair_quantized_while_loading_generates(pair: PairPaths) -> None:
     assert done.stats.drafted > 0
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of experts of 64 MiB in float32, large enough to measure its memory."""
-    raw = {
-        "model_type": "gemma4_text",
-        "vocab_size": 256,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "global_head_dim": 64,
-        "hidden_size_per_layer_input": 0,
-        "enable_moe_block": True,
-        "num_experts": 16,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 192,
-    }
-    target = Target(TargetConfig.from_dict(raw))
-    arrays = {
-        "model." + (name.removesuffix(".weight") if ".experts." in name else name): array
-        for name, array in parameters(target).items()
-    }
-    return write(tmp_path_factory.mktemp("large") / "model", raw, arrays)
+LARGE = {
+    "model_type": "gemma4_text",
+    "vocab_size": 256,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "global_head_dim": 64,
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 16,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 192,
+}  # 64 MiB in float32, enough to measure
 
 
 def peak_of(job: Callable[[], Target]) -> tuple[int, int]:
@@ -264,10 +257,14 @@ def peak_of(job: Callable[[], Target]) -> tuple[int, int]:
     return mx.get_peak_memory() - before, kept
 
 
-def test_quantizing_or_converting_while_loading_never_holds_the_model_twice(
-    large: Path, tmp_path: Path
-) -> None:
-    full = sum(array.nbytes for array in read_arrays(large).values())
+def test_quantizing_or_converting_while_loading_never_holds_the_model_twice(tmp_path: Path) -> None:
+    arrays = {
+        "model." + (name.removesuffix(".weight") if ".experts." in name else name): array
+        for name, array in parameters(Target(TargetConfig.from_dict(LARGE))).items()
+    }
+    large = write(tmp_path / "large", LARGE, arrays)
+    full = sum(array.nbytes for array in arrays.values())
+    del arrays
     peak, kept = peak_of(lambda: load_target(large, bits=4))
     assert kept < 0.25 * full
     assert peak < kept + 1.5 * full / 6  # layers
