@@ -109,8 +109,7 @@ def test_the_mixed_recipe_gives_sensitive_weights_more_bits() -> None:
 def test_rules_of_the_command_line_come_first_also_without_bits(converted: Converted) -> None:
     rules = ("layers.{1,3}.mlp.*=none", "*.o_proj=8/32", "drafter.pre_projection=mxfp4")
     out = converted(MOE, Options(rules=rules))
-    found = read_manifest(out)
-    stem = "language_model.model.layers"
+    found, stem = read_manifest(out), "language_model.model.layers"
     for layer in range(6):
         up = found.tensors[f"{stem}.{layer}.mlp.up_proj.weight"]
         assert up.bits == (None if layer in (1, 3) else 4)

@@ -178,9 +178,7 @@ def test_a_checkpoint_without_manifest_is_checked_too(pair: PairPaths, folder: P
 
 
 def test_the_source_is_the_one_in_the_manifest(whole: Path) -> None:
-    verdict = verify(whole)[0]
-    manifest = verdict.manifest
-    assert manifest is not None
+    verdict, manifest = verify(whole)[0], read_manifest(whole)
 
     def source(name: str, revision: str | None) -> str:
         other = replace(manifest, source=Origin(name, revision))
