@@ -82,7 +82,7 @@ def card(name: str, plan: Plan, manifest: Manifest) -> str:
 
 
 def with_quality(text: str, section: str) -> str:
-    """Return a card with this Markdown as its section about quality, which may be missing."""
+    """Return a card with this Markdown as its section about quality, added if it has none."""
     start, end = text.find(_START), text.find(_END)
     if 0 <= start < end:
         return text[:start] + _quality(section) + text[end + len(_END) :]

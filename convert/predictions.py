@@ -46,7 +46,7 @@ def compare(
     num_positions: int = NUM_POSITIONS,
     num_logits: int = NUM_LOGITS,
 ) -> list[TextQuality]:
-    """Compare both on the documents, by part. On the worker's thread. Raises CheckpointError."""
+    """Compare both by part of the text, on the worker's thread. Raises CheckpointError."""
     scores: dict[str, list[np.ndarray]] = {}
     for group in _groups(documents, num_positions):
         longest = max(len(document.tokens) for document in group)

@@ -78,14 +78,14 @@ class _Passing(list[TargetLayer]):
     def __iter__(self) -> Iterator[TargetLayer]:
         def computed(*inputs: Any) -> mx.array:
             out = layer(*inputs)
-            mx.eval(out)  # as long as its weights are there
+            mx.eval(out)  # while its weights are in memory
             return out
 
         total = len(self)
         while self:
             if mlx_worker().leaving.is_set():
                 raise MgmError("the process is leaving")
-            layer = self.pop(0)  # nothing holds the one before now
+            layer = self.pop(0)  # and drop the one before
             mx.clear_cache()
             for parameter in dict(tree_flatten(layer.parameters())).values():
                 mx.eval(parameter)  # one by one: bytes read from the file are more than those kept

@@ -13,7 +13,7 @@ from mlx_gemma_mtp.errors import MgmError, UsageError, one_line
 
 
 def check_upload(repository: str) -> None:
-    """Raise UsageError for an invalid repository name, MgmError without a token of the Hub."""
+    """Raise UsageError for an invalid repository name, MgmError without a valid Hub token."""
     import huggingface_hub
     from huggingface_hub.utils._validators import validate_repo_id
 

@@ -26,7 +26,7 @@ def verify(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="A text file to measure on [mgm's].")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts to draft for, one per line [questions of mgm's].")
+        Path | None, typer.Option(help="A file of prompts to draft for, one per line [mgm's].")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Maximum tokens of each text [all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

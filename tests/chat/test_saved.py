@@ -30,8 +30,7 @@ def test_a_conversation_that_is_read_again_is_the_same() -> None:
     talk.ask("third")
     talk.run("/regen")
     before = talk.chat.transcript.conversation
-    path = talk.chat.transcript.path
-    assert path
+    path = store.paths()[0]
     with pytest.raises(UsageError, match="open in another mgm"):
         Transcript.reopened(path)
     talk.chat.transcript.close()
@@ -45,29 +44,12 @@ def test_a_conversation_that_is_read_again_is_the_same() -> None:
     assert path.stat().st_mode & 0o77 == 0  # only the user can read it
 
 
-def test_clear_starts_another_conversation_and_leaves_the_first_where_it_is() -> None:
-    talk = Talk(reply("one"), reply("two"))
-    talk.run("/system Be kind.")
-    talk.ask("first")
-    talk.run("/clear")
-    assert talk.messages == []
-    [first] = store.paths()
-    os.utime(first, (1, 1))
-    talk.ask("second")
-    titles = [one.conversation and one.conversation.title for one in store.kept()]
-    assert titles == ["second", "first"]
-    assert store.last() == talk.chat.transcript.path != first
-    contents = [(message["role"], message["content"]) for message in talk.engine.asked[1]]
-    assert contents == [("system", "Be kind."), ("user", "second")]
-
-
 def test_a_full_disk_is_reported_once_and_the_chat_continues(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     talk = Talk(reply("one"), reply("two"), reply("three"))
     talk.ask("first")
-    path = talk.chat.transcript.path
-    assert path
+    path = store.paths()[0]
     before = path.read_bytes()
     write = os.write
 
@@ -119,14 +101,22 @@ def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path) -> None:
                 Transcript.reopened(path)
 
 
-def test_sessions_are_listed_and_removed_with_their_caches(mgm_here: Here, data: Path) -> None:
+def test_clear_starts_another_session_and_sessions_are_listed_and_removed_with_their_caches(
+    mgm_here: Here, data: Path
+) -> None:
     assert mgm_here("sessions").stdout == ""
     talk = Talk(reply("one"), reply("two"))
+    talk.run("/system Be kind.")
     talk.ask("My name is Anna.\n And I am 33 years old, as old as the hills.")
     talk.run("/clear")
+    assert talk.messages == []
+    [first] = store.paths()
+    os.utime(first, (1, 1))
     talk.ask("second")
-    path = talk.chat.transcript.path
-    assert path
+    contents = [(message["role"], message["content"]) for message in talk.engine.asked[1]]
+    assert contents == [("system", "Be kind."), ("user", "second")]
+    path = store.paths()[0]
+    assert path == talk.chat.transcript.path != first
     store.cache_of(path).write_bytes(b"12345")
     (data / "sessions" / "broken.jsonl").write_bytes(b"?\n")
     strangers = [data / "sessions" / name for name in ("my notes.jsonl", "copy.jsonl.jsonl")]
@@ -137,9 +127,8 @@ def test_sessions_are_listed_and_removed_with_their_caches(mgm_here: Here, data:
     listed = {one["name"]: one for one in found(mgm_here("sessions", "--json"))["sessions"]}
     assert len(listed) == 3
     assert listed["broken"]["problem"]
-    assert listed[path.stem]["cache_bytes"] == 5
-    assert listed[path.stem]["turns"] == 1
-    assert store.last().stem not in ("broken", "my notes", "copy.jsonl")
+    assert (listed[path.stem]["cache_bytes"], listed[path.stem]["turns"]) == (5, 1)
+    assert store.last() == path  # neither the broken one nor a stranger
 
     assert mgm_here("sessions", "rm", path.stem).stdout == f"removed {path.stem}\n"
     assert not path.exists()
@@ -158,8 +147,7 @@ def test_paths_are_those_of_the_system_or_of_the_variables(
     monkeypatch: pytest.MonkeyPatch, mgm_here: Here, data: Path
 ) -> None:
     own = found(mgm_here("paths", "--json"))
-    assert own["sessions"] == str(data / "sessions")
-    assert own["history"] == str(data / "history")
+    assert (own["sessions"], own["history"]) == (str(data / "sessions"), str(data / "history"))
     monkeypatch.delenv("MGM_DATA_DIR")
     monkeypatch.setenv("XDG_DATA_HOME", "/xdg/data")
     monkeypatch.setenv("XDG_STATE_HOME", "/xdg/state")

@@ -1,6 +1,6 @@
 """Pairs and converted pairs that the tests of this folder share."""
 
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.broken import breakable_pair  # noqa: F401 - the fixture `broken`
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.converted import MOE
+from helpers.converted import MOE, Converted
 
 
 @pytest.fixture
@@ -18,18 +18,14 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def converted(
-    pairs: dict[str, PairPaths], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, Options], Path]:
+def converted(pairs: dict[str, PairPaths], tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """Each kind's pair, or the demo pair, converted with these options, once; to be copied."""
-    made: dict[tuple[str, Options], Path] = {}
 
+    @cache
     def of(kind: str, options: Options) -> Path:
-        if (kind, options) not in made:
-            out = tmp_path_factory.mktemp(kind) / "out"
-            convert(kind if kind == "demo" else pairs[kind].target, out, options)
-            made[kind, options] = out
-        return made[kind, options]
+        out = tmp_path_factory.mktemp(kind) / "out"
+        convert(kind if kind == "demo" else pairs[kind].target, out, options)
+        return out
 
     return of
 

@@ -25,7 +25,6 @@ from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
-UNQUANTIZED = Options(bits="none")
 TOWERS_IN = ("E2B", "12B", MOE)
 TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 
@@ -55,7 +54,7 @@ def renamed(source: Path, config: TargetConfig) -> Arrays:
 def test_unquantized_weights_keep_every_bit_and_load_in_mlx_lm(
     pair: PairPaths, kind: str, converted: Converted
 ) -> None:
-    out = converted(kind, UNQUANTIZED)
+    out = converted(kind, Options(bits="none"))
     source = load_target(pair.target)
     assert_same_arrays(read_arrays(out), renamed(pair.target, source.config))  # without towers
     assert any("vision" in name for name in read_arrays(pair.target)) == (kind in TOWERS_IN)
@@ -69,10 +68,10 @@ def test_unquantized_weights_keep_every_bit_and_load_in_mlx_lm(
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])
 def test_a_converted_pair_can_be_converted_again(
-    kind: str, converted: Converted, tmp_path: Path
+    kind: str, converted: Converted, out: Path
 ) -> None:
-    convert(converted(kind, UNQUANTIZED), tmp_path / "again", Options())
-    assert hashes(tmp_path / "again") == hashes(converted(kind, Options()))
+    convert(converted(kind, Options(bits="none")), out, Options())
+    assert hashes(out) == hashes(converted(kind, Options()))
 
 
 def in_memory(model: nn.Module, records: dict[str, Any]) -> None:
@@ -83,59 +82,50 @@ def in_memory(model: nn.Module, records: dict[str, Any]) -> None:
             return False
         path = path.replace("experts.", "experts.switch_glu.").replace("gate_up", "gate")
         (record,) = (r for name, r in records.items() if name.endswith(f"model.{path}.weight"))
-        if record.bits is None:
-            return False
-        return {"bits": record.bits, "group_size": record.group_size, "mode": record.mode}
+        keys = ("bits", "group_size", "mode")
+        return record.bits is not None and {key: getattr(record, key) for key in keys}
 
     nn.quantize(model, class_predicate=format_of)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [*((kind, "4") for kind in KINDS), (MOE, "8")])
+MIXED = [*((kind, Options()) for kind in KINDS), (MOE, Options(bits="8"))]
+OTHERS = [Options(bits=bits, group_size=32, recipe="uniform") for bits in ("3", "6")]
+OTHERS += [Options(bits=bits, recipe="uniform") for bits in FIXED]
+CASES = [*MIXED, *((MOE, options) for options in OTHERS)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), CASES, ids=[f"{kind}-{options.bits}" for kind, options in CASES]
+)
 def test_quantized_weights_equal_those_quantized_in_memory_and_load_in_mlx_lm(
-    pairs: dict[str, PairPaths], kind: str, bits: str, converted: Converted
+    kind: str, options: Options, pairs: dict[str, PairPaths], converted: Converted
 ) -> None:
-    out, pair = converted(kind, Options(bits=bits)), pairs[kind]
+    out, pair = converted(kind, options), pairs[kind]
     target, expected = load_target(out), load_target(pair.target)
-    in_memory(expected, read_manifest(out).tensors)
-    assert_same_arrays(parameters(target), parameters(expected))
-    assert logits(target).tobytes() == logits(expected).tobytes()
     # Vocabulary, head sizes and so on are where mlx-lm looks for them.
     assert_mlx_lm_agrees(out, target)
-
-    drafter = load_drafter(out / "drafter", target.config)
-    uniform = load_drafter(pair.drafter, target.config, bits=int(bits))
-    assert_same_arrays(parameters(drafter), parameters(uniform))
-    if (kind, bits) in (("E2B", "4"), (MOE, "4")):  # the uniform recipe is that of loading
-        target = load_target(converted(kind, Options(recipe="uniform")))
-        assert_same_arrays(parameters(target), parameters(load_target(pair.target, bits=4)))
-
-
-@pytest.mark.parametrize("bits", ["3", "6", *FIXED])
-def test_every_format_loads_as_it_was_written(
-    bits: str, pairs: dict[str, PairPaths], converted: Converted
-) -> None:
-    group_size = None if bits in FIXED else 32
-    out = converted(MOE, Options(bits=bits, group_size=group_size, recipe="uniform"))
-    target = load_target(out)
-    chosen = parse_format(bits, group_size)
-    assert chosen is not None
-    experts = target.layers[0].experts.gate_up_proj
-    assert (experts.bits, experts.group_size, experts.mode) == (*chosen[1:], chosen.mode)
-    if bits != "q4_0":
-        expected = load_target(pairs[MOE].target)
+    if options.bits != "q4_0":  # which MLX cannot quantize to
         in_memory(expected, read_manifest(out).tensors)
         assert_same_arrays(parameters(target), parameters(expected))
-    assert_mlx_lm_agrees(out, target)
-
-
-@pytest.mark.parametrize("kind", ["E2B", "12B", MOE])  # 12B: projections of one input differ
-def test_a_converted_pair_generates(kind: str, converted: Converted) -> None:
+        assert logits(target).tobytes() == logits(expected).tobytes()
+    if options in OTHERS:
+        experts = target.layers[0].experts.gate_up_proj
+        found = {"bits": experts.bits, "group_size": experts.group_size, "mode": experts.mode}
+        chosen = parse_format(options.bits, options.group_size)
+        assert chosen is not None
+        assert found == chosen.block
+        return
     params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
-    with load(converted(kind, Options())) as engine:
-        assert engine.has_drafter
+    with load(out) as engine:
         done = engine.generate([5, 6, 7], params)[0]
     assert len(done.tokens) == 20
     assert done.stats.drafted > 0
+    drafter = load_drafter(out / "drafter", target.config)
+    uniform = load_drafter(pair.drafter, target.config, bits=int(options.bits))
+    assert_same_arrays(parameters(drafter), parameters(uniform))
+    if kind in ("E2B", MOE) and options.bits == "4":  # the uniform recipe is that of loading
+        target = load_target(converted(kind, Options(recipe="uniform")))
+        assert_same_arrays(parameters(target), parameters(load_target(pair.target, bits=4)))
 
 
 def test_another_type_is_cast_before_it_is_quantized(
@@ -166,12 +156,10 @@ def test_rows_quantized_apart_have_the_bits_of_rows_quantized_together(
     assert chosen is not None
     whole = mx.array(rng.standard_normal((67, 256), np.float32)).astype(dtype)
     slices = [quantize(whole[row : row + 5], chosen) for row in range(0, 67, 5)]
-    for part, *pieces in zip(quantize(whole, chosen), *slices, strict=True):
+    by_mlx = mx.quantize(whole, **chosen.block)
+    for part, expected, *pieces in zip(quantize(whole, chosen), by_mlx, *slices, strict=True):
         assert mx.array_equal(part, mx.concatenate(pieces))
-    if name != "q4_0":
-        by_mlx = mx.quantize(whole, **chosen.block)
-        for part, expected in zip(quantize(whole, chosen), by_mlx, strict=True):
-            assert mx.array_equal(part, expected)
+        assert name == "q4_0" or mx.array_equal(part, expected)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])

@@ -12,11 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_gemma_mtp.convert import shards
 from mlx_gemma_mtp.convert.card import with_quality
 from mlx_gemma_mtp.convert.conversion import convert
-from mlx_gemma_mtp.convert.manifest import MANIFEST, UNLISTED, Origin, read_manifest
+from mlx_gemma_mtp.convert.manifest import MANIFEST, UNLISTED, FileRecord, Origin, read_manifest
 from mlx_gemma_mtp.convert.plan import Options
+from mlx_gemma_mtp.convert.shards import INDEX
 from mlx_gemma_mtp.convert.verify import source_of, verify
 
 from helpers.arrays import read_arrays
@@ -24,7 +24,6 @@ from helpers.broken import Edit, change_arrays, put, set_values, table
 from helpers.checkpoints import PairPaths
 from helpers.command import Here
 from helpers.converted import MOE, Converted, assert_refused
-from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 
 FIRST = "model-00001-of-00003.safetensors"
@@ -32,6 +31,8 @@ SECOND = "model-00002-of-00003.safetensors"
 DEFAULTS = "generation_config.json"
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"
 WEIGHT = f"{Q_PROJ}.weight"
+OWN_NAME = "layers.0.self_attn.q_proj.weight"
+DRAFTER = "drafter/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,10 @@ def faults_of(folder: Path) -> list[str]:
 
 def edit_bytes(name: str, edit: Callable[[bytes], bytes]) -> Edit:
     return lambda folder: (folder / name).write_bytes(edit((folder / name).read_bytes()))
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
 
 
 def remove(name: str) -> Edit:
@@ -91,85 +96,64 @@ def entry(file: str, block: str, name: str, value: Any) -> Edit:
     return edit
 
 
+def indexed(name: str, file: str) -> Edit:
+    return entry(INDEX, "weight_map", name, file)
+
+
 EIGHT_BITS = {"bits": 8, "group_size": 64, "mode": "affine"}  # of a tensor of 6
 shorten_tensor = rehashed(arrays(lambda found: found.update({WEIGHT: found[WEIGHT][:-1]})))
 # An edit of a folder -> words of the lines that must name it, one line for each fault.
-DAMAGES: dict[str, tuple[Edit, list[tuple[str, ...]]]] = {
-    "a changed byte": (
-        edit_bytes(SECOND, lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]),
-        [(SECOND, "has changed")],
-    ),
+DAMAGES: dict[str, tuple[Any, ...]] = {
+    "a changed byte": (edit_bytes(SECOND, flip), (SECOND, "has changed")),
     "a file cut short": (
-        edit_bytes(SECOND, lambda data: data[:-3]),
-        [(SECOND, "by 3 bytes")],
+        edit_bytes(SECOND, lambda old: old[:-3]),
+        (SECOND, "cut short by 3 bytes"),
     ),
-    "a longer file": (
-        edit_bytes(DEFAULTS, lambda data: data + b"\n"),
-        [(DEFAULTS, "too long by 1 bytes")],
-    ),
-    "a missing shard": (remove(SECOND), [(SECOND, "is missing")]),
-    "no config": (remove("config.json"), [("config.json", "is missing")]),
-    "no defaults": (remove(DEFAULTS), [(DEFAULTS, "is missing")]),
-    "another file": (put("model-00004.safetensors", ""), [("00004.safetensors", "not list")]),
+    "a longer file": (edit_bytes(DEFAULTS, lambda old: old + b"!"), (DEFAULTS, "long by 1 bytes")),
+    "a missing shard": (remove(SECOND), (SECOND, "is missing")),
+    "no config": (remove("config.json"), ("config.json", "is missing")),
+    "no defaults": (remove(DEFAULTS), (DEFAULTS, "is missing")),
+    "another file": (put("model-00004.safetensors", ""), ("00004.safetensors", "not list")),
     "another config": (
-        edit_bytes("config.json", lambda data: data.replace(b'window": 16', b'window": 17')),
-        [("config.json", "changed"), ("another model", "sliding window")],
+        edit_bytes("config.json", lambda old: old.replace(b'window": 16', b'window": 17')),
+        ("config.json", "changed"),
+        ("another model", "sliding window"),
     ),
-    "a broken config": (put("config.json", "{"), [("config.json", "cut short")]),
-    "a shorter tensor": (
-        shorten_tensor,
-        [(WEIGHT, "U32 [63, "), ("layers.0.self_attn.q_proj.weight", "[63, ")],
-    ),
+    "a broken config": (put("config.json", "{"), ("config.json", "cut short")),
+    "a shorter tensor": (shorten_tensor, (WEIGHT, "U32 [63, "), (OWN_NAME, "[63, ")),
     "a lost tensor": (
         rehashed(arrays(lambda found: found.pop(WEIGHT))),
-        [("layers.0.self_attn.q_proj.weight", "missing"), (shards.INDEX, WEIGHT)],
+        (OWN_NAME, "missing"),
+        (INDEX, WEIGHT),
     ),
     "another tensor": (
-        rehashed(
-            arrays(lambda found: found.update({"more": mx.zeros((2, 2))})),
-            entry(shards.INDEX, "weight_map", "more", FIRST),
-        ),
-        [("more", "not in the manifest")],
+        rehashed(arrays(lambda found: found.update(more=mx.zeros((2, 2)))), indexed("more", FIRST)),
+        ("more", "not in the manifest"),
     ),
-    "a misplaced tensor": (
-        rehashed(entry(shards.INDEX, "weight_map", WEIGHT, SECOND)),
-        [(shards.INDEX, WEIGHT, FIRST, SECOND)],
-    ),
+    "a misplaced tensor": (rehashed(indexed(WEIGHT, SECOND)), (INDEX, WEIGHT, FIRST, SECOND)),
     "other bits in the manifest": (
         entry(MANIFEST, "tensors", WEIGHT, EIGHT_BITS),
-        [(WEIGHT, "U32 [64, 12]", "U32 [64, 16]")],
+        (WEIGHT, "U32 [64, 12]", "U32 [64, 16]"),
     ),
     "other bits in the config": (
         rehashed(entry("config.json", "quantization", Q_PROJ, EIGHT_BITS)),
-        [("layers.0.self_attn.q_proj.weight", "[64, 12]", "[64, 16]")],
+        (OWN_NAME, "[64, 12]", "[64, 16]"),
     ),
-    "a broken manifest": (put(MANIFEST, "{"), [(MANIFEST, "JSON")]),
-    "a later manifest": (set_values({"schema": 2}, MANIFEST), [(MANIFEST, "schema 2")]),
-    "a changed drafter": (
-        edit_bytes("drafter/model.safetensors", lambda data: data[:-1] + b"\x7f"),
-        [("drafter/model.safetensors", "has changed")],
-    ),
+    "a broken manifest": (put(MANIFEST, "{"), (MANIFEST, "JSON")),
+    "a later manifest": (set_values({"schema": 2}, MANIFEST), (MANIFEST, "schema 2")),
+    "a changed drafter": (edit_bytes(DRAFTER, flip), (DRAFTER, "has changed")),
 }
 
 
 @table(DAMAGES)
-def test_every_fault_is_named(case: tuple[Edit, list[tuple[str, ...]]], folder: Path) -> None:
-    damage, expected = case
+def test_every_fault_is_named(case: tuple[Any, ...], folder: Path) -> None:
+    damage, *expected = case
     damage(folder)
     faults = faults_of(folder)
     for words in expected:
         assert any(all(word in fault for word in words) for fault in faults), (words, faults)
     assert len(faults) == len(expected), faults
     assert not any("\n" in fault for fault in faults)
-
-
-def test_a_new_conversion_has_no_faults(kind: str, converted: Converted) -> None:
-    for bits in ("none", "4", "mxfp4"):
-        out = converted(kind, Options(bits=bits))
-        target, drafter = verify(out)
-        assert target.faults == drafter.faults == []
-        assert target.num_tensors > drafter.num_tensors > 0
-        assert faults_of(out / "drafter") == []
 
 
 def test_a_drafter_of_another_model_is_named_and_other_files_may_change(
@@ -190,17 +174,15 @@ def test_a_checkpoint_without_manifest_is_checked_too(pair: PairPaths, folder: P
     shorten_tensor(folder)
     (folder / MANIFEST).unlink()
     (fault,) = faults_of(folder)
-    assert "layers.0.self_attn.q_proj.weight" in fault
+    assert OWN_NAME in fault
 
 
 def test_the_source_is_the_one_in_the_manifest(whole: Path) -> None:
-    verdict = verify(whole)[0]
-    manifest = verdict.manifest
-    assert manifest is not None
+    verdict, manifest = verify(whole)[0], read_manifest(whole)
 
     def source(name: str, revision: str | None) -> str:
-        origin = Origin(name, revision)
-        return source_of(verdict._replace(manifest=replace(manifest, source=origin)))
+        other = replace(manifest, source=Origin(name, revision))
+        return source_of(verdict._replace(manifest=other))
 
     assert source("gemma-4-demo-it", None) == "demo"
     with pytest.raises(UsageError, match=r"folder called target: .*--source"):
@@ -235,20 +217,25 @@ def test_the_command_lists_all_faults_and_exits_with_5(folder: Path, mgm_here: H
     assert found["target"]["manifest"]
 
 
-def test_the_manifest_lists_files_and_tensors(kind: str, converted: Converted) -> None:
+def test_a_new_conversion_has_no_faults_and_what_its_manifest_lists(
+    kind: str, converted: Converted
+) -> None:
+    for bits in ("none", "4", "mxfp4"):
+        out = converted(kind, Options(bits=bits))
+        target, drafter = verify(out)
+        assert target.faults == drafter.faults == faults_of(out / "drafter") == []
+        assert target.num_tensors > drafter.num_tensors > 0
+
     out = converted(kind, Options())
-    for folder, of, source in (
-        (out, "target", "target"),
-        (out / "drafter", "drafter", "target-assistant"),
-    ):
+    for folder, source in ((out, "target"), (out / "drafter", "target-assistant")):
         found = read_manifest(folder)
-        assert (found.kind, found.source) == (of, Origin(source, None))
+        assert found.kind == ("target" if folder == out else "drafter")
+        assert found.source == Origin(source, None)
         there = {path.name for path in folder.iterdir() if path.is_file()} - set(UNLISTED)
         assert found.files.keys() == there
         for name, record in found.files.items():
             data = (folder / name).read_bytes()
-            assert record.bytes == len(data)
-            assert record.sha256 == hashlib.sha256(data).hexdigest()
+            assert record == FileRecord(len(data), hashlib.sha256(data).hexdigest())
         arrays = read_arrays(folder)
         quantized = {name for name in arrays if name.endswith((".scales", ".biases"))}
         assert arrays.keys() - quantized == found.tensors.keys()
@@ -261,21 +248,16 @@ def test_the_manifest_lists_files_and_tensors(kind: str, converted: Converted) -
         assert json.loads(found.to_json()) == json.loads((folder / "manifest.json").read_text())
 
 
-def test_the_manifest_names_repository_and_commit(
-    pairs: dict[str, PairPaths], tmp_path: Path
+def test_the_card_names_repository_and_commit_and_takes_quality(
+    pairs: dict[str, PairPaths], tmp_path: Path, out: Path
 ) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = tmp_path / "models--google--gemma-4-tiny-it" / "snapshots" / commit
+    snapshot = tmp_path / "models--google--gemma-4-tiny-it" / "snapshots" / "0123abc"
     shutil.copytree(pairs[MOE].target, snapshot)
-    convert(snapshot, tmp_path / "out", Options(), drafter=pairs[MOE].drafter)
-    assert read_manifest(tmp_path / "out").source == Origin("google/gemma-4-tiny-it", commit)
-    card = (tmp_path / "out" / "README.md").read_text()
+    convert(snapshot, out, Options(), drafter=pairs[MOE].drafter)
+    assert read_manifest(out).source == Origin("google/gemma-4-tiny-it", "0123abc")
+    card = (out / "README.md").read_text()
     assert "base_model: google/gemma-4-tiny-it" in card
-    assert commit in card
-
-
-def test_the_card_takes_quality_and_replaces_it(converted: Converted) -> None:
-    card = (converted(MOE, Options()) / "README.md").read_text()
+    assert "at commit `0123abc`" in card
     assert "mgm chat --model out" in card
     assert "`*.router.proj`" in card
     once = with_quality(card, "Perplexity 7.1")
@@ -287,16 +269,11 @@ def test_the_card_takes_quality_and_replaces_it(converted: Converted) -> None:
     assert with_quality("# Mine\n", "Perplexity 7").startswith("# Mine\n\n## Quality\n")
 
 
-@pytest.mark.slow
-def test_tokenizer_and_template_are_copied(tmp_path: Path) -> None:
-    convert("demo", tmp_path / "demo", Options(bits="8"))
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]  # nothing unfinished is left
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == {
+def test_tokenizer_and_template_are_copied(converted: Converted) -> None:
+    out = converted("demo", Options(bits="8"))
+    assert [path.name for path in out.parent.iterdir()] == ["out"]  # nothing unfinished is left
+    assert {path.name for path in out.iterdir()} == {
         *("README.md", "chat_template.jinja", "config.json", "drafter", "generation_config.json"),
-        *("manifest.json", "model.safetensors", shards.INDEX),
+        *("manifest.json", "model.safetensors", INDEX),
         *("tokenizer.json", "tokenizer_config.json"),
     }
-    with load(tmp_path / "demo") as engine:
-        done = engine.generate("What is 17 + 25?", SamplingParams(temperature=0))[0]
-    assert done.text == "17 + 25 = 42"
-    assert done.stats.accepted > 0

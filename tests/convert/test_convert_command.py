@@ -1,54 +1,62 @@
-"""Sources, options and places that cannot be converted are refused in one line, before any harm."""
+"""`mgm convert` refuses in one line, before any harm; it uploads only what is complete."""
 
 import json
-import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 from mlx_gemma_mtp.convert import partial
-from mlx_gemma_mtp.convert.conversion import convert
+from mlx_gemma_mtp.convert.conversion import convert, prepare
+from mlx_gemma_mtp.convert.manifest import read_manifest
 from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.broken import Edit, set_values, table
-from helpers.checkpoints import PairPaths
+from helpers.checkpoints import PairPaths, make_pair
 from helpers.command import Here
-from helpers.converted import assert_refused, hashes, put_nan
+from helpers.converted import MOE, assert_refused, hashes, put_nan
+from helpers.fake_hub import COMMIT, NAME, FakeHub, folder_files
 from mlx_gemma_mtp.files.checkpoint import weight_files
 from mlx_gemma_mtp.files.hub import DEMO_DRAFTER
 
 
-def cut_short(folder: Path) -> None:
-    path = weight_files(folder)[1]
-    os.truncate(path, path.stat().st_size - 100)
+def edit_first(edit: Callable[[bytes], bytes]) -> Edit:
+    """Edit the bytes of the first file of weights."""
 
+    def apply(folder: Path) -> None:
+        path = weight_files(folder)[0]
+        path.write_bytes(edit(path.read_bytes()))
 
-def garbage(folder: Path) -> None:
-    weight_files(folder)[0].write_bytes(b"\x10" + b"\0" * 7 + b"no safetensors at all" * 9)
+    return apply
 
 
 def entry(**changes: Any) -> Edit:
-    """Change a weight's entry in the header of the first file."""
+    """Change a weight's entry in the header."""
 
-    def edit(folder: Path) -> None:
-        path = weight_files(folder)[0]
-        data = path.read_bytes()
+    def edit(data: bytes) -> bytes:
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])
         header[next(name for name in header if name.endswith("proj.weight"))] |= changes
         text = json.dumps(header).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+        return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
-    return edit
+    return edit_first(edit)
+
+
+def garbage(_: bytes) -> bytes:
+    return b"\x10" + b"\0" * 7 + b"no safetensors at all" * 9
 
 
 SOURCES: dict[str, tuple[Edit, str]] = {
-    "a file cut short": (cut_short, "cut short by 100 bytes"),
-    "another file format": (garbage, "not a whole safetensors file"),
+    "a file cut short": (edit_first(lambda data: data[:-100]), "cut short by 100 bytes"),
+    "another file format": (edit_first(garbage), "not a whole safetensors file"),
     "an impossible shape": (entry(shape=[-1]), "damaged header"),
     "an impossible offset": (entry(data_offsets=[0, 8]), "damaged"),
     "an impossible type": (entry(dtype=3), "damaged header"),
@@ -75,14 +83,12 @@ def test_a_damaged_source_is_refused(
     assert hashes(broken.target) == before
 
 
-def test_other_models_are_refused(
-    mgm_here: Here, tiny: PairPaths, tmp_path: Path, out: Path
-) -> None:
+def test_other_models_are_refused(mgm_here: Here, tiny: PairPaths, out: Path) -> None:
     for exit_code, word, arguments in (
         (1, "this is a drafter", (tiny.drafter,)),
         (1, "not a Gemma 4 drafter", (tiny.target, "--drafter", tiny.target)),
         (1, "belongs to another model", (tiny.target, "--drafter", DEMO_DRAFTER)),
-        (3, "nowhere", (tmp_path / "nowhere",)),
+        (3, "nowhere", (out.with_name("nowhere"),)),
     ):
         assert_refused(mgm_here("convert", *arguments, "--out", out), exit_code, word)
     assert list(out.parent.iterdir()) == []
@@ -183,3 +189,67 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=400_000))
     assert_refused(mgm_here("convert", tiny.target, "--out", out), 1, "make room")
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """The Hub's client: it takes everything."""
+    found = Mock()
+    found.create_repo.side_effect = lambda repository, exist_ok: f"https://hub/{repository}"
+    found.upload_folder.side_effect = lambda folder_path, **_: read_manifest(folder_path)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: found)
+    return found
+
+
+def test_an_impossible_upload_is_refused_before_the_work(
+    mgm_here: Here, tiny: PairPaths, out: Path, api: Mock
+) -> None:
+    command = ("convert", tiny.target, "--out", out, "--upload-repo")
+    assert_refused(mgm_here(*command, "not/a/name"), 2, "not a Hub repository name")
+    api.whoami.side_effect = errors.LocalTokenNotFoundError("Many\nlines")
+    assert_refused(mgm_here(*command, "me/tiny"), 1, "HF_TOKEN")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_finished_conversion_is_uploaded_and_kept_if_that_fails(
+    mgm_here: Here, tiny: PairPaths, out: Path, api: Mock
+) -> None:
+    command = ("convert", tiny.target, "--out", out, "--force", "--upload-repo", "me/tiny")
+    done = mgm_here(*command)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n")
+    assert done.stderr.splitlines()[-1] == "uploaded to https://hub/me/tiny"
+    assert api.upload_folder.call_args.kwargs["repo_id"] == "me/tiny"
+
+    api.upload_folder.side_effect = errors.HTTPError("peer\nclosed connection")
+    done = mgm_here(*command)
+    assert (done.returncode, done.stdout) == (1, f"{out}\n")
+    line = done.stderr.splitlines()[-1]
+    assert "peer closed connection" in line
+    assert "hf upload me/tiny" in line
+    assert (out / "manifest.json").exists()
+
+
+DRY_RUN = """
+import sys
+from mlx_gemma_mtp.convert import conversion, plan
+for one in conversion.prepare(sys.argv[1], plan.Options(), headers_only=True):
+    print(one.kind, one.source.origin.revision, one.nbytes, one.shards)
+"""
+
+
+@pytest.mark.torch
+def test_a_dry_run_downloads_headers_and_no_weights(tmp_path: Path, seed: int) -> None:
+    pair = make_pair(MOE, tmp_path / "pair", seed)
+    server = FakeHub()
+    server.add(NAME, folder_files(pair.target))
+    server.add(f"{NAME}-assistant", folder_files(pair.drafter))
+    with server.running(tmp_path / "home") as environment:
+        command = [sys.executable, "-c", DRY_RUN, NAME]
+        printed = subprocess.check_output(command, env=environment, text=True, timeout=120)
+    assert printed.splitlines() == [
+        f"{plan.kind} {COMMIT} {plan.nbytes} {plan.shards}"
+        for plan in prepare(pair.target, Options())
+    ]
+    asked = {line for line in server.ranges if line.startswith("model.safetensors")}
+    assert asked == {"model.safetensors bytes=0-100000"}
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
