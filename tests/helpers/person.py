@@ -67,10 +67,6 @@ class Paper(pyte.HistoryScreen):
         line = self.buffer[self.cursor.y]
         return "".join(line[x].data for x in range(self.cursor.x))
 
-    def has_mode(self, number: int) -> bool:
-        """True if a private mode is set; 25 shows the cursor, 2004 marks pastes."""
-        return number << 5 in self.mode
-
 
 class Person:
     """Starts a chat and waits for its prompt."""
@@ -140,8 +136,8 @@ class Person:
         except pexpect.EOF:
             pass
         assert "Traceback" not in self.seen
-        assert not self.paper.has_mode(2004)
-        assert self.paper.has_mode(25)
+        assert 2004 << 5 not in self.paper.mode  # pastes are not marked
+        assert 25 << 5 in self.paper.mode  # the cursor is shown
         assert termios.tcgetattr(self.child.child_fd)[:4] == self._modes[:4]
         self.child.wait()
         return self.child.exitstatus
