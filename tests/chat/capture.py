@@ -1,8 +1,6 @@
-"""Makes mlx_gemma_mtp/chat/chat.svg, the picture in the README: a real chat with the demo pair.
+"""Makes mlx_gemma_mtp/chat/chat.svg, the picture in the README: a chat on the machine it runs on.
 
-    PYTHONPATH=tests python tests/chat/capture.py
-
-Its numbers are those of the machine it runs on.
+PYTHONPATH=tests python tests/chat/capture.py
 """
 
 import io
@@ -20,11 +18,10 @@ from helpers.person import Person
 
 PICTURE = Path(mlx_gemma_mtp.chat.__file__).with_name("chat.svg")
 COLUMNS = 128
-MESSAGES = [SUM, "/stats on", STORY, "/mtp off", "/regen"]
 
 with tempfile.TemporaryDirectory() as folder:
     person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
-    for text in MESSAGES:
+    for text in (SUM, "/stats on", STORY, "/mtp off", "/regen"):
         person.say(text)
     person.child.close(force=True)
 console = Console(record=True, width=COLUMNS, file=io.StringIO())

@@ -12,10 +12,9 @@ import pytest
 from helpers.command import SUM
 from helpers.talk import FakeEngine, Talk, Terminal, reply
 from mlx_gemma_mtp import MgmError, SamplingParams, errors, load
-from mlx_gemma_mtp.chat import clipboard
+from mlx_gemma_mtp.chat import clipboard, statistics
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
-from mlx_gemma_mtp.chat.statistics import line
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
 from mlx_gemma_mtp.text.channels import ToolCall
@@ -54,14 +53,14 @@ def test_the_statistics_hold_what_was_measured_and_no_more() -> None:
         first_token_seconds=0.31,
         decode_seconds=181 / 61.4,
     )
-    assert line(stats, plain=32.6, context=32_000, memory=9_200_000_000) == (
+    assert statistics.line(stats, plain=32.6, context=32_000, memory=9_200_000_000) == (
         "182 tok · 61.4 tok/s (1.9x vs 32.6) · first token 0.31 s · "
         "MTP 2.7 tok/round, 78% accepted · ctx 4.1k/32k (3.8k reused) · 9.2 GB"
     )
-    assert " vs " not in line(stats, plain=None, context=32_000, memory=1)
+    assert " vs " not in statistics.line(stats, plain=None, context=32_000, memory=1)
     few = Stats(prompt_tokens=9, generated_tokens=1, decode_seconds=0.1)
     expected = "1 tok · no drafts · ctx 10/4.1k · 48.0 MB"
-    assert line(few, plain=32.6, context=4096, memory=48_000_000) == expected
+    assert statistics.line(few, plain=32.6, context=4096, memory=48_000_000) == expected
 
 
 def test_a_note_says_whether_the_context_or_max_tokens_cut_an_answer_off() -> None:
@@ -122,12 +121,6 @@ def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> N
     assert talk.messages[-1] == ("assistant", "42")
 
 
-def test_the_text_before_a_stop_is_the_answer() -> None:
-    talk = Talk(reply("half an", finish_reason="cancelled"), reply("ok"))
-    talk.ask("Hi", "Continue")
-    assert talk.engine.asked[1][1] == {"role": "assistant", "content": "half an"}
-
-
 def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> None:
     talk = Talk(reply("one"))
     talk.chat.restore(tmp_path / "cache.safetensors")
@@ -138,12 +131,8 @@ def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> Non
 def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
     talk = Talk(reply("still here"))
     talk.loads = [errors.CheckpointError("damaged")]
-    for name, error, why in [
-        ("no-such-model", errors.ModelNotFoundError, "no-such-model"),
-        ("some/model", errors.ModelNotFoundError, "mgm pull some/model"),
-        ("demo", errors.CheckpointError, "damaged"),
-    ]:
-        with pytest.raises(error, match=why):
+    for name, why in [("no-such", "no-such"), ("a/b", "mgm pull a/b"), ("demo", "damaged")]:
+        with pytest.raises(MgmError, match=why):
             talk.run(f"/model {name}")
     assert not talk.engine.closed
     talk.ask("Hi")
@@ -213,7 +202,6 @@ def test_ten_turns_prefill_only_what_is_new_and_answer_as_from_scratch() -> None
         before = 0
         for number in range(10):
             chat.ask(f"What is {17 + number} + 25?")
-            assert chat.last
             assert chat.last.reused_tokens >= before  # all but the last answer and the new message
             before = chat.last.prompt_tokens
             if number == 0:
