@@ -1,8 +1,6 @@
-"""Makes mlx_gemma_mtp/chat/chat.svg, the picture in the README: a real chat with the demo pair.
+"""Makes mlx_gemma_mtp/chat/chat.svg, the picture in the README: a chat on the machine it runs on.
 
-    PYTHONPATH=tests python tests/chat/capture.py
-
-Its numbers are those of the machine it runs on.
+PYTHONPATH=tests python tests/chat/capture.py
 """
 
 import io
@@ -20,26 +18,18 @@ from helpers.person import Person
 
 PICTURE = Path(mlx_gemma_mtp.chat.__file__).with_name("chat.svg")
 COLUMNS = 128
-MESSAGES = [SUM, "/stats on", STORY, "/mtp off", "/regen"]
 
-
-def main() -> None:
-    """Hold the chat and draw it."""
-    with tempfile.TemporaryDirectory() as folder:
-        person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
-        for text in MESSAGES:
-            person.say(text)
-        person.child.close(force=True)
-    console = Console(record=True, width=COLUMNS, file=io.StringIO())
-    for row in person.paper.cells[: person.paper.row]:
-        line = Text()
-        for dim, cells in groupby(row, key=lambda cell: cell.blink):
-            line.append("".join(cell.data for cell in cells), "dim" if dim else "")
-        console.print(line, soft_wrap=True)
-    drawn = console.export_svg(title="mgm chat", unique_id="chat")
-    # A page that shows the picture does not load fonts for it.
-    PICTURE.write_text(re.sub(r"@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL))
-
-
-if __name__ == "__main__":
-    main()
+with tempfile.TemporaryDirectory() as folder:
+    person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
+    for text in (SUM, "/stats on", STORY, "/mtp off", "/regen"):
+        person.say(text)
+    person.child.close(force=True)
+console = Console(record=True, width=COLUMNS, file=io.StringIO())
+for row in person.paper.cells[: person.paper.row]:
+    line = Text()
+    for dim, cells in groupby(row, key=lambda cell: cell.blink):
+        line.append("".join(cell.data for cell in cells), "dim" if dim else "")
+    console.print(line, soft_wrap=True)
+drawn = console.export_svg(title="mgm chat", unique_id="chat")
+# A page that shows the picture does not load fonts for it.
+PICTURE.write_text(re.sub(r"@font-face \{.*?\}\n", "", drawn, flags=re.DOTALL))

@@ -1,4 +1,4 @@
-"""Shared by the tests of the chat."""
+"""An empty folder for conversations, and a terminal with colors, in all tests of the chat."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for conversations, and a terminal with colors."""
     monkeypatch.setenv("MGM_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)

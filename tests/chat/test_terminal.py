@@ -42,20 +42,9 @@ def person(chat: Person) -> Person:
     return chat
 
 
-def test_arrow_keys_edit_and_up_recalls(person: Person) -> None:
-    assert "2 + 3 = 5" in person.say(f"What is 2 + 4?{LEFT}\x7f3")
-    assert person.said("user") == "What is 2 + 3?"
-    person.type(UP)
-    person.wait_for_line("> What is 2 + 3?")
-    person.say("")
-    assert len(person.messages) == 4
-
-
-def test_ctrl_c_stops_an_answer_and_keeps_what_is_there(person: Person) -> None:
-    row = person.paper.row
-    person.type(f"{LONG}\r")
-    person.wait_to_see("1, 2, 3", row)
-    assert person.paper.has_mode(2004)  # a paste is recognized from now on
+def test_ctrl_c_stops_an_answer_and_keeps_it_and_regen_answers_again(person: Person) -> None:
+    row = person.start(LONG, "1, 2, 3")
+    assert 2004 << 5 in person.paper.mode  # a paste is recognized from now on
     person.type(PASTE.format("typed\rahead"))  # it waits, unseen, for the next prompt
     person.wait_to_see("14, 15", row)
     person.child.kill(signal.SIGINT)  # the key would drop the text that was typed ahead
@@ -67,21 +56,16 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_is_there(person: Person) -> None:
     assert shown == f"{answer.rstrip()}(stopped)"
     person.type(CTRL_C)  # clears the line
     person.wait_for_prompt()
+    assert person.say("/hlep") == "mgm: no command /hlep: did you mean /help?"
 
+    row = person.start("/regen", "14, 15")
+    person.type(CTRL_C)
+    assert "(stopped)" in person.wait_for_prompt(row)
+    assert len(person.messages) == 3  # the last one in place of the first answer
     stopped, before, _ = context(person)
     assert "= 42" in person.say(SUM)
     new, after, _ = context(person)
     assert after - new > before > stopped > 40  # it is in the prompt
-
-
-def test_the_key_stops_an_answer_too_and_regen_answers_again(person: Person) -> None:
-    for text in (LONG, "/regen"):
-        row = person.paper.row
-        person.type(f"{text}\r")
-        person.wait_to_see("14, 15", row)
-        person.type(CTRL_C)
-        assert "(stopped)" in person.wait_for_prompt(row)
-    assert len(person.messages) == 3
 
 
 def test_pasted_lines_are_one_message_as_they_are(person: Person) -> None:
@@ -92,15 +76,17 @@ def test_pasted_lines_are_one_message_as_they_are(person: Person) -> None:
     assert "the context" in person.say("/set max_tokens default")
 
 
-def test_a_message_of_several_lines_by_quotes_keys_and_an_editor(person: Person) -> None:
+def test_several_lines_by_quotes_keys_and_an_editor_and_a_copy(person: Person) -> None:
     person.type('"""What is\r')
     person.say('17 + 25?"""')
     assert person.said("user") == "What is\n17 + 25?"
-    person.say(f"What is{ESCAPE}\r2 + 3?")
+    person.say(f"What is{ESCAPE}\r2 + 4?{LEFT}\x7f3")
     assert person.said("user") == "What is\n2 + 3?"
     row = person.paper.row
     person.type("\x18\x05")  # the editor's text is sent when it closes, as in a shell
     assert "3 + 4 = 7" in person.wait_for_prompt(row)
+    assert "OSC 52" in person.say("/copy")
+    assert base64.b64decode(person.clipboard[-1]).decode() == "3 + 4 = 7"
 
 
 def test_tab_completes_commands_values_and_files(person: Person) -> None:
@@ -118,7 +104,6 @@ def test_the_chat_follows_the_size_of_the_window(person: Person) -> None:
     person.say("/clear")
     assert "= 42" in person.say("What is 17 + 25? " + "x" * 60 + "\x15" + SUM)
     person.resize(COLUMNS)
-    person.say("/clear")
 
 
 def test_thoughts_are_dim_and_counted_or_hidden(person: Person) -> None:
@@ -148,39 +133,13 @@ def test_other_numbers_of_drafts_give_the_same_text_for_a_seed(person: Person) -
     for drafts in ("off", "3", "auto"):
         person.say(f"/mtp {drafts}")
         texts.append(person.say("/regen"))
+        assert drafts != "3" or re.search(r"MTP \d.* accepted", person.say("/stats"))
     assert len(texts[0]) > 40
     assert texts == [texts[0]] * 4
     person.say("/set seed 8")
     assert person.say("/regen") != texts[0]
     for setting in ("temperature 0", "max_tokens default", "seed default"):
         person.say(f"/set {setting}")
-
-
-def test_undo_and_regen_reuse_the_kv_cache(person: Person) -> None:
-    person.say("My name is Anna.")
-    assert person.say("/hlep") == "mgm: no command /hlep: did you mean /help?"
-    person.say("/mtp 3")
-    person.say("My name is Paul.")
-    assert "(removed: My name is Paul.)" in person.say("/undo")
-    assert "Anna" in person.say("What is my name?")
-    assert re.search(r"MTP \d\.\d tok/round, \d+% accepted", person.say("/stats"))
-    answer, used, reused = context(person)
-    assert used - answer > reused > 0
-    person.say("/mtp auto")
-
-
-def test_a_conversation_goes_to_a_file_and_back_and_an_answer_to_the_clipboard(
-    person: Person,
-) -> None:
-    person.say("My name is Anna.")
-    assert "OSC 52" in person.say("/copy")
-    copied = base64.b64decode(person.clipboard[-1])
-    assert copied.decode() == person.said("assistant")
-    file = person.folder / "kept.txt"
-    person.say(f"/save {file}")
-    person.say("/clear")
-    assert "1 turn," in person.say(f"/load {file}")
-    assert "Anna" in person.say("What is my name?")
 
 
 def test_ctrl_c_twice_quits_with_the_terminal_in_order(chat: Person) -> None:
@@ -195,14 +154,10 @@ def test_ctrl_c_twice_quits_with_the_terminal_in_order(chat: Person) -> None:
     assert chat.leave() == 0
 
 
-def test_a_conversation_continues_after_kill_9_with_its_cache_and_after_sigterm(
-    tmp_path: Path,
-) -> None:
+def test_a_conversation_continues_after_kill_9_and_sigterm_with_its_cache(tmp_path: Path) -> None:
     first = Person(tmp_path, "--temperature", "0", "--stats")
     first.say("My name is Anna.")
-    row = first.paper.row
-    first.type(f"{LONG}\r")
-    first.wait_to_see("1, 2, 3", row)
+    first.start(LONG, "1, 2, 3")
     first.child.kill(signal.SIGKILL)
     first.child.wait()
     first.child.close()

@@ -19,7 +19,6 @@ from helpers.command import command, environment
 
 SECONDS = 60  # longer than any answer takes on a busy machine
 ROWS, COLUMNS = 24, 130
-PROMPT = "> "
 BLINK, DIM = 5, 2  # pyte knows no dim characters: here they `blink`
 
 # Only LONG has an answer of more tokens: it waits there until it is stopped.
@@ -67,10 +66,6 @@ class Paper(pyte.HistoryScreen):
         line = self.buffer[self.cursor.y]
         return "".join(line[x].data for x in range(self.cursor.x))
 
-    def has_mode(self, number: int) -> bool:
-        """True if a private mode is set; 25 shows the cursor, 2004 marks pastes."""
-        return number << 5 in self.mode
-
 
 class Person:
     """Starts a chat and waits for its prompt."""
@@ -106,14 +101,21 @@ class Person:
         self.type(f"{text}\r")
         return self.wait_for_prompt(row)
 
+    def start(self, text: str, seen: str) -> int:
+        """Type a message and wait until its answer shows this; return the row of the message."""
+        row = self.paper.row
+        self.type(f"{text}\r")
+        self.wait_to_see(seen, row)
+        return row
+
     def wait_for_prompt(self, row: int = -1) -> str:
         """Wait for a prompt below this row; return the lines in between."""
-        self.wait_until(lambda: self.paper.row > row and self.paper.at == PROMPT)
+        self.wait_until(lambda: self.paper.row > row and self.paper.at == "> ")
         return "\n".join(self.paper.written[row + 1 : self.paper.row])
 
-    def wait_to_see(self, pattern: str, row: int = 0) -> None:
+    def wait_to_see(self, text: str, row: int) -> None:
         """Wait until this is shown somewhere from this row on."""
-        self.wait_until(lambda: bool(re.search(pattern, "\n".join(self.paper.written[row:]))))
+        self.wait_until(lambda: text in "\n".join(self.paper.written[row:]))
 
     def wait_for_line(self, line: str) -> None:
         """Wait until the line of the cursor is this, up to the cursor; blanks are ignored."""
@@ -134,14 +136,11 @@ class Person:
 
     def leave(self) -> int:
         """Wait until the chat has ended; return its exit code. Its terminal must be in order."""
-        try:
-            while True:
-                self._stream.feed(self.child.read_nonblocking(4096, SECONDS))
-        except pexpect.EOF:
-            pass
+        self.child.expect(pexpect.EOF, timeout=SECONDS)
+        self._stream.feed(self.child.before)
         assert "Traceback" not in self.seen
-        assert not self.paper.has_mode(2004)
-        assert self.paper.has_mode(25)
+        assert 2004 << 5 not in self.paper.mode  # pastes are not marked
+        assert 25 << 5 in self.paper.mode  # the cursor is shown
         assert termios.tcgetattr(self.child.child_fd)[:4] == self._modes[:4]
         self.child.wait()
         return self.child.exitstatus

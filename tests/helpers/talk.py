@@ -9,10 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlx_gemma_mtp import Chunk, Completion, MgmError, SamplingParams
-from mlx_gemma_mtp.chat import store
-from mlx_gemma_mtp.chat.actions import run
+from mlx_gemma_mtp.chat import actions, commands, store
 from mlx_gemma_mtp.chat.chat import Chat
-from mlx_gemma_mtp.chat.commands import parse
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.terminal import Interrupts
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
@@ -35,11 +33,11 @@ class FakeEngine:
     has_drafter = True
     config = SimpleNamespace(max_position_embeddings=8192)
     room = 4096
+    closed = False
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.asked: list[list[dict[str, Any]]] = []
-        self.closed = False
 
     def session(self, saved: Path | None = None) -> Any:
         if saved is not None:
@@ -117,8 +115,11 @@ class Talk:
         for question in questions:
             self.chat.ask(question)
 
-    def run(self, *commands: str) -> None:
-        for text in commands:
-            command = parse(text)
-            assert command
-            run(self.chat, *command)
+    def run(self, *lines: str) -> None:
+        """Run commands, whose errors are raised."""
+        for line in lines:
+            actions.run(self.chat, *commands.parse(line))
+
+    def type(self, *lines: str) -> None:
+        """Chat as at a terminal, where errors are shown."""
+        actions.talk(self.chat, SimpleNamespace(read=iter([*lines, None]).__next__))
