@@ -24,13 +24,8 @@ from mlx_gemma_mtp.model.cache import KVCache
 
 GREEDY = SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)
 UNFILTERED = SamplingParams(temperature=0.8, top_k=0, top_p=1, seed=7)
-SETTINGS = [
-    GREEDY,
-    UNFILTERED,
-    replace(UNFILTERED, top_k=20),
-    replace(UNFILTERED, top_p=0.9),
-    replace(UNFILTERED, top_k=20, top_p=0.9),
-]
+FILTERS: list[dict[str, Any]] = [{"top_k": 20}, {"top_p": 0.9}, {"top_k": 20, "top_p": 0.9}]
+SETTINGS = [GREEDY, UNFILTERED, *(replace(UNFILTERED, **filters) for filters in FILTERS)]
 Change = Callable[[list[list[int]], list[SamplingParams], list[Completion]], None]
 Run = Callable[..., Report]
 

@@ -147,15 +147,13 @@ def test_an_unusual_setting_is_refused_at_once_or_works(
     assert len(engine.generate([5], params)[0].tokens) == 3
 
 
-@pytest.mark.parametrize(
-    "params", [5, "greedy", {"temperature": 0}, [5], [None, 5], SamplingParams], ids=str
-)
-def test_settings_of_a_wrong_kind_are_refused(engine: Engine, params: Any) -> None:
-    refusal(UsageError, lambda: engine.generate("Hi", params))
-    refusal(UsageError, lambda: list(engine.stream("Hi", params)))
-
-
-def test_settings_for_another_number_of_prompts_are_refused(engine: Engine) -> None:
+def test_settings_of_a_wrong_kind_or_for_another_number_of_prompts_are_refused(
+    engine: Engine,
+) -> None:
+    wrong: list[Any] = [5, "greedy", {"temperature": 0}, [5], [None, 5], SamplingParams]
+    for params in wrong:
+        refusal(UsageError, partial(engine.generate, "Hi", params))
+        refusal(UsageError, lambda params=params: list(engine.stream("Hi", params)))
     for count in (0, 1, 3):
         refusal(UsageError, partial(engine.generate, ["Hi", "Hello"], [GREEDY] * count))
 

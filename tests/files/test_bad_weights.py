@@ -10,20 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.broken import (
-    GREEDY,
-    WEIGHTS,
-    change_arrays,
-    each,
-    load_refusal,
-    refused_or_fine,
-    set_values,
-)
+from helpers.broken import GREEDY, change_arrays, each, load_refusal, refused_or_fine, set_values
 from helpers.checkpoints import PairPaths, make_pair
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.errors import UsageError
 
-NORM = "model.norm.weight"
+WEIGHTS, NORM = "model.safetensors", "model.norm.weight"
 
 
 def length(size: int) -> bytes:
