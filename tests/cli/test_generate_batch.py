@@ -206,11 +206,8 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
 def test_the_system_prompt_of_a_line_replaces_the_one_for_all(tmp_path: Path) -> None:
     user, own = {"role": "user", "content": "Hi"}, {"role": "system", "content": "own"}
     lines = [
-        {"prompt": "Hi"},
-        {"prompt": [user]},
-        {"prompt": "Hi", "system": "own"},
-        {"prompt": [own, user]},
-        {"prompt": "Hi", "system": ""},
+        *({"prompt": "Hi"}, {"prompt": [user]}, {"prompt": "Hi", "system": "own"}),
+        *({"prompt": [own, user]}, {"prompt": "Hi", "system": ""}),
     ]
     path = write_lines(tmp_path / "in.jsonl", lines)
     general = {"role": "system", "content": "all"}

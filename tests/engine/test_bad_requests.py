@@ -85,9 +85,8 @@ def test_a_prompt_longer_than_the_model_allows_is_refused(plain_engine: Engine) 
         message = refusal(UsageError, partial(plain_engine.generate, [5] * length, GREEDY))
         assert str(length) in message
         assert str(MAX_POSITIONS) in message
-    longest = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)[0]
-    assert len(longest.tokens) == 1  # up to the end of the context
-    assert longest.finish_reason == "length"
+    [longest] = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)
+    assert (len(longest.tokens), longest.finish_reason) == (1, "length")
 
 
 def test_text_needs_a_tokenizer(plain_engine: Engine) -> None:
@@ -174,8 +173,8 @@ def test_an_engine_answers_as_before_after_every_wrong_request(
         with contextlib.suppress(MgmError, TypeError):
             engine.generate(prompt, GREEDY)
     assert engine.generate("What is 2 + 3?", GREEDY)[0].tokens == before
-    for prompts in ([[5], [6, VOCAB], [8]], [[5], [], [8]], [[5], [6] * MAX_POSITIONS, [8]]):
-        refusal(UsageError, partial(plain_engine.generate, prompts, GREEDY))
+    for wrong in ([6, VOCAB], [], [6] * MAX_POSITIONS):
+        refusal(UsageError, partial(plain_engine.generate, [[5], wrong, [8]], GREEDY))
         done = plain_engine.generate([[5], [6, 7], [8]], GREEDY)
         assert [one.tokens for one in done] == batch
 

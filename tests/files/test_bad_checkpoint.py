@@ -206,6 +206,6 @@ def test_a_wrong_generation_default_is_refused(broken: PairPaths, name: str, val
 @pytest.mark.parametrize("eos", [None, [], 1, [1, 50]])
 def test_a_generation_config_may_leave_things_out(broken: PairPaths, eos: Any) -> None:
     values = {"eos_token_id": eos, "suppress_tokens": None, "temperature": None, "top_k": None}
-    set_values(values)(broken.target)
+    set_values(values, GENERATION)(broken.target)
     with load(broken.target, None) as engine:
         assert engine.generate([5], SamplingParams(max_tokens=2))[0].tokens

@@ -196,10 +196,7 @@ def test_bits_for_a_quantized_checkpoint_are_refused(broken: PairPaths) -> None:
         assert "quantized" in load_refusal(broken.target, None, bits=bits, kind=UsageError)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_widths_that_do_not_divide_by_the_group_size_are_named(
-    broken: PairPaths, bits: int
-) -> None:
+def test_widths_that_do_not_divide_by_the_group_size_are_named(broken: PairPaths) -> None:
     def narrow(arrays: dict[str, mx.array]) -> None:
         for name in [name for name in arrays if ".mlp." in name]:
             down = "down_proj" in name
@@ -208,9 +205,10 @@ def test_widths_that_do_not_divide_by_the_group_size_are_named(
     change_arrays(narrow)(broken.target)
     set_values({"intermediate_size": 96})(broken.target)
     assert_works(broken.target)
-    message = load_refusal(broken.target, None, bits=bits)
-    assert "mlp.down_proj" in message
-    assert "96" in message
+    for bits in (4, 8):
+        message = load_refusal(broken.target, None, bits=bits)
+        assert "mlp.down_proj" in message
+        assert "96" in message
 
 
 WRONG_BLOCKS: list[dict[str, Any]] = [

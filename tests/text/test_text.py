@@ -30,7 +30,6 @@ def stream(text: Text, tokens: Sequence[int], *stop: str) -> list[str]:
 
 
 def characters(text: Text, string: str) -> list[list[int]]:
-    """The tokens of each character; a character outside the vocabulary is some bytes."""
     return [text.encode(character) for character in string]
 
 
