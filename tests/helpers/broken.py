@@ -72,7 +72,6 @@ def refused_or_fine(target: Path, drafter: Path | None) -> None:
 
 
 def table(cases: dict[str, Any]) -> pytest.MarkDecorator:
-    """Run a test for each named case."""
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
