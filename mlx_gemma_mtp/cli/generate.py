@@ -48,9 +48,9 @@ def generate(
 ) -> None:
     """Answer one prompt, or a file of prompts.
 
-    Only the answer goes to stdout. If a batch is interrupted, run the same command again to
-    continue. A line of a batch file can set "system", "max_tokens", "temperature", "top_k",
-    "top_p", "seed", "stop" and "thinking"; its prompt is text or a list of messages.
+    Only the answer goes to stdout. With --check, auto means 3 drafts. To continue an interrupted
+    batch, run the same command again. A line of a batch file can set "system", "max_tokens",
+    "temperature", "top_k", "top_p", "seed", "stop" and "thinking"; its prompt is text or messages.
     """
     if sum(one is not None for one in (prompt, file, batch_file)) > 1:
         raise UsageError("several prompts: use only one of PROMPT, --file and --batch-file")

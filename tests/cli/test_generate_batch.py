@@ -60,22 +60,19 @@ def a_hundred(rng: np.random.Generator) -> list[dict[str, Any]]:
     return lines
 
 
-def interrupted(
-    arguments: list[str], partial_file: Path, count: int, with_signal: signal.Signals
-) -> Done:
+def interrupted(arguments: list[str], kept: Path, count: int, with_signal: signal.Signals) -> Done:
     """A run that gets a signal once it has that many results."""
     with start(["generate", *arguments]) as process:
         deadline = time.monotonic() + SECONDS
-        while num_results(partial_file) < count and time.monotonic() < deadline:
+        while num_results(kept) < count and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         process.send_signal(with_signal)
         return Done(process.args, process.wait(SECONDS), *process.communicate(timeout=SECONDS))
 
 
-def num_results(partial_file: Path) -> int:
-    """How many lines follow the header."""
-    return max(0, partial_file.read_bytes().count(b"\n") - 1) if partial_file.exists() else 0
+def num_results(kept: Path) -> int:
+    return max(0, kept.read_bytes().count(b"\n") - 1) if kept.exists() else 0  # without the header
 
 
 def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
@@ -206,11 +203,8 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
 def test_the_system_prompt_of_a_line_replaces_the_one_for_all(tmp_path: Path) -> None:
     user, own = {"role": "user", "content": "Hi"}, {"role": "system", "content": "own"}
     lines = [
-        {"prompt": "Hi"},
-        {"prompt": [user]},
-        {"prompt": "Hi", "system": "own"},
-        {"prompt": [own, user]},
-        {"prompt": "Hi", "system": ""},
+        *({"prompt": "Hi"}, {"prompt": [user]}, {"prompt": "Hi", "system": "own"}),
+        *({"prompt": [own, user]}, {"prompt": "Hi", "system": ""}),
     ]
     path = write_lines(tmp_path / "in.jsonl", lines)
     general = {"role": "system", "content": "all"}

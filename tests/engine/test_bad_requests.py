@@ -85,9 +85,8 @@ def test_a_prompt_longer_than_the_model_allows_is_refused(plain_engine: Engine) 
         message = refusal(UsageError, partial(plain_engine.generate, [5] * length, GREEDY))
         assert str(length) in message
         assert str(MAX_POSITIONS) in message
-    longest = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)[0]
-    assert len(longest.tokens) == 1  # up to the end of the context
-    assert longest.finish_reason == "length"
+    [longest] = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)
+    assert (len(longest.tokens), longest.finish_reason) == (1, "length")
 
 
 def test_text_needs_a_tokenizer(plain_engine: Engine) -> None:
@@ -147,15 +146,13 @@ def test_an_unusual_setting_is_refused_at_once_or_works(
     assert len(engine.generate([5], params)[0].tokens) == 3
 
 
-@pytest.mark.parametrize(
-    "params", [5, "greedy", {"temperature": 0}, [5], [None, 5], SamplingParams], ids=str
-)
-def test_settings_of_a_wrong_kind_are_refused(engine: Engine, params: Any) -> None:
-    refusal(UsageError, lambda: engine.generate("Hi", params))
-    refusal(UsageError, lambda: list(engine.stream("Hi", params)))
-
-
-def test_settings_for_another_number_of_prompts_are_refused(engine: Engine) -> None:
+def test_settings_of_a_wrong_kind_or_for_another_number_of_prompts_are_refused(
+    engine: Engine,
+) -> None:
+    wrong: list[Any] = [5, "greedy", {"temperature": 0}, [5], [None, 5], SamplingParams]
+    for params in wrong:
+        refusal(UsageError, partial(engine.generate, "Hi", params))
+        refusal(UsageError, lambda params=params: list(engine.stream("Hi", params)))
     for count in (0, 1, 3):
         refusal(UsageError, partial(engine.generate, ["Hi", "Hello"], [GREEDY] * count))
 
@@ -176,8 +173,8 @@ def test_an_engine_answers_as_before_after_every_wrong_request(
         with contextlib.suppress(MgmError, TypeError):
             engine.generate(prompt, GREEDY)
     assert engine.generate("What is 2 + 3?", GREEDY)[0].tokens == before
-    for prompts in ([[5], [6, VOCAB], [8]], [[5], [], [8]], [[5], [6] * MAX_POSITIONS, [8]]):
-        refusal(UsageError, partial(plain_engine.generate, prompts, GREEDY))
+    for wrong in ([6, VOCAB], [], [6] * MAX_POSITIONS):
+        refusal(UsageError, partial(plain_engine.generate, [[5], wrong, [8]], GREEDY))
         done = plain_engine.generate([[5], [6, 7], [8]], GREEDY)
         assert [one.tokens for one in done] == batch
 

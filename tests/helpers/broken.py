@@ -29,7 +29,6 @@ Edit = Callable[[Path], object]
 
 @pytest.fixture(scope="session", name="tiny")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> PairPaths:
-    """A pair in single files with text-only names; for tests to copy."""
     from helpers.checkpoints import make_pair
 
     return make_pair("26B-A4B", tmp_path_factory.mktemp("tiny"), 1)
@@ -37,7 +36,6 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> PairPaths:
 
 @pytest.fixture(name="broken")
 def breakable_pair(tiny: PairPaths, tmp_path: Path) -> PairPaths:
-    """A pair that a test may break."""
     return tiny._replace(
         target=shutil.copytree(tiny.target, tmp_path / "target"),
         drafter=shutil.copytree(tiny.drafter, tmp_path / "target-assistant"),
@@ -74,7 +72,6 @@ def refused_or_fine(target: Path, drafter: Path | None) -> None:
 
 
 def table(cases: dict[str, Any]) -> pytest.MarkDecorator:
-    """Run a test for each named case."""
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
 
 
@@ -101,7 +98,6 @@ def set_values(values: dict[str, Any], file: str = "config.json") -> Edit:
 
 
 def put(file: str, content: str | bytes) -> Edit:
-    """Replace a file."""
     data = content.encode() if isinstance(content, str) else content
     return lambda folder: (folder / file).write_bytes(data)
 

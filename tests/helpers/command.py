@@ -50,11 +50,8 @@ def environment() -> dict[str, str]:
 
 def start(arguments: Sequence[str], **streams: Any) -> subprocess.Popen[str]:
     """Start a command in a process of its own, without standard input and with pipes for output."""
-    streams = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-    } | streams
+    pipe = subprocess.PIPE
+    streams = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe} | streams
     return subprocess.Popen([*MGM, *arguments], text=True, env=environment(), **streams)
 
 
@@ -66,7 +63,6 @@ def mgm(
 
 
 def run(line: Sequence[str | bytes], stdin: str | bytes = "", **variables: str) -> Done:
-    """Run any program to its end."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     env = environment() | variables
     done = subprocess.run(line, input=data, capture_output=True, timeout=SECONDS, env=env)
@@ -96,13 +92,10 @@ def mgm_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 
 def assert_plain(done: Done) -> None:
     """Assert that the output has no escape sequences and no traceback."""
-    for output in (done.stdout, done.stderr):
-        assert "\x1b" not in output
-        assert "Traceback" not in output
+    assert not re.search(r"\x1b|Traceback", done.stdout + done.stderr)
 
 
 def assert_one_line(done: Done, exit_code: int, word: str) -> None:
-    """Assert that the output is one line of error."""
     assert_plain(done)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
@@ -111,8 +104,6 @@ def assert_one_line(done: Done, exit_code: int, word: str) -> None:
 
 
 def found(done: Done) -> dict[str, Any]:
-    """Return the one line of JSON on stdout."""
     assert_plain(done)
     assert done.stdout.count("\n") == 1
-    read: dict[str, Any] = json.loads(done.stdout)
-    return read
+    return dict(json.loads(done.stdout))

@@ -86,21 +86,12 @@ def test_without_markers_or_a_tokenizer_everything_is_answer() -> None:
     assert ChannelParser(None).kind == "answer"
 
 
-def test_a_call_is_read() -> None:
-    parts = [CALL, "call:", "weather{", "city:", QUOTE, "Rome", QUOTE, ",days:3}", CALL_END]
-    raw = 'call:weather{city:<|"|>Rome<|"|>,days:3}'
-    assert kinds(*parts) == [("tool_call", raw)]
-    assert calls(*parts) == [ToolCall("weather", {"city": "Rome", "days": 3}, raw)]
-
-
 def test_several_calls_are_pieces_of_their_own() -> None:
     parts = [CALL, "call:a{}", CALL_END, CALL, "call:b{}", CALL_END, "Done."]
     pieces = joined(parse(*spell(*parts))[0])
-    assert [(piece.kind, piece.text, piece.call and piece.call.name) for piece in pieces] == [
-        ("tool_call", "call:a{}", "a"),
-        ("tool_call", "call:b{}", "b"),
-        ("answer", "Done.", None),
-    ]
+    found = [(piece.kind, piece.text, piece.call and piece.call.name) for piece in pieces]
+    both = [("tool_call", "call:a{}", "a"), ("tool_call", "call:b{}", "b")]
+    assert found == [*both, ("answer", "Done.", None)]
 
 
 READABLE: dict[str, Any] = {
@@ -124,18 +115,14 @@ UNREADABLE = [
 ]
 
 
-def written(arguments: str) -> list[str | int]:
-    """A call of f with these arguments, Q for each quote."""
-    parts = [part for string in f"call:f{arguments}".split("Q") for part in (string, QUOTE)][:-1]
-    return [CALL, *parts, CALL_END]
-
-
 @pytest.mark.parametrize(
     "arguments", [*READABLE, *UNREADABLE], ids=lambda arguments: repr(arguments[:20])
 )
 def test_arguments_are_read_or_kept_as_written(arguments: str) -> None:
-    raw = f"call:f{arguments}".replace("Q", '<|"|>')
-    assert calls(*written(arguments)) == [ToolCall("f", READABLE.get(arguments), raw)]
+    strings = f"call:f{arguments}".split("Q")
+    parts = [part for string in strings for part in (string, QUOTE)][:-1]
+    call = ToolCall("f", READABLE.get(arguments), '<|"|>'.join(strings))
+    assert calls(CALL, *parts, CALL_END) == [call]
 
 
 @pytest.mark.parametrize("raw", ["", "f{}", "call:", "call:f", "call:{}", "Hello"])
@@ -159,13 +146,9 @@ def test_a_stop_string_counts_in_one_stretch_of_the_answer_only(text: Text) -> N
     call = [CALL, *text.encode("call:STOP{}"), CALL_END]
     # Before a marker nothing is held back: "ST" is no start of a stop string there.
     tokens = [*text.encode("0 ST"), *thought, *text.encode("OP "), *call, *text.encode("1 STOP 2")]
-    assert sorted_text(tokens, text.stream(["STOP"])) == [
-        ("answer", "0 ST"),
-        ("thought", "STOP now"),
-        ("answer", "OP "),
-        ("tool_call", "call:STOP{}"),
-        ("answer", "1 "),
-    ]
+    kinds = ("answer", "thought", "answer", "tool_call", "answer")
+    texts = ("0 ST", "STOP now", "OP ", "call:STOP{}", "1 ")
+    assert sorted_text(tokens, text.stream(["STOP"])) == [*zip(kinds, texts, strict=True)]
 
 
 def plainly(text: Text, tokens: Sequence[int]) -> Iterator[tuple[str, str]]:
