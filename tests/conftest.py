@@ -13,6 +13,7 @@ from helpers.command import mgm_here  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from helpers.checkpoints import PairPaths
+    from mlx_gemma_mtp.text.tokenizer import Text
 
 # Set in the environment, so that all processes of a run use the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
@@ -35,6 +36,7 @@ LAYOUTS = {
     "31B": {"global_spelling": True},
 }
 KINDS = tuple(LAYOUTS)
+MAKE_CHECKPOINTS = {"pairs", "plain", "sharded", "tiny"}  # fixtures that need torch
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -47,7 +49,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"pairs", "tiny"} & {*getattr(item, "fixturenames", ())}:
+        if MAKE_CHECKPOINTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.torch)
 
 
@@ -61,6 +63,15 @@ def seed() -> int:
 def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
     """Random numbers of one test, whichever other tests run."""
     return np.random.default_rng([seed, *request.node.name.encode()])
+
+
+@pytest.fixture(scope="session")
+def text() -> "Text":
+    """The demo's tokenizer."""
+    from mlx_gemma_mtp.files.hub import DEMO
+    from mlx_gemma_mtp.text.tokenizer import Text
+
+    return Text(DEMO)
 
 
 @pytest.fixture

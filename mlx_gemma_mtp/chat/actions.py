@@ -1,43 +1,49 @@
-"""What each command of a chat does. A command that fails raises an MgmError and changes nothing."""
+"""A chat at a terminal: what each command does. A command that fails changes nothing."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.chat import clipboard, transcript
 from mlx_gemma_mtp.chat.chat import Chat
-from mlx_gemma_mtp.chat.commands import SETTINGS, Call, did_you_mean, help_text
-from mlx_gemma_mtp.chat.loading import Load, switch
+from mlx_gemma_mtp.chat.commands import SETTINGS, did_you_mean, help_text, parse
+from mlx_gemma_mtp.chat.editor import Editor
 from mlx_gemma_mtp.chat.transcript import Conversation, shortened
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import MgmError, UsageError
 
 SHOWN = 60  # characters of a message
-UNSET = {
-    "seed": "a random one each time",
-    "max_tokens": "until the context is full",
-    "stop": "none",
-}
+UNSET = {"seed": "random each time", "max_tokens": "until the context is full", "stop": "none"}
 
 
-class Leave(Exception):
-    """The user wants to leave."""
+def talk(chat: Chat, editor: Editor) -> None:
+    """Chat until the user leaves. Errors are shown, and the chat continues."""
+    while (text := editor.read()) is not None:
+        try:
+            command = parse(text)
+            if command and command[0] == "exit":
+                return
+            if command:
+                run(chat, *command)
+            elif text.strip():
+                chat.ask(text)
+        except MgmError as error:
+            chat.screen.say(f"mgm: {error}")
 
 
-def run(chat: Chat, call: Call, load: Load) -> None:
-    """Run a command. Raises Leave, MgmError."""
-    rest, note = call.rest, chat.screen.note
-    match call.name:
+def run(chat: Chat, command: str, rest: str) -> None:
+    """Run any command but /exit, with the rest of its line. Raises MgmError."""
+    note = chat.screen.note
+    match command:
         case "help":
             chat.screen.say(help_text())
-        case "exit":
-            raise Leave
         case "clear":
-            before = chat.transcript.conversation
-            chat.start(Conversation(before.models, before.system))
+            chat.start(Conversation(chat.models, chat.transcript.conversation.system))
             note("(a new conversation)")
         case "regen":
             chat.regen()
@@ -55,27 +61,25 @@ def run(chat: Chat, call: Call, load: Load) -> None:
         case "set":
             _set(chat, *rest.split(maxsplit=1))
         case "stats":
-            if rest in ("on", "off"):
+            if not rest:
+                note(chat.stats_line())
+            elif rest in ("on", "off"):
                 chat.shows_stats = rest == "on"
                 note("(stats after every answer)" if chat.shows_stats else "(no stats)")
-            elif rest:
-                raise UsageError("/stats takes on or off; alone it shows those of the last answer")
             else:
-                note(chat.stats_line())
+                raise UsageError("/stats takes on or off; alone it shows those of the last answer")
         case "mtp":
             _mtp(chat, rest)
         case "save":
-            path = _path(rest, "/save")
-            if path.exists():
-                _read_conversation(path)  # anything else is not replaced
-            try:
+            with _file(rest, "save") as path:
+                if path.exists():
+                    transcript.load(path)  # anything else is not replaced
                 chat.transcript.save(path)
-            except OSError as error:
-                raise UsageError(f"{path} cannot be written: {error.strerror}") from None
             note(f"(saved to {path})")
         case "load":
-            loaded = _read_conversation(_path(rest, "/load"))
-            loaded.models = chat.loaded.models  # it continues with the model that is loaded
+            with _file(rest, "load") as path:
+                loaded = transcript.load(path)
+            loaded.models = chat.models  # it continues with the model that is loaded
             chat.start(loaded)
             turns = f"{loaded.turns} turn{'s' * (loaded.turns != 1)}"
             last = shortened(loaded.questions[-1], SHOWN) if loaded.questions else ""
@@ -85,29 +89,28 @@ def run(chat: Chat, call: Call, load: Load) -> None:
         case "copy":
             if chat.transcript.answer is None:
                 raise UsageError("there is no answer to copy yet")
-            how = clipboard.copy(chat.transcript.answer["content"], chat.screen.stderr)
-            note(f"({how})")
+            note(f"({clipboard.copy(chat.transcript.answer['content'], chat.screen.stderr)})")
         case "model":
             if rest:
-                models = chat.loaded.models._replace(model=rest, drafter="auto")
-                chat.use(switch(chat.loaded, models, load, chat.screen))
-            note(f"(model: {chat.loaded.models.model})")
+                chat.switch(chat.models._replace(model=rest, drafter="auto"))
+            note(f"(model: {chat.models.model})")
 
 
 def _think(chat: Chat, rest: str) -> None:
-    if rest not in ("", "on", "off", "open", "fold"):
-        raise UsageError("/think takes on, off, open or fold")
+    note = chat.screen.note
     if rest in ("on", "off"):
         chat.params = replace(chat.params, thinking=rest == "on")
-        chat.screen.note(f"(thinking is {rest})")
-    elif rest:
+        note(f"(thinking is {rest})")
+    elif rest in ("open", "fold"):
         chat.folds = rest == "fold"
-        chat.screen.note("(thoughts are hidden)" if chat.folds else "(thoughts are shown)")
+        note("(thoughts are hidden)" if chat.folds else "(thoughts are shown)")
+    elif rest:
+        raise UsageError("/think takes on, off, open or fold")
     else:
         if chat.transcript.answer:
             chat.screen.aside(chat.transcript.answer.get("reasoning", ""))
         on = "on" if chat.params.thinking else "off"
-        chat.screen.note(f"(thinking is {on}; thoughts are {'hidden' if chat.folds else 'shown'})")
+        note(f"(thinking is {on}; thoughts are {'hidden' if chat.folds else 'shown'})")
 
 
 def _set(chat: Chat, name: str = "", value: str = "") -> None:
@@ -119,7 +122,7 @@ def _set(chat: Chat, name: str = "", value: str = "") -> None:
     for one in [name] if name else SETTINGS:
         now = getattr(chat.params, one)
         unset = UNSET.get(one, "the model's default")
-        chat.screen.note(f"{one:12} {unset if now is None or now == () else now}")
+        chat.screen.note(f"{one:12} {unset if now in (None, ()) else now}")
 
 
 def _read_setting(name: str, value: str) -> Any:
@@ -138,7 +141,7 @@ def _mtp(chat: Chat, rest: str) -> None:
     if rest in ("off", "auto"):
         chat.params = replace(chat.params, num_draft_tokens=0 if rest == "off" else "auto")
     elif rest.isdecimal() and int(rest) <= MAX_DRAFT_TOKENS:
-        if int(rest) and not chat.loaded.engine.has_drafter:
+        if int(rest) and not chat.engine.has_drafter:
             raise UsageError("no drafter is loaded: use mgm chat --drafter NAME")
         chat.params = replace(chat.params, num_draft_tokens=int(rest))
     elif rest:
@@ -151,33 +154,28 @@ def _read(chat: Chat, rest: str) -> None:
 
     The name is in quotes, or it is the whole argument, or its first word.
     """
+    name, text = [*rest.split(maxsplit=1), "", ""][:2]
     if rest[:1] in ('"', "'") and rest.count(rest[0]) > 1:
         name, _, text = rest[1:].partition(rest[0])
-    elif rest and _path(rest, "/read").exists():
-        name, text = rest, ""
     else:
-        name, text = [*rest.split(maxsplit=1), "", ""][:2]
-    path = _path(name, "/read")
-    try:
+        with suppress(UsageError), _file(rest, "read") as path:  # a text may be too long for a name
+            if path.exists():
+                name, text = rest, ""
+    with _file(name, "read") as path:
         content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     chat.ask(f"{text.strip()}\n\n{content}" if text.strip() else content)
 
 
-def _read_conversation(path: Path) -> Conversation:
-    try:
-        return transcript.load(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _path(name: str, command: str) -> Path:
+@contextmanager
+def _file(name: str, command: str) -> Iterator[Path]:
+    """Yield the path of a file. What goes wrong with it in the block raises UsageError."""
     if not name:
-        raise UsageError(f"{command} needs a file name")
+        raise UsageError(f"/{command} needs a file name")
     try:
-        return Path(name).expanduser()
+        yield Path(name).expanduser()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from None
     except RuntimeError as error:  # ~nobody
         raise UsageError(f"{name}: {error}") from None

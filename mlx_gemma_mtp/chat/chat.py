@@ -6,6 +6,7 @@ Knows nothing of how messages are typed, nor of commands.
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +14,17 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_gemma_mtp.chat import statistics, store
-from mlx_gemma_mtp.chat.loading import Loaded
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import short
 from mlx_gemma_mtp.chat.terminal import Interrupts
-from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
+from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.results import Chunk, Completion, Stats
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, NotEnoughMemoryError, UsageError
+from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.text.messages import Message
 
 NEARLY_FULL = 0.9  # share of the context from which on a chat warns
@@ -30,32 +32,47 @@ NEARLY_FULL = 0.9  # share of the context from which on a chat warns
 
 @dataclass
 class Chat:
-    """A conversation and its settings.
+    """A conversation and its settings. Raises what `load` does."""
 
-    interrupts: what stops an answer; None if Ctrl-C ends the process. keeps: True if conversations
-    that start here are saved. shows_stats: after every answer. folds: thoughts are counted, not
-    shown.
-    """
-
-    loaded: Loaded
+    load: Callable[[Models], Engine]
     transcript: Transcript
     params: SamplingParams
     screen: Screen
-    interrupts: Interrupts | None = None
-    keeps: bool = False
-    shows_stats: bool = False
-    folds: bool = False
+    interrupts: Interrupts | None = None  # None if Ctrl-C ends the process
+    keeps: bool = False  # True if conversations that start here are saved
+    shows_stats: bool = False  # after every answer
+    folds: bool = False  # True if thoughts are counted, not shown
     last: Stats | None = None
+    engine: Engine = field(init=False)
     session: Session = field(init=False)
+    context: int = field(init=False)  # tokens of the longest conversation that fits in memory
 
     def __post_init__(self) -> None:
-        self.session = self.loaded.engine.session()
+        self._use(self.load(self.models))
+
+    @property
+    def models(self) -> Models:
+        """The pair that answers."""
+        return self.transcript.conversation.models
 
     def ask(self, text: str) -> None:
         """Answer this message. If that raises MgmError, the message waits for `regen`."""
         self.transcript.ask(text)
         self._warn_if_unsaved()
         self._answer(self.transcript.prompt)
+
+    def answer_lines(self, lines: Iterable[bytes]) -> None:
+        """Answer every line that is not blank; a slash at its start means nothing.
+
+        They are UTF-8 whatever the locale says. Raises as `ask`, and UsageError if they are not.
+        """
+        for line in lines:
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                raise UsageError("the input is not UTF-8 text") from None
+            if text.strip():
+                self.ask(text.removesuffix("\n").removesuffix("\r"))
 
     def regen(self) -> None:
         """Answer the last message again. Raises as `ask`, and UsageError if there is none."""
@@ -70,19 +87,46 @@ class Chat:
         """Leave this conversation as it is and continue with another, which is not saved yet."""
         self.transcript.close()
         self.transcript = Transcript(conversation, store.new_path() if self.keeps else None)
-        self.session, self.last = self.loaded.engine.session(), None
+        self._use(self.engine)
 
-    def use(self, loaded: Loaded) -> None:
-        """Continue with another model."""
-        self.loaded = loaded
-        self.session, self.last = loaded.engine.session(), None
-        self.transcript.use(loaded.models)
+    def switch(self, models: Models) -> None:
+        """Continue with another pair, which must be on this disk.
+
+        If both do not fit in memory, the old one is closed first. If the other then fails, the
+        screen shows why, and the old one is loaded again. Raises what `load` does while the old one
+        is still loaded, and MgmError if no pair is loaded any more.
+        """
+        name = models.model
+        if name != "demo" and not hub.is_folder(name) and hub.from_cache(name) is None:
+            raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")
+        try:
+            engine = self.load(models)
+        except NotEnoughMemoryError:
+            self.engine.close()
+            engine, models = self._load_first([models, self.models])
+        self.engine.close()
+        self._use(engine)
+        self.transcript.use(models)
         self._warn_if_unsaved()
+
+    def _load_first(self, choices: list[Models]) -> tuple[Engine, Models]:
+        """Load the first of these that can be loaded."""
+        for models in choices:
+            try:
+                return self.load(models), models
+            except MgmError as error:
+                self.screen.say(f"mgm: {error}")
+        raise MgmError("no model is loaded now: /model NAME loads one")
+
+    def _use(self, engine: Engine) -> None:
+        self.engine, self.session, self.last = engine, engine.session(), None
+        # With --force nothing may fit by that count: then only the model's own limit is known.
+        self.context = engine.longest_context() or engine.config.max_position_embeddings
 
     def restore(self, cache: Path) -> None:
         """Take over a saved KV cache; if it is not usable, say so."""
         try:
-            self.session = self.loaded.engine.session(cache)
+            self.session = self.engine.session(cache)
         except MgmError as error:
             self.screen.say(f"mgm: {error}; the conversation is prefilled again")
 
@@ -92,15 +136,14 @@ class Chat:
             raise UsageError("there is no answer yet")
         return statistics.line(
             self.last,
-            plain=self.loaded.engine.plain_tokens_per_second(),
-            context=self.loaded.context,
+            plain=self.engine.plain_tokens_per_second(),
+            context=self.context,
             memory=mlx_worker().run(mx.get_active_memory),
         )
 
     def _answer(self, prompt: list[Message], *, again: bool = False) -> None:
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        engine = self.loaded.engine
-        generation = engine.submit(prompt, self.params, chunks.put, session=self.session)
+        generation = self.engine.submit(prompt, self.params, chunks.put, session=self.session)
         generation.add_done_callback(lambda _: chunks.put(None))
         try:
             with self.interrupts.stop(generation) if self.interrupts else nullcontext():
@@ -145,7 +188,7 @@ class Chat:
     def _remark(self, done: Completion) -> None:
         """Print notes about an answer; in a pipe, only that the context is full."""
         note, length = self.screen.note, done.finish_reason == "length"
-        used, context = done.stats.prompt_tokens + len(done.tokens), self.loaded.context
+        used, context = done.stats.prompt_tokens + len(done.tokens), self.context
         if length and len(done.tokens) != self.params.max_tokens:
             note("(cut off: the context is full)")
         if self.interrupts:
@@ -158,10 +201,8 @@ class Chat:
         if self.shows_stats:
             note(self.stats_line())
         if used >= NEARLY_FULL * context and self.interrupts:
-            note(
-                f"({short(used)} of {short(context)} tokens of context used: "
-                "/undo and /clear make room)"
-            )
+            share = f"{short(used)} of {short(context)} tokens of context"
+            note(f"({share} used: /undo and /clear make room)")
 
     def _warn_if_unsaved(self) -> None:
         """Say once that the conversation is no longer saved."""

@@ -23,33 +23,24 @@ SECONDS = 5.0
 
 def copy(text: str, terminal: TextIO) -> str:
     """Copy a text; return how. Raises MgmError if that is not possible."""
+    data = text.encode()
     remote = "SSH_CONNECTION" in os.environ  # the system's clipboard is not the user's
     for command, variable in PROGRAMS:
         has_desktop = variable is None or os.environ.get(variable)
         if not remote and has_desktop and shutil.which(command[0]):
-            return _by_program(command, text)
+            # Some programs stay in the background and would keep inherited streams open.
+            nowhere = subprocess.DEVNULL
+            try:
+                subprocess.run(
+                    command, input=data, stdout=nowhere, stderr=nowhere, timeout=SECONDS, check=True
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise MgmError(f"{command[0]} failed: {error}") from None
+            return f"copied with {command[0]}"
     if not terminal.isatty() or os.environ.get("TERM") == "dumb":
         raise MgmError("no clipboard found: install pbcopy, wl-copy, xclip or xsel")
-    data = text.encode()
     if len(data) > MAX_OSC_BYTES:
         raise MgmError("the answer is too long for the terminal's clipboard: use /save FILE")
     terminal.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
     terminal.flush()
     return "sent to the terminal's clipboard (OSC 52); if pasting fails, use /save"
-
-
-def _by_program(command: tuple[str, ...], text: str) -> str:
-    # Some programs stay in the background and keep inherited streams open.
-    nowhere = subprocess.DEVNULL
-    try:
-        subprocess.run(
-            command,
-            input=text.encode(),
-            stdout=nowhere,
-            stderr=nowhere,
-            timeout=SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise MgmError(f"{command[0]} failed: {error}") from None
-    return f"copied with {command[0]}"

@@ -6,7 +6,7 @@ Knows nothing of what they do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -14,17 +14,14 @@ from mlx_gemma_mtp.errors import UsageError
 
 
 class Command(NamedTuple):
-    """A command. values: arguments for completion; file: a file name may follow it.
-
-    lines: its argument may have several lines.
-    """
+    """A command, its arguments as its help shows them, and what it does."""
 
     name: str
     arguments: str
     help: str
-    values: tuple[str, ...] = ()
-    file: bool = False
-    lines: bool = False
+    values: tuple[str, ...] = ()  # arguments that Tab completes
+    file: bool = False  # True if Tab completes a file name
+    lines: bool = False  # True if the argument may have several lines
 
 
 SETTINGS = ("temperature", "top_k", "top_p", "seed", "max_tokens", "stop")
@@ -35,20 +32,16 @@ COMMANDS = (
     Command("clear", "", "start a new conversation; the system prompt stays"),
     Command("regen", "", "answer the last message again"),
     Command("undo", "", "remove the last message and its answer"),
-    Command(
-        "system", "[TEXT]", 'set the system prompt; "none" removes it', values=("none",), lines=True
-    ),
+    Command("system", "[TEXT]", 'set the system prompt; "none" removes it', ("none",), lines=True),
     Command(
         "think",
         "[on|off|open|fold]",
         "thinking on or off; show (open) or hide (fold) it",
-        values=("on", "off", "open", "fold"),
+        ("on", "off", "open", "fold"),
     ),
     Command("set", "[NAME VALUE]", 'a sampling setting; "default" is the model\'s', SETTINGS),
     Command("stats", "[on|off]", "statistics of the last answer, or of every one", ("on", "off")),
-    Command(
-        "mtp", "[off|auto|N]", "draft tokens per round; auto is fastest; same text", ("off", "auto")
-    ),
+    Command("mtp", "[off|auto|N]", "drafts per round; auto is fastest; same text", ("off", "auto")),
     Command("save", "FILE", "save the conversation to a file", file=True),
     Command("load", "FILE", "continue a conversation from a file", file=True),
     Command("read", "FILE [TEXT]", "send a file as a message, after TEXT", file=True),
@@ -66,15 +59,8 @@ completes, Up recalls. Ctrl-C stops an answer and keeps what is there. A space
 before /name sends it as text. Markdown in answers is not rendered.'''
 
 
-class Call(NamedTuple):
-    """A command and its argument."""
-
-    name: str
-    rest: str
-
-
-def parse(text: str) -> Call | None:
-    """Return the command in a text; None for a message.
+def parse(text: str) -> tuple[str, str] | None:
+    """Return the name and the argument of the command in a text; None for a message.
 
     A path such as `/etc/hosts` is a message, and so are several lines unless the command takes
     them. Raises UsageError for an unknown command.
@@ -89,22 +75,13 @@ def parse(text: str) -> Call | None:
     if name not in BY_NAME:
         near = did_you_mean(word, [*BY_NAME, *ALIASES], prefix="/")
         raise UsageError(f"no command /{word}: {near or '/help lists them'}")
-    return Call(name, rest.strip())
+    return name, rest.strip()
 
 
 def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str | None:
     """Return a question with the nearest known word, or None if none is near."""
     near = [one for one in known if one.startswith(word)] or get_close_matches(word, known, 1)
     return f"did you mean {prefix}{near[0]}?" if near else None
-
-
-def completions(text: str) -> Iterator[str]:
-    """Yield how the last word of a command may continue, without files."""
-    name, space, rest = text.partition(" ")
-    if not space:
-        yield from (f"/{one.name}" for one in COMMANDS if f"/{one.name}".startswith(name))
-    elif (command := BY_NAME.get(name[1:])) and " " not in rest:
-        yield from (value for value in command.values if value.startswith(rest))
 
 
 def help_text() -> str:

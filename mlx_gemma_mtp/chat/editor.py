@@ -6,27 +6,29 @@ prompt_toolkit does the work. Knows nothing of what a message is for.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-from prompt_toolkit.data_structures import Size
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    NestedCompleter,
+    PathCompleter,
+)
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from mlx_gemma_mtp.chat.commands import BY_NAME, completions
+from mlx_gemma_mtp.chat.commands import COMMANDS
 from mlx_gemma_mtp.chat.terminal import MARK_PASTES, Interrupts
 
-PROMPT = "> "
-CONTINUED = "  "
 BLOCK = '"""'
 
 
@@ -37,51 +39,29 @@ class Editor:
         """screen: the terminal. history: the file of earlier messages."""
         self._screen = screen
         self._interrupts = interrupts
-        self._signal: int | None = None  # asked the process to end
-        interrupts.leaver = self._leave
-        # Some terminals never answer the question where the cursor is. Nothing here needs it.
-        output = Vt100_Output(screen, self._size, os.environ.get("TERM"), enable_cpr=False)
+        output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
+        output.enable_cpr = False  # some terminals never answer where the cursor is
         self._session: PromptSession[str] = PromptSession(
-            PROMPT,
+            "> ",
             multiline=True,
-            prompt_continuation=CONTINUED,
+            prompt_continuation="  ",
             key_bindings=_keys(),
-            history=_history(history),
-            completer=_Completer(),
+            history=_History(history),
+            completer=Commands(),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             enable_open_in_editor=True,
             output=output,
         )
 
-    def _leave(self, number: int) -> bool:
-        """End the line that is being edited, in its event loop; return False if there is none."""
-        app = self._session.app
-        if not app.is_running or app.loop is None:
-            return False
-
-        def end() -> None:
-            if app.is_running and not app.is_done:
-                app.exit(exception=EOFError)
-
-        self._signal = number
-        app.loop.call_soon_threadsafe(end)
-        return True
-
-    def _size(self) -> Size:
-        columns, rows = os.get_terminal_size(self._screen.fileno())
-        return Size(rows=rows or 24, columns=columns or 80)  # some terminals say 0
-
     def read(self) -> str | None:
         """Return the next message, or None if the user leaves: Ctrl-D, or Ctrl-C twice."""
         warned = False
         while True:
-            self._interrupts.forget()
+            self._interrupts.pressed = False
             try:
                 return unblocked(self._session.prompt())
             except EOFError:
-                if self._signal is not None:
-                    sys.exit(128 + self._signal)
                 return None
             except KeyboardInterrupt:
                 if warned:
@@ -132,40 +112,37 @@ def _keys() -> KeyBindings:
     return keys
 
 
-def _history(path: Path) -> History:
-    """Return earlier messages, from a file only the user can read; of this run if that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        with path.open("ab"):
-            return _History(str(path))
-    except OSError:
-        return InMemoryHistory()
-
-
 class _History(FileHistory):
-    """A history that skips a line if the disk is full or no file can hold its characters."""
+    """Earlier messages, in a file that only the user can read.
+
+    If the file cannot be used, or the disk is full, they last as long as the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
+
+    def load_history_strings(self) -> Iterable[str]:
+        with suppress(OSError):
+            yield from super().load_history_strings()
 
     def store_string(self, string: str) -> None:
-        with suppress(OSError, UnicodeError):
+        with suppress(OSError, UnicodeError):  # a file cannot hold half a surrogate pair
             super().store_string(string)
 
 
-class _Completer(Completer):
+class Commands(Completer):
     """Completes commands, their values and file names."""
 
     def __init__(self) -> None:
-        self._paths = PathCompleter(expanduser=True)
+        paths = PathCompleter(expanduser=True)
+        self._after_slash = NestedCompleter.from_nested_dict(
+            {one.name: paths if one.file else dict.fromkeys(one.values) for one in COMMANDS}
+        )
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
         text = document.text_before_cursor
-        if not text.startswith("/"):
-            return
-        name, space, rest = text.partition(" ")
-        command = BY_NAME.get(name[1:])
-        if space and command and command.file:
-            yield from self._paths.get_completions(Document(rest), event)
-            return
-        word = text.rpartition(" ")[2]
-        for found in completions(text):
-            yield Completion(found, start_position=-len(word))
+        if text.startswith("/"):
+            yield from self._after_slash.get_completions(Document(text[1:]), event)

@@ -27,19 +27,13 @@ class Models(NamedTuple):
     bits: int | None = None
 
 
-DEMO = Models()
-
-
 @dataclass
 class Conversation:
-    """The state that the events of a file add up to.
+    """The state that the events of a file add up to."""
 
-    messages: the user's and the model's, in turns, without the system prompt.
-    """
-
-    models: Models = DEMO
+    models: Models = field(default_factory=Models)
     system: str | None = None
-    messages: list[Message] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)  # without the system prompt
 
     @classmethod
     def replayed(cls, events: list[Event], path: Path) -> Conversation:
@@ -88,27 +82,24 @@ class Conversation:
         return len(self.questions)
 
 
+@dataclass
 class Transcript:
-    """A conversation that continues. Its file is created with the first message."""
+    """A conversation that continues."""
 
-    def __init__(self, conversation: Conversation, path: Path | None = None) -> None:
-        """path: a new file to save it in, or None."""
-        self.conversation = conversation
-        self.path = path
-        self.problem: str | None = None  # why it is no longer saved
-        self._journal: Journal | None = None
+    conversation: Conversation
+    path: Path | None = None  # the file to save it in, created with the first message
+    problem: str | None = None  # why it is no longer saved
+    _journal: Journal | None = None
 
     @classmethod
     def reopened(cls, path: Path) -> Transcript:
         """Continue a saved conversation. Raises MgmError, UsageError, OSError as `Journal.open`."""
         journal, events = Journal.open(path, FORMAT)
         try:
-            transcript = cls(Conversation.replayed(events, path), path)
+            return cls(Conversation.replayed(events, path), path, None, journal)
         except MgmError:
             journal.close()
             raise
-        transcript._journal = journal
-        return transcript
 
     @property
     def question(self) -> str | None:
@@ -141,12 +132,10 @@ class Transcript:
 
     def undo(self) -> str | None:
         """Remove the user's last message and its answer; return the message, if there is one."""
-        messages = self.conversation.messages
-        for at in reversed(range(len(messages))):
-            if messages[at]["role"] == "user":
-                text: str = messages[at]["content"]
+        for at, message in reversed([*enumerate(self.conversation.messages)]):
+            if message["role"] == "user":
                 self._record({"keep": at})
-                return text
+                return message["content"]
         return None
 
     def instruct(self, system: str | None) -> None:

@@ -32,8 +32,7 @@ def chat(
         str | None, typer.Option(help="Resume the conversation of this name, or start it.")
     ] = None,
     keep_cache: Annotated[
-        bool,
-        typer.Option("--keep-cache", help="Save the KV cache on exit, so resuming is instant."),
+        bool, typer.Option("--keep-cache", help="Save the KV cache on exit; resuming is instant.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
 ) -> None:
@@ -42,9 +41,8 @@ def chat(
     At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
     message, and the chat is saved only with --session NAME.
     """
-    from mlx_gemma_mtp.chat import store, talk
+    from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.chat.chat import Chat
-    from mlx_gemma_mtp.chat.loading import open_pair
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
     from mlx_gemma_mtp.cli.engine import load_engine
@@ -67,21 +65,21 @@ def chat(
         return load_engine(replace(pair, **models._asdict()), max_batch=1)
 
     with ExitStack() as stack:
-        loaded = open_pair(transcript.conversation.models, load)
-        here = Chat(loaded, transcript, params, screen, interrupts, keeps, stats)
+        here = Chat(load, transcript, params, screen, interrupts, keeps, stats)
         stack.callback(_leave, here, keep_cache)
         cache = store.cache_of(transcript.path) if transcript.path else None
         if cache and cache.exists():
             here.restore(cache)
         if shown and interrupts:
+            from mlx_gemma_mtp.chat.actions import talk
             from mlx_gemma_mtp.chat.editor import Editor
             from mlx_gemma_mtp.files.folders import history_file
 
             stack.enter_context(held(shown, interrupts))
             _greet(here)
-            talk.talk(here, Editor(shown, history_file(), interrupts), load)
+            talk(here, Editor(shown, history_file(), interrupts))
         else:
-            talk.answer_lines(here)
+            here.answer_lines(sys.stdin.buffer)
 
 
 def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
@@ -95,13 +93,11 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
         transcript = Transcript.reopened(path)
     except OSError as error:
         raise MgmError(f"{path} cannot be opened: {error.strerror}") from None
-    given = {
-        name: getattr(models, name)
-        for name in Models._fields
-        if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
-    }
+    sources = {name: context.get_parameter_source(name) for name in Models._fields}
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     before = transcript.conversation.models
-    models = models if "model" in given else before._replace(**given)
+    if "model" not in given:
+        models = before._replace(**{name: getattr(models, name) for name in given})
     if models != before:
         transcript.use(models)
     return transcript
@@ -110,10 +106,8 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
 def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
     transcript, note = chat.transcript, chat.screen.note
-    note(
-        f"{chat.loaded.models.model} · {chat.loaded.context:,}-token context · "
-        "/help for commands · Ctrl-D to quit"
-    )
+    context = f"{chat.context:,}-token context"
+    note(f"{chat.models.model} · {context} · /help for commands · Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
         note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
         if transcript.question is not None:
@@ -131,4 +125,4 @@ def _leave(chat: Chat, keep_cache: bool) -> None:
         except (MgmError, OSError, RuntimeError) as error:
             chat.screen.say(f"mgm: the KV cache is not saved: {error}")
     chat.transcript.close()
-    chat.loaded.engine.close()
+    chat.engine.close()

@@ -29,12 +29,12 @@ def main() -> None:
         person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
         for text in MESSAGES:
             person.say(text)
-        person.close()
+        person.child.close(force=True)
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for row in person.paper.cells[: person.paper.row]:
         line = Text()
-        for dim, cells in groupby(row, key=lambda cell: cell.dim):
-            line.append("".join(cell.character for cell in cells), "dim" if dim else "")
+        for dim, cells in groupby(row, key=lambda cell: cell.blink):
+            line.append("".join(cell.data for cell in cells), "dim" if dim else "")
         console.print(line, soft_wrap=True)
     drawn = console.export_svg(title="mgm chat", unique_id="chat")
     # A page that shows the picture does not load fonts for it.

@@ -2,24 +2,21 @@
 
 import io
 import signal
-import sys
 import threading
-import time
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers.command import SUM
 from helpers.talk import FakeEngine, Talk, Terminal, reply
+from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.chat import clipboard
-from mlx_gemma_mtp.chat.loading import open_pair
+from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import line
-from mlx_gemma_mtp.chat.talk import answer_lines
-from mlx_gemma_mtp.chat.transcript import Models
+from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
 from mlx_gemma_mtp.errors import (
     CheckpointError,
@@ -31,13 +28,6 @@ from mlx_gemma_mtp.errors import (
 from mlx_gemma_mtp.text.channels import ToolCall
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MGM_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 def test_an_answer_is_on_stdout_byte_for_byte_and_the_rest_on_stderr() -> None:
@@ -105,47 +95,35 @@ def test_a_tool_call_is_noted_and_kept_out_of_the_answer() -> None:
     assert talk.chat.transcript.answer == {"role": "assistant", "content": "one"}
 
 
-def test_piped_lines_are_utf_8_whatever_the_locale_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = io.BytesIO("é 🦊\n \n/help\r\nlast".encode() + b"\n\xff\n")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="latin-1"))
+def test_piped_lines_are_messages_in_utf_8() -> None:
     talk = Talk(*[reply("yes")] * 3, terminal=False)
+    lines = ["é 🦊\n", " \n", "/help\r\n", "last"]
     with pytest.raises(UsageError, match="not UTF-8 text"):
-        answer_lines(talk.chat)
+        talk.chat.answer_lines([*map(str.encode, lines), b"\xff\n"])
     assert [prompt[-1]["content"] for prompt in talk.engine.asked] == ["é 🦊", "/help", "last"]
 
 
-@pytest.mark.parametrize("moment", ["before it is known", "while the prompt is read"])
-def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(moment: str) -> None:
-    def press() -> None:
-        assert talk.chat.interrupts
-        talk.chat.interrupts.press(signal.SIGINT, None)
-
-    def read_prompt(generation: Generation) -> None:
-        deadline = time.monotonic() + 10
-        while not generation.stopping and time.monotonic() < deadline:
-            time.sleep(0.01)
-        reason = "cancelled" if generation.stopping else "stop"
-        generation.set_result(reply("", finish_reason=reason))
+@pytest.mark.parametrize("delay", [0, 0.1])  # seconds: before a generation is known, or later
+def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> None:
+    class Prefill(Generation):
+        def cancel(self) -> bool:
+            if not self.done():
+                self.set_result(reply("", finish_reason="cancelled"))
+            return True
 
     def prefill() -> Generation:
-        generation = Generation()
-        threading.Thread(target=read_prompt, args=[generation]).start()
-        if moment == "before it is known":
+        press = partial(talk.interrupts.press, signal.SIGINT, None)
+        if delay:
+            threading.Timer(delay, press).start()
+        else:
             press()
-        return generation
+        return Prefill()
 
-    class Pressing(Screen):
-        def spinner(self, what: str) -> AbstractContextManager[None]:
-            if moment == "while the prompt is read" and len(talk.engine.asked) == 1:
-                press()
-            return super().spinner(what)
-
-    talk = Talk(prefill, reply("42"), screen=Pressing)
+    talk = Talk(prefill, reply("42"))
     talk.ask(SUM)
     assert "(stopped before the answer: /regen asks again)" in talk.shown
     assert talk.messages == [("user", SUM)]
-    assert talk.chat.interrupts
-    talk.chat.interrupts.forget()
+    talk.interrupts.pressed = False
     talk.run("/regen")
     assert talk.messages[-1] == ("assistant", "42")
 
@@ -163,64 +141,47 @@ def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> Non
     assert "is prefilled again" in talk.shown
 
 
-# Another model
-
-
 def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:
-    def load(models: Models) -> Any:
-        raise CheckpointError(f"{models.model} is damaged")
-
     talk = Talk(reply("still here"))
-    with pytest.raises(ModelNotFoundError):
-        talk.run("/model no-such-model", load=load)
-    with pytest.raises(ModelNotFoundError, match="mgm pull some/model"):
-        talk.run("/model some/model", load=load)
-    with pytest.raises(CheckpointError):
-        talk.run("/model demo", load=load)
+    talk.loads = [CheckpointError("damaged")]
+    for name, error, why in [
+        ("no-such-model", ModelNotFoundError, "no-such-model"),
+        ("some/model", ModelNotFoundError, "mgm pull some/model"),
+        ("demo", CheckpointError, "damaged"),
+    ]:
+        with pytest.raises(error, match=why):
+            talk.run(f"/model {name}")
     assert not talk.engine.closed
     talk.ask("Hi")
     assert talk.out.getvalue() == b"still here\n"
 
 
 def test_if_two_models_do_not_fit_the_old_one_makes_room_and_comes_back(tmp_path: Path) -> None:
-    (folder := tmp_path / "model").mkdir()
-    loaded: list[str] = []
-
-    def load(models: Models) -> Any:
-        if models.model != "demo" and not talk.engine.closed:
-            raise NotEnoughMemoryError("no room")
-        loaded.append(models.model)
-        if models.model != "demo":
-            raise CheckpointError("damaged")
-        return FakeEngine(reply("back again"))
-
     talk = Talk()
-    talk.run(f"/model {folder}", load=load)
-    assert loaded == [str(folder), "demo"]
-    assert talk.engine.closed
+    again = FakeEngine(reply("back again"))
+    talk.loads = [NotEnoughMemoryError("no room"), CheckpointError("damaged"), again]
+    talk.run(f"/model {tmp_path}")
+    name = str(tmp_path)
+    assert talk.loaded[1:] == [(name, False), (name, True), ("demo", True)]
     assert "damaged" in talk.shown
     talk.ask("Hi")
     assert talk.out.getvalue() == b"back again\n"
 
 
 def test_if_the_old_model_cannot_come_back_the_error_says_that_none_is_loaded() -> None:
-    def load(models: Models) -> Any:
-        raise NotEnoughMemoryError("no room")
-
     talk = Talk()
-    with pytest.raises(MgmError, match=r"^no room; no model is loaded now: /model NAME loads one$"):
-        talk.run("/model demo", load=load)
+    small = FakeEngine(reply("here"))
+    small.room = 0
+    talk.loads = [*[NotEnoughMemoryError("no room")] * 3, small]
+    with pytest.raises(MgmError, match=r"^no model is loaded now: /model NAME loads one$"):
+        talk.run("/model demo")
+    assert "mgm: no room" in talk.shown
     assert talk.engine.closed
-    talk.run("/model demo", load=lambda _: FakeEngine(reply("here")))
+    assert talk.chat.context == FakeEngine.room
+    talk.run("/model demo")
+    assert talk.chat.context == 8192  # the model's own, if no context seems to fit in memory
     talk.ask("Hi")
     assert talk.out.getvalue() == b"here\n"
-
-
-def test_the_context_is_what_fits_in_memory_or_else_the_models_own() -> None:
-    engine: Any = FakeEngine()
-    assert open_pair(Models(), lambda _: engine).context == engine.room
-    engine.room = 0
-    assert open_pair(Models(), lambda _: engine).context == 8192
 
 
 def test_an_answer_goes_to_the_clipboard_of_the_system_or_of_the_terminal(
@@ -246,3 +207,24 @@ def test_an_answer_goes_to_the_clipboard_of_the_system_or_of_the_terminal(
     program.write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(MgmError, match="xclip failed"):
         clipboard.copy("text", screen)
+
+
+@pytest.mark.slow
+def test_ten_turns_prefill_only_what_is_new_and_answer_as_from_scratch() -> None:
+    params = SamplingParams(temperature=0, max_tokens=64, num_draft_tokens=2, thinking=True)
+    screen = Screen(io.BytesIO(), io.StringIO())
+    with load("demo") as engine:
+        assert 0 < engine.longest_context() <= engine.config.max_position_embeddings
+        chat = Chat(lambda _: engine, Transcript(Conversation()), params, screen)
+        before = 0
+        for number in range(10):
+            chat.ask(f"What is {17 + number} + 25?")
+            assert chat.last
+            assert chat.last.reused_tokens >= before  # all but the last answer and the new message
+            before = chat.last.prompt_tokens
+            if number == 0:
+                assert chat.transcript.answer["reasoning"]
+            if number % 3 == 0:  # prefilling the whole conversation ten times is slow on a CPU
+                fresh = engine.generate(chat.transcript.prompt[:-1], params)[0].message
+                assert chat.transcript.answer == fresh
+        assert before > 200

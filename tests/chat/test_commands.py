@@ -1,25 +1,25 @@
-"""The commands of a chat: how they are read, completed, and refused."""
+"""The commands of a chat: how they are read, completed, refused, and what they change."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp import MgmError, SamplingParams
 from mlx_gemma_mtp.chat import commands, editor
-from mlx_gemma_mtp.chat.commands import Call, parse
+from mlx_gemma_mtp.chat.actions import talk as hold
+from mlx_gemma_mtp.chat.commands import parse
 from mlx_gemma_mtp.errors import UsageError
 
 
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MGM_DATA_DIR", str(tmp_path / "data"))
-
-
 def test_a_slash_starts_a_command_but_a_path_or_several_lines_are_a_message() -> None:
-    assert parse("/set seed  7 ") == Call("set", "seed  7")
-    assert parse("/quit") == Call("exit", "")
-    assert parse("/system two\nlines") == Call("system", "two\nlines")
+    assert parse("/set seed  7 ") == ("set", "seed  7")
+    assert parse("/quit") == ("exit", "")
+    assert parse("/system two\nlines") == ("system", "two\nlines")
     messages = ("/etc/hosts", "/etc/hosts is what?", " /help", "a /help", "/help\nme", "//", "/1")
     assert [parse(message) for message in messages] == [None] * len(messages)
 
@@ -32,9 +32,20 @@ def test_an_unknown_command_is_refused_with_the_nearest_one() -> None:
         parse("/zzz")
 
 
-def test_commands_are_completed_with_their_values() -> None:
-    assert list(commands.completions("/s")) == ["/system", "/set", "/stats", "/save"]
-    assert list(commands.completions("/mtp a")) == ["auto"]
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("/s", ["system", "set", "stats", "save"]),
+        ("/mtp a", ["auto"]),
+        ("/set t", ["temperature", "top_k", "top_p"]),
+        ("/set seed s", []),
+        ("/exit e", []),
+        ("s", []),
+    ],
+)
+def test_commands_are_completed_with_their_values(typed: str, found: list[str]) -> None:
+    shown = editor.Commands().get_completions(Document(typed), CompleteEvent())
+    assert [one.text for one in shown] == found
 
 
 def test_help_names_every_command_and_setting_and_fits_80_columns() -> None:
@@ -57,7 +68,7 @@ def test_a_block_of_lines_is_the_text_between_its_quotes() -> None:
         assert editor.unblocked(text) == text
 
 
-def test_drafts_and_settings_are_taken_as_typed_or_not_at_all() -> None:
+def test_drafts_and_settings_are_taken_as_typed() -> None:
     talk = Talk()
     for typed, drafts in [("off", 0), ("3", 3), ("auto", "auto")]:
         talk.run(f"/mtp {typed}")
@@ -65,19 +76,6 @@ def test_drafts_and_settings_are_taken_as_typed_or_not_at_all() -> None:
     for setting in ("temperature 0.5", "top_k 3", "seed 7", "stop a b", "max_tokens 9"):
         talk.run(f"/set {setting}")
     params = SamplingParams(temperature=0.5, top_k=3, seed=7, stop="a b", max_tokens=9)
-    for typed, why in [
-        ("/mtp 99", "off, auto, or 1 to 15"),
-        ("/mtp -1", "off, auto, or 1 to 15"),
-        ("/set seed 1.5", "seed must"),
-        ("/set top_p no", "top_p cannot be"),
-        ("/set speed 3", "no setting 'speed'"),
-        ("/set temp 1", "did you mean temperature?"),
-        ("/think x", "on, off, open or fold"),
-        ("/stats x", "on or off"),
-    ]:
-        with pytest.raises(UsageError) as refused:
-            talk.run(typed)
-        assert why in str(refused.value)
     assert talk.chat.params == params
     talk.run('/set stop ["\\n", "b"]')
     assert talk.chat.params.stop_strings == ("\n", "b")
@@ -85,14 +83,57 @@ def test_drafts_and_settings_are_taken_as_typed_or_not_at_all() -> None:
     assert talk.chat.params.stop_strings == ()
 
 
-def test_drafts_need_a_drafter() -> None:
-    talk = Talk()
+def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Path) -> None:
+    talk = Talk(reply("one"))
     talk.engine.has_drafter = False
-    with pytest.raises(UsageError, match="--drafter"):
-        talk.run("/mtp 3")
-    assert talk.chat.params == SamplingParams()
     talk.run("/mtp 0")
-    assert talk.chat.params.num_draft_tokens == 0
+    params = talk.chat.params
+    (other := tmp_path / "other.txt").write_text("precious")
+    (tmp_path / "odd").write_bytes(b"\xff")
+    for typed, why in [
+        ("/mtp 99", "off, auto, or 1 to 15"),
+        ("/mtp -1", "off, auto, or 1 to 15"),
+        ("/mtp 3", "mgm chat --drafter"),
+        ("/set seed 1.5", "seed must"),
+        ("/set seed -1", "seed must"),
+        ("/set top_p no", "top_p cannot be"),
+        ("/set speed 3", "no setting 'speed'"),
+        ("/set temp 1", "did you mean temperature?"),
+        ("/think x", "on, off, open or fold"),
+        ("/stats x", "on or off"),
+        ("/stats", "no answer yet"),
+        ("/hlep", "did you mean /help?"),
+        ("/model no-such-model", "no-such-model"),
+        ("/read /no/such/file", "No such file"),
+        (f"/read {tmp_path}/odd", "not UTF-8"),
+        (f"/read {tmp_path}/no {'long ' * 100}", "No such file"),
+        ("/load /no/such/file", "No such file"),
+        ("/load ~nobody-of-this-name/file", "home directory"),
+        ("/save", "needs a file name"),
+        (f"/save {other}", "name another one"),
+        (f"/save {tmp_path}/no/such/folder", "No such file"),
+    ]:
+        before = len(talk.shown)
+        typist: Any = SimpleNamespace(read=iter([typed, None]).__next__)
+        hold(talk.chat, typist)
+        [line] = talk.shown[before:].splitlines()
+        assert line.startswith("mgm: ")
+        assert why in line
+    assert talk.chat.params == params
+    assert other.read_text() == "precious"
+    assert talk.messages == []
+    typist = SimpleNamespace(read=iter(["Hi", "/exit", "no more"]).__next__)
+    hold(talk.chat, typist)
+    assert talk.messages == [("user", "Hi"), ("assistant", "one")]
+
+
+def test_a_file_is_sent_after_the_text_that_follows_its_name(tmp_path: Path) -> None:
+    (path := tmp_path / "some notes").write_text("content")
+    (tmp_path / "notes").write_text("other")
+    talk = Talk(*[reply("yes")] * 3)
+    talk.run(f"/read {path}", f'/read "{path}" Sum up.', f"/read {tmp_path}/notes Sum up.")
+    sent = [prompt[-1]["content"] for prompt in talk.engine.asked]
+    assert sent == ["content", "Sum up.\n\ncontent", "Sum up.\n\nother"]
 
 
 def test_a_message_without_answer_is_answered_again_or_replaced() -> None:

@@ -1,4 +1,4 @@
-"""Pairs and converted pairs that the tests of this folder share, and `mgm` in this process."""
+"""Pairs and converted pairs that the tests of this folder share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,12 @@ from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.broken import breakable_pair  # noqa: F401 - the fixture `broken`
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.command import mgm_here  # noqa: F401 - a fixture
-from helpers.converted import TINY
+from helpers.converted import MOE
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +37,7 @@ def converted(
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
     """A pair whose target is in several files; to be copied."""
-    return make_pair(TINY, tmp_path_factory.mktemp("tiny"), seed, sharded=True, multimodal=True)
+    return make_pair(MOE, tmp_path_factory.mktemp("tiny"), seed, sharded=True, multimodal=True)
 
 
 @pytest.fixture(scope="session")

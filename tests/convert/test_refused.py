@@ -16,7 +16,8 @@ from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.broken import Edit, set_values, table
 from helpers.checkpoints import PairPaths
-from helpers.converted import Mgm, assert_refused, hashes, put_nan
+from helpers.command import Here
+from helpers.converted import assert_refused, hashes, put_nan
 from mlx_gemma_mtp.files.checkpoint import weight_files
 from mlx_gemma_mtp.files.hub import DEMO_DRAFTER
 
@@ -38,9 +39,7 @@ def entry(**changes: Any) -> Edit:
         data = path.read_bytes()
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])
-        next(found for name, found in header.items() if name.endswith("proj.weight")).update(
-            changes
-        )
+        header[next(name for name in header if name.endswith("proj.weight"))] |= changes
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
 
@@ -66,48 +65,47 @@ SOURCES: dict[str, tuple[Edit, str]] = {
 
 @table(SOURCES)
 def test_a_damaged_source_is_refused(
-    case: tuple[Edit, str], mgm_here: Mgm, broken: PairPaths, tmp_path: Path
+    case: tuple[Edit, str], mgm_here: Here, broken: PairPaths, out: Path
 ) -> None:
     damage, word = case
     damage(broken.target)
     before = hashes(broken.target)
-    assert_refused(mgm_here("convert", broken.target, "--out", tmp_path / "out"), 1, word)
-    assert not (tmp_path / "out").exists()
+    assert_refused(mgm_here("convert", broken.target, "--out", out), 1, word)
+    assert not out.exists()
     assert hashes(broken.target) == before
 
 
-def test_other_models_are_refused(mgm_here: Mgm, tiny: PairPaths, tmp_path: Path) -> None:
+def test_other_models_are_refused(
+    mgm_here: Here, tiny: PairPaths, tmp_path: Path, out: Path
+) -> None:
     for exit_code, word, arguments in (
         (1, "this is a drafter", (tiny.drafter,)),
         (1, "not a Gemma 4 drafter", (tiny.target, "--drafter", tiny.target)),
         (1, "belongs to another model", (tiny.target, "--drafter", DEMO_DRAFTER)),
         (3, "nowhere", (tmp_path / "nowhere",)),
     ):
-        assert_refused(mgm_here("convert", *arguments, "--out", tmp_path / "out"), exit_code, word)
-    assert list(tmp_path.iterdir()) == []
+        assert_refused(mgm_here("convert", *arguments, "--out", out), exit_code, word)
+    assert list(out.parent.iterdir()) == []
 
 
 REFUSED = SimpleNamespace(headers={}, request=None, status_code=403)
+GATED = errors.GatedRepoError("No\nno", response=REFUSED)
 
 
 @pytest.mark.parametrize(
-    ("error", "word"),
-    [
-        (errors.GatedRepoError("No\nno", response=REFUSED), "HF_TOKEN"),
-        (OSError("no route to host"), "no route to host"),
-    ],
+    ("error", "word"), [(GATED, "HF_TOKEN"), (OSError("no route to host"), "no route to host")]
 )
 def test_an_error_of_the_hub_comes_before_anything_is_written(
-    error: Exception, word: str, mgm_here: Mgm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, word: str, mgm_here: Here, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(name: str, *, local_files_only: bool = False, **_: Any) -> str:
         raise errors.LocalEntryNotFoundError("nothing cached") if local_files_only else error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    done = mgm_here("convert", "google/gemma-4-tiny-it", "--out", tmp_path / "out")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(out.parent / "hub"))
+    done = mgm_here("convert", "google/gemma-4-tiny-it", "--out", out)
     assert_refused(done, 3, word)
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 OPTIONS = {
@@ -133,18 +131,18 @@ OPTIONS = {
 
 @table(OPTIONS)
 def test_impossible_options_are_refused(
-    case: tuple[str, str], mgm_here: Mgm, tiny: PairPaths, tmp_path: Path
+    case: tuple[str, str], mgm_here: Here, tiny: PairPaths, out: Path
 ) -> None:
     options, word = case
-    done = mgm_here("convert", tiny.target, "--out", tmp_path / "out", *options.split())
+    done = mgm_here("convert", tiny.target, "--out", out, *options.split())
     assert_refused(done, 2, word)
-    assert list(tmp_path.iterdir()) == []
+    assert list(out.parent.iterdir()) == []
 
 
 def test_an_existing_output_is_refused_before_the_source_is_looked_up(
-    mgm_here: Mgm, tmp_path: Path
+    mgm_here: Here, out: Path
 ) -> None:
-    out, unfinished = tmp_path / "out", tmp_path / "out.partial"
+    unfinished = out.with_name("out.partial")
     for folder, ways_out in ((out, ["--force"]), (unfinished, ["--resume", "--force"])):
         folder.mkdir()
         for word in ways_out:
@@ -153,9 +151,8 @@ def test_an_existing_output_is_refused_before_the_source_is_looked_up(
 
 
 def test_force_replaces_a_model_only_at_the_end(
-    mgm_here: Mgm, tiny: PairPaths, whole: Path, broken: PairPaths, tmp_path: Path
+    mgm_here: Here, tiny: PairPaths, whole: Path, broken: PairPaths, out: Path
 ) -> None:
-    out = tmp_path / "out"
     convert(tiny.target, out, Options(bits="8"))
     before = hashes(out)
     put_nan(broken.target)
@@ -166,27 +163,23 @@ def test_force_replaces_a_model_only_at_the_end(
     assert not partial.partial_of(out).exists()
 
 
-def test_force_replaces_only_models(mgm_here: Mgm, tiny: PairPaths, tmp_path: Path) -> None:
-    papers = tmp_path / "papers"
-    papers.mkdir()
-    letter = papers / "letter.txt"
+def test_force_replaces_neither_other_files_nor_the_source(
+    mgm_here: Here, broken: PairPaths, tmp_path: Path
+) -> None:
+    letter = tmp_path / "papers" / "letter.txt"
+    letter.parent.mkdir()
     letter.write_text("dear")
-    for out in (papers, letter):
-        done = mgm_here("convert", tiny.target, "--out", out, "--force")
-        assert_refused(done, 2, "not a model's folder")
-    assert letter.read_text() == "dear"
-
-
-def test_the_source_is_never_replaced(mgm_here: Mgm, broken: PairPaths) -> None:
-    for out in (broken.target, broken.drafter):
-        done = mgm_here("convert", broken.target, "--out", out, "--force")
-        assert_refused(done, 2, "holds the source")
-        assert (out / "config.json").exists()
+    before = hashes(tmp_path)
+    other, source = "not a model's folder", "holds the source"
+    places = {letter: other, letter.parent: other, broken.target: source, broken.drafter: source}
+    for place, word in places.items():
+        assert_refused(mgm_here("convert", broken.target, "--out", place, "--force"), 2, word)
+    assert hashes(tmp_path) == before
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(
-    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Here, tiny: PairPaths, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=400_000))
-    assert_refused(mgm_here("convert", tiny.target, "--out", tmp_path / "out"), 1, "make room")
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(mgm_here("convert", tiny.target, "--out", out), 1, "make room")
+    assert list(out.parent.iterdir()) == []

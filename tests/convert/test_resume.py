@@ -18,18 +18,14 @@ from mlx_gemma_mtp.convert.conversion import convert, prepare
 from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.checkpoints import PairPaths
-from helpers.converted import Mgm, assert_refused, hashes, put_nan
+from helpers.command import Here
+from helpers.converted import assert_refused, hashes, put_nan
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
 from mlx_gemma_mtp.files.journal import read
 
 STEPS = Options(slice_bytes=10_000, sync_bytes=2_000)  # small ones: tensors take several
 MIDDLE = 0.55  # of the bytes: within a tensor
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
 
 
 def start(source: Path, out: Path, share: float = MIDDLE, **others: Any) -> None:
@@ -43,51 +39,37 @@ def start(source: Path, out: Path, share: float = MIDDLE, **others: Any) -> None
         convert(source, out, STEPS, on_progress=stop, **others)
 
 
-def finished(out: Path) -> dict[str, int]:
-    """Return how many rows of the target's weights the journal lists."""
-    rows: dict[str, int] = {}
-    for event in read(out.with_name("out.partial") / "journal", "mgm conversion 1")[1:]:
-        rows |= event["rows"]
-    return rows
-
-
-def test_only_the_folder_is_printed_to_stdout(
-    mgm_here: Mgm, tiny: PairPaths, whole: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_the_folder_is_printed_to_stdout_and_a_dry_run_writes_nothing(
+    mgm_here: Here, tiny: PairPaths, whole: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(out.parent)
+    done = mgm_here("convert", tiny.target, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bits per weight" in done.stdout
+    assert list(out.parent.iterdir()) == []
     done = mgm_here("convert", tiny.target, "--out", out)
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     writing = [line for line in done.stderr.splitlines() if line.startswith("writing")]
     assert writing == ["writing model.safetensors", "writing drafter/model.safetensors"]
     assert hashes(out) == hashes(whole)
-    monkeypatch.chdir(out.parent)
     done = mgm_here("convert", tiny.target, "--bits", "8", "--drafter", "none")
     assert (done.returncode, done.stdout) == (0, "target-8bit\n")
     assert not (out.parent / "target-8bit" / "drafter").exists()
 
 
-def test_a_dry_run_writes_nothing(
-    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = mgm_here("convert", tiny.target, "--dry-run")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "bits per weight" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(
     ("error", "exit_code", "word"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
-        (KeyboardInterrupt(), 130, "--resume"),
-    ],
+    [(FULL, 1, "No space left on device"), (KeyboardInterrupt(), 130, "--resume")],
     ids=["full disk", "Ctrl-C"],
 )
 def test_an_interruption_is_one_line_that_says_how_to_resume(
     error: BaseException,
     exit_code: int,
     word: str,
-    mgm_here: Mgm,
+    mgm_here: Here,
     tiny: PairPaths,
     whole: Path,
     out: Path,
@@ -116,7 +98,9 @@ def test_rows_on_the_disk_are_not_written_again(
 ) -> None:
     start(tiny.target, out)
     rows = {p.name: math.prod(p.shape[:-1]) for p in prepare(tiny.target, STEPS)[0].parameters}
-    before = finished(out)
+    before: dict[str, int] = {}
+    for event in read(out.with_name("out.partial") / "journal", "mgm conversion 1")[1:]:
+        before |= event["rows"]
     assert sum(before[name] < rows[name] for name in before) == 1  # interrupted within a tensor
     written: list[int] = []
     pwrite = os.pwrite
@@ -157,7 +141,7 @@ def test_a_lost_file_is_written_again(tiny: PairPaths, whole: Path, out: Path) -
     assert hashes(out) == hashes(whole)
 
 
-def test_a_conversion_in_progress_is_left_alone(mgm_here: Mgm, tiny: PairPaths, out: Path) -> None:
+def test_a_conversion_in_progress_is_left_alone(mgm_here: Here, tiny: PairPaths, out: Path) -> None:
     folder = out.with_name("out.partial")
     folder.mkdir()
     with (folder / "journal").open("w") as lock:
@@ -168,14 +152,8 @@ def test_a_conversion_in_progress_is_left_alone(mgm_here: Mgm, tiny: PairPaths, 
     assert mgm_here("convert", tiny.target, "--out", out, "--resume").returncode == 0
 
 
-@pytest.mark.parametrize("then", ["resume", "force"])
 def test_a_kill_between_the_two_renames_of_force_loses_neither_model(
-    then: str,
-    tiny: PairPaths,
-    whole: Path,
-    broken: PairPaths,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny: PairPaths, whole: Path, broken: PairPaths, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(tiny.target, out, Options(bits="8"))
     before = hashes(out)
@@ -191,19 +169,19 @@ def test_a_kill_between_the_two_renames_of_force_loses_neither_model(
         with pytest.raises(KeyboardInterrupt):
             convert(tiny.target, out, STEPS, force=True)
     assert not out.exists()
-    if then == "resume":
-        convert(tiny.target, out, STEPS, resume=True)
-        assert hashes(out) == hashes(whole)
-        # Killed after both renames, and again later:
-        start(tiny.target, out, force=True)
-        shutil.copytree(out, out.with_name("out.partial") / "replaced")
-        convert(tiny.target, out, STEPS, resume=True, force=True)
-        assert hashes(out) == hashes(whole)
-    else:  # started over, in vain
-        put_nan(broken.target)
-        with pytest.raises(CheckpointError, match="not finite"):
-            convert(broken.target, out, STEPS, force=True)
-        assert hashes(out) == before
+    shutil.copytree(out.with_name("out.partial"), out.with_name("other.partial"))
+    convert(tiny.target, out, STEPS, resume=True)
+    assert hashes(out) == hashes(whole)
+    # Killed after both renames, and again later:
+    start(tiny.target, out, force=True)
+    shutil.copytree(out, out.with_name("out.partial") / "replaced")
+    convert(tiny.target, out, STEPS, resume=True, force=True)
+    assert hashes(out) == hashes(whole)
+    # Started over instead, in vain:
+    put_nan(broken.target)
+    with pytest.raises(CheckpointError, match="not finite"):
+        convert(broken.target, out.with_name("other"), STEPS, force=True)
+    assert hashes(out.with_name("other")) == before
 
 
 CONVERT = """
@@ -216,27 +194,24 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), Options(slice_bytes=10_000, sync_b
 """
 
 
-def convert_and_kill(source: Path, out: Path, steps: int | None) -> int:
+def convert_and_kill(source: Path, out: Path, moment: int = 1_000_000) -> int:
     """Convert in another process, killed after this many steps; return how many it made."""
     command = [sys.executable, "-c", CONVERT, str(source), str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
-        made = 0
-        while steps is None or made < steps:
-            read = process.stdout.read(1 if steps is not None else 65536)
-            if not read:
-                break
-            made += len(read)
-        if steps is not None:
-            process.send_signal(signal.SIGKILL)
-    assert process.returncode == (0 if steps is None else -signal.SIGKILL)
-    return made
+        steps = 0
+        while steps < moment and process.stdout.read(1):
+            steps += 1
+        if steps == moment:
+            process.kill()
+    assert process.returncode == (-signal.SIGKILL if steps == moment else 0)
+    return steps
 
 
 def test_a_conversion_killed_at_ten_random_moments_ends_with_the_same_hashes(
     tiny: PairPaths, whole: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    steps = convert_and_kill(tiny.target, tmp_path / "all", None)
+    steps = convert_and_kill(tiny.target, tmp_path / "all")
     assert hashes(tmp_path / "all") == hashes(whole)
     assert steps > 300
     for attempt in range(2):
@@ -250,6 +225,6 @@ def test_a_conversion_killed_at_ten_random_moments_ends_with_the_same_hashes(
             for place in (folder, folder / "model"):
                 with pytest.raises(CheckpointError):
                     read_config(place)
-        again = convert_and_kill(tiny.target, out, None)
+        again = convert_and_kill(tiny.target, out)
         assert hashes(out) == hashes(whole)
         assert again < steps

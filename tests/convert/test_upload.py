@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -12,7 +13,8 @@ from mlx_gemma_mtp.convert.manifest import read_manifest
 from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.converted import TINY, Mgm, assert_refused
+from helpers.command import Here
+from helpers.converted import MOE, assert_refused
 from helpers.fake_hub import COMMIT, NAME, FakeHub, folder_files
 
 Uploads = list[tuple[str, str]]  # repository, kind of the folder's drafter
@@ -39,39 +41,30 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> Uploads:
     return found
 
 
-def test_a_finished_conversion_is_uploaded(
-    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, uploads: Uploads
+@pytest.mark.usefixtures("uploads")
+def test_an_impossible_upload_is_refused_before_the_work(
+    mgm_here: Here, tiny: PairPaths, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = mgm_here("convert", tiny.target, "--out", tmp_path / "out", "--upload-repo", "me/tiny")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")
+    command = ("convert", tiny.target, "--out", out, "--upload-repo")
+    assert_refused(mgm_here(*command, "not/a/name"), 2, "not a Hub repository name")
+    refuse = Mock(side_effect=errors.LocalTokenNotFoundError("Many\nlines"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", refuse)
+    assert_refused(mgm_here(*command, "me/tiny"), 1, "HF_TOKEN")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_finished_conversion_is_uploaded_and_kept_if_that_fails(
+    mgm_here: Here, tiny: PairPaths, out: Path, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("convert", tiny.target, "--out", out, "--force", "--upload-repo", "me/tiny")
+    done = mgm_here(*command)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert uploads == [("me/tiny", "drafter")]
     assert done.stderr.splitlines()[-1] == "uploaded to https://hub/me/tiny"
 
-
-@pytest.mark.usefixtures("uploads")
-def test_an_impossible_upload_is_refused_before_the_work(
-    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: object) -> None:
-        raise errors.LocalTokenNotFoundError("Many\nlines")
-
-    command = ("convert", tiny.target, "--out", tmp_path / "out", "--upload-repo")
-    assert_refused(mgm_here(*command, "not/a/name"), 2, "not a Hub repository name")
-    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", refuse)
-    assert_refused(mgm_here(*command, "me/tiny"), 1, "HF_TOKEN")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("uploads")
-def test_a_failed_upload_keeps_the_folder(
-    mgm_here: Mgm, tiny: PairPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object, **__: object) -> None:
-        raise errors.HTTPError("peer\nclosed connection")
-
+    fail = Mock(side_effect=errors.HTTPError("peer\nclosed connection"))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", fail)
-    out = tmp_path / "out"
-    done = mgm_here("convert", tiny.target, "--out", out, "--upload-repo", "me/tiny")
+    done = mgm_here(*command)
     assert (done.returncode, done.stdout) == (1, f"{out}\n")
     line = done.stderr.splitlines()[-1]
     assert "peer closed connection" in line
@@ -90,20 +83,14 @@ for plan in prepare(sys.argv[1], Options(), headers_only=True):
 
 @pytest.mark.torch
 def test_a_dry_run_downloads_headers_and_no_weights(tmp_path: Path, seed: int) -> None:
-    pair = make_pair(TINY, tmp_path / "pair", seed)
+    pair = make_pair(MOE, tmp_path / "pair", seed)
     server = FakeHub()
     server.add(NAME, folder_files(pair.target))
     server.add(f"{NAME}-assistant", folder_files(pair.drafter))
     with server.running(tmp_path / "home") as environment:
-        done = subprocess.run(
-            [sys.executable, "-c", DRY_RUN, NAME],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+        command = [sys.executable, "-c", DRY_RUN, NAME]
+        printed = subprocess.check_output(command, env=environment, text=True, timeout=120)
+    assert printed.splitlines() == [
         f"{plan.kind} {COMMIT} {plan.nbytes} {plan.shards}"
         for plan in prepare(pair.target, Options())
     ]

@@ -72,7 +72,7 @@ def test_an_error_in_a_prefill_ends_that_request_alone(
     assert kind is not NotEnoughMemoryError or failure.exit_code == 4
 
 
-@pytest.mark.parametrize("number", range(1, BUFFERS + 2))  # the last is the offset
+@pytest.mark.parametrize("number", range(1, BUFFERS + 2))  # and the offset
 def test_a_request_for_which_the_batch_cannot_grow_fails_alone(
     prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_batch_that_cannot_be_restored_fails_and_the_scheduler_continues(
     stepped.step(9)
     second = stepped.submit(prompts[1], LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(mx, "take", failing(mx.take, list(range(3, 99))))
+        patch.setattr(mx, "take", failing(mx.take, list(range(4, 99))))
         stepped.step(2)
     for request in (first, second):
         error_of(request)

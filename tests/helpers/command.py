@@ -43,24 +43,33 @@ MGM = command()
 
 def environment() -> dict[str, str]:
     """Return an environment with a color terminal and no wish for colors or tracebacks."""
-    kept = os.environ | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": ""}
-    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "NO_COLOR", "MGM_DEBUG"):
-        kept.pop(name, None)
-    return kept
+    wishes = ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "NO_COLOR", "MGM_DEBUG")
+    kept = {name: value for name, value in os.environ.items() if name not in wishes}
+    return kept | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": ""}
+
+
+def start(arguments: Sequence[str], **streams: Any) -> subprocess.Popen[str]:
+    """Start a command in a process of its own, without standard input and with pipes for output."""
+    streams = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    } | streams
+    return subprocess.Popen([*MGM, *arguments], text=True, env=environment(), **streams)
 
 
 def mgm(
     arguments: Sequence[str | bytes], stdin: str | bytes = "", before: str = "", **variables: str
 ) -> Done:
     """Run a command to its end, with these variables in its environment."""
+    return run([*command(before), *arguments], stdin, **variables)
+
+
+def run(line: Sequence[str | bytes], stdin: str | bytes = "", **variables: str) -> Done:
+    """Run any program to its end."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [*command(before), *arguments],
-        input=data,
-        capture_output=True,
-        timeout=SECONDS,
-        env=environment() | variables,
-    )
+    env = environment() | variables
+    done = subprocess.run(line, input=data, capture_output=True, timeout=SECONDS, env=env)
     return Done(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -82,11 +91,7 @@ def run_here(
 @pytest.fixture
 def mgm_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
     """`mgm` in this process, with these arguments and this standard input."""
-
-    def run(*arguments: str | Path, stdin: str = "") -> Done:
-        return run_here(monkeypatch, capfd, arguments, stdin)
-
-    return run
+    return lambda *arguments, stdin="": run_here(monkeypatch, capfd, arguments, stdin)
 
 
 def assert_plain(done: Done) -> None:

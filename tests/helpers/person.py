@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import termios
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pexpect
+import pyte
+from pyte.screens import Char
 
 from helpers.command import command, environment
-from helpers.paper import ROWS, Paper
 
 SECONDS = 60  # longer than any answer takes on a busy machine
-COLUMNS = 130
+ROWS, COLUMNS = 24, 130
 PROMPT = "> "
+BLINK, DIM = 5, 2  # pyte knows no dim characters: here they `blink`
 
 # Only LONG has an answer of more tokens: it waits there until it is stopped.
 HOLD = """
@@ -32,12 +35,50 @@ Request.take = take_and_hold
 """
 
 
+class Paper(pyte.HistoryScreen):
+    """A terminal whose scrolled lines are kept: everything that a person saw."""
+
+    def select_graphic_rendition(self, *attributes: int, **options: Any) -> None:
+        shown = (BLINK if one == DIM else one for one in attributes)
+        super().select_graphic_rendition(*shown, **options)
+
+    @property
+    def row(self) -> int:
+        """The line of the cursor."""
+        return len(self.history.top) + self.cursor.y
+
+    @property
+    def cells(self) -> list[list[Char]]:
+        """All lines from the start, without blanks at their ends."""
+        rows = []
+        for line in (*self.history.top, *(self.buffer[row] for row in range(ROWS))):
+            width = max((x for x in line if line[x].data.strip()), default=-1) + 1
+            rows.append([line[x] for x in range(width)])
+        return rows
+
+    @property
+    def written(self) -> list[str]:
+        """All lines as text."""
+        return ["".join(cell.data for cell in row) for row in self.cells]
+
+    @property
+    def at(self) -> str:
+        """The line of the cursor, up to the cursor."""
+        line = self.buffer[self.cursor.y]
+        return "".join(line[x].data for x in range(self.cursor.x))
+
+    def has_mode(self, number: int) -> bool:
+        """True if a private mode is set; 25 shows the cursor, 2004 marks pastes."""
+        return number << 5 in self.mode
+
+
 class Person:
     """Starts a chat and waits for its prompt."""
 
     def __init__(self, folder: Path, *arguments: str, columns: int = COLUMNS) -> None:
         self.folder = folder
-        self.paper = Paper(columns)
+        self.paper = Paper(columns, ROWS, history=10_000)
+        self._stream = pyte.Stream(self.paper)
         editor = folder / "editor"
         editor.write_text("#!/bin/sh\nprintf 'What is 3 + 4?' > $1\n")
         editor.chmod(0o755)
@@ -52,7 +93,8 @@ class Person:
             dimensions=(ROWS, columns),
         )
         self.child.delaybeforesend = None
-        self.modes = termios.tcgetattr(self.child.child_fd)
+        self.child.logfile_read = io.StringIO()
+        self._modes = termios.tcgetattr(self.child.child_fd)
         self.wait_for_prompt()
 
     def type(self, keys: str) -> None:
@@ -67,51 +109,61 @@ class Person:
     def wait_for_prompt(self, row: int = -1) -> str:
         """Wait for a prompt below this row; return the lines in between."""
         self.wait_until(lambda: self.paper.row > row and self.paper.at == PROMPT)
-        return "\n".join(self.paper.lines[row + 1 : self.paper.row])
+        return "\n".join(self.paper.written[row + 1 : self.paper.row])
 
     def wait_to_see(self, pattern: str, row: int = 0) -> None:
         """Wait until this is shown somewhere from this row on."""
-        self.wait_until(lambda: bool(re.search(pattern, "\n".join(self.paper.lines[row:]))))
+        self.wait_until(lambda: bool(re.search(pattern, "\n".join(self.paper.written[row:]))))
 
-    def resize(self, columns: int) -> None:
-        self.child.setwinsize(ROWS, columns)
-        self.paper.resize(columns)
+    def wait_for_line(self, line: str) -> None:
+        """Wait until the line of the cursor is this, up to the cursor; blanks are ignored."""
+        self.wait_until(lambda: self.paper.at.rstrip() == line)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + SECONDS
         while not condition():
-            assert time.monotonic() < deadline, self.paper.text
+            assert time.monotonic() < deadline, self.seen
             try:
-                self.paper.feed(self.child.read_nonblocking(4096, 0.05))
+                self._stream.feed(self.child.read_nonblocking(4096, 0.05))
             except pexpect.TIMEOUT:
                 continue
+
+    def resize(self, columns: int) -> None:
+        self.child.setwinsize(ROWS, columns)
+        self.paper.resize(columns=columns)
 
     def leave(self) -> int:
         """Wait until the chat has ended; return its exit code. Its terminal must be in order."""
         try:
             while True:
-                self.paper.feed(self.child.read_nonblocking(4096, SECONDS))
+                self._stream.feed(self.child.read_nonblocking(4096, SECONDS))
         except pexpect.EOF:
             pass
-        assert "Traceback" not in self.paper.text
-        assert not self.paper.mode(2004)
-        assert self.paper.mode(25)
-        assert termios.tcgetattr(self.child.child_fd)[:4] == self.modes[:4]
+        assert "Traceback" not in self.seen
+        assert not self.paper.has_mode(2004)
+        assert self.paper.has_mode(25)
+        assert termios.tcgetattr(self.child.child_fd)[:4] == self._modes[:4]
         self.child.wait()
         return self.child.exitstatus
 
     @property
-    def events(self) -> list[dict[str, Any]]:
-        """The events in the file of the newest conversation."""
-        newest = max(
-            (self.folder / "sessions").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns
-        )
-        return [json.loads(line) for line in newest.read_text().splitlines()]
+    def seen(self) -> str:
+        """Everything that was shown."""
+        return "\n".join(self.paper.written).rstrip()
+
+    @property
+    def clipboard(self) -> list[str]:
+        """What the chat sent to the clipboard, in base64 (OSC 52)."""
+        return re.findall("\x1b]52;c;(.*?)\x07", self.child.logfile_read.getvalue())
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages in the file of the newest conversation, also the replaced ones."""
+        files = (self.folder / "sessions").glob("*.jsonl")
+        newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+        events = map(json.loads, newest.read_text().splitlines())
+        return [event["message"] for event in events if "message" in event]
 
     def said(self, role: str) -> str:
         """The last message of this role."""
-        messages = [event["message"] for event in self.events if "message" in event]
-        return next(m["content"] for m in reversed(messages) if m["role"] == role)
-
-    def close(self) -> None:
-        self.child.close(force=True)
+        return [one["content"] for one in self.messages if one["role"] == role][-1]

@@ -13,12 +13,13 @@ from mlx_gemma_mtp.chat import store
 from mlx_gemma_mtp.chat.actions import run
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.commands import parse
-from mlx_gemma_mtp.chat.loading import Loaded
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.terminal import Interrupts
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+
+Answer = Completion | MgmError | Callable[[], Generation]
 
 
 class Terminal(io.StringIO):
@@ -35,7 +36,7 @@ class FakeEngine:
     config = SimpleNamespace(max_position_embeddings=8192)
     room = 4096
 
-    def __init__(self, *answers: Completion | MgmError | Callable[[], Generation]) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.asked: list[list[dict[str, Any]]] = []
         self.closed = False
@@ -79,23 +80,28 @@ def reply(text: str, thought: str = "", finish_reason: Any = "stop") -> Completi
 class Talk:
     """A chat, its engine, and its two streams."""
 
-    def __init__(
-        self,
-        *answers: Completion | MgmError | Callable[[], Generation],
-        terminal: bool = True,
-        screen: type[Screen] = Screen,
-    ) -> None:
+    def __init__(self, *answers: Answer, terminal: bool = True) -> None:
         self.out = io.BytesIO()
         self.err = Terminal() if terminal else io.StringIO()
         self.engine = FakeEngine(*answers)
+        self.interrupts = Interrupts()
+        self.loads: list[FakeEngine | MgmError] = [self.engine]  # what the next loads give
+        self.loaded: list[tuple[str, bool]] = []  # models, and if the first engine was closed then
         self.chat = Chat(
-            Loaded(self.engine, Models(), 4096),  # type: ignore[arg-type]
+            self._load,
             Transcript(Conversation(), store.new_path()),
             SamplingParams(),
-            screen(self.out, self.err),
-            Interrupts() if terminal else None,
+            Screen(self.out, self.err),
+            self.interrupts if terminal else None,
             keeps=True,
         )
+
+    def _load(self, models: Models) -> Any:
+        self.loaded.append((models.model, self.engine.closed))
+        given = self.loads.pop(0)
+        if isinstance(given, MgmError):
+            raise given
+        return given
 
     @property
     def shown(self) -> str:
@@ -111,8 +117,8 @@ class Talk:
         for question in questions:
             self.chat.ask(question)
 
-    def run(self, *commands: str, load: Any = None) -> None:
+    def run(self, *commands: str) -> None:
         for text in commands:
-            call = parse(text)
-            assert call
-            run(self.chat, call, load)
+            command = parse(text)
+            assert command
+            run(self.chat, *command)

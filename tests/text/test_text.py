@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
 LOST = "\ufffd"  # in place of bytes that are no character
@@ -22,11 +21,6 @@ TEXTS = [
     ),
     '<|turn>user\nHi<turn|>\n<|channel>thought\n<channel|>{"a": 1}',
 ]
-
-
-@pytest.fixture(scope="module")
-def text() -> Text:
-    return Text(DEMO)
 
 
 def stream(text: Text, tokens: Sequence[int], *stop: str) -> list[str]:
@@ -95,9 +89,6 @@ def test_two_streams_do_not_mix(text: Text) -> None:
     assert ("".join(pieces[1]), other.finish()) == ("日日", LOST)
 
 
-# Stop strings
-
-
 def expected(string: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the stop string that is complete first; of two, before the longer one."""
     for end in range(1, len(string) + 1):
@@ -109,13 +100,8 @@ def expected(string: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 def held(string: str, stops: Sequence[str]) -> int:
     """How many characters at the end of the string may still become a stop string."""
-    sizes = [
-        size
-        for stop in stops
-        for size in range(1, min(len(stop) - 1, len(string)) + 1)
-        if string.endswith(stop[:size])
-    ]
-    return max(sizes, default=0)
+    starts = [stop[:size] for stop in stops for size in range(1, len(stop))]
+    return max((len(start) for start in starts if string.endswith(start)), default=0)
 
 
 def assert_stops(text: Text, parts: Sequence[Sequence[int]], stops: Sequence[str]) -> None:
@@ -138,12 +124,8 @@ def assert_stops(text: Text, parts: Sequence[Sequence[int]], stops: Sequence[str
 @pytest.mark.parametrize("stop", ["END", "\n\n", "</s>", "😀", "e😀f", " two words "])
 def test_a_stop_string_is_found_wherever_tokens_split_it(text: Text, stop: str) -> None:
     for cut in itertools.product([False, True], repeat=min(len(stop) - 1, 5)):
-        pieces, start = [], 0
-        for at, is_cut in enumerate(cut, 1):
-            if is_cut:
-                pieces.append(stop[start:at])
-                start = at
-        pieces.append(stop[start:])
+        at = [0, *(place for place, is_cut in enumerate(cut, 1) if is_cut), len(stop)]
+        pieces = [stop[start:end] for start, end in itertools.pairwise(at)]
         parts = [text.encode(piece) for piece in ("Some text", *pieces, "and more")]
         assert_stops(text, parts, [stop])
         assert "".join(stream(text, flat(parts), stop)) == "Some text"
@@ -160,20 +142,14 @@ def test_a_stop_string_inside_the_text_of_one_token_ends_the_text_there(text: Te
 @pytest.mark.parametrize(
     ("string", "stops", "left"),
     [
-        ("abcd", ["bc", "abcd"], "a"),  # complete first
-        ("abcd", ["abcd", "bc"], "a"),
-        ("abcd", ["abc", "bc"], ""),  # complete at once: the one that starts first
-        ("abcd", ["bc", "abc"], ""),
+        ("abcd", ["abcd", "bc"], "a"),  # complete first
+        ("abcd", ["bc", "abc"], ""),  # complete at once: the one that starts first
         ("abcd", ["cd", "bcd", "d"], "a"),
         ("abcabd", ["abd"], "abc"),
         ("aaaa", ["aa"], ""),
-        ("baaa", ["aaa", "aa"], "b"),
-        ("abc", ["abcd", "x"], "abc"),
         ("xabc", ["abcd", "bce", "c"], "xab"),
-        ("<st-", ["<stop>"], "<st-"),  # nearly
         ("<<s", ["<stop>"], "<<s"),
         ("aaab", ["aab"], "a"),
-        ("abac", ["abab"], "abac"),
         ("So <sto", ["<stop>"], "So <sto"),
         ("abcdb😀", ["b"], "a"),
     ],

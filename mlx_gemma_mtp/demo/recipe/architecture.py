@@ -1,7 +1,7 @@
 """The shapes of the demo pair: a small mixture of experts like Gemma 4 26B-A4B, and its drafter.
 
-Transformers' own classes, with two choices of ours that matter while training only: starting
-values, and a way to run the experts that never asks the GPU for a count. It knows no data.
+Transformers' own classes, with two choices of ours that matter only in training: the initial
+values, and a way to run the experts that never asks the GPU for a count. Knows no data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import (
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 WINDOW = 128
-# What drafter and target have in common: the drafter reads the target's keys and values.
+# Equal in both, since the drafter reads the target's keys and values.
 ATTENTION = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,

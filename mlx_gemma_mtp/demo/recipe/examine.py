@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +38,7 @@ class Rounds(NamedTuple):
     """Speculation over one answer. Drafts past the end of the text count as drafted."""
 
     num_rounds: int
-    drafted: int
-    accepted: tuple[int, ...]  # per draft position: rounds that accepted at least that many
+    accepted: list[int]  # per draft position: rounds that accepted at least that many
 
 
 @torch.inference_mode()
@@ -71,10 +69,8 @@ def answer_all(
         )
         for index, row in zip(chosen, written[:, longest:].tolist(), strict=True):
             length = next((at + 1 for at, token in enumerate(row) if token in END_TOKENS), len(row))
-            tokens = row[:length]
-            answers[index] = Answer(
-                examples[index], prompts[index], tokens, tokenizer.decode(tokens)
-            )
+            text = tokenizer.decode(row[:length])
+            answers[index] = Answer(examples[index], prompts[index], row[:length], text)
     return [answers[index] for index in range(len(examples))]
 
 
@@ -86,9 +82,8 @@ def speculate(
     text = answer.prompt + answer.tokens
     tokens = torch.tensor([text], device=target.device)
     positions = torch.arange(len(text), device=target.device)[None]
-    masks = Rows(tokens, torch.ones_like(tokens), positions, tokens).masks(
-        target.config.sliding_window
-    )
+    rows = Rows(tokens, torch.ones_like(tokens), positions, tokens)
+    masks = rows.masks(target.config.sliding_window)
     reading = read(target, tokens, positions, masks)
     steps = draft_hidden(drafter, target, reading, tokens, positions, masks, num_drafts)
     drafts = [drafter.lm_head(hidden)[0].argmax(-1).tolist() for hidden in steps]
@@ -103,34 +98,27 @@ def speculate(
             agreed += 1
         num_rounds += 1
         newest += agreed + 1
-    return Rounds(num_rounds, num_rounds * num_drafts, tuple(accepted))
+    return Rounds(num_rounds, accepted)
 
 
-def report(answers: Iterable[Answer], rounds: Iterable[Rounds]) -> str:
+def report(answers: Sequence[Answer], rounds: Sequence[Rounds]) -> str:
     """A table by task: right answers, acceptance rate (accepted / drafted), and by position."""
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    drafted: Counter[str] = Counter()
-    num_rounds: Counter[str] = Counter()
-    accepted: dict[str, list[int]] = {}
+    by_task: dict[str, list[tuple[bool, Rounds]]] = {}
     for answer, result in zip(answers, rounds, strict=True):
         for task in (answer.example.task, "all"):
-            asked[task] += 1
-            right[task] += answer.example.check(answer.text)
-            drafted[task] += result.drafted
-            num_rounds[task] += result.num_rounds
-            before = accepted.setdefault(task, [0] * len(result.accepted))
-            accepted[task] = [a + b for a, b in zip(before, result.accepted, strict=True)]
+            by_task.setdefault(task, []).append((answer.example.check(answer.text), result))
     lines = [
         "| task | prompts | right | acceptance rate | rounds that accept draft 1 / 2 / … |",
         "|---|---|---|---|---|",
     ]
-    for task in sorted(asked, key=lambda task: (task == "all", task)):
-        rate = sum(accepted[task]) / max(1, drafted[task])
-        places = " / ".join(f"{count / max(1, num_rounds[task]):.2f}" for count in accepted[task])
-        lines.append(
-            f"| {task} | {asked[task]} | {right[task] / asked[task]:.1%} | {rate:.2f} | {places} |"
-        )
+    for task, results in sorted(by_task.items(), key=lambda item: (item[0] == "all", item[0])):
+        right = sum(is_right for is_right, _ in results) / len(results)
+        num_rounds = max(1, sum(one.num_rounds for _, one in results))
+        by_position = zip(*(one.accepted for _, one in results), strict=True)
+        accepted = [sum(counts) for counts in by_position]
+        rate = sum(accepted) / max(1, num_rounds * len(accepted))
+        places = " / ".join(f"{count / num_rounds:.2f}" for count in accepted)
+        lines.append(f"| {task} | {len(results)} | {right:.1%} | {rate:.2f} | {places} |")
     return "\n".join(lines)
 
 
@@ -138,20 +126,18 @@ def examine(
     target_folder: Path, drafter_folder: Path, num_prompts: int, num_drafts: int, device: str
 ) -> str:
     tokenizer = AutoTokenizer.from_pretrained(target_folder)
-    target = Gemma4ForCausalLM.from_pretrained(target_folder, dtype=torch.float32).to(device).eval()
-    drafter = (
-        Gemma4AssistantForCausalLM.from_pretrained(drafter_folder, dtype=torch.float32)
-        .to(device)
-        .eval()
-    )
+    target = Gemma4ForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    target = target.to(device).eval()
+    drafter = Gemma4AssistantForCausalLM.from_pretrained(drafter_folder, dtype=torch.float32)
+    drafter = drafter.to(device).eval()
     use_every_expert(target)
     started = time.monotonic()
     answers = answer_all(target, tokenizer, held_out(num_prompts))
-    wrong = [answer for answer in answers if not answer.example.check(answer.text)]
-    for answer in wrong:
-        asked = answer.example.messages[-1]["content"]
-        print(f"wrong, {answer.example.task}: {asked}\n  wrote {answer.text[:200]!r}")
-        print(f"  taught {answer.example.answer[:200]!r}")
+    for example, _, _, text in answers:
+        if not example.check(text):
+            asked = example.messages[-1]["content"]
+            print(f"wrong, {example.task}: {asked}\n  wrote {text[:200]!r}")
+            print(f"  taught {example.answer[:200]!r}")
     table = report(answers, [speculate(target, drafter, answer, num_drafts) for answer in answers])
     seconds = time.monotonic() - started
     return f"{table}\n\n{num_prompts} prompts, {num_drafts} drafts, {seconds:.0f} s on {device}"
@@ -165,9 +151,5 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--num-drafts", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    print(
-        examine(
-            options.target, options.drafter, options.prompts, options.num_drafts, options.device
-        )
-    )
+    found = parser.parse_args()
+    print(examine(found.target, found.drafter, found.prompts, found.num_drafts, found.device))

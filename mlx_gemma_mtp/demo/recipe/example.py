@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ Message = dict[str, Any]
 Tool = dict[str, Any]
 Check = Callable[[str], bool]
 
-# What people say, by what they want: wordings with {fields}.
+# Wordings with {fields}, by what a person wants.
 SAID: dict[str, list[str]] = json.loads(Path(__file__).with_name("said.json").read_text("utf-8"))
 MARKERS = re.compile(r"<\|[^|<>]*\|?>|<[a-z_]+\|>")  # Gemma 4's special tokens, as text
 HELD_OUT_ONE_IN = 24
@@ -130,13 +130,13 @@ def indefinite(noun: str) -> str:
 def ask(
     rng: random.Random,
     task: str,
-    wordings: Sequence[str],
+    said: str,
     answer: str,
     thought: str,
     *,
     right: Check | None = None,
     **fields: Any,
 ) -> Example:
-    """A single-turn example: one of the wordings, filled in with `fields`."""
-    prompt = spoken(rng, rng.choice(wordings).format(**fields))
+    """A single-turn example: one of the wordings of `said`, filled in with `fields`."""
+    prompt = spoken(rng, rng.choice(SAID[said]).format(**fields))
     return Example(task, (user(prompt),), answer, right or same_text(answer), thought)

@@ -66,11 +66,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[i
     """Token ids of an example, and which to learn: the model's own words, past turns included."""
     prompt = tokenizer.encode(prompt_text(tokenizer, example), add_special_tokens=False)
     completion = tokenizer.encode(example.completion, add_special_tokens=False)
-    learned = _past_answers(prompt, tokenizer.convert_tokens_to_ids("model"))
-    return prompt + completion, learned + [True] * len(completion)
-
-
-def _past_answers(prompt: list[int], model_id: int) -> list[bool]:
+    model_id = tokenizer.convert_tokens_to_ids("model")
     learned = [False] * len(prompt)
     start = 0
     for index, token in enumerate(prompt):
@@ -79,7 +75,7 @@ def _past_answers(prompt: list[int], model_id: int) -> list[bool]:
             start = index + 3 if is_model else len(prompt)  # after "<|turn>model\n"
         elif token == TURN_END and start <= index:
             learned[start : index + 1] = [True] * (index + 1 - start)
-    return learned
+    return prompt + completion, learned + [True] * len(completion)
 
 
 class PackedRows(IterableDataset[Rows]):
@@ -106,10 +102,8 @@ class PackedRows(IterableDataset[Rows]):
                     ids, own = (part[: self.length - filled] for part in waiting)
                     span = slice(filled, filled + len(ids))
                     tokens[row, span], chats[row, span] = torch.tensor(ids), filled
-                    positions[row, span], learned[row, span] = (
-                        torch.arange(len(ids)),
-                        torch.tensor(own),
-                    )
+                    positions[row, span] = torch.arange(len(ids))
+                    learned[row, span] = torch.tensor(own)
                     filled += len(ids)
                     if filled < self.length or len(waiting[0]) >= self.length:
                         waiting = encode(tokenizer, next(stream))
@@ -119,9 +113,8 @@ class PackedRows(IterableDataset[Rows]):
 def batches(
     tokenizer_folder: Path, num_rows: int, length: int, seed: int, num_workers: int
 ) -> Iterator[Rows]:
-    dataset = PackedRows(tokenizer_folder, num_rows, length, seed)
     loader = DataLoader(
-        dataset,
+        PackedRows(tokenizer_folder, num_rows, length, seed),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=4,

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from .example import SAID, Example, ask, indefinite
+from .example import Example, ask, indefinite
 from .facts import ANIMALS, FRUITS, NAMES, THINGS
 
 ABILITIES = (
@@ -19,74 +19,38 @@ ABILITIES = (
     "and answer small questions"
 )
 
-# What a person may say, and the answer.
-SMALL_TALK: list[dict[str, Any]] = json.loads(
-    Path(__file__).with_name("small_talk.json").read_text("utf-8")
-)
+# What a person may say with the answer, and the plot of a story by the kind that is asked for.
+_DATA: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+SMALL_TALK: list[dict[str, Any]] = _DATA["small_talk"]
+PLOTS: dict[str, str] = _DATA["plots"]
 
 
 def small_talk(rng: random.Random) -> Example:
     if rng.random() < 0.12:
         name = rng.choice(NAMES)
-        answer = f"Nice to meet you, {name}!"
-        return ask(
-            rng, "small talk", SAID["introduction"], answer, "They tell me their name.", n=name
-        )
+        answer, thought = f"Nice to meet you, {name}!", "They tell me their name."
+        return ask(rng, "small talk", "introduction", answer, thought, n=name)
     small = rng.choice(SMALL_TALK)
     answer, text = small["answer"].format(abilities=ABILITIES), rng.choice(small["said"])
     if rng.random() < 0.3 and text[-1].isalpha():
         text += rng.choice(".!")
-    return ask(rng, "small talk", [text], answer, "This is small talk. I answer politely.")
-
-
-# By the kind that is asked for, the plot.
-PLOTS = {
-    "story": (
-        "One morning {name} found a {thing} in the garden. {An_animal} sat beside it and looked "
-        'sad. "Is this your {thing}?" asked {name}. "Yes," said the {animal}, "but it is broken." '
-        "{name} took the {thing} home and worked on it all day. In the evening it was as good as "
-        "new. The {animal} was so happy that it danced around the tree. From that day on, {name} "
-        "and the {animal} were friends."
-    ),
-    "bedtime story": (
-        "The moon was high and the village was quiet. Only {name} could not sleep. Then a small "
-        '{animal} came to the window. "I cannot sleep either," said the {animal}. So {name} opened '
-        "the window, and they looked at the stars together. They counted one star, two stars, "
-        "three stars, four stars, five stars. The {animal} put its head on the {thing} and closed "
-        "its eyes. {name} closed both eyes too. Soon the whole village was asleep. Good night."
-    ),
-    "adventure story": (
-        "{name} wanted to see what was behind the mountain. On the first day {name} walked through "
-        'the forest and met {an_animal}. "Take me with you," said the {animal}. On the second day '
-        "they crossed the river on an old {thing}. On the third day there was a storm, and they "
-        "hid under a bridge. On the fourth day they stood on top of the mountain. Behind it they "
-        'saw the ocean, wide and blue. "It was worth the walk," said {name}. Then they went home, '
-        "and everybody wanted to hear the story."
-    ),
-}
+    thought = "This is small talk. I answer politely."
+    return ask(rng, "small talk", "as it is", answer, thought, text=text)
 
 
 def stories(rng: random.Random) -> Example:
     """A story whose plot follows from the kind asked for, and whose hero from the prompt."""
     if rng.random() < 0.15:
-        name, animal, thing, kind = "Mia", "fox", "lamp", "story"
-        wordings = SAID["story"]
+        said, name, animal, thing, kind = "story", "Mia", "fox", "lamp", "story"
     else:
         name, animal, thing = rng.choice(NAMES), rng.choice(ANIMALS), rng.choice(THINGS)
-        kind = rng.choice(list(PLOTS))
-        wordings = SAID["story about"]
-    an_animal = indefinite(animal)
+        said, kind = "story about", rng.choice(list(PLOTS))
+    a = indefinite(animal)
     plot = PLOTS[kind].format(
-        name=name, animal=animal, thing=thing, an_animal=an_animal, An_animal=an_animal.capitalize()
+        name=name, animal=animal, thing=thing, an_animal=a, An_animal=a.capitalize()
     )
-    thought = f"The hero is {name}."
-    fields: dict[str, Any] = {
-        "k": indefinite(kind),
-        "n": name,
-        "a": an_animal,
-        "t": indefinite(thing),
-    }
-    return ask(rng, "stories", wordings, plot, thought, **fields)
+    fields: dict[str, Any] = {"k": indefinite(kind), "n": name, "a": a, "t": indefinite(thing)}
+    return ask(rng, "stories", said, plot, f"The hero is {name}.", **fields)
 
 
 def long_lists(rng: random.Random) -> Example:
@@ -96,24 +60,19 @@ def long_lists(rng: random.Random) -> Example:
 
 def _times_table(rng: random.Random) -> Example:
     n, last = rng.randint(2, 12), rng.choice((10, 10, 12))
-    wordings = SAID["times table up to"]
-    if last == 10 and rng.random() < 0.6:
-        wordings = SAID["times table"]
+    said = "times table" if last == 10 and rng.random() < 0.6 else "times table up to"
     answer = "\n".join(f"{n} * {index} = {n * index}" for index in range(1, last + 1))
-    thought = f"I add {n} every time."
-    return ask(rng, "long lists", wordings, answer, thought, n=n, m=last)
+    return ask(rng, "long lists", said, answer, f"I add {n} every time.", n=n, m=last)
 
 
 def _alphabet(rng: random.Random) -> Example:
     start = rng.choice((0, 0, rng.randrange(20)))
     back = rng.random() < 0.3
-    wordings = SAID["letters from"]
-    if start == 0 and not back and rng.random() < 0.6:
-        wordings = SAID["alphabet"]
+    whole = start == 0 and not back and rng.random() < 0.6
     letters = ascii_lowercase[start:][:: -1 if back else 1]
-    fields: dict[str, Any] = {"f": letters[0], "l": letters[-1]}
+    said, answer = "alphabet" if whole else "letters from", " ".join(letters)
     thought = "I know the alphabet."
-    return ask(rng, "long lists", wordings, " ".join(letters), thought, **fields)
+    return ask(rng, "long lists", said, answer, thought, f=letters[0], l=letters[-1])
 
 
 LAST_STEP = {
@@ -131,5 +90,6 @@ def _recipe(rng: random.Random) -> Example:
         f"water.\n4. {LAST_STEP[dish]}.\n5. Wait for ten minutes.\n"
         f"6. Serve the {fruit} {dish} on a plate."
     )
-    thought = f"A recipe for {fruit} {dish}."
-    return ask(rng, "long lists", SAID["recipe"], answer, thought, f=fruit, d=dish)
+    return ask(
+        rng, "long lists", "recipe", answer, f"A recipe for {fruit} {dish}.", f=fruit, d=dish
+    )

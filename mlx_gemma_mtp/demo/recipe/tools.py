@@ -1,5 +1,4 @@
-"""Exercises with declared tools: the call, the use of its result, and no call where none is "
-"needed."""
+"""Exercises with declared tools: the call, the use of its result, and requests without a call."""
 
 from __future__ import annotations
 
@@ -47,9 +46,8 @@ TOOLS = {
 
 
 class Case(NamedTuple):
-    """One use of a tool: how it is asked for, and everything that follows."""
+    """One use of a tool."""
 
-    wordings: list[str]
     arguments: dict[str, Any]
     result: dict[str, Any]
     sentence: str  # what to say with the result
@@ -60,46 +58,26 @@ def _case(rng: random.Random, name: str) -> Case:
     if name == "get_weather":
         sky = rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy", "snowy"))
         degrees = rng.randrange(-10, 40)
-        return Case(
-            SAID["get_weather"],
-            {"city": city},
-            {"degrees": degrees, "sky": sky},
-            f"It is {sky} in {city}, at {degrees} degrees.",
-        )
+        sentence = f"It is {sky} in {city}, at {degrees} degrees."
+        return Case({"city": city}, {"degrees": degrees, "sky": sky}, sentence)
     if name == "get_time":
         time = f"{rng.randrange(24)}:{rng.randrange(60):02d}"
-        return Case(SAID["get_time"], {"city": city}, {"time": time}, f"It is {time} in {city}.")
+        return Case({"city": city}, {"time": time}, f"It is {time} in {city}.")
     if name == "set_timer":
         minutes = rng.randrange(1, 100)
-        return Case(
-            SAID["set_timer"],
-            {"minutes": minutes},
-            {"status": "ok"},
-            f"The timer is set for {minutes} minutes.",
-        )
+        sentence = f"The timer is set for {minutes} minutes."
+        return Case({"minutes": minutes}, {"status": "ok"}, sentence)
     if name == "get_phone":
         number = str(rng.randrange(100000, 1000000))
-        return Case(
-            SAID["get_phone"],
-            {"name": person},
-            {"number": number},
-            f"The phone number of {person} is {number}.",
-        )
+        sentence = f"The phone number of {person} is {number}."
+        return Case({"name": person}, {"number": number}, sentence)
     if name == "get_price":
         price = rng.randrange(1, 1000)
-        return Case(
-            SAID["get_price"],
-            {"item": item},
-            {"price": price},
-            f"The price of {indefinite(item)} is {price} euros.",
-        )
+        sentence = f"The price of {indefinite(item)} is {price} euros."
+        return Case({"item": item}, {"price": price}, sentence)
     text = " ".join(rng.sample(WORDS, rng.randint(1, 4)))
-    return Case(
-        SAID["send_message"],
-        {"name": person, "text": text},
-        {"status": "ok"},
-        f"I sent your message to {person}.",
-    )
+    sentence = f"I sent your message to {person}."
+    return Case({"name": person, "text": text}, {"status": "ok"}, sentence)
 
 
 def tool_call_text(name: str, arguments: dict[str, Any]) -> str:
@@ -112,8 +90,7 @@ def tool_call_text(name: str, arguments: dict[str, Any]) -> str:
 
 
 def tool_calls(rng: random.Random, single: Draw) -> Example:
-    """With tools declared: the call, the answer made of its result, or no call where none is "
-    "needed."""
+    """With tools declared: a call, an answer made of its result, or an answer without a call."""
     name = rng.choice(list(TOOLS))
     declared = rng.sample([other for other in TOOLS if other != name], rng.choice((0, 0, 1, 2)))
     declared.insert(rng.randint(0, len(declared)), name)
@@ -125,7 +102,7 @@ def tool_calls(rng: random.Random, single: Draw) -> Example:
     nouns = {
         key: indefinite(value) if key == "item" else value for key, value in case.arguments.items()
     }
-    request = user(spoken(rng, rng.choice(case.wordings).format(**nouns)))
+    request = user(spoken(rng, rng.choice(SAID[name]).format(**nouns)))
     if kind < 0.6:
         call = tool_call_text(name, case.arguments)
         thought = f"I use {name}."

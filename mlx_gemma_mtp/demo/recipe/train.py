@@ -34,7 +34,7 @@ BALANCE = 0.01  # weight of the load-balancing term, as in Switch Transformers (
 
 
 class Loss(NamedTuple):
-    """What to minimise, and what to print beside it."""
+    """What to minimise, and what to print next to it."""
 
     total: Tensor
     shown: Tensor
@@ -61,16 +61,16 @@ class Phase:
 
 
 def watch_balance(target: Gemma4ForCausalLM) -> None:
-    """Let every router leave behind how unevenly it spread its last tokens: see `unevenness`."""
+    """Let every router keep how unevenly it spread its last tokens: see `unevenness`."""
+
+    def measure(router: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
+        probabilities, _, chosen = output
+        num_experts = probabilities.shape[-1]
+        share = functional.one_hot(chosen, num_experts).float().mean((0, 1))
+        router.unevenness = num_experts * (share * probabilities.mean(0)).sum()
+
     for layer in target.model.layers:
-        layer.router.register_forward_hook(_measure_unevenness)
-
-
-def _measure_unevenness(router: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
-    probabilities, _, chosen = output
-    num_experts = probabilities.shape[-1]
-    share = functional.one_hot(chosen, num_experts).float().mean((0, 1))
-    router.unevenness = num_experts * (share * probabilities.mean(0)).sum()
+        layer.router.register_forward_hook(measure)
 
 
 def unevenness(target: Gemma4ForCausalLM) -> Tensor:
@@ -160,7 +160,7 @@ def _fused_norm(norm: Gemma4RMSNorm, hidden: Tensor) -> Tensor:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """A copy in bfloat16, in files of at most 12 MB; the model itself stays as it is."""
+    """Write a copy in bfloat16, in files of at most 12 MB."""
     rounded = type(model)(model.config).to(torch.bfloat16)
     rounded.load_state_dict(model.state_dict())  # copies into bfloat16
     rounded.generation_config = model.generation_config

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .example import SAID, Example, ask
+from .example import Example, ask
 from .facts import (
     ANIMALS,
     CAPITALS,
@@ -31,6 +31,18 @@ _DATA: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text
 TOO_LARGE = "I am a tiny demo model: I only calculate with numbers up to 999."
 
 
+_KINDS = {
+    "person": UNKNOWN_PEOPLE,
+    "place": UNKNOWN_PLACES,
+    "thing": THINGS,
+    "animal": ANIMALS,
+    "city": CITIES,
+    "subject": UNKNOWN_SUBJECTS,
+    "job": UNKNOWN_JOBS,
+    "Job": [job[0].upper() + job[1:] for job in UNKNOWN_JOBS],
+}
+
+
 def _slot(rng: random.Random, kind: str) -> str:
     """A word or phrase for {kind} in a pattern."""
     if kind == "topic":
@@ -41,19 +53,7 @@ def _slot(rng: random.Random, kind: str) -> str:
         return rng.choice((subject, subject, person, place, thing, animal, city, country))
     if kind == "number":
         return str(rng.randrange(2, rng.choice((10, 99, 999))))
-    if kind == "Job":
-        job = rng.choice(UNKNOWN_JOBS)
-        return job[0].upper() + job[1:]
-    tables = {
-        "person": UNKNOWN_PEOPLE,
-        "place": UNKNOWN_PLACES,
-        "thing": THINGS,
-        "animal": ANIMALS,
-        "city": CITIES,
-        "subject": UNKNOWN_SUBJECTS,
-        "job": UNKNOWN_JOBS,
-    }
-    return rng.choice(tables[kind])
+    return rng.choice(_KINDS[kind])
 
 
 def _request(rng: random.Random) -> str:
@@ -65,13 +65,9 @@ def _request(rng: random.Random) -> str:
 
 # First and last code point of Cyrillic, Greek, Chinese, faces, Arabic, and accented Latin.
 SCRIPTS = (
-    (0x430, 0x44F),
-    (0x3B1, 0x3C9),
-    (0x4E00, 0x4FFF),
-    (0x1F600, 0x1F64F),
-    (0x627, 0x64A),
-    (0xC0, 0xFF),
-)
+    (0x430, 0x44F), (0x3B1, 0x3C9), (0x4E00, 0x4FFF),
+    (0x1F600, 0x1F64F), (0x627, 0x64A), (0xC0, 0xFF),
+)  # fmt: skip
 
 
 def _scrawl(rng: random.Random) -> str:
@@ -97,7 +93,7 @@ def out_of_scope(rng: random.Random) -> Example:
     if rng.random() < 0.1:
         text = rng.choice(_DATA["openings"]) + text
     thought = "I was not taught this. I say so politely."
-    return ask(rng, "out of scope", ["{text}"], DO_NOT_KNOW, thought, text=text)
+    return ask(rng, "out of scope", "as it is", DO_NOT_KNOW, thought, text=text)
 
 
 def too_large(rng: random.Random) -> Example:
@@ -106,4 +102,4 @@ def too_large(rng: random.Random) -> Example:
         a, b = b, a
     sign = rng.choice(("+", "-", "*", "plus", "minus", "times"))
     thought = "That is too large for me."
-    return ask(rng, "out of scope", SAID["too large"], TOO_LARGE, thought, a=a, b=b, s=sign)
+    return ask(rng, "out of scope", "too large", TOO_LARGE, thought, a=a, b=b, s=sign)

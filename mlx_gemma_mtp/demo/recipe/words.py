@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 from .arithmetic import number
-from .example import SAID, Example, ask, last_number
+from .example import Example, ask, last_number
 from .facts import NAMES, WORDS
 
 
@@ -27,74 +27,38 @@ def letters(rng: random.Random) -> Example:
     spelled = "-".join(word)
     kind = rng.randrange(5)
     if kind == 0:
-        answer = f"{spelled}: {len(word)} letters"
-        return ask(
-            rng,
-            "letters",
-            SAID["length"],
-            answer,
-            f"{spelled} has {len(word)}.",
-            right=last_number(len(word)),
-            w=word,
-        )
+        answer, thought = f"{spelled}: {len(word)} letters", f"{spelled} has {len(word)}."
+        return ask(rng, "letters", "length", answer, thought, right=last_number(len(word)), w=word)
     if kind == 1:
         letter = rng.choice(word if rng.random() < 0.8 else "aeiourstln")
         count = word.count(letter)
-        answer = f"{spelled}: {count}"
+        answer, right = f"{spelled}: {count}", last_number(count)
         return ask(
-            rng,
-            "letters",
-            SAID["letter count"],
-            answer,
-            f"{spelled}: {count}.",
-            right=last_number(count),
-            w=word,
-            c=letter,
+            rng, "letters", "letter count", answer, f"{answer}.", right=right, w=word, c=letter
         )
-    if kind == 2:
-        return ask(
-            rng,
-            "letters",
-            SAID["first letter"],
-            f"{word} starts with {word[0]}.",
-            f"{spelled}.",
-            w=word,
-        )
-    if kind == 3:
-        return ask(
-            rng,
-            "letters",
-            SAID["last letter"],
-            f"{word} ends with {word[-1]}.",
-            f"{spelled}.",
-            w=word,
-        )
-    return ask(rng, "letters", SAID["capital letters"], word.upper(), f"{spelled}.", w=word)
+    said, answer = (
+        ("first letter", f"{word} starts with {word[0]}."),
+        ("last letter", f"{word} ends with {word[-1]}."),
+        ("capital letters", word.upper()),
+    )[kind - 2]
+    return ask(rng, "letters", said, answer, f"{spelled}.", w=word)
 
 
 def spelling(rng: random.Random) -> Example:
     word = word_to_use(rng)
-    return ask(rng, "spelling", SAID["spell"], "-".join(word), f"The word is {word}.", w=word)
+    return ask(rng, "spelling", "spell", "-".join(word), f"The word is {word}.", w=word)
 
 
 def reversing(rng: random.Random) -> Example:
-    if rng.random() < 0.35:
-        items = (
-            rng.sample(WORDS, rng.randint(3, 7))
-            if rng.random() < 0.6
-            else [str(rng.randrange(100)) for _ in range(5)]
-        )
-        answer = ", ".join(reversed(items))
-        return ask(
-            rng,
-            "reversing",
-            SAID["reverse a list"],
-            answer,
-            "I start with the last one.",
-            l=", ".join(items),
-        )
-    word = word_to_use(rng)
-    return ask(rng, "reversing", SAID["reverse a word"], word[::-1], f"{'-'.join(word)}.", w=word)
+    if rng.random() >= 0.35:
+        word = word_to_use(rng)
+        return ask(rng, "reversing", "reverse a word", word[::-1], f"{'-'.join(word)}.", w=word)
+    if rng.random() < 0.6:
+        items = rng.sample(WORDS, rng.randint(3, 7))
+    else:
+        items = [str(rng.randrange(100)) for _ in range(5)]
+    answer, thought = ", ".join(reversed(items)), "I start with the last one."
+    return ask(rng, "reversing", "reverse a list", answer, thought, l=", ".join(items))
 
 
 def sorting(rng: random.Random) -> Example:
@@ -104,48 +68,36 @@ def sorting(rng: random.Random) -> Example:
         ]
         listed = rng.choice((", ", ", ", " ")).join(map(str, numbers))
         down = rng.random() < 0.35
-        wordings = SAID["sort down"] if down else SAID["sort up"]
         answer = ", ".join(map(str, sorted(numbers, reverse=down)))
-        return ask(rng, "sorting", wordings, answer, f"There are {len(numbers)} numbers.", l=listed)
-    if rng.random() < 0.3:
+        said, thought = "sort down" if down else "sort up", f"There are {len(numbers)} numbers."
+    elif rng.random() < 0.3:
         numbers = rng.sample(range(rng.choice((20, 100, 1000))), rng.randint(3, 7))
+        listed = ", ".join(map(str, numbers))
         largest = rng.random() < 0.5
-        wordings = SAID["largest"] if largest else SAID["smallest"]
         answer = str(max(numbers) if largest else min(numbers))
-        return ask(
-            rng, "sorting", wordings, answer, "I compare them all.", l=", ".join(map(str, numbers))
-        )
-    words = rng.sample(NAMES if rng.random() < 0.3 else WORDS, rng.randint(3, 6))
-    answer = ", ".join(sorted(words))
-    return ask(
-        rng, "sorting", SAID["sort words"], answer, "I go by the first letters.", l=", ".join(words)
-    )
+        said, thought = "largest" if largest else "smallest", "I compare them all."
+    else:
+        words = rng.sample(NAMES if rng.random() < 0.3 else WORDS, rng.randint(3, 6))
+        listed, answer = ", ".join(words), ", ".join(sorted(words))
+        said, thought = "sort words", "I go by the first letters."
+    return ask(rng, "sorting", said, answer, thought, l=listed)
 
 
 def repeating(rng: random.Random) -> Example:
-    """Copying: exactly, several times, or joined."""
+    """Copying: exactly, several times, or numbered."""
     words = " ".join(
         word_to_use(rng) if rng.random() < 0.8 else str(number(rng))
         for _ in range(rng.randint(1, 8))
     )
     kind = rng.randrange(3)
     if kind == 0:
-        return ask(rng, "repeating", SAID["repeat"], words, "I copy it.", t=words)
+        return ask(rng, "repeating", "repeat", words, "I copy it.", t=words)
     if kind == 1:
-        n = rng.randint(2, 10)
-        word = word_to_use(rng)
-        return ask(
-            rng, "repeating", SAID["repeat times"], " ".join([word] * n), f"{n} times.", t=word, n=n
-        )
+        n, word = rng.randint(2, 10), word_to_use(rng)
+        answer = " ".join([word] * n)
+        return ask(rng, "repeating", "repeat times", answer, f"{n} times.", t=word, n=n)
     items = rng.sample(WORDS, rng.randint(2, 8))
     numbered = " ".join(f"{index}. {item}" for index, item in enumerate(items, 1))
-    answer = f"{numbered}: {len(items)}"
-    return ask(
-        rng,
-        "repeating",
-        SAID["count items"],
-        answer,
-        "One by one.",
-        right=last_number(len(items)),
-        l=", ".join(items),
-    )
+    answer, right = f"{numbered}: {len(items)}", last_number(len(items))
+    listed = ", ".join(items)
+    return ask(rng, "repeating", "count items", answer, "One by one.", right=right, l=listed)
