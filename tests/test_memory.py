@@ -324,7 +324,7 @@ def test_the_command_exits_with_4_and_can_be_forced(
 # The README's table: the best model for each Mac, and its bits and GB with 8k tokens of context.
 
 README = Path(__file__).parents[1] / "README.md"
-MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128)
+MACS = (8, 16, 24, 32, 48, 96)
 SIZES = ("31B", "26B-A4B", "12B", "E4B", "E2B")  # the best first
 CONTEXT = 8192
 
