@@ -57,10 +57,10 @@ class Batch:
         max_batch: int,
         limits: Limits,
     ) -> None:
-        self._target = target
+        self.target = target
         self._play_round = play_round
         self._depth = depth
-        self._limits = limits
+        self.limits = limits
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
         self._suppress: mx.array | None = None
         if suppressed:
@@ -105,7 +105,7 @@ class Batch:
         assert self._flight is None
         request, length = prefill.request, len(prefill.request.ids)
         settings = row_settings([request.params], self._suppress)
-        newest = first_token(self._target, prefill.cache, prefill.hidden, settings)
+        newest = first_token(self.target, prefill.cache, prefill.hidden, settings)
         request.take(cast(list[int], newest.token.tolist()))
         if request.ended:
             prefill.stop()
@@ -229,7 +229,7 @@ class Batch:
         return drafts
 
     def _capacity(self, length: int) -> int:
-        return capacity_for(length, self._limits.slot_step)
+        return capacity_for(length, self.limits.slot_step)
 
     def _grow(self, capacity: int) -> bool:
         """Grow the cache. If memory runs out, fail the longest request and return False."""
@@ -244,14 +244,14 @@ class Batch:
     def _shrink(self) -> None:
         size = next(size for size in self._sizes if size >= len(self.active))
         self._spare_rounds = self._spare_rounds + 1 if size < len(self._rows) else 0
-        if self._spare_rounds > self._limits.shrink_after:
+        if self._spare_rounds > self.limits.shrink_after:
             self.land()
             self.free_ended()
             self._resize(size)
 
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
-        config, dtype = self._target.config, self._target.dtype
+        config, dtype = self.target.config, self.target.dtype
         self._flight = None
         self._rows = [None] * size
         self._spare_rounds = 0
@@ -259,9 +259,9 @@ class Batch:
             config,
             size,
             capacity=capacity,
-            most=self._limits.rounds_ahead * (self._limits.max_draft_tokens + 1),
+            most=self.limits.rounds_ahead * (self.limits.max_draft_tokens + 1),
             dtype=dtype,
-            slot_step=self._limits.slot_step,
+            slot_step=self.limits.slot_step,
         )
         self._newest = Newest(
             mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
@@ -272,7 +272,7 @@ class Batch:
         """Change the number of rows, with room for one of this length. No round is in flight."""
         kept = [index for index, row in enumerate(self._rows) if row]
         longest = max([length, *(row.length for row in self._rows if row)])
-        capacity = self._capacity(longest + self._limits.max_draft_tokens + 1)
+        capacity = self._capacity(longest + self.limits.max_draft_tokens + 1)
         if not kept:
             self._start(size, capacity)
             return

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers.forced import Forced, NumbersText, always, spelled
+from helpers.forced import Forced, always
 from helpers.plain import Plain
+from helpers.spelled import NumbersText, spelled
 from mlx_gemma_mtp import SamplingParams
 
 SOME_KIND = "E2B"  # none of this depends on the kind

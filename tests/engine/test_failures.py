@@ -63,8 +63,7 @@ def test_an_error_in_a_prefill_ends_that_request_alone(
     stepped = Stepped()
     stepped.then = fail
     first, bad, second = (stepped.submit(p, LONG) for p in (prompts[0], [7] * 64, prompts[1]))
-    stepped.finish()
-    assert_complete(first, second)
+    stepped.finish(first, second)
     failure = error_of(bad)
     assert type(failure) is kind
     assert failure.__cause__ is error
@@ -102,8 +101,7 @@ def test_a_batch_that_cannot_be_restored_fails_and_the_scheduler_continues(
     for request in (first, second):
         error_of(request)
     third = stepped.submit(prompts[2])
-    stepped.finish()
-    assert_complete(third)
+    stepped.finish(third)
 
 
 def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue(
@@ -115,15 +113,13 @@ def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue
     second = stepped.submit(long, LONG, on_chunk=chunks.append)
     with monkeypatch.context() as patch:
         patch.setattr(mx, "pad", failing(mx.pad, [1]))
-        stepped.finish()
-    assert_complete(first)
+        stepped.finish(first)
     assert isinstance(error_of(second), NotEnoughMemoryError)
     written = [token for chunk in chunks for token in chunk.tokens]
     assert 10 <= len(written) <= 17
     assert written == output(long, len(written))
     again = stepped.submit(long, LONG)
-    stepped.finish()
-    assert_complete(again)
+    stepped.finish(again)
 
 
 def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
@@ -199,8 +195,7 @@ def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues
     for request in requests:
         assert "broken" in str(error_of(request))
     again = stepped.submit(prompts[0])
-    stepped.finish()
-    assert_complete(again)
+    stepped.finish(again)
 
 
 class Unwritable(TextStream):
@@ -236,8 +231,7 @@ def test_an_error_in_a_callback_or_in_text_ends_that_request_alone(
     first = stepped.submit(prompts[0], LONG)
     bad = stepped.submit(prompts[1], LONG, stream=stream, on_chunk=note)
     second = stepped.submit(prompts[2], LONG)
-    stepped.finish()
-    assert_complete(first, second)
+    stepped.finish(first, second)
     error = error_of(bad)
     assert "ValueError: broken" in str(error)
     assert isinstance(error.__cause__, ValueError)

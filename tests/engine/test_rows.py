@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.fake_target import VOCAB, output
-from helpers.stepped import Stepped, assert_complete
+from helpers.stepped import Stepped
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.memory import Limits
 
@@ -29,8 +29,7 @@ def test_a_request_that_comes_later_writes_its_own_output(
     for number, steps in enumerate((4, 1, 5 if drafts else 15), 1):
         stepped.step(steps)
         requests.append(stepped.submit(prompts[number], LONG - 12 * number, drafts))
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
     assert set(sizes(stepped)) == {1, 2, 4}
 
 
@@ -48,8 +47,7 @@ def test_a_batch_grows_and_shrinks_with_its_requests(
     for number in range(1, max_batch):
         stepped.step(2)
         requests.append(stepped.submit(prompts[number], 20 + 4 * number))
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
     assert sizes(stepped) == expected
 
 
@@ -61,8 +59,7 @@ def test_a_batch_does_not_shrink_between_two_requests_in_quick_succession(
     for _ in range(9):
         stepped.step(6)
         requests.append(stepped.submit(prompts[1], 3))
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
     assert sizes(stepped) == [1, 2]
 
 
@@ -73,8 +70,7 @@ def test_memory_of_a_long_request_is_returned_when_the_batch_shrinks(
     first = stepped.submit(prompts[0], LONG)
     stepped.step(3)
     long = stepped.submit(rng.integers(0, VOCAB, 700).tolist())
-    stepped.finish()
-    assert_complete(first, long)
+    stepped.finish(first, long)
     capacities = [size for size, _ in groupby(event.capacity for event in stepped.rounds)]
     assert capacities == [256, 768, 256]
 
@@ -109,8 +105,7 @@ def test_a_row_leaves_nothing_to_the_next_one(prompts: list[list[int]], drafts: 
     for buffer in (*stepped.cache.keys, *stepped.cache.values):
         buffer[1] = mx.nan
     third = stepped.submit(prompts[2], 30, drafts)
-    stepped.finish()
-    assert_complete(first, second, third)
+    stepped.finish(first, second, third)
     assert max(sizes(stepped)) == 2  # the third got the second's row
 
 
@@ -119,8 +114,7 @@ def test_counts_do_not_depend_on_when_a_request_came(prompts: list[list[int]]) -
     first = stepped.submit(prompts[0], LONG, 2)
     stepped.step(9)
     second = stepped.submit(prompts[1], 16, 0)
-    stepped.finish()
-    assert_complete(first, second)
+    stepped.finish(first, second)
     assert second.stats.rounds == 15
     assert second.stats.drafted == 0
     assert first.stats.drafted == 2 * first.stats.rounds
@@ -144,7 +138,6 @@ def test_requests_at_random_moments_write_their_own_outputs(
         stepped.step(int(rng.integers(0, 12)))
         if rng.random() < 0.3 and requests[-1].generation.cancel():
             cancelled.append(requests.pop())
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
     for one in cancelled:
         assert one.tokens == output(one.ids, len(one.tokens))

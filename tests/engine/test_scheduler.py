@@ -28,8 +28,7 @@ def test_requests_start_in_their_order(rng: np.random.Generator) -> None:
         stepped.submit([7] * length, int(rng.integers(1, 30)), on_chunk=lambda c, n=n: note(n, c))
         for n, length in enumerate(lengths)
     ]
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
     assert started == list(range(len(lengths)))
     waits = [one.stats.queue_seconds for one in requests]
     assert waits[0] < waits[-1]
@@ -62,8 +61,7 @@ def test_others_decode_between_the_chunks_of_a_long_prompt(
     stepped.step()
     stepped.then = lambda event: time.sleep(chunk_seconds * (event.what == "chunk"))
     long = stepped.submit(rng.integers(0, VOCAB, 9 * CHUNKS[0] + 5).tolist(), LONG)
-    stepped.finish()
-    assert_complete(first, long)
+    stepped.finish(first, long)
     events = [event[:2] for event in stepped.events]
     between = [("round", 1), ("chunk", CHUNKS[0])] * 9
     assert events[: 3 + len(between)] == [("chunk", 3), *between, ("round", 1), ("chunk", 5)]
@@ -80,8 +78,7 @@ def test_short_prompts_share_a_chunk(
     requests = [stepped.submit(prompt) for prompt in prompts]
     stepped.step()
     assert [event.what for event in stepped.events] == ["chunk"] * together + ["round"]
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
 
 
 # Cancelling
@@ -96,8 +93,7 @@ def test_a_request_that_waits_can_be_cancelled(prompts: list[list[int]]) -> None
     assert (done.tokens, done.finish_reason) == ([], "cancelled")
     assert done.stats.prompt_tokens == len(prompts[1])
     assert not second.generation.cancel()
-    stepped.finish()
-    assert_complete(first, third)
+    stepped.finish(first, third)
     assert first.generation.result().finish_reason == "length"
 
 
@@ -125,8 +121,7 @@ def test_a_request_can_be_cancelled_while_it_decodes(prompts: list[list[int]]) -
         stepped.step()
     second.generation.cancel()
     third = stepped.submit(prompts[2], LONG)
-    stepped.finish()
-    assert_complete(first, third)
+    stepped.finish(first, third)
     done = second.generation.result(0)
     assert done.finish_reason == chunks[-1].finish_reason == "cancelled"
     assert done.tokens == output(prompts[1], len(done.tokens))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import cycle, groupby, pairwise
 from typing import Any
 
-from helpers.stepped import Stepped, assert_complete
+from helpers.stepped import Stepped
 from mlx_gemma_mtp.decode.depth import Depth
 
 LONG = 60  # tokens
@@ -42,8 +42,7 @@ def test_a_round_is_timed_only_if_nothing_came_between(prompts: list[list[int]])
     first = stepped.submit(prompts[0], LONG)
     stepped.step(5)
     second = stepped.submit(prompts[1], 2, drafts=2)
-    stepped.finish()
-    assert_complete(first, second)
+    stepped.finish(first, second)
     rounds = [(r.size, r.drafts, i in depth.timed) for i, r in enumerate(stepped.rounds)]
     assert rounds[:4] == [(1, 0, False), (1, 0, True), (1, 0, True), (1, 0, True)]
     assert rounds[4:6] == [(1, 0, False), (2, 2, False)]  # a prefill and a resize between them
@@ -63,8 +62,7 @@ def test_a_round_is_timed_only_before_one_of_as_many_drafts_and_a_change_comes_t
     for _ in range(2):  # for the second request no shape is new
         start = len(stepped.rounds)
         request = stepped.submit(prompts[0], LONG, drafts=None)
-        stepped.finish()
-        assert_complete(request)
+        stepped.finish(request)
     rounds = [(r.drafts, i in depth.timed) for i, r in enumerate(stepped.rounds)][start:]
     for (drafts, timed), (following, _) in pairwise(rounds[1:]):
         assert timed == (drafts == following)

@@ -17,7 +17,6 @@ from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import LayerConfig, RopeConfig, TargetConfig
-from mlx_gemma_mtp.text.tokenizer import TextStream
 
 VOCAB = 97  # a prime, so that no factor below loses information
 WINDOW = 12
@@ -160,27 +159,3 @@ def fake_pair(target: FakeTarget | None = None, text: object = None) -> OpenPair
 def fake_engine(target: FakeTarget | None = None, *, text: object = None, **options: Any) -> Engine:
     """An engine on the fake pair. options: as of Engine."""
     return Engine(fake_pair(target, text), **{"player": fake_player} | options)
-
-
-class Letters:
-    """A detokenizer that writes one letter for each token."""
-
-    def __init__(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = spelled([token])
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-
-class LettersText:
-    """Stands in for `tokenizer.Text`."""
-
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        return TextStream(Letters(), stop)
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return "".join(chr(0x4E00 + token) for token in tokens)

@@ -13,7 +13,6 @@ from mlx_gemma_mtp.decode.sampling import RowSettings, choose, row_settings
 from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.text.tokenizer import TextStream
 
 # On MLX's CPU backend, up to 8 rows give the same bits as one. With other backends, or a prompt in
 # other chunks, these logits differ by about 1e-5. If the best token leads by less than this,
@@ -111,27 +110,3 @@ def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> lis
 
 def always(rows: Sequence[Row], right: bool) -> list[Pattern]:
     return [np.full(len(row.prompt) + len(row.tokens), right) for row in rows]
-
-
-class Numbers:
-    """A detokenizer that writes three digits per token, so that a stop can span two tokens."""
-
-    def __init__(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = spelled([token])
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-
-class NumbersText:
-    """Stands in for `tokenizer.Text`."""
-
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        return TextStream(Numbers(), stop)
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return "".join(f"{token:03d}" for token in tokens)

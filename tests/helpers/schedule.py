@@ -13,7 +13,8 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from helpers.forced import Row, spelled
+from helpers.forced import Row
+from helpers.spelled import spelled
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
 from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, draft, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
