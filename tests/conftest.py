@@ -64,14 +64,6 @@ def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, *request.node.name.encode()])
 
 
-@pytest.fixture
-def prompts(rng: np.random.Generator) -> list[list[int]]:
-    """Prompts for the fake pair."""
-    from helpers.fake_target import VOCAB  # imports mlx: only if needed
-
-    return [rng.integers(0, VOCAB, size).tolist() for size in (3, 20, 7, 40, 11, 5, 31, 9)]
-
-
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each published kind of Gemma 4 in turn."""

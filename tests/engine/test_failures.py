@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from helpers.fake_target import VOCAB, FakeTarget, output
-from helpers.stepped import Event, Stepped, assert_complete
+from helpers.spelled import Detokenizer
+from helpers.stepped import LONG, Event, Stepped, tokens_of
 from mlx_gemma_mtp import Chunk, Generation, MgmError
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError, as_failure
+from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
-LONG = 60  # tokens
 NO_MEMORY = "[malloc] Unable to allocate 1024 bytes."
 BUFFERS = 4  # of a fake pair's cache: keys and values of two layers
 
@@ -71,37 +71,24 @@ def test_an_error_in_a_prefill_ends_that_request_alone(
     assert kind is not NotEnoughMemoryError or failure.exit_code == 4
 
 
-@pytest.mark.parametrize("number", range(1, BUFFERS + 2))  # and the offset
-def test_a_request_for_which_the_batch_cannot_grow_fails_alone(
-    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize(
+    ("calls", "restored"),
+    [*(([number], True) for number in range(1, BUFFERS + 2)), (list(range(4, 99)), False)],
+)  # the buffers, and the offset; or all from the fourth on
+def test_a_request_for_which_the_batch_cannot_grow_fails_alone_if_the_batch_can_be_restored(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, calls: list[int], restored: bool
 ) -> None:
     stepped = Stepped()
     first = stepped.submit(prompts[0], LONG)
     stepped.step(9)
     bad = stepped.submit(prompts[1], LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(mx, "take", failing(mx.take, [number]))
+        patch.setattr(mx, "take", failing(mx.take, calls))
         stepped.step(2)
     third = stepped.submit(prompts[2], LONG)  # by now there is memory again
-    stepped.finish()
+    stepped.finish(*[first] * restored, third)
     assert isinstance(error_of(bad), NotEnoughMemoryError)
-    assert_complete(first, third)
-
-
-def test_a_batch_that_cannot_be_restored_fails_and_the_scheduler_continues(
-    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stepped = Stepped()
-    first = stepped.submit(prompts[0], LONG)
-    stepped.step(9)
-    second = stepped.submit(prompts[1], LONG)
-    with monkeypatch.context() as patch:
-        patch.setattr(mx, "take", failing(mx.take, list(range(4, 99))))
-        stepped.step(2)
-    for request in (first, second):
-        error_of(request)
-    third = stepped.submit(prompts[2])
-    stepped.finish(third)
+    assert restored or error_of(first)
 
 
 def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue(
@@ -115,11 +102,10 @@ def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue
         patch.setattr(mx, "pad", failing(mx.pad, [1]))
         stepped.finish(first)
     assert isinstance(error_of(second), NotEnoughMemoryError)
-    written = [token for chunk in chunks for token in chunk.tokens]
+    written = tokens_of(chunks)
     assert 10 <= len(written) <= 17
     assert written == output(long, len(written))
-    again = stepped.submit(long, LONG)
-    stepped.finish(again)
+    stepped.finish(stepped.submit(long, LONG))
 
 
 def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
@@ -140,14 +126,13 @@ def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
     memory, count = held(), len(stepped.rounds)
     stepped.then = fail
     requests = [stepped.submit(prompt) for prompt in prompts]
-    stepped.finish()
+    stepped.finish(*requests[2:])
     errors = [error_of(one) for one in requests[:2]]
     for error in errors:
         assert isinstance(error, GenerationError)
         assert "broken" in str(error)
         assert isinstance(error.__cause__, RuntimeError)
     assert errors[0] is not errors[1]
-    assert_complete(*requests[2:])
     assert held() <= memory + 10_000  # `errors` keeps nothing
 
 
@@ -171,9 +156,8 @@ def test_an_error_at_the_start_of_a_prefill_ends_that_request_alone(
     target.good = False
     stepped.step()
     target.good = True
-    stepped.finish()
+    stepped.finish(first, second)
     assert "broken" in str(error_of(bad))
-    assert_complete(first, second)
 
 
 def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues(
@@ -194,25 +178,16 @@ def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues
     stepped.step()
     for request in requests:
         assert "broken" in str(error_of(request))
-    again = stepped.submit(prompts[0])
-    stepped.finish(again)
+    stepped.finish(stepped.submit(prompts[0]))
 
 
-class Unwritable(TextStream):
+class Unwritable(Detokenizer):
     """Text that breaks at its sixth token."""
 
-    def __init__(self) -> None:
-        self._left = 5
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        self._left -= 1
-        if self._left < 0:
+    def add_token(self, token: int) -> None:
+        self.last_segment += "x"
+        if len(self.last_segment) == 6:
             raise ValueError("broken")
-        return "x"
-
-    def finish(self) -> str:
-        return ""
 
 
 @pytest.mark.parametrize("where", ["callback", "text"])
@@ -227,7 +202,7 @@ def test_an_error_in_a_callback_or_in_text_ends_that_request_alone(
             raise ValueError("broken")
 
     stepped = Stepped()
-    stream = Unwritable() if where == "text" else None
+    stream = TextStream(Unwritable({}), ()) if where == "text" else None
     first = stepped.submit(prompts[0], LONG)
     bad = stepped.submit(prompts[1], LONG, stream=stream, on_chunk=note)
     second = stepped.submit(prompts[2], LONG)
@@ -237,10 +212,3 @@ def test_an_error_in_a_callback_or_in_text_ends_that_request_alone(
     assert isinstance(error.__cause__, ValueError)
     assert "in note" in error.__cause__.__notes__[0] or where == "text"
     assert len(pieces) == 5
-
-
-def test_each_caller_gets_an_error_object_of_its_own() -> None:
-    closed = MgmError("closed")
-    errors = [as_failure(closed) for _ in range(2)]
-    assert errors[0] is not errors[1]
-    assert [(type(one), str(one)) for one in errors] == [(MgmError, "closed")] * 2

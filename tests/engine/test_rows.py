@@ -8,29 +8,14 @@ import numpy as np
 import pytest
 
 from helpers.fake_target import VOCAB, output
-from helpers.stepped import Stepped
+from helpers.stepped import LONG, Stepped
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.memory import Limits
-
-LONG = 60  # tokens
 
 
 def sizes(stepped: Stepped) -> list[int]:
     """Rows of the rounds, successive equal numbers once."""
     return [size for size, _ in groupby(event.size for event in stepped.rounds)]
-
-
-@pytest.mark.parametrize("drafts", [0, 3])
-def test_a_request_that_comes_later_writes_its_own_output(
-    prompts: list[list[int]], drafts: int
-) -> None:
-    stepped = Stepped()
-    requests = [stepped.submit(prompts[0], LONG, drafts)]
-    for number, steps in enumerate((4, 1, 5 if drafts else 15), 1):
-        stepped.step(steps)
-        requests.append(stepped.submit(prompts[number], LONG - 12 * number, drafts))
-    stepped.finish(*requests)
-    assert set(sizes(stepped)) == {1, 2, 4}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +70,10 @@ def test_an_idle_engine_holds_no_cache(prompts: list[list[int]]) -> None:
     stepped.submit(prompts[0])
     stepped.finish()
     before = held()
-    for prompt in prompts:
-        stepped.submit(prompt, LONG)
+    requests = [stepped.submit(prompt, LONG) for prompt in prompts]
     stepped.step(9)
     assert stepped.cache.nbytes > 20_000
-    stepped.finish()
+    stepped.finish(*requests)
     assert held() <= before + 10_000
     stepped.step()  # drops what the test itself held
     assert mx.get_cache_memory() == 0
@@ -129,8 +113,7 @@ def test_requests_at_random_moments_write_their_own_outputs(
 ) -> None:
     limits = Limits(chunks=(1, 24), pause_seconds=np.inf, slot_step=slot_step, shrink_after=2)
     stepped = Stepped(max_batch=4, limits=limits)
-    requests: list[Request] = []
-    cancelled: list[Request] = []
+    requests, cancelled = list[Request](), list[Request]()
     for _ in range(40):
         prompt = rng.integers(0, VOCAB, rng.integers(1, 90)).tolist()
         drafts = (0, 1, 3, 7, None)[rng.integers(5)]

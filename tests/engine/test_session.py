@@ -2,23 +2,31 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import CONFIG, VOCAB, FakeTarget, Rounds, fake_engine, output
+from helpers.fake_target import (
+    CONFIG,
+    ENDLESS,
+    SECONDS,
+    VOCAB,
+    FakeTarget,
+    Rounds,
+    fake_engine,
+    output,
+)
 from helpers.stepped import Stepped, assert_complete, tokens_of
-from mlx_gemma_mtp import Completion, Engine, SamplingParams, Session
+from mlx_gemma_mtp import Completion, Engine, Session
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError
 from mlx_gemma_mtp.memory import Limits
 
 LIMITS = Limits(chunks=(8, 24), max_draft_tokens=7, slot_step=1)  # rings as tight as possible
-PARAMS = SamplingParams(max_tokens=16, ignore_eos=True, num_draft_tokens=7)
-ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
-SECONDS = 60  # after which something that should long have happened never does
+PARAMS = replace(ENDLESS, max_tokens=16, num_draft_tokens=7)
 WAYS = ("continued", "continued", "rewritten", "cut", "reworded", "undone", "again")
 
 Ids = list[int]
@@ -187,7 +195,7 @@ def test_a_session_serves_one_request_at_a_time(engine: Engine, prompts: list[Id
 def test_a_session_is_free_as_soon_as_its_request_has_ended(
     engine: Engine, prompts: list[Ids]
 ) -> None:
-    session, one = engine.session(), SamplingParams(max_tokens=1, ignore_eos=True)
+    session, one = engine.session(), replace(PARAMS, max_tokens=1)
     for _ in range(200):
         engine.submit(prompts[0], one, session=session).result(SECONDS)
 

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from itertools import cycle, groupby, pairwise
 from typing import Any
 
-from helpers.stepped import Stepped
+from helpers.stepped import LONG, Stepped
 from mlx_gemma_mtp.decode.depth import Depth
-
-LONG = 60  # tokens
 
 
 class Timed(Depth):
@@ -15,7 +13,7 @@ class Timed(Depth):
 
     def __init__(self, choices: Iterator[int] | None = None) -> None:
         super().__init__()
-        self.stepped: Stepped
+        self.stepped = Stepped(depth=self)
         self.timed: set[int] = set()
         self._choices = choices
 
@@ -31,14 +29,9 @@ class Timed(Depth):
         self.timed.add(number)
 
 
-def watched(depth: Timed) -> Stepped:
-    depth.stepped = Stepped(depth=depth)
-    return depth.stepped
-
-
 def test_a_round_is_timed_only_if_nothing_came_between(prompts: list[list[int]]) -> None:
     depth = Timed()
-    stepped = watched(depth)
+    stepped = depth.stepped
     first = stepped.submit(prompts[0], LONG)
     stepped.step(5)
     second = stepped.submit(prompts[1], 2, drafts=2)
@@ -58,11 +51,10 @@ def test_a_round_is_timed_only_before_one_of_as_many_drafts_and_a_change_comes_t
     prompts: list[list[int]],
 ) -> None:
     depth = Timed(cycle([0, 0, 0, 2, 0, 0, 3]))
-    stepped = watched(depth)
+    stepped = depth.stepped
     for _ in range(2):  # for the second request no shape is new
         start = len(stepped.rounds)
-        request = stepped.submit(prompts[0], LONG, drafts=None)
-        stepped.finish(request)
+        stepped.finish(stepped.submit(prompts[0], LONG, drafts=None))
     rounds = [(r.drafts, i in depth.timed) for i, r in enumerate(stepped.rounds)][start:]
     for (drafts, timed), (following, _) in pairwise(rounds[1:]):
         assert timed == (drafts == following)

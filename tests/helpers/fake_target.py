@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache
@@ -22,6 +22,10 @@ VOCAB = 97  # a prime, so that no factor below loses information
 WINDOW = 12
 MAX_POSITIONS = 1024
 WRONG_EVERY = 3  # drafts for positions that are multiples of this are wrong
+SECONDS = 60  # after which something that should long have happened never does
+
+PARAMS = SamplingParams(max_tokens=16, seed=11, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
 
 CONFIG = TargetConfig(
     vocab_size=VOCAB,
