@@ -12,14 +12,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.checkpoints import EOS, VOCAB, PairPaths
-from helpers.forced import Forced, NumbersText, Row, at_random, is_decisive, spelled
+from helpers.forced import Forced, Row, at_random, is_decisive
 from helpers.schedule import CHUNK, SECONDS, Ask, Clock, Pieces, Reading, ask, draw_schedule
+from helpers.spelled import NumbersText, spelled
+from helpers.traffic import assert_counted, assert_told_once
 from mlx_gemma_mtp import Completion, Engine, Generation, SamplingParams
 from mlx_gemma_mtp.decode.depth import MOST, Depth
 from mlx_gemma_mtp.decode.round import Draft, draft
@@ -51,8 +54,6 @@ SAMPLING = (
     SamplingParams(temperature=1, top_k=0, top_p=0.8),
     SamplingParams(temperature=1, top_k=7, top_p=1),
 )
-
-# Texts written alone
 
 
 @pytest.fixture(scope="module")
@@ -120,29 +121,10 @@ def assert_as_alone(one: Ask, done: Completion, told: Pieces) -> None:
     if one.cancel == "prefill":
         assert (done.tokens, done.finish_reason) == ([], "cancelled")
 
-    assert told.tokens == done.tokens
-    assert "".join(chunk.text for chunk in told.pieces) == done.text
-    assert (
-        [chunk.finish_reason for chunk in told.pieces if chunk.finish_reason]
-        == [told.pieces[-1].finish_reason]
-        == [done.finish_reason]
-    )
-    assert told.pieces[-1].stats is done.stats
-
-    stats = done.stats
-    assert stats.prompt_tokens == len(one.row.prompt)
-    assert stats.generated_tokens == len(done.tokens)
-    # Each round gives one token more than it accepts; the last may have been cut by one.
-    given = stats.rounds + stats.accepted + min(len(done.tokens), 1)
-    assert 0 <= given - len(done.tokens) <= (done.finish_reason != "cancelled")
+    assert_told_once(told.pieces, done)
     drafts = one.params.num_draft_tokens
-    assert len(stats.drafted_at) <= (drafts if isinstance(drafts, int) else MOST)
-    assert all(
-        accepted <= drafted <= stats.rounds
-        for accepted, drafted in zip(stats.accepted_at, stats.drafted_at, strict=True)
-    )
-    if drafts == 0:
-        assert stats.rounds == max(len(done.tokens), 1) - 1
+    stats = assert_counted(told.pieces, one.row.prompt, drafts)
+    assert drafts != 0 or stats.rounds == max(len(done.tokens), 1) - 1
 
 
 def play(
@@ -170,32 +152,6 @@ def play(
     return [completion for completion, _ in done]
 
 
-@pytest.mark.parametrize(("kind", "max_batch"), list(zip(SOME_KINDS, (8, 3, 4), strict=True)))
-def test_with_the_drafter_each_request_writes_its_own_output(
-    pairs: dict[str, PairPaths],
-    texts: Callable[[str], list[Row]],
-    rng: np.random.Generator,
-    kind: str,
-    max_batch: int,
-) -> None:
-    play(pairs[kind], draw_schedule(rng, texts(kind), max_batch), max_batch)
-
-
-@pytest.mark.parametrize("kind", SOME_KINDS)
-@pytest.mark.parametrize("max_batch", [1, 2, 3, 4, 8])
-def test_with_drafts_right_and_wrong_at_random_each_request_writes_its_own_output(
-    pairs: dict[str, PairPaths],
-    texts: Callable[[str], list[Row]],
-    rng: np.random.Generator,
-    kind: str,
-    max_batch: int,
-) -> None:
-    rows = texts(kind)
-    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
-    done = play(pairs[kind], draw_schedule(rng, rows, max_batch), max_batch, forced)
-    assert sum(completion.stats.accepted for completion in done) > 0
-
-
 class AnyDepth(Depth):
     """Another number of drafts for every round."""
 
@@ -207,19 +163,31 @@ class AnyDepth(Depth):
         return int(self._rng.integers(MOST + 1))
 
 
-@pytest.mark.parametrize("kind", SOME_KINDS)
-@pytest.mark.parametrize("max_batch", [2, 5, 8])
-def test_with_another_number_of_drafts_every_round_each_request_writes_its_own_output(
+@pytest.mark.parametrize(
+    ("drafts", "kind", "max_batch"),
+    [
+        *zip(["the drafter's"] * 3, SOME_KINDS, (8, 3, 4), strict=True),
+        *product(["right and wrong at random"], SOME_KINDS, (1, 2, 3, 4, 8)),
+        *product(["another number every round"], SOME_KINDS, (2, 5, 8)),
+    ],
+)
+def test_whatever_the_drafts_each_request_writes_its_own_output(
     pairs: dict[str, PairPaths],
     texts: Callable[[str], list[Row]],
     rng: np.random.Generator,
+    drafts: str,
     kind: str,
     max_batch: int,
 ) -> None:
     rows = texts(kind)
-    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
     asks = draw_schedule(rng, rows, max_batch)
-    play(pairs[kind], asks, max_batch, forced, AnyDepth(rng))
+    if drafts == "the drafter's":
+        play(pairs[kind], asks, max_batch)
+        return
+    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
+    depth = AnyDepth(rng) if drafts == "another number every round" else None
+    done = play(pairs[kind], asks, max_batch, forced, depth)
+    assert sum(completion.stats.accepted for completion in done) > 0
 
 
 # One row after another

@@ -25,7 +25,7 @@ from helpers.fake_target import (
     output,
 )
 from helpers.spelled import NumbersText, spelled
-from helpers.stepped import tokens_of
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Engine, MgmError, SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.worker import mlx_worker

@@ -10,7 +10,8 @@ import pytest
 
 from helpers.fake_target import VOCAB, FakeTarget, output
 from helpers.spelled import Detokenizer
-from helpers.stepped import LONG, Event, Stepped, tokens_of
+from helpers.stepped import LONG, Event, Stepped
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Generation, MgmError
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError

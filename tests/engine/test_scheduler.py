@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from helpers.fake_target import VOCAB, output
-from helpers.stepped import LONG, Stepped, tokens_of
+from helpers.stepped import LONG, Stepped
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk
 from mlx_gemma_mtp.engine.prefill import Pace
 from mlx_gemma_mtp.memory import Limits

@@ -19,7 +19,8 @@ from helpers.fake_target import (
     fake_engine,
     output,
 )
-from helpers.stepped import Stepped, assert_complete, tokens_of
+from helpers.stepped import Stepped, assert_complete
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Completion, Engine, Session
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError

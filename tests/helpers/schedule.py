@@ -13,8 +13,10 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
+from helpers.fake_target import SECONDS
 from helpers.forced import Row
 from helpers.spelled import spelled
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
 from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, draft, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -22,7 +24,6 @@ from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
 
 CHUNK = 24  # tokens; prompts up to 90 come in up to four, and wrap every ring
-SECONDS = 60  # after which something that should long have happened never does
 
 Moment = Literal["waiting", "prefill", "rounds", "talking"]
 
@@ -48,13 +49,13 @@ class Clock:
         self.sizes: Counter[int] = Counter()  # rounds by number of rows
         self.talking = 0  # requests that have some output and have not ended
         self._moves: list[tuple[int, mx.array, mx.array, mx.array]] = []
-        self._now = 0
+        self.now = 0
         self._ahead: list[int] = []
         self._served = 0
         self._changed = threading.Condition()
 
     def expect(self, moments: list[int]) -> None:
-        self._now, self._ahead = 0, sorted(moments)
+        self.now, self._ahead = 0, sorted(moments)
 
     def start(self, moment: int) -> None:
         with self._changed:
@@ -65,18 +66,14 @@ class Clock:
         with self._changed:
             self._served -= 1
             if self._served == 0 and self._ahead:
-                self._now = max(self._now, self._ahead[0])
+                self.now = max(self.now, self._ahead[0])
             self._changed.notify_all()
-
-    def now(self) -> int:
-        with self._changed:
-            return self._now
 
     def wait_until(self, moment: int, generation: Generation | None = None) -> None:
         """Wait for a moment, or the end of a request."""
 
         def come() -> bool:
-            return self._now >= moment or (generation is not None and generation.done())
+            return self.now >= moment or (generation is not None and generation.done())
 
         with self._changed:
             assert self._changed.wait_for(come, SECONDS), f"round {moment} never came"
@@ -90,7 +87,7 @@ class Clock:
             played = play_round(kv_cache, *others)
             self._moves.append((self.talking, others[2], before, kv_cache.offset))
             with self._changed:
-                self._now += 1
+                self.now += 1
                 self.sizes[played.accepted.shape[0]] += 1
                 self._changed.notify_all()
             return played
@@ -134,11 +131,11 @@ class Pieces:
         finally:
             self.clock.talking += continues - self.talking
             self.talking = continues
-            self.ended_at = self.clock.now()
+            self.ended_at = self.clock.now
 
     @property
     def tokens(self) -> list[int]:
-        return [token for chunk in self.pieces for token in chunk.tokens]
+        return tokens_of(self.pieces)
 
 
 class Reading:
@@ -216,7 +213,7 @@ def ask(running: Engine, clock: Clock, one: Ask) -> tuple[Completion, Pieces]:
 
     def cancel() -> None:
         going[0].cancel()
-        told.cancelled_at = min(told.cancelled_at, clock.now())
+        told.cancelled_at = min(told.cancelled_at, clock.now)
 
     if one.cancel == "talking":
         told.then = cancel_in_time

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from helpers.fake_target import FakeDrafter, FakeTarget, fake_player, output
-from mlx_gemma_mtp import Chunk, SamplingParams
+from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.engine.batch import Batch
@@ -92,7 +92,3 @@ def assert_complete(*requests: Request) -> None:
     """Each request has written its own output to the end."""
     for request in requests:
         assert request.generation.result(0).tokens == output(request.ids, request.max_tokens)
-
-
-def tokens_of(chunks: Sequence[Chunk]) -> list[int]:
-    return [token for chunk in chunks for token in chunk.tokens]
