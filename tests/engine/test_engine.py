@@ -107,7 +107,8 @@ def test_each_prompt_may_have_its_own_settings_and_counts_add_up(
         assert stats.acceptance_rate == (stats.accepted / stats.drafted if k else None)
         assert stats.acceptance_length == (16 + k) / stats.rounds
         assert stats.first_token_seconds > 0
-        assert stats.decode_seconds > 0
+        assert 0 < stats.longest_pause_seconds <= stats.decode_seconds
+        assert stats.decode_seconds <= stats.rounds * stats.longest_pause_seconds + 1e-3
         assert stats.decode_tokens_per_second == (16 + k) / stats.decode_seconds
 
 

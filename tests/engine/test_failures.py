@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import VOCAB, FakeTarget, output
+from helpers.fake_target import VOCAB, output
 from helpers.spelled import Detokenizer
 from helpers.stepped import LONG, Event, Stepped
 from helpers.traffic import tokens_of
@@ -73,18 +73,26 @@ def test_an_error_in_a_prefill_ends_that_request_alone(
 
 
 @pytest.mark.parametrize(
-    ("calls", "restored"),
-    [*(([number], True) for number in range(1, BUFFERS + 2)), (list(range(4, 99)), False)],
-)  # the buffers, and the offset; or all from the fourth on
-def test_a_request_for_which_the_batch_cannot_grow_fails_alone_if_the_batch_can_be_restored(
-    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, calls: list[int], restored: bool
+    ("allocate", "calls", "restored"),
+    [
+        ("zeros", [1], True),  # at the start of its prefill
+        *(("take", [number], True) for number in range(1, BUFFERS + 2)),  # and the offset
+        ("take", list(range(4, 99)), False),
+    ],
+)
+def test_a_request_without_memory_fails_alone_if_the_batch_can_be_restored(
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    allocate: str,
+    calls: list[int],
+    restored: bool,
 ) -> None:
     stepped = Stepped()
     first = stepped.submit(prompts[0], LONG)
     stepped.step(9)
     bad = stepped.submit(prompts[1], LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(mx, "take", failing(mx.take, calls))
+        patch.setattr(mx, allocate, failing(getattr(mx, allocate), calls))
         stepped.step(2)
     third = stepped.submit(prompts[2], LONG)  # by now there is memory again
     stepped.finish(*[first] * restored, third)
@@ -135,30 +143,6 @@ def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
         assert isinstance(error.__cause__, RuntimeError)
     assert errors[0] is not errors[1]
     assert held() <= memory + 10_000  # `errors` keeps nothing
-
-
-def test_an_error_at_the_start_of_a_prefill_ends_that_request_alone(
-    prompts: list[list[int]],
-) -> None:
-    class Moody(FakeTarget):
-        good = True
-
-        @property
-        def dtype(self) -> mx.Dtype:
-            if self.good:
-                return mx.float32
-            raise RuntimeError("broken")
-
-    target = Moody()
-    stepped = Stepped(target=target)
-    first = stepped.submit(prompts[0], LONG)
-    stepped.step(3)
-    bad, second = stepped.submit(prompts[1]), stepped.submit(prompts[2])
-    target.good = False
-    stepped.step()
-    target.good = True
-    stepped.finish(first, second)
-    assert "broken" in str(error_of(bad))
 
 
 def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues(

@@ -93,20 +93,6 @@ def test_a_row_leaves_nothing_to_the_next_one(prompts: list[list[int]], drafts: 
     assert max(sizes(stepped)) == 2  # the third got the second's row
 
 
-def test_counts_do_not_depend_on_when_a_request_came(prompts: list[list[int]]) -> None:
-    stepped = Stepped()
-    first = stepped.submit(prompts[0], LONG, 2)
-    stepped.step(9)
-    second = stepped.submit(prompts[1], 16, 0)
-    stepped.finish(first, second)
-    assert second.stats.rounds == 15
-    assert second.stats.drafted == 0
-    assert first.stats.drafted == 2 * first.stats.rounds
-    for stats in (first.stats, second.stats):
-        assert 0 < stats.longest_pause_seconds <= stats.decode_seconds
-        assert stats.decode_seconds <= stats.rounds * stats.longest_pause_seconds + 1e-3
-
-
 @pytest.mark.parametrize("slot_step", [1, 32])
 def test_requests_at_random_moments_write_their_own_outputs(
     rng: np.random.Generator, slot_step: int

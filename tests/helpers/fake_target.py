@@ -12,11 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from helpers.random_pair import SHAPE
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import LayerConfig, RopeConfig, TargetConfig
+from mlx_gemma_mtp.model.config import KINDS, TargetConfig
 
 VOCAB = 97  # a prime, so that no factor below loses information
 WINDOW = 12
@@ -27,32 +28,12 @@ SECONDS = 60  # after which something that should long have happened never does
 PARAMS = SamplingParams(max_tokens=16, seed=11, ignore_eos=True)
 ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
 
-CONFIG = TargetConfig(
-    vocab_size=VOCAB,
-    hidden_size=1,
-    num_attention_heads=1,
-    rms_norm_eps=1e-6,
-    sliding_window=WINDOW,
-    layers=tuple(
-        LayerConfig(
-            kind=kind,
-            head_dim=2,
-            num_key_value_heads=1,
-            k_eq_v=False,
-            intermediate_size=1,
-            owns_kv=True,
-            kv_source=index,
-        )
-        for index, kind in enumerate(("sliding_attention", "full_attention"))
-    ),
-    rope={kind: RopeConfig(10_000.0, 1.0) for kind in ("sliding_attention", "full_attention")},
-    max_position_embeddings=MAX_POSITIONS,
-    final_logit_softcapping=None,
-    num_experts=0,
-    top_k_experts=0,
-    moe_intermediate_size=0,
-    hidden_size_per_layer_input=0,
-    vocab_size_per_layer_input=VOCAB,
+CONFIG = TargetConfig.from_dict(
+    SHAPE
+    | {"vocab_size": VOCAB, "hidden_size": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    | {"head_dim": 2, "global_head_dim": 2, "final_logit_softcapping": None}
+    | {"layer_types": list(KINDS), "num_hidden_layers": 2, "sliding_window": WINDOW}
+    | {"max_position_embeddings": MAX_POSITIONS}
 )
 
 

@@ -2,7 +2,6 @@
 
 import faulthandler
 import gc
-import tempfile
 import threading
 import time
 import weakref
@@ -77,10 +76,8 @@ def in_time(jobs: Sequence[Callable[[], None]], progress: Callable[[], object]) 
             if progress() != before:
                 before, since = progress(), time.monotonic()
             elif time.monotonic() > since + SECONDS:
-                with tempfile.TemporaryFile("w+") as dump:
-                    faulthandler.dump_traceback(dump, all_threads=True)
-                    dump.seek(0)
-                    pytest.fail(f"no progress for {SECONDS} s:\n{dump.read()}")
+                faulthandler.dump_traceback(all_threads=True)
+                pytest.fail(f"no progress for {SECONDS} s")
     if errors:
         raise errors[0]
 
