@@ -69,12 +69,6 @@ class Batch:
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
         self._num_drafts = 0  # of the last round
-        self._same_drafts: bool  # the next round takes the same number
-        self._spare_rounds = 0  # in succession that would have fitted into the next smaller size
-        self._flight: Flight | None
-        self._rows: list[Row | None]  # None for a free one
-        self._cache: KVCache
-        self._newest: Newest
         self.clear()
 
     @property
@@ -135,7 +129,9 @@ class Batch:
         self.free_ended()
         if settled:
             self._shrink()
-        following = self._dispatch() if self._more_to_come else None
+        in_flight = 0 if self._flight is None else 1
+        continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
+        following = self._dispatch() if continues else None
         self.land(following)
         self._flight = following
         self.free_ended()  # a session gets its cache as soon as its request has ended
@@ -185,12 +181,6 @@ class Batch:
                     request.session.close()
         if ended:
             self._lay_out()
-
-    @property
-    def _more_to_come(self) -> bool:
-        """True if a row continues after the round in flight."""
-        in_flight = 0 if self._flight is None else 1
-        return any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
 
     def _dispatch(self) -> Flight | None:
         """Start a round; None if no row is left to play it."""
@@ -252,9 +242,9 @@ class Batch:
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
         config, dtype = self.target.config, self.target.dtype
-        self._flight = None
-        self._rows = [None] * size
-        self._spare_rounds = 0
+        self._flight: Flight | None = None
+        self._rows: list[Row | None] = [None] * size  # None for a free one
+        self._spare_rounds = 0  # in succession that would have fitted into the next smaller size
         self._cache = KVCache.empty(
             config,
             size,
@@ -285,7 +275,7 @@ class Batch:
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
-        self._same_drafts = False  # the rows may now want another number
+        self._same_drafts = False  # for the next round: the rows may now want another number
         requests = [row.request if row else None for row in self._rows]
         self._settings = row_settings(
             [one.params if one else None for one in requests], self._suppress

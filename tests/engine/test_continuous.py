@@ -6,14 +6,12 @@ decoded once per kind: without drafts, one request at a time. Moments are counte
 thread may be a little late, so one seed gives the same requests, not the same interleaving.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from helpers.forced import Forced, Row, at_random, is_decisive
 from helpers.schedule import CHUNK, SECONDS, Ask, Clock, Pieces, Reading, ask, draw_schedule
 from helpers.spelled import NumbersText, spelled
 from helpers.traffic import assert_counted, assert_told_once
-from mlx_gemma_mtp import Completion, Engine, Generation, SamplingParams
+from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import MOST, Depth
 from mlx_gemma_mtp.decode.round import Draft, draft
 from mlx_gemma_mtp.engine.pair import open_pair
@@ -108,17 +106,24 @@ def expected(row: Row, params: SamplingParams) -> tuple[list[int], str, str]:
     raise AssertionError("an output that continues past its end")
 
 
-def assert_as_alone(one: Ask, done: Completion, told: Pieces) -> None:
+def assert_as_alone(one: Ask, told: Pieces) -> None:
     """This is the row's own output, or its start, given once and counted correctly."""
     tokens, text, reason = expected(one.row, one.params)
-    if one.cancel and done.finish_reason == "cancelled":
+    done = told.done
+    if isinstance(done, GenerationError) and one.end == "failing":
+        assert "broken" in str(done)
+        assert told.tokens == tokens[: len(told.tokens)], one
+        assert len(told.tokens) - len(told.pieces[-1].tokens) < one.after <= len(told.tokens)
+        return
+    assert isinstance(done, Completion)
+    if one.end and done.finish_reason == "cancelled":
         assert len(done.tokens) < len(tokens), one
         assert done.tokens == tokens[: len(done.tokens)], one
         assert done.text == spelled(done.tokens), one
         assert told.ended_at <= told.cancelled_at + 1  # the round under way then
     else:
         assert (done.tokens, done.text, done.finish_reason) == (tokens, text, reason), one
-    if one.cancel == "prefill":
+    if one.end == "prefill":
         assert (done.tokens, done.finish_reason) == ([], "cancelled")
 
     assert_told_once(told.pieces, done)
@@ -135,21 +140,20 @@ def play(
     depth: Depth | None = None,
 ) -> list[Completion]:
     """Play a schedule in a new engine and check every output."""
-    clock = Clock(draft)
-    clock.expect([one.start for one in asks])
+    clock = Clock(draft, [one.start for one in asks])
     opened = open_pair(*pair)
     opened = opened._replace(target=Reading(opened.target, asks), text=NumbersText())
     running = Engine(opened, max_batch=max_batch, player=clock.player, limits=LIMITS, depth=depth)
     with running, ThreadPoolExecutor(len(asks)) as threads:
-        done = list(threads.map(lambda one: ask(running, clock, one), asks))
+        told = list(threads.map(partial(ask, running, clock), asks))
     clock.assert_free_rows_stayed()
-    for one, (completion, told) in zip(asks, done, strict=True):
-        assert_as_alone(one, completion, told)
-    reasons = Counter(completion.finish_reason for completion, _ in done)
+    for one, pieces in zip(asks, told, strict=True):
+        assert_as_alone(one, pieces)
+    reasons = Counter(pieces.pieces[-1].finish_reason for pieces in told)
     print(f"rounds by number of rows: {dict(clock.sizes)}; ends: {dict(reasons)}")
     assert max(clock.sizes) <= max_batch
     assert len(clock.sizes) > 1 or max_batch == 1  # they did meet
-    return [completion for completion, _ in done]
+    return [pieces.done for pieces in told if isinstance(pieces.done, Completion)]
 
 
 class AnyDepth(Depth):
@@ -188,62 +192,3 @@ def test_whatever_the_drafts_each_request_writes_its_own_output(
     depth = AnyDepth(rng) if drafts == "another number every round" else None
     done = play(pairs[kind], asks, max_batch, forced, depth)
     assert sum(completion.stats.accepted for completion in done) > 0
-
-
-# One row after another
-
-
-@pytest.mark.parametrize("kind", SOME_KINDS)
-def test_a_row_passes_nothing_on_however_its_request_ended(
-    pairs: dict[str, PairPaths],
-    texts: Callable[[str], list[Row]],
-    rng: np.random.Generator,
-    kind: str,
-) -> None:
-    """The longest request keeps the batch going; the others get the one other row in turn."""
-    rows = texts(kind)
-    longest = max(rows, key=lambda row: len(row.tokens))
-    others = [rows[i] for i in rng.permutation(len(rows)) if 1 < len(rows[i].tokens) < 60][:6]
-    clock = Clock(Forced(rng, rows, at_random(rng, rows, rate=0.8)))
-    told = [Pieces(clock) for _ in others]
-    ended: list[int] = []
-    ends = [str(end) for end in rng.permutation(["length", "cancelled", "failed"] * 2)]
-    all_here = threading.Event()
-
-    opened = open_pair(*pairs[kind])
-    with Engine(opened, max_batch=2, player=clock.player, limits=LIMITS) as running:
-
-        def submit(row: Row, on_chunk: Pieces, **changed: Any) -> Generation:
-            generation = running.submit(row.prompt, replace(row.params, **changed), on_chunk)
-            generation.add_done_callback(lambda _: ended.append(len(row.tokens)))
-            return generation
-
-        def end_by(what: str, number: int) -> None:
-            if len(told[number].pieces) == 2:  # by now it has its row
-                if what == "cancelled":
-                    going[number].cancel()
-                if what == "failed":
-                    raise ValueError("broken")
-
-        mlx_worker().submit(lambda: all_here.wait(SECONDS))
-        longest_one = submit(longest, Pieces(clock), num_draft_tokens=0)
-        going = []
-        for number, row in enumerate(others):
-            told[number].then = partial(end_by, ends[number], number)
-            # Few tokens, so that all get their turn while the longest continues.
-            most = min(6, len(row.tokens))
-            going.append(submit(row, told[number], num_draft_tokens=3, max_tokens=most))
-        all_here.set()
-        for end, row, pieces, generation in zip(ends, others, told, going, strict=True):
-            if end == "failed":
-                with pytest.raises(GenerationError, match="broken"):
-                    generation.result(SECONDS)
-            else:
-                assert generation.result(SECONDS).tokens == pieces.tokens
-            assert len(pieces.tokens) > 1
-            assert pieces.tokens == row.tokens[: len(pieces.tokens)], (end, row)
-            assert end != "length" or len(pieces.tokens) == min(6, len(row.tokens))
-        assert longest_one.result(SECONDS).tokens == longest.tokens
-    assert ended[-1] == len(longest.tokens)
-    assert set(clock.sizes) <= {1, 2}
-    clock.assert_free_rows_stayed()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -18,25 +18,25 @@ from helpers.forced import Row
 from helpers.spelled import spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
-from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, draft, round_player
+from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
 
 CHUNK = 24  # tokens; prompts up to 90 come in up to four, and wrap every ring
 
-Moment = Literal["waiting", "prefill", "rounds", "talking"]
+End = Literal["waiting", "prefill", "rounds", "talking", "failing"]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request, when it comes, and whether it is cancelled."""
+    """A request, when it comes, and when it is cancelled or its callback fails, if ever."""
 
     row: Row
     params: SamplingParams
     start: int = 0  # round
-    cancel: Moment | None = None
-    cancel_after: int = 0  # chunks of the prompt, rounds since the start, or tokens of output
+    end: End | None = None
+    after: int = 0  # chunks of the prompt, rounds since the start, or tokens of output
     read: threading.Event = field(default_factory=threading.Event)  # that many chunks
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -44,18 +44,15 @@ class Ask:
 class Clock:
     """Time in rounds. When no request is served, it moves on to the next moment awaited."""
 
-    def __init__(self, draft: Draft = draft) -> None:
+    def __init__(self, draft: Draft, moments: list[int]) -> None:
         self._draft = draft
         self.sizes: Counter[int] = Counter()  # rounds by number of rows
         self.talking = 0  # requests that have some output and have not ended
         self._moves: list[tuple[int, mx.array, mx.array, mx.array]] = []
         self.now = 0
-        self._ahead: list[int] = []
+        self._ahead = sorted(moments)
         self._served = 0
         self._changed = threading.Condition()
-
-    def expect(self, moments: list[int]) -> None:
-        self.now, self._ahead = 0, sorted(moments)
 
     def start(self, moment: int) -> None:
         with self._changed:
@@ -116,6 +113,7 @@ class Pieces:
     clock: Clock
     then: Callable[[], object] = lambda: None
     pieces: list[Chunk] = field(default_factory=list)
+    done: Completion | BaseException | None = None
     talking: bool = False
     cancelled_at: float = np.inf  # rounds
     ended_at: int = 0
@@ -145,8 +143,8 @@ class Reading:
         self._target = target
         self._at: dict[tuple[int, ...], Ask] = {}  # the last chunks read
         for one in asks:
-            if one.cancel == "prefill":
-                end = CHUNK * one.cancel_after
+            if one.end == "prefill":
+                end = CHUNK * one.after
                 self._at[tuple(one.row.prompt[end - CHUNK : end])] = one
 
     def __getattr__(self, name: str) -> Any:
@@ -179,7 +177,7 @@ def draw_settings(rng: np.random.Generator, row: Row) -> SamplingParams:
 def draw_schedule(rng: np.random.Generator, rows: list[Row], max_batch: int) -> list[Ask]:
     """Each row once, in random order, somewhat faster than they can be served.
 
-    The longest comes first and is not cancelled: the others meet it.
+    The longest comes first and ends by itself: the others meet it.
     """
     longest = max(rows, key=lambda row: len(row.tokens))
     asks, start = [Ask(longest, longest.params)], 0
@@ -188,43 +186,43 @@ def draw_schedule(rng: np.random.Generator, rows: list[Row], max_batch: int) -> 
         if row is longest:
             continue
         start += int(rng.integers(0, 2 + 12 // max_batch))
-        cancel: Moment | None = None
-        if rng.random() < 0.35:
-            cancel = ("waiting", "prefill", "rounds", "talking")[rng.integers(4)]
-        num_chunks = -(-len(row.prompt) // CHUNK)
-        if cancel == "prefill" and num_chunks == 1:
-            cancel = "rounds"
-        most = {"prefill": num_chunks, "rounds": 40, "talking": len(row.tokens) + 1}
-        after = int(rng.integers(1, most[cancel])) if cancel in most else 0
-        asks.append(Ask(row, draw_settings(rng, row), start, cancel, after))
+        end = get_args(End)[rng.integers(5)] if rng.random() < 0.4 else None
+        num_chunks, num_tokens = -(-len(row.prompt) // CHUNK), len(row.tokens)
+        if end == "prefill" and num_chunks == 1:
+            end = "rounds"
+        most = {"prefill": num_chunks, "rounds": 40}.get(end or "", num_tokens + 1)
+        asks.append(Ask(row, draw_settings(rng, row), start, end, int(rng.integers(1, most))))
     return asks
 
 
-def ask(running: Engine, clock: Clock, one: Ask) -> tuple[Completion, Pieces]:
-    """Submit a request at its moment, cancel it at its other one, and wait for its end."""
+def ask(running: Engine, clock: Clock, one: Ask) -> Pieces:
+    """Submit a request at its moment, end it at its other one, and wait for that."""
     clock.wait_until(one.start)
     clock.start(one.start)
     told = Pieces(clock)
     going: list[Generation] = []  # a piece may come before `submit` is back
 
-    def cancel_in_time() -> None:
-        if len(told.tokens) >= one.cancel_after and going:
+    def end_in_time() -> None:
+        if len(told.tokens) >= one.after and one.end == "failing":
+            raise ValueError("broken")
+        if len(told.tokens) >= one.after and going:
             cancel()
 
     def cancel() -> None:
         going[0].cancel()
         told.cancelled_at = min(told.cancelled_at, clock.now)
 
-    if one.cancel == "talking":
-        told.then = cancel_in_time
+    if one.end in ("talking", "failing"):
+        told.then = end_in_time
     going.append(running.submit(one.row.prompt, one.params, told))
     going[0].add_done_callback(clock.end)
-    if one.cancel == "prefill":
+    if one.end == "prefill":
         assert one.read.wait(SECONDS)
         cancel()
         one.cancelled.set()
-    if one.cancel == "rounds":
-        clock.wait_until(one.start + one.cancel_after, going[0])
-    if one.cancel in ("waiting", "rounds"):
+    if one.end == "rounds":
+        clock.wait_until(one.start + one.after, going[0])
+    if one.end in ("waiting", "rounds"):
         cancel()
-    return going[0].result(SECONDS), told
+    told.done = going[0].exception(SECONDS) or going[0].result()
+    return told
