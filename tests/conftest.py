@@ -31,9 +31,10 @@ LAYOUTS = {
     "E2B": {"multimodal": True},
     "E4B": {"sharded": True},
     "12B": {"multimodal": True, "sharded": True},
-    "26B-A4B": {"multimodal": True, "global_spelling": True},
-    "31B": {"global_spelling": True},
+    "26B-A4B": {"multimodal": True},
+    "31B": {},
 }
+GLOBAL_SPELLING = ("26B-A4B", "31B")
 KINDS = tuple(LAYOUTS)
 MAKE_CHECKPOINTS = {"pairs", "plain", "sharded", "tiny"}  # fixtures that need torch
 
@@ -73,19 +74,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> "dict[str, PairPaths]":
     """A target and its drafter of every kind, on disk; read-only for tests."""
-    from helpers.checkpoints import (  # imports torch: only if needed
-        make_pair,
-        to_global_spelling,
-    )
+    # Imports torch: only if needed.
+    from helpers.checkpoints import make_pair, to_global_spelling
 
     made = {}
     for name, layout in LAYOUTS.items():
-        layout = dict(layout)
-        spelling = layout.pop("global_spelling", False)
         made[name] = make_pair(name, tmp_path_factory.mktemp(name), seed, **layout)
-        if spelling:
-            for folder in made[name]:
-                to_global_spelling(folder)
+        for folder in made[name] if name in GLOBAL_SPELLING else ():
+            to_global_spelling(folder)
     return made
 
 

@@ -9,23 +9,21 @@ thread may be a little late, so one seed gives the same requests, not the same i
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 
-from helpers.checkpoints import EOS, VOCAB, PairPaths
-from helpers.forced import Forced, Row, at_random, is_decisive
-from helpers.schedule import CHUNK, SECONDS, Ask, Clock, Pieces, Reading, ask, draw_schedule
+from helpers.checkpoints import EOS, PairPaths
+from helpers.forced import Forced, Row, at_random
+from helpers.schedule import CHUNK, Ask, Clock, Pieces, Reading, ask, draw_schedule, write_alone
 from helpers.spelled import NumbersText, spelled
 from helpers.traffic import assert_counted, assert_told_once
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import MOST, Depth
 from mlx_gemma_mtp.decode.round import Draft, draft
 from mlx_gemma_mtp.engine.pair import open_pair
-from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import GenerationError
 from mlx_gemma_mtp.memory import Limits
 
@@ -44,14 +42,6 @@ LIMITS = Limits(
 )
 PROMPT_LENGTHS = (1, 2, 5, 8, 11, 16, 18, 24, 25, 33, 60, 90)
 TEXT_LENGTHS = (60, 46, 34, 27, 21, 17, 13, 10, 7, 4, 2, 1)
-SAMPLING = (
-    SamplingParams(temperature=0, top_k=0, top_p=1),
-    SamplingParams(temperature=1, top_k=0, top_p=1),
-    SamplingParams(temperature=0, top_k=5, top_p=0.5),
-    SamplingParams(temperature=1, top_k=64, top_p=0.95),
-    SamplingParams(temperature=1, top_k=0, top_p=0.8),
-    SamplingParams(temperature=1, top_k=7, top_p=1),
-)
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +51,12 @@ def texts(pairs: dict[str, PairPaths], seed: int) -> Callable[[str], list[Row]]:
 
     def get(kind: str) -> list[Row]:
         if kind not in made:
-            made[kind] = write_alone(pairs[kind], np.random.default_rng([seed, *kind.encode()]))
+            rng = np.random.default_rng([seed, *kind.encode()])
+            sizes, lengths = rng.permutation(PROMPT_LENGTHS), rng.permutation(TEXT_LENGTHS)
+            made[kind] = write_alone(pairs[kind], rng, sizes, lengths, LIMITS)
         return made[kind]
 
     return get
-
-
-def write_alone(pair: PairPaths, rng: np.random.Generator) -> list[Row]:
-    """Outputs of random prompts without a drafter, one at a time, except those with a near tie."""
-    opened = open_pair(pair.target, None)
-    suppressed = opened.default_tokens("suppress_tokens")
-    lengths = zip(rng.permutation(PROMPT_LENGTHS), rng.permutation(TEXT_LENGTHS), strict=True)
-    rows = []
-    with Engine(opened, max_batch=1, limits=LIMITS) as alone:
-        for number, (size, num_tokens) in enumerate(lengths):
-            params = replace(
-                SAMPLING[number % len(SAMPLING)],
-                max_tokens=int(num_tokens),
-                num_draft_tokens=0,
-                ignore_eos=True,
-            )
-            for _ in range(10):
-                prompt = rng.integers(0, VOCAB, size).tolist()
-                own = replace(params, seed=int(rng.integers(2**32)))
-                row = Row(prompt, own, alone.submit(prompt, own).result(SECONDS).tokens)
-                if mlx_worker().run(partial(is_decisive, opened.target, row, suppressed)):
-                    rows.append(row)
-                    break
-    assert len(rows) == len(TEXT_LENGTHS), "plain texts differ from one pass, or only tie"
-    return rows
 
 
 def expected(row: Row, params: SamplingParams) -> tuple[list[int], str, str]:

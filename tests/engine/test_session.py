@@ -183,22 +183,19 @@ def finish(engine: Engine, session: Session, prompt: Ids) -> Completion:
     return done
 
 
-def test_a_session_serves_one_request_at_a_time(engine: Engine, prompts: list[Ids]) -> None:
-    session = engine.session()
-    running = engine.submit(prompts[0], ENDLESS, session=session)
-    with pytest.raises(UsageError, match="busy"):
-        engine.submit(prompts[0], PARAMS, session=session)
-    running.cancel()
-    running.result(SECONDS)
-    finish(engine, session, prompts[0])
-
-
-def test_a_session_is_free_as_soon_as_its_request_has_ended(
+def test_a_session_serves_one_request_at_a_time_and_is_free_as_soon_as_it_has_ended(
     engine: Engine, prompts: list[Ids]
 ) -> None:
-    session, one = engine.session(), replace(PARAMS, max_tokens=1)
+    session = engine.session()
+    going = engine.submit(prompts[0], ENDLESS, session=session)
+    with pytest.raises(UsageError, match="busy"):
+        engine.submit(prompts[0], PARAMS, session=session)
+    going.cancel()
+    going.result(SECONDS)
     for _ in range(200):
-        engine.submit(prompts[0], one, session=session).result(SECONDS)
+        params = replace(PARAMS, max_tokens=1)
+        engine.submit(prompts[0], params, session=session).result(SECONDS)
+    finish(engine, session, prompts[0])
 
 
 def test_a_refused_request_leaves_the_session_free(prompts: list[Ids]) -> None:

@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from helpers.checkpoints import VOCAB, PairPaths
-from helpers.forced import Forced, Row, at_random
+from helpers.checkpoints import PairPaths
+from helpers.forced import Forced, at_random
+from helpers.schedule import write_alone
 from helpers.traffic import (
     SECONDS,
     Watched,
@@ -27,11 +28,12 @@ from helpers.traffic import (
     text_of,
     tokens_of,
 )
-from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams, load
+from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError
+from mlx_gemma_mtp.memory import Limits
 
 pytestmark = pytest.mark.slow
 
@@ -70,13 +72,6 @@ class Ask:
         return bool(self.pieces) and self.pieces[-1].finish_reason in ("stop", "length")
 
 
-class Broken(Exception):
-    """What a callback raises here."""
-
-
-# One request
-
-
 def submit(running: Engine, ask: Ask) -> None:
     """Make a request, end it in its way, and keep the result."""
     due = threading.Event()
@@ -86,7 +81,7 @@ def submit(running: Engine, ask: Ask) -> None:
         if len(ask.tokens) >= ask.after:
             due.set()
             if ask.end == "failed":
-                raise Broken
+                raise EOFError
 
     going = running.submit(ask.prompt, ask.params, note)
     going.add_done_callback(lambda _: due.set())
@@ -115,7 +110,7 @@ def assert_ended_well(ask: Ask) -> None:
             assert isinstance(ask.result, Completion)
         else:
             assert isinstance(ask.result, GenerationError), ask
-            assert isinstance(ask.result.__cause__, Broken)
+            assert isinstance(ask.result.__cause__, EOFError)
             assert len(ask.tokens) - len(ask.pieces[-1].tokens) < ask.after
             return
     elif ask.end == "left" and not finals:
@@ -135,9 +130,6 @@ def assert_ended_well(ask: Ask) -> None:
     assert ask.tokens or stats.first_token_seconds == stats.decode_seconds == 0
     for seconds in (stats.queue_seconds, stats.first_token_seconds, stats.decode_seconds):
         assert 0 <= seconds < SECONDS
-
-
-# The soak
 
 
 def draw_end(rng: np.random.Generator, max_tokens: int) -> tuple[bool, End, int]:
@@ -191,24 +183,8 @@ def soak(running: Watched, asks: list[Ask]) -> None:
 def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
     pairs: dict[str, PairPaths], rng: np.random.Generator
 ) -> None:
-    rows: list[Row] = []
-
-    def write_alone() -> None:
-        for number in range(NUM_TEXTS):
-            prompt = rng.integers(0, VOCAB, rng.integers(1, PROMPT_TOKENS)).tolist()
-            params = SamplingParams(
-                max_tokens=MAX_TOKENS,
-                temperature=number % 2,
-                top_k=int(rng.choice([0, 8])),
-                top_p=float(rng.choice([1, 0.9])),
-                seed=number,
-                num_draft_tokens=0,
-                ignore_eos=True,
-            )
-            rows.append(Row(prompt, params, alone.generate(prompt, params)[0].tokens))
-
-    with load(*pairs["12B"]) as alone:
-        in_time([write_alone], lambda: len(rows))
+    sizes, lengths = rng.integers(1, PROMPT_TOKENS, NUM_TEXTS), [MAX_TOKENS] * NUM_TEXTS
+    rows = write_alone(pairs["12B"], rng, sizes, lengths, Limits())
     forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
     player = partial(round_player, draft=forced)
     asks = []
@@ -230,9 +206,9 @@ def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
         assert ask.tokens == ask.text[: len(ask.tokens)], ask
         assert ask.tokens == ask.text or not ask.completed, ask
     # Streams that were left ended early, most of them.
-    left = [ask for ask in asks if ask.end == "left"]
     seen = Counter(ask.pieces[-1].finish_reason for ask in asks if ask.pieces)
-    assert reasons["cancelled"] - seen["cancelled"] > len(left) / 4
+    left = Counter(ask.end for ask in asks)["left"]
+    assert reasons["cancelled"] - seen["cancelled"] > left / 4
 
 
 def test_the_demo_pair_serves_many_and_nothing_is_lost(rng: np.random.Generator) -> None:

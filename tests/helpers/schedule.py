@@ -1,29 +1,42 @@
-"""A random schedule of requests, and the clock by which it is played.
+"""Outputs written alone, a random schedule of their requests, and the clock that plays it.
 
 Moments are counted in rounds, which the clock's own player counts.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import numpy as np
 
+from helpers.checkpoints import VOCAB, PairPaths
 from helpers.fake_target import SECONDS
-from helpers.forced import Row
+from helpers.forced import Row, is_decisive
 from helpers.spelled import spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
 from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, round_player
+from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
 
 CHUNK = 24  # tokens; prompts up to 90 come in up to four, and wrap every ring
+
+SAMPLING = (
+    SamplingParams(temperature=0, top_k=0, top_p=1),
+    SamplingParams(temperature=1, top_k=0, top_p=1),
+    SamplingParams(temperature=0, top_k=5, top_p=0.5),
+    SamplingParams(temperature=1, top_k=64, top_p=0.95),
+    SamplingParams(temperature=1, top_k=0, top_p=0.8),
+    SamplingParams(temperature=1, top_k=7, top_p=1),
+)
 
 End = Literal["waiting", "prefill", "rounds", "talking", "failing"]
 
@@ -156,6 +169,36 @@ class Reading:
             one.read.set()
             assert one.cancelled.wait(SECONDS)
         return hidden
+
+
+def write_alone(
+    pair: PairPaths,
+    rng: np.random.Generator,
+    sizes: Sequence[int],
+    lengths: Sequence[int],
+    limits: Limits,
+) -> list[Row]:
+    """Outputs of random prompts without a drafter, one at a time, except those with a near tie."""
+    opened = open_pair(pair.target, None)
+    suppressed = opened.default_tokens("suppress_tokens")
+    rows = []
+    with Engine(opened, max_batch=1, limits=limits) as alone:
+        for number, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+            for _ in range(10):
+                prompt = rng.integers(0, VOCAB, size).tolist()
+                params = replace(
+                    SAMPLING[number % len(SAMPLING)],
+                    max_tokens=int(length),
+                    seed=int(rng.integers(2**32)),
+                    num_draft_tokens=0,
+                    ignore_eos=True,
+                )
+                row = Row(prompt, params, alone.submit(prompt, params).result(SECONDS).tokens)
+                if mlx_worker().run(partial(is_decisive, opened.target, row, suppressed)):
+                    rows.append(row)
+                    break
+    assert len(rows) == len(sizes), "plain texts differ from one pass, or only tie"
+    return rows
 
 
 def draw_settings(rng: np.random.Generator, row: Row) -> SamplingParams:
