@@ -32,9 +32,10 @@ LAYOUTS = {
     "E2B": {"multimodal": True},
     "E4B": {"sharded": True},
     "12B": {"multimodal": True, "sharded": True},
-    "26B-A4B": {"multimodal": True, "global_spelling": True},
-    "31B": {"global_spelling": True},
+    "26B-A4B": {"multimodal": True},
+    "31B": {},
 }
+GLOBAL_SPELLING = ("26B-A4B", "31B")
 KINDS = tuple(LAYOUTS)
 MAKE_CHECKPOINTS = {"pairs", "plain", "sharded", "tiny"}  # fixtures that need torch
 
@@ -74,14 +75,6 @@ def text() -> "Text":
     return Text(DEMO)
 
 
-@pytest.fixture
-def prompts(rng: np.random.Generator) -> list[list[int]]:
-    """Prompts for the fake pair."""
-    from helpers.fake_target import VOCAB  # imports mlx: only if needed
-
-    return [rng.integers(0, VOCAB, size).tolist() for size in (3, 20, 7, 40, 11, 5, 31, 9)]
-
-
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each published kind of Gemma 4 in turn."""
@@ -91,19 +84,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> "dict[str, PairPaths]":
     """A target and its drafter of every kind, on disk; read-only for tests."""
-    from helpers.checkpoints import (  # imports torch: only if needed
-        make_pair,
-        to_global_spelling,
-    )
+    # Imports torch: only if needed.
+    from helpers.checkpoints import make_pair, to_global_spelling
 
     made = {}
     for name, layout in LAYOUTS.items():
-        layout = dict(layout)
-        spelling = layout.pop("global_spelling", False)
         made[name] = make_pair(name, tmp_path_factory.mktemp(name), seed, **layout)
-        if spelling:
-            for folder in made[name]:
-                to_global_spelling(folder)
+        for folder in made[name] if name in GLOBAL_SPELLING else ():
+            to_global_spelling(folder)
     return made
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.checkpoints import KINDS
-from helpers.forced import Forced, NumbersText, always, at_random, spelled
+from helpers.forced import Forced, always, at_random
 from helpers.plain import (
     BATCHES,
     DRAFTS,
@@ -24,6 +24,7 @@ from helpers.plain import (
     some_kind,
     wraps,
 )
+from helpers.spelled import NumbersText, spelled
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.model.cache import capacity_for

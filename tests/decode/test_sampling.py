@@ -186,21 +186,6 @@ def test_a_choice_depends_on_its_own_row_and_position_alone(
             assert alone.item() == together[row, at], f"row {row}, {own}, position {at}"
 
 
-def test_noise_differs_by_seed_and_position(rng: np.random.Generator) -> None:
-    # 64 equally likely tokens: the chance of two equal outputs of 8 is 64 ** -8.
-    one, other = seeds(rng, 2)
-    start = int(rng.integers(2**18))
-
-    def text(seed: int, first: int) -> list[int]:
-        row = params(1.0, NO_FILTER, 1.0, seed)
-        return draw(np.zeros(64, np.float32), [row], range(first, first + 8)).tolist()[0]
-
-    assert text(one, start) == text(one, start)
-    assert text(one, start) != text(other, start)
-    assert text(one, start) != text(one, start + 8)
-    assert text(one, start)[1:] == text(one, start + 1)[:-1]
-
-
 @pytest.mark.parametrize("kind", CENTROID_KINDS)
 def test_drafts_among_candidates_share_the_noise_of_the_whole_vocabulary(
     kind: str,

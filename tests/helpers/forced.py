@@ -7,12 +7,10 @@ import mlx.core as mx
 import numpy as np
 
 from helpers.checkpoints import VOCAB
-from helpers.fake_target import Letters
 from mlx_gemma_mtp import Completion, SamplingParams
 from mlx_gemma_mtp.decode.sampling import choose, row_settings
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.text.tokenizer import TextStream
 
 # On MLX's CPU backend, up to 8 rows give the same bits as one. With other backends, or a prompt in
 # other chunks, these logits differ by about 1e-5. If the best token leads by less than this,
@@ -101,21 +99,3 @@ def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> lis
 
 def always(rows: Sequence[Row], right: bool) -> list[Pattern]:
     return [np.full(len(row.prompt) + len(row.tokens), right) for row in rows]
-
-
-class Numbers(Letters):
-    """A detokenizer that writes three digits for each token, so that a stop can span two tokens."""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = spelled([token])
-
-
-class NumbersText:
-    """Stands in for `tokenizer.Text`."""
-
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        return TextStream(Numbers(), stop)
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return "".join(f"{token:03d}" for token in tokens)
