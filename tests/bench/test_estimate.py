@@ -89,20 +89,20 @@ def test_a_token_is_multiplied_with_each_weight_that_it_passes(size: str, bits: 
     if experts:
         passed -= experts * (config.num_experts - config.top_k_experts) // config.num_experts
     floor = planned(size, bits).floor
-    assert floor.verify_products([0, 0], 3) == 6 * passed
+    assert floor.verify([0, 0], 3).products == 6 * passed
     step = sum(drafter.values())
     if drafts.use_ordered_embeddings:  # of the tied head, the tokens of 32 clusters of 2048
         step -= drafter["embed_tokens.weight"] * (2048 - 32) // 2048
-    assert floor.draft_products([0]) == step
+    assert floor.draft([0]).products == step
 
 
 def test_attention_multiplies_queries_with_the_keys_and_values_they_see() -> None:
     config, floor = planned("31B").pair.target, planned("31B").floor
     window = config.sliding_window
     heads = {"sliding_attention": 32 * 256, "full_attention": 32 * 512}
-    near, far = (floor.verify_products([n], 1) for n in (window - 1, window))
+    near, far = (floor.verify([n], 1).products for n in (window - 1, window))
     assert far - near == 2 * sum(heads[layer.kind] for layer in config.layers)
-    beyond = floor.verify_products([window + 1], 1)
+    beyond = floor.verify([window + 1], 1).products
     assert beyond - far == 2 * 10 * heads["full_attention"]
 
 
@@ -110,9 +110,9 @@ def test_quantized_weights_have_their_bytes_and_looked_up_ones_are_not_read() ->
     plain, four = planned("E4B"), planned("E4B", 4)
     per_layer = plain.pair.target.vocab_size * 256 * len(plain.pair.target.layers)
     # Two bytes a number; in 8 bits one, with a scale and a bias of two bytes for 64 of them.
-    assert plain.pair.target_bytes - plain.floor.verify_bytes([0], 1) == 2 * per_layer
-    assert four.pair.target_bytes - four.floor.verify_bytes([0], 1) == per_layer * (1 + 4 / 64)
-    unread, drafts = four.pair.drafter_bytes - four.floor.draft_bytes([0]), four.pair.drafter
+    assert plain.pair.target_bytes - plain.floor.verify([0], 1).bytes == 2 * per_layer
+    assert four.pair.target_bytes - four.floor.verify([0], 1).bytes == per_layer * (1 + 4 / 64)
+    unread, drafts = four.pair.drafter_bytes - four.floor.draft([0]).bytes, four.pair.drafter
     assert drafts is not None
     head = drafts.vocab_size * drafts.hidden_size * (1 + 4 / 64) + 4 * drafts.vocab_size
     assert unread == pytest.approx(head * (2048 - 32) / 2048)
@@ -124,9 +124,9 @@ def test_keys_and_values_are_those_of_the_cache() -> None:
     cache = KVCache.empty(config, 1, capacity=length, most=1, dtype=mx.bfloat16)
     layers = zip(cache.keys, cache.values, strict=True)
     held = [k[:, :, :length].nbytes + v[:, :, :length].nbytes for k, v in layers]
-    assert floor.verify_bytes([length], 1) - floor.verify_bytes([0], 1) == sum(held)
+    assert floor.verify([length], 1).bytes - floor.verify([0], 1).bytes == sum(held)
     sliding, full = (held[config.last_owner(k)] for k in ("sliding_attention", "full_attention"))
-    assert floor.draft_bytes([length]) - floor.draft_bytes([0]) == 3 * sliding + full
+    assert floor.draft([length]).bytes - floor.draft([0]).bytes == 3 * sliding + full
 
 
 def test_the_expected_share_of_experts_is_that_of_random_choices(rng: np.random.Generator) -> None:
@@ -149,7 +149,7 @@ def test_a_pass_takes_as_long_as_its_bytes_or_its_products() -> None:
     found = estimate.speed(what, reads, lengths, 3, [0.5], share=0.5)
     assert found == pytest.approx(0.5e9 * tokens / floor.round_bytes(lengths, 3))
     found = estimate.speed(what, computes, lengths, 3, [0.5], share=0.5)
-    products = floor.verify_products(lengths, 4) + 3 * floor.draft_products(lengths)
+    products = floor.verify(lengths, 4).products + 3 * floor.draft(lengths).products
     assert found == pytest.approx(0.5e12 * tokens / (2 * products))
 
 
@@ -178,7 +178,7 @@ def test_a_folder_counts_what_its_files_hold_and_nothing_is_read(
     stored = sum(path.stat().st_size for path in DEMO.glob("*.safetensors"))
     assert (0.9 < alone.pair.target_bytes / stored < 1) == (bits is None)
     plain, both = (
-        estimate.predict(one, find_chip("M4"), batch=2, context=100)
+        estimate.predict(one, find_chip("M4"), batch=2, context=100, accept=[0.8])
         for one in (alone, with_drafter)
     )
     assert plain.tokens_per_second == both.tokens_per_second[:1]
@@ -222,7 +222,7 @@ def test_the_prediction_is_printed_as_table_and_json(
         (["12B", "--chip", "?"], 2, "M1 Ultra"),
         (["13B", "--chip", "M4"], 3, "26B-A4B"),
         (["12B", "--chip", "M4", "--batch", "1;2"], 2, "--batch"),
-        (["12B", "--chip", "M4", "--batch", "3"], 2, "--batch must be one of 1, 2, 4, 8, not 3"),
+        (["12B", "--chip", "M4", "--batch", "3"], 2, "--batch takes 1, 2, 4, 8"),
         (["12B", "--chip", "M4", "--context", "1000000"], 2, "262144"),
         (["12B", "--chip", "M4", "--accept", "84,71"], 2, "0 to 1"),
         (["12B", "--chip", "M4", "--bits", "3"], 2, "4 or 8"),
