@@ -132,11 +132,7 @@ def bench(
         if applies and excluded:
             names = sorted(f"--{name.strip('_').replace('_', '-')}" for name in excluded)
             raise UsageError(f"{reason}: leave {', '.join(names)} out")
-    if measured.tasks == "list":
-        from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
-
-        print(*TASKS, f"with --model demo: {', '.join(DEMO_TASKS)}", sep="\n")
-    elif shown.from_:
+    if shown.from_:
         _show_earlier(shown, shown.from_)
     elif check:
         _check(pair, measured, shown)

@@ -27,9 +27,7 @@ CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128), ("1,2,4,8", 32)
 class Measured:
     """What to measure."""
 
-    tasks: Annotated[
-        str | None, typer.Option(help="Such as chat,code; `list` prints their names [all].")
-    ] = None
+    tasks: Annotated[str | None, typer.Option(help="Such as chat,code [all].")] = None
     batch: Annotated[str | None, typer.Option(help="Batch sizes [1,2,4,8; on a CPU 1,4].")] = None
     drafts: Annotated[str, typer.Option(help="Draft tokens per round.")] = "0,1,2,3,5,auto"
     prompt_tokens: Annotated[

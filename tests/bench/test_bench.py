@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +16,7 @@ from mlx_gemma_mtp.bench.floor import Floor
 from mlx_gemma_mtp.bench.record import OURS, Case, NumDrafts, Spread, Window
 from mlx_gemma_mtp.bench.split import Stopwatch
 from mlx_gemma_mtp.bench.synthetic import Draws, expected_tokens
-from mlx_gemma_mtp.bench.turn import Turn, timed
+from mlx_gemma_mtp.bench.turn import Rounds, Turn, timed
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, draft, round_player
@@ -43,14 +42,10 @@ def test_draws_have_the_stated_rates_by_position(rates: list[float]) -> None:
     assert accepts.mean() + 1 == pytest.approx(expected_tokens(rates, 5), abs=0.01)
 
 
-def test_a_few_rounds_are_already_near_the_rates() -> None:
+def test_a_few_rounds_are_already_near_the_rates_and_rows_are_independent() -> None:
     draws = Draws([0.8])
     accepts = np.array([draws(8, 3) for _ in range(16)])
     assert accepts.mean() + 1 == pytest.approx(expected_tokens([0.8], 3), rel=0.03)
-
-
-def test_draws_of_rows_are_independent() -> None:
-    draws = Draws([0.8])
     right = np.array([draws(8, 1) for _ in range(4000)])[:, :, None] > 0
     both = (right & right.swapaxes(1, 2)).mean(axis=0)
     assert both[~np.eye(8, dtype=bool)] == pytest.approx(0.64, abs=0.03)
@@ -127,42 +122,37 @@ def test_the_floor_counts_weights_experts_keys_and_values_once(pair: PairOf) -> 
     assert floor.round_bytes([10], 3) - floor.verify([10], 4).bytes == pytest.approx(3 * step)
 
 
-def rounds(*played: tuple[float, list[int]], clock: list[float]) -> Iterator[list[list[int]]]:
-    """Rounds that take this long and give each row this many tokens."""
-    for seconds, counts in played:
-        clock[0] += seconds
-        yield [[7] * count for count in counts]
+def timed_rounds(
+    *played: tuple[float, list[int]], prompts: list[int], **more: int
+) -> tuple[Turn, float]:
+    """A turn with rounds that take this long and give each row this many tokens; its end."""
+    now = 0.0
+
+    def rounds() -> Rounds:
+        nonlocal now
+        for seconds, counts in played:
+            now += seconds
+            yield [[7] * count for count in counts]
+
+    return timed(rounds(), [[1] * n for n in prompts], clock=lambda: now, **more), now
 
 
 def test_a_window_is_timed_once_all_rows_decode_and_are_warm() -> None:
-    clock = [0.0]
-    both = [
-        (0.5, [1, 1]),
-        (1.0, [1, 1]),
-        (1.0, [1, 1]),
-        (0.5, [3, 1]),
-        (0.5, [2, 2]),
-        (9.0, [9, 9]),
-    ]
-    of = rounds((0.0, [1, 0]), (4.5, [2, 0]), *both, clock=clock)
-    turn = timed(
-        of,
-        [[1] * 10, [1] * 30],
-        tokens=9,
-        warm_up=1,
-        clock=lambda: clock[0],  # type: ignore[arg-type]
+    prefill, warm_up = [(0.0, [1, 0]), (4.5, [2, 0]), (0.5, [1, 1])], (1.0, [1, 1])
+    window = [(1.0, [1, 1]), (0.5, [3, 1]), (0.5, [2, 2])]
+    turn, end = timed_rounds(
+        *prefill, warm_up, *window, (9.0, [9, 9]), prompts=[10, 30], tokens=9, warm_up=1
     )
     assert turn.window == Window(10, 3, 2.0, 40, 5.0)
     assert turn.first_tokens == [0.0, 5.0]
     # The first token of a row and round has waited; the others arrive with it.
     assert sorted(turn.gaps) == [0.0] * 4 + [0.5] * 4 + [1.0] * 2
-    assert clock[0] == 8.0  # the last round was not played
+    assert end == 8.0  # the last round was not played
 
 
 def test_a_row_that_ends_ends_the_window() -> None:
-    clock = [0.0]
-    of = rounds((1.0, [1, 1]), (1.0, [2, 2]), (1.0, [3, 3]), clock=clock)
-    turn = timed(of, [[1], [1]], tokens=99, warm_up=0, clock=lambda: clock[0])  # type: ignore[arg-type]
+    played = (1.0, [1, 1]), (1.0, [2, 2]), (1.0, [3, 3])
+    turn, _ = timed_rounds(*played, prompts=[1, 1], tokens=99, warm_up=0)
     assert turn.window == Window(10, 2, 2.0, 2, 1.0)
 
 
