@@ -40,11 +40,10 @@ def chips() -> list[Chip]:
     """
     found = json.loads(Path(__file__).with_name("chips.json").read_text(encoding="utf-8"))
     chips = []
-    for chip in found["chips"]:
-        generation = found["generations"][chip["name"].split()[0]]
-        compute = chip["cores"] * generation["operations"] * generation["ghz"] * 1e9
-        bandwidth, sizes = chip["gb_per_second"] * 1e9, tuple(chip["sizes"])
-        chips.append(Chip(chip["name"], bandwidth, compute, sizes, chip["source"]))
+    for name, cores, gigabytes, sizes, source in (one.values() for one in found["chips"]):
+        generation = found["generations"][name.split()[0]]
+        compute = cores * generation["operations"] * generation["ghz"] * 1e9
+        chips.append(Chip(name, gigabytes * 1e9, compute, tuple(sizes), source))
     return chips
 
 

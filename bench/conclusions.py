@@ -11,6 +11,7 @@ from .record import Case, Record, Spread, by_speed
 from .report import cells
 
 BEHIND = 0.05  # of the best fixed number's speed: a slower auto is not recommended
+COMPARED = "--recommend compares 0, auto and a number: use --drafts 0,3,auto"
 
 
 def conclusions(record: Record) -> list[str]:
@@ -52,16 +53,18 @@ def _best(record: Record, batch: int) -> str:
     chosen = record.best(batch)
     if chosen is None:
         return ""
-    row = cells(chosen)
-    line = f"batch {batch}: {chosen.setting}, {row['tokens_per_second']} tok/s"
+    line = f"batch {batch}: {chosen.setting}, {cells(chosen)['tokens_per_second']} tok/s"
     if chosen.num_draft_tokens != 0 and chosen.speedup is not None:
         line += f", {_gain(chosen)}"
     if chosen.allowed_share is not None:
         line += f", {chosen.allowed_share:.1%} of what the memory bandwidth allows"
-    others = [record.fastest_drafted(batch)]
-    others += [case for case in record.at(batch) if case.num_draft_tokens == "auto"]
+    others = [record.fastest_drafted(batch), _auto(record, batch)]
     known = [case for case in others if case and case is not chosen and case.speedup]
     return "; ".join([line, *(f"{case.setting} {_gain(case)}" for case in known)])
+
+
+def _auto(record: Record, batch: int) -> Case | None:
+    return next((case for case in record.at(batch) if case.num_draft_tokens == "auto"), None)
 
 
 def _reason(record: Record, batch: int) -> str:
@@ -86,11 +89,10 @@ def _peer(record: Record, batch: int, engine: str) -> str:
     ours = max(same, key=by_speed)
     pairs = zip(ours.windows, theirs.windows, strict=True)
     times = Spread.of([own.rate / other.rate for own, other in pairs])
-    speeds = [cells(case)["tokens_per_second"] for case in (ours, theirs)]
     return (
         f"batch {batch} compared with {engine}: {times.median:.2f}x ({times.low:.2f}–"
-        f"{times.high:.2f}), {speeds[0]} tok/s with {ours.setting}, {speeds[1]} with "
-        f"{theirs.setting}"
+        f"{times.high:.2f}), {by_speed(ours):.1f} tok/s with {ours.setting}, "
+        f"{by_speed(theirs):.1f} with {theirs.setting}"
     )
 
 
@@ -98,29 +100,30 @@ def recommend(record: Record) -> str:
     """The setting to use. Raises UsageError if 0, a number above 0 or auto is missing."""
     if not record.batches:
         raise UsageError("nothing to recommend: no batch was finished")
-    said, pinned, gains = [], [], []
+    said, pinned, kept, gained = [], [], 1.0, False
     for batch in record.batches:
-        plain, drafted = record.plain(batch), record.fastest_drafted(batch)
-        auto = next((c for c in record.at(batch) if c.num_draft_tokens == "auto"), None)
-        if plain is None or drafted is None or auto is None:
-            raise UsageError("--recommend compares 0, auto and a number: use --drafts 0,3,auto")
-        best = drafted if drafted.gains else plain
-        gains.append(_over(auto, plain))
-        if gains[-1] < (1 - BEHIND) * _over(best, plain):
-            pinned.append(f"{best.num_draft_tokens} at batch {batch}")
+        plain, drafted, auto = (
+            record.plain(batch),
+            record.fastest_drafted(batch),
+            _auto(record, batch),
+        )
+        if not (plain and drafted and auto and drafted.speedup and auto.speedup):
+            raise UsageError(COMPARED)
+        best, gain = 1.0, auto.speedup.median  # turn by turn, as in the tables
+        if drafted.gains:
+            best, gained = drafted.speedup.median, True
+        if gain < (1 - BEHIND) * best:
+            count = drafted.num_draft_tokens if drafted.gains else 0
+            pinned.append(f"{count} at batch {batch}")
+        kept = min(kept, gain)
         said.append(
-            f"at batch {batch} auto gives {gains[-1]:.2f}x plain decoding ({by_speed(plain):.1f} "
-            f"to {by_speed(auto):.1f} tokens/s), {drafted.setting} {_over(drafted, plain):.2f}x"
+            f"at batch {batch} auto gives {gain:.2f}x plain decoding ({by_speed(plain):.1f} to "
+            f"{by_speed(auto):.1f} tokens/s), {drafted.setting} {drafted.speedup.median:.2f}x"
         )
     device, found = record.stamp.device, "; ".join(said)
-    if not any(one.gains for batch in record.batches if (one := record.fastest_drafted(batch))):
-        kept = f"auto keeps {min(gains):.0%} of the speed without drafts"
-        return f"Turn drafting off on this {device}: --num-draft-tokens 0. {found}; {kept}."
+    if not gained:
+        found += f"; auto keeps {kept:.0%} of the speed without drafts"
+        return f"Turn drafting off on this {device}: --num-draft-tokens 0. {found}."
     if not pinned:
         return f"Leave --num-draft-tokens at auto on this {device}: {found}."
     return f"Use --num-draft-tokens {' and '.join(pinned)} on this {device}, else auto: {found}."
-
-
-def _over(case: Case, plain: Case) -> float:
-    """Turn by turn, as in the tables."""
-    return case.speedup.median if case.speedup else by_speed(case) / by_speed(plain)

@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlx_gemma_mtp import device, memory
-from mlx_gemma_mtp.engine.batch import SIZES as BATCHES
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 from .chips import Chip
-from .floor import Floor
+from .floor import Floor, Work
 from .synthetic import SIZES, expected_tokens, random_pair
 
 # The share of its maker's bandwidth and compute that a chip is assumed to reach. Rounds of 31B in
@@ -32,7 +31,6 @@ from .synthetic import SIZES, expected_tokens, random_pair
 SHARE = 0.55
 
 MOST_DRAFTS = 8
-ACCEPT = (0.84, 0.71, 0.64, 0.70)  # what vLLM's users saw with 26B, by position
 
 
 class Planned(NamedTuple):
@@ -59,7 +57,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    planned: Planned, chip: Chip, *, batch: int, context: int, accept: Sequence[float] = ACCEPT
+    planned: Planned, chip: Chip, *, batch: int, context: int, accept: Sequence[float]
 ) -> Prediction:
     """The prediction for the last of `context` positions. Raises UsageError.
 
@@ -68,10 +66,6 @@ def predict(
     most = planned.pair.target.max_position_embeddings
     if not 0 < context <= most:
         raise UsageError(f"--context of {planned.name} must be 1 to {most}, not {context}")
-    if batch not in BATCHES:
-        raise UsageError(f"--batch must be one of {', '.join(map(str, BATCHES))}, not {batch}")
-    if not accept or not all(0 <= chance <= 1 for chance in accept):
-        raise UsageError(f"--accept takes chances from 0 to 1, not {', '.join(map(str, accept))}")
     counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
     speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
     needs = planned.pair.needs(context, batch)
@@ -89,14 +83,12 @@ def speed(
 ) -> float:
     """Tokens per second of rows of these lengths together, by the formulas above."""
 
-    def seconds(num_bytes: float, products: float) -> float:
-        return max(num_bytes / chip.bandwidth, 2 * products / chip.compute)
+    def seconds(work: Work) -> float:
+        return max(work.bytes / chip.bandwidth, 2 * work.products / chip.compute)
 
-    floor, tokens = planned.floor, num_draft_tokens + 1
-    total = seconds(floor.verify_bytes(lengths, tokens), floor.verify_products(lengths, tokens))
+    total = seconds(planned.floor.verify(lengths, num_draft_tokens + 1))
     if num_draft_tokens:
-        step = seconds(floor.draft_bytes(lengths), floor.draft_products(lengths))
-        total += num_draft_tokens * step
+        total += num_draft_tokens * seconds(planned.floor.draft(lengths))
     return share * len(lengths) * expected_tokens(accept, num_draft_tokens) / total
 
 
@@ -107,20 +99,19 @@ def plan(model: str, *, bits: int | None = None) -> Planned:
     UsageError, ModelNotFoundError, CheckpointError.
     """
     size = next((name for name in SIZES if name.casefold() == model.casefold()), None)
-    target, drafter = random_pair(size, bits=bits) if size else _stored(model, bits)
-    return Planned(size or model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
-
-
-def _stored(model: str, bits: int | None) -> tuple[Target, Drafter | None]:
-    is_here = model == "demo" or hub.is_folder(model)
-    if not is_here and not ("/" in model and hub.from_cache(model)):
+    target: Target
+    drafter: Drafter | None
+    if size is not None:
+        target, drafter = random_pair(size, bits=bits)
+    elif model == "demo" or hub.is_folder(model) or ("/" in model and hub.from_cache(model)):
+        folder, beside = hub.find_pair(model, "auto")
+        target, drafter = weights.open_target(folder, bits=bits), None
+        if beside is not None:
+            own = weights.drafter_bits(folder, beside) if bits is None else bits
+            drafter = weights.open_drafter(beside, target.config, bits=own)
+    else:
         raise ModelNotFoundError(
             f"{model!r} is not one of {', '.join(SIZES)}, a folder, or a downloaded model "
             "(`mgm pull` downloads one)"
         )
-    folder, beside = hub.find_pair(model, "auto")
-    target = weights.open_target(folder, bits=bits)
-    if beside is None:
-        return target, None
-    own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
-    return target, weights.open_drafter(beside, target.config, bits=own_bits)
+    return Planned(size or model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))

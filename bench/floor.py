@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import device
-from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -67,6 +68,13 @@ def rate(
     return num_bytes / min(seconds)
 
 
+class Work(NamedTuple):
+    """Bytes read, and multiply-adds."""
+
+    bytes: float
+    products: float
+
+
 class Floor:
     """What the rounds of a pair must read and multiply: each weight and each visible key once.
 
@@ -90,54 +98,38 @@ class Floor:
                 head = _weights(drafter, "embed_tokens.") + _weights(drafter, ".token_ordering")
                 self._draft_step = self._draft_step - unread * head
 
-    def verify_bytes(self, lengths: Sequence[int], tokens: float) -> float:
-        """Bytes that the target reads for this many new tokens of every row."""
-        experts = self._experts[0] * expert_share(self._target, tokens * len(lengths))
-        return float(self._dense[0] + experts + self._cache_bytes(self._target, lengths))
+    def verify(self, lengths: Sequence[int], tokens: float) -> Work:
+        """The target's pass over this many new tokens of every row."""
+        config, num_tokens = self._target, tokens * len(lengths)
+        chosen = config.top_k_experts / config.num_experts if config.num_experts else 0
+        cached, attention = self._attention(config, lengths)
+        num_bytes = self._dense[0] + self._experts[0] * expert_share(config, num_tokens)
+        products = self._dense[1] + self._experts[1] * chosen
+        return Work(num_bytes + cached, num_tokens * products + tokens * attention)
 
-    def draft_bytes(self, lengths: Sequence[int]) -> float:
-        """Bytes that one draft step reads for all rows. Needs a drafter."""
+    def draft(self, lengths: Sequence[int]) -> Work:
+        """One draft step of all rows. Needs a drafter."""
         assert self._drafter is not None
-        return float(self._draft_step[0] + self._cache_bytes(self._drafter, lengths))
+        cached, attention = self._attention(self._drafter, lengths)
+        num_bytes, products = self._draft_step
+        return Work(num_bytes + cached, products * len(lengths) + attention)
 
     def round_bytes(self, lengths: Sequence[int], num_draft_tokens: float) -> float:
         """Bytes that a whole round reads."""
-        verify = self.verify_bytes(lengths, num_draft_tokens + 1)
-        return verify + (num_draft_tokens and num_draft_tokens * self.draft_bytes(lengths))
+        verify = self.verify(lengths, num_draft_tokens + 1).bytes
+        return verify + (num_draft_tokens and num_draft_tokens * self.draft(lengths).bytes)
 
-    def verify_products(self, lengths: Sequence[int], tokens: int) -> float:
-        """Multiply-adds of the target for this many new tokens of every row."""
-        config = self._target
-        chosen = config.top_k_experts / config.num_experts if config.num_experts else 0
-        each = self._dense[1] + self._experts[1] * chosen
-        return float(tokens * (each * len(lengths) + self._attention_products(config, lengths)))
-
-    def draft_products(self, lengths: Sequence[int]) -> float:
-        """Multiply-adds of one draft step for all rows. Needs a drafter."""
-        assert self._drafter is not None
-        attention = self._attention_products(self._drafter, lengths)
-        return float(self._draft_step[1] * len(lengths) + attention)
-
-    def _cache_bytes(self, config: DecoderConfig, lengths: Sequence[int]) -> int:
-        """Keys and values that the layers of `config` read, all of them the target's."""
-        total = 0
+    def _attention(self, config: DecoderConfig, lengths: Sequence[int]) -> Work:
+        """One query in every row, with the keys and the values that it sees: the target's."""
+        num_bytes = products = 0
         for layer in config.layers:
             owner = self._target.layers[self._target.last_owner(layer.kind)]
-            per_slot = 2 * owner.num_key_value_heads * owner.head_dim * self._dtype_bytes
-            total += per_slot * sum(self._visible(layer, length) for length in lengths)
-        return total
-
-    def _attention_products(self, config: DecoderConfig, lengths: Sequence[int]) -> int:
-        """Of one query in every row: with the keys it sees, and of the weights with the values."""
-        return sum(
-            2 * config.num_attention_heads * layer.head_dim * self._visible(layer, length)
-            for layer in config.layers
-            for length in lengths
-        )
-
-    def _visible(self, layer: LayerConfig, length: int) -> int:
-        sliding = layer.kind == "sliding_attention"
-        return min(length, self._target.sliding_window) if sliding else length
+            sliding = layer.kind == "sliding_attention"
+            most = self._target.sliding_window if sliding else max(lengths)
+            visible = sum(min(length, most) for length in lengths)
+            num_bytes += 2 * owner.num_key_value_heads * owner.head_dim * visible
+            products += 2 * config.num_attention_heads * layer.head_dim * visible
+        return Work(num_bytes * self._dtype_bytes, products)
 
 
 def expert_share(config: TargetConfig, tokens: float) -> float:

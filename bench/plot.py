@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,10 @@ def plot(records: Sequence[Record], folder: Path) -> list[Path]:
     import matplotlib.style
     from matplotlib.figure import Figure
 
+    drafted = [r for r in records if any(_speedups(r, batch) for batch in r.batches)]
+    batched = [record for record in records if len(record.batches) > 1]
     written = []
-    for name, (draw, shows) in FIGURES.items():
-        shown = [record for record in records if shows(record)]
+    for name, draw, shown in (("speedup", _speedup, drafted), ("throughput", _throughput, batched)):
         for theme, ink in THEMES.items() if shown else ():
             style: list[Any] = [Path(__file__).with_suffix(".mplstyle")]
             style.append(dict.fromkeys(INKED, ink))
@@ -59,6 +60,8 @@ def plot(records: Sequence[Record], folder: Path) -> list[Path]:
                     draw(axes, record)
                     axes.set_title(str(record.subject))
                     axes.margins(x=0.06)
+                    axes.set_ylim(bottom=0)
+                    axes.legend()
                 written.append(folder / f"{name}-{theme}.svg")
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -70,28 +73,17 @@ def plot(records: Sequence[Record], folder: Path) -> list[Path]:
 
 def _speedup(axes: Axes, record: Record) -> None:
     """A line for each batch; auto has the last place on the axis."""
-    lines = {batch: found for batch in record.batches if (found := _speedups(record, batch))}
-    fixed = sorted({count for found in lines.values() for count in found if count != "auto"})
-    ticks: dict[float, str] = {count: str(count) for count in fixed}
-    for index, (batch, found) in enumerate(lines.items()):
-        line = {count: found[count] for count in fixed if count in found}
-        _line(axes, index, line, f"batch {batch}")
-        if "auto" in found:  # side by side, because all are near the best
-            last = max(fixed, default=0) + 1
-            ticks[last] = "auto"
-            place = last + 0.12 * (index - (len(lines) - 1) / 2)
-            _line(axes, index, {place: found["auto"]})
+    for index, batch in enumerate(record.batches):
+        _line(axes, index, _speedups(record, batch), f"batch {batch}")
     axes.axhline(1, color=GRAY, linestyle="--", linewidth=1)
-    axes.set_xticks([*ticks], [*ticks.values()])
     axes.set_xlabel("draft tokens per round")
     axes.set_ylabel("speed-up over plain decoding")
-    axes.set_ylim(bottom=0)
-    axes.legend()
 
 
-def _speedups(record: Record, batch: int) -> dict[Any, Spread]:
-    found = {c.num_draft_tokens: c.speedup for c in record.at(batch) if c.speedup}
-    return found if {*found} - {0} else {}
+def _speedups(record: Record, batch: int) -> dict[str, Spread]:
+    """Over plain decoding, by number of draft tokens; nothing if only plain was measured."""
+    found = {str(c.num_draft_tokens): c.speedup for c in record.at(batch) if c.speedup}
+    return found if {*found} - {"0"} else {}
 
 
 def _throughput(axes: Axes, record: Record) -> None:
@@ -112,24 +104,13 @@ def _throughput(axes: Axes, record: Record) -> None:
     axes.set_xticks(record.batches)
     axes.set_xlabel("batch, rows")
     axes.set_ylabel("tokens/s, all rows")
-    axes.set_ylim(bottom=0)
-    axes.legend()
 
 
-def _line(axes: Axes, index: int, found: Mapping[Any, Spread], label: str | None = None) -> None:
-    """Medians, with the range from low to high as a band; of a single one as a bar."""
-    places, spreads = [*found], [*found.values()]
-    color, mark = COLORS[index % len(COLORS)], MARKS[index % len(MARKS)]
-    axes.plot(places, [one.median for one in spreads], color=color, marker=mark, label=label)
-    low, high = [one.low for one in spreads], [one.high for one in spreads]
-    if label is None:
-        axes.vlines(places, low, high, colors=color)
-    elif low != high:
+def _line(axes: Axes, index: int, found: Mapping[Any, Spread], label: str) -> None:
+    """Medians, with the range from low to high as a band."""
+    if found:
+        places, spreads = [*found], [*found.values()]
+        color, mark = COLORS[index % len(COLORS)], MARKS[index % len(MARKS)]
+        axes.plot(places, [one.median for one in spreads], color=color, marker=mark, label=label)
+        low, high = [one.low for one in spreads], [one.high for one in spreads]
         axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
-
-
-Draw = Callable[["Axes", Record], None]
-FIGURES: dict[str, tuple[Draw, Callable[[Record], Any]]] = {
-    "speedup": (_speedup, lambda record: any(_speedups(record, b) for b in record.batches)),
-    "throughput": (_throughput, lambda record: len(record.batches) > 1),
-}

@@ -10,6 +10,7 @@ import json
 import random
 import re
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
@@ -53,6 +54,11 @@ class Prompts:
         step = max(1, len(self.tasks) // batch)
         return [self._row(self.tasks[row * step % len(self.tasks)], row) for row in rows]
 
+    def longest(self, batches: Sequence[int]) -> int:
+        """Tokens of the longest prompt in the first waves."""
+        waves = [self.wave(task, size, 0) for size in batches for task in self.tasks_at(size)]
+        return max(len(ids) for wave in waves for ids in wave)
+
 
 def of_tasks(
     text: Text, tasks: Sequence[str], lengths: Sequence[int] | None = None, *, depth: int = 0
@@ -68,12 +74,7 @@ def of_tasks(
 
 def of_demo(text: Text, tasks: Sequence[str]) -> Prompts:
     """The demo's prompts, which have their own lengths."""
-
-    def make(task: str, number: int) -> list[int]:
-        rows = _rows(task)
-        return text.prompt(rows[number % len(rows)]["messages"])
-
-    return Prompts(tasks, make)
+    return Prompts(tasks, lambda task, number: text.prompt(_row(task, number)["messages"]))
 
 
 def of_noise(vocab_size: int, lengths: Sequence[int] | None = None) -> Prompts:
@@ -92,25 +93,28 @@ def conversation(text: Text, task: str, row: int, tokens: int, depth: int = 0) -
     depth: tokens of an earlier exchange on something else, in addition. Raises UsageError for
     lengths that are too short.
     """
-    rows = _rows(task)
-    messages = rows[row % len(rows)]["messages"]
-    messages = _fitted(text, messages, task, row, tokens, f"a prompt of task {task}")
+    messages = _fitted(text, _row(task, row)["messages"], task, row, tokens)
     if depth == 0:
         return messages
-    notes, answer = EARLIER
     earlier: list[Message] = [
-        {"role": "user", "content": notes},
-        {"role": "assistant", "content": answer},
+        {"role": role, "content": content}
+        for role, content in zip(("user", "assistant"), EARLIER, strict=True)
     ]
     other = TASKS[TASKS.index(task) - 1]
-    return _fitted(text, [*earlier, *messages], other, row, tokens + depth, "a prompt with --depth")
+    return _fitted(text, [*earlier, *messages], other, row, tokens + depth, "with --depth")
 
 
 def _fitted(
-    text: Text, messages: list[Message], task: str, row: int, tokens: int, what: str
+    text: Text, messages: list[Message], task: str, row: int, tokens: int, what: str = ""
 ) -> list[Message]:
     """With as many words in place of {material} as fit."""
-    material = _material(task, row, tokens)
+    parts, words = [], 0
+    for number in count(row):  # the row's own, continued by the next: a word takes a token or more
+        parts.append(_row(task, number)["material"])
+        words += len(parts[-1].split())
+        if words > tokens + LEAST_WORDS:
+            break
+    material = "\n\n".join(parts)
     ends = [word.end() for word in re.finditer(r"\S+", material)][LEAST_WORDS - 1 :]
 
     def filled(end: int) -> list[Message]:
@@ -121,23 +125,22 @@ def _fitted(
         return len(text.prompt(filled(end)))
 
     if (least := size(ends[0])) > tokens:
-        raise UsageError(f"{what} takes at least {least} tokens: {tokens} are too few")
+        what = what or f"of task {task}"
+        raise UsageError(f"a prompt {what} takes at least {least} tokens: {tokens} are too few")
     return filled(ends[bisect_right(ends, tokens, key=size) - 1])
 
 
-def _material(task: str, row: int, tokens: int) -> str:
-    """The row's own material, continued by that of the next rows: a word takes a token or more."""
-    rows, parts, words = _rows(task), [], 0
-    for number in count(row):
-        parts.append(rows[number % len(rows)]["material"])
-        words += len(parts[-1].split())
-        if words > tokens + LEAST_WORDS:
-            break
-    return "\n\n".join(parts)
+def _row(task: str, number: int) -> dict[str, Any]:
+    """A line: "messages" and, but for the demo's, "material". The numbers repeat."""
+    rows = _lines()[task]
+    return rows[number % len(rows)]
 
 
 @cache
-def _rows(task: str) -> list[dict[str, Any]]:
-    """The lines of a task: "messages" and, but for the demo's, "material"."""
-    lines = Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [found for found in map(json.loads, lines) if found["task"] == task]
+def _lines() -> dict[str, list[dict[str, Any]]]:
+    """The lines of the file by task."""
+    found = defaultdict(list)
+    with Path(__file__).with_name("prompts.jsonl").open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            found[line["task"]].append(line)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,14 +28,6 @@ MIXED = "mixed"  # the task of a case whose rows belong to different tasks
 LEAST_GAIN = 0.02  # a smaller gain over plain decoding doesn't count
 
 NumDrafts = int | Literal["auto"]
-
-
-def setting(num_draft_tokens: NumDrafts) -> str:
-    """A number of draft tokens in words."""
-    if num_draft_tokens == "auto":
-        return "auto"
-    plural = "s" if num_draft_tokens > 1 else ""
-    return f"{num_draft_tokens} draft{plural}" if num_draft_tokens else "plain decoding"
 
 
 @dataclass(frozen=True, order=True)
@@ -67,8 +60,7 @@ class Window:
         return self.tokens / self.seconds
 
     def __add__(self, other: Window) -> Window:
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Window(*(a + b for a, b in zip(mine, theirs, strict=True)))
+        return Window(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,10 @@ class Case:
     @property
     def setting(self) -> str:
         """The number of draft tokens in words."""
-        return setting(self.num_draft_tokens)
+        count = self.num_draft_tokens
+        if count == "auto":
+            return "auto"
+        return f"{count} draft{'s' * (count > 1)}" if count else "plain decoding"
 
     @property
     def gains(self) -> bool:
@@ -127,9 +122,8 @@ class Subject:
     random: bool
 
     def __str__(self) -> str:
-        words = [self.name, self.dtype]
-        words += [f"{self.bits} bits"] if self.bits else []
-        return ", ".join([*words, *["random weights"] * self.random])
+        bits = f", {self.bits} bits" if self.bits else ""
+        return f"{self.name}, {self.dtype}{bits}{', random weights' * self.random}"
 
 
 @dataclass(frozen=True)
@@ -185,9 +179,9 @@ class Record:
         found = [c for c in self.cases if (c.batch, c.engine) == (batch, engine)]
         return sorted(filter(self.is_summary, found), key=by_drafts)
 
-    def plain(self, batch: int, engine: str = OURS) -> Case | None:
-        """The summary without drafts."""
-        return next((case for case in self.at(batch, engine) if not case.num_draft_tokens), None)
+    def plain(self, batch: int) -> Case | None:
+        """Our summary without drafts."""
+        return next((case for case in self.at(batch) if not case.num_draft_tokens), None)
 
     def fastest(self, batch: int, engine: str = OURS) -> Case | None:
         """The summary with the most tokens per second."""
@@ -224,7 +218,7 @@ def by_speed(case: Case) -> float:
 
 def is_drafted(case: Case) -> bool:
     """True for a fixed number of draft tokens above 0."""
-    return 0 < by_drafts(case) < float("inf")
+    return case.num_draft_tokens not in (0, "auto")
 
 
 def write_json(found: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mlx_gemma_mtp import show
+
 from .record import OURS, Case, Record, Spread, by_drafts, is_drafted
 
 NOTHING = "–"
@@ -34,15 +36,25 @@ NUMBERS = {
     "acceptance_length": ("tokens/round", 2),
 }
 HEADS = {name: head for name, (head, _) in NUMBERS.items()}
-HEADS |= {"num_draft_tokens": "drafts", "accepted_histogram": "rounds", "range": "low–high"}
+HEADS |= {"num_draft_tokens": "drafts", "accepted_histogram": "rounds"}
+HEADS |= {"tokens_per_second_range": "low–high", "speedup_range": "low–high"}
 
-SETTING = ["engine", "batch", "num_draft_tokens"]
-SPEED = ["tokens_per_second", "tokens_per_second_range", "speedup", "speedup_range", "round_ms"]
-SPEED += ["allowed_tokens_per_second", "allowed_share"]
-LATENCY = ["first_token_ms", "token_gap_ms_p50", "token_gap_ms_p95", "token_gap_ms_max"]
-LATENCY += ["prefill_tokens_per_second", "peak_gb"]
-SPLIT = ["draft_ms", "verify_ms", "host_ms", "round_ms"]
-ACCEPTANCE = ["task", "num_draft_tokens", "acceptance_rate", "acceptance_length"]
+# The tables with a row for each summary: their titles, and their columns after SETTING.
+SETTING = ("engine", "batch", "num_draft_tokens")
+TABLES = {
+    "Tokens per second of all rows; allowed: by the bandwidth": (
+        *("tokens_per_second", "tokens_per_second_range", "speedup", "speedup_range", "round_ms"),
+        *("allowed_tokens_per_second", "allowed_share"),
+    ),
+    "Latency, ms: first token, and between tokens (tokens of a round arrive together)": (
+        *("first_token_ms", "token_gap_ms_p50", "token_gap_ms_p95", "token_gap_ms_max"),
+        *("prefill_tokens_per_second", "peak_gb"),
+    ),
+    "Time per round, ms: each step alone, and a round as really run (overlapped)": (
+        *("draft_ms", "verify_ms", "host_ms", "round_ms"),
+    ),
+}
+ACCEPTANCE = ("task", "num_draft_tokens", "acceptance_rate", "acceptance_length")
 
 
 class Table(NamedTuple):
@@ -52,6 +64,12 @@ class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
     left: int
+
+    def text(self, *, markdown: bool = False) -> str:
+        """The title, if it has one, and the table."""
+        title = f"**{self.title}**\n\n" if markdown else f"{self.title}\n"
+        drawn = show.table(self.header, self.rows, markdown=markdown, left=self.left)
+        return title * bool(self.title) + drawn
 
 
 def cells(case: Case) -> dict[str, str]:
@@ -84,70 +102,49 @@ def tables(record: Record) -> list[Table]:
         for engine in record.engines
         for case in record.at(batch, engine)
     ]
+    found = []
+    for title, names in TABLES.items():
+        measured = [case for case in everyone if cells(case)[names[0]]]
+        found.append(_table(title, (*SETTING, *names), measured))
     accepted = acceptance_cases(record)
     deepest = max((len(case.accepted_histogram or [0]) for case in accepted), default=1)
     places = [f"acceptance_at_{at}" for at in range(1, deepest)]
-    split = [case for case in everyone if case.draft_ms is not None]
-    found = [
-        _table(
-            "Tokens per second of all rows; allowed: by the bandwidth", SETTING + SPEED, everyone
-        ),
-        _table(
-            "Latency, ms: first token, and between tokens (tokens of a round arrive together)",
-            SETTING + LATENCY,
-            everyone,
-        ),
-        _table(
-            "Time per round, ms: each step alone, and a round as really run (overlapped)",
-            SETTING + SPLIT,
-            split,
-        ),
-        _table(
-            "Acceptance: overall, by position (p1, p2, ...), and rounds that accepted 0/1/2/...",
-            [*ACCEPTANCE, *places, "accepted_histogram"],
-            accepted,
-        ),
-        _by_task(record, "By task and drafts: tok/s", "tokens_per_second"),
-        _by_task(record, "By task and drafts: x plain", "speedup"),
-    ]
+    title = "Acceptance: overall, by position (p1, p2, ...), and rounds that accepted 0/1/2/..."
+    found.append(_table(title, [*ACCEPTANCE, *places, "accepted_histogram"], accepted))
+    found += [_by_task(record, name) for name in ("tokens_per_second", "speedup")]
     return [table for table in found if table.rows]
 
 
-def _table(title: str, names: list[str], cases: Sequence[Case]) -> Table:
+def _table(title: str, names: Sequence[str], cases: Sequence[Case]) -> Table:
     """Without empty columns, and without our name if there is no other engine."""
     columns = {}
     for name in names:
-        column = [_cell(cells(case), name) for case in cases]
+        column = [_cell(case, name) for case in cases]
         if {*column} - {NOTHING} and not (name == "engine" and {*column} == {"ours"}):
             columns[name] = column
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    left = len({"engine", "task"} & {*columns})
-    return Table(title, [_head(name) for name in columns], rows, left)
+    heads = [HEADS.get(name, name.replace("acceptance_at_", "p")) for name in columns]
+    return Table(title, heads, rows, left=len({"engine", "task"} & {*columns}))
 
 
-def _cell(row: dict[str, str], name: str) -> str:
+def _cell(case: Case, name: str) -> str:
+    row = cells(case)
     if name.endswith("_range"):
         low, high = (row.get(name.replace("range", end)) for end in ("low", "high"))
         return f"{low}–{high}" if low else NOTHING
     if name == "engine":  # without its version
-        return "ours" if row[name] == OURS else row[name].split()[0]
+        return "ours" if case.engine == OURS else case.engine.split()[0]
     return row.get(name) or NOTHING
 
 
-def _head(name: str) -> str:
-    before, _, place = name.rpartition("_")
-    if before == "acceptance_at":
-        return f"p{place}"
-    return HEADS.get(name) or HEADS.get(place, name)
-
-
-def _by_task(record: Record, title: str, name: str) -> Table:
+def _by_task(record: Record, name: str) -> Table:
     """One number at the smallest batch: a row for each task, a column for each setting."""
     cases = sorted(record.by_task(min(record.batches, default=1)), key=by_drafts)
     tasks = list(dict.fromkeys(case.task for case in record.cases if case in cases))
     counts = list(dict.fromkeys(str(case.num_draft_tokens) for case in cases))
-    found = {(case.task, str(case.num_draft_tokens)): _cell(cells(case), name) for case in cases}
+    found = {(case.task, str(case.num_draft_tokens)): _cell(case, name) for case in cases}
     rows = [[task, *(found.get((task, count), NOTHING) for count in counts)] for task in tasks]
+    title = f"By task and drafts: {HEADS[name]}"
     return Table(title, ["task", *counts], rows if len(tasks) > 1 else [], left=1)
 
 
@@ -189,27 +186,21 @@ def share_table(records: Sequence[Record]) -> Table:
     rows = []
     for record in records:
         stamp, accepted = record.stamp, acceptance_cases(record)[:1]
-        rate = [f"{cells(case)['acceptance_rate']} ({case.setting})" for case in accepted]
-        rows.append(
-            [
-                f"{stamp.device}, {stamp.system}",
-                f"{stamp.versions['mlx']}, {stamp.versions['mlx_gemma_mtp']}",
-                str(record.subject),
-                *(_plain_and_best(record, batch) for batch in SHARED_BATCHES),
-                *(rate or [NOTHING]),
-                stamp.time,
-            ]
-        )
+        rate = [f"{_cell(case, 'acceptance_rate')} ({case.setting})" for case in accepted]
+        row = [f"{stamp.device}, {stamp.system}"]
+        row += [f"{stamp.versions['mlx']}, {stamp.versions['mlx_gemma_mtp']}", str(record.subject)]
+        row += [_plain_and_best(record, batch) for batch in SHARED_BATCHES]
+        rows.append([*row, *(rate or [NOTHING]), stamp.time])
     return Table("", [*header, "acceptance rate", "measured"], rows, left=3)
 
 
 def _plain_and_best(record: Record, batch: int) -> str:
     plain, best = record.plain(batch), record.best(batch)
-    before = cells(plain)["tokens_per_second"] if plain else NOTHING
+    before = _cell(plain, "tokens_per_second") if plain else NOTHING
     if best is None or best is plain:
         return before
-    gain = f"{_cell(cells(best), 'speedup')}x, " if best.speedup else ""
-    return f"{before} → {cells(best)['tokens_per_second']} ({gain}{best.setting})"
+    gain = f"{_cell(best, 'speedup')}x, " if best.speedup else ""
+    return f"{before} → {_cell(best, 'tokens_per_second')} ({gain}{best.setting})"
 
 
 def heading(record: Record) -> list[str]:
@@ -217,15 +208,14 @@ def heading(record: Record) -> list[str]:
     stamp, subject = record.stamp, record.subject
     size, drafter = f"{subject.target_bytes / 1e9:.2f} GB", subject.drafter_bytes
     size += ", no drafter" if drafter is None else f", drafter {drafter / 1e9:.2f} GB"
-    lengths = sorted({length for case in record.cases for length in case.prompt_tokens}) or [0]
-    prompts = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    lengths = [length for case in record.cases for length in case.prompt_tokens] or [0]
     lines = [
         f"{subject}; {size}",
         f"{stamp.device}, {stamp.backend}, {stamp.system}; power: {stamp.power}; {stamp.time}",
         ", ".join(f"{name} {version}" for name, version in stamp.versions.items()),
         f"memory bandwidth, measured: {record.bandwidth_bytes_per_second / 1e9:.1f} GB/s",
-        f"prompts of {prompts} tokens; median, low–high of {record.plan.repeat} turns; drafts are "
-        "per round, 0 is plain decoding",
+        f"prompts of {min(lengths)} to {max(lengths)} tokens; median, low–high of "
+        f"{record.plan.repeat} turns; drafts are per round, 0 is plain decoding",
     ]
     if record.plan.accept is not None:
         lines.append(f"accepts are drawn at {', '.join(map(str, record.plan.accept))}")

@@ -7,10 +7,10 @@ Fills a record group by group; doesn't know how it is printed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from statistics import median
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_gemma_mtp import Engine, SamplingParams, device
@@ -22,18 +22,16 @@ from mlx_gemma_mtp.show import Update
 from .case import make_case
 from .floor import Floor
 from .prompts import Prompts
-from .record import ALL, OURS, Case, NumDrafts, Record, setting
+from .record import ALL, OURS, NumDrafts, Record
 from .split import Stopwatch
 from .subject import Opened
-from .turn import Turn, play_turn, timed
+from .turn import Turn, Wave, play_turn, timed
 
 if TYPE_CHECKING:
     from .peers import Peer
 
 SPLIT_ROUNDS = 6  # in step, of every setting
-DRIFT = 0.88  # of plain decoding's first speed: a slower end gives a warning
 
-Wave = Callable[[int], list[list[int]]]
 Taken = dict[tuple[str, NumDrafts], list[Turn]]
 
 
@@ -77,6 +75,7 @@ class Run:
         self._opened, self._floor = opened, Floor(opened.pair.target, opened.pair.drafter)
         self._keep, self._update = keep, update
         self._warm_up = ON_CPU if device.backend() == "cpu" else ON_GPU
+        self._contestants: list[Contestant] = []  # of the batch
         self._done = self._total = 0
 
     def measure(self, depth: Depth, peers: Sequence[Peer] = ()) -> None:
@@ -84,23 +83,24 @@ class Run:
 
         Raises what ends a request of ours; a peer that fails is left out, with a warning.
         """
-        most, stopwatch, opened = max(self._plan.batches), Stopwatch(), self._opened
+        plan, opened, stopwatch = self._plan, self._opened, Stopwatch()
+        most = max(plan.batches)
         with (
             opened.engine(most, depth) as engine,
             opened.engine(most, Depth(), stopwatch.player) as in_step,
         ):
-            contestants = [self._ours(engine, count) for count in self._plan.num_draft_tokens]
+            everyone = [self._ours(engine, count) for count in plan.num_draft_tokens]
             for peer in peers:
-                counts = [one for one in self._plan.num_draft_tokens if one != "auto"]
+                counts = [one for one in plan.num_draft_tokens if one != "auto"]
                 counts = counts if peer.can_draft else [0]
-                contestants += [self._theirs(peer, count) for count in counts]
-            tasks = sum(len(self._prompts.tasks_at(batch)) for batch in self._plan.batches)
-            self._total = tasks * len(contestants) * self._plan.repeat
-            for batch in self._plan.batches:
-                self._batch(batch, list(contestants))
+                everyone += [self._theirs(peer, count) for count in counts]
+            tasks = sum(len(self._prompts.tasks_at(batch)) for batch in plan.batches)
+            self._total = tasks * len(everyone) * plan.repeat
+            for batch in plan.batches:
+                self._contestants = list(everyone)
+                self._batch(batch)
                 self._split(batch, in_step, stopwatch)
                 self._keep()
-        self._record.warnings += _drift(self._record)
         self._record.complete = True
 
     def _ours(self, engine: Engine, num_draft_tokens: NumDrafts) -> Contestant:
@@ -126,67 +126,62 @@ class Run:
             ignore_eos=self._plan.endless,
         )
 
-    def _batch(self, batch: int, contestants: list[Contestant]) -> None:
+    def _batch(self, batch: int) -> None:
         """All tasks of a batch, and their sum."""
         tasks = self._prompts.tasks_at(batch)
-        self._report(f"batch {batch}, warm-up")
-        for one in list(contestants):
-            self._prepare(one, contestants, partial(self._prompts.wave, tasks[0], batch))
+        self._prepare(batch, partial(self._prompts.wave, tasks[0], batch))
         finished: list[Taken] = []
         try:
             for task in tasks:
-                finished.append(self._task(task, batch, contestants))
+                finished.append(self._task(task, batch))
                 self._keep()
         finally:  # what is finished counts after Ctrl-C too
-            if len(tasks) > 1 and finished:
+            if len(tasks) > 1 and finished:  # of single rows
                 together: Taken = {}
                 for who in finished[-1]:  # without the peers that failed
                     turns = zip(*(taken[who] for taken in finished), strict=True)
                     together[who] = [reduce(Turn.plus, turn) for turn in turns]
-                waves = [self._prompts.wave(task, batch, 0) for task in tasks[: len(finished)]]
-                lengths = [len(wave[0]) for wave in waves]
-                self._add_cases(ALL, [round(sum(lengths) / len(lengths))] * batch, together)
+                counted = tasks[: len(finished)]
+                lengths = [len(self._prompts.wave(task, batch, 0)[0]) for task in counted]
+                self._add_cases(ALL, [round(fmean(lengths))], together)
 
-    def _prepare(self, one: Contestant, contestants: list[Contestant], wave: Wave) -> None:
+    def _prepare(self, batch: int, wave: Wave) -> None:
         """Compile, allocate and learn before anything is timed."""
-        if one.num_draft_tokens != "auto":
-            self._attempt(one, contestants, wave, self._warm_up.tokens)
-            return
-        rounds = 0.0
-        while rounds < self._warm_up.learning:
-            stats = one.play(wave, tokens=self._plan.tokens).stats
-            rounds += sum(of.rounds for of in stats) / len(wave(0))
+        self._report(f"batch {batch}, warm-up")
+        for one in list(self._contestants):
+            if one.num_draft_tokens != "auto":
+                self._attempt(one, wave, self._warm_up.tokens)
+                continue
+            rounds = 0.0
+            while rounds < self._warm_up.learning:
+                stats = one.play(wave, tokens=self._plan.tokens).stats
+                rounds += sum(of.rounds for of in stats) / batch
 
-    def _attempt(
-        self, one: Contestant, contestants: list[Contestant], wave: Wave, tokens: int
-    ) -> Turn | None:
+    def _attempt(self, one: Contestant, wave: Wave, tokens: int) -> Turn | None:
         """A turn; None for a peer that fails, which then leaves the contestants."""
         try:
             return one.play(wave, tokens=tokens)
         except Exception as error:
             if one.engine == OURS:
                 raise
-            contestants.remove(one)
-            where = f"batch {len(wave(0))}, {setting(one.num_draft_tokens)}"
+            self._contestants.remove(one)
+            where = f"batch {len(wave(0))}, --drafts {one.num_draft_tokens}"
             self._record.warnings.append(f"{one.engine} failed at {where}: {one_line(error)}")
             return None
 
-    def _task(self, task: str, batch: int, contestants: list[Contestant]) -> Taken:
+    def _task(self, task: str, batch: int) -> Taken:
         """All turns of a task, and its cases in the record; only whole turns if interrupted."""
         wave, plan = partial(self._prompts.wave, task, batch), self._plan
-        taken: Taken = {(one.engine, one.num_draft_tokens): [] for one in contestants}
+        taken: Taken = {one[:2]: [] for one in self._contestants}
         try:
             for number in range(plan.repeat):
-                # Not always the same one first, last, or next to itself in the next turn.
-                first = number * len(contestants) // plan.repeat
-                order = [*contestants[first:], *contestants[:first]]
-                for one in order[:: -1 if number % 2 else 1]:
+                for one in self._contestants[:: -1 if number % 2 else 1]:
                     self._report(f"batch {batch}, {task}, {one.engine}, {one.num_draft_tokens}")
-                    turn = self._attempt(one, contestants, wave, plan.tokens)
+                    turn = self._attempt(one, wave, plan.tokens)
                     if turn is None:
-                        del taken[one.engine, one.num_draft_tokens]
+                        del taken[one[:2]]
                     else:
-                        taken[one.engine, one.num_draft_tokens].append(turn)
+                        taken[one[:2]].append(turn)
                     self._done += 1
                     time.sleep(plan.delay)
         finally:
@@ -194,50 +189,32 @@ class Run:
                 turns = {who: of[:whole] for who, of in taken.items()}
                 self._add_cases(task, [len(ids) for ids in wave(0)], turns)
         held = min(turn.window.tokens for turns in taken.values() for turn in turns)
-        if held < plan.tokens * batch:
+        if held < (wanted := plan.tokens * batch):
             self._record.warnings.append(
-                f"batch {batch}, {task}: the completions ended after {held:,} of "
-                f"{plan.tokens * batch:,} tokens: use fewer --max-tokens"
+                f"batch {batch}, {task}: the completions ended after {held:,} of {wanted:,} "
+                "tokens: use fewer --max-tokens"
             )
         return taken
 
     def _add_cases(self, task: str, lengths: list[int], taken: Taken) -> None:
-        self._record.cases += [
-            make_case(
-                engine,
-                task,
-                num_draft_tokens,
-                lengths,
-                turns,
-                plain=taken.get((engine, 0)),
-                floor=self._floor,
-                bandwidth=self._record.bandwidth_bytes_per_second,
-                drawn=self._opened.draws is not None,
-            )
-            for (engine, num_draft_tokens), turns in taken.items()
-        ]
+        floor, bandwidth = self._floor, self._record.bandwidth_bytes_per_second
+        for who, turns in taken.items():
+            plain = taken.get((who[0], 0))
+            case = make_case(task, *who, lengths, turns, plain, floor, bandwidth)
+            self._record.cases.append(case)
 
     def _split(self, batch: int, in_step: Engine, stopwatch: Stopwatch) -> None:
         """Add to the summaries of a batch the parts of a round, of its first task."""
         self._report(f"batch {batch}, parts of a round")
         wave = partial(self._prompts.wave, self._prompts.tasks_at(batch)[0], batch)
-        for at, case in enumerate(self._record.cases):
-            count, ours = case.num_draft_tokens, (case.engine, case.batch) == (OURS, batch)
-            if ours and count != "auto" and self._record.is_summary(case):
+        for case in self._record.at(batch):
+            count = case.num_draft_tokens
+            if count != "auto":
                 params = replace(self._params(count), ignore_eos=True)  # no prefill in between
                 tokens, warm_up = (SPLIT_ROUNDS + 1) * (count + 1), self._warm_up.rounds
                 play_turn(in_step, wave, params, tokens=tokens, warm_up=warm_up)
+                at = self._record.cases.index(case)
                 self._record.cases[at] = replace(case, **stopwatch.split(SPLIT_ROUNDS))
 
     def _report(self, what: str) -> None:
         self._update(what, self._done, self._total)
-
-
-def _drift(record: Record) -> Iterator[str]:
-    plain: list[Case] = [c for c in record.cases if c.engine == OURS and c.num_draft_tokens == 0]
-    ratios = [case.windows[-1].rate / case.windows[0].rate for case in plain]
-    if ratios and (left := median(ratios)) < DRIFT:
-        yield (
-            f"plain decoding slowed down by {1 - left:.0%} from the first turn to the last: the "
-            "machine got hot, or other programs used it"
-        )

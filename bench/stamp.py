@@ -55,21 +55,19 @@ class Stamp:
 
 def stamp(*, after_run: bool = False) -> Stamp:
     """The machine now. after_run: its load is the run's own, and no reason for a warning."""
-    mac, cuda = platform.system() == "Darwin", device.backend() == "cuda"
-    power = mac_power(answer("pmset", "-g", "batt"), answer("pmset", "-g")) if mac else "unknown"
-    load = os.getloadavg()[0] / CORES if hasattr(os, "getloadavg") else None
-    warnings = [*weak(power)]
-    if load is not None and load > BUSY and not after_run:
+    cuda, power, warnings = device.backend() == "cuda", "unknown", list[str]()
+    load = os.getloadavg()[0] / CORES
+    if load > BUSY and not after_run:
         rate = f"a load of {load * CORES:.1f} on {CORES} cores"
         warnings.append(f"the machine was busy before the run: {rate}")
-    if mac:
+    if platform.system() == "Darwin":
+        power = mac_power(answer("pmset", "-g", "batt"), answer("pmset", "-g"))
         pressure = answer("sysctl", "-n", "kern.memorystatus_vm_pressure_level")
-        warnings += mac_slowed(answer("notifyutil", "-g", HEAT_KEY), pressure)
+        warnings += mac_slowed(power, answer("notifyutil", "-g", HEAT_KEY), pressure)
     if cuda:  # drivers from 535 on say "event" for "throttle", and know the old name too
         query, gpu = "--query-gpu=clocks_throttle_reasons.active", mx.device_info()["uuid"]
-        warnings += nvidia_slowed(
-            answer("nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader")
-        )
+        reasons = answer("nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader")
+        warnings += nvidia_slowed(reasons)
     return Stamp(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device.chip_name(),
@@ -95,25 +93,20 @@ def mac_power(batt: str, settings: str) -> str:
     source = re.search(r"drawing from '(\w+) Power'", batt)
     if source is None:
         return "unknown"
-    charge = re.search(r"(\d+)%", batt)
-    power = f"battery {charge[1]}%" if charge else "battery"  # a UPS counts as one
-    if source[1] == "AC":
-        power = "mains"
+    charge = re.search(r"\d+%", batt)
+    battery = f"battery {charge[0]}" if charge else "battery"  # a UPS counts as one
+    power = "mains" if source[1] == "AC" else battery
     # Macs with a high power mode call the setting powermode: 0 automatic, 1 low, 2 high.
     low = re.search(r"^\s*(?:lowpowermode|powermode)\s+1\b", settings, re.MULTILINE)
     return f"{power}, low power mode" if low else power
 
 
-def weak(power: str) -> Iterator[str]:
-    """Warnings about the power."""
+def mac_slowed(power: str, heat: str, pressure: str) -> Iterator[str]:
+    """Warnings from `mac_power`, `notifyutil -g HEAT_KEY` and sysctl's memory pressure level."""
     if power.startswith("battery"):
         yield "the machine runs on battery"
     if "low power" in power:
         yield "low power mode is on"
-
-
-def mac_slowed(heat: str, pressure: str) -> Iterator[str]:
-    """From what `notifyutil -g HEAT_KEY` and sysctl's memory pressure level print."""
     level = re.search(r"(\d+)\s*$", heat)
     if level and 0 < int(level[1]) < len(HEAT):
         yield f"the machine is hot: macOS reports {HEAT[int(level[1])]} thermal pressure"

@@ -27,25 +27,20 @@ from .synthetic import Draws
 
 
 class Opened(NamedTuple):
-    """A pair to measure. draws: for random weights."""
+    """A pair to measure. draws: for random weights, which take no memory until `draw`."""
 
     name: str
     pair: OpenPair
     draws: Draws | None = None
 
-    @property
-    def bits(self) -> str | None:
-        """The bits of most of the target's modules; None if it isn't quantized."""
-        bits = [module.bits for module in self.pair.target.modules() if "scales" in module]
-        return str(mode(bits)) if bits else None
-
     def subject(self) -> Subject:
-        """Itself in a record."""
+        """Itself in a record; `bits` are those of most of the target's modules."""
         target, drafter = self.pair.target, self.pair.drafter
+        bits = [module.bits for module in target.modules() if "scales" in module]
         return Subject(
             name=self.name,
             dtype=dtype_name(target.dtype),
-            bits=self.bits,
+            bits=str(mode(bits)) if bits else None,
             target_bytes=num_bytes(target),
             drafter_bytes=None if drafter is None else num_bytes(drafter),
             num_experts=target.config.num_experts,
@@ -54,9 +49,45 @@ class Opened(NamedTuple):
 
     def engine(self, batch: int, depth: Depth, player: Player | None = None) -> Engine:
         """An engine for up to this many rows. depth: learns what rounds cost."""
-        if player is None:
-            player = round_player if self.draws is None else self.draws.player
-        return Engine(self.pair, max_batch=batch, max_queue=batch, player=player, depth=depth)
+        own = self.draws.player if self.draws else round_player
+        return Engine(
+            self.pair, max_batch=batch, max_queue=batch, player=player or own, depth=depth
+        )
+
+    def draw(self) -> Opened:
+        """Compute random weights."""
+
+        def work() -> OpenPair:
+            device.keep_resident()
+            target, drafter = self.pair.target, self.pair.drafter
+            assert drafter is not None
+            return self.pair._replace(
+                target=synthetic.draw(target), drafter=synthetic.draw(drafter)
+            )
+
+        return self._replace(pair=mlx_worker().run(work))
+
+    def check_context(self, tokens: int) -> None:
+        """Raise UsageError unless the context holds this many tokens."""
+        most = self.pair.target.config.max_position_embeddings
+        if tokens > most:
+            raise UsageError(
+                f"{self.name} has a context of {most:,} tokens; a prompt and its completion take "
+                f"{tokens:,} here: reduce --max-tokens, --prompt-tokens or --depth"
+            )
+
+    def check_room(self, *, have: int, context: int, batch: int, copies: int = 0) -> None:
+        """Raise NotEnoughMemoryError unless `have` bytes hold the pair and its rows.
+
+        copies: how many peers need copies of the experts, which we keep joined.
+        """
+        target = self.pair.target
+        arrays = dict(tree_flatten(target.parameters())).items()
+        joined = [a.nbytes for name, a in arrays if ".experts.gate_up_proj." in name]
+        need = memory.Pair.of(target, self.pair.drafter).needs(context, batch)
+        what = f"{self.name} in {dtype_name(target.dtype)}, with {batch} x {context:,} tokens"
+        despite = "--bits 4, a smaller --batch or no --peer needs less, --force tries it"
+        memory.check(need + copies * sum(joined), have, what, despite=despite)
 
 
 def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> Opened:
@@ -65,46 +96,7 @@ def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> O
 
 
 def random(size: str, *, bits: int | None, accept: Sequence[float]) -> Opened:
-    """Random weights, which take no memory until `draw`. Raises UsageError."""
+    """Random weights, not drawn yet. Raises UsageError."""
     dtype = mx.float32 if device.backend() == "cpu" else mx.bfloat16
     target, drafter = mlx_worker().run(lambda: synthetic.random_pair(size, dtype, bits))
     return Opened(size, OpenPair(target, drafter, None, {}, None), Draws(accept))
-
-
-def draw(opened: Opened) -> Opened:
-    """Compute random weights."""
-
-    def work() -> OpenPair:
-        device.keep_resident()
-        target, drafter = opened.pair.target, opened.pair.drafter
-        assert drafter is not None
-        return opened.pair._replace(target=synthetic.draw(target), drafter=synthetic.draw(drafter))
-
-    return opened._replace(pair=mlx_worker().run(work))
-
-
-def check_context(opened: Opened, tokens: int) -> None:
-    """Raise UsageError unless the context holds this many tokens."""
-    most = opened.pair.target.config.max_position_embeddings
-    if tokens > most:
-        raise UsageError(
-            f"{opened.name} has a context of {most:,} tokens; a prompt and its completion take "
-            f"{tokens:,} here: reduce --max-tokens, --prompt-tokens or --depth"
-        )
-
-
-def check_room(opened: Opened, *, have: int, context: int, batch: int, copies: int = 0) -> None:
-    """Raise NotEnoughMemoryError unless `have` bytes hold the pair and its rows.
-
-    copies: how many peers need copies of the experts, which we keep joined.
-    """
-    target = opened.pair.target
-    need = memory.Pair.of(target, opened.pair.drafter).needs(context, batch)
-    need += copies * sum(
-        array.nbytes
-        for name, array in dict(tree_flatten(target.parameters())).items()
-        if ".experts.gate_up_proj." in name
-    )
-    what = f"{opened.name} in {dtype_name(target.dtype)}, with {batch} x {context:,} tokens"
-    despite = "--bits 4, a smaller --batch or no --peer needs less, --force tries it"
-    memory.check(need, have, what, despite=despite)

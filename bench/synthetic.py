@@ -15,14 +15,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_gemma_mtp.decode.round import (
-    Newest,
-    PlayRound,
-    Round,
-    agreeing_prefix,
-    round_player,
-)
-from mlx_gemma_mtp.decode.sampling import RowSettings
+from mlx_gemma_mtp.decode.round import PlayRound, Round, agreeing_prefix, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.weights import quantize
@@ -42,7 +35,7 @@ PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 def settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The target's and the drafter's config.json, as far as shapes go. Raises UsageError.
 
-    size: one of SIZES, or a JSON file in the form of those in the folder `sizes`.
+    size: one of SIZES, or a JSON file like those in the folder `sizes`.
     """
     known = Path(__file__).with_name("sizes") / f"{size}.json"
     try:
@@ -130,13 +123,8 @@ class Draws:
         """Rounds in which all drafts agree, up to the number drawn for each row."""
         play_round = round_player(target, drafter, agree=all_agree)
 
-        def play(
-            cache: KVCache,
-            newest: Newest,
-            settings: RowSettings,
-            max_accepted: mx.array,
-            num_draft_tokens: int,
-        ) -> Round:
+        def play(cache: KVCache, *rest: Any) -> Round:
+            newest, settings, max_accepted, num_draft_tokens = rest
             # Through an argument: a compiled round would repeat the first numbers drawn.
             drawn = mx.array(self(len(max_accepted), num_draft_tokens), mx.int32)
             at_most = mx.minimum(max_accepted, drawn)

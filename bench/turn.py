@@ -10,7 +10,6 @@ import queue
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ FUTILE = 3  # and this many times if all rows end too early to be timed
 
 # A row whose prompt isn't done has no tokens yet. The first of a row is the one after its prompt.
 Rounds = Generator[list[list[int]], None, None]
+Wave = Callable[[int], list[list[int]]]  # the prompts of a number
 
 
 class Turn(NamedTuple):
@@ -79,13 +79,10 @@ def timed(
                 break
     rounds.close()
     times, counts = times[warm_up:] or [0.0], counts[warm_up + 1 :]
-    seconds = [after - before for before, after in pairwise(times)]
-    gaps = [
-        gap
-        for round_seconds, of_rows in zip(seconds, counts, strict=True)
-        for count in of_rows
-        for gap in [round_seconds, *[0.0] * (count - 1)][:count]
-    ]
+    gaps: list[float] = []
+    for (before, after), of_rows in zip(pairwise(times), counts, strict=True):
+        for count in filter(None, of_rows):
+            gaps += [after - before, *[0.0] * (count - 1)]
     window = Window(
         tokens=sum(map(sum, counts)),
         rounds=len(counts),
@@ -97,17 +94,12 @@ def timed(
 
 
 def play_turn(
-    engine: Engine,
-    wave: Callable[[int], list[list[int]]],
-    params: SamplingParams,
-    *,
-    tokens: int,
-    warm_up: int,
+    engine: Engine, wave: Wave, params: SamplingParams, *, tokens: int, warm_up: int
 ) -> Turn:
     """A turn of ours with `tokens` tokens of every row on average, in at most WAVES waves.
 
-    wave: the prompts of a number; the next ones follow if a row ends early. Raises what ends a
-    request, and MgmError if all completions are too short to be timed.
+    The next wave follows if a row ends early. Raises what ends a request, and MgmError if all
+    completions are too short to be timed.
     """
     turn, wanted = Turn(Window(0, 0, 0.0, 0, 0.0), [], [], [], 0), tokens * len(wave(0))
     for number in range(WAVES):
@@ -129,10 +121,14 @@ def our_rounds(
     arrived: queue.SimpleQueue[tuple[int, Chunk | None]] = queue.SimpleQueue()
     generations: list[Generation] = []
     new: list[list[int]] = [[] for _ in prompts]
+
+    def submit(row: int) -> Generation:
+        own = replace(params, seed=row)
+        return engine.submit(prompts[row], own, lambda chunk: arrived.put((row, chunk)))
+
     try:
-        for row, prompt in enumerate(prompts):
-            own, on_chunk = replace(params, seed=row), partial(_put, arrived, row)
-            generations.append(engine.submit(prompt, own, on_chunk))
+        for row in range(len(prompts)):
+            generations.append(submit(row))
             generations[-1].add_done_callback(lambda _: arrived.put((0, None)))
         while True:
             row, chunk = arrived.get()
@@ -146,7 +142,3 @@ def our_rounds(
         for generation in generations:
             generation.cancel()
         stats += [generation.result().stats for generation in generations]  # raises what failed
-
-
-def _put(arrived: queue.SimpleQueue[tuple[int, Chunk | None]], row: int, chunk: Chunk) -> None:
-    arrived.put((row, chunk))

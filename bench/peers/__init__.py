@@ -5,10 +5,9 @@ In the repository only, not in the wheel. Each has a file that makes it a Peer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from mlx_gemma_mtp import device
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
 from ..subject import Opened
@@ -37,19 +36,27 @@ class Peer(Protocol):
 
 
 def open_peers(names: Sequence[str], opened: Opened) -> list[Peer]:
-    """Peers with the pair's arrays. Raises UsageError if one isn't installed."""
+    """Peers with the pair's arrays."""
     from .mlx_lm import MlxLm
     from .mlx_vlm import MlxVlm
 
-    # Kernels must not read the halves of joined experts from views. With random weights it doesn't
-    # matter; views are as fast with CUDA, and 26B in bfloat16 leaves no room for copies there.
-    random = opened.draws is not None and opened.bits is None
-    copy_experts = not (random and device.backend() == "cuda")
     target, drafter = opened.pair.target, opened.pair.drafter
 
     def make(name: str) -> Peer:
-        if name == "mlx-lm":
-            return MlxLm(target, copy_experts=copy_experts)
-        return MlxVlm(target, drafter, copy_experts=copy_experts)
+        return MlxLm(target) if name == "mlx-lm" else MlxVlm(target, drafter)
 
     return mlx_worker().run(lambda: [make(name) for name in names])
+
+
+def batched(generator: Any, uids: Sequence[int], answers: Callable[[], Iterable[Any]]) -> Rounds:
+    """Rounds of a BatchGenerator whose rows have these ids. answers: plays its next step."""
+    rows = {uid: row for row, uid in enumerate(uids)}
+    try:
+        while True:
+            new: list[list[int]] = [[] for _ in rows]
+            for answer in answers():
+                new[rows[answer.uid]].append(answer.token)
+            if any(new):  # not while it prefills
+                yield new
+    finally:
+        generator.close()

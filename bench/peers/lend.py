@@ -60,24 +60,22 @@ def settings(config: DecoderConfig) -> dict[str, Any]:
     return no_per_layer_embedding | vars(config) | named_otherwise
 
 
-def lend(
-    ours: Target | Drafter, theirs: nn.Module, *, copy_experts: bool, plain: Collection[str] = ()
-) -> None:
+def lend(ours: Target | Drafter, theirs: nn.Module, *, plain: Collection[str] = ()) -> None:
     """Put our arrays into theirs, which is quantized if ours is; ours stays as it is.
 
-    A joined array is split into views of its rows. The halves of joined experts are not
-    contiguous: GPU kernels may copy them at each use, or read them wrongly. copy_experts copies
-    them once; a CPU doesn't need that. plain: paths of ours that get dequantized copies. Raises
-    MgmError unless every array finds its place and every place its array.
+    A joined array is split into views of its rows. The halves of joined experts are not contiguous:
+    GPU kernels may copy them at each use, or read them wrongly, so they are copied once. plain:
+    paths of ours that get dequantized copies. Raises MgmError unless every array finds its place
+    and every place its array.
     """
     modules = {path: module for path, module in ours.named_modules() if "scales" in module}
-    paths = {path for path, _ in theirs.named_modules()}
-    formats = {
-        place: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+    kept = {
+        path: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         for path, module in modules.items()
-        if path not in plain
-        for place in _places(path, paths)
     }
+    paths = {path for path, _ in theirs.named_modules()}
+    quantized = kept.keys() - {*plain}
+    formats = {place: kept[path] for path in quantized for place in _places(path, paths)}
     nn.quantize(theirs, class_predicate=lambda path, _: formats.get(path, False))
     places = dict(tree_flatten(theirs.parameters()))
     shapes = {name: place.shape for name, place in places.items()}
@@ -87,14 +85,15 @@ def lend(
         if path in plain and path in modules:
             if kind != "weight":
                 continue
-            array = _dequantized(modules[path])
+            module = modules[path]
+            array = mx.dequantize(array, module.scales, module.get("biases"), **kept[path])
         names = [f"{place}.{kind}" for place in _places(path, paths) or [path]]
         pieces = [array]
         if len(names) > 1:
             *cuts, _ = accumulate(shapes[part][-2] for part in names)
             pieces = list(mx.split(array, cuts, axis=-2))
-        if copy_experts and len(pieces) > 1 and array.ndim == 3:
-            pieces = [mx.contiguous(piece) for piece in pieces]
+            if array.ndim == 3:
+                pieces = [mx.contiguous(piece) for piece in pieces]
         lent |= zip(names, pieces, strict=True)
     found = {name: array.shape for name, array in lent.items()}
     if found != shapes:
@@ -112,8 +111,3 @@ def _places(path: str, paths: Collection[str]) -> list[str]:
         if path.endswith(joined):
             parts = [path.removesuffix(joined) + name for name in names]
     return [root + part for part in parts for root in ROOTS if root + part in paths]
-
-
-def _dequantized(module: Any) -> mx.array:
-    kept = module.group_size, module.bits, module.mode
-    return mx.dequantize(module.weight, module.scales, module.get("biases"), *kept)

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_gemma_mtp.model.target import Target
 
 from ..turn import Rounds
-from . import ENDLESS, PREFILL_STEP, Draw
+from . import ENDLESS, PREFILL_STEP, Draw, batched
 from .lend import lend, settings
 
 
@@ -18,42 +18,32 @@ class MlxLm:
 
     can_draft = False
 
-    def __init__(self, target: Target, *, copy_experts: bool = True) -> None:
-        """Shares the target's arrays. copy_experts: see `lend`."""
+    def __init__(self, target: Target) -> None:
+        """Shares the target's arrays, see `lend`."""
         from mlx_lm.models.gemma4_text import Model, ModelArgs  # a second, with transformers
 
         self.name = f"mlx-lm {version('mlx-lm')}"
         self._model = Model(ModelArgs.from_dict(settings(target.config)))
-        lend(target, self._model, copy_experts=copy_experts)
+        lend(target, self._model)
 
     def rounds(self, prompts: list[list[int]], num_draft_tokens: int, draw: Draw | None) -> Rounds:
         """See Peer: one row with their `generate_step`, several with their `BatchGenerator`."""
-        yield from self._single(prompts[0]) if len(prompts) == 1 else self._batch(prompts)
+        from mlx_lm.generate import BatchGenerator, generate_step
 
-    def _single(self, prompt: list[int]) -> Rounds:
-        from mlx_lm.generate import generate_step
-
-        for token, _ in generate_step(
-            mx.array(prompt), self._model, max_tokens=ENDLESS, prefill_step_size=PREFILL_STEP
-        ):
-            yield [[int(token)]]
-
-    def _batch(self, prompts: list[list[int]]) -> Rounds:
-        from mlx_lm.generate import BatchGenerator
-
+        rows = len(prompts)
+        if rows == 1:
+            for token, _ in generate_step(
+                mx.array(prompts[0]),
+                self._model,
+                max_tokens=ENDLESS,
+                prefill_step_size=PREFILL_STEP,
+            ):
+                yield [[int(token)]]
         generator = BatchGenerator(
             self._model,
             max_tokens=ENDLESS,
             prefill_step_size=PREFILL_STEP,
-            completion_batch_size=len(prompts),
-            prefill_batch_size=len(prompts),
+            completion_batch_size=rows,
+            prefill_batch_size=rows,
         )
-        rows = {uid: row for row, uid in enumerate(generator.insert(prompts))}
-        try:
-            while True:
-                new: list[list[int]] = [[] for _ in prompts]
-                for answer in generator.next_generated():
-                    new[rows[answer.uid]].append(answer.token)
-                yield new
-        finally:
-            generator.close()
+        yield from batched(generator, generator.insert(prompts), generator.next_generated)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +19,7 @@ from mlx_gemma_mtp.cli.check import check_batches
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp.bench.record import Plan, Record
+    from mlx_gemma_mtp.bench.record import Record
 
 # Options that go with --check and with --from.
 CHECKS = {"model", "drafter", "bits", "force", "tasks", "batch", "drafts", "depth"}
@@ -50,16 +51,10 @@ class Shown:
         """Raise UsageError if the result of a long run couldn't be written."""
         from mlx_gemma_mtp.bench.plot import need_matplotlib
 
-        if self.out is not None and not self.out.absolute().parent.is_dir():
-            raise UsageError(f"--out: there is no folder {self.out.absolute().parent}")
-        if self.out is not None and self.out.is_dir():
-            raise UsageError(f"--out: {self.out} is a folder: name a file")
+        if self.out and (self.out.is_dir() or not self.out.absolute().parent.is_dir()):
+            raise UsageError(f"--out must name a file in an existing folder, not {self.out}")
         if self.plot is not None:
             need_matplotlib()
-            try:
-                self.plot.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"--plot: cannot make {self.plot}: {error.strerror}") from None
 
     def keep(self, found: dict[str, Any]) -> None:
         """Write JSON to --out."""
@@ -72,12 +67,9 @@ class Shown:
         """Print the records, and plot them."""
         from mlx_gemma_mtp.bench import report
         from mlx_gemma_mtp.bench.plot import plot
-        from mlx_gemma_mtp.show import table
 
-        markdown = self.format == "md"
         if self.share:
-            shared = report.share_table(records)
-            print(table(shared.header, shared.rows, markdown=True, left=shared.left))
+            print(report.share_table(records).text(markdown=True))
             for advice in filter(None, [record.recommendation for record in records]):
                 print(advice, file=sys.stderr)
         elif self.format == "csv":
@@ -86,30 +78,25 @@ class Shown:
             for record in records:
                 print(json.dumps(record.to_json(), ensure_ascii=False))
         else:
-            print("\n\n".join(_text(record, markdown) for record in records))
+            print("\n\n".join(_text(record, self.format == "md") for record in records))
         if self.plot is not None:
             print(*plot(records, self.plot), sep="\n", file=sys.stderr)
 
 
 def _text(record: Record, markdown: bool) -> str:
     """What was measured, the tables, and the conclusions."""
-    import textwrap
-
     from mlx_gemma_mtp.bench import report
     from mlx_gemma_mtp.bench.conclusions import conclusions
-    from mlx_gemma_mtp.show import table
 
     def lines(found: list[str]) -> str:
         if markdown:
             return "\n".join(f"- {line}" for line in found)
         return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in found)
 
-    parts = [lines(report.heading(record))]
-    for one in report.tables(record):
-        title = f"**{one.title}**\n" if markdown else one.title
-        parts.append(f"{title}\n{table(one.header, one.rows, markdown=markdown, left=one.left)}")
+    tables = [one.text(markdown=markdown) for one in report.tables(record)]
     advice = [record.recommendation] if record.recommendation else []
-    return "\n\n".join(filter(None, [*parts, lines([*conclusions(record), *advice])]))
+    said = lines([*conclusions(record), *advice])
+    return "\n\n".join(filter(None, [lines(report.heading(record)), *tables, said]))
 
 
 @options.spread
@@ -130,37 +117,33 @@ def bench(
     """
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
-    if shown.share and shown.format not in ("table", "md"):
-        raise UsageError("--share is Markdown: leave --format out")
-    if measured.synthetic is not None and given & {"model", "drafter"}:
-        raise UsageError("--synthetic makes its own pair: leave --model and --drafter out")
-    if measured.tasks == "list":
-        from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
-
-        print(*TASKS, f"with --model demo: {', '.join(DEMO_TASKS)}", sep="\n")
-    elif shown.from_:
-        if given - SHOWS:
-            raise UsageError(f"--from measures nothing: leave {_names(given - SHOWS)} out")
+    for applies, reason, excluded in (
+        (shown.from_, "--from measures nothing", given - SHOWS),
+        (check, "--check only compares", given - CHECKS),
+        (
+            check and shown.format not in ("table", "json"),
+            "--check prints table or json",
+            {"format"},
+        ),
+        (shown.share and shown.format not in ("table", "md"), "--share is Markdown", {"format"}),
+        (measured.peer, "--peer decodes greedily", given & {"temperature"}),
+        (measured.synthetic, "--synthetic makes a pair", given & {"model", "drafter", "recommend"}),
+    ):
+        if applies and excluded:
+            names = sorted(f"--{name.strip('_').replace('_', '-')}" for name in excluded)
+            raise UsageError(f"{reason}: leave {', '.join(names)} out")
+    if shown.from_:
         _show_earlier(shown, shown.from_)
     elif check:
-        if given - CHECKS:
-            raise UsageError(f"--check only compares: leave {_names(given - CHECKS)} out")
-        if shown.format not in ("table", "json"):
-            raise UsageError("--check prints a table or json: leave --format out")
         _check(pair, measured, shown)
     else:
         _measure(pair, measured, shown)
-
-
-def _names(options: set[str]) -> str:
-    return ", ".join(sorted(f"--{name.strip('_').replace('_', '-')}" for name in options))
 
 
 def _show_earlier(shown: Shown, files: list[Path]) -> None:
     from mlx_gemma_mtp.bench.conclusions import recommend
     from mlx_gemma_mtp.bench.record import read
 
-    shown.check_places()
     records = [read(path) for path in files]
     if shown.recommend:
         for record in records:
@@ -189,7 +172,7 @@ def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
 def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.bench import stamp
-    from mlx_gemma_mtp.bench.conclusions import recommend
+    from mlx_gemma_mtp.bench.conclusions import COMPARED, recommend
     from mlx_gemma_mtp.bench.floor import bandwidth
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import Run
@@ -200,8 +183,8 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.show import progress
 
     plan = measured.plan(pair)
-    if shown.recommend:
-        _check_recommend(measured, plan)
+    if shown.recommend and not {0, "auto"} < set(plan.num_draft_tokens):
+        raise UsageError(COMPARED)
     shown.check_places()
     before = stamp.stamp()  # first: loading the model is load, too
     opened, prompts = measured.open(pair, plan)
@@ -243,13 +226,6 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
         raise typer.Exit(options.INTERRUPTED)
     if ended is not None:
         raise ended
-
-
-def _check_recommend(measured: Measured, plan: Plan) -> None:
-    if measured.synthetic:
-        raise UsageError("--recommend needs a real model: leave --synthetic out")
-    if not {0, "auto"} < set(plan.num_draft_tokens):
-        raise UsageError("--recommend compares 0, auto and a number: use --drafts 0,3,auto")
 
 
 def _command() -> str:

@@ -84,12 +84,30 @@ def interruption(line: str) -> str:
     return f"{fresh_line}mgm: {line}"
 
 
-def listed(name: str, given: str, read: Callable[[str], T]) -> list[T]:
-    """Return the items of a comma-separated list. Raises UsageError."""
+def listed(
+    name: str, given: str, read: Callable[[str], T], allowed: Callable[[T], bool], what: str
+) -> list[T]:
+    """Return the items of a comma-separated list. what: those allowed. Raises UsageError."""
     try:
-        return [read(part.strip()) for part in given.split(",")]
+        found = [read(part.strip()) for part in given.split(",")]
+        if all(map(allowed, found)):
+            return found
     except ValueError:
-        raise UsageError(f"{name} takes a comma-separated list, not {given!r}") from None
+        pass
+    raise UsageError(f"{name} takes {what}, separated by commas, not {given!r}")
+
+
+def batches(given: str) -> list[int]:
+    """Return the different batch sizes of --batch. Raises UsageError."""
+    from mlx_gemma_mtp.engine.batch import SIZES
+
+    allowed = ", ".join(map(str, SIZES))
+    return list(dict.fromkeys(listed("--batch", given, int, SIZES.__contains__, allowed)))
+
+
+def chances(given: str) -> list[float]:
+    """Return the chances of --accept by position. Raises UsageError."""
+    return listed("--accept", given, float, lambda one: 0 <= one <= 1, "chances from 0 to 1")
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

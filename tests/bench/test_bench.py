@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +16,7 @@ from mlx_gemma_mtp.bench.floor import Floor
 from mlx_gemma_mtp.bench.record import OURS, Case, NumDrafts, Spread, Window
 from mlx_gemma_mtp.bench.split import Stopwatch
 from mlx_gemma_mtp.bench.synthetic import Draws, expected_tokens
-from mlx_gemma_mtp.bench.turn import Turn, timed
+from mlx_gemma_mtp.bench.turn import Rounds, Turn, timed
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, draft, round_player
@@ -43,14 +42,10 @@ def test_draws_have_the_stated_rates_by_position(rates: list[float]) -> None:
     assert accepts.mean() + 1 == pytest.approx(expected_tokens(rates, 5), abs=0.01)
 
 
-def test_a_few_rounds_are_already_near_the_rates() -> None:
+def test_a_few_rounds_are_already_near_the_rates_and_rows_are_independent() -> None:
     draws = Draws([0.8])
     accepts = np.array([draws(8, 3) for _ in range(16)])
     assert accepts.mean() + 1 == pytest.approx(expected_tokens([0.8], 3), rel=0.03)
-
-
-def test_draws_of_rows_are_independent() -> None:
-    draws = Draws([0.8])
     right = np.array([draws(8, 1) for _ in range(4000)])[:, :, None] > 0
     both = (right & right.swapaxes(1, 2)).mean(axis=0)
     assert both[~np.eye(8, dtype=bool)] == pytest.approx(0.64, abs=0.03)
@@ -117,52 +112,47 @@ def test_the_floor_counts_weights_experts_keys_and_values_once(pair: PairOf) -> 
     plain = floor.round_bytes([10], 0)
     experts = 6 * 16 * (128 * 64 + 64 * 64) * 4  # layers, experts, both matrices, bytes
     more = floors.expert_share(target.config, 2) - 4 / 16
-    assert floor.verify_bytes([10], 2) - plain == pytest.approx(experts * more)
+    assert floor.verify([10], 2).bytes - plain == pytest.approx(experts * more)
     # Five sliding layers of 2 x 32 and one full layer of 1 x 64, keys and values.
     slot = 2 * 64 * 4
     assert floor.round_bytes([11], 0) - plain == pytest.approx(6 * slot)
     beyond = floor.round_bytes([64 + 50], 0) - floor.round_bytes([64 + 49], 0)
     assert beyond == pytest.approx(slot)  # a sliding layer reads its window, however long the row
     step = sum(a.nbytes for _, a in tree_flatten(drafter.parameters())) + 4 * 10 * slot
-    assert floor.round_bytes([10], 3) - floor.verify_bytes([10], 4) == pytest.approx(3 * step)
+    assert floor.round_bytes([10], 3) - floor.verify([10], 4).bytes == pytest.approx(3 * step)
 
 
-def rounds(*played: tuple[float, list[int]], clock: list[float]) -> Iterator[list[list[int]]]:
-    """Rounds that take this long and give each row this many tokens."""
-    for seconds, counts in played:
-        clock[0] += seconds
-        yield [[7] * count for count in counts]
+def timed_rounds(
+    *played: tuple[float, list[int]], prompts: list[int], **more: int
+) -> tuple[Turn, float]:
+    """A turn with rounds that take this long and give each row this many tokens; its end."""
+    now = 0.0
+
+    def rounds() -> Rounds:
+        nonlocal now
+        for seconds, counts in played:
+            now += seconds
+            yield [[7] * count for count in counts]
+
+    return timed(rounds(), [[1] * n for n in prompts], clock=lambda: now, **more), now
 
 
 def test_a_window_is_timed_once_all_rows_decode_and_are_warm() -> None:
-    clock = [0.0]
-    both = [
-        (0.5, [1, 1]),
-        (1.0, [1, 1]),
-        (1.0, [1, 1]),
-        (0.5, [3, 1]),
-        (0.5, [2, 2]),
-        (9.0, [9, 9]),
-    ]
-    of = rounds((0.0, [1, 0]), (4.5, [2, 0]), *both, clock=clock)
-    turn = timed(
-        of,
-        [[1] * 10, [1] * 30],
-        tokens=9,
-        warm_up=1,
-        clock=lambda: clock[0],  # type: ignore[arg-type]
+    prefill, warm_up = [(0.0, [1, 0]), (4.5, [2, 0]), (0.5, [1, 1])], (1.0, [1, 1])
+    window = [(1.0, [1, 1]), (0.5, [3, 1]), (0.5, [2, 2])]
+    turn, end = timed_rounds(
+        *prefill, warm_up, *window, (9.0, [9, 9]), prompts=[10, 30], tokens=9, warm_up=1
     )
     assert turn.window == Window(10, 3, 2.0, 40, 5.0)
     assert turn.first_tokens == [0.0, 5.0]
     # The first token of a row and round has waited; the others arrive with it.
     assert sorted(turn.gaps) == [0.0] * 4 + [0.5] * 4 + [1.0] * 2
-    assert clock[0] == 8.0  # the last round was not played
+    assert end == 8.0  # the last round was not played
 
 
 def test_a_row_that_ends_ends_the_window() -> None:
-    clock = [0.0]
-    of = rounds((1.0, [1, 1]), (1.0, [2, 2]), (1.0, [3, 3]), clock=clock)
-    turn = timed(of, [[1], [1]], tokens=99, warm_up=0, clock=lambda: clock[0])  # type: ignore[arg-type]
+    played = (1.0, [1, 1]), (1.0, [2, 2]), (1.0, [3, 3])
+    turn, _ = timed_rounds(*played, prompts=[1, 1], tokens=99, warm_up=0)
     assert turn.window == Window(10, 2, 2.0, 2, 1.0)
 
 
@@ -179,16 +169,20 @@ def turn(tokens: int, rounds: int, seconds: float, *rows: Stats) -> Turn:
 
 
 def case_of(
-    pair: PairOf, count: NumDrafts, lengths: list[int], turns: list[Turn], **more: Any
+    pair: PairOf,
+    count: NumDrafts,
+    lengths: list[int],
+    turns: list[Turn],
+    plain: list[Turn] | None = None,
 ) -> Case:
     floor = Floor(*pair)
-    return make_case(OURS, "code", count, lengths, turns, floor=floor, bandwidth=1e9, **more)
+    return make_case("code", OURS, count, lengths, turns, plain, floor, 1e9)
 
 
 def test_a_case_has_medians_and_what_the_rounds_accepted(pair: PairOf) -> None:
     rows = (stats((3, 3), (3, 0), (3, 2)), stats((3, 1), (3, 3), (3, 3)))
     turns = [turn(20, 4, seconds, *rows) for seconds in (1.0, 2.0, 0.5)]
-    found = case_of(pair, 3, [8, 9], turns, plain=[turn(10, 10, 1.0)] * 3, drawn=False)
+    found = case_of(pair, 3, [8, 9], turns, [turn(10, 10, 1.0)] * 3)
     assert found.tokens_per_second == Spread(20.0, 10.0, 40.0)
     assert found.speedup == Spread(2.0, 1.0, 4.0)  # each turn over its own
     assert found.round_ms == Spread(250.0, 125.0, 500.0)
@@ -197,7 +191,7 @@ def test_a_case_has_medians_and_what_the_rounds_accepted(pair: PairOf) -> None:
     assert found.first_token_ms.median == pytest.approx(200.0)
     assert found.acceptance_rate == pytest.approx(12 / 18)
     assert found.acceptance_length == 3.0
-    assert found.accepted_histogram == [1, 1, 1, 3]  # of one turn: the others repeat its output
+    assert found.accepted_histogram == [3, 3, 3, 9]
     assert found.acceptance_by_position == pytest.approx([5 / 6, 4 / 5, 3 / 4])
     assert found.drafted_per_round == 3.0
     # A turn decodes 10 tokens of every row: midway they are 5 longer.
@@ -207,15 +201,13 @@ def test_a_case_has_medians_and_what_the_rounds_accepted(pair: PairOf) -> None:
     assert found.allowed_share == pytest.approx(20 / found.allowed_tokens_per_second)
 
 
-@pytest.mark.parametrize(("drawn", "histogram"), [(False, [2, 0, 0]), (True, [2, 2, 0])])
-def test_drawn_accepts_count_in_every_turn_and_unreached_positions_are_left_out(
-    pair: PairOf, drawn: bool, histogram: list[int]
-) -> None:
+def test_positions_that_no_round_reached_are_left_out(pair: PairOf) -> None:
     turns = [turn(2, 2, 1.0, stats((2, 0), (2, 0))), turn(4, 2, 1.0, stats((2, 1), (2, 1)))]
-    found = case_of(pair, 2, [8], turns, plain=turns, drawn=drawn)
-    assert found.accepted_histogram == histogram
-    assert found.acceptance_by_position == ([0.5, 0.0] if drawn else [0.0])
-    assert case_of(pair, "auto", [8], turns, plain=None, drawn=drawn).acceptance_by_position is None
+    found = case_of(pair, 2, [8], turns, turns)
+    assert found.accepted_histogram == [2, 2, 0]
+    assert found.acceptance_by_position == [0.5, 0.0]
+    assert case_of(pair, 2, [8], turns[:1]).acceptance_by_position == [0.0]
+    assert case_of(pair, "auto", [8], turns).acceptance_by_position is None
 
 
 def test_a_quantized_random_pair_is_like_one_loaded_with_bits(tiny: str) -> None:
@@ -237,8 +229,8 @@ def test_a_size_is_a_known_name_or_a_file(tiny: str, tmp_path: Any) -> None:
 def test_a_size_without_room_is_refused_before_it_is_drawn() -> None:
     opened = subject.random("26B-A4B", bits=4, accept=[0.8])
     arguments: dict[str, Any] = {"have": 22 * 10**9, "context": 200, "batch": 1}
-    subject.check_room(opened, **arguments)
+    opened.check_room(**arguments)
     with pytest.raises(NotEnoughMemoryError, match="no --peer needs less"):
-        subject.check_room(opened, **arguments, copies=1)
+        opened.check_room(**arguments, copies=1)
     with pytest.raises(NotEnoughMemoryError, match=r"26B-A4B in float32, with 8 x 9,000 tokens"):
-        subject.check_room(opened, have=15 * 10**9, context=9000, batch=8)
+        opened.check_room(have=15 * 10**9, context=9000, batch=8)

@@ -139,12 +139,12 @@ def theirs(peer: Peer, prompts: list[list[int]], count: int) -> list[list[int]]:
     return [row[:TOKENS] for row in found]
 
 
-def make_mlx_lm(pair: Pair, copy_experts: bool = False) -> Peer:
-    return MlxLm(pair.target, copy_experts=copy_experts)
+def make_mlx_lm(pair: Pair) -> Peer:
+    return MlxLm(pair.target)
 
 
-def make_mlx_vlm(pair: Pair, copy_experts: bool = False) -> Peer:
-    return MlxVlm(pair.target, pair.drafter, copy_experts=copy_experts)
+def make_mlx_vlm(pair: Pair) -> Peer:
+    return MlxVlm(pair.target, pair.drafter)
 
 
 MAKERS = [
@@ -167,13 +167,13 @@ def test_a_peer_has_our_output_and_leaves_our_arrays_as_they_are(
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_a_peer_holds_our_arrays_and_at_most_copies_of_experts(
-    pair: Pair, make: Callable[[Pair, bool], Peer]
+def test_a_peer_holds_our_arrays_and_copies_of_joined_experts_only(
+    pair: Pair, make: Callable[[Pair], Peer]
 ) -> None:
-    def grown(copy_experts: bool) -> int:
+    def grown() -> int:
         gc.collect()
         before = mx.get_active_memory()
-        made = make(pair, copy_experts)
+        made = make(pair)
         after = mx.get_active_memory()
         del made
         gc.collect()
@@ -186,9 +186,7 @@ def test_a_peer_holds_our_arrays_and_at_most_copies_of_experts(
     small = num_bytes(pair.target) // 100
     if make is make_mlx_vlm:  # its centroid head can't read a quantized embedding
         small += VOCAB * 64 * 4
-    shared, with_copies = mlx_worker().run(lambda: (grown(False), grown(True)))
-    assert shared < small
-    assert copied <= with_copies < copied + small
+    assert copied <= mlx_worker().run(grown) < copied + small
 
 
 @needs_mlx_vlm
@@ -208,7 +206,6 @@ def test_drafts_of_mlx_vlm_are_accepted_as_drawn(pair: Pair, num_rows: int) -> N
     assert tokens == sum(accepted) * num_rows
 
 
-@pytest.mark.parametrize("wanted", ["0.0"])
-def test_without_this_version_of_mlx_vlm_one_line_says_what_to_install(wanted: str) -> None:
+def test_without_this_version_of_mlx_vlm_one_line_says_what_to_install() -> None:
     with pytest.raises(UsageError, match=r"mlx-vlm.*pip install mlx-vlm==0\.0$"):
-        need_mlx_vlm(wanted)
+        need_mlx_vlm("0.0")

@@ -63,20 +63,17 @@ def test_the_power_of_a_mac(
 ) -> None:
     found = stamps.mac_power(batt, SETTINGS.format(*setting))
     assert found == power
-    for said, part in zip(stamps.weak(found), warnings, strict=True):
+    for said, part in zip(stamps.mac_slowed(found, "", ""), warnings, strict=True):
         assert part in said
 
 
 @pytest.mark.parametrize(
     ("heat", "pressure", "warnings"),
-    [
-        (HEAT.format(0), "1\n", []),
-        (HEAT.format(2), "1\n", ["heavy thermal pressure"]),
-        ("", "2\n", ["memory is short"]),
-    ],
+    [(0, "1\n", []), (2, "1\n", ["heavy thermal pressure"]), ("", "2\n", ["memory is short"])],
 )
-def test_what_slows_a_mac(heat: str, pressure: str, warnings: list[str]) -> None:
-    for said, part in zip(stamps.mac_slowed(heat, pressure), warnings, strict=True):
+def test_what_slows_a_mac(heat: object, pressure: str, warnings: list[str]) -> None:
+    found = stamps.mac_slowed("mains", HEAT.format(heat), pressure)
+    for said, part in zip(found, warnings, strict=True):
         assert part in said
 
 
