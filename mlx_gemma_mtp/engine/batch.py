@@ -69,6 +69,12 @@ class Batch:
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
         self._num_drafts = 0  # of the last round
+        self._same_drafts: bool  # the next round takes the same number
+        self._spare_rounds: int  # in succession that would have fitted into the next smaller size
+        self._flight: Flight | None
+        self._rows: list[Row | None]  # None for a free one
+        self._cache: KVCache
+        self._newest: Newest
         self.clear()
 
     @property
@@ -113,10 +119,8 @@ class Batch:
         self._cache.grow(self._capacity(length))
         self._cache.take_over(index, prefill.cache, length)
         self._cache.offset = _put(self._cache.offset, index, offset)
-        self._newest = Newest(
-            _put(self._newest.token, index, newest.token),
-            _put(self._newest.hidden, index, newest.hidden),
-        )
+        pairs = zip(self._newest, newest, strict=True)
+        self._newest = Newest(*(_put(array, index, value) for array, value in pairs))
         self._rows[index] = Row(request, self._depth.row(request.num_draft_tokens), length)
         self._lay_out()
 
@@ -241,21 +245,16 @@ class Batch:
 
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
-        config, dtype = self.target.config, self.target.dtype
-        self._flight: Flight | None = None
-        self._rows: list[Row | None] = [None] * size  # None for a free one
-        self._spare_rounds = 0  # in succession that would have fitted into the next smaller size
+        config, dtype, limits = self.target.config, self.target.dtype, self.limits
+        most, step = limits.rounds_ahead * (limits.max_draft_tokens + 1), limits.slot_step
+        self._flight = None
+        self._rows = [None] * size
+        self._spare_rounds = 0
         self._cache = KVCache.empty(
-            config,
-            size,
-            capacity=capacity,
-            most=self.limits.rounds_ahead * (self.limits.max_draft_tokens + 1),
-            dtype=dtype,
-            slot_step=self.limits.slot_step,
+            config, size, capacity=capacity, most=most, dtype=dtype, slot_step=step
         )
-        self._newest = Newest(
-            mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
-        )
+        token, hidden = mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
+        self._newest = Newest(token, hidden)
         self._lay_out()
 
     def _resize(self, size: int, length: int = 0) -> None:
@@ -275,12 +274,10 @@ class Batch:
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
-        self._same_drafts = False  # for the next round: the rows may now want another number
-        requests = [row.request if row else None for row in self._rows]
-        self._settings = row_settings(
-            [one.params if one else None for one in requests], self._suppress
-        )
-        most = [one.most_drafts if one else -1 for one in requests]
+        self._same_drafts = False  # the rows may now want another number
+        params = [row.request.params if row else None for row in self._rows]
+        self._settings = row_settings(params, self._suppress)
+        most = [row.request.most_drafts if row else -1 for row in self._rows]
         self._max_accepted = mx.array(most, mx.int32)
 
 

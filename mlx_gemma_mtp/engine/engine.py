@@ -248,16 +248,10 @@ class Engine:
                 f"{drafts} draft tokens need a drafter, and none is loaded: "
                 "name one, or set num_draft_tokens to 0"
             )
-        return Request(
-            ids,
-            params.resolved(self._defaults),
-            max_tokens=min(params.max_tokens or room, room),
-            num_draft_tokens=drafts,
-            eos=frozenset() if params.ignore_eos else self._eos,
-            stream=self.text.stream(params.stop_strings) if self.text else None,
-            on_chunk=on_chunk,
-            session=session,
-        )
+        most, resolved = min(params.max_tokens or room, room), params.resolved(self._defaults)
+        eos = frozenset[int]() if params.ignore_eos else self._eos
+        stream = self.text.stream(params.stop_strings) if self.text else None
+        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session)
 
 
 def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion]]:

@@ -53,25 +53,19 @@ def open_pair(
     if not force:
         mlx_worker().run(partial(memory.check_load, folder, drafter_folder, str(model), bits=bits))
 
-    def read() -> tuple[Target, Drafter | None]:
+    defaults = checkpoint.read_generation_config(folder)
+    text = Text(folder) if (folder / "tokenizer.json").exists() else None
+
+    def read() -> OpenPair:
         device.keep_resident()
         target = fuse_projections(weights.load_target(folder, bits=bits))
         if drafter_folder is None:
-            return target, None
+            return OpenPair(target, None, text, defaults, None)
         own = weights.drafter_bits(folder, drafter_folder) if bits is None else bits
-        drafter = weights.load_drafter(drafter_folder, target.config, bits=own)
-        return target, fuse_projections(drafter)
+        drafter = fuse_projections(weights.load_drafter(drafter_folder, target.config, bits=own))
+        sizes = [weights.num_bytes(model) for model in (target, drafter)]
+        shape = repr((target.config, drafter.config, target.dtype, sizes))
+        key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
+        return OpenPair(target, drafter, text, defaults, key)
 
-    defaults = checkpoint.read_generation_config(folder)
-    text = Text(folder) if (folder / "tokenizer.json").exists() else None
-    models = mlx_worker().run(read)
-    return OpenPair(*models, text, defaults, _fingerprint(folder.name, *models))
-
-
-def _fingerprint(name: str, target: Target, drafter: Drafter | None) -> str | None:
-    """The key of device, MLX, model and quantization. None without a drafter."""
-    if drafter is None:
-        return None
-    sizes = [weights.num_bytes(model) for model in (target, drafter)]
-    shape = repr((target.config, drafter.config, target.dtype, sizes))
-    return depth_key(name, hashlib.sha256(shape.encode()).hexdigest()[:12])
+    return mlx_worker().run(read)

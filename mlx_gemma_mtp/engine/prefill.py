@@ -51,18 +51,15 @@ class Prefill:
         self.request = request
         self._target = target
         self._capacity = capacity_for(len(request.ids), limits.slot_step)
-        session, largest = request.session, limits.chunks[-1]
+        session, largest, step = request.session, limits.chunks[-1], limits.slot_step
         lent = session.lend(request.ids) if session else None
         if lent:
             self.cache, request.stats.reused_tokens = lent
         else:
+            config, dtype, capacity = target.config, target.dtype, self._capacity
+            most = largest if session else min(largest, len(request.ids))
             self.cache = KVCache.empty(
-                target.config,
-                1,
-                capacity=self._capacity,
-                most=largest if session else min(largest, len(request.ids)),
-                dtype=target.dtype,
-                slot_step=limits.slot_step,
+                config, 1, capacity=capacity, most=most, dtype=dtype, slot_step=step
             )
         self.hidden: mx.array  # [1, 1, H] of the last token so far
         self._left = request.ids[request.stats.reused_tokens :]

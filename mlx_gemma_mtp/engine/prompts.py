@@ -19,10 +19,9 @@ FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"}
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, also of a single prompt."""
-    single = not _is_list(prompts) or (
-        len(prompts) > 0 and all(is_count(item) or _is_message(item) for item in prompts)
-    )
-    return cast(list[Prompt], [prompts] if single else list(prompts))
+    if _is_list(prompts) and not (prompts and all(is_count(p) or _is_message(p) for p in prompts)):
+        return cast(list[Prompt], list(prompts))
+    return [cast(Prompt, prompts)]
 
 
 def prompt_ids(

@@ -77,10 +77,7 @@ class Request:
     def cancel(self) -> None:
         """End the request here and keep its output so far."""
         self._finish_reason = "cancelled"
-        try:
-            self._emit([])
-        except BaseException as error:  # noqa: BLE001 - the submitter gets it
-            self.fail(error)
+        self.take([])
 
     def fail(self, error: BaseException) -> None:
         """End the request with this error, in the words of `errors.as_failure`."""
@@ -89,10 +86,10 @@ class Request:
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None) -> None:
         now, stats = time.perf_counter(), self.stats
-        if self.tokens:
+        if tokens and self.tokens:
             pause = now - self._last_take
             stats.longest_pause_seconds = max(stats.longest_pause_seconds, pause)
-        else:
+        elif tokens:
             stats.first_token_seconds = now - self._started
         self._last_take = now
         taken: list[Piece] = []
@@ -127,8 +124,8 @@ class Request:
         self._pieces += pieces
         for number, (kind, text, tokens, call) in enumerate(pieces, 1):
             if self.on_chunk:
-                end = (reason, stats) if reason and number == len(pieces) else (None, None)
-                self.on_chunk(Chunk(text, tokens, *end, kind, call))
+                end = reason if number == len(pieces) else None
+                self.on_chunk(Chunk(text, tokens, end, stats if end else None, kind, call))
         if reason:
             completion = self._completion(reason)
             self._release()
@@ -143,15 +140,9 @@ class Request:
         def output(kind: Kind) -> str:
             return "".join(piece.text for piece in self._pieces if piece.kind == kind)
 
-        assert self.params.seed is not None
-        kind = self._channels.kind
-        return Completion(
-            output("answer"),
-            self.tokens,
-            reason,
-            self.stats,
-            self.params.seed,
-            thought=output("thought"),
-            tool_calls=tuple(piece.call for piece in self._pieces if piece.call),
-            unclosed=None if kind == "answer" else kind,
-        )
+        stats, seed, kind = self.stats, self.params.seed, self._channels.kind
+        assert seed is not None
+        calls = tuple(piece.call for piece in self._pieces if piece.call)
+        unclosed = None if kind == "answer" else kind
+        text, thought = output("answer"), output("thought")
+        return Completion(text, self.tokens, reason, stats, seed, thought, calls, unclosed)

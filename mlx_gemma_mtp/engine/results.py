@@ -138,9 +138,7 @@ class Generation(Future[Completion]):
     In an event loop, `await asyncio.wrap_future(generation)`; cancelling that cancels the request.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stopping = False
+    stopping = False  # True once it is cancelled
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the request to end, for at most `timeout` seconds.

@@ -118,14 +118,10 @@ class Session:
 
     def copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
         """Own a copy of a batch's row that holds these tokens."""
-        length = len(tokens)
+        length, step, dtype = len(tokens), self._limits.slot_step, cache.keys[0].dtype
+        capacity, most = capacity_for(length, step), self._limits.chunks[-1]
         copy = KVCache.empty(
-            self._config,
-            1,
-            capacity=capacity_for(length, self._limits.slot_step),
-            most=self._limits.chunks[-1],
-            dtype=cache.keys[0].dtype,
-            slot_step=self._limits.slot_step,
+            self._config, 1, capacity=capacity, most=most, dtype=dtype, slot_step=step
         )
         copy.copy_row(cache, row, length)
         self._first = max(0, length - self._config.sliding_window)
@@ -193,8 +189,7 @@ class Session:
 
 def _named(cache: KVCache, layers: Sequence[int]) -> dict[str, mx.array]:
     """The buffers of these layers, by the names that they have in a file."""
-    keys = {f"keys.{index}": cache.keys[index] for index in layers}
-    return keys | {f"values.{index}": cache.values[index] for index in layers}
+    return {f"{part}.{i}": getattr(cache, part)[i] for part in PARTS for i in layers}
 
 
 def model_identity(target: Target) -> str:

@@ -33,30 +33,22 @@ WAYS = ("continued", "continued", "rewritten", "cut", "reworded", "undone", "aga
 Ids = list[int]
 
 
-class History:
-    """What the next prompt starts with, and how much of it a session must be able to reuse."""
+def next_start(
+    rng: np.random.Generator, way: str, last: Ids, prompt: Ids, tokens: Ids, words: Ids
+) -> tuple[Ids, int]:
+    """What the next prompt starts with, and how much of it a session must be able to reuse.
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.ids: Ids = []
-        self.held = 0
-        self._rng = rng
-        self._last: Ids = []  # the prompt before
-
-    def continue_(self, way: str, prompt: Ids, tokens: Ids, words: Ids) -> None:
-        """Prepare the turn after the one with this prompt and these tokens of output."""
-        middle, last, self._last = len(tokens) // 2, self._last, prompt
-        if way == "continued":  # the answer stays as it is
-            self.ids, self.held = [*prompt, *tokens], len(prompt) + len(tokens) - 1
-        elif way == "rewritten":  # a template takes the thought out
-            self.ids, self.held = [*prompt, *tokens[middle + 1 :]], len(prompt)
-        elif way == "cut":  # the answer is kept in part
-            self.ids, self.held = [*prompt, *tokens[:middle], *words], len(prompt)
-        elif way == "reworded":  # the end of the prompt changes, at any depth
-            self.ids, self.held = prompt[: -int(self._rng.integers(1, 40))], 0
-        elif way == "undone":  # the prompt before this one is held if this one starts with it
-            self.ids, self.held = last, len(last) if prompt[: len(last)] == last else 0
-        else:  # the same prompt once more
-            self.ids, self.held = prompt[:-1], len(prompt) - 1
+    last: the prompt before this one.
+    """
+    middle = len(tokens) // 2
+    return {
+        "continued": ([*prompt, *tokens], len(prompt) + len(tokens) - 1),
+        "rewritten": ([*prompt, *tokens[middle + 1 :]], len(prompt)),  # without the thought
+        "cut": ([*prompt, *tokens[:middle], *words], len(prompt)),
+        "reworded": (prompt[: -int(rng.integers(1, 40))], 0),  # from any depth
+        "undone": (last, len(last) if prompt[: len(last)] == last else 0),
+        "again": (prompt[:-1], len(prompt) - 1),
+    }[way]
 
 
 class Talk:
@@ -88,14 +80,15 @@ def talk(rng: np.random.Generator) -> Talk:
 
 def test_a_turn_prefills_only_what_is_new(talk: Talk, rng: np.random.Generator) -> None:
     """Whatever the next turn keeps of the one before it."""
-    history = History(rng)
+    start, held, last = Ids(), 0, Ids()
     for way in np.concatenate([rng.permutation(WAYS) for _ in range(5)]):
-        if len(history.ids) > 800:
-            history = History(rng)
-        prompt = [*history.ids, *talk.words()]
+        if len(start) > 800:
+            start, held, last = [], 0, []
+        prompt = [*start, *talk.words()]
         done = talk.ask(prompt, int(rng.integers(1, 40)), (0, 3, 7)[rng.integers(3)])
-        assert done.stats.reused_tokens >= min(history.held, len(prompt) - 1), way
-        history.continue_(way, prompt, done.tokens, talk.words())
+        assert done.stats.reused_tokens >= min(held, len(prompt) - 1), way
+        start, held = next_start(rng, way, last, prompt, done.tokens, talk.words())
+        last = prompt
 
 
 def test_conversations_do_not_mix(rng: np.random.Generator) -> None:

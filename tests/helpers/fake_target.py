@@ -57,9 +57,7 @@ class FakeTarget:
     dtype = mx.float32
 
     def __init__(
-        self,
-        on_chunk: Callable[[list[int]], object] = lambda _: None,
-        certainty: float = 1000.0,
+        self, on_chunk: Callable[[list[int]], object] = lambda _: None, certainty: float = 1000.0
     ) -> None:
         self._on_chunk = on_chunk
         self._certainty = certainty
