@@ -49,7 +49,7 @@ check-wheel: $(TESTING) ## build the wheel and try it in an empty environment
 	$(BIN)/python -m venv --without-pip "$$tmp/env"; \
 	$(PIP) --python "$$tmp/env/bin/python" install --no-compile "$$tmp"/*.whl; \
 	site=$$(cd "$$tmp" && env/bin/python -c 'import mlx_gemma_mtp as m; print(m.__path__[0])'); \
-	not="-x __pycache__ -x .DS_Store"; \
+	not="-x __pycache__ -x .DS_Store -x *.svg"; set -f; \
 	diff -r $$not -x recipe -x convert -x bench mlx_gemma_mtp "$$site" >&2; \
 	diff -r $$not -x README.md convert "$$site/convert" >&2; \
 	diff -r $$not -x peers -x results -x plots -x README.md bench "$$site/bench" >&2; \

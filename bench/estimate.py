@@ -74,7 +74,7 @@ def predict(
         raise UsageError(f"--accept takes chances from 0 to 1, not {', '.join(map(str, accept))}")
     counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
     speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
-    needs = planned.pair.needs(context, batch).total
+    needs = planned.pair.needs(context, batch)
     fits = tuple(size for size in chip.sizes if needs <= device.mac_limit(size))
     return Prediction(batch, speeds, speeds.index(max(speeds)), needs, fits)
 

@@ -99,7 +99,7 @@ def check_room(opened: Opened, *, have: int, context: int, batch: int, copies: i
     copies: how many peers need copies of the experts, which we keep joined.
     """
     target = opened.pair.target
-    need = memory.Pair.of(target, opened.pair.drafter).needs(context, batch).total
+    need = memory.Pair.of(target, opened.pair.drafter).needs(context, batch)
     need += copies * sum(
         array.nbytes
         for name, array in dict(tree_flatten(target.parameters())).items()

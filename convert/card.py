@@ -5,8 +5,6 @@ Quality is not known when the card is written: `with_quality` fills that section
 
 from __future__ import annotations
 
-from rich.filesize import decimal
-
 from mlx_gemma_mtp.show import table
 
 from .manifest import Manifest
@@ -25,7 +23,7 @@ pipeline_tag: text-generation
 
 # {title}
 
-MLX weights of {source}: {bits:.2f} bits per weight, {size}. {about}
+MLX weights of {source}: {size}. {about}
 
 ## Quality
 
@@ -66,33 +64,25 @@ def card(name: str, plan: Plan, manifest: Manifest) -> str:
     origin, recipe = manifest.source, manifest.recipe
     hub = f"base_model: {origin.name}\nbase_model_relation: quantized\n"
     commit = f" at commit `{origin.revision}`" if origin.revision else ""
+    rules = [(f"`{names}`", chosen) for names, chosen in recipe.rules]
     is_target = plan.kind == "target"
     return _CARD.format(
         base=hub if "/" in origin.name else "",
         title=name if is_target else f"The drafter of {name}",
         source=f"`{origin.name}`{commit}",
-        bits=manifest.bits_per_weight,
-        size=decimal(plan.nbytes),
+        size=plan.size,
         about=_RUN.format(name=name) if is_target else "It works only with the target it is in.",
         quality=_quality("Not measured: `mgm verify --quality` measures it and fills this in."),
         recipe=recipe,
         reason=RECIPES[recipe.name].reason,
         tools=", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
         formats=format_table(plan),
-        rules=table(
-            ["names", "format"],
-            [(f"`{names}`", chosen) for names, chosen in recipe.rules],
-            markdown=True,
-            left=2,
-        ),
+        rules=table(["names", "format"], rules, markdown=True, left=2),
     )
 
 
 def with_quality(text: str, section: str) -> str:
-    """Return a card with this Markdown as its section about quality.
-
-    A card without that section, an edited one for instance, gets it at its end.
-    """
+    """Return a card with this Markdown as its section about quality, added if it has none."""
     start, end = text.find(_START), text.find(_END)
     if 0 <= start < end:
         return text[:start] + _quality(section) + text[end + len(_END) :]

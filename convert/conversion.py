@@ -6,6 +6,7 @@ Knows nothing of the terminal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,10 @@ from mlx_gemma_mtp.show import Update
 
 from . import output
 from .formats import AFFINE_BITS, UNQUANTIZED
-from .origin import find_sources
 from .partial import Partial, check_place, check_room
 from .plan import Options, Plan, plan_drafter, plan_target
 from .recipes import DRAFTER
+from .source import find_sources
 
 
 def prepare(
@@ -33,15 +34,13 @@ def prepare(
 ) -> list[Plan]:
     """Plan a conversion: of the target and, if there is one, of the drafter. Reads no weights.
 
-    Downloads the source if necessary, or only its headers. source and drafter are those of
-    `hub.find_pair`. Raises ModelNotFoundError, CheckpointError for a source that is not a
-    checkpoint, UsageError for options that do not fit it.
+    Arguments as `find_sources`. Raises ModelNotFoundError, CheckpointError for a source that is not
+    a checkpoint, UsageError for options that do not fit it.
     """
     target, *drafters = find_sources(source, drafter, headers_only=headers_only)
     plan = plan_target(target, options)
-    if not drafters and (
-        options.drafter_bits or any(rule.startswith(DRAFTER) for rule in options.rules)
-    ):
+    for_drafter = options.drafter_bits or any(rule.startswith(DRAFTER) for rule in options.rules)
+    if for_drafter and not drafters:
         raise UsageError(f"{source} has no drafter here: --drafter names one")
     return [plan, *(plan_drafter(found, plan, options) for found in drafters)]
 
@@ -49,10 +48,11 @@ def prepare(
 def default_out(source: str | Path, options: Options) -> Path:
     """Return NAME-4bit and the like, in the current folder."""
     name = Path(str(source).partition("@")[0]).resolve().name
+    ending = f"{options.bits}bit" if options.bits in AFFINE_BITS else options.bits
     if options.bits == UNQUANTIZED:
         short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-        return Path(f"{name}-{short.get(options.dtype or '', 'mlx')}")
-    return Path(f"{name}-{options.bits}{'bit' if options.bits in AFFINE_BITS else ''}")
+        ending = short.get(options.dtype or "", "mlx")
+    return Path(f"{name}-{ending}")
 
 
 def convert(
@@ -72,7 +72,7 @@ def convert(
     the end, and start over if there is an unfinished conversion. on_plan: called once, before
     anything is written. Raises as `prepare`, and MgmError if a disk fails.
     """
-    started = False
+    then = ""
     try:
         check_place(out, resume=resume, force=force)
         plans = prepare(source, options, drafter)
@@ -81,17 +81,13 @@ def convert(
             if plan.source.folder.resolve().is_relative_to(out.resolve()):
                 raise UsageError(f"{out} holds the source: choose another folder with --out")
         check_room(out, sum(output.needed_bytes(plan) for plan in plans))
-        place = Partial(out, _started_with(plans, options), resume=resume)
-        started = True
-        try:
+        with closing(Partial(out, _started_with(plans, options), resume=resume)) as place:
+            then = "; finished parts are kept, add --resume to continue"
             output.write(plans, options, place, out.name, on_progress)
             place.publish()
-        finally:
-            place.close()
     except OSError as error:
         reason = error.strerror or str(error)
         file = f" ({error.filename})" if error.filename else ""
-        then = "; finished parts are kept, add --resume to continue" if started else ""
         raise MgmError(f"cannot convert to {out}: {reason}{file}{then}") from None
 
 

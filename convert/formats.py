@@ -1,7 +1,6 @@
 """The number formats that weights are stored in, and how rows of a weight are quantized.
 
-All but `q4_0` are MLX's own; `q4_0` is stored as MLX's affine 4 bits. Knows nothing of models or
-files.
+All are MLX's own but `q4_0`, stored as MLX's affine 4 bits. Knows nothing of models or files.
 """
 
 from __future__ import annotations

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mlx_gemma_mtp.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-# Files of the folder that the manifest does not list.
-UNLISTED = (MANIFEST, "README.md")
+UNLISTED = (MANIFEST, "README.md")  # files of the folder that it does not list
 
 
 @dataclass(frozen=True)
@@ -91,29 +90,25 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema {raw['schema']!r}, but this version reads {SCHEMA}: update mgm"
         )
     try:
-        return _parse(raw)
+        if raw["kind"] not in ("target", "drafter"):
+            raise ValueError(f"kind is {raw['kind']!r}")
+        rules = tuple((str(pattern), str(name)) for pattern, name in raw["recipe"]["rules"])
+        return Manifest(
+            kind=raw["kind"],
+            source=Origin(**raw["source"]),
+            created=raw["created"],
+            tools=dict(raw["tools"]),
+            recipe=RecipeRecord(**raw["recipe"] | {"rules": rules}),
+            bits_per_weight=float(raw["bits_per_weight"]),
+            parameters=int(raw["parameters"]),
+            files={
+                name: FileRecord(int(entry["bytes"]), entry["sha256"])
+                for name, entry in raw["files"].items()
+            },
+            tensors={
+                name: TensorRecord(**entry | {"shape": tuple(map(int, entry["shape"]))})
+                for name, entry in raw["tensors"].items()
+            },
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from None
-
-
-def _parse(raw: dict[str, Any]) -> Manifest:
-    if raw["kind"] not in ("target", "drafter"):
-        raise ValueError(f"kind is {raw['kind']!r}")
-    rules = tuple((str(pattern), str(name)) for pattern, name in raw["recipe"]["rules"])
-    return Manifest(
-        kind=raw["kind"],
-        source=Origin(**raw["source"]),
-        created=raw["created"],
-        tools=dict(raw["tools"]),
-        recipe=RecipeRecord(**raw["recipe"] | {"rules": rules}),
-        bits_per_weight=float(raw["bits_per_weight"]),
-        parameters=int(raw["parameters"]),
-        files={
-            name: FileRecord(int(entry["bytes"]), entry["sha256"])
-            for name, entry in raw["files"].items()
-        },
-        tensors={
-            name: TensorRecord(**entry | {"shape": tuple(map(int, entry["shape"]))})
-            for name, entry in raw["tensors"].items()
-        },
-    )

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.weights import dtype_name
+from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.show import Update
 
-from . import card, settings
+from . import card
+from .formats import parse_format
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
 from .partial import Partial
-from .plan import Options, Plan
-from .shards import INDEX, index_json
+from .plan import MULTIMODAL, Options, Plan
+from .shards import INDEX
 from .slices import write_weights
 
 # Files next to the weights; a drafter is used with its target's tokenizer.
@@ -37,23 +42,17 @@ def needed_bytes(plan: Plan) -> int:
 
 
 def write(
-    plans: Sequence[Plan],
-    options: Options,
-    place: Partial,
-    name: str,
-    on_progress: Update,
+    plans: Sequence[Plan], options: Options, place: Partial, name: str, on_progress: Update
 ) -> None:
     """Fill `place.model` with the output that will be called `name`. Raises as `write_weights`.
 
     Configurations come last, the target's after all others: before that, nothing can be loaded.
     """
     folders = [place.model / (DRAFTER_FOLDER if p.kind == "drafter" else "") for p in plans]
-    done = 0
-    total = sum(plan.nbytes for plan in plans)
+    done, total = 0, sum(plan.nbytes for plan in plans)
     for plan, folder in zip(plans, folders, strict=True):
         files = {part: shard.name for shard in plan.shards for part in shard.places}
-        finished = place.finished.get(plan.kind, {})
-        on_disk = partial(place.on_disk, plan.kind)
+        finished, on_disk = place.finished.get(plan.kind, {}), partial(place.on_disk, plan.kind)
         for parameter, count in write_weights(plan, folder, options, finished, on_disk):
             done += count
             file = folder / files[parameter.parts[0].name]
@@ -63,26 +62,25 @@ def write(
 
 
 def _write_rest(plan: Plan, folder: Path, name: str, on_progress: Update) -> None:
-    index = index_json(plan.shards, plan.nbytes, plan.num_weights)
-    write_whole(folder / INDEX, index.encode())
+    sizes = {"total_size": plan.nbytes, "total_parameters": plan.num_weights}
+    files_of = {part: shard.name for shard in plan.shards for part in shard.places}
+    index = {"metadata": sizes, "weight_map": dict(sorted(files_of.items()))}
+    write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     extras = [Path(shutil.copyfile(path, folder / path.name)) for path in _extras(plan)]
     files = [*(folder / shard.name for shard in plan.shards), folder / INDEX, *extras]
-    config = settings.config_json(plan).encode()
+    config = _config_json(plan).encode()
     records = {"config.json": FileRecord(len(config), hashlib.sha256(config).hexdigest())}
     done, total = 0, sum(shard.nbytes for shard in plan.shards)
     for path in files:
         on_progress(f"hashing the {plan.kind}", min(done, total), total)
         records[path.name] = record(path)
         done += records[path.name].bytes
+    tools = {name: version(name) for name in ("mlx", "huggingface_hub")}
     manifest = Manifest(
         kind=plan.kind,
         source=plan.source.origin,
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        tools={
-            "mlx_gemma_mtp": __version__,
-            "mlx": version("mlx"),
-            "huggingface_hub": version("huggingface_hub"),
-        },
+        tools={"mlx_gemma_mtp": __version__} | tools,
         recipe=plan.recipe,
         bits_per_weight=round(plan.bits_per_weight, 4),
         parameters=plan.num_weights,
@@ -109,3 +107,64 @@ def _extras(plan: Plan) -> list[Path]:
     own = ("config.json", MANIFEST, INDEX)
     found = {path for glob in _EXTRAS[plan.kind] for path in plan.source.folder.glob(glob)}
     return sorted(path for path in found if path.name not in own and path.is_file())
+
+
+def _config_json(plan: Plan) -> str:
+    """Return the source's config.json with the quantization and the keys that mlx-lm needs."""
+    config = copy.deepcopy(plan.source.config)
+    text = config.get("text_config", config)
+    for section in (config, text):
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) is not None:
+                section[key] = plan.recipe.dtype
+    if isinstance(plan.config, TargetConfig):
+        text |= _for_mlx_lm(plan.config)
+        if config["model_type"] in MULTIMODAL:
+            config["vocab_size"] = plan.config.vocab_size
+    blocks = {
+        parameter.name.removesuffix(".weight"): parameter.format.block
+        for parameter in plan.parameters
+        if parameter.format is not None
+    }
+    if blocks:
+        used = list(blocks.values())
+        base = parse_format(plan.recipe.bits, plan.recipe.group_size)
+        common = base.block if base is not None and base.block in used else used[0]
+        others = {path: block for path, block in blocks.items() if block != common}
+        config |= dict.fromkeys(("quantization", "quantization_config"), common | others)
+    return json.dumps(config, indent=2) + "\n"
+
+
+def _for_mlx_lm(config: TargetConfig) -> dict[str, Any]:
+    """Return the keys for which mlx-lm would use E2B's values, or that it reads nowhere else.
+
+    Transformers leaves out keys that equal its own defaults, and mlx-lm ignores `per_layer_config`.
+    """
+    sliding, full = (
+        config.layers[config.last_owner(kind)] for kind in ("sliding_attention", "full_attention")
+    )
+    narrow = config.layers[0].intermediate_size
+    wanted: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": narrow,
+        "use_double_wide_mlp": any(layer.intermediate_size > narrow for layer in config.layers),
+        "num_hidden_layers": len(config.layers),
+        "layer_types": [layer.kind for layer in config.layers],
+        "num_kv_shared_layers": len(config.layers) - config.num_kv_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": sliding.num_key_value_heads,
+        "head_dim": sliding.head_dim,
+        "global_head_dim": full.head_dim,
+        "attention_k_eq_v": full.k_eq_v,
+        "sliding_window": config.sliding_window,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
+        "enable_moe_block": config.num_experts > 0,
+    }
+    if full.k_eq_v:
+        wanted["num_global_key_value_heads"] = full.num_key_value_heads
+    if config.hidden_size_per_layer_input:
+        wanted["vocab_size_per_layer_input"] = config.vocab_size_per_layer_input
+    return wanted

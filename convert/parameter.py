@@ -66,24 +66,23 @@ def locate(
     and call all three `switch_glu`. Raises CheckpointError for missing or unfit tensors.
     """
 
-    def find(wanted: str, shape: tuple[int, ...]) -> SourceTensor:
-        tensor = source.tensors.get(wanted)
-        return checked(source.folder, wanted, tensor, shape, array.dtype)
-
-    def whole(tensor: SourceTensor) -> Rows:
+    def rows_of(wanted: str, shape: tuple[int, ...]) -> Rows:
+        found = source.tensors.get(wanted)
+        tensor = checked(source.folder, wanted, found, shape, array.dtype)
         return Rows(tensor, tensor.num_rows, tensor.num_rows, 0)
 
     own_name = name.replace(".experts.", ".experts.switch_glu.")
     if not name.endswith(".experts.gate_up_proj.weight"):
-        yield own_name, array.shape, whole(find(name, array.shape))
+        yield own_name, array.shape, rows_of(name, array.shape)
         return
     experts, rows, width = array.shape
     half = (experts, rows // 2, width)
     for index, part in enumerate(("gate_proj", "up_proj")):
         if name in source.tensors:
-            found = Rows(find(name, array.shape), rows // 2, rows, index * rows // 2)
+            both = rows_of(name, array.shape)
+            found = both._replace(block=rows // 2, stride=rows, first=index * rows // 2)
         else:
-            found = whole(find(name.replace("gate_up_proj", part), half))
+            found = rows_of(name.replace("gate_up_proj", part), half)
         yield own_name.replace("gate_up_proj", part), half, found
 
 

@@ -1,8 +1,7 @@
 """The folder next to the output in which a conversion is made: started, resumed, or refused.
 
-`OUT.partial` holds `model`, the output in the making, and a journal: what the conversion was
-started with, and what of the weights is on the disk. It is never loadable itself; publishing is one
-rename. Knows nothing of weights.
+`OUT.partial` holds `model`, the output in the making, and a journal of what it was started with and
+what is on the disk. It can't be loaded; publishing is one rename. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -58,28 +57,22 @@ class Partial:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(self._folder / "journal", str(self._folder))
         try:
-            self._resume_or_start({"format": FORMAT, "with": started_with}, resume)
+            if self._replaced.exists():  # killed in `publish`
+                if out.exists():
+                    shutil.rmtree(self._replaced)
+                else:
+                    self._replaced.rename(out)
+            header = {"format": FORMAT, "with": started_with}
+            option = "--force, without --resume"
+            _, *events = self._journal.resume(header, restart=not resume, option=option)
+            for event in events:
+                self.finished.setdefault(event["model"], {}).update(event["rows"])
+            if not events and self.model.exists():
+                shutil.rmtree(self.model)
+            self.model.mkdir(exist_ok=True)
         except BaseException:
             self.close()
             raise
-
-    def _resume_or_start(self, header: dict[str, Any], resume: bool) -> None:
-        if self._replaced.exists():  # killed in `publish`
-            if self._out.exists():
-                shutil.rmtree(self._replaced)
-            else:
-                self._replaced.rename(self._out)
-        option = "--force, without --resume"
-        _, *events = self._journal.resume(header, restart=not resume, option=option)
-        for event in events:
-            self.finished.setdefault(event["model"], {}).update(event["rows"])
-        if not events:
-            for path in self._folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != "journal":
-                    path.unlink()
-        self.model.mkdir(exist_ok=True)
 
     def on_disk(self, kind: str, rows: dict[str, int]) -> None:
         """Note how many rows of weights are on the disk. Raises OSError."""

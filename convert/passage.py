@@ -1,7 +1,6 @@
 """The text that quality is measured on: prose, answers to questions, and small exercises.
 
-It ships in passages.jsonl and was written for this project. Knows how it becomes tokens, and
-nothing of models.
+It ships in passages.jsonl, written for this project. Knows its tokens, and nothing of models.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from mlx_gemma_mtp.text.tokenizer import Text
 
 BOS = 2  # every Gemma 4 tokenizer's; without it the first words of a text are noise
 WINDOW = 512  # tokens; longer prose is cut into documents of this length
-
-_PASSAGES = Path(__file__).with_name("passages.jsonl")
 
 
 class Document(NamedTuple):
@@ -56,18 +53,12 @@ def prose(text: Text, content: str, part: str) -> list[Document]:
 
 def read_text(text: Text, path: Path) -> list[Document]:
     """Return a file as prose, with its name as the part. Raises UsageError."""
-    documents = prose(text, _content(path), path.name)
-    if not documents:
-        raise UsageError(f"{path} is empty: give a file with text")
-    return documents
+    return prose(text, _content(path), path.name)
 
 
 def read_prompts(path: Path) -> list[str]:
     """Return the lines of a file, without empty ones. Raises UsageError."""
-    lines = [line for line in _content(path).splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"{path} is empty: give one prompt per line")
-    return lines
+    return [line for line in _content(path).splitlines() if line.strip()]
 
 
 def at_most(documents: Sequence[Document], num_tokens: int) -> list[Document]:
@@ -83,12 +74,15 @@ def at_most(documents: Sequence[Document], num_tokens: int) -> list[Document]:
 
 
 def _passages() -> list[dict[str, str]]:
-    lines = _PASSAGES.read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).with_name("passages.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as text ({error})") from None
+    if not content.strip():
+        raise UsageError(f"{path} is empty: give a file with text")
+    return content

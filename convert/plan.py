@@ -12,6 +12,7 @@ from typing import Literal
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.files.checkpoint import parse_config
@@ -21,7 +22,7 @@ from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 from . import recipes
-from .formats import AFFINE_BITS, parse_format
+from .formats import AFFINE_BITS, UNQUANTIZED, parse_format
 from .manifest import RecipeRecord
 from .parameter import Parameter, locate, stored_parts
 from .recipes import Rule
@@ -64,7 +65,11 @@ class Options:
 
     @property
     def bits_of_drafter(self) -> str:
-        return self.drafter_bits or recipes.default_drafter_bits(self.bits)
+        """`drafter_bits`, or its default; `files.weights.drafter_bits` has the reason."""
+        if self.drafter_bits or self.bits in (UNQUANTIZED, "q4_0"):
+            return self.drafter_bits or self.bits
+        chosen = parse_format(self.bits)
+        return "8" if chosen is not None and chosen.bits > 4 else "4"
 
     def drafter_rules(self) -> list[Rule]:
         """Return the recipe's rules for any drafter. Raises UsageError."""
@@ -98,6 +103,10 @@ class Plan:
         return 8 * self.nbytes / self.num_weights
 
     @property
+    def size(self) -> str:
+        return f"{self.bits_per_weight:.2f} bits per weight, {decimal(self.nbytes)}"
+
+    @property
     def left_out(self) -> int:
         """Bytes of the source's tensors that a text model doesn't need."""
         used = {parameter.rows.tensor.name for parameter in self.parameters}
@@ -108,19 +117,12 @@ class Plan:
 def plan_target(source: Source, options: Options) -> Plan:
     """Plan the conversion of a target. Raises CheckpointError, UsageError."""
     config = parse_config(TargetConfig.from_dict, source.config, source.folder)
-    recipe = recipes.rules_of(
-        options.recipe,
-        options.bits,
-        options.group_size,
-        num_layers=len(config.layers),
-        experts=config.num_experts > 0,
-        per_layer=config.hidden_size_per_layer_input > 0,
-    )
+    recipe = recipes.rules_of(options.recipe, options.bits, options.group_size, config)
     return _plan(Target(config), source, recipe, options)
 
 
 def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
-    """Plan the conversion of a drafter for this target; errors as `plan_target`."""
+    """Plan the conversion of a drafter for this target. Raises CheckpointError, UsageError."""
     config = parse_config(DrafterConfig.from_dict, source.config, source.folder)
     assert isinstance(target.config, TargetConfig)
     check_pair(target.config, config)
@@ -130,7 +132,11 @@ def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
 def _plan(
     model: Target | Drafter, source: Source, recipe: Sequence[Rule], options: Options
 ) -> Plan:
-    _check_unquantized(source)
+    for section in (source.config, source.config.get("text_config", {})):
+        if section.get("quantization") or section.get("quantization_config"):
+            raise CheckpointError(
+                f"{source.folder} is already quantized: give the checkpoint it was made from"
+            )
     is_target = isinstance(model, Target)
     multimodal = source.config["model_type"] in MULTIMODAL
     prefix = "language_model.model." if multimodal else "model."
@@ -156,8 +162,16 @@ def _plan(
                 Parameter(path, written, shape, dtype, quantizable, chosen, rows, parts)
             )
     paths = [parameter.path for parameter in parameters if parameter.quantizable]
-    _check_rules(own, paths)
-    _check_experts(parameters)
+    for rule in own:
+        if not any(rule.matches(path) for path in paths):
+            raise UsageError(
+                f"the rule for {rule.pattern!r} matches nothing; names look like {paths[-1]}"
+            )
+    formats = {one.path: one.format for one in parameters}
+    for gate in formats:
+        up = gate.replace("gate_proj", "up_proj")
+        if ".experts." in gate and formats[gate] != formats[up]:  # the loader joins them
+            raise UsageError(f"{gate} and {up} must have the same format: give one rule for both")
     deciding = {recipes.deciding(path, rules) for path in paths}
     bits = options.bits if is_target else options.bits_of_drafter
     base = parse_format(bits, options.group_size)
@@ -175,32 +189,3 @@ def _plan(
         parameters=tuple(parameters),
         shards=tuple(lay_out([one.parts for one in parameters], options.shard_bytes)),
     )
-
-
-def _check_unquantized(source: Source) -> None:
-    text = source.config.get("text_config")
-    for section in (source.config, text if isinstance(text, dict) else {}):
-        if section.get("quantization") or section.get("quantization_config"):
-            raise CheckpointError(
-                f"{source.folder} is already quantized: give the checkpoint it was made from"
-            )
-
-
-def _check_rules(given: Sequence[Rule], paths: Sequence[str]) -> None:
-    for rule in given:
-        if not any(rule.matches(path) for path in paths):
-            raise UsageError(
-                f"the rule for {rule.pattern!r} matches nothing; names look like {paths[-1]}"
-            )
-
-
-def _check_experts(parameters: Sequence[Parameter]) -> None:
-    """Raise UsageError unless gate and up maps agree: the loader joins them."""
-    formats = {parameter.path: parameter.format for parameter in parameters}
-    for path, chosen in formats.items():
-        if ".experts." in path and path.endswith("gate_proj"):
-            up = path.replace("gate_proj", "up_proj")
-            if formats[up] != chosen:
-                raise UsageError(
-                    f"{path} and {up} must have the same format: give one rule for both"
-                )

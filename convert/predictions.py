@@ -1,8 +1,7 @@
 """How two targets predict the same text: perplexity of each, and divergence of one from the other.
 
 Both are streamed, so neither has to fit in memory: it holds one layer of one of them at a time,
-then the heads of both and the logits of a few positions. Knows nothing of drafters or of where the
-text comes from.
+then both heads and the logits of a few positions. Doesn't know where the text comes from.
 """
 
 from __future__ import annotations
@@ -47,13 +46,11 @@ def compare(
     num_positions: int = NUM_POSITIONS,
     num_logits: int = NUM_LOGITS,
 ) -> list[TextQuality]:
-    """Compare how both targets predict the documents, by part. Runs on the worker's thread.
-
-    num_positions, num_logits: see the constants. Raises CheckpointError.
-    """
+    """Compare both by part of the text, on the worker's thread. Raises CheckpointError."""
     scores: dict[str, list[np.ndarray]] = {}
     for group in _groups(documents, num_positions):
-        tokens = _padded(group)
+        longest = max(len(document.tokens) for document in group)
+        tokens = mx.array([one.tokens + [0] * (longest - len(one.tokens)) for one in group])
         targets, hidden = [], []
         for folder, what in ((source, "source"), (quantized, "quantized")):
             target, states = final_hidden(folder, tokens, partial(on_progress, what))
@@ -72,8 +69,7 @@ def _scores(
 ) -> np.ndarray:
     """Compare the predictions from two hidden states [N, H] for the actual next tokens [N].
 
-    Returns float64 [4, N]: -log of the token's probability in the source and in the other, the
-    divergence, and whether both find the same token most likely.
+    Returns float64 [4, N]: surprise (-log p) in both, the divergence, and 1 for the same top token.
     """
     size = max(1, num_logits // targets[0].config.vocab_size)
     slices = []
@@ -83,14 +79,10 @@ def _scores(
             for target, states in zip(targets, hidden, strict=True)
         )
         actual = tokens[at : at + size, None]
-        found = mx.stack(
-            [
-                -mx.take_along_axis(p, actual, axis=-1)[:, 0],
-                -mx.take_along_axis(q, actual, axis=-1)[:, 0],
-                (mx.exp(p) * (p - q)).sum(axis=-1),
-                (mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)).astype(p.dtype),
-            ]
-        )
+        surprises = (-mx.take_along_axis(logs, actual, axis=-1)[:, 0] for logs in (p, q))
+        divergence = (mx.exp(p) * (p - q)).sum(axis=-1)
+        same_top = mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1)
+        found = mx.stack([*surprises, divergence, same_top.astype(p.dtype)])
         slices.append(np.array(found, np.float64))
     return np.concatenate(slices, axis=1)
 
@@ -127,10 +119,3 @@ def _groups(documents: Sequence[Document], num_positions: int) -> Iterator[list[
         group.append(document)
     if group:
         yield group
-
-
-def _padded(documents: Sequence[Document]) -> mx.array:
-    """Return their tokens as rows [B, T], with zeros after the shorter ones."""
-    longest = max(len(document.tokens) for document in documents)
-    rows = [[*document.tokens, *[0] * (longest - len(document.tokens))] for document in documents]
-    return mx.array(rows)

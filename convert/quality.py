@@ -81,9 +81,7 @@ def measure(
         documents = passage.at_most(documents, num_tokens)
     if max(max(document.tokens) for document in documents) >= configs[1].vocab_size:
         raise CheckpointError(f"{folder}: its tokenizer has tokens beyond the config's vocab_size")
-    texts = mlx_worker().run(
-        partial(compare, pairs[0][0], pairs[1][0], documents, on_progress=on_progress)
-    )
+    texts = mlx_worker().run(partial(compare, pairs[0][0], pairs[1][0], documents, on_progress))
     drafting: list[Drafting | str] = []
     for target, drafter in pairs:
         on_progress("drafting", len(drafting), len(pairs))
@@ -110,7 +108,7 @@ def measure_drafting(
             done = engine.generate(list(prompts), params)
     except NotEnoughMemoryError as error:
         return str(error)
-    drafted, accepted = np.zeros(NUM_DRAFT_TOKENS), np.zeros(NUM_DRAFT_TOKENS)
+    drafted, accepted = np.zeros((2, NUM_DRAFT_TOKENS))
     for one in done:
         drafted[: len(one.stats.drafted_at)] += one.stats.drafted_at
         accepted[: len(one.stats.accepted_at)] += one.stats.accepted_at
@@ -145,18 +143,12 @@ def predictions_section(quality: Quality) -> str:
     """Return the target's predictions compared with its source's, in Markdown."""
     header = ("text", "tokens", "source perplexity", "perplexity")
     divergence = ("KL divergence, mean", "99th percentile", "same top token")
-    rows = [
-        (
-            found.text,
-            str(found.tokens),
-            f"{found.source_perplexity:,.4f}",
-            f"{found.perplexity:,.4f}",
-            f"{found.mean_divergence:.2g}",
-            f"{found.divergence_99:.2g}",
-            f"{found.same_top:.1%}",
-        )
-        for found in quality.texts
-    ]
+    rows = []
+    for found in quality.texts:
+        perplexities = f"{found.source_perplexity:,.4f}", f"{found.perplexity:,.4f}"
+        divergences = f"{found.mean_divergence:.2g}", f"{found.divergence_99:.2g}"
+        own = f"{found.same_top:.1%}"
+        rows.append((found.text, str(found.tokens), *perplexities, *divergences, own))
     return (
         f"Compared with {quality.source}, its source. Both are computed in float32, so that only "
         "the weights differ. The KL divergence is that of the next-token predictions from the "

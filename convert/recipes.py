@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.weights import EIGHT_BIT
+from mlx_gemma_mtp.model.config import TargetConfig
 
 from .formats import FIXED, NAMES, UNQUANTIZED, parse_format
 
@@ -19,8 +20,7 @@ from .formats import FIXED, NAMES, UNQUANTIZED, parse_format
 BASE = "base"  # the requested format
 HIGH = "high"  # one that keeps more of a weight, see _HIGHER
 HIGHEST = "highest"  # 8 bits; q4_0 if that was requested
-SENSITIVE = "@"  # in a pattern: the layers of `sensitive_layers`
-EIGHT = "8"
+SENSITIVE = "@"  # in a pattern: the layers of `_sensitive_layers`
 
 _HIGHER = {"2": "6", "3": "6", "4": "6", "5": "6", "6": "8", "mxfp4": "6", "nvfp4": "6"}
 
@@ -33,9 +33,7 @@ class Rule(NamedTuple):
 
     def matches(self, path: str) -> bool:
         expression = re.escape(self.pattern).replace(r"\*", ".*")
-        expression = re.sub(
-            r"\\{(.*?)\\}", lambda braces: f"(?:{braces[1].replace(',', '|')})", expression
-        )
+        expression = re.sub(r"\\{(.*?)\\}", lambda m: f"(?:{m[1].replace(',', '|')})", expression)
         return re.fullmatch(expression, path) is not None
 
 
@@ -53,9 +51,8 @@ class Recipe(NamedTuple):
 # is always 64.
 _PROTECTED = (
     Rule("*.router.proj", "8/64"),
-    *(Rule(path, EIGHT) for path in EIGHT_BIT if path != "router.proj"),
+    *(Rule(path, "8") for path in EIGHT_BIT if path != "router.proj"),
 )
-_REST = (Rule("*", BASE),)
 
 RECIPES = {
     "mixed": Recipe(
@@ -71,7 +68,7 @@ RECIPES = {
             Rule("layers.@.self_attn.k_proj", HIGH),
             Rule("layers.@.mlp.down_proj", HIGH),
             Rule("layers.@.experts.switch_glu.down_proj", HIGH),
-            *_REST,
+            Rule("*", BASE),
         ),
         # Attention is 4% of a mixture's weights, and every token passes it: llama.cpp gives it
         # more bits in Mixtral, and in another mixture it carries most of the loss (KL divergence
@@ -84,14 +81,14 @@ RECIPES = {
         # 41 million weights in E2B; leaving them alone gives sane output
         # (FakeRocket543/mlx-gemma4).
         per_layer=(
-            Rule("*per_layer_*", EIGHT),
+            Rule("*per_layer_*", "8"),
             Rule("layers.@.self_attn.*", HIGHEST),
             Rule("layers.@.mlp.down_proj", HIGHEST),
         ),
     ),
     "uniform": Recipe(
         "smallest and fastest: 8 bits only for weights that low precision breaks",
-        rules=(*_PROTECTED, *_REST),
+        rules=(*_PROTECTED, Rule("*", BASE)),
     ),
 }
 # A drafter gets the uniform recipe: no measurement ranks its layers, and a worse draft costs speed
@@ -101,10 +98,7 @@ DRAFTER = "drafter."  # prefix of command-line rules for the drafter
 
 
 def parse_rule(text: str, group_size: int | None) -> Rule:
-    """Parse `PATTERN=FORMAT`. Raises UsageError.
-
-    group_size: of affine formats that name none.
-    """
+    """Parse `PATTERN=FORMAT`; group_size as in `parse_format`. Raises UsageError."""
     pattern, equals, name = text.partition("=")
     if not equals or not pattern:
         raise UsageError(f"a rule is PATTERN=FORMAT, such as '*.down_proj=6', not {text!r}")
@@ -113,15 +107,9 @@ def parse_rule(text: str, group_size: int | None) -> Rule:
 
 
 def rules_of(
-    recipe: str,
-    bits: str,
-    group_size: int | None,
-    *,
-    num_layers: int = 0,
-    experts: bool = False,
-    per_layer: bool = False,
+    recipe: str, bits: str, group_size: int | None, config: TargetConfig | None = None
 ) -> list[Rule]:
-    """Return a recipe's rules for a model, with all placeholders filled in. Raises UsageError."""
+    """Return a recipe's rules, for any model or one target, all filled in. Raises UsageError."""
     if recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}: choose {' or '.join(RECIPES)}")
     if "/" in bits:
@@ -135,35 +123,31 @@ def rules_of(
         raise UsageError(f"{bits} has groups of {base.group_size}: leave the group size out")
     # Next to a fixed format, affine ones keep their default group size.
     group = None if bits in FIXED else group_size
-    names = {BASE: base.name, HIGH: _HIGHER.get(bits, bits), HIGHEST: "8"}
-    if bits == "q4_0":  # weights trained for this grid gain nothing from a finer one
-        names[HIGHEST] = bits
-    layers = "{" + ",".join(map(str, sensitive_layers(num_layers))) + "}"
-    chosen = RECIPES[recipe]
+    # Weights trained for q4_0's grid gain nothing from a finer one.
+    highest = bits if bits == "q4_0" else "8"
+    names = {BASE: base.name, HIGH: _HIGHER.get(bits, bits), HIGHEST: highest}
+    chosen, layers = RECIPES[recipe], "{}"
+    rules = chosen.rules
+    if config is not None:
+        layers = "{" + ",".join(map(str, _sensitive_layers(len(config.layers)))) + "}"
+        rules = chosen.per_layer * (config.hidden_size_per_layer_input > 0) + rules
+        rules = chosen.experts * (config.num_experts > 0) + rules
     filled = []
-    for rule in chosen.experts * experts + chosen.per_layer * per_layer + chosen.rules:
+    for rule in rules:
         filling = parse_format(names.get(rule.format, rule.format), group)
         assert filling is not None  # as the base is
         filled.append(Rule(rule.pattern.replace(SENSITIVE, layers), filling.name))
     return filled
 
 
-def sensitive_layers(num_layers: int) -> list[int]:
-    """The first and last eighth, and every third layer between (llama.cpp's `use_more_bits`)."""
+def _sensitive_layers(num_layers: int) -> list[int]:
+    """Return the first and last eighth, and every third between (llama.cpp: `use_more_bits`)."""
     eighth = num_layers // 8
     return [
         layer
         for layer in range(num_layers)
         if layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
     ]
-
-
-def default_drafter_bits(bits: str) -> str:
-    """Return a drafter's bits for its target's; `files.weights.drafter_bits` has the reason."""
-    if bits in (UNQUANTIZED, "q4_0"):
-        return bits
-    chosen = parse_format(bits)
-    return "8" if chosen is not None and chosen.bits > 4 else "4"
 
 
 def deciding(path: str, rules: Sequence[Rule]) -> Rule:

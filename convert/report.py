@@ -27,33 +27,21 @@ OTHERS = "others"  # the last row of a table of formats
 
 
 def format_table(plan: Plan) -> str:
-    """Return formats, weights and bytes by module name, all layers together.
-
-    `4/64` is 4 bits in groups of 64.
-    """
+    """Return formats, weights and bytes by module name, all layers together."""
     groups: dict[str, list[Parameter]] = defaultdict(list)
     for parameter in plan.parameters:
         name = re.sub(r"\.\d+\.", ".*.", parameter.path) if parameter.quantizable else OTHERS
         groups[name].append(parameter)
-    rows = [
-        [
-            name,
-            _formats(group),
-            f"{sum(math.prod(parameter.shape) for parameter in group):,}",
-            decimal(sum(parameter.nbytes for parameter in group)),
-        ]
-        for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS)
-    ]
+    rows = []
+    for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS):
+        counts = Counter(dtype_name(p.dtype) if p.format is None else p.format.name for p in group)
+        formats = [f"{chosen} ({count})" for chosen, count in counts.most_common()]
+        weights = sum(math.prod(parameter.shape) for parameter in group)
+        size = decimal(sum(parameter.nbytes for parameter in group))
+        rows.append([name, ", ".join(formats if len(counts) > 1 else counts), f"{weights:,}", size])
     bits = f"{plan.bits_per_weight:.2f} bits per weight"
     rows.append(["total", bits, f"{plan.num_weights:,}", decimal(plan.nbytes)])
     return table(["module", "format", "weights", "size"], rows, markdown=True, left=2)
-
-
-def _formats(group: Sequence[Parameter]) -> str:
-    names = Counter(dtype_name(p.dtype) if p.format is None else p.format.name for p in group)
-    if len(names) == 1:
-        return next(iter(names))
-    return ", ".join(f"{name} ({count})" for name, count in names.most_common())
 
 
 def dry_run(plans: Sequence[Plan], options: Options) -> str:
@@ -78,21 +66,16 @@ def dry_run(plans: Sequence[Plan], options: Options) -> str:
 
 
 def _memory(plans: Sequence[Plan]) -> str:
-    target, drafter = plans[0], plans[1] if len(plans) > 1 else None
-    config = target.config
+    target, *drafters = plans
+    config, drafter = target.config, drafters[0].config if drafters else None
     assert isinstance(config, TargetConfig)
-    drafter_config = None if drafter is None else drafter.config
-    assert isinstance(drafter_config, DrafterConfig | None)
-    pair = memory.Pair(
-        config,
-        drafter_config,
-        target.nbytes,
-        0 if drafter is None else drafter.nbytes,
-        dtype_bytes=4 if target.recipe.dtype == "float32" else 2,
-    )
+    assert isinstance(drafter, DrafterConfig | None)
+    sizes = target.nbytes, sum(plan.nbytes for plan in drafters)
+    dtype_bytes = 4 if target.recipe.dtype == "float32" else 2
+    pair = memory.Pair(config, drafter, *sizes, dtype_bytes=dtype_bytes)
 
     def cell(context: int, batch: int) -> str:
-        total = pair.needs(context, batch).total
+        total = pair.needs(context, batch)
         macs = [mac for mac in device.MAC_SIZES if device.mac_limit(mac) >= total]
         return f"{decimal(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
 

@@ -43,11 +43,7 @@ class Shard(NamedTuple):
 
 
 def lay_out(groups: Iterable[Sequence[Part]], shard_bytes: int) -> list[Shard]:
-    """Divide parts among files of at most `shard_bytes`; a group stays together.
-
-    In a file, types of more bytes come first, so that each array starts at a multiple of its type's
-    size, as readers that map files into memory want.
-    """
+    """Divide parts among files of at most `shard_bytes`; a group stays together."""
     files: list[list[Part]] = []
     filled = 0
     for group in groups:
@@ -57,21 +53,19 @@ def lay_out(groups: Iterable[Sequence[Part]], shard_bytes: int) -> list[Shard]:
             filled = 0
         files[-1].extend(group)
         filled += size
-    count = len(files)
-    return [
-        _shard(
-            "model.safetensors" if count == 1 else f"model-{n:05d}-of-{count:05d}.safetensors",
-            sorted(parts, key=lambda part: -part.dtype.size),
-        )
-        for n, parts in enumerate(files, 1)
-    ]
+    if len(files) == 1:
+        return [_shard("model.safetensors", files[0])]
+    names = [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    return [_shard(name, parts) for name, parts in zip(names, files, strict=True)]
 
 
 def _shard(name: str, parts: Sequence[Part]) -> Shard:
     header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     starts: dict[str, int] = {}
     end = 0
-    for part in parts:
+    # Types of more bytes come first, so that each array starts at a multiple of its type's size, as
+    # readers that map files into memory want.
+    for part in sorted(parts, key=lambda part: -part.dtype.size):
         starts[part.name] = end
         end += part.nbytes
         header[part.name] = {
@@ -84,10 +78,3 @@ def _shard(name: str, parts: Sequence[Part]) -> Shard:
     data = 8 + len(text)
     places = {part: data + start for part, start in starts.items()}
     return Shard(name, len(text).to_bytes(8, "little") + text, places, data + end)
-
-
-def index_json(shards: Sequence[Shard], total_bytes: int, num_weights: int) -> str:
-    """Return the content of model.safetensors.index.json: which file holds which array."""
-    files = {part: shard.name for shard in shards for part in shard.places}
-    metadata = {"total_size": total_bytes, "total_parameters": num_weights}
-    return json.dumps({"metadata": metadata, "weight_map": dict(sorted(files.items()))}, indent=1)

@@ -46,12 +46,12 @@ def write_weights(
 ) -> Iterator[tuple[Parameter, int]]:
     """Write all shards; yield the parameter and the number of its bytes that were written.
 
-    finished: rows by parameter that an earlier run wrote. on_disk: called after every
-    `options.sync_bytes` with the rows that are on the disk now. Raises CheckpointError for weights
-    that are not finite or were cut off; OSError.
+    finished: rows by parameter that an earlier run wrote. on_disk: called with the rows on the disk
+    after every `options.sync_bytes`. Raises CheckpointError for NaN and infinity; OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if finished and not all(_has_size(folder / one.name, one.nbytes) for one in plan.shards):
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    if finished and any(sizes.get(shard.name) != shard.nbytes for shard in plan.shards):
         on_disk(dict.fromkeys(finished, 0))
         finished = {}
     places: dict[str, tuple[int, int]] = {}  # of each part: file and byte
@@ -72,8 +72,7 @@ def write_weights(
         for parameter in plan.parameters:
             start = finished.get(parameter.name, 0)
             yield parameter, start * sum(part.row_bytes for part in parameter.parts)
-            slices = _convert(parameter, start, options.slice_bytes)
-            for row, count, arrays, finite in slices:
+            for row, count, arrays, finite in _convert(parameter, start, options.slice_bytes):
                 if not finite.item():
                     tensor = parameter.rows.tensor
                     raise CheckpointError(
@@ -93,10 +92,6 @@ def write_weights(
                 yield parameter, nbytes
         sync()
     mx.clear_cache()
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _write_at(file: int, data: memoryview, place: int) -> None:

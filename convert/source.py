@@ -1,6 +1,7 @@
-"""A checkpoint's tensors in their files: headers are read at once, values in slices on request.
+"""A checkpoint to convert: where it comes from, its config, and its tensors in their files.
 
-Knows safetensors files; doesn't know what the tensors are for.
+Headers are read at once, values in slices on request. Of a checkpoint on the Hub the config and the
+headers can be fetched alone. Knows safetensors files; doesn't know what the tensors are for.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import canonical_name, read_header, weight_files
+from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config, read_header, weight_files
 
 from .manifest import Origin
 
@@ -22,15 +24,9 @@ DTYPES = {
     "BF16": mx.bfloat16,
     "F16": mx.float16,
     "F32": mx.float32,
-    "I64": mx.int64,
-    "I32": mx.int32,
-    "I16": mx.int16,
-    "I8": mx.int8,
-    "U64": mx.uint64,
-    "U32": mx.uint32,
-    "U16": mx.uint16,
-    "U8": mx.uint8,
     "BOOL": mx.bool_,
+    **{f"I{8 * dtype.size}": dtype for dtype in (mx.int8, mx.int16, mx.int32, mx.int64)},
+    **{f"U{8 * dtype.size}": dtype for dtype in (mx.uint8, mx.uint16, mx.uint32, mx.uint64)},
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -56,13 +52,9 @@ class SourceTensor(NamedTuple):
         return DTYPES[self.code]
 
     @property
-    def width(self) -> int:
-        """Elements per row; a vector is one row."""
-        return self.shape[-1] if self.shape else 1
-
-    @property
     def row_bytes(self) -> int:
-        return self.width * self.dtype.size
+        """Bytes of a row; a vector is one row."""
+        return self.dtype.size * (self.shape[-1] if self.shape else 1)
 
     @property
     def num_rows(self) -> int:
@@ -75,7 +67,68 @@ class Source(NamedTuple):
     origin: Origin
     folder: Path
     config: dict[str, Any]
-    tensors: dict[str, SourceTensor]
+    tensors: dict[str, SourceTensor]  # by this package's names
+
+
+def find_sources(
+    model: str | Path, drafter: str | Path | None, *, headers_only: bool = False
+) -> list[Source]:
+    """Return the target's checkpoint and, if there is one, the drafter's.
+
+    Arguments and errors are those of `hub.find_pair`. headers_only: download no weights.
+    """
+    here = _is_here(model) and (drafter in (None, "auto") or _is_here(drafter))
+    if here or not headers_only:
+        return [_local(folder) for folder in hub.find_pair(model, drafter) if folder is not None]
+    found = [_headers(model)]
+    try:
+        if drafter is not None:
+            found.append(_headers(hub.drafter_name(str(model)) if drafter == "auto" else drafter))
+    except ModelNotFoundError:
+        if drafter != "auto":
+            raise
+    return found
+
+
+def _is_here(name: str | Path | None) -> bool:
+    local = name == "demo" or isinstance(name, Path) or hub.is_folder(str(name))
+    return local or hub.from_cache(str(name)) is not None
+
+
+def _local(folder: Path) -> Source:
+    """Read a folder; in the Hub's cache, its origin is the repository and the commit."""
+    origin, cached = Origin(folder.resolve().name, None), folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        name = cached.removeprefix("models--").replace("--", "/", 1)
+        origin = Origin(name, folder.name)
+    return Source(origin, folder, read_config(folder), read_tensors(folder))
+
+
+def _headers(name: str | Path) -> Source:
+    if _is_here(name):
+        return _local(hub.find_pair(name, None)[0])
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    folder = Path(str(name))  # as messages name it
+    repository, revision = hub.split_name(str(name))
+    with hub.hub_errors(str(name)):
+        api = huggingface_hub.HfApi()
+        # First, because the other calls retry for half a minute if the Hub can't be reached.
+        commit = api.model_info(repository, revision=revision).sha or revision
+        config = huggingface_hub.hf_hub_download(repository, "config.json", revision=commit)
+        try:
+            metadata = api.get_safetensors_metadata(repository, revision=commit)
+        except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError):
+            raise CheckpointError(
+                f"{name} has no complete safetensors files; other formats are not supported"
+            ) from None
+    tensors = {
+        canonical_name(tensor): _parse_entry(tensor, vars(entry), folder / file, 0)
+        for file, header in metadata.files_metadata.items()
+        for tensor, entry in header.tensors.items()
+    }
+    return Source(Origin(repository, commit), folder, read_config(Path(config).parent), tensors)
 
 
 def read_tensors(folder: Path) -> dict[str, SourceTensor]:
@@ -87,11 +140,11 @@ def read_tensors(folder: Path) -> dict[str, SourceTensor]:
     for path in weight_files(folder):
         header, start = read_header(path)
         for name, entry in header.items():
-            found[canonical_name(name)] = parse_entry(name, entry, path, start)
+            found[canonical_name(name)] = _parse_entry(name, entry, path, start)
     return found
 
 
-def parse_entry(name: str, entry: Any, path: Path, start: int) -> SourceTensor:
+def _parse_entry(name: str, entry: Any, path: Path, start: int) -> SourceTensor:
     """Parse a header's entry; data start at byte `start`. Raises CheckpointError."""
     try:
         code, shape, (first, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -114,5 +167,4 @@ def read_rows(tensor: SourceTensor, first: int, count: int) -> mx.array:
     )
     if raw.size < size:
         raise CheckpointError(f"{tensor.path} was cut short while it was read: download it again")
-    unsigned = raw.view(f"u{dtype.size}").reshape(count, tensor.width)
-    return mx.array(unsigned).view(dtype)
+    return mx.array(raw.view(f"u{dtype.size}").reshape(count, -1)).view(dtype)

@@ -19,28 +19,13 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import weights
-from mlx_gemma_mtp.files.checkpoint import read_config, read_drafter_config, read_target_config
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, LayerKind, TargetConfig
-from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
 from mlx_gemma_mtp.model.target import Target, TargetLayer
 
 from .source import read_rows, read_tensors
 
 OnLayer = Callable[[int, int], None]  # layers done, layers in all
-
-
-def opened(folder: Path) -> tuple[Target | Drafter, weights.Arrays]:
-    """Return a model as its config.json describes it, and the arrays of its files by its names.
-
-    Nothing is computed or read before it is used. Raises CheckpointError.
-    """
-    model: Target | Drafter
-    if read_config(folder).get("model_type") in DRAFTER_TYPES:
-        model = Drafter(read_drafter_config(folder))
-    else:
-        model = Target(read_target_config(folder))
-    return model, weights.open_arrays(model, folder)
 
 
 def final_hidden(
@@ -53,15 +38,12 @@ def final_hidden(
     Also returns the target for its `logits`; only `embed_tokens` is left of it. Runs on the
     worker's thread. Raises CheckpointError.
     """
-    target, arrays = opened(folder)
-    assert isinstance(target, Target)
-    weights.fill(target, arrays, folder, mx.float32)
-    del arrays  # a reference would keep everything that is read from now on
+    target = weights.open_target(folder, dtype=mx.float32)
     used = np.unique(np.array(tokens))
     head = target.embed_tokens
     for name in ("embed_tokens", "embed_tokens_per_layer"):
         if name in target:
-            target[name] = _UsedRows(target[name], _read_rows(folder, name, used), used)
+            target[name] = _UsedRows(folder, name, target[name], used)
     target.layers = _Passing(target.layers, on_layer)
     hidden = target(tokens, _TextCache(target.config, tokens))
     mx.eval(hidden)
@@ -72,57 +54,43 @@ def final_hidden(
 class _UsedRows(nn.Module):
     """An embedding table with only the rows of the tokens used in memory."""
 
-    def __init__(self, table: nn.Module, rows: weights.Arrays, used: np.ndarray) -> None:
+    def __init__(self, folder: Path, name: str, table: nn.Module, used: np.ndarray) -> None:
         super().__init__()
         self._table = copy.copy(table)
-        self._table.update(rows)
         self._row = mx.array(used)
+        for stored, tensor in read_tensors(folder).items():
+            module, _, part = stored.rpartition(".")
+            if module == name:
+                rows = mx.concatenate([read_rows(tensor, int(row), 1) for row in used])
+                self._table[part] = rows.astype(weights.type_for(part, rows, mx.float32))
 
     def __call__(self, tokens: mx.array) -> mx.array:
         return self._table(mx.argmax(self._row == tokens[..., None], axis=-1))
 
 
-def _read_rows(folder: Path, table: str, rows: np.ndarray) -> weights.Arrays:
-    """Return some rows of an embedding table's arrays: weight and, if quantized, scales."""
-    found = {}
-    for name, tensor in read_tensors(folder).items():
-        module, _, part = name.rpartition(".")
-        if module == table:
-            read = mx.concatenate([read_rows(tensor, int(row), 1) for row in rows])
-            found[part] = read.astype(weights.type_for(part, read, mx.float32))
-    return found
-
-
 class _Passing(list[TargetLayer]):
-    """A target's layers, for a single pass: each is removed when it is asked for."""
+    """A target's layers for a single pass: each is read when it is asked for, and then dropped."""
 
     def __init__(self, layers: list[TargetLayer], on_layer: OnLayer) -> None:
         super().__init__(layers)
         self._on_layer = on_layer
 
     def __iter__(self) -> Iterator[TargetLayer]:
+        def computed(*inputs: Any) -> mx.array:
+            out = layer(*inputs)
+            mx.eval(out)  # while its weights are in memory
+            return out
+
         total = len(self)
         while self:
             if mlx_worker().leaving.is_set():
                 raise MgmError("the process is leaving")
-            yield cast(TargetLayer, _Computed(self.pop(0)))
+            layer = self.pop(0)  # and drop the one before
             mx.clear_cache()
+            for parameter in dict(tree_flatten(layer.parameters())).values():
+                mx.eval(parameter)  # one by one: bytes read from the file are more than those kept
+            yield cast(TargetLayer, computed)
             self._on_layer(total - len(self), total)
-
-
-class _Computed:
-    """A layer that reads its weights at once, computes its output when called, and drops them."""
-
-    def __init__(self, layer: TargetLayer) -> None:
-        for parameter in dict(tree_flatten(layer.parameters())).values():
-            mx.eval(parameter)  # one by one: bytes read from the file are more than those kept
-        self._layer = layer
-
-    def __call__(self, *inputs: Any) -> mx.array:
-        out = self._layer(*inputs)
-        mx.eval(out)
-        del self._layer  # before the next one is read
-        return out
 
 
 class _TextCache(KVCache):

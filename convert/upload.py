@@ -1,7 +1,6 @@
 """Uploads a converted folder to the Hub through huggingface_hub, with its token and endpoint.
 
-A new repository is created as huggingface_hub does by default: public, unless the organization says
-otherwise.
+A new repository is public, unless the organization says otherwise.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ from mlx_gemma_mtp.errors import MgmError, UsageError, one_line
 
 
 def check_upload(repository: str) -> None:
-    """Check before the work that an upload can succeed.
-
-    Raises UsageError for an invalid repository name, MgmError without a token that the Hub takes.
-    """
+    """Raise UsageError for an invalid repository name, MgmError without a valid Hub token."""
     import huggingface_hub
     from huggingface_hub.utils._validators import validate_repo_id
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +17,11 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import (
-    canonical_name,
-    read_drafter_config,
-    read_target_config,
-)
-from mlx_gemma_mtp.files.weights import checked, dtype_name
-from mlx_gemma_mtp.model.config import check_pair
+from mlx_gemma_mtp.files import checkpoint, hub
+from mlx_gemma_mtp.files.weights import checked, dtype_name, open_arrays
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.show import Update
 
 from .formats import Format
@@ -32,7 +30,6 @@ from .output import DRAFTER_FOLDER, record
 from .parameter import stored_parts
 from .shards import INDEX, Part
 from .source import CODES, SourceTensor, read_tensors
-from .streamed import opened
 
 _DTYPES = {dtype_name(dtype): dtype for dtype in CODES}
 
@@ -49,9 +46,8 @@ class Verdict(NamedTuple):
 def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]:
     """Check a model folder and its drafter, in it or next to it; or a drafter's folder alone.
 
-    A folder without manifest.json, such as someone else's checkpoint, is checked for complete
-    tensors of the right shapes and for a matching pair. Raises ModelNotFoundError if there is no
-    folder.
+    A folder without manifest.json is checked for complete tensors of the right shapes and for a
+    matching pair. Raises ModelNotFoundError if there is no folder.
     """
     if not hub.is_folder(folder):
         raise ModelNotFoundError(f"no folder {str(folder)!r}: mgm verify checks a local folder")
@@ -59,15 +55,17 @@ def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]
     verdict = _check_folder(target, on_progress)
     if drafter is None:
         return [verdict]
-    verdict.faults.extend(_pair_faults(target, drafter))
+    with suppress(CheckpointError):  # a config that can't be read is a fault of its folder
+        configs = checkpoint.read_target_config(target), checkpoint.read_drafter_config(drafter)
+        try:
+            check_pair(*configs)
+        except CheckpointError as error:
+            verdict.faults.append(f"{drafter}: {error}")
     return [verdict, _check_folder(drafter, on_progress)]
 
 
 def source_of(verdict: Verdict) -> str:
-    """Return what a verified target was made from, if it can be found without the network.
-
-    Raises UsageError, ModelNotFoundError.
-    """
+    """Return a verified target's source, no network. Raises UsageError, ModelNotFoundError."""
     if verdict.manifest is None:
         raise UsageError(f"{verdict.folder} has no {MANIFEST}: name its source with --source")
     name, revision = verdict.manifest.source.name, verdict.manifest.source.revision
@@ -84,9 +82,8 @@ def source_of(verdict: Verdict) -> str:
 
 
 def _check_folder(folder: Path, on_progress: Update) -> Verdict:
-    manifest, num_tensors = None, 0
+    manifest, num_tensors, of_tensors = None, 0, list[str]()
     of_files: dict[str, str] = {}
-    of_tensors: list[str] = []
     if (folder / MANIFEST).exists():
         try:
             manifest = read_manifest(folder)
@@ -106,10 +103,7 @@ def _check_folder(folder: Path, on_progress: Update) -> Verdict:
 def _file_faults(
     folder: Path, records: dict[str, FileRecord], on_progress: Update
 ) -> Iterator[tuple[str, str]]:
-    """Yield names of files that are missing, changed, cut short or unlisted, and the fault.
-
-    Hidden files are allowed.
-    """
+    """Yield name and fault of files that differ or are unlisted; hidden ones are allowed."""
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name in sorted(present - records.keys() - set(UNLISTED)):
         if not name.startswith((".", f"{DRAFTER_FOLDER}/")):
@@ -118,21 +112,19 @@ def _file_faults(
     for name, expected in records.items():
         on_progress(f"hashing {name}", done, total)
         done += expected.bytes
-        fault = _file_fault(folder / name, expected) if name in present else "is missing"
+        path, fault = folder / name, None
+        try:
+            excess = path.stat().st_size - expected.bytes
+            if excess:
+                fault = f"is {'cut short' if excess < 0 else 'too long'} by {abs(excess)} bytes"
+            elif record(path) != expected:
+                fault = "has changed: its SHA-256 differs from the manifest's"
+        except FileNotFoundError:
+            fault = "is missing"
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
         if fault:
-            yield name, f"{folder / name} {fault}"
-
-
-def _file_fault(path: Path, expected: FileRecord) -> str | None:
-    try:
-        excess = path.stat().st_size - expected.bytes
-        if excess:
-            return f"is {'cut short' if excess < 0 else 'too long'} by {abs(excess)} bytes"
-        if record(path) != expected:
-            return "has changed: its SHA-256 differs from the manifest's"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None
+            yield name, f"{path} {fault}"
 
 
 def _tensor_faults(
@@ -143,7 +135,12 @@ def _tensor_faults(
     faults = [*_index_faults(folder, by_file_name)]
     if manifest is not None:
         faults += _manifest_faults(folder, by_file_name, manifest)
-    model, arrays = opened(folder)  # quantized as config.json says
+    model: Target | Drafter
+    if checkpoint.read_config(folder).get("model_type") in DRAFTER_TYPES:
+        model = Drafter(checkpoint.read_drafter_config(folder))
+    else:
+        model = Target(checkpoint.read_target_config(folder))
+    arrays = open_arrays(model, folder)  # quantized as config.json says
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         try:
             checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
@@ -159,9 +156,9 @@ def _manifest_faults(
     for name in sorted(stored.keys() - expected.keys()):
         yield f"{stored[name].path}: tensor {name} is not in the manifest"
     for name, part in expected.items():
-        found = stored.get(name)
+        found, own_name = stored.get(name), checkpoint.canonical_name(name)
         if found is None:
-            yield f"{folder}: tensor {canonical_name(name)} is missing: download it again"
+            yield f"{folder}: tensor {own_name} is missing: download it again"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "
@@ -190,15 +187,3 @@ def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str
         found = stored[name].path.name if name in stored else None
         if named.get(name) != found:
             yield f"{path}: tensor {name} is in {found or 'no file'}, not in {named.get(name)}"
-
-
-def _pair_faults(target: Path, drafter: Path) -> list[str]:
-    try:
-        configs = read_target_config(target), read_drafter_config(drafter)
-    except CheckpointError:  # a fault of its folder
-        return []
-    try:
-        check_pair(*configs)
-    except CheckpointError as error:
-        return [f"{drafter}: {error}"]
-    return []

@@ -47,11 +47,6 @@ class Checked:
     longest_context: int | None = None
     no_drafts: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the model's fields and these."""
-        own = {key: value for key, value in vars(self).items() if key != "model"}
-        return self.model.to_json() | own
-
 
 @dataclass(frozen=True)
 class Report:
@@ -77,7 +72,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
-        return {"schema": 1} | asdict(self) | {"models": [one.to_json() for one in self.models]}
+        own = [{k: v for k, v in vars(one).items() if k != "model"} for one in self.models]
+        models = [one.model.to_json() | more for one, more in zip(self.models, own, strict=True)]
+        return {"schema": 2} | asdict(self) | {"models": models}
 
 
 def examine(packages: Sequence[str] = PACKAGES) -> Report:

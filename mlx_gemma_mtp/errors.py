@@ -8,9 +8,8 @@ from __future__ import annotations
 import copy
 import traceback
 
-# In MLX's errors when memory runs out: "[malloc] Unable to allocate …", "[metal::malloc]
-# Attempting to allocate …", "cudaMallocAsync(…) failed: out of memory", "Insufficient Memory". (Its
-# CPU backend ends the process instead.)
+# In MLX's errors: "[malloc] Unable to allocate …", "[metal::malloc] Attempting to allocate …",
+# "cudaMallocAsync(…) failed: out of memory", "Insufficient Memory". (On a CPU the process ends.)
 OUT_OF_MEMORY = ("malloc", "out of memory", "insufficient memory")
 
 
@@ -71,12 +70,10 @@ def as_failure(error: BaseException) -> MgmError:
         error.add_note("".join(["In the engine's thread:\n", *frames]).rstrip())
         error.__traceback__ = None
     message = f"{type(error).__name__}: {one_line(error)}"
-    failure: MgmError
+    failure: MgmError = GenerationError(f"the request failed: {message}")
     if isinstance(error, MemoryError) or any(sign in message.lower() for sign in OUT_OF_MEMORY):
         failure = NotEnoughMemoryError(
             f"not enough memory ({message}): shorten the request or load with a smaller max_batch"
         )
-    else:
-        failure = GenerationError(f"the request failed: {message}")
     failure.__cause__ = error
     return failure

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,14 +16,12 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
 # Summing in another order moved the logit difference of two tokens, in a random 31B of 12 layers in
 # bfloat16, by 1.25 units in the last place (median), 8 (99%) and 14.5 (maximum).
 NEAR_ULPS = 16
-CHUNK = Limits().chunks[-1]  # tokens that one forward reads
 FARTHEST = 1000.0  # a larger distance to the edge of the filters counts as infinite
 
 
@@ -38,33 +35,8 @@ class Margin:
     size: float
     bound: float
 
-    @property
-    def near_tie(self) -> bool:
-        """True if rounding explains it; never in float32, where bound is 0."""
-        return self.bound > 0 and self.size <= self.bound
-
     def __str__(self) -> str:
         return f"margin {self.size:.2g}, bound {self.bound:.2g}"
-
-
-class Scores(NamedTuple):
-    """All tokens of the vocabulary at one position; both arrays are [V].
-
-    value: what `sampling.choose` maximizes, without filters. slack: how far logit / temperature is
-    inside top_k and top_p; negative outside, infinite without filters, -inf if suppressed.
-    """
-
-    value: np.ndarray
-    slack: np.ndarray
-
-    def shortfall(self, token: int) -> float:
-        """Return how much must change until this token is chosen; 0 for the one that is.
-
-        The token must come inside the filters. Each token with a larger value must lose its lead or
-        fall out of the filters, whichever is nearer: two runs may draw their edge differently.
-        """
-        leads = np.minimum(self.value - self.value[token], self.slack)
-        return max(float(leads.max()), float(-self.slack[token]), 0.0)
 
 
 def margin(
@@ -72,33 +44,34 @@ def margin(
     ids: Sequence[int],
     tokens: tuple[int, int],
     params: SamplingParams,
-    *,
-    chunk: int = CHUNK,
+    chunk: int = 512,  # tokens that one forward reads, as in an engine
 ) -> Margin:
     """Return the margin between two tokens that were chosen after `ids`, prompt and completion.
 
-    Its size is the larger shortfall of the two; its bound is NEAR_ULPS units in the last place of
-    the larger logit in the activations' type, divided by the temperature, and 0 for a float32 pair.
-    Call it on the MLX thread.
+    size is the larger shortfall of the two; bound is NEAR_ULPS units in the last place of the
+    larger logit, divided by the temperature, and 0 for a float32 pair. Call it on the MLX thread.
     """
-    target, params = pair.target, params.resolved(pair.defaults)
-    logits = _logits(target, ids, chunk)
-    suppressed = pair.defaults.get("suppress_tokens") or []
-    softcap = target.config.final_logit_softcapping
-    found = scores(logits, len(ids), params, softcap, suppressed)
-    size = min(max(found.shortfall(token) for token in tokens), FARTHEST)
+    target = pair.target
+    most, capacity = min(chunk, len(ids)), capacity_for(len(ids))
+    cache = KVCache.empty(target.config, 1, capacity=capacity, most=most, dtype=target.dtype)
+    for start in range(0, len(ids), most):
+        hidden = prefill(target, cache, mx.array([ids[start : start + most]]))
+        mx.eval(hidden, cache.buffers)
+    logits = target.logits(hidden)[0, 0]
+    params, suppressed = params.resolved(pair.defaults), pair.default_tokens("suppress_tokens")
+    found = scores(logits, len(ids), params, target.config.final_logit_softcapping, suppressed)
+    size = min(max(shortfall(*found, token) for token in tokens), FARTHEST)
     if is_exact(target):
         return Margin(size, 0.0)
-    larger = float(np.abs(np.array(logits.astype(mx.float32))[list(tokens)]).max())
-    _, exponent = math.frexp(larger)  # larger is in 2^(exponent - 1) .. 2^exponent
-    ulp = mx.finfo(target.dtype).eps * 2.0 ** (exponent - 1)
+    larger = float(mx.abs(logits[mx.array(tokens)]).max())
+    ulp = mx.finfo(target.dtype).eps * 2.0 ** (math.frexp(larger)[1] - 1)
     return Margin(size, NEAR_ULPS * ulp / (params.temperature or 1.0))
 
 
 def is_exact(target: Target) -> bool:
     """True if all weights are float32: then completions must not differ at all."""
-    arrays = dict(tree_flatten(target.parameters())).values()
-    return all(array.dtype == mx.float32 for array in arrays)
+    arrays = dict(tree_flatten(target.parameters()))
+    return {array.dtype for array in arrays.values()} == {mx.float32}
 
 
 def scores(
@@ -106,20 +79,33 @@ def scores(
     position: int,
     params: SamplingParams,
     softcap: float | None,
-    suppressed: int | Sequence[int] = (),
-) -> Scores:
-    """Return the scores of all tokens for this position, from raw logits [V]."""
-    barred = np.zeros(len(logits), bool)
-    barred[np.array(suppressed, int)] = True
+    suppressed: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return value and slack of all tokens for this position, both [V], from raw logits [V].
+
+    value: what `sampling.choose` maximizes, without filters. slack: how far logit / temperature is
+    inside top_k and top_p; negative outside, infinite without filters, -inf if suppressed.
+    """
+    barred = np.isin(np.arange(len(logits)), suppressed)
     scaled = logits.astype(mx.float32)
     if not params.temperature:
-        return Scores(np.array(scaled), np.where(barred, -np.inf, np.inf))
+        return np.array(scaled), np.where(barred, -np.inf, np.inf)
     if softcap is not None:
         scaled = mx.tanh(scaled / softcap) * softcap
     scaled = scaled / params.temperature
     noise = mx.random.gumbel(logits.shape, key=mx.array([params.seed, position], mx.uint32))
     slack = _slack(np.where(barred, -np.inf, np.array(scaled)), params)
-    return Scores(np.array(scaled + noise), slack)
+    return np.array(scaled + noise), slack
+
+
+def shortfall(value: np.ndarray, slack: np.ndarray, token: int) -> float:
+    """Return how much must change until this token is chosen; 0 for the one that is.
+
+    The token must come inside the filters. Each token with a larger value must lose its lead or
+    fall out of the filters, whichever is nearer: two runs may draw their edge differently.
+    """
+    leads = np.minimum(value - value[token], slack)
+    return max(float(leads.max()), float(-slack[token]), 0.0)
 
 
 def _slack(scaled: np.ndarray, params: SamplingParams) -> np.ndarray:
@@ -140,27 +126,13 @@ def _slack(scaled: np.ndarray, params: SamplingParams) -> np.ndarray:
         with np.errstate(divide="ignore"):
             odds = np.log(before) - np.log1p(-before)
         gate[1:num_fitting] = odds - math.log(params.top_p / (1 - params.top_p))
-
-    def num_above(floor: np.ndarray) -> np.ndarray:
-        return np.searchsorted(-ranked, -floor)
-
-    inside = gate[num_above(scaled)] < 0
+    inside = gate[np.searchsorted(-ranked, -scaled)] < 0
     side = np.where(inside, 1.0, -1.0)
     low, high = np.zeros(len(scaled)), np.full(len(scaled), FARTHEST)
     for _ in range(40):
         x = (low + high) / 2
         # A token inside is above its own floor by now: it is not counted as one before itself.
-        crossed = side * gate[num_above(scaled - side * x) - inside] + x >= 0
+        num_before = np.searchsorted(-ranked, side * x - scaled) - inside
+        crossed = side * gate[num_before] + x >= 0
         low, high = np.where(crossed, low, x), np.where(crossed, x, high)
     return side * np.where(high < FARTHEST, high, np.inf)
-
-
-def _logits(target: Target, ids: Sequence[int], chunk: int) -> mx.array:
-    """Return the target's raw logits [V] for the token after ids."""
-    most = min(chunk, len(ids))
-    capacity = capacity_for(len(ids))
-    cache = KVCache.empty(target.config, 1, capacity=capacity, most=most, dtype=target.dtype)
-    for start in range(0, len(ids), most):
-        hidden = prefill(target, cache, mx.array([ids[start : start + most]]))
-        mx.eval(hidden, cache.buffers)
-    return target.logits(hidden)[0, 0]

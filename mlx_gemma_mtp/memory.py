@@ -57,25 +57,6 @@ class Limits:
     shrink_after: int = 16
 
 
-class Needs(NamedTuple):
-    """Bytes, by what they are for.
-
-    target, drafter: weights. sliding, full: keys and values of all rows, by the kind of layer.
-    working: everything else at the peak.
-    """
-
-    target: int
-    drafter: int
-    sliding: int
-    full: int
-    working: int
-
-    @property
-    def total(self) -> int:
-        """The most bytes that MLX holds at once."""
-        return sum(self)
-
-
 def _sliding(cache: KVCache) -> int:
     """Return the bytes of the sliding layers' keys and values."""
     buffers = zip(cache.config.layers, cache.keys, cache.values, strict=False)
@@ -150,8 +131,8 @@ class Pair(NamedTuple):
             target.dtype.size,
         )
 
-    def needs(self, context: int, batch: int, sessions: int = 0) -> Needs:
-        """Return what an engine needs for `batch` busy rows, each with up to `context` positions.
+    def needs(self, context: int, batch: int, sessions: int = 0) -> int:
+        """Return the most bytes an engine holds for `batch` rows of up to `context` positions.
 
         context: of prompt and completion together; more than the model's maximum counts as that.
         sessions: how many conversations of that length are kept (`Engine.session`), including those
@@ -189,21 +170,19 @@ class Pair(NamedTuple):
         logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size
         playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
         leaving = kept + rows.nbytes
-        sliding = _sliding(rows)
-        working = max(reading, joining, playing, leaving) - rows.nbytes
-        return Needs(self.target_bytes, self.drafter_bytes, sliding, rows.nbytes - sliding, working)
+        return self.target_bytes + self.drafter_bytes + max(reading, joining, playing, leaving)
 
     @property
     def needs_to_load(self) -> int:
         """Bytes to load it, and then to run it with LOAD_CONTEXT tokens of context."""
-        return max(self.loading, self.needs(LOAD_CONTEXT, 1).total)
+        return max(self.loading, self.needs(LOAD_CONTEXT, 1))
 
     def longest_context(self, *, batch: int, have: int, sessions: int = 0) -> int:
         """Return the longest context whose `needs` fit in `have` bytes; 0 if none does."""
         low, high = 0, self.target.max_position_embeddings
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.needs(middle, batch, sessions).total <= have
+            fits = self.needs(middle, batch, sessions) <= have
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
@@ -255,7 +234,7 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
             for fewer in (8, 4):
                 if bits is None or fewer < bits:
                     yield f"bits={fewer}", read_pair(folder, beside, bits=fewer).needs_to_load
-            converted = read_pair(folder, beside, bits=4).needs(LOAD_CONTEXT, 1).total
+            converted = read_pair(folder, beside, bits=4).needs(LOAD_CONTEXT, 1)
             yield "the output of `mgm convert --bits 4`", converted
         if beside is not None:
             yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load

@@ -16,15 +16,9 @@ if TYPE_CHECKING:
 # What is being done, how much of it is done, and the total (None if it is not known).
 Update = Callable[[str, float, float | None], None]
 
-SPINNER_SECONDS = 0.3  # anything quicker shows no spinner
-
 
 def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    markdown: bool = False,
-    left: int = 1,
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, markdown: bool = False, left: int = 1
 ) -> str:
     """Return a table as text without colors; the first `left` columns are aligned to the left.
 
@@ -60,13 +54,10 @@ def progress(unit: Literal["bytes", "items"]) -> Iterator[Update]:
         return
     from rich import progress as bars
 
-    counts = (
-        [bars.DownloadColumn(), bars.TransferSpeedColumn()]
-        if unit == "bytes"
-        else [bars.MofNCompleteColumn()]
-    )
-    description = bars.TextColumn("{task.description}", markup=False)
-    shown = _display(None, bars.BarColumn(), *counts, bars.TimeRemainingColumn(), description)
+    in_bytes = [bars.DownloadColumn(), bars.TransferSpeedColumn()]
+    counts = in_bytes if unit == "bytes" else [bars.MofNCompleteColumn()]
+    columns = [bars.BarColumn(), *counts, bars.TimeRemainingColumn()]
+    shown = _display(None, *columns, bars.TextColumn("{task.description}", markup=False))
     task = shown.add_task("", total=None)
 
     def update(what: str, done: float, total: float | None) -> None:
@@ -90,7 +81,7 @@ def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
     text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
     shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
     shown.add_task(what, total=None)
-    timer = threading.Timer(SPINNER_SECONDS, shown.start)
+    timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
     timer.start()
     try:
         yield

@@ -13,6 +13,7 @@ from helpers.command import mgm_here  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from helpers.checkpoints import PairPaths
+    from mlx_gemma_mtp.text.tokenizer import Text
 
 # Set in the environment, so that all processes of a run use the same one.
 SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
@@ -31,10 +32,12 @@ LAYOUTS = {
     "E2B": {"multimodal": True},
     "E4B": {"sharded": True},
     "12B": {"multimodal": True, "sharded": True},
-    "26B-A4B": {"multimodal": True, "global_spelling": True},
-    "31B": {"global_spelling": True},
+    "26B-A4B": {"multimodal": True},
+    "31B": {},
 }
+GLOBAL_SPELLING = ("26B-A4B", "31B")
 KINDS = tuple(LAYOUTS)
+MAKE_CHECKPOINTS = {"pairs", "plain", "sharded", "tiny"}  # fixtures that need torch
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -47,7 +50,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"pairs", "tiny"} & {*getattr(item, "fixturenames", ())}:
+        if MAKE_CHECKPOINTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.torch)
 
 
@@ -63,12 +66,13 @@ def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, *request.node.name.encode()])
 
 
-@pytest.fixture
-def prompts(rng: np.random.Generator) -> list[list[int]]:
-    """Prompts for the fake pair."""
-    from helpers.fake_target import VOCAB  # imports mlx: only if needed
+@pytest.fixture(scope="session")
+def text() -> "Text":
+    """The demo's tokenizer."""
+    from mlx_gemma_mtp.files.hub import DEMO
+    from mlx_gemma_mtp.text.tokenizer import Text
 
-    return [rng.integers(0, VOCAB, size).tolist() for size in (3, 20, 7, 40, 11, 5, 31, 9)]
+    return Text(DEMO)
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -80,19 +84,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, seed: int) -> "dict[str, PairPaths]":
     """A target and its drafter of every kind, on disk; read-only for tests."""
-    from helpers.checkpoints import (  # imports torch: only if needed
-        make_pair,
-        to_global_spelling,
-    )
+    # Imports torch: only if needed.
+    from helpers.checkpoints import make_pair, to_global_spelling
 
     made = {}
     for name, layout in LAYOUTS.items():
-        layout = dict(layout)
-        spelling = layout.pop("global_spelling", False)
         made[name] = make_pair(name, tmp_path_factory.mktemp(name), seed, **layout)
-        if spelling:
-            for folder in made[name]:
-                to_global_spelling(folder)
+        for folder in made[name] if name in GLOBAL_SPELLING else ():
+            to_global_spelling(folder)
     return made
 
 

@@ -22,15 +22,12 @@ _NAME = re.compile(r"\w[\w.-]{0,99}(?<!\.jsonl)")
 
 
 class Kept(NamedTuple):
-    """A saved conversation; without `conversation`, `problem` says why it cannot be read.
-
-    last_used: seconds since 1970. size_bytes, cache_bytes: of its files.
-    """
+    """A saved conversation; without `conversation`, `problem` says why it cannot be read."""
 
     name: str
     conversation: Conversation | None
     problem: str | None
-    last_used: float
+    last_used: float  # seconds since 1970
     size_bytes: int
     cache_bytes: int
 
@@ -52,8 +49,7 @@ def cache_of(path: Path) -> Path:
 
 def new_path() -> Path:
     """Return the file of a conversation that starts now."""
-    now = datetime.now().astimezone()
-    return path_of(f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+    return path_of(f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 
 def paths() -> list[Path]:

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -76,20 +76,18 @@ def _print_version(wanted: bool) -> None:
 
     from mlx_gemma_mtp.device import backend
 
-    others = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+    others = f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}"
     print(f"mgm {__version__}, {others}, Python {platform.python_version()}, {backend()}")
     raise typer.Exit
 
 
+VERSION = typer.Option(
+    "--version", callback=_print_version, is_eager=True, help="Print versions and device."
+)
+
+
 @app.callback()
-def bare(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print versions and device."
-        ),
-    ] = False,
-) -> None:
+def bare(version: Annotated[bool, VERSION] = False) -> None:
     """Options of `mgm` without a command. Its help is the one of the app."""
 
 
@@ -101,16 +99,12 @@ def main(args: Sequence[str] | None = None) -> None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the process ends
     try:
         app(args, prog_name="mgm")
-    except MgmError as error:
-        _fail(str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - unforeseen: shown without its traceback
+    except Exception as error:
+        if os.environ.get("MGM_DEBUG"):
+            raise
         line = f"{type(error).__name__}: {one_line(error)} (MGM_DEBUG=1 shows where)"
-        _fail(line, MgmError.exit_code)
-
-
-def _fail(line: str, exit_code: int) -> NoReturn:
-    """Print one line and exit; with MGM_DEBUG, raise the error."""
-    if os.environ.get("MGM_DEBUG"):
-        raise  # the error that is being handled
-    print(f"mgm: {line}", file=sys.stderr)
-    sys.exit(exit_code)
+        exit_code = MgmError.exit_code
+        if isinstance(error, MgmError):
+            line, exit_code = str(error), error.exit_code
+        print(f"mgm: {line}", file=sys.stderr)
+        sys.exit(exit_code)

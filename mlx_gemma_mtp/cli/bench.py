@@ -170,7 +170,7 @@ def _show_earlier(shown: Shown, files: list[Path]) -> None:
 
 def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.record import MIXED
-    from mlx_gemma_mtp.cli.check import exact_products
+    from mlx_gemma_mtp.device import exact_products
 
     exact_products()
     plan = measured.plan(pair, check=True)
@@ -181,9 +181,7 @@ def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     check_batches(
         opened.pair,
         lambda batch: prompts.wave(MIXED, batch, 0),
-        batches=plan.batches,
-        drafts=plan.num_draft_tokens,
-        max_tokens=plan.tokens,
+        plan,
         as_json=shown.format == "json",
         keep=shown.keep,
     )

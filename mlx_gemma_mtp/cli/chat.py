@@ -32,8 +32,7 @@ def chat(
         str | None, typer.Option(help="Resume the conversation of this name, or start it.")
     ] = None,
     keep_cache: Annotated[
-        bool,
-        typer.Option("--keep-cache", help="Save the KV cache on exit, so resuming is instant."),
+        bool, typer.Option("--keep-cache", help="Save the KV cache on exit; resuming is instant.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
 ) -> None:
@@ -94,13 +93,11 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
         transcript = Transcript.reopened(path)
     except OSError as error:
         raise MgmError(f"{path} cannot be opened: {error.strerror}") from None
-    given = {
-        name: getattr(models, name)
-        for name in Models._fields
-        if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
-    }
+    sources = {name: context.get_parameter_source(name) for name in Models._fields}
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     before = transcript.conversation.models
-    models = models if "model" in given else before._replace(**given)
+    if "model" not in given:
+        models = before._replace(**{name: getattr(models, name) for name in given})
     if models != before:
         transcript.use(models)
     return transcript
@@ -109,10 +106,8 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
 def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
     transcript, note = chat.transcript, chat.screen.note
-    note(
-        f"{chat.models.model} · {chat.context:,}-token context · "
-        "/help for commands · Ctrl-D to quit"
-    )
+    context = f"{chat.context:,}-token context"
+    note(f"{chat.models.model} · {context} · /help for commands · Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
         note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
         if transcript.question is not None:

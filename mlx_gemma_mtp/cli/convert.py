@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mlx_gemma_mtp import show
 from mlx_gemma_mtp.cli import options
-
-if TYPE_CHECKING:
-    from mlx_gemma_mtp.convert.plan import Plan
 
 
 def convert(
@@ -46,9 +43,7 @@ def convert(
     drafter_bits: Annotated[
         str | None, typer.Option(help="Like --bits [8 if --bits is above 4, else 4].")
     ] = None,
-    plan_only: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan; reads no weights.")
-    ] = False,
+    plan_only: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted conversion.")
     ] = False,
@@ -59,13 +54,10 @@ def convert(
         str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
     ] = None,
 ) -> None:
-    """Quantize a target and its drafter for MLX.
-
-    A few rows at a time, so memory does not depend on the model's size.
-    """
+    """Quantize a target and its drafter for MLX, in memory that does not depend on their size."""
     from mlx_gemma_mtp.convert import conversion, upload
     from mlx_gemma_mtp.convert.partial import partial_of
-    from mlx_gemma_mtp.convert.plan import Options
+    from mlx_gemma_mtp.convert.plan import Options, Plan
     from mlx_gemma_mtp.convert.report import dry_run
 
     chosen = Options(
@@ -76,6 +68,13 @@ def convert(
         rules=tuple(rule or ()),
         drafter_bits=drafter_bits,
     )
+
+    def on_plan(plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            print(f"{plan.kind} {plan.source.origin.name}: {plan.size}", file=sys.stderr)
+        if len(plans) == 1:
+            print("no drafter", file=sys.stderr)
+
     wanted = options.named_drafter(drafter)
     out = out or conversion.default_out(source, chosen)
     try:
@@ -86,7 +85,7 @@ def convert(
         if upload_repo is not None:
             upload.check_upload(upload_repo)
         with show.progress("bytes") as update:
-            steps = set()
+            steps = set[str]()
 
             def on_progress(what: str, done: float, total: float | None) -> None:
                 if what not in steps and not show.can_draw():
@@ -101,7 +100,7 @@ def convert(
                 drafter=wanted,
                 resume=resume,
                 force=force,
-                on_plan=_print_plan,
+                on_plan=on_plan,
                 on_progress=on_progress,
             )
         print(out)
@@ -111,13 +110,3 @@ def convert(
         then = "; add --resume to continue" if partial_of(out).exists() else ""
         print(options.interruption(f"interrupted{then}"), file=sys.stderr)
         raise typer.Exit(options.INTERRUPTED) from None
-
-
-def _print_plan(plans: Sequence[Plan]) -> None:
-    from rich.filesize import decimal
-
-    for plan in plans:
-        bits = f"{plan.bits_per_weight:.2f} bits per weight, {decimal(plan.nbytes)}"
-        print(f"{plan.kind} {plan.source.origin.name}: {bits}", file=sys.stderr)
-    if len(plans) == 1:
-        print("no drafter", file=sys.stderr)

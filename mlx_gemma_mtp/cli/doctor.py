@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli.check import exact_products
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def doctor(
     without its drafter. Exit codes: 0 healthy, 1 a problem, 5 completions differ.
     """
     try:
-        from mlx_gemma_mtp import check, doctor
+        from mlx_gemma_mtp import check, device, doctor
     except ImportError as error:
         raise MgmError(
             f"a package cannot be imported ({one_line(error)}): install mgm again"
@@ -40,7 +39,7 @@ def doctor(
         print_report(report)
     if self_test:
         print("running the self-test, about ten seconds ...", file=sys.stderr)
-        exact_products()
+        device.exact_products()
         try:
             tested = check.self_test()
         except MgmError as error:
@@ -88,12 +87,6 @@ def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
         if tested is not None:
             same = "NOT the same" if differences else "the same"
             print(f"self-test: {tested.completions} completions, {same} with and without drafter")
-            for one in tested.speeds:
-                print(
-                    f"  batch {one.batch}: {one.plain:.0f} tokens/s without it, "
-                    f"{one.drafted:.0f} with it"
-                )
-            print("  drafts are forced here; `mgm bench` measures what they gain")
         for problem in problems:
             print(f"problem: {problem}")
         if not problems:

@@ -22,8 +22,6 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     with spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)
     if pair.drafter == "auto" and not engine.has_drafter:
-        print(
-            f"{pair.model}: no drafter found; decoding without one (--drafter NAME downloads one)",
-            file=sys.stderr,
-        )
+        how = "decoding without one (--drafter NAME downloads one)"
+        print(f"{pair.model}: no drafter found; {how}", file=sys.stderr)
     return engine

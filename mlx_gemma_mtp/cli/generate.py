@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import secrets
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlx_gemma_mtp.cli import options
-from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
@@ -25,27 +26,17 @@ MAX_BATCH = 8
 def generate(
     pair: options.Pair,
     sampling: options.Sampling,
-    prompt: Annotated[
-        str | None, typer.Argument(help="The prompt [standard input].", show_default=False)
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt [standard input].")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print answer, thought, tool calls, tokens and statistics as JSON."
-        ),
+        bool, typer.Option("--json", help="Print answer, thought, tokens and statistics as JSON.")
     ] = False,
     check: Annotated[
-        bool,
-        typer.Option(
-            "--check",
-            help="Generate again without drafts and compare; exit 5 if they differ (auto is 3).",
-        ),
+        bool, typer.Option("--check", help="Generate again without drafts; exit 5 if they differ.")
     ] = False,
     batch_file: Annotated[
-        Path | None,
-        typer.Option(help='A file of requests, {"id": 1, "prompt": "..."} on each line.'),
+        Path | None, typer.Option(help='A file of requests: {"id": 1, "prompt": "..."} lines.')
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Results of --batch-file, in its order.")] = None,
     max_batch: Annotated[
@@ -57,13 +48,13 @@ def generate(
 ) -> None:
     """Answer one prompt, or a file of prompts.
 
-    Only the answer goes to stdout. If a batch is interrupted, run the same command again to
-    continue. A line of a batch file can set "system", "max_tokens", "temperature", "top_k",
-    "top_p", "seed", "stop" and "thinking"; its prompt is text or a list of messages.
+    Only the answer goes to stdout. With --check, auto means 3 drafts. To continue an interrupted
+    batch, run the same command again. A line of a batch file can set "system", "max_tokens",
+    "temperature", "top_k", "top_p", "seed", "stop" and "thinking"; its prompt is text or messages.
     """
+    if sum(one is not None for one in (prompt, file, batch_file)) > 1:
+        raise UsageError("several prompts: use only one of PROMPT, --file and --batch-file")
     if batch_file is not None:
-        if prompt is not None or file is not None:
-            raise UsageError("several prompts: use only one of PROMPT, --file and --batch-file")
         if out is None:
             raise UsageError("--batch-file needs --out, the file for its results")
         if as_json or check:
@@ -76,18 +67,28 @@ def generate(
     if out is not None or max_batch is not None or restart:
         raise UsageError("--out, --max-batch and --restart need --batch-file")
     from mlx_gemma_mtp.chat.screen import Screen
-    from mlx_gemma_mtp.cli.check import exact_products, with_drafts
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.text.messages import with_system
 
     asked = with_system(_prompt(prompt, file), system)
-    screen = Screen(sys.stdout.buffer, sys.stderr)
-    params = sampling.params()
-    if check:
-        exact_products()
-        params = with_drafts(params)
+    params = _checkable(sampling.params()) if check else sampling.params()
     with load_engine(pair) as engine:
-        answer(engine, asked, params, screen, as_json=as_json, check=check)
+        screen = Screen(sys.stdout.buffer, sys.stderr)
+        answer(engine, asked, params, screen, as_json, check)
+
+
+def _checkable(params: SamplingParams) -> SamplingParams:
+    """Return settings with drafts in every round (3 for auto), and a seed to repeat it."""
+    from mlx_gemma_mtp.check import NUM_DRAFT_TOKENS
+    from mlx_gemma_mtp.device import exact_products
+
+    exact_products()
+    asked = params.num_draft_tokens
+    if asked == 0:
+        raise UsageError("--check has nothing to compare: --num-draft-tokens must be at least 1")
+    drafts = NUM_DRAFT_TOKENS if asked == "auto" else asked
+    seed = secrets.randbits(32) if params.seed is None else params.seed
+    return replace(params, num_draft_tokens=drafts, seed=seed)
 
 
 def answer(
@@ -95,13 +96,11 @@ def answer(
     prompt: Prompt,
     params: SamplingParams,
     screen: Screen,
-    *,
-    as_json: bool = False,
-    check: bool = False,
+    as_json: bool,
+    check: bool,
 ) -> None:
     """Print the answer to one prompt. check: raise VerificationError if drafts change it."""
     from mlx_gemma_mtp.check import difference
-    from mlx_gemma_mtp.cli import check as checking
 
     if check and not engine.has_drafter:
         raise ModelNotFoundError("--check has nothing to compare without a --drafter")
@@ -112,19 +111,29 @@ def answer(
     else:
         tokens = _print_answer(engine, prompt, params, screen)
     if check:
-        [plain] = engine.generate(prompt, dataclasses.replace(params, num_draft_tokens=0))
+        [plain] = engine.generate(prompt, replace(params, num_draft_tokens=0))
         differs = difference(tokens, plain.tokens, engine.text)
-        found["check"] = checking.as_json(differs, len(tokens))
+        found["check"] = {"identical": differs is None, "tokens": len(tokens)}
+        if differs:
+            found["check"] |= {
+                "position": differs.position,
+                "before": differs.before,
+                "with_drafts": asdict(differs.found),
+                "without": asdict(differs.wanted),
+            }
     if as_json:
         screen.answer(json.dumps(found, ensure_ascii=False) + "\n")
+    if check and differs:
+        before = json.dumps(differs.before, ensure_ascii=False)
+        same = f"{differs.position} tokens match, then after {before}"
+        sides = f"{differs.found} with drafts, {differs.wanted} without"
+        raise VerificationError(f"output differs: {same} {sides}")
     if check:
-        checking.report(differs, len(tokens))
+        print(f"the same {len(tokens)} tokens with drafts and without", file=sys.stderr)
 
 
 def _prompt(argument: str | None, file: Path | None) -> str:
     """Return the prompt from the one place that has it, without line ends after it."""
-    if argument is not None and file is not None:
-        raise UsageError("several prompts: use only one of PROMPT and --file")
     if argument is not None:
         where, content = "", argument.encode(errors="surrogateescape")  # as it was typed
     elif file is not None:
@@ -133,15 +142,14 @@ def _prompt(argument: str | None, file: Path | None) -> str:
         except OSError as error:
             raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     elif sys.stdin.isatty():
-        raise UsageError("no prompt: give one, or use --file, or pipe one in")
+        raise UsageError("no prompt: give one, use --file, or pipe one in")
     else:
         where, content = " of standard input", sys.stdin.buffer.read()
     try:
         prompt = content.decode().rstrip("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"the prompt is not UTF-8 text (byte number {error.start + 1}{where})"
-        ) from None
+        place = f"byte number {error.start + 1}{where}"
+        raise UsageError(f"the prompt is not UTF-8 text ({place})") from None
     if not prompt.strip():
         raise UsageError("the prompt is empty")
     return prompt
@@ -165,19 +173,14 @@ def _print_answer(
         if chunk.tool_call:
             screen.say(f"mgm: the model called the tool {chunk.tool_call.name}: see --json")
     screen.answer("\n")
-    if chunk and chunk.kind == "thought":
-        screen.say(
-            "mgm: cut off while thinking: raise --max-tokens, or see the thought with --json"
-        )
-    elif chunk and chunk.kind == "tool_call":
-        screen.say("mgm: cut off in a tool call: raise --max-tokens, or see it with --json")
+    if chunk and chunk.kind != "answer":
+        where = "while thinking" if chunk.kind == "thought" else "in a tool call"
+        screen.say(f"mgm: cut off {where}: raise --max-tokens, or see it with --json")
     return tokens
 
 
 def _to_json(done: Completion) -> dict[str, Any]:
     """Return a completion with all its statistics."""
-    names = ("drafted", "accepted", "acceptance_rate", "acceptance_length", "answer_tokens")
-    stats = dataclasses.asdict(done.stats)
-    for name in (*names, "decode_tokens_per_second"):
-        stats[name] = getattr(done.stats, name)
-    return dataclasses.asdict(done) | {"stats": stats}
+    kinds = vars(type(done.stats)).items()
+    derived = {name: getattr(done.stats, name) for name, of in kinds if isinstance(of, property)}
+    return asdict(done) | {"stats": asdict(done.stats) | derived}

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import UsageError
 
@@ -15,13 +16,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.files.hub_cache import CachedModel
 
 HEADER = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "LAST USED")
-UNITS = (  # seconds
-    ("year", 31_557_600),
-    ("month", 2_629_800),
-    ("day", 86_400),
-    ("hour", 3600),
-    ("minute", 60),
-)
+SECONDS = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3600, "minute": 60}
 
 
 def list_models(
@@ -52,8 +47,6 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model and its drafter from the Hub's cache."""
-    from rich.filesize import decimal
-
     from mlx_gemma_mtp.files import hub, hub_cache
 
     folders = {name: hub.repository_folder(name) for name in hub_cache.removable(model)}
@@ -71,8 +64,6 @@ def remove(
 
 
 def _row(model: CachedModel) -> tuple[str, ...]:
-    from rich.filesize import decimal
-
     if model.is_drafter:
         drafter = "(this is one, without its target)"
     elif model.drafter is None:
@@ -91,7 +82,7 @@ def ago(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     passed = time.time() - seconds
-    for unit, length in UNITS:
+    for unit, length in SECONDS.items():
         if passed >= length:
             count = int(passed / length)
             return f"{count} {unit}{'s' if count > 1 else ''} ago"

@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -28,9 +28,7 @@ INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 class Pair:
     """Which models."""
 
-    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (comes with mgm).")] = (
-        "demo"
-    )
+    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (built in).")] = "demo"
     drafter: Annotated[
         str,
         typer.Option(help="A folder or Hub name, none, or auto: <model>-assistant if it exists."),
@@ -46,14 +44,11 @@ class Sampling:
     """How to sample."""
 
     max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum tokens to generate [until the context is full]."),
+        int | None, typer.Option(help="Maximum tokens to generate [until the context is full].")
     ] = None
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy [the model's default].")
-    ] = None
-    top_k: Annotated[int | None, typer.Option(help="0 is off [the model's default].")] = None
-    top_p: Annotated[float | None, typer.Option(help="1 is off [the model's default].")] = None
+    temperature: Annotated[float | None, typer.Option(help="0: greedy [model's default].")] = None
+    top_k: Annotated[int | None, typer.Option(help="0: off [model's default].")] = None
+    top_p: Annotated[float | None, typer.Option(help="1: off [model's default].")] = None
     seed: Annotated[int | None, typer.Option(help="Same seed, same output [random].")] = None
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None
     think: Annotated[bool, typer.Option("--think", help="Let the model think first.")] = False
@@ -65,20 +60,14 @@ class Sampling:
         """Return the settings as an engine takes them. Raises UsageError."""
         from mlx_gemma_mtp import SamplingParams
 
-        drafts = self.num_draft_tokens
-        if drafts != "auto" and not drafts.isdecimal():
+        given = asdict(self) | {"stop": self.stop or ()}
+        given["thinking"], drafts = given.pop("think"), self.num_draft_tokens
+        if drafts.isdecimal():
+            given["num_draft_tokens"] = int(drafts)
+        elif drafts != "auto":
             raise UsageError(f"--num-draft-tokens must be auto or a number, not {drafts!r}")
         try:
-            return SamplingParams(
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                seed=self.seed,
-                stop=self.stop or (),
-                num_draft_tokens="auto" if drafts == "auto" else int(drafts),
-                thinking=self.think,
-            )
+            return SamplingParams(**given)
         except UsageError as error:  # it starts with the setting: name the option instead
             name, _, wrong = str(error).partition(" ")
             raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
@@ -110,19 +99,20 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    parameters: list[inspect.Parameter] = []
-
-    def add(name: str, default: Any, annotation: Any) -> None:
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
-
+    options: list[tuple[str, Any, Any]] = []  # name, default, annotation
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
             of_fields = get_type_hints(groups[name], include_extras=True)
-            for field in fields(groups[name]):
-                add(field.name, field.default, of_fields[field.name])
+            options += [
+                (one.name, one.default, of_fields[one.name]) for one in fields(groups[name])
+            ]
         else:
-            add(name, parameter.default, hints[name])
+            options.append((name, parameter.default, hints[name]))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, default, annotation in options
+    ]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:

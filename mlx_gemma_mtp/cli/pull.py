@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError
@@ -43,8 +44,6 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
 
     dry_run: only report, on stdout. Ctrl-C ends the process. Raises as `hub.plan_download` says.
     """
-    from rich.filesize import decimal
-
     from mlx_gemma_mtp.files import folders, hub
 
     downloads = hub.plan_download(model, options.named_drafter(drafter))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
@@ -18,7 +18,6 @@ from mlx_gemma_mtp.text.messages import Message, check_messages, with_system
 
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "thinking")
 KEYS = ("id", "prompt", "system", *SETTINGS)
-MAX_NAMED = 10  # bad lines whose numbers an error names
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,8 @@ class Line:
         return replace(self, params=replace(self.params, seed=seed))
 
 
-class Requests(NamedTuple):
-    """All lines of a file, and the SHA-256 of its bytes."""
-
-    lines: list[Line]
-    sha256: str
-
-
-def read(path: Path, params: SamplingParams, system: str | None) -> Requests:
-    """Read a file of requests; params and system are the defaults of its lines.
+def read(path: Path, params: SamplingParams, system: str | None) -> tuple[list[Line], str]:
+    """Return the lines of a file, and the SHA-256 of its bytes. params and system: of all lines.
 
     A line is {"id", "prompt"} and any settings of KEYS: a prompt is text or a list of messages, an
     id is any JSON that no other line has. Blank lines are skipped. Raises UsageError with the
@@ -76,18 +68,16 @@ def read(path: Path, params: SamplingParams, system: str | None) -> Requests:
         else:
             lines.append(line)
     if bad:
-        (number, reason), *others = bad.items()
-        named = ", ".join(str(other) for other, _ in others[:MAX_NAMED])
-        dots = ", …" if len(others) > MAX_NAMED else ""
-        more = f" ({len(others)} more bad lines: {named}{dots})" if others else ""
-        raise UsageError(f"{path}, line {number}: {reason}{more}")
+        first, *others = bad
+        named = ", ".join(map(str, others[:10])) + (", …" if others[10:] else "")
+        more = f" ({len(others)} more bad lines: {named})" if others else ""
+        raise UsageError(f"{path}, line {first}: {bad[first]}{more}")
     if not lines:
         raise UsageError(f'{path} has no requests: write {{"id": 1, "prompt": "…"}} lines')
-    return Requests(lines, hashlib.sha256(content).hexdigest())
+    return lines, hashlib.sha256(content).hexdigest()
 
 
 def _line(number: int, written: bytes, params: SamplingParams, system: str | None) -> Line:
-    """Return the request of a line. Raises UsageError."""
     try:
         found = json.loads(written.decode("utf-8-sig"))
         # As it will be in the results: escapes can spell halves of characters.
@@ -98,9 +88,9 @@ def _line(number: int, written: bytes, params: SamplingParams, system: str | Non
         raise UsageError(f"not JSON ({error})") from None
     if not isinstance(found, dict):
         raise UsageError('not an object like {"id": 1, "prompt": "…"}')
-    unknown = [key for key in found if key not in KEYS]
-    if unknown:
-        raise UsageError(f"unknown key {unknown[0]!r}; known keys: {', '.join(KEYS)}")
+    for key in found:
+        if key not in KEYS:
+            raise UsageError(f"unknown key {key!r}; known keys: {', '.join(KEYS)}")
     settings = {key: found[key] for key in SETTINGS if found.get(key) is not None}
     prompt = _prompt(found.get("prompt"), found.get("system"), system)
     return Line(number, found.get("id", number), prompt, replace(params, **settings))
@@ -113,12 +103,12 @@ def _prompt(prompt: Any, own: Any, system: str | None) -> str | Sequence[Message
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UsageError("the prompt is empty")
-        return with_system(prompt, system if own is None else own)
-    if not isinstance(prompt, list) or not prompt:
+    elif isinstance(prompt, list) and prompt:
+        check_messages(prompt)
+        if prompt[0]["role"] in ("system", "developer"):
+            if own is not None:
+                raise UsageError("both system and a system message: use one of them")
+            return prompt
+    else:
         raise UsageError('prompt must be text or a list of {"role", "content"} messages')
-    check_messages(prompt)
-    if prompt[0]["role"] in ("system", "developer"):
-        if own is not None:
-            raise UsageError("both system and a system message: use one of them")
-        return prompt
     return with_system(prompt, system if own is None else own)

@@ -36,15 +36,14 @@ class ResultsFile:
         header: Event = {"format": FORMAT, "seed": seed, "with": started_with}
         with self._writing():
             self._journal = Journal(self.path, str(self.path))
-        try:
-            with self._writing():
+            try:
                 header, *events = self._journal.resume(header, restart=restart, option="--restart")
-            if not events and self.out.exists() and not restart:
-                self.path.unlink()
-                raise UsageError(f"{self.out} exists: --restart replaces it")
-        except BaseException:
-            self._journal.close()
-            raise
+                if not events and self.out.exists() and not restart:
+                    self.path.unlink()
+                    raise UsageError(f"{self.out} exists: --restart replaces it")
+            except BaseException:
+                self._journal.close()
+                raise
         self.seed: int = header["seed"]
         self.done: set[int] = {event["number"] for event in events}  # requests with a result
 

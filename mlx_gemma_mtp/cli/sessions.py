@@ -14,13 +14,8 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.store import Kept
 
 HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
-TITLE = 50  # characters
 
-sessions = typer.Typer(
-    help="List the saved conversations, or remove some.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-)
+sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 @sessions.callback()
@@ -35,19 +30,16 @@ def list_sessions(
     from mlx_gemma_mtp.files.folders import sessions_folder
     from mlx_gemma_mtp.show import table
 
-    kept = store.kept()
+    kept, folder = store.kept(), str(sessions_folder())
     if as_json:
-        folder = str(sessions_folder())
         found = {"schema": 1, "folder": folder, "sessions": [_as_json(one) for one in kept]}
         print(json.dumps(found, ensure_ascii=False))
-        return
-    if not kept:
-        print(f"no conversations in {sessions_folder()}", file=sys.stderr)
-        return
-    print(table(HEADER, map(_row, kept), left=len(HEADER)))
-    for one in kept:
-        if one.problem:
-            print(f"mgm: {one.problem}", file=sys.stderr)
+    elif not kept:
+        print(f"no conversations in {folder}", file=sys.stderr)
+    else:
+        print(table(HEADER, map(_row, kept), left=len(HEADER)))
+        for problem in [one.problem for one in kept if one.problem]:
+            print(f"mgm: {problem}", file=sys.stderr)
 
 
 @sessions.command("rm")
@@ -78,15 +70,9 @@ def _row(one: Kept) -> tuple[str, ...]:
     size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if conversation is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
-    title = shortened(conversation.title, TITLE)
-    return (
-        one.name,
-        conversation.models.model,
-        str(conversation.turns),
-        ago(one.last_used),
-        size,
-        title,
-    )
+    model, turns = conversation.models.model, str(conversation.turns)
+    title = shortened(conversation.title, 50)
+    return (one.name, model, turns, ago(one.last_used), size, title)
 
 
 def _as_json(one: Kept) -> dict[str, Any]:

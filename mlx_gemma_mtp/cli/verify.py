@@ -19,22 +19,14 @@ if TYPE_CHECKING:
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that `mgm convert` wrote.")],
     measure: Annotated[
-        bool,
-        typer.Option(
-            "--quality",
-            help="Also measure perplexity, KL divergence and acceptance, compared with the source, "
-            "and write them to README.md.",
-        ),
+        bool, typer.Option("--quality", help="Also measure what quantizing cost; see above.")
     ] = False,
     source: Annotated[
         str | None, typer.Option(help="A folder or Hub name to compare with [the manifest's].")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="A text file to measure on [a text that comes with mgm].")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file to measure on [mgm's].")] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(help="Prompts for the acceptance, one per line [questions of that text]."),
+        Path | None, typer.Option(help="A file of prompts to draft for, one per line [mgm's].")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Maximum tokens of each text [all].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -42,7 +34,8 @@ def verify(
     """Check a folder's files, tensors and pair.
 
     Lists the faults and exits with 5 if there are any. Without a manifest.json, it only checks
-    that tensors are complete and that the pair matches.
+    that tensors are complete and that the pair matches. --quality measures perplexity, KL
+    divergence and acceptance, compared with the source, and writes them to README.md.
     """
     from mlx_gemma_mtp.convert import quality
     from mlx_gemma_mtp.convert import verify as verification
@@ -65,13 +58,9 @@ def verify(
         print("\n".join(faults or map(_line, verdicts)))
     if measure and not faults:
         with show.progress("items") as update:
+            origin = source or verification.source_of(target)
             measured = quality.measure(
-                source or verification.source_of(target),
-                folder,
-                text=text,
-                prompts=prompts,
-                num_tokens=tokens,
-                on_progress=update,
+                origin, folder, text=text, prompts=prompts, num_tokens=tokens, on_progress=update
             )
         found["quality"] = dataclasses.asdict(measured)
         if target.manifest is not None:  # other cards are not ours to write
@@ -99,9 +88,8 @@ def _summary(verdict: Verdict) -> dict[str, Any]:
 
 def _line(verdict: Verdict) -> str:
     """Return what was checked in a folder without faults."""
-    checked = f"{verdict.folder}: {verdict.num_tensors} tensors complete"
-    manifest = verdict.manifest
+    checked, manifest = f"{verdict.num_tensors} tensors complete", verdict.manifest
     if manifest is None:
-        return f"{checked}; no manifest.json, so files and bits were not compared"
-    files = f"{len(manifest.files)} files as in manifest.json"
-    return f"{checked}, {files}, {manifest.bits_per_weight:.2f} bits per weight"
+        return f"{verdict.folder}: {checked}; no manifest.json, so files and bits were not compared"
+    bits = f"{manifest.bits_per_weight:.2f} bits per weight"
+    return f"{verdict.folder}: {checked}, {len(manifest.files)} files as in manifest.json, {bits}"

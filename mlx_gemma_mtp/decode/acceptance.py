@@ -12,8 +12,8 @@ from typing import Any
 
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 
-ROW_MEMORY = 24  # verified drafts of a row after which one counts at most 1/e: texts change
-SURPRISE = 0.1  # share of the memory that a draft against all expectation erases
+ROW_MEMORY = 40  # verified drafts of a row after which one counts at most 1/e
+SURPRISE = 0.3  # share of that memory which a draft against all expectation erases: texts change
 POOL_MEMORY = 256  # verified drafts of all rows after which one counts 1/e
 DOUBTFUL = 6.0  # verified drafts that the pool's rate is worth to a new row, or an old rate
 FIRST_RATE = 0.6  # before anything was verified
@@ -47,7 +47,7 @@ class Acceptance:
         """Record a round that verified `drafted` tokens of this row and accepted `accepted`."""
         for i, at in enumerate(self._at[: min(accepted + 1, drafted)]):
             surprise = (i < accepted) - at.mean
-            keep = self._keep if self._pool is None else self._keep - SURPRISE * surprise**2
+            keep = self._keep if self._pool is None else self._keep - SURPRISE * surprise**4
             at.weight = at.weight * keep + 1
             at.mean += surprise / at.weight
             at.prior_weight *= self._keep

@@ -4,7 +4,22 @@ Two estimates meet here: what a round of K drafts takes (`Costs`) and what it yi
 (`Acceptance`, one per row). K = 0, plain decoding, competes like any other, so drafting stops when
 it does not pay. Plain Python: knows nothing of the device, of clocks, files or requests.
 
-TABLE
+Speed lost against the best fixed K known afterwards, in percent: mean (worst 5%) of 48 simulated
+runs of 2,000 rounds each. Baseline: medians of the last 9 timings, a neighbour probed now and then.
+Medians: those in place of the pace of `Costs`. Full: a Kalman filter with covariances.
+
+                          baseline     medians      full         this
+    steady                 2.9 (29)     1.4 (3)     1.4 (4)     1.4 (4)
+    drifting               3.4 (21)     2.6 (7)     1.6 (5)     1.5 (4)
+    noisy, 20%             2.3 (7)      2.9 (8)     2.3 (6)     2.7 (9)
+    restless pace          2.7 (7)      2.6 (7)     1.9 (9)     1.6 (3)
+    costs jump by 1.5x     1.5 (7)      2.2 (14)    1.7 (14)    1.4 (9)
+    costs with steps      11.4 (70)     4.9 (49)    4.7 (49)    5.9 (50)
+    texts change          -0.5 (38)    -6.6 (5)    -7.0 (2)    -6.8 (2)
+    behind plain, if best  1.6 (5)      2.8 (11)    1.8 (9)     1.4 (3)
+
+Steps hide the best K behind worse ones. In 48 more runs there, full lost 3.4 and a variant of this
+with another forgetting 4.0.
 """
 
 from __future__ import annotations

@@ -57,10 +57,10 @@ class Batch:
         max_batch: int,
         limits: Limits,
     ) -> None:
-        self._target = target
+        self.target = target
         self._play_round = play_round
         self._depth = depth
-        self._limits = limits
+        self.limits = limits
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
         self._suppress: mx.array | None = None
         if suppressed:
@@ -69,12 +69,6 @@ class Batch:
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
         self._num_drafts = 0  # of the last round
-        self._same_drafts: bool  # the next round takes the same number
-        self._spare_rounds = 0  # in succession that would have fitted into the next smaller size
-        self._flight: Flight | None
-        self._rows: list[Row | None]  # None for a free one
-        self._cache: KVCache
-        self._newest: Newest
         self.clear()
 
     @property
@@ -105,7 +99,7 @@ class Batch:
         assert self._flight is None
         request, length = prefill.request, len(prefill.request.ids)
         settings = row_settings([request.params], self._suppress)
-        newest = first_token(self._target, prefill.cache, prefill.hidden, settings)
+        newest = first_token(self.target, prefill.cache, prefill.hidden, settings)
         request.take(cast(list[int], newest.token.tolist()))
         if request.ended:
             prefill.stop()
@@ -135,7 +129,9 @@ class Batch:
         self.free_ended()
         if settled:
             self._shrink()
-        following = self._dispatch() if self._more_to_come else None
+        in_flight = 0 if self._flight is None else 1
+        continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
+        following = self._dispatch() if continues else None
         self.land(following)
         self._flight = following
         self.free_ended()  # a session gets its cache as soon as its request has ended
@@ -186,12 +182,6 @@ class Batch:
         if ended:
             self._lay_out()
 
-    @property
-    def _more_to_come(self) -> bool:
-        """True if a row continues after the round in flight."""
-        in_flight = 0 if self._flight is None else 1
-        return any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
-
     def _dispatch(self) -> Flight | None:
         """Start a round; None if no row is left to play it."""
         drafts = self._choose_drafts()
@@ -229,7 +219,7 @@ class Batch:
         return drafts
 
     def _capacity(self, length: int) -> int:
-        return capacity_for(length, self._limits.slot_step)
+        return capacity_for(length, self.limits.slot_step)
 
     def _grow(self, capacity: int) -> bool:
         """Grow the cache. If memory runs out, fail the longest request and return False."""
@@ -244,24 +234,24 @@ class Batch:
     def _shrink(self) -> None:
         size = next(size for size in self._sizes if size >= len(self.active))
         self._spare_rounds = self._spare_rounds + 1 if size < len(self._rows) else 0
-        if self._spare_rounds > self._limits.shrink_after:
+        if self._spare_rounds > self.limits.shrink_after:
             self.land()
             self.free_ended()
             self._resize(size)
 
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
-        config, dtype = self._target.config, self._target.dtype
-        self._flight = None
-        self._rows = [None] * size
-        self._spare_rounds = 0
+        config, dtype = self.target.config, self.target.dtype
+        self._flight: Flight | None = None
+        self._rows: list[Row | None] = [None] * size  # None for a free one
+        self._spare_rounds = 0  # in succession that would have fitted into the next smaller size
         self._cache = KVCache.empty(
             config,
             size,
             capacity=capacity,
-            most=self._limits.rounds_ahead * (self._limits.max_draft_tokens + 1),
+            most=self.limits.rounds_ahead * (self.limits.max_draft_tokens + 1),
             dtype=dtype,
-            slot_step=self._limits.slot_step,
+            slot_step=self.limits.slot_step,
         )
         self._newest = Newest(
             mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
@@ -272,7 +262,7 @@ class Batch:
         """Change the number of rows, with room for one of this length. No round is in flight."""
         kept = [index for index, row in enumerate(self._rows) if row]
         longest = max([length, *(row.length for row in self._rows if row)])
-        capacity = self._capacity(longest + self._limits.max_draft_tokens + 1)
+        capacity = self._capacity(longest + self.limits.max_draft_tokens + 1)
         if not kept:
             self._start(size, capacity)
             return
@@ -285,7 +275,7 @@ class Batch:
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
-        self._same_drafts = False  # the rows may now want another number
+        self._same_drafts = False  # for the next round: the rows may now want another number
         requests = [row.request if row else None for row in self._rows]
         self._settings = row_settings(
             [one.params if one else None for one in requests], self._suppress

@@ -18,7 +18,7 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import PlayRound, round_player
-from mlx_gemma_mtp.engine.batch import SIZES
+from mlx_gemma_mtp.engine.batch import SIZES, Batch
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -67,17 +67,14 @@ class Engine:
         self._max_batch = max_batch
         self._limits = limits
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
-        scheduler = partial(
-            Scheduler,
-            target,
-            player(target, drafter),
-            self._depth,
-            suppressed=pair.default_tokens("suppress_tokens"),
-            max_batch=max_batch,
-            max_queue=max_queue,
-            limits=limits,
-            on_idle=None if key is None else partial(save_depth, key, self._depth),
-        )
+        suppressed = pair.default_tokens("suppress_tokens")
+        play_round = player(target, drafter)
+        on_idle = None if key is None else partial(save_depth, key, self._depth)
+
+        def scheduler() -> Scheduler:
+            batch = Batch(target, play_round, self._depth, suppressed, max_batch, limits)
+            return Scheduler(batch, max_queue=max_queue, on_idle=on_idle)
+
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
 
     def __enter__(self) -> Engine:

@@ -119,18 +119,16 @@ class Request:
         if reason:
             taken = [*taken, self._channels.finish()]
         pieces = joined(taken) or [Piece(self._channels.kind, "", [])]
-        for piece in pieces:
-            stats.thought_tokens += len(piece.tokens) if piece.kind == "thought" else 0
-            stats.tool_call_tokens += len(piece.tokens) if piece.kind == "tool_call" else 0
+        stats.thought_tokens += sum(len(one.tokens) for one in pieces if one.kind == "thought")
+        stats.tool_call_tokens += sum(len(one.tokens) for one in pieces if one.kind == "tool_call")
         stats.generated_tokens = len(self.tokens)
         if self.tokens:  # otherwise it was cancelled before the clock started
             stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
         self._pieces += pieces
-        if self.on_chunk:
-            for kind, text, tokens, call in pieces[:-1]:
-                self.on_chunk(Chunk(text, tokens, kind=kind, tool_call=call))
-            kind, text, tokens, call = pieces[-1]
-            self.on_chunk(Chunk(text, tokens, reason, stats if reason else None, kind, call))
+        for number, (kind, text, tokens, call) in enumerate(pieces, 1):
+            if self.on_chunk:
+                end = (reason, stats) if reason and number == len(pieces) else (None, None)
+                self.on_chunk(Chunk(text, tokens, *end, kind, call))
         if reason:
             completion = self._completion(reason)
             self._release()

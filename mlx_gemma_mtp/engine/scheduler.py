@@ -10,19 +10,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import PlayRound
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.prefill import Pace, Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import MgmError, QueueFullError
-from mlx_gemma_mtp.memory import Limits
-from mlx_gemma_mtp.model.target import Target
 
 CLOSED = MgmError("the engine was closed before the request was finished")
 
@@ -31,27 +27,16 @@ class Scheduler:
     """Serves requests in their order."""
 
     def __init__(
-        self,
-        target: Target,
-        play_round: PlayRound,
-        depth: Depth,
-        *,
-        suppressed: Sequence[int],
-        max_batch: int,
-        max_queue: int,
-        limits: Limits,
-        on_idle: Callable[[], object] | None = None,
+        self, batch: Batch, *, max_queue: int, on_idle: Callable[[], object] | None = None
     ) -> None:
         """on_idle is called whenever nothing is left to do."""
-        self._target = target
+        self._batch = batch
         self._max_queue = max_queue
-        self._limits = limits
         self._on_idle = on_idle
         self._places = threading.Semaphore(max_queue)
         self._waiting: deque[Request] = deque()
         self._prefill: Prefill | None = None
-        self._batch = Batch(target, play_round, depth, suppressed, max_batch, limits)
-        self._pace = Pace(limits)
+        self._pace = Pace(batch.limits)
         self._closed = False
 
     def reserve(self, *, patient: bool = False) -> None:
@@ -129,7 +114,7 @@ class Scheduler:
         if may and self._waiting and len(self._waiting[0].ids) <= most:
             request = self._next_waiting()
             try:
-                self._prefill = Prefill(self._target, request, self._limits)
+                self._prefill = Prefill(self._batch.target, request, self._batch.limits)
             except BaseException as error:  # noqa: BLE001 - the submitter gets it
                 request.fail(error)
 
@@ -149,7 +134,7 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             self._prefill = None
             prefill.request.fail(error)
-        return max(num_tokens, self._limits.chunks[0])
+        return max(num_tokens, self._batch.limits.chunks[0])
 
     def _for_all_rows(self, action: Callable[[], None]) -> None:
         """Do something that all rows depend on. An error ends all of them."""

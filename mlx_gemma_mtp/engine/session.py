@@ -91,8 +91,8 @@ class Session:
         most = min(same, len(ids) - 1)
         now = self._snapshot(cache, len(self._tokens), self._first)
         snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
-        usable = [(self._reach(one, most), one) for one in snapshots]
-        length, snapshot = max(usable, key=lambda pair: pair[0])
+        snapshot = max(snapshots, key=lambda snapshot: self._reach(snapshot, most))
+        length = self._reach(snapshot, most)
         if length == 0:
             self.close()
             return None
@@ -111,14 +111,10 @@ class Session:
         earlier = earlier[-self._limits.snapshots + 1 :]
         self._snapshots = [*earlier, self._snapshot(cache, len(ids), first)]
 
-    def take_back(self, cache: KVCache, tokens: Sequence[int], first: int | None = None) -> None:
-        """Own a one-row cache that holds these tokens.
-
-        first: the lowest position its sliding layers hold; None for the cache that was lent.
-        """
+    def take_back(self, cache: KVCache, tokens: Sequence[int]) -> None:
+        """Own the cache that was lent again, which now holds these tokens."""
         self._cache, self._tokens = cache, list(tokens)
-        lowest = len(tokens) - cache.capacity("sliding_attention")
-        self._first = max(lowest, self._first if first is None else first)
+        self._first = max(self._first, len(tokens) - cache.capacity("sliding_attention"))
 
     def copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
         """Own a copy of a batch's row that holds these tokens."""
@@ -132,7 +128,8 @@ class Session:
             slot_step=self._limits.slot_step,
         )
         copy.copy_row(cache, row, length)
-        self.take_back(copy, tokens, first=max(0, length - self._config.sliding_window))
+        self._first = max(0, length - self._config.sliding_window)
+        self.take_back(copy, tokens)
 
     def save(self, path: Path) -> None:
         """Write everything to a safetensors file, for `Engine.session` of another process.
@@ -153,8 +150,8 @@ class Session:
         snapshots = [now, *self._snapshots]
         for number, one in enumerate(snapshots):
             arrays |= {f"{number}.{name}": array for name, array in one.buffers.items()}
-        lengths = json.dumps([(one.length, one.first) for one in snapshots])
-        about = {"format": FORMAT, "model": self._model, "standings": lengths}
+        about = {"format": FORMAT, "model": self._model}
+        about["standings"] = json.dumps([(one.length, one.first) for one in snapshots])
         with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
             mx.save_safetensors(str(partial), arrays, about)
 

@@ -270,12 +270,10 @@ def _download(name: str, *, quiet: bool = False) -> Path:
 
     repository, revision = split_name(name)
     with hub_errors(name):
+        bar = _no_bar() if quiet else None
         return Path(
             huggingface_hub.snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=FILES,
-                tqdm_class=_no_bar() if quiet else None,
+                repository, revision=revision, allow_patterns=FILES, tqdm_class=bar
             )
         )
 

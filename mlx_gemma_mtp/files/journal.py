@@ -51,11 +51,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, file_format: str) -> tuple[Journal, list[Event]]:
-        """Continue an existing file; also return its events.
-
-        Raises UsageError if another process has it open, MgmError if it is not of this format;
-        OSError.
-        """
+        """Continue an existing file; also return its events. Raises as `read`, and UsageError."""
         journal = cls(path, path.stem, 0)
         try:
             events = read(path, file_format)[1:]
@@ -76,14 +72,14 @@ class Journal:
                 found = read(self.path, header["format"])
             except MgmError as error:
                 raise UsageError(f"{error}, or give {option} to replace it") from None
-            before, now = found[0].get("with", {}), header.get("with", {})
-            different = [key for key in now if before.get(key) != now[key]]
-            if different and len(found) > 1:
-                raise UsageError(
-                    f"{self.path} was started with different {' and '.join(different)}: "
-                    f"use the same, or start over with {option}"
-                )
             if len(found) > 1:
+                before, now = found[0].get("with", {}), header.get("with", {})
+                different = [key for key in now if before.get(key) != now[key]]
+                if different:
+                    raise UsageError(
+                        f"{self.path} was started with different {' and '.join(different)}: "
+                        f"use the same, or start over with {option}"
+                    )
                 self._drop_torn_line()
                 return found
         os.ftruncate(self._handle, 0)
@@ -112,10 +108,7 @@ class Journal:
 
 
 def read(path: Path, file_format: str) -> list[Event]:
-    """Return a journal's header and events; another process may have it open.
-
-    Raises MgmError for a file of another kind, OSError.
-    """
+    """Return header and events; the file may be open. Raises MgmError for another kind, OSError."""
     try:
         found = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except (ValueError, RecursionError):  # not JSON or not UTF-8; endless brackets

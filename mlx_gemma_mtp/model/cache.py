@@ -158,8 +158,12 @@ class KVCache:
             try:
                 self._resize_layer(index, rows, capacity)
             except BaseException:
-                for done in range(index):
-                    self._resize_layer(done, back, before)
+                try:
+                    for done in range(index):
+                        self._resize_layer(done, back, before)
+                except BaseException:
+                    self.keys, self.values = [], []  # half resized: the next use must fail
+                    raise
                 raise
         self.offset = offset
 

@@ -7,21 +7,12 @@ hidden state for the next step.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.model.cache import SharedKV
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerKind
 from mlx_gemma_mtp.model.layers import DecoderLayer
-
-
-class Candidates(NamedTuple):
-    """Logits over the tokens a drafter considers; `ids` None means the whole vocabulary."""
-
-    logits: mx.array  # [B, 1, C]
-    ids: mx.array | None  # int32 [B, 1, C]
 
 
 class CentroidHead(nn.Module):
@@ -77,13 +68,16 @@ class Drafter(nn.Module):
         state = self.norm(h)
         return state, self.post_projection(state)
 
-    def candidates(self, state: mx.array) -> Candidates:
-        """The next token's logits, from the state [B, 1, h] of a step."""
+    def candidates(self, state: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Logits [B, 1, C] and token ids int32 [B, 1, C], from the state [B, 1, h] of a step.
+
+        ids are None if the candidates are the whole vocabulary.
+        """
         if not self.config.use_ordered_embeddings:
-            return Candidates(self.embed_tokens.as_linear(state), None)
+            return self.embed_tokens.as_linear(state), None
         ids = self.masked_embedding(state)
         rows = self.embed_tokens(ids)  # [B, 1, C, h]
-        return Candidates((rows @ state[..., None])[..., 0], ids)
+        return (rows @ state[..., None])[..., 0], ids
 
 
 class DrafterLayer(DecoderLayer):

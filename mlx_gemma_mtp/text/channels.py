@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mlx_gemma_mtp.text.tokenizer import NO_MARKERS, TextStream
+from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
 Kind = Literal["answer", "thought", "tool_call"]
 
@@ -40,10 +40,8 @@ class ToolCall:
     def function(self) -> dict[str, Any]:
         """The call as chat templates take it; unreadable arguments as they were written."""
         written = self.raw.partition("{")[2].removesuffix("}")
-        return {
-            "name": self.name,
-            "arguments": written if self.arguments is None else self.arguments,
-        }
+        arguments = written if self.arguments is None else self.arguments
+        return {"name": self.name, "arguments": arguments}
 
 
 class Piece(NamedTuple):
@@ -59,20 +57,19 @@ class ChannelParser:
     """Sorts tokens by kind; text comes out as soon as it is certain.
 
     The output starts as answer. `<|channel>` opens a thought, whatever the channel's name, and only
-    `<channel|>` closes it: a thought that is never closed never becomes answer. The markers and the
-    name "thought" are not part of the text; other names are. `<|tool_call>` opens a call, also
-    inside a thought, which continues after the call. Any of the four markers ends a call, but only
-    `<tool_call|>` completes it. A marker that closes nothing is left out.
+    `<channel|>` closes it. The markers and the name "thought" are not part of the text; other names
+    are. `<|tool_call>` opens a call, also inside a thought, which continues after the call. Any of
+    the four markers ends a call, but only `<tool_call|>` completes it. A marker that closes nothing
+    is left out.
 
     Stop strings are searched in the answer only, and not across a marker. Without a stream (no
     tokenizer) all tokens are answer, without text.
     """
 
     def __init__(self, stream: TextStream | None) -> None:
-        self._markers = stream.markers if stream else NO_MARKERS
+        self._markers = stream.markers if stream else Markers()
         self._limits = [marker for marker in self._markers[:4] if marker is not None]
-        self._answer = stream
-        self._other = stream.without_stop() if stream and self._limits else None
+        self._stream = stream
         self._thinking = False
         self._name: str | None = None  # of the channel, while it may still become "thought\n"
         self._call: list[str] | None = None  # split at its quotes: every other part is a string
@@ -87,7 +84,7 @@ class ChannelParser:
     @property
     def stopped(self) -> bool:
         """True if a stop string was found."""
-        return self._answer is not None and self._answer.stopped
+        return self._stream is not None and self._stream.stopped
 
     def add(self, token: int) -> list[Piece]:
         """Return the text that is certain with this token, which is in the last piece."""
@@ -97,7 +94,9 @@ class ChannelParser:
             before = self.finish()
             self._call.append("")
             return [before, Piece("tool_call", QUOTE, [token])]
-        return [self._piece(self._stream.add(token) if self._stream else "", [token])]
+        stopping = self.kind == "answer"
+        text = self._stream.add(token, stopping=stopping) if self._stream else ""
+        return [self._piece(text, [token])]
 
     def end(self, token: int) -> Piece:
         """Return the piece of a token that ends the output and has no text."""
@@ -105,11 +104,8 @@ class ChannelParser:
 
     def finish(self) -> Piece:
         """Return the text that was held back."""
-        return self._piece(self._stream.finish() if self._stream else "", [])
-
-    @property
-    def _stream(self) -> TextStream | None:
-        return self._answer if self.kind == "answer" else self._other
+        stopping = self.kind == "answer"
+        return self._piece(self._stream.finish(stopping=stopping) if self._stream else "", [])
 
     def _mark(self, token: int) -> list[Piece]:
         markers = self._markers
@@ -142,10 +138,9 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
     """Join neighbors of one kind, and drop empty pieces. After a complete call another starts."""
     found: list[Piece] = []
     for piece in pieces:
-        last = found[-1] if found else None
-        if last and last.kind == piece.kind and last.call is None:
-            text, tokens = last.text + piece.text, last.tokens + piece.tokens
-            found[-1] = Piece(piece.kind, text, tokens, piece.call)
+        if found and found[-1].kind == piece.kind and found[-1].call is None:
+            _, text, tokens, _ = found[-1]
+            found[-1] = piece._replace(text=text + piece.text, tokens=tokens + piece.tokens)
         elif piece.text or piece.tokens:
             found.append(piece)
     return found
@@ -168,12 +163,10 @@ def _arguments(parts: Sequence[str]) -> dict[str, Any] | None:
         json.dumps(part) if index % 2 else _BARE_KEY.sub(_quoted_key, part)
         for index, part in enumerate(parts)
     ]
-    found: dict[str, Any]  # it starts with a brace
-    try:
-        found = json.loads("".join(written), parse_float=_finite, parse_constant=_finite)
+    try:  # an object, as it starts with a brace
+        return dict(json.loads("".join(written), parse_float=_finite, parse_constant=_finite))
     except (ValueError, RecursionError):
         return None
-    return found
 
 
 def _quoted_key(found: re.Match[str]) -> str:

@@ -17,9 +17,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 MODEL_ROLES = ("assistant", "model")
 ROLES = ("system", "developer", "user", *MODEL_ROLES, "tool")
 # Thoughts at the start of a model's message, as their text and markers decode.
-LEADING_THOUGHTS = re.compile(
-    r"\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+", re.DOTALL
-)
+LEADING_THOUGHTS = re.compile(r"(?s)\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+")
 
 
 def check_messages(messages: Sequence[Any]) -> None:

@@ -29,7 +29,6 @@ class Markers(NamedTuple):
     quote: int | None = None
 
 
-NO_MARKERS = Markers()
 MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
 
 
@@ -54,8 +53,7 @@ class Text:
         self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
         self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
         self._special = re.compile("|".join(map(re.escape, special)) or NOTHING)
-        disguises = "|".join(map(chr, self._undisguise))
-        self._disguised = re.compile(disguises or NOTHING)
+        self._disguised = re.compile("|".join(map(chr, self._undisguise)) or NOTHING)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included; adds none at its start."""
@@ -70,10 +68,9 @@ class Text:
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
-        options go to the checkpoint's chat template: `tools=[...]`, `enable_thinking=True` (by
-        default off). Thoughts at the start of a model's message are left out, with their markers;
-        other markers in messages and tools are plain text. Raises UsageError for messages that
-        `check_messages` or the template refuses.
+        options go to the chat template: `tools=[...]`, `enable_thinking=True` (by default off).
+        Thoughts at the start of a model's message are left out, with their markers; other markers
+        are text. Raises UsageError for messages that `check_messages` or the template refuses.
         """
         import jinja2
 
@@ -97,7 +94,7 @@ class Text:
             jinja2.TemplateError,
             TypeError,
             KeyError,
-            ZeroDivisionError,
+            ArithmeticError,
             RecursionError,
         ) as error:
             reason = one_line(error)
@@ -107,14 +104,12 @@ class Text:
     def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
         """Return the token ids of a prompt. A string is one user turn if there is a chat template.
 
-        thinking: let the template switch it on. Raises UsageError as `chat`, and if thinking is
-        asked for without a template.
+        Raises UsageError as `chat`, and for thinking without a template.
         """
         if not isinstance(prompt, str):
             return self.chat(prompt, enable_thinking=thinking)
         if self._tokenizer.chat_template is None and not thinking:
-            beginning = list(self._tokenizer.encode(""))
-            return beginning + self._encode_disguised(self._in_disguise(prompt))
+            return [*self._tokenizer.encode(""), *self._encode_disguised(self._in_disguise(prompt))]
         return self.chat([{"role": "user", "content": prompt}], enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
@@ -149,76 +144,53 @@ class Text:
 
 def _markers(ids: Mapping[str, int]) -> Markers:
     """Return the markers among these tokens; one that opens needs the one that closes."""
-    channel, channel_end, call, call_end, quote = map(ids.get, MARKERS)
-    if channel is None or channel_end is None:
-        channel = channel_end = None
-    if call is None or call_end is None:
-        call = call_end = None
-    return Markers(channel, channel_end, call, call_end, quote)
+    found = Markers(*map(ids.get, MARKERS))
+    if None in (found.channel, found.channel_end):
+        found = found._replace(channel=None, channel_end=None)
+    if None in (found.call, found.call_end):
+        found = found._replace(call=None, call_end=None)
+    return found
 
 
 def _check_writable(text: str) -> None:
-    """Raise UsageError for a text with halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError("the prompt is not valid UTF-8 text") from None
+        raise UsageError("the prompt is not valid UTF-8 text") from None  # half a character
 
 
 class TextStream:
-    """Turns tokens into text piece by piece; a piece is final once it is out.
+    """Turns tokens into text, and holds back what may still become a stop string.
 
-    Holds back text that may still become a stop string. `stopped` is True once one was found: it
-    and everything after it are not part of the text.
+    `stopped` is True once one was found: it and everything after it are not part of the text.
     """
 
-    markers = NO_MARKERS
-
-    def __init__(
-        self, detokenizer: Any, stop: Sequence[str], markers: Markers = NO_MARKERS
-    ) -> None:
+    def __init__(self, detokenizer: Any, stop: Sequence[str], markers: Markers) -> None:
         self.markers = markers
         self._detokenizer = detokenizer
         self._stop = stop
         self._held = ""
         self.stopped = False
 
-    def without_stop(self) -> TextStream:
-        """Return a stream without stop strings, for text between parts of this one.
-
-        Both use the same detokenizer: `finish` one before the other continues.
-        """
-        return TextStream(self._detokenizer, (), self.markers)
-
-    def add(self, token: int) -> str:
-        """Return the text that is certain with this token."""
+    def add(self, token: int, *, stopping: bool = True) -> str:
+        """Return the text that is certain with this token. stopping: look for stop strings."""
         self._detokenizer.add_token(token)
-        return self._release(final=False)
+        return self._release(self._stop if stopping else (), final=False)
 
-    def finish(self) -> str:
-        """Return the text that was held back; bytes of an unfinished character become U+FFFD.
-
-        More tokens may follow, as another part of the text.
-        """
+    def finish(self, *, stopping: bool = True) -> str:
+        """Return the text that was held back; bytes of an unfinished character become U+FFFD."""
         self._detokenizer.finalize()
-        return self._release(final=True)
+        return self._release(self._stop if stopping else (), final=True)
 
-    def _release(self, *, final: bool) -> str:
+    def _release(self, stops: Sequence[str], *, final: bool) -> str:
         if self.stopped:
             return ""
         self._held += self._detokenizer.last_segment
         # The stop string that is complete first, however the text was cut into tokens.
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in stops if (at := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
-        certain = len(self._held) - (0 if final else self._undecided())
-        end = min(found)[1] if found else certain
+        starts = (stop[:size] for stop in stops for size in range(1, len(stop)))
+        undecided = [len(start) for start in starts if not final and self._held.endswith(start)]
+        end = min(found)[1] if found else len(self._held) - max(undecided, default=0)
         piece, self._held = self._held[:end], self._held[end:]
         return piece
-
-    def _undecided(self) -> int:
-        """Return the length of the longest end of the held text that starts a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
-        for size in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-size:]) for stop in self._stop):
-                return size
-        return 0

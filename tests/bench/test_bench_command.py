@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from mlx_gemma_mtp.bench.run import Run
 from mlx_gemma_mtp.bench.stamp import stamp
 from mlx_gemma_mtp.bench.turn import Rounds
 
-from helpers.command import Done, assert_one_line, command, environment, mgm, run_here
+from helpers.command import Done, assert_one_line, command, environment, run_here
+from mlx_gemma_mtp.cli import main
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.files.hub import find_pair
 from mlx_gemma_mtp.files.remembered import load_depth
+
+pytestmark = pytest.mark.slow
 
 RANDOM = "--batch 1,2 --drafts 0,2,auto --prompt-tokens 9,30 --max-tokens 6 --synthetic"
 DEMO = "--tasks json,counting --batch 1,2 --drafts 0,3,auto --repeat 1 --max-tokens 6"
@@ -45,10 +49,9 @@ def random_run(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
     """The JSON, the table and the file of a run with random weights next to mlx-lm."""
     out = tmp_path_factory.mktemp("bench") / "run.json"
     asked = f"bench {RANDOM} {tiny} --repeat 2 --accept 0.9,0.5 --peer mlx-lm --out {out}"
-    done = mgm(asked.split())
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[0] == f"drawing random weights of {tiny}"
-    return json.loads(out.read_text()), done.stdout, out
+    printed, errors = run_quietly(asked)
+    assert errors == f"drawing random weights of {tiny}\n"
+    return json.loads(out.read_text()), printed, out
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +59,19 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str, Path]:
     """The JSON, the Markdown and the cache folder of a run with the demo pair."""
     folder = tmp_path_factory.mktemp("bench")
     asked = f"bench {DEMO} --format md --recommend --out {folder / 'run.json'}"
-    done = mgm(asked.split(), MGM_CACHE_DIR=str(folder))
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "run.json").read_text()), done.stdout, folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MGM_CACHE_DIR", str(folder))
+        printed, _ = run_quietly(asked)
+    return json.loads((folder / "run.json").read_text()), printed, folder
+
+
+def run_quietly(asked: str) -> tuple[str, str]:
+    """What a command prints to stdout and stderr."""
+    printed, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(errors), pytest.raises(SystemExit) as left:
+        main(asked.split())
+    assert left.value.code == 0, errors.getvalue()
+    return printed.getvalue(), errors.getvalue()
 
 
 def test_every_setting_and_engine_has_its_case(random_run: tuple[Any, str, Path]) -> None:

@@ -12,6 +12,8 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
+pytestmark = pytest.mark.slow
+
 LONGEST_WORD = 24  # tokens of a word in the demo's small vocabulary
 
 

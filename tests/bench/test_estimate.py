@@ -24,6 +24,8 @@ from mlx_gemma_mtp.device import MAC_SIZES
 from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.model.cache import KVCache
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 # The SXM one; dense bfloat16.
 H100 = Chip("H100", 3.35e12, 989e12, (), "https://www.nvidia.com/en-us/data-center/h100/")

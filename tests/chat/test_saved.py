@@ -3,14 +3,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers.command import Here, assert_one_line, found
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp.chat import store, transcript
-from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript, shortened
+from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files import journal
 
@@ -31,8 +30,7 @@ def test_a_conversation_that_is_read_again_is_the_same() -> None:
     talk.ask("third")
     talk.run("/regen")
     before = talk.chat.transcript.conversation
-    path = talk.chat.transcript.path
-    assert path
+    path = store.paths()[0]
     with pytest.raises(UsageError, match="open in another mgm"):
         Transcript.reopened(path)
     talk.chat.transcript.close()
@@ -46,31 +44,12 @@ def test_a_conversation_that_is_read_again_is_the_same() -> None:
     assert path.stat().st_mode & 0o77 == 0  # only the user can read it
 
 
-def test_clear_starts_another_conversation_and_leaves_the_first_where_it_is() -> None:
-    talk = Talk(reply("one"), reply("two"))
-    talk.run("/system Be kind.")
-    talk.ask("first")
-    talk.run("/clear")
-    assert talk.messages == []
-    [first] = store.paths()
-    os.utime(first, (1, 1))
-    talk.ask("second")
-    titles = [one.conversation and one.conversation.title for one in store.kept()]
-    assert titles == ["second", "first"]
-    assert store.last() == talk.chat.transcript.path != first
-    assert talk.engine.asked[1] == [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "second"},
-    ]
-
-
 def test_a_full_disk_is_reported_once_and_the_chat_continues(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     talk = Talk(reply("one"), reply("two"), reply("three"))
     talk.ask("first")
-    path = talk.chat.transcript.path
-    assert path
+    path = store.paths()[0]
     before = path.read_bytes()
     write = os.write
 
@@ -94,73 +73,62 @@ def test_a_full_disk_is_reported_once_and_the_chat_continues(
     assert len(list(Path("/dev/fd").iterdir())) == handles
 
 
-def test_a_copy_has_no_times(tmp_path: Path) -> None:
-    talk = Talk(reply("one"))
-    talk.ask("first")
-    talk.run(f"/save {tmp_path / 'copy'}")
-    copied = journal.read(tmp_path / "copy", transcript.FORMAT)[1:]
-    assert [list(event) for event in copied] == [["models", "system"], ["message"], ["message"]]
-
-
-def test_a_loaded_conversation_continues_with_the_loaded_model(tmp_path: Path) -> None:
+def test_a_copy_has_no_times_and_continues_with_the_loaded_model(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi"}]
-    Transcript(Conversation(Models("another"), "Be kind.", messages)).save(tmp_path / "copy")
-    talk = Talk()
-    talk.run(f"/load {tmp_path / 'copy'}")
+    path = tmp_path / "copy"
+    Transcript(Conversation(Models("another"), "Be kind.", messages)).save(path)
+    talk = Talk(reply("one"))
+    talk.run(f"/load {path}")
     assert talk.chat.transcript.conversation == Conversation(Models(), "Be kind.", messages)
+    talk.ask("first")
+    talk.run(f"/save {path}")
+    copied = [list(event) for event in journal.read(path, transcript.FORMAT)[1:]]
+    assert copied == [["models", "system"], ["message"], ["message"]]
 
 
-def of_events(*events: dict[str, Any]) -> bytes:
-    return journal.encode(transcript.HEADER, *events)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(b"hello\n", b"", b"{}\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n"),
-        of_events({"message": {"role": "king", "content": "x"}}),
-        of_events({"message": 3}),
-        of_events({"keep": "all"}),
-        of_events({"models": {"model": "a", "size": 3}}),
-    ],
-    ids=lambda content: repr(content[-30:]),
-)
-def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(content)
-    with pytest.raises(MgmError, match="file"):
-        transcript.load(path)
-    for _ in range(2):  # the first try releases it
-        with pytest.raises(MgmError, match=r"name another one|remove it"):
-            Transcript.reopened(path)
+    king = {"message": {"role": "king", "content": "x"}}
+    model = {"models": {"model": "a", "size": 3}}
+    events = [king, {"message": 3}, {"keep": "all"}, model]
+    contents = [journal.encode(transcript.HEADER, event) for event in events]
+    for content in (b"hello\n", b"", b"{}\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", *contents):
+        path.write_bytes(content)
+        with pytest.raises(MgmError, match="file"):
+            transcript.load(path)
+        for _ in range(2):  # the first try releases it
+            with pytest.raises(MgmError, match=r"name another one|remove it"):
+                Transcript.reopened(path)
 
 
-def test_a_long_text_is_shortened_to_one_line() -> None:
-    assert shortened("a\n b", 3) == "a b"
-    assert shortened("abcd", 3) == "ab…"
-
-
-def test_sessions_are_listed_and_removed_with_their_caches(mgm_here: Here, data: Path) -> None:
+def test_clear_starts_another_session_and_sessions_are_listed_and_removed_with_their_caches(
+    mgm_here: Here, data: Path
+) -> None:
     assert mgm_here("sessions").stdout == ""
     talk = Talk(reply("one"), reply("two"))
-    talk.ask("My name is Anna.")
+    talk.run("/system Be kind.")
+    talk.ask("My name is Anna.\n And I am 33 years old, as old as the hills.")
     talk.run("/clear")
+    assert talk.messages == []
+    [first] = store.paths()
+    os.utime(first, (1, 1))
     talk.ask("second")
-    path = talk.chat.transcript.path
-    assert path
+    contents = [(message["role"], message["content"]) for message in talk.engine.asked[1]]
+    assert contents == [("system", "Be kind."), ("user", "second")]
+    path = store.paths()[0]
+    assert path == talk.chat.transcript.path != first
     store.cache_of(path).write_bytes(b"12345")
     (data / "sessions" / "broken.jsonl").write_bytes(b"?\n")
     strangers = [data / "sessions" / name for name in ("my notes.jsonl", "copy.jsonl.jsonl")]
     for stranger in strangers:
         stranger.write_bytes(path.read_bytes())
 
-    assert "My name is Anna." in mgm_here("sessions").stdout
+    assert "My name is Anna. And I am 33 years old, as old as…" in mgm_here("sessions").stdout
     listed = {one["name"]: one for one in found(mgm_here("sessions", "--json"))["sessions"]}
     assert len(listed) == 3
     assert listed["broken"]["problem"]
-    assert listed[path.stem]["cache_bytes"] == 5
-    assert listed[path.stem]["turns"] == 1
-    assert store.last().stem not in ("broken", "my notes", "copy.jsonl")
+    assert (listed[path.stem]["cache_bytes"], listed[path.stem]["turns"]) == (5, 1)
+    assert store.last() == path  # neither the broken one nor a stranger
 
     assert mgm_here("sessions", "rm", path.stem).stdout == f"removed {path.stem}\n"
     assert not path.exists()
@@ -179,15 +147,13 @@ def test_paths_are_those_of_the_system_or_of_the_variables(
     monkeypatch: pytest.MonkeyPatch, mgm_here: Here, data: Path
 ) -> None:
     own = found(mgm_here("paths", "--json"))
-    assert own["sessions"] == str(data / "sessions")
-    assert own["history"] == str(data / "history")
+    assert (own["sessions"], own["history"]) == (str(data / "sessions"), str(data / "history"))
     monkeypatch.delenv("MGM_DATA_DIR")
+    monkeypatch.setenv("XDG_DATA_HOME", "/xdg/data")
+    monkeypatch.setenv("XDG_STATE_HOME", "/xdg/state")
+    own = found(mgm_here("paths", "--json"))
     if sys.platform == "linux":
-        monkeypatch.setenv("XDG_DATA_HOME", "/xdg/data")
-        monkeypatch.setenv("XDG_STATE_HOME", "/xdg/state")
-        own = found(mgm_here("paths", "--json"))
         assert own["sessions"] == "/xdg/data/mlx-gemma-mtp/sessions"
         assert own["history"] == "/xdg/state/mlx-gemma-mtp/history"
     else:
-        own = found(mgm_here("paths", "--json"))
         assert "Library/Application Support/mlx-gemma-mtp" in own["sessions"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -15,18 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.command import (
-    GREEDY,
-    MGM,
-    SECONDS,
-    STORY,
-    SUM,
-    Done,
-    Here,
-    assert_plain,
-    environment,
-    found,
-)
+from helpers.command import GREEDY, SECONDS, STORY, SUM, Done, Here, assert_plain, found, start
 from mlx_gemma_mtp.cli.requests_file import read
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.errors import UsageError
@@ -36,9 +24,15 @@ pytestmark = pytest.mark.slow
 SHORT = SamplingParams(max_tokens=4)
 
 
-@pytest.fixture
-def here(mgm_here: Here) -> Here:
-    return partial(mgm_here, "generate")
+def batch(here: Here, folder: Path, lines: list[Any], *options: str) -> tuple[Done, list[Any]]:
+    """Answer these lines, with options, and return the results, too."""
+    source, out = write_lines(folder / "in.jsonl", lines), folder / "out.jsonl"
+    done = here("generate", "--batch-file", source, "--out", out, *options)
+    return done, read_lines(out)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_lines(path: Path, lines: list[Any]) -> Path:
@@ -66,37 +60,31 @@ def a_hundred(rng: np.random.Generator) -> list[dict[str, Any]]:
     return lines
 
 
-def interrupted(
-    arguments: list[str], partial_file: Path, count: int, with_signal: signal.Signals
-) -> Done:
+def interrupted(arguments: list[str], kept: Path, count: int, with_signal: signal.Signals) -> Done:
     """A run that gets a signal once it has that many results."""
-    command = [*MGM, "generate", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment()
-    ) as process:
+    with start(["generate", *arguments]) as process:
         deadline = time.monotonic() + SECONDS
-        while num_results(partial_file) < count and time.monotonic() < deadline:
+        while num_results(kept) < count and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         process.send_signal(with_signal)
-        return Done(command, process.wait(SECONDS), *process.communicate(timeout=SECONDS))
+        return Done(process.args, process.wait(SECONDS), *process.communicate(timeout=SECONDS))
 
 
-def num_results(partial_file: Path) -> int:
-    """How many lines follow the header."""
-    return max(0, partial_file.read_bytes().count(b"\n") - 1) if partial_file.exists() else 0
+def num_results(kept: Path) -> int:
+    return max(0, kept.read_bytes().count(b"\n") - 1) if kept.exists() else 0  # without the header
 
 
 def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
-    here: Here, tmp_path: Path, rng: np.random.Generator
+    mgm_here: Here, tmp_path: Path, rng: np.random.Generator
 ) -> None:
+    here = partial(mgm_here, "generate")
     source = write_lines(tmp_path / "in.jsonl", a_hundred(rng))
     out, kept = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = ["--batch-file", str(source), "--out", str(out)]
 
-    options = [*command, "--max-batch", "3", "--num-draft-tokens", "0"]
-    done = interrupted(options, kept, 15, signal.SIGINT)
+    options = ["--max-batch", "3", "--num-draft-tokens", "0"]
+    done = interrupted([*command, *options], kept, 15, signal.SIGINT)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (130, "")
     before = kept.read_bytes()
@@ -126,19 +114,17 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     assert out.read_bytes() == whole.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name, whole.name}
 
-    asked = [json.loads(line) for line in source.read_text().splitlines()]
-    results = [json.loads(line) for line in out.read_text().splitlines()]
+    asked, results = read_lines(source), read_lines(out)
     ids = [line.get("id", number) for number, line in enumerate(asked, 1)]
     assert [result["id"] for result in results] == ids
-    for line, result in zip(asked, results, strict=True):
-        assert len(result["tokens"]) <= line.get("max_tokens", 4)
+    both = list(zip(asked, results, strict=True))
+    assert all(len(result["tokens"]) <= line.get("max_tokens", 4) for line, result in both)
     assert {result["finish_reason"] for result in results} == {"stop", "length"}
-    seeds = {r["seed"] for a, r in zip(asked, results, strict=True) if "seed" not in a}
-    assert len(seeds) == 90
-    assert all(r["seed"] == 5 for a, r in zip(asked, results, strict=True) if "seed" in a)
+    assert len({result["seed"] for line, result in both if "seed" not in line}) == 90
+    assert all(result["seed"] == 5 for line, result in both if "seed" in line)
 
 
-def test_a_result_is_that_of_its_prompt_alone(here: Here, tmp_path: Path) -> None:
+def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, tmp_path: Path) -> None:
     lines = [
         {"id": "b", "prompt": STORY, "max_tokens": 12, "temperature": 2},
         {"id": "c", "prompt": SUM, "thinking": True, "stop": "4", "temperature": 0},
@@ -147,42 +133,34 @@ def test_a_result_is_that_of_its_prompt_alone(here: Here, tmp_path: Path) -> Non
         (STORY, "--max-tokens", "12", "--temperature", "2"),
         (SUM, "--think", "--stop", "4", *GREEDY),
     )
-    source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    assert here("--batch-file", source, "--out", out, "--system", "Be nice.").returncode == 0
-    results = [json.loads(line) for line in out.read_text().splitlines()]
+    done, results = batch(mgm_here, tmp_path, lines, "--system", "Be nice.")
+    assert done.returncode == 0
     for line, result, options in zip(lines, results, as_options, strict=True):
-        seed = str(result["seed"])
-        alone = found(here(*options, "--seed", seed, "--system", "Be nice.", "--json"))
+        common = ("--seed", str(result["seed"]), "--system", "Be nice.", "--json")
+        alone = found(mgm_here("generate", *options, *common))
         prompt_tokens = alone.pop("stats")["prompt_tokens"]
         assert result == {"id": line["id"], **alone, "prompt_tokens": prompt_tokens}
 
 
-def test_a_request_that_fails_is_a_line_and_is_retried(here: Here, tmp_path: Path) -> None:
-    lines = [
-        {"id": 1, "prompt": "Hi"},
-        {"id": 2, "prompt": "word " * 5000},
-        {"id": 3, "prompt": "Hi"},
-    ]
-    source, out = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    command = ("--batch-file", source, "--out", out, "--max-tokens", "2", "--seed", "1")
+def test_a_request_that_fails_is_a_line_and_is_retried(mgm_here: Here, tmp_path: Path) -> None:
+    prompts = ["Hi", "word " * 5000, "Hi"]
+    lines = [{"id": number, "prompt": prompt} for number, prompt in enumerate(prompts, 1)]
     for times in (1, 2):
-        done = here(*command)
+        done, (one, two, three) = batch(mgm_here, tmp_path, lines, "--max-tokens", "2")
         assert (done.returncode, done.stdout) == (1, "")
         expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4096.*\n$"
         assert re.search(expected, done.stderr)
         assert ("2 results are already done" in done.stderr) is (times == 2)
-        one, two, three = (json.loads(line) for line in out.read_text().splitlines())
         assert (one["id"], three["id"], len(one["tokens"])) == (1, 3, 2)
         assert (two["id"], {*two}) == (2, {"id", "error"})
 
 
 def test_at_a_terminal_a_bar_moves(
-    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mgm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
-    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "Hi"}, {"prompt": SUM}])
-    done = here("--batch-file", source, "--out", tmp_path / "out.jsonl")
+    done, _ = batch(mgm_here, tmp_path, [{"prompt": "Hi"}, {"prompt": SUM}])
     assert (done.returncode, done.stdout) == (0, "")
     assert "2/2" in done.stderr
     last = re.sub(r"\x1b\[\d*[A-Z]", "", done.stderr.splitlines()[-1])
@@ -225,24 +203,23 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
 def test_the_system_prompt_of_a_line_replaces_the_one_for_all(tmp_path: Path) -> None:
     user, own = {"role": "user", "content": "Hi"}, {"role": "system", "content": "own"}
     lines = [
-        {"prompt": "Hi"},
-        {"prompt": [user]},
-        {"prompt": "Hi", "system": "own"},
-        {"prompt": [own, user]},
-        {"prompt": "Hi", "system": ""},
+        *({"prompt": "Hi"}, {"prompt": [user]}, {"prompt": "Hi", "system": "own"}),
+        *({"prompt": [own, user]}, {"prompt": "Hi", "system": ""}),
     ]
     path = write_lines(tmp_path / "in.jsonl", lines)
     general = {"role": "system", "content": "all"}
-    prompts = [line.prompt for line in read(path, SHORT, "all").lines]
+    prompts = [line.prompt for line in read(path, SHORT, "all")[0]]
     assert prompts == [[general, user], [general, user], [own, user], [own, user], "Hi"]
 
 
 def test_a_seed_depends_on_the_id_and_not_on_the_place(tmp_path: Path) -> None:
     lines = [{"id": name, "prompt": "Hi"} for name in ("a", "b", 1, 1.5, None)]
     path = tmp_path / "in.jsonl"
-    there = [line.seeded(1) for line in read(write_lines(path, lines), SHORT, None).lines]
-    back = [line.seeded(1) for line in read(write_lines(path, lines[::-1]), SHORT, None).lines]
-    other = [line.seeded(2) for line in read(path, SHORT, None).lines]
-    seeds = [line.params.seed for line in there]
-    assert seeds == [line.params.seed for line in back][::-1]
-    assert len({*seeds, *(line.params.seed for line in other)}) == 10
+
+    def seeds(lines: list[Any], base: int) -> list[int | None]:
+        read_again, _ = read(write_lines(path, lines), SHORT, None)
+        return [line.seeded(base).params.seed for line in read_again]
+
+    there = seeds(lines, 1)
+    assert there == seeds(lines[::-1], 1)[::-1]
+    assert len({*there, *seeds(lines, 2)}) == 10

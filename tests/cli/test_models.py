@@ -1,67 +1,63 @@
 """`mgm list` and `mgm rm`, on caches in every state."""
 
 import json
-import os
-import pty
 import re
-import select
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pexpect
 import pytest
-from typer.testing import CliRunner
 
-from helpers.command import MGM
+from helpers.command import MGM, Here, assert_one_line, environment
 from helpers.fake_hub import (
     COMMIT,
     DRAFTER,
     DRAFTER_CONFIG,
     DRAFTER_FILES,
     NAME,
-    SECONDS,
+    NEWER,
     TARGET_CONFIG,
     TARGET_FILES,
     HubCache,
-    Machine,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
-    machine_with_a_hub,  # noqa: F401 - the fixture `machine`
+    folder_files,
     model_files,
     needed,
 )
-from mlx_gemma_mtp import cli
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files import hub_cache as cached
 
-OLD, NEW = COMMIT, "fedcba98" * 5
 OTHER_FILES = TARGET_FILES | {"model-2.safetensors": b"w" * 9000}
 
 
-def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache) -> None:
+def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_here: Here) -> None:
     quantized = TARGET_CONFIG | {"quantization": {"bits": 4, "group_size": 64}}
     inside = TARGET_FILES | {
         f"drafter/{path}": body for path, body in needed(DRAFTER_FILES).items()
     }
     other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536})
-    hub_cache.add_files("a/pair", TARGET_FILES)
-    hub_cache.add_files("a/pair-assistant", DRAFTER_FILES)
-    hub_cache.add_files("b/alone", model_files(quantized))
-    hub_cache.add_files("c/inside", inside)
-    hub_cache.add_files("d/llama", model_files({"model_type": "llama"}))
-    hub_cache.add_files("e/half", {"config.json": TARGET_FILES["config.json"]})
-    hub_cache.add_files("f/lone-assistant", DRAFTER_FILES)
-    hub_cache.add_files("g/mismatch", TARGET_FILES)
-    hub_cache.add_files("g/mismatch-assistant", other)
-    hub_cache.add_files("h/detached", TARGET_FILES, NEW, ref="")
-    hub_cache.add_files("i/broken", model_files(TARGET_CONFIG | {"num_hidden_layers": 0}))
+    for name, files in {
+        "a/pair": TARGET_FILES,
+        "a/pair-assistant": DRAFTER_FILES,
+        "b/alone": model_files(quantized),
+        "c/inside": inside,
+        "d/llama": model_files({"model_type": "llama"}),
+        "e/half": {"config.json": TARGET_FILES["config.json"]},
+        "f/lone-assistant": DRAFTER_FILES,
+        "g/mismatch": TARGET_FILES,
+        "g/mismatch-assistant": other,
+        "i/broken": model_files(TARGET_CONFIG | {"num_hidden_layers": 0}),
+    }.items():
+        hub_cache.add(name, files)
+    hub_cache.add("h/detached", TARGET_FILES, NEWER, ref="")
 
     found = {model.name: model for model in cached.models()}
     assert list(found) == [
         *("demo", "a/pair", "b/alone", "c/inside", "e/half", "f/lone-assistant", "g/mismatch"),
-        *(f"h/detached@{NEW}", "i/broken"),
+        *(f"h/detached@{NEWER}", "i/broken"),
     ]
     pair = found["a/pair"]
     assert (pair.folder, pair.kind, pair.bits) == (hub_cache.snapshot("a/pair"), "E4B", 16)
@@ -87,21 +83,12 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache) -> Non
             assert (drafter and drafter.resolve()) == beside
     assert hub_cache.network == []
 
-    shown = CliRunner().invoke(cli.app, ["list"]).stdout
+    shown = mgm_here("list").stdout
     assert re.search(r"^ a/pair +E4B +16 +5\.\d kB +1\.\d kB +just now$", shown, re.MULTILINE)
     assert re.search(r"^ b/alone +E4B +4 +5\.\d kB +none ", shown, re.MULTILINE)
     assert re.search(r"^ e/half .*unusable", shown, re.MULTILINE)
     assert "e/half: it is incomplete" in shown
     assert re.search(r"^ g/mismatch .* kB, unusable", shown, re.MULTILINE)
-
-
-def no_cache(root: Path) -> None:
-    root.rmdir()
-
-
-def cache_is_a_file(root: Path) -> None:
-    root.rmdir()
-    root.write_text("")
 
 
 def strange_things(root: Path) -> None:
@@ -110,84 +97,87 @@ def strange_things(root: Path) -> None:
     (root / "models--file--file").write_text("")
     (root / "models--").mkdir()
     (root / "models--empty--empty").mkdir()
-    (root / "models--one-word" / "snapshots" / OLD).mkdir(parents=True)
+    (root / "models--one-word" / "snapshots" / COMMIT).mkdir(parents=True)
     (root / "models--a--..").mkdir()
     (root / "models--link--loop").symlink_to("models--link--loop")
     (root / ".locks").mkdir()
     (root / "version.txt").write_text("1")
     for name, reference in {"a/binary": b"\xff\xfe", "a/null": b"\0", "a/none": b"0" * 40}.items():
-        cache.add_files(name, TARGET_FILES)
+        cache.add(name, TARGET_FILES)
         (cache.repository(name) / "refs" / "main").write_bytes(reference)
-    cache.add_files("a/folder", TARGET_FILES)
+    cache.add("a/folder", TARGET_FILES)
     (cache.repository("a/folder") / "refs" / "main").unlink()
     (cache.repository("a/folder") / "refs" / "main").mkdir()
     for name, config in {"b/text": b"hello", "b/list": b"[]", "b/latin": b'{"a": "\xff"}'}.items():
-        cache.add_files(name, TARGET_FILES | {"config.json": config})
+        cache.add(name, TARGET_FILES | {"config.json": config})
     odd = {"num_hidden_layers": "six"}, {"quantization": 4}, {"dtype": {}}, {"text_config": 3}
     for i, part in enumerate(odd):
-        cache.add_files(f"c/odd{i}", model_files(TARGET_CONFIG | part))
-    cache.add_files("d/target", TARGET_FILES)
-    cache.add_files("d/target-assistant", TARGET_FILES)
-    for blob in (cache.add_files("e/blobs", TARGET_FILES).parents[1] / "blobs").iterdir():
+        cache.add(f"c/odd{i}", model_files(TARGET_CONFIG | part))
+    cache.add("d/target", TARGET_FILES)
+    cache.add("d/target-assistant", TARGET_FILES)
+    for blob in (cache.add("e/blobs", TARGET_FILES).parents[1] / "blobs").iterdir():
         if blob.stat().st_size >= 5000:
             blob.unlink()
-    snapshots = cache.add_files("f/file", TARGET_FILES).parent
+    snapshots = cache.add("f/file", TARGET_FILES).parent
     (snapshots / "file").write_text("")
 
 
-@pytest.mark.parametrize("spoil", [no_cache, cache_is_a_file, strange_things])
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "no cache": Path.rmdir,
+    "a file": lambda root: (root.rmdir(), root.write_text("")),
+    "strange things": strange_things,
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
 def test_the_list_copes_with_any_state_of_the_cache(
-    hub_cache: HubCache, spoil: Callable[[Path], None]
+    hub_cache: HubCache, mgm_here: Here, what: str
 ) -> None:
-    spoil(hub_cache.root)
+    SPOILT[what](hub_cache.root)
     if hub_cache.root.is_dir():
-        hub_cache.add_files(NAME, TARGET_FILES)
-        hub_cache.add_files(DRAFTER, DRAFTER_FILES)
-        assert [one.problem for one in cached.models() if one.name == NAME] == [None]
-    assert cached.models()[0].name == "demo"
+        hub_cache.add(NAME, TARGET_FILES)
+        hub_cache.add(DRAFTER, DRAFTER_FILES)
+    found = {one.name: one.problem for one in cached.models()}
+    assert next(iter(found)) == "demo"
+    assert found.get(NAME, "") == (None if hub_cache.root.is_dir() else "")
     for name in ("a/binary", "a/null", "a/none", "a/folder", "b/text", "e/blobs"):
         assert hub.from_cache(name) is None  # so it would be downloaded
-    result = CliRunner().invoke(cli.app, ["list", "--json"])
-    assert result.exit_code == 0
-    names = [model["name"] for model in json.loads(result.stdout)["models"]]
-    assert (NAME in names) == hub_cache.root.is_dir()
-    assert CliRunner().invoke(cli.app, ["list"]).exit_code == 0
+    listed = json.loads(mgm_here("list", "--json").stdout)
+    assert [model["name"] for model in listed["models"]] == list(found)
+    assert mgm_here("list").returncode == 0
     assert hub_cache.network == []
 
 
-def test_rm_removes_the_pair_and_touches_nothing_else(hub_cache: HubCache) -> None:
-    def bystanders() -> None:
-        # A renamed repository has the same commit; and names that start alike.
-        for name in ("google/renamed", f"{NAME}-2", f"{NAME}-assistant-2", "google/gemma-4-tiny"):
-            hub_cache.add_files(name, TARGET_FILES)
-        (hub_cache.root / "datasets--google--gemma-4-tiny-it").mkdir()
-        (hub_cache.root / "models--odd--odd").mkdir()
-
-    bystanders()
-    others = hub_cache.tree()
-    hub_cache.add_files(NAME, TARGET_FILES)
-    hub_cache.add_files(NAME, OTHER_FILES, NEW, ref="v2")
-    hub_cache.add_files(DRAFTER, DRAFTER_FILES)
+def test_rm_removes_the_pair_and_touches_nothing_else(hub_cache: HubCache, mgm_here: Here) -> None:
+    # A renamed repository has the same commit; and names that start alike.
+    for name in ("google/renamed", f"{NAME}-2", f"{NAME}-assistant-2", "google/gemma-4-tiny"):
+        hub_cache.add(name, TARGET_FILES)
+    (hub_cache.root / "datasets--google--gemma-4-tiny-it").mkdir()
+    (hub_cache.root / "models--odd--odd").mkdir()
+    others = folder_files(hub_cache.root)
+    hub_cache.add(NAME, TARGET_FILES)
+    hub_cache.add(NAME, OTHER_FILES, NEWER, ref="v2")
+    hub_cache.add(DRAFTER, DRAFTER_FILES)
     part = hub_cache.repository(NAME) / "blobs" / "abc.01234567.incomplete"
     part.write_bytes(b"p" * 1000)
 
     assert cached.removable(NAME) == [NAME, DRAFTER]
-    bodies = {*TARGET_FILES.values(), *OTHER_FILES.values(), OLD, NEW}  # and the two refs
+    bodies = {*TARGET_FILES.values(), *OTHER_FILES.values(), COMMIT, NEWER}  # and the two refs
     size = sum(len(body) for body in bodies) + 1000
     assert cached.size_on_disk(hub_cache.repository(NAME)) == size
-    result = CliRunner().invoke(cli.app, ["rm", NAME, "--yes"])
-    assert result.exit_code == 0
-    removed = re.findall(r"^removed (\S+), [\d.]+ kB freed$", result.stdout, re.MULTILINE)
+    done = mgm_here("rm", NAME, "--yes")
+    assert done.returncode == 0
+    removed = re.findall(r"^removed (\S+), [\d.]+ kB freed$", done.stdout, re.MULTILINE)
     assert removed == [NAME, DRAFTER]
-    assert hub_cache.tree() == others
+    assert folder_files(hub_cache.root) == others
     assert not hub_cache.repository(NAME).exists()
     assert not hub_cache.repository(DRAFTER).exists()
 
-    hub_cache.add_files(NAME, TARGET_FILES)
-    hub_cache.add_files(DRAFTER, DRAFTER_FILES)
-    with_target = hub_cache.tree()
-    assert CliRunner().invoke(cli.app, ["rm", DRAFTER, "-y"]).exit_code == 0
-    assert hub_cache.tree() == {
+    hub_cache.add(NAME, TARGET_FILES)
+    hub_cache.add(DRAFTER, DRAFTER_FILES)
+    with_target = folder_files(hub_cache.root)
+    assert mgm_here("rm", DRAFTER, "-y").returncode == 0
+    assert folder_files(hub_cache.root) == {
         path: body for path, body in with_target.items() if "tiny-it-assistant/" not in path
     }
 
@@ -205,8 +195,8 @@ def test_rm_removes_half_a_download_and_damaged_repositories(hub_cache: HubCache
 
 
 def test_rm_of_an_unknown_name_suggests_near_ones(hub_cache: HubCache) -> None:
-    hub_cache.add_files(NAME, TARGET_FILES)
-    before = hub_cache.tree()
+    hub_cache.add(NAME, TARGET_FILES)
+    before = folder_files(hub_cache.root)
     with pytest.raises(ModelNotFoundError, match=f"did you mean {NAME}"):
         cached.removable("google/gemma-4-tiny")
     with pytest.raises(ModelNotFoundError, match="mgm list"):
@@ -214,40 +204,31 @@ def test_rm_of_an_unknown_name_suggests_near_ones(hub_cache: HubCache) -> None:
     for name in ("demo", str(hub_cache.root)):
         with pytest.raises(UsageError):
             cached.removable(name)
-    assert hub_cache.tree() == before
+    assert folder_files(hub_cache.root) == before
 
 
 def test_rm_reports_in_one_line_that_it_cannot_remove(
-    hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    hub_cache: HubCache, mgm_here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub_cache.add_files(NAME, TARGET_FILES)
+    hub_cache.add(NAME, TARGET_FILES)
 
     def refuse(path: object, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    with pytest.raises(MgmError, match=r"cannot be removed .*Permission denied"):
-        cached.remove(NAME)
-    assert capfd.readouterr() == ("", "")
+    assert_one_line(mgm_here("rm", NAME, "--yes"), 1, f"{NAME} cannot be removed ([Errno 13]")
 
 
-def test_rm_asks_at_a_terminal_and_refuses_without_one(machine: Machine) -> None:
-    machine.cache.add_files(NAME, TARGET_FILES)
-    assert "--yes" in machine.refused(2, "rm", NAME)
-    assert machine.cache.repository(NAME).exists()
+def test_rm_asks_at_a_terminal_and_refuses_without_one(hub_cache: HubCache, mgm_here: Here) -> None:
+    hub_cache.add(NAME, TARGET_FILES)
+    assert_one_line(mgm_here("rm", NAME), 2, "--yes")
     for answer, removed in (("n", False), ("y", True)):
-        keyboard, screen = pty.openpty()
-        process = subprocess.Popen(
-            [*MGM, "rm", NAME], stdin=screen, stdout=screen, stderr=screen, env=machine.environment
-        )
-        os.close(screen)
-        shown = ""
-        while "?" not in shown:
-            assert select.select([keyboard], [], [], SECONDS)[0]
-            shown += os.read(keyboard, 4096).decode()
-        assert NAME in shown
-        assert machine.cache.repository(NAME).exists()
-        os.write(keyboard, f"{answer}\n".encode())
-        assert process.wait(SECONDS) == (not removed)
-        assert machine.cache.repository(NAME).exists() != removed
-        os.close(keyboard)
+        assert hub_cache.repository(NAME).exists()
+        variables = environment() | {"HF_HUB_CACHE": str(hub_cache.root)}
+        child = pexpect.spawn(MGM[0], [*MGM[1:], "rm", NAME], env=variables, encoding="utf-8")
+        child.expect_exact("?", timeout=60)
+        assert NAME in child.before
+        assert hub_cache.repository(NAME).exists()
+        child.sendline(answer)
+        assert child.wait() == (not removed)
+        assert hub_cache.repository(NAME).exists() != removed

@@ -1,6 +1,6 @@
-"""Pairs and converted pairs that the tests of this folder share, and `mgm` in this process."""
+"""Pairs and converted pairs that the tests of this folder share."""
 
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,23 +9,23 @@ from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.broken import breakable_pair  # noqa: F401 - the fixture `broken`
 from helpers.checkpoints import PairPaths, make_pair
-from helpers.command import mgm_here  # noqa: F401 - a fixture
-from helpers.converted import TINY
+from helpers.converted import MOE, Converted
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
 
 
 @pytest.fixture(scope="session")
-def converted(
-    pairs: dict[str, PairPaths], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, Options], Path]:
+def converted(pairs: dict[str, PairPaths], tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """Each kind's pair, or the demo pair, converted with these options, once; to be copied."""
-    made: dict[tuple[str, Options], Path] = {}
 
+    @cache
     def of(kind: str, options: Options) -> Path:
-        if (kind, options) not in made:
-            out = tmp_path_factory.mktemp(kind) / "out"
-            convert(kind if kind == "demo" else pairs[kind].target, out, options)
-            made[kind, options] = out
-        return made[kind, options]
+        out = tmp_path_factory.mktemp(kind) / "out"
+        convert(kind if kind == "demo" else pairs[kind].target, out, options)
+        return out
 
     return of
 
@@ -33,7 +33,7 @@ def converted(
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
     """A pair whose target is in several files; to be copied."""
-    return make_pair(TINY, tmp_path_factory.mktemp("tiny"), seed, sharded=True, multimodal=True)
+    return make_pair(MOE, tmp_path_factory.mktemp("tiny"), seed, sharded=True, multimodal=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,9 @@ from mlx_gemma_mtp.convert.formats import FIXED, NAMES, parse_format, quantize
 from mlx_gemma_mtp.convert.manifest import read_manifest
 from mlx_gemma_mtp.convert.plan import Options
 
+from helpers.arrays import Arrays, parameters, read_arrays, write
 from helpers.checkpoints import KINDS, PairPaths
-from helpers.converted import (
-    MOE,
-    Arrays,
-    Converted,
-    assert_mlx_lm_agrees,
-    assert_same_arrays,
-    hashes,
-    parameters,
-    read_arrays,
-)
+from helpers.converted import MOE, Converted, assert_mlx_lm_agrees, assert_same_arrays, hashes
 from helpers.logits import logits
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.files.checkpoint import read_config
@@ -33,7 +25,6 @@ from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
-UNQUANTIZED = Options(bits="none")
 TOWERS_IN = ("E2B", "12B", MOE)
 TOWERS = ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 
@@ -63,7 +54,7 @@ def renamed(source: Path, config: TargetConfig) -> Arrays:
 def test_unquantized_weights_keep_every_bit_and_load_in_mlx_lm(
     pair: PairPaths, kind: str, converted: Converted
 ) -> None:
-    out = converted(kind, UNQUANTIZED)
+    out = converted(kind, Options(bits="none"))
     source = load_target(pair.target)
     assert_same_arrays(read_arrays(out), renamed(pair.target, source.config))  # without towers
     assert any("vision" in name for name in read_arrays(pair.target)) == (kind in TOWERS_IN)
@@ -77,10 +68,10 @@ def test_unquantized_weights_keep_every_bit_and_load_in_mlx_lm(
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])
 def test_a_converted_pair_can_be_converted_again(
-    kind: str, converted: Converted, tmp_path: Path
+    kind: str, converted: Converted, out: Path
 ) -> None:
-    convert(converted(kind, UNQUANTIZED), tmp_path / "again", Options())
-    assert hashes(tmp_path / "again") == hashes(converted(kind, Options()))
+    convert(converted(kind, Options(bits="none")), out, Options())
+    assert hashes(out) == hashes(converted(kind, Options()))
 
 
 def in_memory(model: nn.Module, records: dict[str, Any]) -> None:
@@ -91,76 +82,61 @@ def in_memory(model: nn.Module, records: dict[str, Any]) -> None:
             return False
         path = path.replace("experts.", "experts.switch_glu.").replace("gate_up", "gate")
         (record,) = (r for name, r in records.items() if name.endswith(f"model.{path}.weight"))
-        if record.bits is None:
-            return False
-        return {"bits": record.bits, "group_size": record.group_size, "mode": record.mode}
+        keys = ("bits", "group_size", "mode")
+        return record.bits is not None and {key: getattr(record, key) for key in keys}
 
     nn.quantize(model, class_predicate=format_of)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [*((kind, "4") for kind in KINDS), (MOE, "8")])
+MIXED = [*((kind, Options()) for kind in KINDS), (MOE, Options(bits="8"))]
+OTHERS = [Options(bits=bits, group_size=32, recipe="uniform") for bits in ("3", "6")]
+OTHERS += [Options(bits=bits, recipe="uniform") for bits in FIXED]
+CASES = [*MIXED, *((MOE, options) for options in OTHERS)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), CASES, ids=[f"{kind}-{options.bits}" for kind, options in CASES]
+)
 def test_quantized_weights_equal_those_quantized_in_memory_and_load_in_mlx_lm(
-    pairs: dict[str, PairPaths], kind: str, bits: str, converted: Converted
+    kind: str, options: Options, pairs: dict[str, PairPaths], converted: Converted
 ) -> None:
-    out, pair = converted(kind, Options(bits=bits)), pairs[kind]
+    out, pair = converted(kind, options), pairs[kind]
     target, expected = load_target(out), load_target(pair.target)
-    in_memory(expected, read_manifest(out).tensors)
-    assert_same_arrays(parameters(target), parameters(expected))
-    assert logits(target).tobytes() == logits(expected).tobytes()
     # Vocabulary, head sizes and so on are where mlx-lm looks for them.
     assert_mlx_lm_agrees(out, target)
-
-    drafter = load_drafter(out / "drafter", target.config)
-    uniform = load_drafter(pair.drafter, target.config, bits=int(bits))
-    assert_same_arrays(parameters(drafter), parameters(uniform))
-
-
-@pytest.mark.parametrize("kind", ["E2B", MOE])
-def test_the_uniform_recipe_equals_quantizing_while_loading(
-    pairs: dict[str, PairPaths], kind: str, converted: Converted
-) -> None:
-    target = load_target(converted(kind, Options(recipe="uniform")))
-    assert_same_arrays(parameters(target), parameters(load_target(pairs[kind].target, bits=4)))
-
-
-@pytest.mark.parametrize("bits", ["3", "6", *FIXED])
-def test_every_format_loads_as_it_was_written(
-    bits: str, pairs: dict[str, PairPaths], converted: Converted
-) -> None:
-    group_size = None if bits in FIXED else 32
-    out = converted(MOE, Options(bits=bits, group_size=group_size, recipe="uniform"))
-    target = load_target(out)
-    chosen = parse_format(bits, group_size)
-    assert chosen is not None
-    experts = target.layers[0].experts.gate_up_proj
-    assert (experts.bits, experts.group_size, experts.mode) == (*chosen[1:], chosen.mode)
-    if bits != "q4_0":
-        expected = load_target(pairs[MOE].target)
+    if options.bits != "q4_0":  # which MLX cannot quantize to
         in_memory(expected, read_manifest(out).tensors)
         assert_same_arrays(parameters(target), parameters(expected))
-    assert_mlx_lm_agrees(out, target)
-
-
-@pytest.mark.parametrize("kind", ["E2B", "12B", MOE])  # 12B: projections of one input differ
-def test_a_converted_pair_generates(kind: str, converted: Converted) -> None:
+        assert logits(target).tobytes() == logits(expected).tobytes()
+    if options in OTHERS:
+        experts = target.layers[0].experts.gate_up_proj
+        found = {"bits": experts.bits, "group_size": experts.group_size, "mode": experts.mode}
+        chosen = parse_format(options.bits, options.group_size)
+        assert chosen is not None
+        assert found == chosen.block
+        return
     params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
-    with load(converted(kind, Options())) as engine:
-        assert engine.has_drafter
+    with load(out) as engine:
         done = engine.generate([5, 6, 7], params)[0]
     assert len(done.tokens) == 20
     assert done.stats.drafted > 0
+    drafter = load_drafter(out / "drafter", target.config)
+    uniform = load_drafter(pair.drafter, target.config, bits=int(options.bits))
+    assert_same_arrays(parameters(drafter), parameters(uniform))
+    if kind in ("E2B", MOE) and options.bits == "4":  # the uniform recipe is that of loading
+        target = load_target(converted(kind, Options(recipe="uniform")))
+        assert_same_arrays(parameters(target), parameters(load_target(pair.target, bits=4)))
 
 
 def test_another_type_is_cast_before_it_is_quantized(
     pairs: dict[str, PairPaths], converted: Converted
 ) -> None:
     out = converted("E2B", Options(dtype="bfloat16", recipe="uniform", drafter_bits="none"))
-    arrays = read_arrays(pairs["E2B"].target)
-    name = "layers.0.mlp.up_proj.weight"
-    stored = arrays[f"model.language_model.{name}"].astype(mx.bfloat16)
-    found = read_arrays(out)
-    for suffix, part in zip(("weight", "scales", "biases"), mx.quantize(stored), strict=True):
-        written = found[f"language_model.model.{name.removesuffix('weight')}{suffix}"]
+    name, found = "layers.0.mlp.up_proj", read_arrays(out)
+    stored = read_arrays(pairs["E2B"].target)[f"model.language_model.{name}.weight"]
+    parts = mx.quantize(stored.astype(mx.bfloat16))
+    for suffix, part in zip(("weight", "scales", "biases"), parts, strict=True):
+        written = found[f"language_model.model.{name}.{suffix}"]
         assert written.dtype == part.dtype
         assert mx.array_equal(written, part)
     assert {array.dtype for array in found.values()} == {mx.bfloat16, mx.uint32}
@@ -180,12 +156,10 @@ def test_rows_quantized_apart_have_the_bits_of_rows_quantized_together(
     assert chosen is not None
     whole = mx.array(rng.standard_normal((67, 256), np.float32)).astype(dtype)
     slices = [quantize(whole[row : row + 5], chosen) for row in range(0, 67, 5)]
-    for part, *pieces in zip(quantize(whole, chosen), *slices, strict=True):
+    by_mlx = mx.quantize(whole, **chosen.block)
+    for part, expected, *pieces in zip(quantize(whole, chosen), by_mlx, *slices, strict=True):
         assert mx.array_equal(part, mx.concatenate(pieces))
-    if name != "q4_0":
-        mode = {"group_size": chosen.group_size, "bits": chosen.bits, "mode": chosen.mode}
-        for part, expected in zip(quantize(whole, chosen), mx.quantize(whole, **mode), strict=True):
-            assert mx.array_equal(part, expected)
+        assert name == "q4_0" or mx.array_equal(part, expected)
 
 
 @pytest.mark.parametrize("kind", ["E2B", MOE])
@@ -200,10 +174,9 @@ def test_neither_slices_nor_files_change_a_bit(
     convert(pairs[kind].target, out, Options(shard_bytes=200_000))
     assert_same_arrays(read_arrays(out), read_arrays(whole))
     files = sorted(out.glob("*.safetensors"))
-    assert [path.name for path in files] == [
-        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
-    ]
-    assert len(files) >= 3
+    count = len(files)
+    assert count >= 3
+    assert files == [out / f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
     index = json.loads((out / shards.INDEX).read_text())
     assert index["weight_map"] == {name: path.name for path in files for name in mx.load(str(path))}
     assert index["metadata"]["total_size"] == sum(a.nbytes for a in read_arrays(out).values())
@@ -222,28 +195,14 @@ def test_arrays_start_at_multiples_of_their_types_size(converted: Converted) -> 
 
 
 def test_converting_holds_only_a_few_slices_in_memory(tmp_path: Path) -> None:
-    raw = {
-        "model_type": "gemma4_text",
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "global_head_dim": 64,
-        "hidden_size_per_layer_input": 0,
-        "enable_moe_block": True,
-        "num_experts": 16,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 192,
-    }
-    source = tmp_path / "large"
-    source.mkdir()
-    (source / "config.json").write_text(json.dumps(raw))
+    raw: dict[str, Any] = {"model_type": "gemma4_text", "vocab_size": 512}
+    raw |= {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
+    raw |= {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size_per_layer_input": 0}
+    raw |= {"head_dim": 64, "global_head_dim": 64, "enable_moe_block": True}
+    raw |= {"num_experts": 16, "top_k_experts": 2, "moe_intermediate_size": 192}
     tensors = parameters(Target(TargetConfig.from_dict(raw)))
     arrays = {f"model.{name}": array for name, array in tensors.items()}
-    mx.save_safetensors(str(source / "model.safetensors"), arrays)
+    source = write(tmp_path / "large", raw, arrays)
     size = sum(array.nbytes for array in arrays.values())
     largest = max(array.nbytes for array in arrays.values())
     del arrays, tensors

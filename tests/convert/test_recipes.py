@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 from mlx_gemma_mtp.bench.synthetic import settings
 from mlx_gemma_mtp.convert.conversion import default_out, prepare
-from mlx_gemma_mtp.convert.formats import parse_format, quantize
+from mlx_gemma_mtp.convert.formats import FIXED, parse_format, quantize
 from mlx_gemma_mtp.convert.manifest import Origin, read_manifest
 from mlx_gemma_mtp.convert.plan import Options, Plan, plan_drafter, plan_target
 from mlx_gemma_mtp.convert.report import dry_run
 from mlx_gemma_mtp.convert.source import Source, SourceTensor
 from rich.filesize import decimal
 
+from helpers.arrays import parameters, read_arrays
 from helpers.checkpoints import PairPaths
-from helpers.converted import MOE, Converted, assert_mlx_lm_agrees, parameters, read_arrays
+from helpers.converted import MOE, Converted, assert_mlx_lm_agrees
 from mlx_gemma_mtp import memory
 from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
@@ -26,13 +28,8 @@ from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 # Parameters in billions, of the target and of the drafter.
-PUBLISHED = {
-    "E2B": (4.63, 0.0777),
-    "E4B": (7.46, 0.0785),
-    "12B": (11.91, 0.4229),
-    "26B-A4B": (25.23, 0.4197),
-    "31B": (30.70, 0.4695),
-}
+PUBLISHED = {"E2B": (4.63, 0.0777), "E4B": (7.46, 0.0785), "12B": (11.91, 0.4229)}
+PUBLISHED |= {"26B-A4B": (25.23, 0.4197), "31B": (30.70, 0.4695)}
 
 FITTING = [("4", "mixed"), ("4", "uniform"), ("8", "mixed"), ("nvfp4", "mixed"), ("none", "mixed")]
 SENSITIVE = r"router\.proj$|embed_tokens|centroids$"
@@ -40,17 +37,15 @@ SENSITIVE = r"router\.proj$|embed_tokens|centroids$"
 
 def headers_of(config: dict[str, Any]) -> Source:
     """Return a published checkpoint's config and headers, without weights."""
-    model: Target | Drafter
     if config["model_type"] == "gemma4_assistant":
-        model = Drafter(DrafterConfig.from_dict(config))
+        arrays = parameters(Drafter(DrafterConfig.from_dict(config)))
     else:
-        model = Target(TargetConfig.from_dict(config))
-    tensors = {}
-    for name, array in parameters(model).items():
-        code = "I64" if name.endswith("token_ordering") else "BF16"
-        nbytes = array.size * (8 if code == "I64" else 2)
-        tensors[name] = SourceTensor(f"model.{name}", code, array.shape, Path("nowhere"), 0, nbytes)
-    return Source(Origin("published", None), Path("nowhere"), config, tensors)
+        arrays = parameters(Target(TargetConfig.from_dict(config)))
+    tensors, path = {}, Path("nowhere")
+    for name, array in arrays.items():
+        code, size = ("I64", 8) if name.endswith("token_ordering") else ("BF16", 2)
+        tensors[name] = SourceTensor(name, code, array.shape, path, 0, array.size * size)
+    return Source(Origin("published", None), path, config, tensors)
 
 
 def published(size: str, options: Options) -> tuple[Plan, Plan]:
@@ -68,16 +63,14 @@ def test_every_format_fits_every_published_shape(size: str) -> None:
         sizes[bits, recipe] = target.nbytes
         for plan, billions in zip((target, drafter), PUBLISHED[size], strict=True):
             assert plan.num_weights / 1e9 == pytest.approx(billions, rel=2e-3)
-            for one in plan.parameters:
-                if bits != "none" and one.quantizable and re.search(SENSITIVE, one.path):
+            for one in plan.parameters if bits != "none" else ():
+                if one.quantizable and re.search(SENSITIVE, one.path):
                     assert one.format is not None
                     assert one.format.bits >= 8, one.path
-                if bits != "none" and one.path.endswith("router.proj"):
+                if one.path.endswith("router.proj"):
                     assert one.format == parse_format("8/64")
-            assert all(
-                shard.nbytes <= Options().shard_bytes + 2**20 or len(shard.places) <= 3
-                for shard in plan.shards
-            )
+            large = [one for one in plan.shards if one.nbytes > Options().shard_bytes + 2**20]
+            assert all(len(shard.places) <= 3 for shard in large)
     assert sizes["none", "mixed"] == pytest.approx(2e9 * PUBLISHED[size][0], rel=2e-3)
     assert sizes["4", "uniform"] < sizes["4", "mixed"] < 1.12 * sizes["4", "uniform"]
 
@@ -113,11 +106,10 @@ def test_the_mixed_recipe_gives_sensitive_weights_more_bits() -> None:
     assert set(formats(qat, r"layers\.\d+\.(self_attn|mlp)\..*").values()) == {"q4_0"}
 
 
-def test_rules_of_the_command_line_come_first(converted: Converted) -> None:
+def test_rules_of_the_command_line_come_first_also_without_bits(converted: Converted) -> None:
     rules = ("layers.{1,3}.mlp.*=none", "*.o_proj=8/32", "drafter.pre_projection=mxfp4")
     out = converted(MOE, Options(rules=rules))
-    found = read_manifest(out)
-    stem = "language_model.model.layers"
+    found, stem = read_manifest(out), "language_model.model.layers"
     for layer in range(6):
         up = found.tensors[f"{stem}.{layer}.mlp.up_proj.weight"]
         assert up.bits == (None if layer in (1, 3) else 4)
@@ -131,8 +123,6 @@ def test_rules_of_the_command_line_come_first(converted: Converted) -> None:
     load_drafter(out / "drafter", target.config)
     assert_mlx_lm_agrees(out, target)
 
-
-def test_with_bits_none_only_a_rule_quantizes(converted: Converted) -> None:
     out = converted("E2B", Options(bits="none", rules=("embed_tokens_per_layer=8/32",)))
     target = load_target(out)
     assert target.embed_tokens_per_layer.bits == 8
@@ -147,8 +137,7 @@ def test_q4_0_keeps_weights_that_lie_on_its_grid(rng: np.random.Generator) -> No
     steps = np.array(mx.array(steps).astype(mx.bfloat16).astype(mx.float32))
     grid = (steps * levels).reshape(64, 128).astype(np.float32)
     weights = mx.array(grid).astype(mx.bfloat16)
-    chosen = parse_format("q4_0")
-    assert chosen is not None
+    chosen = FIXED["q4_0"]
 
     def kept(packed: mx.array, *affine: mx.array) -> np.ndarray:
         exact = [part.astype(mx.float32) for part in affine]  # as products with them are summed
@@ -160,29 +149,16 @@ def test_q4_0_keeps_weights_that_lie_on_its_grid(rng: np.random.Generator) -> No
     assert not mx.dequantize(*zeros, group_size=32, bits=4).any().item()
 
 
-def test_a_drafters_bits_follow_its_targets() -> None:
-    expected = [("2", "4"), ("4", "4"), ("nvfp4", "4"), ("5", "8"), ("mxfp8", "8")]
-    for bits, of_drafter in [*expected, ("q4_0", "q4_0"), ("none", "none")]:
-        assert Options(bits=bits).bits_of_drafter == of_drafter
-    assert Options(bits="4", drafter_bits="none").bits_of_drafter == "none"
-
-
 @pytest.mark.parametrize("kind", ["E2B", MOE])
 def test_a_dry_run_knows_the_output_without_reading_weights(
-    kind: str,
-    pairs: dict[str, PairPaths],
-    converted: Converted,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, pairs: dict[str, PairPaths], converted: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nbytes(folder: Path) -> int:
         return sum(array.nbytes for array in read_arrays(folder).values())
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("weights are read")
-
     out, unquantized = converted(kind, Options()), converted(kind, Options(bits="none"))
     with monkeypatch.context() as patch:
-        patch.setattr(np, "fromfile", refuse)
+        patch.setattr(np, "fromfile", Mock(side_effect=AssertionError("weights are read")))
         plans = prepare(pairs[kind].target, Options(), headers_only=True)
         found = dry_run(plans, Options())
     for plan, folder in zip(plans, (out, out / "drafter"), strict=True):
@@ -193,21 +169,23 @@ def test_a_dry_run_knows_the_output_without_reading_weights(
     assert plans[0].left_out == left_out > 0
     assert f"left out: {decimal(left_out)}" in found
 
-    target, drafter = plans
-    assert isinstance(target.config, TargetConfig)
-    assert isinstance(drafter.config, DrafterConfig)
-    pair = memory.Pair(target.config, drafter.config, target.nbytes, drafter.nbytes, dtype_bytes=4)
-    need = pair.needs(1024, 4).total
+    configs: Any = [plan.config for plan in plans]
+    pair = memory.Pair(*configs, *(plan.nbytes for plan in plans), dtype_bytes=4)
+    need = pair.needs(1024, 4)
     cells = [cell.strip() for cell in found.splitlines()[-1].split("|")]
     assert cells[1] == "1,024"  # the tiny models' whole context
     assert cells[3] == f"{decimal(need)}: 8 GB Mac"
 
 
-def test_the_output_is_named_after_its_source_and_bits(tmp_path: Path) -> None:
-    for source, options, expected in (
+def test_the_outputs_name_and_the_drafters_bits_follow_from_the_options(tmp_path: Path) -> None:
+    expected = {"2": "4", "4": "4", "nvfp4": "4", "5": "8", "mxfp8": "8", "q4_0": "q4_0"}
+    for bits, of_drafter in (expected | {"none": "none"}).items():
+        assert Options(bits=bits).bits_of_drafter == of_drafter
+    assert Options(bits="4", drafter_bits="none").bits_of_drafter == "none"
+    for source, options, name in (
         ("google/gemma-4-31B-it", Options(), "gemma-4-31B-it-4bit"),
         ("google/gemma-4-31B-it@abc", Options(bits="mxfp4"), "gemma-4-31B-it-mxfp4"),
         (f"{tmp_path}/mine/", Options(bits="none", dtype="bfloat16"), "mine-bf16"),
         ("demo", Options(bits="none"), "demo-mlx"),
     ):
-        assert default_out(source, options) == Path(expected)
+        assert default_out(source, options) == Path(name)

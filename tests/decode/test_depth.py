@@ -24,6 +24,8 @@ from helpers.machines import (
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import MOST, PROBE_SHARE, TRIAL_PAUSE, TRIAL_ROUNDS, Depth
 
+pytestmark = pytest.mark.slow
+
 NEAR = 0.03  # how far from the best fixed K
 LEARNING = 2000  # rounds that it may take from an empty table
 REMEMBERING = 300  # and from a remembered one

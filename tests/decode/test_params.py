@@ -8,40 +8,29 @@ from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, NO_FILTER
 from mlx_gemma_mtp.errors import UsageError
 
-OUT_OF_RANGE: dict[str, list[Any]] = {
-    "max_tokens": [0, -1, 2.5],
-    "temperature": [-0.1, float("inf"), float("nan"), "hot"],
-    "top_k": [-1, 1.5],
-    "top_p": [0.0, -0.5, 1.01, float("nan")],
-    "seed": [-1, 2**32, 0.5],
-    "num_draft_tokens": [-1, MAX_DRAFT_TOKENS + 1, "many", None],
-    "stop": ["", ["end", ""], [3]],
-}
-AT_THE_BORDER: dict[str, list[Any]] = {
-    "max_tokens": [1],
-    "temperature": [0, 5],
-    "top_k": [0],
-    "top_p": [1],
-    "seed": [0, 2**32 - 1],
-    "num_draft_tokens": [0, MAX_DRAFT_TOKENS, "auto"],
-    "stop": ["end", ["end", "stop"]],
+# Values of each setting at the border of its range, and outside.
+BORDERS: dict[str, tuple[list[Any], list[Any]]] = {
+    "max_tokens": ([1], [0, -1, 2.5]),
+    "temperature": ([0, 5], [-0.1, float("inf"), float("nan"), "hot"]),
+    "top_k": ([0], [-1, 1.5]),
+    "top_p": ([1], [0.0, -0.5, 1.01, float("nan")]),
+    "seed": ([0, 2**32 - 1], [-1, 2**32, 0.5]),
+    "num_draft_tokens": (
+        [0, MAX_DRAFT_TOKENS, "auto"],
+        [-1, MAX_DRAFT_TOKENS + 1, "many", None],
+    ),
+    "stop": (["end", ["end", "stop"]], ["", ["end", ""], [3]]),
 }
 
 
-def each(values: dict[str, list[Any]]) -> pytest.MarkDecorator:
-    cases = [(field, value) for field in values for value in values[field]]
-    return pytest.mark.parametrize(("field", "value"), cases)
-
-
-@each(OUT_OF_RANGE)
-def test_a_setting_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=field):
-        SamplingParams(**{field: value})
-
-
-@each(AT_THE_BORDER)
-def test_a_setting_at_the_border_of_its_range_is_accepted(field: str, value: Any) -> None:
-    assert getattr(SamplingParams(**{field: value}), field) == value
+@pytest.mark.parametrize("field", BORDERS)
+def test_a_setting_is_accepted_up_to_its_border_and_refused_by_name_beyond(field: str) -> None:
+    accepted, refused = BORDERS[field]
+    for value in accepted:
+        assert getattr(SamplingParams(**{field: value}), field) == value
+    for value in refused:
+        with pytest.raises(UsageError, match=field):
+            SamplingParams(**{field: value})
 
 
 def test_unset_values_come_from_generation_config() -> None:

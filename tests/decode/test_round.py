@@ -1,12 +1,15 @@
-"""What a round leaves alone: every slot that it does not write, and the rows that are free."""
+"""What a round leaves alone: unwritten slots and free rows. It never waits for the device."""
 
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from helpers.checkpoints import VOCAB, PairPaths
+from helpers.plain import some_kind
 from helpers.rounds import (
     CAPACITY,
     FILTERED,
@@ -17,59 +20,50 @@ from helpers.rounds import (
     addresses,
     buffers,
     copies,
-    load_models,
     play,
     start,
     watched_engine,
 )
 from mlx_gemma_mtp import SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round
+from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, agreeing_prefix, speculate
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 
 STALE = 1e3
 
 
-@pytest.fixture(scope="module")
-def models(pair: PairPaths) -> Models:
-    return load_models(pair)
-
-
 # No copy of the cache
-
-
-def peak_of_a_round(models: Models, at: Start) -> int:
-    """Peak bytes of one round with 3 drafts, minus what was there before."""
-    settings = row_settings([FILTERED] * len(at.newest.token))
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    play(models, at, settings, [3] * len(at.newest.token), 3)
-    return mx.get_peak_memory() - before
 
 
 def test_a_round_copies_no_cache(models: Models, rng: np.random.Generator) -> None:
     at = start(models.target, rng, [40, 25], capacity=8192)
+    settings = row_settings([FILTERED] * 2)
+
+    def peak() -> int:
+        """Peak bytes of one round with 3 drafts, minus what was there before."""
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        play(models, at, settings, [3, 3], 3)
+        return mx.get_peak_memory() - before
+
     before = addresses(at.cache)
     # What it does need: the scores of one layer's attention, over the same 8192 positions.
-    assert peak_of_a_round(models, at) < at.cache.nbytes / 2
+    assert peak() < at.cache.nbytes / 2
     assert addresses(at.cache) == before
 
-    held = buffers(at.cache)
-    assert peak_of_a_round(models, at) > at.cache.nbytes
-    assert not set(addresses(at.cache)) & set(before)
-    del held
-
-
-def test_one_held_view_costs_one_buffer(models: Models, rng: np.random.Generator) -> None:
-    at = start(models.target, rng, [40, 25])
-    before = addresses(at.cache)
     view = at.cache.values[0][:1, :, :2]
     mx.eval(view)
-    play(models, at, row_settings([GREEDY] * 2), [3, 3], 3)
-    moved = [i for i, new in enumerate(addresses(at.cache)) if new != before[i]]
-    assert moved == [len(at.cache.keys)]
+    play(models, at, settings, [3, 3], 3)
+    after = addresses(at.cache)
+    moved = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    assert moved == [len(at.cache.keys)]  # a view costs a copy of its buffer alone
     del view
+
+    held = buffers(at.cache)
+    assert peak() > at.cache.nbytes
+    assert not set(addresses(at.cache)) & set(after)
+    del held
 
 
 def test_an_engine_at_work_holds_no_second_reference_to_its_buffers(
@@ -98,15 +92,6 @@ def test_an_engine_at_work_holds_no_second_reference_to_its_buffers(
 # Rolling back
 
 
-def plain_rounds(models: Models, at: Start, settings: RowSettings, count: int) -> list[Newest]:
-    """The newest tokens after each of the next rounds without drafts."""
-    own, found = at.copy(), []
-    for _ in range(count):
-        found.append(play(models, own, settings, [0] * len(at.newest.token), 0).newest)
-        own = Start(own.cache, found[-1])
-    return found
-
-
 def test_a_round_writes_its_own_slots_and_advances_by_what_it_accepted(
     models: Models, rng: np.random.Generator
 ) -> None:
@@ -116,7 +101,8 @@ def test_a_round_writes_its_own_slots_and_advances_by_what_it_accepted(
     max_accepted = [5, 5, 1, 5, -1, 5]
     at = start(models.target, rng, offsets)
     settings = row_settings([GREEDY, SAMPLED, FILTERED, SAMPLED, GREEDY, FILTERED])
-    plain = plain_rounds(models, at, settings, num_drafts + 1)
+    ahead = at.copy()
+    plain = [play(models, ahead, settings, [0] * 6, 0).newest for _ in range(num_drafts + 1)]
     true = np.stack([np.array(newest.token) for newest in plain], axis=1)  # [B, K + 1]
     drafts = true[:, :num_drafts].copy()
     for row, count in enumerate(right):
@@ -130,7 +116,7 @@ def test_a_round_writes_its_own_slots_and_advances_by_what_it_accepted(
             buffer[row][:, np.arange(first, first + num_drafts + 1) % buffer.shape[2]] = STALE
     stale = [mx.array(buffer) for buffer in before]
     half = len(stale) // 2
-    at.cache.buffers = Buffers(offset, stale[:half], stale[half:])
+    at.cache.keys, at.cache.values = stale[:half], stale[half:]
     del stale
     forced = {"draft": lambda *_: mx.array(drafts)}
     played = play(models, at, settings, max_accepted, num_drafts, **forced)
@@ -153,10 +139,9 @@ def test_a_round_writes_its_own_slots_and_advances_by_what_it_accepted(
             assert (new[row][:, written] != STALE).all()
 
     # Rejected drafts leave no trace: the next token is the one of plain decoding.
-    live = [row for row, most in enumerate(max_accepted) if most >= 0]
-    after = play(models, Start(at.cache, played.newest), settings, [0] * 6, 0)
-    for row in live:
-        if accepted[row] < num_drafts:
+    after = play(models, at, settings, [0] * 6, 0)
+    for row in range(6):
+        if 0 <= accepted[row] < num_drafts:
             assert after.tokens.tolist()[row] == [true[row, accepted[row] + 1]]
 
 
@@ -172,7 +157,6 @@ def test_free_rows_stay_where_they_are_and_stay_finite(
     settings = row_settings([None, FILTERED, None, None])
     for _ in range(5):
         played = play(models, at, settings, max_accepted, 3)
-        at = Start(at.cache, played.newest)
         assert [played.accepted.tolist()[row] for row in (0, 2, 3)] == [-1] * 3
         assert mx.isfinite(played.newest.hidden).all().item()
         assert all(mx.isfinite(buffer).all().item() for buffer in buffers(at.cache))
@@ -185,17 +169,114 @@ def test_free_rows_do_not_change_the_live_ones(models: Models, rng: np.random.Ge
     at = start(models.target, rng, [40, 0, 25, 33])
     live = [0, 3]
     index = mx.array(live)
-    old = at.cache.buffers
-    keys, values = ([buffer[index] for buffer in part] for part in (old.keys, old.values))
-    alone = Start(
-        KVCache(at.cache.config, Buffers(old.offset[index], keys, values)),
-        Newest(at.newest.token[index], at.newest.hidden[index]),
-    )
-    del old  # a second reference to the buffers
+    alone = at.copy()
+    alone.cache.resize(live, CAPACITY)
+    alone.newest = Newest(at.newest.token[index], at.newest.hidden[index])
     for _ in range(4):
         beside = play(models, at, row_settings([FILTERED, None, None, GREEDY]), [3, -1, -1, 3], 3)
         own = play(models, alone, row_settings([FILTERED, GREEDY]), [3, 3], 3)
-        at, alone = Start(at.cache, beside.newest), Start(alone.cache, own.newest)
         assert [beside.tokens.tolist()[row] for row in live] == own.tokens.tolist()
         assert [beside.accepted.tolist()[row] for row in live] == own.accepted.tolist()
         np.testing.assert_allclose(beside.newest.hidden[index], own.newest.hidden, atol=1e-3)
+
+
+# No host reads
+
+
+def trace(
+    models: Models, at: Start, settings: RowSettings, num_draft_tokens: int, **functions: Any
+) -> None:
+    """Run a round on arrays without values; anything that asks for one raises."""
+
+    def play_round(buffers: Buffers, *rest: Any) -> Any:
+        cache = KVCache(at.cache.config, buffers)
+        return speculate(*models, cache, *rest, **functions), cache.buffers
+
+    most = mx.full((len(at.newest.token),), num_draft_tokens, mx.int32)
+    mx.compile(play_round)(at.cache.buffers, at.newest, settings, most, num_draft_tokens)
+
+
+@pytest.fixture
+def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `mx.synchronize` raise: it needs no array, so tracing would not notice it."""
+    refused = ValueError("waited for the device during graph transformations")
+    monkeypatch.setattr(mx, "synchronize", Mock(side_effect=refused))
+
+
+@pytest.mark.usefixtures("nobody_waits")
+@pytest.mark.parametrize("num_draft_tokens", [0, 3])
+def test_a_round_makes_no_host_read(
+    models: Models, rng: np.random.Generator, num_draft_tokens: int
+) -> None:
+    at = start(models.target, rng, [40, 0, 25])
+    suppress = mx.where(mx.arange(VOCAB) < 5, -mx.inf, 0.0)
+    for rows in ([GREEDY] * 3, [SAMPLED, None, SAMPLED], [GREEDY, None, FILTERED]):
+        trace(models, at, row_settings(rows), num_draft_tokens)
+        trace(models, at, row_settings(rows, suppress), num_draft_tokens)
+
+
+READS: list[Callable[[mx.array], object]] = [
+    *(mx.eval, mx.async_eval, np.array, str, mx.array.tolist),
+    lambda x: x.sum().item(),
+    lambda x: int(x.sum()),
+    lambda x: bool(x.any()),
+    lambda _: mx.synchronize(),
+]
+
+
+@some_kind
+@pytest.mark.usefixtures("nobody_waits")
+@pytest.mark.parametrize("read", READS)
+def test_a_host_read_in_a_round_would_be_noticed(
+    models: Models, rng: np.random.Generator, read: Callable[[mx.array], object]
+) -> None:
+    def reading(drafts: mx.array, chosen: mx.array) -> mx.array:
+        read(chosen)
+        return agreeing_prefix(drafts, chosen)
+
+    at = start(models.target, rng, [20])
+    with pytest.raises((ValueError, RuntimeError), match="transformation"):
+        trace(models, at, row_settings([GREEDY]), 3, agree=reading)
+
+
+@some_kind
+def test_the_next_round_is_dispatched_before_the_last_is_read(
+    pair: PairPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    rounds: list[Round] = []  # kept, so that no other array gets the identity of one of theirs
+
+    def number(array: mx.array) -> int:
+        found = [i for i, r in enumerate(rounds) if array is r.tokens or array is r.accepted]
+        return found[0] if found else -1
+
+    def record_play(play_round: PlayRound, *arguments: Any) -> Round:
+        rounds.append(play_round(*arguments))
+        events.append(("play", len(rounds) - 1))
+        return rounds[-1]
+
+    def recorded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*arguments: Any) -> Any:
+            if rounds:  # prefill is over
+                which = arguments[0] if name != "dispatch" else arguments[0].tokens
+                events.append((name, number(which) if isinstance(which, mx.array) else -1))
+            return call(*arguments)
+
+        return record
+
+    with watched_engine(pair, record_play) as engine:
+        monkeypatch.setattr(mx, "async_eval", recorded("dispatch", mx.async_eval))
+        monkeypatch.setattr(mx, "eval", recorded("eval", mx.eval))
+        for reader in ("tolist", "item", "__array__", "__int__", "__bool__"):
+            monkeypatch.setattr(mx.array, reader, recorded("read", getattr(mx.array, reader)))
+        settings = SamplingParams(max_tokens=12, temperature=0, num_draft_tokens=0, ignore_eos=True)
+        engine.generate([5, 6, 7], settings)
+        monkeypatch.undo()
+
+    last = len(rounds) - 1
+    assert last == 10
+    expected = [("play", 0), ("dispatch", 0)]
+    for i in range(1, last + 1):
+        expected += [("play", i), ("dispatch", i), ("read", i - 1), ("read", i - 1)]
+    expected += [("read", last), ("read", last)]
+    assert events == expected

@@ -5,6 +5,9 @@ These counts use fixed random numbers, because with fresh ones such a test fails
 design. All other tests draw new numbers in every run.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -21,53 +24,56 @@ from helpers.draws import (
     probabilities,
     seeds,
 )
-from helpers.rounds import Models, Start, load_models, play
+from helpers.rounds import load_models, play, prefilled
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.params import NO_FILTER
-from mlx_gemma_mtp.decode.round import Newest, draft, first_token, prefill
-from mlx_gemma_mtp.decode.sampling import RowSettings, choose, row_settings
+from mlx_gemma_mtp.decode.round import Newest, draft
+from mlx_gemma_mtp.decode.sampling import _filter, choose, row_settings
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
+
+
+def draw(
+    logits: np.ndarray,
+    rows: Sequence[SamplingParams],
+    positions: range,
+    suppress: mx.array | None = None,
+    **options: Any,
+) -> np.ndarray:
+    """The tokens [N, T] that the rows choose from the same logits [V] at all these positions."""
+    shape = (len(rows), len(positions))
+    each = mx.broadcast_to(mx.array(logits), (*shape, len(logits)))
+    position = mx.broadcast_to(mx.array(list(positions)), shape)
+    return np.array(choose(each, position, row_settings(rows, suppress), **options))
+
 
 # The draws are right
 
 
+@pytest.mark.torch
 def test_draws_follow_the_probabilities_under_every_setting() -> None:
     rng = np.random.default_rng(1)
     logits = numbers(rng, SMALL)
-    rows, length = 500, 40  # 20,000 draws each: 500 seeds at 40 positions
-    each = [params(*one, seed) for one in SETTINGS.values() for seed in seeds(rng, rows)]
-    position = mx.arange(100, 100 + length)[None]
-    drawn = choose(
-        mx.broadcast_to(mx.array(logits), (len(each), length, SMALL)),
-        mx.broadcast_to(position, (len(each), length)),
-        row_settings(each),
-        softcap=SOFTCAP,
-    )
-    per_setting = np.array(drawn).reshape(len(SETTINGS), -1)
+    # 20,000 draws each: 500 seeds at 40 positions
+    rows = [params(*one, seed) for one in SETTINGS.values() for seed in seeds(rng, 500)]
+    drawn = draw(logits, rows, range(100, 140), softcap=SOFTCAP).reshape(len(SETTINGS), -1)
     found = {}
-    for (name, setting), tokens in zip(SETTINGS.items(), per_setting, strict=True):
+    for (name, setting), tokens in zip(SETTINGS.items(), drawn, strict=True):
         expected = probabilities(logits[None], *setting, softcap=SOFTCAP)
         found[name] = p_value(np.bincount(tokens, minlength=SMALL), expected)
     assert min(found.values()) > LEAST_P, found
     expected = probabilities(logits[None], 1.0)  # without the softcap the test must fail
-    assert p_value(np.bincount(per_setting[0], minlength=SMALL), expected) < LEAST_P
+    assert p_value(np.bincount(drawn[0], minlength=SMALL), expected) < LEAST_P
 
 
+@pytest.mark.torch
 def test_draws_at_neighbouring_positions_and_seeds_are_independent() -> None:
     rng = np.random.default_rng(2)
     logits = numbers(rng, 8, spread=0.5)
     shares = probabilities(logits[None], 1.0)[0]
-    rows, length = 256, 128
     first = int(rng.integers(2**31))
-    each = [params(1.0, NO_FILTER, 1.0, first + row) for row in range(rows)]
-    drawn = np.array(
-        choose(
-            mx.broadcast_to(mx.array(logits), (rows, length, 8)),
-            mx.broadcast_to(mx.arange(length)[None], (rows, length)),
-            row_settings(each),
-        )
-    )
+    rows = [params(1.0, NO_FILTER, 1.0, first + row) for row in range(256)]
+    drawn = draw(logits, rows, range(128))
     neighbours = {
         "next position": (drawn[:, :-1], drawn[:, 1:]),
         "next seed": (drawn[:-1], drawn[1:]),
@@ -88,27 +94,18 @@ PROMPT = [7, 31, 200, 5, 91]
 NUM_SEEDS = 1024
 
 
-@pytest.fixture(scope="module")
-def models(pairs: dict[str, PairPaths]) -> Models:
-    return load_models(pairs["12B"])
-
-
 def able_draft(
-    target: Target,
-    drafter: object,
-    cache: KVCache,
-    newest: Newest,
-    settings: RowSettings,
-    num_draft_tokens: int,
+    target: Target, _drafter: object, cache: KVCache, newest: Newest, *rest: Any
 ) -> mx.array:
     """Drafts of the target itself, whose logits differ by a constant per token."""
+    settings, num_draft_tokens = rest
     own = KVCache(cache.config, cache.buffers)
     difference = mx.array(numbers(np.random.default_rng(3), VOCAB, spread=0.5))
+    softcap = target.config.final_logit_softcapping
     token, drafts = newest.token, []
     for _ in range(num_draft_tokens):
         logits = target.logits(target(token[:, None], own)) + difference
         own.offset = own.offset + 1
-        softcap = target.config.final_logit_softcapping
         token = choose(logits, own.offset[:, None], settings, softcap=softcap)[:, 0]
         drafts.append(token)
     return mx.stack(drafts, axis=1)
@@ -133,21 +130,19 @@ def joint_probabilities(target: Target, length: int) -> dict[tuple[int, ...], fl
 
 @pytest.mark.parametrize("drafting", ["plain", "drafter", "able drafter"])
 def test_outputs_of_rounds_follow_the_targets_joint_probabilities(
-    models: Models, drafting: str
+    pairs: dict[str, PairPaths], drafting: str
 ) -> None:
+    models = load_models(pairs["12B"])
     able, num_drafts = drafting == "able drafter", 0 if drafting == "plain" else 2
+    functions = {"draft": able_draft} if able else {}
     each = [params(*SOME_SETTING, s) for s in seeds(np.random.default_rng(4), NUM_SEEDS)]
     settings = row_settings(each)
-    target = models.target
-    cache = KVCache.empty(target.config, NUM_SEEDS, capacity=32, most=16, dtype=mx.float32)
-    hidden = prefill(target, cache, mx.broadcast_to(mx.array(PROMPT), (NUM_SEEDS, len(PROMPT))))
-    at = Start(cache, first_token(target, cache, hidden, settings))
+    prompts = mx.broadcast_to(mx.array(PROMPT), (NUM_SEEDS, len(PROMPT)))
+    at = prefilled(models.target, prompts, settings)
     texts = [[token] for token in at.newest.token.tolist()]
     accepted = 0
     for _ in range(2):
-        functions = {"draft": able_draft} if able else {}
         done = play(models, at, settings, [num_drafts] * NUM_SEEDS, num_drafts, **functions)
-        at = Start(cache, done.newest)
         for text, new, hits in zip(
             texts, done.tokens.tolist(), done.accepted.tolist(), strict=True
         ):
@@ -191,21 +186,6 @@ def test_a_choice_depends_on_its_own_row_and_position_alone(
             assert alone.item() == together[row, at], f"row {row}, {own}, position {at}"
 
 
-def test_noise_differs_by_seed_and_position(rng: np.random.Generator) -> None:
-    # 64 equally likely tokens: the chance of two equal outputs of 8 is 64 ** -8.
-    one, other = seeds(rng, 2)
-    start = int(rng.integers(2**18))
-
-    def text(seed: int, first: int) -> list[int]:
-        settings = row_settings([params(1.0, NO_FILTER, 1.0, seed)])
-        return choose(mx.zeros((1, 8, 64)), first + mx.arange(8)[None], settings).tolist()[0]
-
-    assert text(one, start) == text(one, start)
-    assert text(one, start) != text(other, start)
-    assert text(one, start) != text(one, start + 8)
-    assert text(one, start)[1:] == text(one, start + 1)[:-1]
-
-
 @pytest.mark.parametrize("kind", CENTROID_KINDS)
 def test_drafts_among_candidates_share_the_noise_of_the_whole_vocabulary(
     kind: str,
@@ -216,9 +196,9 @@ def test_drafts_among_candidates_share_the_noise_of_the_whole_vocabulary(
     target, drafter = load_models(pairs[kind])
     suppress = mx.where(mx.arange(VOCAB) % 4 == 0, -mx.inf, 0.0)
     settings = row_settings(mixed, suppress)
-    cache = KVCache.empty(target.config, len(mixed), capacity=32, most=16, dtype=mx.float32)
     prompts = mx.array(rng.integers(0, VOCAB, (len(mixed), 11)))
-    newest = first_token(target, cache, prefill(target, cache, prompts), settings)
+    at = prefilled(target, prompts, settings)
+    cache, newest = at.cache, at.newest
     drafts = draft(target, drafter, cache, newest, settings, 1)
 
     shared = {layers: cache.shared(layers) for layers in drafter.config.kinds}
@@ -250,3 +230,73 @@ def test_a_greedy_row_in_a_mixed_batch_is_as_greedy_as_alone(
     expected = logits[greedy].argmax(-1)
     assert (chosen[greedy] == expected).all()
     assert choose(mx.array(logits[greedy]), mx.zeros((2, 4)), alone).tolist() == expected.tolist()
+
+
+# Filters and suppressed tokens
+
+
+def kept(scores: np.ndarray, top_k: Sequence[int], top_p: Sequence[float]) -> np.ndarray:
+    """Which scores [N, V] the filter keeps, with the settings of each row."""
+    columns = mx.array(top_k, mx.int32), mx.array(top_p, mx.float32)
+    out = _filter(mx.array(scores)[:, None], *(column[:, None, None] for column in columns))
+    assert ((out == mx.array(scores)[:, None]) | (out == -mx.inf)).all().item()
+    return np.isfinite(np.array(out)[:, 0])
+
+
+@pytest.mark.torch
+def test_filters_keep_what_transformers_keeps(rng: np.random.Generator) -> None:
+    rows = 200
+    scores = numbers(rng, rows, 64)
+    top_k = rng.choice([NO_FILTER, 1, 2, 5, 63, 64, 1000], rows)
+    top_p = rng.choice([1.0, 1e-6, 0.1, 0.5, 0.8, 0.95, 0.999], rows)
+    got = kept(scores, top_k, top_p)
+    compared = 0
+    for row in range(rows):
+        expected = probabilities(scores[row : row + 1], 1.0, int(top_k[row]), float(top_p[row]))[0]
+        whole = np.sort(probabilities(scores[row : row + 1], 1.0, int(top_k[row]))[0])
+        if np.abs(np.cumsum(whole[::-1]) - top_p[row]).min() < 1e-5 and top_p[row] < 1:
+            continue  # in float32 this border may be on either side
+        compared += 1
+        assert (got[row] == (expected > 0)).all(), f"top_k {top_k[row]}, top_p {top_p[row]}"
+    assert compared > 0.9 * rows
+
+
+def test_equal_scores_stay_or_go_together(rng: np.random.Generator) -> None:
+    rows = 200
+    scores = rng.integers(-3, 4, (rows, 32)).astype(np.float32)
+    top_k = rng.choice([NO_FILTER, 1, 3, 10], rows)
+    top_p = rng.choice([1.0, 0.3, 0.7, 0.95], rows)
+    got = kept(scores, top_k, top_p)
+    for row in range(rows):
+        values = np.sort(np.unique(scores[row]))[::-1]
+        if top_k[row]:
+            least = np.sort(scores[row])[-top_k[row]]
+            values = values[values >= least]
+        weights = np.array([np.exp(value) * (scores[row] == value).sum() for value in values])
+        mass = np.cumsum(weights) / weights.sum()
+        if np.abs(mass[:-1] - top_p[row]).min(initial=1) < 1e-5:
+            continue
+        num_values = 1 + int((mass < top_p[row]).sum()) if top_p[row] < 1 else len(values)
+        assert (got[row] == (scores[row] >= values[:num_values].min())).all()
+
+
+@pytest.mark.parametrize("among_candidates", [False, True])
+def test_suppressed_tokens_are_never_chosen(
+    rng: np.random.Generator, among_candidates: bool
+) -> None:
+    suppressed = rng.permutation(SMALL)[:4]
+    suppress = np.zeros(SMALL, np.float32)
+    suppress[suppressed] = -np.inf
+    logits = numbers(rng, SMALL)
+    logits[suppressed] += 5  # the best if they were allowed
+    settings = [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 0.9), (30.0, 0, 1.0), (1e4, 0, 0.99)]
+    rows = [params(*one, seed) for one, seed in zip(settings, seeds(rng, 5), strict=True)]
+    order = rng.permutation(SMALL).astype(np.int32) if among_candidates else np.arange(SMALL)
+    for batch in (rows, rows[:1]):
+        ids = mx.broadcast_to(mx.array(order), (len(batch), 500, SMALL))
+        options = {"softcap": 30.0, "ids": ids if among_candidates else None}
+        chosen = draw(logits[order], batch, range(500), mx.array(suppress), **options)
+        for own, tokens in zip(batch, chosen, strict=True):
+            assert not np.isin(tokens, suppressed).any(), own
+            if own.temperature == 30.0:
+                assert len(set(tokens.tolist())) == SMALL - 4

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.broken import GREEDY, refusal
+from helpers.broken import GREEDY, each, refusal
 from helpers.fake_target import MAX_POSITIONS, VOCAB, fake_engine, fake_pair, fake_player
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams, load
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
@@ -57,24 +58,18 @@ def test_a_prompt_of_a_wrong_kind_is_refused(engine: Engine, prompt: Any) -> Non
 EMPTY_PROMPTS: list[Any] = ["", " \n\t ", [""], [[]], [[5], []], ["Hi", ""]]
 
 
-@pytest.mark.parametrize("prompt", EMPTY_PROMPTS, ids=repr)
-def test_an_empty_prompt_is_refused(engine: Engine, prompt: Any) -> None:
-    assert "empty" in refusal(UsageError, lambda: engine.generate(prompt, GREEDY))
-
-
-@pytest.mark.parametrize("prompt", ["", " ", []])
-def test_an_empty_prompt_is_not_streamed(engine: Engine, prompt: Any) -> None:
-    assert "empty" in refusal(UsageError, lambda: list(engine.stream(prompt, GREEDY)))
-
-
-def test_a_batch_is_not_streamed(engine: Engine) -> None:
+def test_an_empty_prompt_or_a_batch_to_stream_is_refused(engine: Engine) -> None:
+    for prompt in EMPTY_PROMPTS:
+        assert "empty" in refusal(UsageError, partial(engine.generate, prompt, GREEDY))
+    for prompt in ("", " ", []):
+        assert "empty" in refusal(UsageError, lambda prompt=prompt: [*engine.stream(prompt)])
     refusal(UsageError, lambda: list(engine.stream(["Hi", "Hi"], GREEDY)))
 
 
 @pytest.mark.parametrize("token", [VOCAB, -1, 2**31, 2**70, -(2**70), np.int64(VOCAB)])
 def test_an_id_outside_the_vocabulary_is_named(plain_engine: Engine, token: int) -> None:
     for prompt in ([token], [5, token, 6], [[5], [6, token]]):
-        message = refusal(UsageError, lambda prompt=prompt: plain_engine.generate(prompt, GREEDY))
+        message = refusal(UsageError, partial(plain_engine.generate, prompt, GREEDY))
         assert str(token) in message
         assert str(VOCAB) in message
 
@@ -87,34 +82,27 @@ def test_ids_of_numpy_are_ids(plain_engine: Engine) -> None:
 
 def test_a_prompt_longer_than_the_model_allows_is_refused(plain_engine: Engine) -> None:
     for length in (MAX_POSITIONS, MAX_POSITIONS + 1, 10 * MAX_POSITIONS):
-        prompt = [5] * length
-        message = refusal(UsageError, lambda prompt=prompt: plain_engine.generate(prompt, GREEDY))
+        message = refusal(UsageError, partial(plain_engine.generate, [5] * length, GREEDY))
         assert str(length) in message
         assert str(MAX_POSITIONS) in message
-    longest = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)[0]
-    assert len(longest.tokens) == 1  # up to the end of the context
-    assert longest.finish_reason == "length"
+    [longest] = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)
+    assert (len(longest.tokens), longest.finish_reason) == (1, "length")
 
 
 def test_text_needs_a_tokenizer(plain_engine: Engine) -> None:
     for prompt in ("Hi", ["Hi"], [A_MESSAGE]):
-        message = refusal(UsageError, lambda prompt=prompt: plain_engine.generate(prompt, GREEDY))
+        message = refusal(UsageError, partial(plain_engine.generate, prompt, GREEDY))
         assert "tokenizer" in message
-    params = SamplingParams(stop="x")
-    assert "tokenizer" in refusal(UsageError, lambda: plain_engine.generate([5], params))
+    ask = partial(plain_engine.generate, [5], SamplingParams(stop="x"))
+    assert "tokenizer" in refusal(UsageError, ask)
 
 
 def test_a_broken_chat_template_is_reported_in_one_line(tmp_path: Path) -> None:
     folder = shutil.copytree(DEMO, tmp_path / "model")
     for template in ("{% if %}\n{{ x }}", "{{ raise_exception('one\\ntwo') }}", "{{ 1 / 0 }}"):
         (folder / "chat_template.jinja").write_text(template)
-
-        def use() -> None:
-            with load(folder, None) as engine:
-                engine.generate("Hi", GREEDY)
-
-        with pytest.raises(MgmError) as caught:
-            use()
+        with pytest.raises(MgmError) as caught, load(folder, None) as engine:
+            engine.generate("Hi", GREEDY)
         assert str(caught.value).isprintable(), template
 
 
@@ -131,20 +119,14 @@ WRONG_SETTINGS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name, values in WRONG_SETTINGS.items() for value in values],
-    ids=lambda value: repr(value)[:20],
-)
+@each(WRONG_SETTINGS)
 def test_a_wrong_setting_is_refused_by_name(name: str, value: Any) -> None:
     assert refusal(UsageError, lambda: SamplingParams(**{name: value})).startswith(f"{name} ")
 
 
 UNUSUAL: dict[str, list[Any]] = {
     "max_tokens": [np.int64(3)],
-    "temperature": [
-        *(0, 1, 1e-320, 1e39, np.float32(0.5), np.float64(0.5), Fraction(1, 2), Decimal("0.5")),
-    ],
+    "temperature": [0, 1, 1e-320, 1e39, np.float32(0.5), Fraction(1, 2), Decimal("0.5")],
     "top_k": [0, 2**31 - 1, np.int32(3), np.uint8(3)],
     "top_p": [1, 1e-30, np.float32(0.5), Fraction(1, 2)],
     "seed": [0, 2**32 - 1, np.uint32(5), np.int64(5)],
@@ -152,11 +134,7 @@ UNUSUAL: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name, values in UNUSUAL.items() for value in values],
-    ids=lambda value: repr(value)[:20],
-)
+@each(UNUSUAL)
 def test_an_unusual_setting_is_refused_at_once_or_works(
     engine: Engine, name: str, value: Any
 ) -> None:
@@ -168,24 +146,21 @@ def test_an_unusual_setting_is_refused_at_once_or_works(
     assert len(engine.generate([5], params)[0].tokens) == 3
 
 
-@pytest.mark.parametrize(
-    "params", [5, "greedy", {"temperature": 0}, [5], [None, 5], SamplingParams], ids=str
-)
-def test_settings_of_a_wrong_kind_are_refused(engine: Engine, params: Any) -> None:
-    refusal(UsageError, lambda: engine.generate("Hi", params))
-    refusal(UsageError, lambda: list(engine.stream("Hi", params)))
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_settings_for_another_number_of_prompts_are_refused(engine: Engine, count: int) -> None:
-    refusal(UsageError, lambda: engine.generate(["Hi", "Hello"], [GREEDY] * count))
+def test_settings_of_a_wrong_kind_or_for_another_number_of_prompts_are_refused(
+    engine: Engine,
+) -> None:
+    wrong: list[Any] = [5, "greedy", {"temperature": 0}, [5], [None, 5], SamplingParams]
+    for params in wrong:
+        refusal(UsageError, partial(engine.generate, "Hi", params))
+        refusal(UsageError, lambda params=params: list(engine.stream("Hi", params)))
+    for count in (0, 1, 3):
+        refusal(UsageError, partial(engine.generate, ["Hi", "Hello"], [GREEDY] * count))
 
 
 def test_drafts_without_a_drafter_are_refused(plain_engine: Engine) -> None:
     params = SamplingParams(num_draft_tokens=3)
-    message = refusal(ModelNotFoundError, lambda: plain_engine.generate([5], params))
-    assert "drafter" in message
-    refusal(ModelNotFoundError, lambda: plain_engine.generate([[5], [6]], [GREEDY, params]))
+    ask = partial(plain_engine.generate, [[5], [6]], [GREEDY, params])
+    assert "drafter" in refusal(ModelNotFoundError, ask)
     assert not plain_engine.generate([5], GREEDY)[0].stats.drafted
 
 
@@ -198,8 +173,8 @@ def test_an_engine_answers_as_before_after_every_wrong_request(
         with contextlib.suppress(MgmError, TypeError):
             engine.generate(prompt, GREEDY)
     assert engine.generate("What is 2 + 3?", GREEDY)[0].tokens == before
-    for prompts in ([[5], [6, VOCAB], [8]], [[5], [], [8]], [[5], [6] * MAX_POSITIONS, [8]]):
-        refusal(UsageError, lambda prompts=prompts: plain_engine.generate(prompts, GREEDY))
+    for wrong in ([6, VOCAB], [], [6] * MAX_POSITIONS):
+        refusal(UsageError, partial(plain_engine.generate, [[5], wrong, [8]], GREEDY))
         done = plain_engine.generate([[5], [6, 7], [8]], GREEDY)
         assert [one.tokens for one in done] == batch
 

@@ -6,25 +6,24 @@ decoded once per kind: without drafts, one request at a time. Moments are counte
 thread may be a little late, so one seed gives the same requests, not the same interleaving.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import product
 
 import numpy as np
 import pytest
 
-from helpers.checkpoints import EOS, VOCAB, PairPaths
-from helpers.forced import Forced, NumbersText, Row, at_random, is_decisive, spelled
-from helpers.schedule import CHUNK, SECONDS, Ask, Clock, Pieces, Reading, ask, draw_schedule
-from mlx_gemma_mtp import Completion, Engine, Generation, SamplingParams
+from helpers.checkpoints import EOS, PairPaths
+from helpers.forced import Forced, Row, at_random
+from helpers.schedule import CHUNK, Ask, Clock, Pieces, Reading, ask, draw_schedule, write_alone
+from helpers.spelled import NumbersText, spelled
+from helpers.traffic import assert_counted, assert_told_once
+from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import MOST, Depth
 from mlx_gemma_mtp.decode.round import Draft, draft
 from mlx_gemma_mtp.engine.pair import open_pair
-from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import GenerationError
 from mlx_gemma_mtp.memory import Limits
 
@@ -43,16 +42,6 @@ LIMITS = Limits(
 )
 PROMPT_LENGTHS = (1, 2, 5, 8, 11, 16, 18, 24, 25, 33, 60, 90)
 TEXT_LENGTHS = (60, 46, 34, 27, 21, 17, 13, 10, 7, 4, 2, 1)
-SAMPLING = (
-    SamplingParams(temperature=0, top_k=0, top_p=1),
-    SamplingParams(temperature=1, top_k=0, top_p=1),
-    SamplingParams(temperature=0, top_k=5, top_p=0.5),
-    SamplingParams(temperature=1, top_k=64, top_p=0.95),
-    SamplingParams(temperature=1, top_k=0, top_p=0.8),
-    SamplingParams(temperature=1, top_k=7, top_p=1),
-)
-
-# Texts written alone
 
 
 @pytest.fixture(scope="module")
@@ -62,35 +51,12 @@ def texts(pairs: dict[str, PairPaths], seed: int) -> Callable[[str], list[Row]]:
 
     def get(kind: str) -> list[Row]:
         if kind not in made:
-            made[kind] = write_alone(pairs[kind], np.random.default_rng([seed, *kind.encode()]))
+            rng = np.random.default_rng([seed, *kind.encode()])
+            sizes, lengths = rng.permutation(PROMPT_LENGTHS), rng.permutation(TEXT_LENGTHS)
+            made[kind] = write_alone(pairs[kind], rng, sizes, lengths, LIMITS)
         return made[kind]
 
     return get
-
-
-def write_alone(pair: PairPaths, rng: np.random.Generator) -> list[Row]:
-    """Outputs of random prompts without a drafter, one at a time, except those with a near tie."""
-    opened = open_pair(pair.target, None)
-    suppressed = opened.default_tokens("suppress_tokens")
-    lengths = zip(rng.permutation(PROMPT_LENGTHS), rng.permutation(TEXT_LENGTHS), strict=True)
-    rows = []
-    with Engine(opened, max_batch=1, limits=LIMITS) as alone:
-        for number, (size, num_tokens) in enumerate(lengths):
-            params = replace(
-                SAMPLING[number % len(SAMPLING)],
-                max_tokens=int(num_tokens),
-                num_draft_tokens=0,
-                ignore_eos=True,
-            )
-            for _ in range(10):
-                prompt = rng.integers(0, VOCAB, size).tolist()
-                own = replace(params, seed=int(rng.integers(2**32)))
-                row = Row(prompt, own, alone.submit(prompt, own).result(SECONDS).tokens)
-                if mlx_worker().run(partial(is_decisive, opened.target, row, suppressed)):
-                    rows.append(row)
-                    break
-    assert len(rows) == len(TEXT_LENGTHS), "plain texts differ from one pass, or only tie"
-    return rows
 
 
 def expected(row: Row, params: SamplingParams) -> tuple[list[int], str, str]:
@@ -107,42 +73,30 @@ def expected(row: Row, params: SamplingParams) -> tuple[list[int], str, str]:
     raise AssertionError("an output that continues past its end")
 
 
-def assert_as_alone(one: Ask, done: Completion, told: Pieces) -> None:
+def assert_as_alone(one: Ask, told: Pieces) -> None:
     """This is the row's own output, or its start, given once and counted correctly."""
     tokens, text, reason = expected(one.row, one.params)
-    if one.cancel and done.finish_reason == "cancelled":
+    done = told.done
+    if isinstance(done, GenerationError) and one.end == "failing":
+        assert "broken" in str(done)
+        assert told.tokens == tokens[: len(told.tokens)], one
+        assert len(told.tokens) - len(told.pieces[-1].tokens) < one.after <= len(told.tokens)
+        return
+    assert isinstance(done, Completion)
+    if one.end and done.finish_reason == "cancelled":
         assert len(done.tokens) < len(tokens), one
         assert done.tokens == tokens[: len(done.tokens)], one
         assert done.text == spelled(done.tokens), one
         assert told.ended_at <= told.cancelled_at + 1  # the round under way then
     else:
         assert (done.tokens, done.text, done.finish_reason) == (tokens, text, reason), one
-    if one.cancel == "prefill":
+    if one.end == "prefill":
         assert (done.tokens, done.finish_reason) == ([], "cancelled")
 
-    assert told.tokens == done.tokens
-    assert "".join(chunk.text for chunk in told.pieces) == done.text
-    assert (
-        [chunk.finish_reason for chunk in told.pieces if chunk.finish_reason]
-        == [told.pieces[-1].finish_reason]
-        == [done.finish_reason]
-    )
-    assert told.pieces[-1].stats is done.stats
-
-    stats = done.stats
-    assert stats.prompt_tokens == len(one.row.prompt)
-    assert stats.generated_tokens == len(done.tokens)
-    # Each round gives one token more than it accepts; the last may have been cut by one.
-    given = stats.rounds + stats.accepted + min(len(done.tokens), 1)
-    assert 0 <= given - len(done.tokens) <= (done.finish_reason != "cancelled")
+    assert_told_once(told.pieces, done)
     drafts = one.params.num_draft_tokens
-    assert len(stats.drafted_at) <= (drafts if isinstance(drafts, int) else MOST)
-    assert all(
-        accepted <= drafted <= stats.rounds
-        for accepted, drafted in zip(stats.accepted_at, stats.drafted_at, strict=True)
-    )
-    if drafts == 0:
-        assert stats.rounds == max(len(done.tokens), 1) - 1
+    stats = assert_counted(told.pieces, one.row.prompt, drafts)
+    assert drafts != 0 or stats.rounds == max(len(done.tokens), 1) - 1
 
 
 def play(
@@ -153,47 +107,20 @@ def play(
     depth: Depth | None = None,
 ) -> list[Completion]:
     """Play a schedule in a new engine and check every output."""
-    clock = Clock(draft)
-    clock.expect([one.start for one in asks])
+    clock = Clock(draft, [one.start for one in asks])
     opened = open_pair(*pair)
     opened = opened._replace(target=Reading(opened.target, asks), text=NumbersText())
     running = Engine(opened, max_batch=max_batch, player=clock.player, limits=LIMITS, depth=depth)
     with running, ThreadPoolExecutor(len(asks)) as threads:
-        done = list(threads.map(lambda one: ask(running, clock, one), asks))
+        told = list(threads.map(partial(ask, running, clock), asks))
     clock.assert_free_rows_stayed()
-    for one, (completion, told) in zip(asks, done, strict=True):
-        assert_as_alone(one, completion, told)
-    reasons = Counter(completion.finish_reason for completion, _ in done)
+    for one, pieces in zip(asks, told, strict=True):
+        assert_as_alone(one, pieces)
+    reasons = Counter(pieces.pieces[-1].finish_reason for pieces in told)
     print(f"rounds by number of rows: {dict(clock.sizes)}; ends: {dict(reasons)}")
     assert max(clock.sizes) <= max_batch
     assert len(clock.sizes) > 1 or max_batch == 1  # they did meet
-    return [completion for completion, _ in done]
-
-
-@pytest.mark.parametrize(("kind", "max_batch"), list(zip(SOME_KINDS, (8, 3, 4), strict=True)))
-def test_with_the_drafter_each_request_writes_its_own_output(
-    pairs: dict[str, PairPaths],
-    texts: Callable[[str], list[Row]],
-    rng: np.random.Generator,
-    kind: str,
-    max_batch: int,
-) -> None:
-    play(pairs[kind], draw_schedule(rng, texts(kind), max_batch), max_batch)
-
-
-@pytest.mark.parametrize("kind", SOME_KINDS)
-@pytest.mark.parametrize("max_batch", [1, 2, 3, 4, 8])
-def test_with_drafts_right_and_wrong_at_random_each_request_writes_its_own_output(
-    pairs: dict[str, PairPaths],
-    texts: Callable[[str], list[Row]],
-    rng: np.random.Generator,
-    kind: str,
-    max_batch: int,
-) -> None:
-    rows = texts(kind)
-    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
-    done = play(pairs[kind], draw_schedule(rng, rows, max_batch), max_batch, forced)
-    assert sum(completion.stats.accepted for completion in done) > 0
+    return [pieces.done for pieces in told if isinstance(pieces.done, Completion)]
 
 
 class AnyDepth(Depth):
@@ -207,75 +134,28 @@ class AnyDepth(Depth):
         return int(self._rng.integers(MOST + 1))
 
 
-@pytest.mark.parametrize("kind", SOME_KINDS)
-@pytest.mark.parametrize("max_batch", [2, 5, 8])
-def test_with_another_number_of_drafts_every_round_each_request_writes_its_own_output(
+@pytest.mark.parametrize(
+    ("drafts", "kind", "max_batch"),
+    [
+        *zip(["the drafter's"] * 3, SOME_KINDS, (8, 3, 4), strict=True),
+        *product(["right and wrong at random"], SOME_KINDS, (1, 2, 3, 4, 8)),
+        *product(["another number every round"], SOME_KINDS, (2, 5, 8)),
+    ],
+)
+def test_whatever_the_drafts_each_request_writes_its_own_output(
     pairs: dict[str, PairPaths],
     texts: Callable[[str], list[Row]],
     rng: np.random.Generator,
+    drafts: str,
     kind: str,
     max_batch: int,
 ) -> None:
     rows = texts(kind)
-    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
     asks = draw_schedule(rng, rows, max_batch)
-    play(pairs[kind], asks, max_batch, forced, AnyDepth(rng))
-
-
-# One row after another
-
-
-@pytest.mark.parametrize("kind", SOME_KINDS)
-def test_a_row_passes_nothing_on_however_its_request_ended(
-    pairs: dict[str, PairPaths],
-    texts: Callable[[str], list[Row]],
-    rng: np.random.Generator,
-    kind: str,
-) -> None:
-    """The longest request keeps the batch going; the others get the one other row in turn."""
-    rows = texts(kind)
-    longest = max(rows, key=lambda row: len(row.tokens))
-    others = [rows[i] for i in rng.permutation(len(rows)) if 1 < len(rows[i].tokens) < 60][:6]
-    clock = Clock(Forced(rng, rows, at_random(rng, rows, rate=0.8)))
-    told = [Pieces(clock) for _ in others]
-    ended: list[int] = []
-    ends = [str(end) for end in rng.permutation(["length", "cancelled", "failed"] * 2)]
-    all_here = threading.Event()
-
-    opened = open_pair(*pairs[kind])
-    with Engine(opened, max_batch=2, player=clock.player, limits=LIMITS) as running:
-
-        def submit(row: Row, on_chunk: Pieces, **changed: Any) -> Generation:
-            generation = running.submit(row.prompt, replace(row.params, **changed), on_chunk)
-            generation.add_done_callback(lambda _: ended.append(len(row.tokens)))
-            return generation
-
-        def end_by(what: str, number: int) -> None:
-            if len(told[number].pieces) == 2:  # by now it has its row
-                if what == "cancelled":
-                    going[number].cancel()
-                if what == "failed":
-                    raise ValueError("broken")
-
-        mlx_worker().submit(lambda: all_here.wait(SECONDS))
-        longest_one = submit(longest, Pieces(clock), num_draft_tokens=0)
-        going = []
-        for number, row in enumerate(others):
-            told[number].then = partial(end_by, ends[number], number)
-            # Few tokens, so that all get their turn while the longest continues.
-            most = min(6, len(row.tokens))
-            going.append(submit(row, told[number], num_draft_tokens=3, max_tokens=most))
-        all_here.set()
-        for end, row, pieces, generation in zip(ends, others, told, going, strict=True):
-            if end == "failed":
-                with pytest.raises(GenerationError, match="broken"):
-                    generation.result(SECONDS)
-            else:
-                assert generation.result(SECONDS).tokens == pieces.tokens
-            assert len(pieces.tokens) > 1
-            assert pieces.tokens == row.tokens[: len(pieces.tokens)], (end, row)
-            assert end != "length" or len(pieces.tokens) == min(6, len(row.tokens))
-        assert longest_one.result(SECONDS).tokens == longest.tokens
-    assert ended[-1] == len(longest.tokens)
-    assert set(clock.sizes) <= {1, 2}
-    clock.assert_free_rows_stayed()
+    if drafts == "the drafter's":
+        play(pairs[kind], asks, max_batch)
+        return
+    forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
+    depth = AnyDepth(rng) if drafts == "another number every round" else None
+    done = play(pairs[kind], asks, max_batch, forced, depth)
+    assert sum(completion.stats.accepted for completion in done) > 0

@@ -1,4 +1,4 @@
-"""The engine as programs use it: any thread, streams, interrupts, errors, closing."""
+"""The engine as programs use it: settings, counts, any thread, streams, interrupts, closing."""
 
 import gc
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,192 +14,204 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from helpers.fake_target import FakeTarget, LettersText, Rounds, fake_engine, output, spelled
-from mlx_gemma_mtp import Chunk, Engine, MgmError, SamplingParams
+from helpers.fake_target import (
+    ENDLESS,
+    MAX_POSITIONS,
+    PARAMS,
+    SECONDS,
+    FakeTarget,
+    Rounds,
+    fake_engine,
+    output,
+)
+from helpers.spelled import NumbersText, spelled
+from helpers.traffic import tokens_of
+from mlx_gemma_mtp import Engine, MgmError, SamplingParams
+from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import GenerationError
-
-PARAMS = SamplingParams(max_tokens=16, seed=11, ignore_eos=True)
-ENDLESS = SamplingParams(max_tokens=900, seed=11, ignore_eos=True, num_draft_tokens=0)
-SECONDS = 60  # after which a thread that should long have ended hangs
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Engine]:
-    """An engine made by a thread that has ended since."""
-    with ThreadPoolExecutor(1) as maker:
-        engine = maker.submit(fake_engine).result()
-    with engine:
-        yield engine
-
-
-@pytest.fixture
-def rounds() -> Rounds:
-    return Rounds()
-
-
-def tokens_of(chunks: list[Chunk]) -> list[int]:
-    return [token for chunk in chunks for token in chunk.tokens]
+from mlx_gemma_mtp.errors import GenerationError, UsageError
 
 
 def assert_works(running: Engine, prompt: list[int]) -> None:
     assert running.generate(prompt, PARAMS)[0].tokens == output(prompt, 16)
 
 
+def assert_stopped(running: Engine, rounds: Rounds, played: int) -> None:
+    """No work is left, and the engine still works."""
+    running.generate([5], replace(PARAMS, max_tokens=1))  # plays no round of its own
+    assert len(rounds.sizes) <= played + 2  # the one in flight, the one after it
+    assert_works(running, [5, 6])
+
+
+# Settings and counts
+
+
+def test_a_single_prompt_needs_no_list(running: Engine, prompts: list[list[int]]) -> None:
+    for one in (prompts[0], [prompts[0]]):
+        assert [done.tokens for done in running.generate(one, PARAMS)] == [output(prompts[0], 16)]
+    assert running.generate([], PARAMS) == []
+
+
+def test_a_wrong_prompt_is_refused_before_a_stream_is_read(running: Engine) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        running.stream([], PARAMS)
+
+
+def test_a_seed_repeats_an_output_and_without_one_outputs_differ(prompts: list[list[int]]) -> None:
+    free = SamplingParams(max_tokens=24, temperature=1, top_k=0, top_p=1, ignore_eos=True)
+    with fake_engine(FakeTarget(certainty=0.05)) as running:
+        drawn = running.generate([prompts[0]] * 4, free)
+        same = running.generate([prompts[0]] * 2, replace(free, seed=5))
+        again = running.generate(prompts[0], replace(free, seed=5))
+    assert len({tuple(one.tokens) for one in drawn}) == 4
+    assert same[0].tokens == same[1].tokens == again[0].tokens
+
+
+def test_an_output_without_max_tokens_ends_where_the_context_does(running: Engine) -> None:
+    prompt = [5] * (MAX_POSITIONS - 9)
+    (done,) = running.generate(prompt, replace(PARAMS, max_tokens=None, num_draft_tokens=5))
+    assert (done.tokens, done.finish_reason) == (output(prompt, 9), "length")
+
+
+def test_auto_takes_what_the_controller_chooses(prompts: list[list[int]]) -> None:
+    class Two(Depth):
+        def choose(self, *_: object) -> int:
+            return 2
+
+    with fake_engine(depth=Two()) as running:
+        settings = [PARAMS, replace(PARAMS, num_draft_tokens=1)]
+        chosen, pinned = running.generate(prompts[:2], settings)
+    assert len(chosen.stats.drafted_at) == 2
+    assert len(pinned.stats.drafted_at) == 1
+
+
+def test_each_prompt_may_have_its_own_settings_and_counts_add_up(
+    running: Engine, prompts: list[list[int]]
+) -> None:
+    drafts = [0, 1, 2, 3, 5, 7, 15, 15]
+    settings = [
+        replace(PARAMS, num_draft_tokens=k, max_tokens=17 + k, temperature=k % 2) for k in drafts
+    ]
+    for one, prompt, k in zip(running.generate(prompts, settings), prompts, drafts, strict=True):
+        stats = one.stats
+        assert one.tokens == output(prompt, 17 + k)
+        assert stats.prompt_tokens == len(prompt)
+        assert stats.generated_tokens == len(one.tokens)
+        # One token from the prompt, one from each round, and the accepted ones. The last round may
+        # have yielded more than was asked for.
+        surplus = 1 + stats.rounds + stats.accepted - stats.generated_tokens
+        assert 0 <= surplus <= k
+        assert stats.drafted_at == [stats.rounds] * k
+        assert stats.drafted == stats.rounds * k
+        assert sorted(stats.accepted_at, reverse=True) == stats.accepted_at
+        assert stats.acceptance_rate == (stats.accepted / stats.drafted if k else None)
+        assert stats.acceptance_length == (16 + k) / stats.rounds
+        assert stats.first_token_seconds > 0
+        assert 0 < stats.longest_pause_seconds <= stats.decode_seconds
+        assert stats.decode_seconds <= stats.rounds * stats.longest_pause_seconds + 1e-3
+        assert stats.decode_tokens_per_second == (16 + k) / stats.decode_seconds
+
+
+def test_an_output_of_one_token_needs_no_round(running: Engine) -> None:
+    (done,) = running.generate([5, 6], replace(PARAMS, max_tokens=1))
+    assert (len(done.tokens), done.stats.rounds, done.stats.drafted) == (1, 0, 0)
+    assert done.stats.acceptance_rate is None
+    assert done.stats.acceptance_length is None
+
+
 # Threads and streams
 
 
-def test_many_threads_at_once_get_their_own_outputs(
-    running: Engine, prompts: list[list[int]]
-) -> None:
+def test_many_threads_at_once_get_their_own_outputs(prompts: list[list[int]]) -> None:
     together = threading.Barrier(len(prompts))
 
     def ask(prompt: list[int]) -> list[list[int]]:
         together.wait(SECONDS)
-        generated = running.generate(prompt, PARAMS)[0].tokens
-        return [generated, tokens_of(list(running.stream(prompt, PARAMS)))]
+        stream = running.stream(prompt, PARAMS)
+        first = next(stream)
+        rest = readers.submit(list, stream).result(SECONDS)  # any thread may read it
+        return [running.generate(prompt, PARAMS)[0].tokens, tokens_of([first, *rest])]
 
-    with ThreadPoolExecutor(len(prompts)) as threads:
+    with ThreadPoolExecutor(1) as maker:
+        running = maker.submit(fake_engine).result()  # by a thread that ends here
+    with running, ThreadPoolExecutor(8) as readers, ThreadPoolExecutor(8) as threads:
         found = list(threads.map(ask, prompts, timeout=SECONDS))
     assert found == [[output(prompt, 16)] * 2 for prompt in prompts]
-
-
-def test_a_stream_may_be_read_by_another_thread(running: Engine, prompts: list[list[int]]) -> None:
-    stream = running.stream(prompts[0], PARAMS)
-    first = next(stream)
-    with ThreadPoolExecutor(1) as other:
-        rest = other.submit(list, stream).result(SECONDS)
-    assert tokens_of([first, *rest]) == output(prompts[0], 16)
 
 
 @pytest.mark.parametrize("num_draft_tokens", [0, 3])
 def test_a_stream_gives_what_generate_gives(
     prompts: list[list[int]], num_draft_tokens: int
 ) -> None:
-    with fake_engine(text=LettersText()) as running:
+    with fake_engine(text=NumbersText()) as running:
         plain = replace(PARAMS, num_draft_tokens=num_draft_tokens)
         whole = running.generate(prompts[0], plain)[0].text
-        met, unmet = [whole[6:8]], [whole[-1] + "#"]  # the second is held back until the end
+        met, unmet = [whole[20:24]], [whole[-1] + "#"]  # the second is held back until the end
         for params in (plain, replace(plain, stop=met), replace(plain, stop=unmet)):
             (done,) = running.generate(prompts[0], params)
-            chunks = list(running.stream(prompts[0], params))
+            *earlier, last = chunks = list(running.stream(prompts[0], params))
             assert tokens_of(chunks) == done.tokens
             assert "".join(chunk.text for chunk in chunks) == done.text
-            assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-            assert [chunk.stats for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-            assert chunks[-1].finish_reason == done.finish_reason
-            assert chunks[-1].stats is not None
-            assert chunks[-1].stats.rounds == done.stats.rounds
-            assert chunks[-1].stats.generated_tokens == len(done.tokens)
-            stopped = params.stop == met
-            assert done.text == (whole[: whole.index(met[0])] if stopped else whole)
+            assert {(chunk.finish_reason, chunk.stats) for chunk in earlier} == {(None, None)}
+            assert last.finish_reason == done.finish_reason
+            assert last.stats is not None
+            assert last.stats.rounds == done.stats.rounds
+            assert last.stats.generated_tokens == len(done.tokens)
+            assert done.text == (whole.split(met[0])[0] if params.stop == met else whole)
         assert whole == spelled(done.tokens)
 
 
-def leave_closed(stream: Iterator[Chunk]) -> None:
-    next(stream)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-
-
-def leave_by_break(stream: Iterator[Chunk]) -> None:
-    for chunk in stream:
-        if chunk.tokens:
-            break
-
-
-def leave_unread(stream: Iterator[Chunk]) -> None:
-    stream.close()  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("leave", [leave_closed, leave_by_break, leave_unread])
+@pytest.mark.parametrize(("num_read", "closed"), [(0, True), (2, True), (1, False)])
 def test_leaving_a_stream_stops_it_and_the_engine_continues(
-    prompts: list[list[int]], rounds: Rounds, leave: Callable[[Iterator[Chunk]], None]
+    prompts: list[list[int]], num_read: int, closed: bool
 ) -> None:
+    rounds = Rounds()
     with fake_engine(player=rounds.player) as running:
-        leave(running.stream(prompts[0], ENDLESS))
+        stream = running.stream(prompts[0], ENDLESS)
+        for _ in range(num_read):
+            next(stream)
+        if closed:
+            stream.close()  # type: ignore[attr-defined]
+        del stream
         gc.collect()
-        played = len(rounds.sizes)
-        running.generate(prompts[0], replace(PARAMS, max_tokens=1))  # plays no round of its own
-        assert len(rounds.sizes) <= played + 2  # the one in flight, the one after it
-        assert_works(running, prompts[1])
+        assert_stopped(running, rounds, len(rounds.sizes))
 
 
-# Interrupts and errors
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, also if the shell makes this process ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def stream_to_end(running: Engine, prompt: list[int], params: SamplingParams) -> None:
-    for _ in running.stream(prompt, params):
-        pass
-
-
-def generate(running: Engine, prompt: list[int], params: SamplingParams) -> None:
-    running.generate([prompt] * 3, params)
-
-
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("use", [generate, stream_to_end])
-def test_an_interrupt_stops_the_work_and_the_engine_continues(
-    prompts: list[list[int]], rounds: Rounds, use: Callable[..., None]
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GenerationError])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda running, prompt: running.generate([prompt] * 3, ENDLESS),
+        lambda running, prompt: list(running.stream(prompt, ENDLESS)),
+    ],
+    ids=["generate", "stream"],
+)
+def test_an_interrupt_or_an_error_reaches_the_caller_and_the_engine_continues(
+    prompts: list[list[int]], error: type[BaseException], use: Callable[..., object]
 ) -> None:
-    main = threading.main_thread().ident
+    main, rounds = threading.main_thread().ident, Rounds()
     assert main is not None
 
-    def interrupt() -> None:
+    def stop() -> None:
+        if len(rounds.sizes) == 3 and error is GenerationError:
+            raise RuntimeError("out of something")
         if len(rounds.sizes) == 3:
             signal.pthread_kill(main, signal.SIGINT)  # as Ctrl-C does, in the middle of an output
 
+    rounds.then = stop
     with fake_engine(player=rounds.player) as running:
-        rounds.then = interrupt
-        with pytest.raises(KeyboardInterrupt):
-            use(running, prompts[0], ENDLESS)
-        played = len(rounds.sizes)
-        running.generate(prompts[0], replace(PARAMS, max_tokens=1))
-        assert len(rounds.sizes) <= played + 2
-        assert_works(running, prompts[1])
-
-
-@pytest.mark.parametrize("use", [generate, stream_to_end])
-def test_an_error_in_a_round_reaches_the_caller_and_the_engine_continues(
-    prompts: list[list[int]], rounds: Rounds, use: Callable[..., None]
-) -> None:
-    def fail() -> None:
-        raise RuntimeError("out of something")
-
-    with fake_engine(player=rounds.player) as running:
-        rounds.then = fail
-        with pytest.raises(GenerationError, match="out of something") as raised:
-            use(running, prompts[0], PARAMS)
-        assert isinstance(raised.value.__cause__, RuntimeError)
-        rounds.then = lambda: None
-        assert_works(running, prompts[1])
+        with pytest.raises(error) as raised:
+            use(running, prompts[0])
+        if error is GenerationError:
+            assert "out of something" in str(raised.value)
+            assert isinstance(raised.value.__cause__, RuntimeError)
+        assert_stopped(running, rounds, len(rounds.sizes))
 
 
 # Closing
 
 
-def test_a_closed_engine_says_so(prompts: list[list[int]]) -> None:
-    with fake_engine() as running:
-        assert_works(running, prompts[0])
-    running.close()
-    running.close()
-    with pytest.raises(MgmError, match="closed"):
-        running.generate(prompts[0], PARAMS)
-    with pytest.raises(MgmError, match="closed"):
-        running.stream(prompts[0], PARAMS)
-    with fake_engine() as again:
-        assert_works(again, prompts[0])
-
-
-def test_closing_frees_the_memory(prompts: list[list[int]]) -> None:
+def test_closing_frees_the_memory_and_a_closed_engine_says_so(prompts: list[list[int]]) -> None:
     class Heavy(FakeTarget):
         def __init__(self) -> None:
             super().__init__()
@@ -208,13 +220,16 @@ def test_closing_frees_the_memory(prompts: list[list[int]]) -> None:
 
     gc.collect()
     before = mx.get_active_memory()
-    running = fake_engine(mlx_worker().run(Heavy))
-    running.generate(prompts, PARAMS)
-    assert mx.get_active_memory() > before + 4_000_000
+    with fake_engine(mlx_worker().run(Heavy)) as running:
+        running.generate(prompts, PARAMS)
+        assert mx.get_active_memory() > before + 4_000_000
     running.close()
     gc.collect()
     assert mx.get_active_memory() < before + 100_000
     assert mx.get_cache_memory() == 0
+    for use in (running.generate, running.stream, running.submit):
+        with pytest.raises(MgmError, match="closed"):
+            use(prompts[0], PARAMS)
 
 
 END = {
@@ -233,11 +248,10 @@ def test_a_process_that_used_an_engine_ends_cleanly(tmp_path: Path, end: str) ->
         "from mlx_gemma_mtp.files.hub import DEMO_DRAFTER\n"
         "params = SamplingParams(max_tokens=60, ignore_eos=True)\n"
     ) + END[end]
-    where = {"PYTHONPATH": str(Path(__file__).parents[1])}
     ended = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
-        env=os.environ | where,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=SECONDS,

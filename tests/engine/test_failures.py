@@ -8,14 +8,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import VOCAB, FakeTarget, output
-from helpers.stepped import Event, Stepped, assert_complete
+from helpers.fake_target import VOCAB, output
+from helpers.spelled import Detokenizer
+from helpers.stepped import LONG, Event, Stepped
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Generation, MgmError
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError, as_failure
+from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
-LONG = 60  # tokens
 NO_MEMORY = "[malloc] Unable to allocate 1024 bytes."
 BUFFERS = 4  # of a fake pair's cache: keys and values of two layers
 
@@ -63,8 +64,7 @@ def test_an_error_in_a_prefill_ends_that_request_alone(
     stepped = Stepped()
     stepped.then = fail
     first, bad, second = (stepped.submit(p, LONG) for p in (prompts[0], [7] * 64, prompts[1]))
-    stepped.finish()
-    assert_complete(first, second)
+    stepped.finish(first, second)
     failure = error_of(bad)
     assert type(failure) is kind
     assert failure.__cause__ is error
@@ -72,38 +72,32 @@ def test_an_error_in_a_prefill_ends_that_request_alone(
     assert kind is not NotEnoughMemoryError or failure.exit_code == 4
 
 
-@pytest.mark.parametrize("number", range(1, BUFFERS + 2))  # the last is the offset
-def test_a_request_for_which_the_batch_cannot_grow_fails_alone(
-    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize(
+    ("allocate", "calls", "restored"),
+    [
+        ("zeros", [1], True),  # at the start of its prefill
+        *(("take", [number], True) for number in range(1, BUFFERS + 2)),  # and the offset
+        ("take", list(range(4, 99)), False),
+    ],
+)
+def test_a_request_without_memory_fails_alone_if_the_batch_can_be_restored(
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    allocate: str,
+    calls: list[int],
+    restored: bool,
 ) -> None:
     stepped = Stepped()
     first = stepped.submit(prompts[0], LONG)
     stepped.step(9)
     bad = stepped.submit(prompts[1], LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(mx, "take", failing(mx.take, [number]))
+        patch.setattr(mx, allocate, failing(getattr(mx, allocate), calls))
         stepped.step(2)
     third = stepped.submit(prompts[2], LONG)  # by now there is memory again
-    stepped.finish()
+    stepped.finish(*[first] * restored, third)
     assert isinstance(error_of(bad), NotEnoughMemoryError)
-    assert_complete(first, third)
-
-
-def test_a_batch_that_cannot_be_restored_fails_and_the_scheduler_continues(
-    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stepped = Stepped()
-    first = stepped.submit(prompts[0], LONG)
-    stepped.step(9)
-    second = stepped.submit(prompts[1], LONG)
-    with monkeypatch.context() as patch:
-        patch.setattr(mx, "take", failing(mx.take, list(range(3, 99))))
-        stepped.step(2)
-    for request in (first, second):
-        error_of(request)
-    third = stepped.submit(prompts[2])
-    stepped.finish()
-    assert_complete(third)
+    assert restored or error_of(first)
 
 
 def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue(
@@ -115,15 +109,12 @@ def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue
     second = stepped.submit(long, LONG, on_chunk=chunks.append)
     with monkeypatch.context() as patch:
         patch.setattr(mx, "pad", failing(mx.pad, [1]))
-        stepped.finish()
-    assert_complete(first)
+        stepped.finish(first)
     assert isinstance(error_of(second), NotEnoughMemoryError)
-    written = [token for chunk in chunks for token in chunk.tokens]
+    written = tokens_of(chunks)
     assert 10 <= len(written) <= 17
     assert written == output(long, len(written))
-    again = stepped.submit(long, LONG)
-    stepped.finish()
-    assert_complete(again)
+    stepped.finish(stepped.submit(long, LONG))
 
 
 def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
@@ -144,40 +135,13 @@ def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
     memory, count = held(), len(stepped.rounds)
     stepped.then = fail
     requests = [stepped.submit(prompt) for prompt in prompts]
-    stepped.finish()
+    stepped.finish(*requests[2:])
     errors = [error_of(one) for one in requests[:2]]
     for error in errors:
-        assert isinstance(error, GenerationError)
-        assert "broken" in str(error)
-        assert isinstance(error.__cause__, RuntimeError)
+        assert type(error) is GenerationError
+        assert "broken" in str(error.__cause__)
     assert errors[0] is not errors[1]
-    assert_complete(*requests[2:])
     assert held() <= memory + 10_000  # `errors` keeps nothing
-
-
-def test_an_error_at_the_start_of_a_prefill_ends_that_request_alone(
-    prompts: list[list[int]],
-) -> None:
-    class Moody(FakeTarget):
-        good = True
-
-        @property
-        def dtype(self) -> mx.Dtype:
-            if self.good:
-                return mx.float32
-            raise RuntimeError("broken")
-
-    target = Moody()
-    stepped = Stepped(target=target)
-    first = stepped.submit(prompts[0], LONG)
-    stepped.step(3)
-    bad, second = stepped.submit(prompts[1]), stepped.submit(prompts[2])
-    target.good = False
-    stepped.step()
-    target.good = True
-    stepped.finish()
-    assert "broken" in str(error_of(bad))
-    assert_complete(first, second)
 
 
 def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues(
@@ -198,26 +162,16 @@ def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues
     stepped.step()
     for request in requests:
         assert "broken" in str(error_of(request))
-    again = stepped.submit(prompts[0])
-    stepped.finish()
-    assert_complete(again)
+    stepped.finish(stepped.submit(prompts[0]))
 
 
-class Unwritable(TextStream):
+class Unwritable(Detokenizer):
     """Text that breaks at its sixth token."""
 
-    def __init__(self) -> None:
-        self._left = 5
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        self._left -= 1
-        if self._left < 0:
+    def add_token(self, token: int) -> None:
+        self.last_segment += "x"
+        if len(self.last_segment) == 6:
             raise ValueError("broken")
-        return "x"
-
-    def finish(self) -> str:
-        return ""
 
 
 @pytest.mark.parametrize("where", ["callback", "text"])
@@ -232,21 +186,13 @@ def test_an_error_in_a_callback_or_in_text_ends_that_request_alone(
             raise ValueError("broken")
 
     stepped = Stepped()
-    stream = Unwritable() if where == "text" else None
+    stream = TextStream(Unwritable({}), ()) if where == "text" else None
     first = stepped.submit(prompts[0], LONG)
     bad = stepped.submit(prompts[1], LONG, stream=stream, on_chunk=note)
     second = stepped.submit(prompts[2], LONG)
-    stepped.finish()
-    assert_complete(first, second)
+    stepped.finish(first, second)
     error = error_of(bad)
     assert "ValueError: broken" in str(error)
     assert isinstance(error.__cause__, ValueError)
     assert "in note" in error.__cause__.__notes__[0] or where == "text"
     assert len(pieces) == 5
-
-
-def test_each_caller_gets_an_error_object_of_its_own() -> None:
-    closed = MgmError("closed")
-    errors = [as_failure(closed) for _ in range(2)]
-    assert errors[0] is not errors[1]
-    assert [(type(one), str(one)) for one in errors] == [(MgmError, "closed")] * 2

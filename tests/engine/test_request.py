@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from helpers.spelled import CALL, CALL_END, CHANNEL, CHANNEL_END, QUOTE, TURN_END, spell
+from helpers.traffic import assert_told_once, text_of, tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams, load
 from mlx_gemma_mtp.demo.recipe.tools import TOOLS
 from mlx_gemma_mtp.engine.request import Request
@@ -61,8 +62,7 @@ def test_a_round_gives_a_chunk_for_each_kind_in_it() -> None:
         ("answer", "B", tokens[8:9]),
         ("answer", "", tokens[9:]),
     ]
-    assert [chunk.finish_reason for chunk in chunks] == [*[None] * 5, "stop"]
-    assert [chunk.stats for chunk in chunks] == [*[None] * 5, done.stats]
+    assert_told_once(chunks, done)
     assert [chunk.tool_call for chunk in chunks if chunk.tool_call] == list(done.tool_calls)
     assert (done.text, done.thought, done.tokens) == ("AB", "Hm", tokens)
     stats = done.stats
@@ -76,7 +76,7 @@ def test_characters_split_over_tokens_come_out_whole() -> None:
     tokens = [*text.encode(emoji), TURN_END]
     assert len(text.encode("😀")) == 4
     chunks, done = play([[token] for token in tokens], text.stream())
-    assert "".join(chunk.text for chunk in chunks) == done.text == emoji
+    assert text_of(chunks) == done.text == emoji
 
 
 @pytest.mark.parametrize(
@@ -105,20 +105,17 @@ def test_a_completion_is_a_message_to_continue_from() -> None:
         return play([tokens], stream)[1].message
 
     assert message("Hi", TURN_END) == {"role": "assistant", "content": "Hi"}
+    thought = [CHANNEL, "thought\n", "Hm\n", CHANNEL_END]
     call = [CALL, "call:f{a:", QUOTE, "b", QUOTE, "}", CALL_END]
-    strange = [CALL, "call:g{a:b}", CALL_END]
-    nameless = [CALL, "Hello", CALL_END]
-    assert message(CHANNEL, "thought\n", "Hm\n", CHANNEL_END, *call, *strange, *nameless) == {
+    strange, nameless = [CALL, "call:g{a:b}", CALL_END], [CALL, "Hello", CALL_END]
+    functions = [{"name": "f", "arguments": {"a": "b"}}, {"name": "g", "arguments": "a:b"}]
+    assert message(*thought, *call, *strange, *nameless) == {
         "role": "assistant",
         "content": "",
         "reasoning": "Hm",
         "tool_calls": [
-            {
-                "id": f"call_{number}",
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            }
-            for number, (name, arguments) in enumerate([("f", {"a": "b"}), ("g", "a:b")])
+            {"id": f"call_{number}", "type": "function", "function": function}
+            for number, function in enumerate(functions)
         ],
     }
 
@@ -139,12 +136,11 @@ THINKING = replace(GREEDY, thinking=True)
 def test_the_demo_thinks_and_answers_and_the_stream_is_the_same(engine: Engine) -> None:
     params = replace(THINKING, num_draft_tokens=3)  # a round may hold the end of the thought
     (done,) = engine.generate("What is 17 + 25?", params)
-    assert done.text == "17 + 25 = 42"
+    assert (done.text, done.unclosed) == ("17 + 25 = 42", None)
     assert done.thought
     assert "thought" not in done.thought
-    assert done.unclosed is None
     chunks = list(engine.stream("What is 17 + 25?", params))
-    assert [token for chunk in chunks for token in chunk.tokens] == done.tokens
+    assert tokens_of(chunks) == done.tokens
     for kind, expected in (("answer", done.text), ("thought", done.thought), ("tool_call", "")):
         assert "".join(chunk.text for chunk in chunks if chunk.kind == kind) == expected
     assert done.stats.thought_tokens == done.tokens.index(CHANNEL_END) + 1

@@ -1,36 +1,37 @@
-"""The order of requests, the pauses of those that decode, and cancelling, step by step."""
+"""The order of requests, pauses, cancelling, and the rounds timed for Depth, step by step."""
 
 import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import cycle, groupby, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.fake_target import VOCAB, output
-from helpers.stepped import Stepped, assert_complete
+from helpers.stepped import LONG, Stepped
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk
+from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.prefill import Pace
 from mlx_gemma_mtp.memory import Limits
 
 CHUNKS = Limits().chunks
-LONG = 60  # tokens
 
 
 def test_requests_start_in_their_order(rng: np.random.Generator) -> None:
     lengths = rng.permutation([1, 5, 30, 64, 65, 130, 200, 3, 90, 10, 40, 2]).tolist()
-    started: list[int] = []
+    started: dict[int, Chunk] = {}  # the first chunk of each, in their order
     stepped = Stepped(max_batch=3)
-
-    def note(number: int, chunk: Chunk) -> None:
-        if number not in started:
-            started.append(number)
-
     requests = [
-        stepped.submit([7] * length, int(rng.integers(1, 30)), on_chunk=lambda c, n=n: note(n, c))
+        stepped.submit(
+            [7] * length, int(rng.integers(1, 30)), on_chunk=partial(started.setdefault, n)
+        )
         for n, length in enumerate(lengths)
     ]
-    stepped.finish()
-    assert_complete(*requests)
-    assert started == list(range(len(lengths)))
+    stepped.finish(*requests)
+    assert list(started) == list(range(len(lengths)))
     waits = [one.stats.queue_seconds for one in requests]
     assert waits[0] < waits[-1]
     assert stepped.events[0] == ("chunk", lengths[0], 0, 0)
@@ -62,8 +63,7 @@ def test_others_decode_between_the_chunks_of_a_long_prompt(
     stepped.step()
     stepped.then = lambda event: time.sleep(chunk_seconds * (event.what == "chunk"))
     long = stepped.submit(rng.integers(0, VOCAB, 9 * CHUNKS[0] + 5).tolist(), LONG)
-    stepped.finish()
-    assert_complete(first, long)
+    stepped.finish(first, long)
     events = [event[:2] for event in stepped.events]
     between = [("round", 1), ("chunk", CHUNKS[0])] * 9
     assert events[: 3 + len(between)] == [("chunk", 3), *between, ("round", 1), ("chunk", 5)]
@@ -80,14 +80,13 @@ def test_short_prompts_share_a_chunk(
     requests = [stepped.submit(prompt) for prompt in prompts]
     stepped.step()
     assert [event.what for event in stepped.events] == ["chunk"] * together + ["round"]
-    stepped.finish()
-    assert_complete(*requests)
+    stepped.finish(*requests)
 
 
 # Cancelling
 
 
-def test_a_request_that_waits_can_be_cancelled(prompts: list[list[int]]) -> None:
+def test_a_request_can_be_cancelled_while_it_waits(prompts: list[list[int]]) -> None:
     stepped = Stepped(max_batch=1)
     first, second, third = (stepped.submit(prompt) for prompt in prompts[:3])
     assert second.generation.cancel()
@@ -96,40 +95,91 @@ def test_a_request_that_waits_can_be_cancelled(prompts: list[list[int]]) -> None
     assert (done.tokens, done.finish_reason) == ([], "cancelled")
     assert done.stats.prompt_tokens == len(prompts[1])
     assert not second.generation.cancel()
-    stepped.finish()
-    assert_complete(first, third)
-    assert first.generation.result().finish_reason == "length"
+    stepped.finish(first, third)
 
 
 def test_a_request_can_be_cancelled_in_its_prefill(prompts: list[list[int]]) -> None:
     stepped = Stepped()
-    first = stepped.submit([7] * (CHUNKS[-1] + 100))
-    second = stepped.submit([7] * (CHUNKS[-1] - 1))
+    cancelled = [stepped.submit([7] * (CHUNKS[-1] + more)) for more in (100, -1)]
     third = stepped.submit(prompts[0])
     stepped.step()
-    for request in (first, second):
+    for request in cancelled:
         request.generation.cancel()
-    stepped.finish()
-    for request in (first, second):
+    stepped.finish(third)
+    for request in cancelled:
         assert (request.tokens, request.generation.result().finish_reason) == ([], "cancelled")
     assert [event.size for event in stepped.events if event.what == "chunk"] == [CHUNKS[-1], 3]
-    assert_complete(third)
 
 
 def test_a_request_can_be_cancelled_while_it_decodes(prompts: list[list[int]]) -> None:
-    stepped = Stepped()
-    chunks: list[Chunk] = []
+    stepped, chunks = Stepped(), list[Chunk]()
     first = stepped.submit(prompts[0], LONG)
     second = stepped.submit(prompts[1], LONG, on_chunk=chunks.append)
     while len(stepped.rounds) < 10:
         stepped.step()
     second.generation.cancel()
     third = stepped.submit(prompts[2], LONG)
-    stepped.finish()
-    assert_complete(first, third)
+    stepped.finish(first, third)
     done = second.generation.result(0)
     assert done.finish_reason == chunks[-1].finish_reason == "cancelled"
-    assert done.tokens == output(prompts[1], len(done.tokens))
+    assert tokens_of(chunks) == done.tokens == output(prompts[1], len(done.tokens))
     assert 8 <= len(done.tokens) <= 11  # the round in flight then, and the one after
-    assert [token for chunk in chunks for token in chunk.tokens] == done.tokens
     assert {event.size for event in stepped.rounds[-30:]} <= {1, 2}  # the third got its row
+
+
+# Timing
+
+
+class Timed(Depth):
+    """Records which rounds were timed, by their number."""
+
+    def __init__(self, choices: Iterator[int] | None = None) -> None:
+        super().__init__()
+        self.stepped = Stepped(depth=self)
+        self.timed: set[int] = set()
+        self._choices = choices
+
+    def choose(self, *arguments: Any) -> int:
+        return next(self._choices) if self._choices else super().choose(*arguments)
+
+    def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+        # The round after it has been dispatched already.
+        number = len(self.stepped.rounds) - 2
+        round_ = self.stepped.rounds[number]
+        assert (round_.size, round_.drafts) == (batch, num_draft_tokens)
+        assert seconds > 0
+        self.timed.add(number)
+
+
+def test_a_round_is_timed_only_if_nothing_came_between(prompts: list[list[int]]) -> None:
+    depth = Timed()
+    stepped = depth.stepped
+    first = stepped.submit(prompts[0], LONG)
+    stepped.step(5)
+    second = stepped.submit(prompts[1], 2, drafts=2)
+    stepped.finish(first, second)
+    rounds = [(r.size, r.drafts, i in depth.timed) for i, r in enumerate(stepped.rounds)]
+    assert rounds[:4] == [(1, 0, False), (1, 0, True), (1, 0, True), (1, 0, True)]
+    assert rounds[4:6] == [(1, 0, False), (2, 2, False)]  # a prefill and a resize between them
+    # Each change is to a shape not seen before, or comes with a resize.
+    changes = [after for before, after in pairwise(rounds) if before[:2] != after[:2]]
+    assert [timed for _, _, timed in changes] == [False] * len(changes)
+    # Nor are the first, the last, and the ones before a change: none like them was in flight.
+    assert not rounds[-1][2]
+    assert sum(not timed for _, _, timed in rounds) == 2 + 2 * len(changes)
+
+
+def test_a_round_is_timed_only_before_one_of_as_many_drafts_and_a_change_comes_twice(
+    prompts: list[list[int]],
+) -> None:
+    depth = Timed(cycle([0, 0, 0, 2, 0, 0, 3]))
+    stepped = depth.stepped
+    for _ in range(2):  # for the second request no shape is new
+        start = len(stepped.rounds)
+        stepped.finish(stepped.submit(prompts[0], LONG, drafts=None))
+    rounds = [(r.drafts, i in depth.timed) for i, r in enumerate(stepped.rounds)][start:]
+    for (drafts, timed), (following, _) in pairwise(rounds[1:]):
+        assert timed == (drafts == following)
+    runs = [len(list(same)) for _, same in groupby(drafts for drafts, _ in rounds)]
+    assert min(runs[1:-1]) >= 2  # the first may continue the last number of the first request
+    assert len(runs) > 4

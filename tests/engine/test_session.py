@@ -1,26 +1,62 @@
 """Conversations: the next turn reuses the cache, and its output is as without a session."""
 
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import CONFIG, VOCAB, FakeTarget, Rounds, fake_engine, output
+from helpers.fake_target import (
+    CONFIG,
+    ENDLESS,
+    SECONDS,
+    VOCAB,
+    FakeTarget,
+    Rounds,
+    fake_engine,
+    output,
+)
 from helpers.stepped import Stepped, assert_complete
-from helpers.turns import History
-from mlx_gemma_mtp import Chunk, Engine, SamplingParams, Session
+from helpers.traffic import tokens_of
+from mlx_gemma_mtp import Completion, Engine, Session
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError
 from mlx_gemma_mtp.memory import Limits
 
 LIMITS = Limits(chunks=(8, 24), max_draft_tokens=7, slot_step=1)  # rings as tight as possible
-PARAMS = SamplingParams(max_tokens=16, ignore_eos=True, num_draft_tokens=7)
-ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
-SECONDS = 60  # after which something that should long have happened never does
+PARAMS = replace(ENDLESS, max_tokens=16, num_draft_tokens=7)
+WAYS = ("continued", "continued", "rewritten", "cut", "reworded", "undone", "again")
 
 Ids = list[int]
+
+
+class History:
+    """What the next prompt starts with, and how much of it a session must be able to reuse."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.ids: Ids = []
+        self.held = 0
+        self._rng = rng
+        self._last: Ids = []  # the prompt before
+
+    def continue_(self, way: str, prompt: Ids, tokens: Ids, words: Ids) -> None:
+        """Prepare the turn after the one with this prompt and these tokens of output."""
+        middle, last, self._last = len(tokens) // 2, self._last, prompt
+        if way == "continued":  # the answer stays as it is
+            self.ids, self.held = [*prompt, *tokens], len(prompt) + len(tokens) - 1
+        elif way == "rewritten":  # a template takes the thought out
+            self.ids, self.held = [*prompt, *tokens[middle + 1 :]], len(prompt)
+        elif way == "cut":  # the answer is kept in part
+            self.ids, self.held = [*prompt, *tokens[:middle], *words], len(prompt)
+        elif way == "reworded":  # the end of the prompt changes, at any depth
+            self.ids, self.held = prompt[: -int(self._rng.integers(1, 40))], 0
+        elif way == "undone":  # the prompt before this one is held if this one starts with it
+            self.ids, self.held = last, len(last) if prompt[: len(last)] == last else 0
+        else:  # the same prompt once more
+            self.ids, self.held = prompt[:-1], len(prompt) - 1
 
 
 class Talk:
@@ -53,7 +89,7 @@ def talk(rng: np.random.Generator) -> Talk:
 def test_a_turn_prefills_only_what_is_new(talk: Talk, rng: np.random.Generator) -> None:
     """Whatever the next turn keeps of the one before it."""
     history = History(rng)
-    for way in history.walk(3):
+    for way in np.concatenate([rng.permutation(WAYS) for _ in range(5)]):
         if len(history.ids) > 800:
             history = History(rng)
         prompt = [*history.ids, *talk.words()]
@@ -134,23 +170,32 @@ def test_without_memory_for_the_copy_the_next_turn_starts_from_scratch(talk: Tal
 # Engines
 
 
-def test_a_session_serves_one_request_at_a_time(prompts: list[Ids]) -> None:
-    with fake_engine() as engine:
-        session = engine.session()
-        running = engine.submit(prompts[0], ENDLESS, session=session)
-        with pytest.raises(UsageError, match="busy"):
-            engine.submit(prompts[0], PARAMS, session=session)
-        running.cancel()
-        running.result(SECONDS)
-        done = engine.submit(prompts[0], PARAMS, session=session).result(SECONDS)
-    assert done.tokens == output(prompts[0], 16)
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with fake_engine(limits=LIMITS) as engine:
+        yield engine
 
 
-def test_a_session_is_free_as_soon_as_its_request_has_ended(prompts: list[Ids]) -> None:
-    with fake_engine() as engine:
-        session, one = engine.session(), SamplingParams(max_tokens=1, ignore_eos=True)
-        for _ in range(200):
-            engine.submit(prompts[0], one, session=session).result(SECONDS)
+def finish(engine: Engine, session: Session, prompt: Ids) -> Completion:
+    """One turn, which writes what it writes from scratch."""
+    done = engine.submit(prompt, PARAMS, session=session).result(SECONDS)
+    assert done.tokens == output(prompt, 16)
+    return done
+
+
+def test_a_session_serves_one_request_at_a_time_and_is_free_as_soon_as_it_has_ended(
+    engine: Engine, prompts: list[Ids]
+) -> None:
+    session = engine.session()
+    going = engine.submit(prompts[0], ENDLESS, session=session)
+    with pytest.raises(UsageError, match="busy"):
+        engine.submit(prompts[0], PARAMS, session=session)
+    going.cancel()
+    going.result(SECONDS)
+    for _ in range(200):
+        params = replace(PARAMS, max_tokens=1)
+        engine.submit(prompts[0], params, session=session).result(SECONDS)
+    finish(engine, session, prompts[0])
 
 
 def test_a_refused_request_leaves_the_session_free(prompts: list[Ids]) -> None:
@@ -167,21 +212,31 @@ def test_a_refused_request_leaves_the_session_free(prompts: list[Ids]) -> None:
         over.set()
         for one in going:
             one.result(SECONDS)
-        done = engine.submit(prompts[2], PARAMS, session=session).result(SECONDS)
-    assert done.tokens == output(prompts[2], 16)
+        finish(engine, session, prompts[2])
 
 
-def test_a_stream_takes_a_session(prompts: list[Ids]) -> None:
-    def ask(engine: Engine, prompt: Ids) -> list[Chunk]:
-        return list(engine.stream(prompt, PARAMS, session=session))
-
-    with fake_engine() as engine:
-        session = engine.session()
-        first = ask(engine, prompts[0])
-        history = [*prompts[0], *(token for chunk in first for token in chunk.tokens)]
-        last = ask(engine, [*history, *prompts[1]])[-1]
-    assert last.stats is not None
+def test_a_stream_takes_a_session(engine: Engine, prompts: list[Ids]) -> None:
+    session = engine.session()
+    history = [*prompts[0], *tokens_of(list(engine.stream(prompts[0], PARAMS, session=session)))]
+    last = list(engine.stream([*history, *prompts[1]], PARAMS, session=session))[-1]
+    assert last.stats
     assert last.stats.reused_tokens == len(history) - 1
+
+
+def test_a_saved_session_continues_in_another_engine(
+    engine: Engine, prompts: list[Ids], tmp_path: Path
+) -> None:
+    session, path, prompt = engine.session(), tmp_path / "talk", prompts[3]
+    with pytest.raises(UsageError, match="nothing to save"):
+        session.save(path)
+    tokens = finish(engine, session, prompt).tokens
+    session.save(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["talk"]
+    # The answer as it was, then as a template rewrites it.
+    for kept, held in ((tokens, len(prompt) + 15), (tokens[9:], len(prompt))):
+        with fake_engine(limits=LIMITS) as other:
+            done = finish(other, other.session(path), [*prompt, *kept, *prompts[1]])
+            assert done.stats.reused_tokens == held
 
 
 class OtherTarget(FakeTarget):
@@ -192,25 +247,15 @@ class OtherTarget(FakeTarget):
 
 
 def test_a_damaged_session_or_one_of_another_model_is_refused(
-    prompts: list[Ids], tmp_path: Path
+    engine: Engine, prompts: list[Ids], tmp_path: Path
 ) -> None:
-    path = tmp_path / "talk"
-    with fake_engine() as engine, fake_engine(OtherTarget()) as other:
-        session = engine.session()
-        with pytest.raises(UsageError, match="nothing to save"):
-            session.save(path)
-        engine.submit(prompts[0], PARAMS, session=session).result(SECONDS)
-        session.save(path)
-        assert [one.name for one in tmp_path.iterdir()] == ["talk"]
-        restored = engine.session(path)
-        done = engine.submit(prompts[0], PARAMS, session=restored).result(SECONDS)
-        assert done.stats.reused_tokens == len(prompts[0]) - 1
-        with pytest.raises(CheckpointError, match="another model"):
-            other.session(path)
-        whole = path.read_bytes()
-        for damaged in (b"", whole[: len(whole) // 2], whole[:7], b"{}" * 50):
-            path.write_bytes(damaged)
-            with pytest.raises(CheckpointError, match="not a saved session"):
-                engine.session(path)
+    session, path = engine.session(), tmp_path / "talk"
+    finish(engine, session, prompts[0])
+    session.save(path)
+    with fake_engine(OtherTarget()) as other, pytest.raises(CheckpointError, match="another model"):
+        other.session(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:7], b"{}" * 50, None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="not a saved session"):
-            engine.session(tmp_path / "nowhere")
+            engine.session(path)

@@ -8,7 +8,6 @@ moments and ends are drawn from the seed of the run; how the requests meet depen
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -16,14 +15,25 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from helpers.checkpoints import VOCAB, PairPaths
-from helpers.forced import Forced, Row, at_random
-from helpers.traffic import SECONDS, Watched, in_time, memory_at_rest
-from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams, load
+from helpers.checkpoints import PairPaths
+from helpers.forced import Forced, at_random
+from helpers.schedule import write_alone
+from helpers.traffic import (
+    SECONDS,
+    Watched,
+    assert_counted,
+    assert_told_once,
+    in_time,
+    memory_at_rest,
+    text_of,
+    tokens_of,
+)
+from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.pair import open_pair
-from mlx_gemma_mtp.errors import GenerationError, MgmError
+from mlx_gemma_mtp.errors import GenerationError
+from mlx_gemma_mtp.memory import Limits
 
 pytestmark = pytest.mark.slow
 
@@ -50,11 +60,11 @@ class Ask:
     after: int  # tokens, after which it is ended
     text: list[int] | None = None  # its whole output, if known
     pieces: list[Chunk] = field(default_factory=list)
-    result: Completion | MgmError | None = None
+    result: Completion | BaseException | None = None
 
     @property
     def tokens(self) -> list[int]:
-        return [token for chunk in self.pieces for token in chunk.tokens]
+        return tokens_of(self.pieces)
 
     @property
     def completed(self) -> bool:
@@ -62,19 +72,8 @@ class Ask:
         return bool(self.pieces) and self.pieces[-1].finish_reason in ("stop", "length")
 
 
-class Broken(Exception):
-    """What a callback raises here."""
-
-
-# One request
-
-
-def serve(running: Engine, ask: Ask) -> None:
-    """Make a request, end it in its way, and keep the result."""
-    (stream if ask.streamed else submit)(running, ask)
-
-
 def submit(running: Engine, ask: Ask) -> None:
+    """Make a request, end it in its way, and keep the result."""
     due = threading.Event()
 
     def note(chunk: Chunk) -> None:
@@ -82,7 +81,7 @@ def submit(running: Engine, ask: Ask) -> None:
         if len(ask.tokens) >= ask.after:
             due.set()
             if ask.end == "failed":
-                raise Broken
+                raise EOFError
 
     going = running.submit(ask.prompt, ask.params, note)
     going.add_done_callback(lambda _: due.set())
@@ -90,10 +89,7 @@ def submit(running: Engine, ask: Ask) -> None:
         if ask.after:  # else while it waits
             due.wait()
         going.cancel()
-    try:
-        ask.result = going.result()
-    except MgmError as error:
-        ask.result = error
+    ask.result = going.exception() or going.result()
 
 
 def stream(running: Engine, ask: Ask) -> None:
@@ -105,10 +101,6 @@ def stream(running: Engine, ask: Ask) -> None:
     pieces.close()  # type: ignore[attr-defined]
 
 
-def answer(ask: Ask) -> str:
-    return "".join(chunk.text for chunk in ask.pieces if chunk.kind == "answer")
-
-
 def assert_ended_well(ask: Ask) -> None:
     """It ended once, in its way, with nothing lost, doubled or miscounted."""
     finals = [chunk for chunk in ask.pieces if chunk.finish_reason]
@@ -118,7 +110,7 @@ def assert_ended_well(ask: Ask) -> None:
             assert isinstance(ask.result, Completion)
         else:
             assert isinstance(ask.result, GenerationError), ask
-            assert isinstance(ask.result.__cause__, Broken)
+            assert isinstance(ask.result.__cause__, EOFError)
             assert len(ask.tokens) - len(ask.pieces[-1].tokens) < ask.after
             return
     elif ask.end == "left" and not finals:
@@ -127,30 +119,17 @@ def assert_ended_well(ask: Ask) -> None:
     assert finals, ask
     if not ask.streamed:
         assert isinstance(ask.result, Completion), ask
-        assert ask.result.tokens == ask.tokens
-        assert ask.result.text == answer(ask)
-        assert ask.result.finish_reason == finals[0].finish_reason
-        assert ask.result.stats is finals[0].stats
-    reason, stats = finals[0].finish_reason, finals[0].stats
+        assert_told_once(ask.pieces, ask.result)
+    reason = finals[0].finish_reason
     assert reason in ("stop", "length") or ask.end == "cancelled"
     assert len(ask.tokens) == ask.params.max_tokens or reason != "length"
-
-    assert stats is not None
-    assert stats.prompt_tokens == len(ask.prompt)
-    assert stats.generated_tokens == len(ask.tokens)
-    # Each round gives one token more than it accepts; the last may have been cut by one.
-    given = stats.rounds + stats.accepted + min(len(ask.tokens), 1)
-    assert 0 <= given - len(ask.tokens) <= (reason != "cancelled")
-    assert stats.accepted <= stats.drafted
     drafts = ask.params.num_draft_tokens
+    stats = assert_counted(ask.pieces, ask.prompt, drafts)
     if isinstance(drafts, int):
         assert stats.drafted_at == [stats.rounds] * (drafts if stats.rounds else 0)
     assert ask.tokens or stats.first_token_seconds == stats.decode_seconds == 0
     for seconds in (stats.queue_seconds, stats.first_token_seconds, stats.decode_seconds):
         assert 0 <= seconds < SECONDS
-
-
-# The soak
 
 
 def draw_end(rng: np.random.Generator, max_tokens: int) -> tuple[bool, End, int]:
@@ -168,23 +147,23 @@ def draw_end(rng: np.random.Generator, max_tokens: int) -> tuple[bool, End, int]
 
 def soak(running: Watched, asks: list[Ask]) -> None:
     """Serve them in four quarters, with sixteen threads, and check all that needs no other run."""
-    waiting, traffic = threading.Lock(), running.traffic
-    traffic.forget()
+    waiting = threading.Lock()
+    running.forget()
     memory = [memory_at_rest()]
     start = time.perf_counter()
     size = -(-len(asks) // QUARTERS)
     for begin in range(0, len(asks), size):
-        left = iter(asks[begin : begin + size])
+        left = asks[begin : begin + size]
 
-        def work(left: Iterator[Ask] = left) -> None:
+        def work(left: list[Ask] = left) -> None:
             while True:
                 with waiting:
-                    ask = next(left, None)
-                if ask is None:
-                    return
-                serve(running, ask)
+                    if not left:
+                        return
+                    ask = left.pop()
+                (stream if ask.streamed else submit)(running, ask)
 
-        in_time([work] * NUM_THREADS)
+        in_time([work] * NUM_THREADS, lambda: sum(len(ask.pieces) for ask in asks))
         memory.append(memory_at_rest())
     seconds = time.perf_counter() - start
     print(
@@ -194,57 +173,20 @@ def soak(running: Watched, asks: list[Ask]) -> None:
 
     for ask in asks:
         assert_ended_well(ask)
-    assert all(generation.done() for generation in traffic.generations)
-    assert traffic.ends == Counter(range(len(asks)))
+    assert all(generation.done() for generation in running.generations)
+    assert running.ends == Counter(range(len(asks)))
     assert max(memory[1:]) <= memory[0] + SLACK
     assert memory[QUARTERS] <= memory[QUARTERS // 2] + SLACK
-    assert [request for request in traffic.requests if request() is not None] == []
-
-
-@pytest.fixture
-def close() -> Iterator[Callable[[Watched], Watched]]:
-    """Closes an engine at the end, unless it is stuck."""
-    opened: list[Watched] = []
-
-    def later(running: Watched) -> Watched:
-        opened.append(running)
-        return running
-
-    yield later
-    for running in opened:
-        closing = threading.Thread(target=running.close, daemon=True)
-        closing.start()
-        closing.join(10)
+    assert [request for request in running.requests if request() is not None] == []
 
 
 def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
-    pairs: dict[str, PairPaths],
-    rng: np.random.Generator,
-    close: Callable[[Watched], Watched],
+    pairs: dict[str, PairPaths], rng: np.random.Generator
 ) -> None:
-    rows: list[Row] = []
-
-    def write_alone() -> None:
-        for number in range(NUM_TEXTS):
-            prompt = rng.integers(0, VOCAB, rng.integers(1, PROMPT_TOKENS)).tolist()
-            params = SamplingParams(
-                max_tokens=MAX_TOKENS,
-                temperature=number % 2,
-                top_k=int(rng.choice([0, 8])),
-                top_p=float(rng.choice([1, 0.9])),
-                seed=number,
-                num_draft_tokens=0,
-                ignore_eos=True,
-            )
-            rows.append(Row(prompt, params, alone.generate(prompt, params)[0].tokens))
-
-    with load(*pairs["12B"]) as alone:
-        in_time([write_alone])
+    sizes, lengths = rng.integers(1, PROMPT_TOKENS, NUM_TEXTS), [MAX_TOKENS] * NUM_TEXTS
+    rows = write_alone(pairs["12B"], rng, sizes, lengths, Limits())
     forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
     player = partial(round_player, draft=forced)
-    running = close(Watched(open_pair(*pairs["12B"]), player=player))
-    running.generate(rows[0].prompt, rows[0].params)
-
     asks = []
     for _ in range(NUM_REQUESTS["12B"]):
         row = rows[rng.integers(NUM_TEXTS)]
@@ -253,29 +195,27 @@ def test_the_random_pair_serves_hundreds_and_nothing_is_lost(
         params = replace(row.params, max_tokens=max_tokens, num_draft_tokens=drafts)
         text = row.tokens[:max_tokens]
         asks.append(Ask(row.prompt, params, *draw_end(rng, max_tokens), text))
-    soak(running, asks)
+    with Watched(open_pair(*pairs["12B"]), player=player) as running:
+        running.generate(rows[0].prompt, rows[0].params)
+        soak(running, asks)
+        reasons = Counter(
+            one.result().finish_reason for one in running.generations if not one.exception()
+        )
     for ask in asks:
         assert ask.text is not None
         assert ask.tokens == ask.text[: len(ask.tokens)], ask
         assert ask.tokens == ask.text or not ask.completed, ask
     # Streams that were left ended early, most of them.
-    left = [ask for ask in asks if ask.end == "left"]
     seen = Counter(ask.pieces[-1].finish_reason for ask in asks if ask.pieces)
-    reasons = Counter(
-        one.result().finish_reason for one in running.traffic.generations if not one.exception()
-    )
-    assert reasons["cancelled"] - seen["cancelled"] > len(left) / 4
+    left = Counter(ask.end for ask in asks)["left"]
+    assert reasons["cancelled"] - seen["cancelled"] > left / 4
 
 
-def test_the_demo_pair_serves_many_and_nothing_is_lost(
-    rng: np.random.Generator, close: Callable[[Watched], Watched]
-) -> None:
-    running = close(Watched(open_pair("demo")))
-    assert running.text is not None
-    prompts = [running.text.chat(example.messages) for example in held_out(200)]
+def test_the_demo_pair_serves_many_and_nothing_is_lost(rng: np.random.Generator) -> None:
+    pair = open_pair("demo")
+    assert pair.text is not None
+    prompts = [pair.text.chat(example.messages) for example in held_out(200)]
     prompts = [prompt for prompt in prompts if len(prompt) <= PROMPT_TOKENS]
-    running.submit(prompts[0], SamplingParams(max_tokens=4)).result(SECONDS)
-
     asks = []
     for _ in range(NUM_REQUESTS["demo"]):
         max_tokens = int(rng.integers(4, MAX_TOKENS + 1))
@@ -291,19 +231,23 @@ def test_the_demo_pair_serves_many_and_nothing_is_lost(
         )
         prompt = prompts[rng.integers(len(prompts))]
         asks.append(Ask(prompt, params, *draw_end(rng, max_tokens)))
-    soak(running, asks)
-    completed = [ask for ask in asks if ask.completed]
+    compared = []
 
     def compare() -> None:
+        completed = [ask for ask in asks if ask.completed]
         for number in rng.permutation(len(completed))[:NUM_COMPARED]:
             ask = completed[number]
             (alone,) = running.generate(ask.prompt, replace(ask.params, num_draft_tokens=0))
             assert ask.tokens == alone.tokens, ask
-            assert answer(ask) == alone.text
+            assert text_of(ask.pieces) == alone.text
             if ask.params.num_draft_tokens in (1, 2):  # then drafts are its own business, too
                 (alone,) = running.generate(ask.prompt, ask.params)
                 stats = ask.pieces[-1].stats
                 assert stats is not None
                 assert stats.accepted_at == alone.stats.accepted_at, ask
+            compared.append(ask)
 
-    in_time([compare])
+    with Watched(pair) as running:
+        running.generate(prompts[0], SamplingParams(max_tokens=4))
+        soak(running, asks)
+        in_time([compare], lambda: len(compared))

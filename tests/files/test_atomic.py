@@ -1,7 +1,7 @@
 """Files are replaced whole, through links; pipes are written in place."""
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mlx_gemma_mtp.files.atomic import write_whole
@@ -18,11 +18,9 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
-    pipe, read = tmp_path / "pipe", list[bytes]()
+    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
-    reader.start()
-    write_whole(pipe, b"content")
-    reader.join()
-    assert read == [b"content"]
-    assert pipe.is_fifo()
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_bytes)
+        write_whole(pipe, b"content")
+    assert (read.result(), pipe.is_fifo()) == (b"content", True)

@@ -1,21 +1,13 @@
 """A folder or a config.json that is no usable model is refused in one line that says why."""
 
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.broken import (  # noqa: F401 - fixtures among them
-    Edit,
-    breakable_pair,
-    put,
-    refusal,
-    refused_or_fine,
-    set_values,
-    table,
-    tiny_pair,
-)
+from helpers.broken import Edit, each, load_refusal, put, refusal, refused_or_fine, set_values
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
@@ -32,194 +24,166 @@ NOT_A_MODEL: dict[type[MgmError], list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [(kind, name) for kind, names in NOT_A_MODEL.items() for name in names],
-    ids=lambda value: repr(value)[:24],
-)
-def test_a_wrong_name_of_a_model_or_a_drafter_is_refused(kind: type[MgmError], name: Any) -> None:
-    refusal(kind, lambda: load(name))
-    refusal(kind, lambda: load("demo", name))
+@each(NOT_A_MODEL)
+def test_a_wrong_name_of_a_model_or_a_drafter_is_refused(name: type[MgmError], value: Any) -> None:
+    refusal(name, lambda: load(value))
+    refusal(name, lambda: load("demo", value))
 
 
-def test_none_is_not_a_model() -> None:
-    refusal(UsageError, lambda: load(None))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("bits", [3, 0, -4, 16, 4.0, "4", True, [4]])
-def test_bits_other_than_4_or_8_are_refused(bits: Any) -> None:
-    assert "bits" in refusal(UsageError, lambda: load("demo", bits=bits))
-
-
-@pytest.mark.parametrize("max_batch", [0, -1, 9, 1.5, "8", True, None])
-def test_a_max_batch_outside_1_to_8_is_refused(max_batch: Any) -> None:
-    assert "max_batch" in refusal(UsageError, lambda: load("demo", max_batch=max_batch))
-
-
-def make_a_folder(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    (folder / "config.json").mkdir()
-
-
-CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
-NOT_A_CHECKPOINT: dict[str, tuple[Edit, str]] = {
-    "no config": (lambda folder: (folder / CONFIG).unlink(), CONFIG),
-    "empty config": (put(CONFIG, ""), CONFIG),
-    "broken config": (put(CONFIG, '{"model_type": "gem'), CONFIG),
-    "config of two lines": (put(CONFIG, "{\n  x\n}"), CONFIG),
-    "config in another encoding": (put(CONFIG, b"\xff\xfe{\0}\0"), CONFIG),
-    "config is a list": (put(CONFIG, "[1, 2]"), CONFIG),
-    "config is a folder": (make_a_folder, CONFIG),
-    "another model": (set_values({"model_type": "llama"}), "Gemma 4"),
-    "Gemma 3": (set_values({"model_type": "gemma3_text"}), "Gemma 4"),
-    "no model type": (set_values({"model_type": ...}), "Gemma 4"),
-    "model type of a wrong kind": (set_values({"model_type": ["gemma4"]}), "Gemma 4"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "safetensors"),
-    "weights of another format": (
-        lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
-        "safetensors",
-    ),
-    "broken generation config": (put(GENERATION, "{"), GENERATION),
-    "generation config is a list": (put(GENERATION, "[]"), GENERATION),
-    "broken tokenizer": (put("tokenizer.json", "{"), "tokenizer"),
-    "empty tokenizer": (put("tokenizer.json", ""), "tokenizer"),
-    "tokenizer without a model": (put("tokenizer.json", "{}"), "tokenizer"),
+WRONG_OPTIONS: dict[str, list[Any]] = {
+    "model": [None],
+    "bits": [3, 0, -4, 16, 4.0, "4", True, [4]],
+    "max_batch": [0, -1, 9, 1.5, "8", True, None],
 }
 
 
-@table(NOT_A_CHECKPOINT)
+@each(WRONG_OPTIONS)
+def test_a_wrong_option_is_refused_by_name(name: str, value: Any) -> None:
+    assert name in refusal(UsageError, lambda: load(**{"model": "demo"} | {name: value}))
+
+
+def make_a_folder(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+
+
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+CONTENTS = {
+    CONFIG: ["", '{"model_type": "gem', "{\n  x\n}", b"\xff\xfe{\0}\0", "[1, 2]"],
+    GENERATION: ["{", "[]"],
+    "tokenizer.json": ["{", "", "{}"],
+}
+NOT_A_CHECKPOINT: dict[str, tuple[Edit, str]] = {
+    "no config": (lambda folder: (folder / CONFIG).unlink(), CONFIG),
+    "config is a folder": (make_a_folder, CONFIG),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "safetensors"),
+    "other weights": (lambda folder: (folder / WEIGHTS).rename(folder / "x.bin"), "safetensors"),
+}
+for file, contents in CONTENTS.items():
+    cases = {f"{file} {content!r}": (put(file, content), file[:9]) for content in contents}
+    NOT_A_CHECKPOINT |= cases
+for kind in ("llama", "gemma3_text", ..., ["gemma4"]):
+    NOT_A_CHECKPOINT[f"model type {kind}"] = (set_values({"model_type": kind}), "Gemma 4")
+
+
+@pytest.mark.parametrize("case", NOT_A_CHECKPOINT.values(), ids=NOT_A_CHECKPOINT)
 def test_a_folder_that_is_no_checkpoint_is_refused(
     broken: PairPaths, case: tuple[Edit, str]
 ) -> None:
     edit, word = case
     edit(broken.target)
-    assert word in refusal(CheckpointError, lambda: load(broken.target, None))
+    assert word in load_refusal(broken.target, None)
 
 
-def test_models_and_drafters_in_each_others_place_are_refused(tiny: PairPaths) -> None:
-    assert "drafter" in refusal(CheckpointError, lambda: load(tiny.drafter))
-    assert "drafter" in refusal(CheckpointError, lambda: load(tiny.target, tiny.target))
-
-
-@pytest.mark.parametrize("other", ["E2B", "E4B", "31B"])
-def test_a_drafter_of_another_size_is_refused(pairs: dict[str, PairPaths], other: str) -> None:
-    target, drafter = pairs["26B-A4B"].target, pairs[other].drafter
-    assert "another model" in refusal(CheckpointError, lambda: load(target, drafter))
-
-
-MISFITS: dict[str, tuple[str, int, str]] = {
-    "backbone": ("backbone_hidden_size", 128, "128"),
-    "vocabulary": ("text_config.vocab_size", 512, "512"),
-    "window": ("text_config.sliding_window", 24, "24"),
-    "head size": ("text_config.head_dim", 8, "head size of sliding_attention"),
-    "full head size": ("text_config.per_layer_config.3.head_dim", 8, "full_attention"),
-    "number of heads": ("text_config.num_attention_heads", 3, "heads"),
-}
-
-
-@table(MISFITS)
-def test_a_drafter_that_does_not_fit_in_one_size_is_refused(
-    broken: PairPaths, case: tuple[str, int, str]
+def test_a_drafter_of_another_model_or_in_its_place_is_refused(
+    tiny: PairPaths, pairs: dict[str, PairPaths]
 ) -> None:
-    key, value, word = case
+    assert "drafter" in load_refusal(tiny.drafter)
+    assert "drafter" in load_refusal(tiny.target, tiny.target)
+    for other in ("E2B", "E4B", "31B"):
+        assert "another model" in load_refusal(pairs["26B-A4B"].target, pairs[other].drafter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("backbone_hidden_size", 128, "128"),
+        ("text_config.vocab_size", 512, "512"),
+        ("text_config.sliding_window", 24, "24"),
+        ("text_config.head_dim", 8, "head size of sliding_attention"),
+        ("text_config.per_layer_config.3.head_dim", 8, "full_attention"),
+        ("text_config.num_attention_heads", 3, "heads"),
+    ],
+)
+def test_a_drafter_that_does_not_fit_in_one_size_is_refused(
+    broken: PairPaths, key: str, value: int, word: str
+) -> None:
     set_values({key: value})(broken.drafter)
-    assert word in refusal(CheckpointError, lambda: load(broken.target))
+    assert word in load_refusal(broken.target)
 
 
 FULL, SLIDING = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
-WRONG_VALUES: list[dict[str, Any]] = [
-    {"num_attention_heads": "4"},
-    {"hidden_size": 64.0},
+WRONG_VALUES: dict[str, list[Any]] = {
+    "num_attention_heads": ["4", 0],
+    "hidden_size": [64.0],
+    "num_key_value_heads": [0, 3],
+    "intermediate_size": [-128],
+    "head_dim": [0, 15],
+    "per_layer_config.5.head_dim": ["32"],
+    "sliding_window": [0, 10**12],
+    "layer_types": [["full_attention"], ["linear_attention"] * 6, 5],
+    "num_kv_shared_layers": [7, 6, 1, -1, "2"],
+    "per_layer_config": [{"last": {"head_dim": 32}}, [1, 2], {"5": 32}],
+    "rope_parameters": ["x", {"full_attention": 5}],
+    f"{FULL}.rope_theta": [..., 0, -1],
+    f"{SLIDING}.rope_theta": [None, "10000"],
+    f"{FULL}.rope_type": ["yarn"],
+    f"{FULL}.partial_rotary_factor": [-1, 1.5],
+    "rms_norm_eps": [0, "1e-6", float("nan")],
+    "num_experts": ["8", 0, None],
+    "top_k_experts": [0, 1.5, 9],
+    "moe_intermediate_size": [0],
+    "final_logit_softcapping": ["30", 0],
+    "max_position_embeddings": ["1024", 0],
+    "attention_bias": [True],
+    "hidden_activation": ["silu"],
+    "tie_word_embeddings": [False],
+    "quantization": ["x", [4]],
+    "text_config": ["x"],
+}
+TOGETHER: list[dict[str, Any]] = [
     {"intermediate_size": None, "moe_intermediate_size": None},
-    {"num_attention_heads": 0},
-    {"num_key_value_heads": 0},
-    {"num_key_value_heads": 3},
-    {"intermediate_size": -128},
-    {"head_dim": 0},
-    {"head_dim": 15},
-    {"per_layer_config.5.head_dim": "32"},
-    {"sliding_window": 0},
-    {"sliding_window": 10**12},
     {"num_hidden_layers": 0, "layer_types": []},
-    {"layer_types": ["full_attention"]},
-    {"layer_types": ["linear_attention"] * 6},
-    {"layer_types": 5},
-    *({"num_kv_shared_layers": value} for value in (7, 6, 1, -1, "2")),
-    *({"per_layer_config": value} for value in ({"last": {"head_dim": 32}}, [1, 2], {"5": 32})),
-    *({"rope_parameters": value} for value in ("x", {"full_attention": 5})),
-    *({f"{FULL}.rope_theta": value} for value in (..., 0, -1)),
-    *({f"{SLIDING}.rope_theta": value} for value in (None, "10000")),
-    {f"{FULL}.rope_type": "yarn"},
-    *({f"{FULL}.partial_rotary_factor": value} for value in (-1, 1.5)),
-    *({"rms_norm_eps": value} for value in (0, "1e-6", float("nan"))),
-    *({"num_experts": value} for value in ("8", 0, None)),
-    *({"top_k_experts": value} for value in (0, 1.5, 9)),
-    {"moe_intermediate_size": 0},
-    *({"final_logit_softcapping": value} for value in ("30", 0)),
-    *({"max_position_embeddings": value} for value in ("1024", 0)),
-    {"attention_bias": True},
-    {"hidden_activation": "silu"},
-    {"tie_word_embeddings": False},
-    *({"quantization": value} for value in ("x", [4])),
-    {"text_config": "x"},
+    *({key: value} for key, values in WRONG_VALUES.items() for value in values),
 ]
 
 
-@pytest.mark.parametrize("values", WRONG_VALUES, ids=str)
+@pytest.mark.parametrize("values", TOGETHER, ids=str)
 def test_a_wrong_value_in_the_config_is_refused(broken: PairPaths, values: dict[str, Any]) -> None:
     set_values(values)(broken.target)
-    refusal(CheckpointError, lambda: load(broken.target, None))
+    load_refusal(broken.target, None)
 
 
 KEYS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
-    *("num_attention_heads", "num_key_value_heads", "num_kv_shared_layers", "rms_norm_eps"),
-    *("max_position_embeddings", "sliding_window", "hidden_size_per_layer_input"),
-    *("vocab_size_per_layer_input", "final_logit_softcapping", "num_experts", "top_k_experts"),
-    *("moe_intermediate_size", "layer_types", "per_layer_config", "per_layer_config.5"),
-    *("per_layer_config.5.head_dim", "per_layer_config.5.num_key_value_heads"),
-    *("rope_parameters", FULL, f"{FULL}.rope_theta", f"{FULL}.rope_type"),
-    *(f"{FULL}.partial_rotary_factor", f"{SLIDING}.rope_theta"),
-    *("attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"),
+    *(*WRONG_VALUES, "vocab_size", "num_hidden_layers", "hidden_size_per_layer_input"),
+    *("vocab_size_per_layer_input", "per_layer_config.5", "attention_k_eq_v", "enable_moe_block"),
+    *("per_layer_config.5.num_key_value_heads", "use_double_wide_mlp"),
 )
 STRANGE = (None, "x", "3", -1, 0, 1, 1.5, True, [], {}, [1], {"a": 1}, 10**12, float("nan"), ...)
+
+
+def strange(folder: Path, key: str, values: Iterable[Any]) -> Iterator[None]:
+    """Set a key of the config to each value in turn."""
+    before = (folder / CONFIG).read_text()
+    for value in values:
+        (folder / CONFIG).write_text(before)
+        set_values({key: value})(folder)
+        yield
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_strange_value_in_the_config_is_refused_or_does_no_harm(
     broken: PairPaths, key: str
 ) -> None:
-    before = (broken.target / CONFIG).read_text()
-    for value in STRANGE:
-        (broken.target / CONFIG).write_text(before)
-        set_values({key: value})(broken.target)
+    for _ in strange(broken.target, key, STRANGE):
         refused_or_fine(broken.target, None)
 
 
-@pytest.mark.parametrize("only", ["sliding_attention", "full_attention"])
-def test_layers_of_one_kind_are_refused_or_work(
-    pairs: dict[str, PairPaths], tmp_path: Path, only: str
+@pytest.mark.parametrize("key", ["layer_types", "num_hidden_layers", "num_centroids"])
+def test_strange_layers_and_centroids_are_refused_or_do_no_harm(
+    pairs: dict[str, PairPaths], tmp_path: Path, key: str
 ) -> None:
     source = pairs["E2B"]  # its two kinds of layers have the same weights
     target = shutil.copytree(source.target, tmp_path / "target")
-    set_values({"text_config.layer_types": [only] * 10})(target)
-    refused_or_fine(target, None)
-    refused_or_fine(target, source.drafter)
-
-
-@pytest.mark.parametrize(
-    "key", ["text_config.layer_types", "text_config.num_hidden_layers", "num_centroids"]
-)
-def test_a_strange_value_in_a_drafters_config_is_refused_or_does_no_harm(
-    pairs: dict[str, PairPaths], tmp_path: Path, key: str
-) -> None:
-    source = pairs["E2B"]
     drafter = shutil.copytree(source.drafter, tmp_path / "drafter")
-    before = (drafter / CONFIG).read_text()
-    for value in (*STRANGE, ["sliding_attention"] * 4, ["full_attention"] * 4):
-        (drafter / CONFIG).write_text(before)
-        set_values({key: value})(drafter)
+    kinds = ["sliding_attention"], ["full_attention"]
+    name = key if key == "num_centroids" else f"text_config.{key}"
+    for _ in strange(drafter, name, [*STRANGE, *(kind * 4 for kind in kinds)]):
         refused_or_fine(source.target, drafter)
+    if key == "layer_types":
+        for _ in strange(target, name, [kind * 10 for kind in kinds]):
+            refused_or_fine(target, None)
+            refused_or_fine(target, source.drafter)
 
 
 WRONG_DEFAULTS: dict[str, list[Any]] = {
@@ -231,24 +195,17 @@ WRONG_DEFAULTS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [(key, value) for key, values in WRONG_DEFAULTS.items() for value in values]
-)
-def test_a_wrong_generation_default_is_refused(broken: PairPaths, key: str, value: Any) -> None:
-    set_values({key: value}, GENERATION)(broken.target)
-
-    def use() -> None:
-        with load(broken.target, None) as engine:
-            engine.generate([5])
-
-    with pytest.raises((CheckpointError, UsageError)) as caught:
-        use()
-    assert str(caught.value).isprintable()
+@each(WRONG_DEFAULTS)
+def test_a_wrong_generation_default_is_refused(broken: PairPaths, name: str, value: Any) -> None:
+    set_values({name: value}, GENERATION)(broken.target)
+    wrong = pytest.raises((CheckpointError, UsageError), match=r"^[^\n]+$")
+    with wrong, load(broken.target, None) as engine:
+        engine.generate([5])
 
 
 @pytest.mark.parametrize("eos", [None, [], 1, [1, 50]])
 def test_a_generation_config_may_leave_things_out(broken: PairPaths, eos: Any) -> None:
     values = {"eos_token_id": eos, "suppress_tokens": None, "temperature": None, "top_k": None}
-    set_values(values)(broken.target)
+    set_values(values, GENERATION)(broken.target)
     with load(broken.target, None) as engine:
         assert engine.generate([5], SamplingParams(max_tokens=2))[0].tokens

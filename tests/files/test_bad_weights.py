@@ -10,107 +10,80 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.broken import (  # noqa: F401 - fixtures among them
-    GREEDY,
-    WEIGHTS,
-    Edit,
-    breakable_pair,
-    change_arrays,
-    put,
-    refusal,
-    refused_or_fine,
-    set_values,
-    table,
-    tiny_pair,
-)
-from helpers.checkpoints import PairPaths
+from helpers.broken import GREEDY, change_arrays, each, load_refusal, refused_or_fine, set_values
+from helpers.checkpoints import PairPaths, make_pair
 from mlx_gemma_mtp import load
-from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.errors import UsageError
+
+WEIGHTS, NORM = "model.safetensors", "model.norm.weight"
 
 
-def rewrite_header(change: Callable[[dict[str, Any]], object]) -> Edit:
-    """Change the header of a safetensors file; it may become anything."""
-
-    def edit(folder: Path) -> None:
-        blob = (folder / WEIGHTS).read_bytes()
-        (size,) = struct.unpack("<Q", blob[:8])
-        header = json.loads(blob[8 : 8 + size])
-        changed = change(header)
-        written = json.dumps(header if changed is None else changed).encode()
-        start = struct.pack("<Q", len(written)) + written
-        (folder / WEIGHTS).write_bytes(start + blob[8 + size :])
-
-    return edit
+def length(size: int) -> bytes:
+    """How a safetensors file starts: the length of its header."""
+    return struct.pack("<Q", size)
 
 
-def entry(key: str, value: Any) -> Edit:
-    """Change one tensor's entry in the header; ... removes the key."""
-
-    def change(header: dict[str, Any]) -> None:
-        own = header["model.norm.weight"]
-        own[key] = value
-        if value is ...:
-            del own[key]
-
-    return rewrite_header(change)
-
-
-def resize(change: Callable[[bytes, int], bytes]) -> Edit:
-    """Change the bytes of the file, given the length of its header."""
-
-    def edit(folder: Path) -> None:
-        blob = (folder / WEIGHTS).read_bytes()
-        (size,) = struct.unpack("<Q", blob[:8])
-        (folder / WEIGHTS).write_bytes(change(blob, size))
-
-    return edit
-
-
-def say_size(change: Callable[[int], int]) -> Edit:
-    return resize(lambda blob, size: struct.pack("<Q", change(size)) + blob[8:])
-
-
-DAMAGED: dict[str, Edit] = {
-    "empty": put(WEIGHTS, b""),
-    "cut in the length": resize(lambda blob, _: blob[:7]),
-    "cut after the length": resize(lambda blob, _: blob[:8]),
-    "cut in the header": resize(lambda blob, size: blob[: 8 + size // 2]),
-    "cut after the header": resize(lambda blob, size: blob[: 8 + size]),
-    "cut in the data": resize(lambda blob, _: blob[: len(blob) // 2]),
-    "one byte short": resize(lambda blob, _: blob[:-1]),
-    "one byte too many": resize(lambda blob, _: blob + b"x"),
-    "a web page": put(WEIGHTS, "<html>404</html>"),
-    "a Git LFS pointer": put(WEIGHTS, "version https://git-lfs.github.com/spec/v1\nsize 1\n"),
-    "zeros": put(WEIGHTS, bytes(4096)),
-    "header of length 0": say_size(lambda _: 0),
-    "header one byte shorter": say_size(lambda size: size - 1),
-    "header one byte longer": say_size(lambda size: size + 1),
-    "header longer than the file": say_size(lambda _: 10**9),
-    "header of 2**63 bytes": say_size(lambda _: 2**63),
-    "header of 2**64 - 1 bytes": say_size(lambda _: 2**64 - 1),
-    "header not text": resize(lambda b, n: b[:8] + b"\xff" * n + b[8 + n :]),
-    "header a deep nest": put(WEIGHTS, struct.pack("<Q", 10**5) + b"[" * 10**5 + bytes(9)),
-    "header a list": rewrite_header(lambda _: [1]),
-    "header empty": rewrite_header(lambda _: {}),
-    "entry null": rewrite_header(lambda header: header.update({"model.norm.weight": None})),
-    "entry a list": rewrite_header(lambda header: header.update({"model.norm.weight": []})),
-    "metadata a number": rewrite_header(lambda header: header.update({"__metadata__": 5})),
+# What becomes of a file's bytes, given the length of its header.
+DAMAGED: dict[str, Callable[[bytes, int], bytes]] = {
+    "empty": lambda blob, size: b"",
+    "cut in the length": lambda blob, size: blob[:7],
+    "cut after the length": lambda blob, size: blob[:8],
+    "cut in the header": lambda blob, size: blob[: 8 + size // 2],
+    "cut after the header": lambda blob, size: blob[: 8 + size],
+    "cut in the data": lambda blob, size: blob[: len(blob) // 2],
+    "one byte short": lambda blob, size: blob[:-1],
+    "one byte too many": lambda blob, size: blob + b"x",
+    "a web page": lambda blob, size: b"<html>404</html>",
+    "a Git LFS pointer": lambda blob, size: b"version https://git-lfs.github.com/spec/v1\nsize 1\n",
+    "zeros": lambda blob, size: bytes(4096),
+    "header of length 0": lambda blob, size: length(0) + blob[8:],
+    "header one byte shorter": lambda blob, size: length(size - 1) + blob[8:],
+    "header one byte longer": lambda blob, size: length(size + 1) + blob[8:],
+    "header longer than the file": lambda blob, size: length(10**9) + blob[8:],
+    "header of 2**63 bytes": lambda blob, size: length(2**63) + blob[8:],
+    "header of 2**64 - 1 bytes": lambda blob, size: length(2**64 - 1) + blob[8:],
+    "header not text": lambda blob, size: blob[:8] + b"\xff" * size + blob[8 + size :],
+    "header a deep nest": lambda blob, size: length(10**5) + b"[" * 10**5 + bytes(9),
 }
-WRONG_ENTRIES: dict[str, list[Any]] = {
+HEADERS: dict[str, list[Any]] = {  # what it is replaced by, or one of its entries
+    "header": [[1], {}],
+    "entry": [None, []],
+    "metadata": [5],
     "dtype": [..., "Q7", "F16", 5],
     "shape": [..., "x", None, [-64], [10**9]],
-    "data_offsets": [
-        *(..., [256, 0], [-256, 0], ["a", "b"], [0], [10**15, 10**15 + 256], [0, 4]),
-    ],
+    "data_offsets": [..., [256, 0], [-256, 0], ["a", "b"], [0], [10**15, 10**15 + 256], [0, 4]],
 }
-for key, values in WRONG_ENTRIES.items():
-    DAMAGED |= {f"{key} {value}": entry(key, value) for value in values}
 
 
-@table(DAMAGED)
-def test_a_damaged_weight_file_is_refused(broken: PairPaths, case: Edit) -> None:
-    case(broken.target)
-    refusal(CheckpointError, lambda: load(broken.target, None))
+@pytest.mark.parametrize("case", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_weight_file_is_refused(
+    broken: PairPaths, case: Callable[[bytes, int], bytes]
+) -> None:
+    path = broken.target / WEIGHTS
+    blob = path.read_bytes()
+    path.write_bytes(case(blob, struct.unpack("<Q", blob[:8])[0]))
+    load_refusal(broken.target, None)
+
+
+@each(HEADERS)
+def test_a_wrong_header_of_a_weight_file_is_refused(
+    broken: PairPaths, name: str, value: Any
+) -> None:
+    path = broken.target / WEIGHTS
+    blob = path.read_bytes()
+    end = 8 + struct.unpack("<Q", blob[:8])[0]
+    header = json.loads(blob[8:end])
+    if name == "header":
+        header = value
+    elif name in ("entry", "metadata"):
+        header[{"entry": NORM, "metadata": "__metadata__"}[name]] = value
+    elif value is ...:
+        del header[NORM][name]
+    else:
+        header[NORM][name] = value
+    written = json.dumps(header).encode()
+    path.write_bytes(length(len(written)) + written + blob[end:])
+    load_refusal(broken.target, None)
 
 
 def test_a_flipped_byte_in_a_header_is_refused_or_does_no_harm(
@@ -124,95 +97,72 @@ def test_a_flipped_byte_in_a_header_is_refused_or_does_no_harm(
         refused_or_fine(broken.target, None)
 
 
-WRONG_INDEX: dict[str, str] = {
-    "broken": "{",
-    "a list": "[]",
-    "no weight_map": "{}",
-    "weight_map a list": '{"weight_map": ["model.safetensors"]}',
-    "weight_map of numbers": '{"weight_map": {"model.norm.weight": 5}}',
-    "weight_map empty": '{"weight_map": {}}',
-    "a shard that is missing": '{"weight_map": {"model.norm.weight": "model-00002.safetensors"}}',
-    "a shard that is a folder": '{"weight_map": {"model.norm.weight": "."}}',
-}
+WRONG_INDEX = [
+    *("{", "[]", "{}", '{"weight_map": ["model.safetensors"]}', '{"weight_map": {}}'),
+    '{"weight_map": {"model.norm.weight": 5}}',
+    '{"weight_map": {"model.norm.weight": "model-00002.safetensors"}}',  # missing
+    '{"weight_map": {"model.norm.weight": "."}}',  # a folder
+]
 
 
-@table(WRONG_INDEX)
-def test_a_wrong_index_of_shards_is_refused(broken: PairPaths, case: str) -> None:
-    (broken.target / f"{WEIGHTS}.index.json").write_text(case)
-    refusal(CheckpointError, lambda: load(broken.target, None))
+@pytest.mark.parametrize("index", WRONG_INDEX)
+def test_a_wrong_index_of_shards_is_refused(broken: PairPaths, index: str) -> None:
+    (broken.target / f"{WEIGHTS}.index.json").write_text(index)
+    load_refusal(broken.target, None)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    from helpers.checkpoints import make_pair
-
     folder = make_pair("26B-A4B", tmp_path, 1, sharded=True).target
     for shard in sorted(folder.glob("*.safetensors")):
         away = shard.rename(tmp_path / shard.name)
-        assert shard.name in refusal(CheckpointError, lambda: load(folder, None))
+        assert shard.name in load_refusal(folder, None)
         away.rename(shard)
     shard = max(folder.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert shard.name in refusal(CheckpointError, lambda: load(folder, None))
+    assert shard.name in load_refusal(folder, None)
 
 
 TENSORS = (
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "model.layers.0.self_attn.q_proj.weight",
-    "model.layers.5.self_attn.k_norm.weight",
-    "model.layers.3.router.per_expert_scale",
-    "model.layers.2.experts.gate_up_proj",
-    "model.layers.2.experts.down_proj",
-    "model.layers.4.layer_scalar",
+    *("embed_tokens.weight", "norm.weight", "layers.4.layer_scalar"),
+    *("layers.0.self_attn.q_proj.weight", "layers.5.self_attn.k_norm.weight"),
+    *("layers.3.router.per_expert_scale", "layers.2.experts.gate_up_proj"),
+    "layers.2.experts.down_proj",
 )
 DRAFTER_TENSORS = ("model.embed_tokens.weight", "pre_projection.weight", "model.norm.weight")
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_a_missing_tensor_is_named(broken: PairPaths, name: str) -> None:
-    change_arrays(lambda arrays: arrays.pop(name))(broken.target)
-    message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert name.removeprefix("model.") in message
+def test_a_missing_or_misshapen_tensor_is_named(broken: PairPaths, name: str) -> None:
+    words, tensor = [name], f"model.{name}"
+
+    def double_first(arrays: dict[str, mx.array]) -> None:
+        wrong = mx.concatenate([arrays[tensor], arrays[tensor][:1]])
+        words.extend(str(list(array.shape)) for array in (arrays[tensor], wrong))
+        arrays[tensor] = wrong
+
+    change_arrays(double_first)(broken.target)
+    message = load_refusal(broken.target, None)
+    assert all(word in message for word in words), message
+    change_arrays(lambda arrays: arrays.pop(tensor))(broken.target)
+    message = load_refusal(broken.target, None)
+    assert name in message
     assert "missing" in message
-
-
-@pytest.mark.parametrize("name", TENSORS)
-def test_a_misshapen_tensor_is_named_with_both_shapes(broken: PairPaths, name: str) -> None:
-    shapes: list[Sequence[int]] = []
-
-    def change(arrays: dict[str, mx.array]) -> None:
-        wrong = mx.concatenate([arrays[name], arrays[name][:1]])
-        shapes.extend([arrays[name].shape, wrong.shape])
-        arrays[name] = wrong
-
-    change_arrays(change)(broken.target)
-    message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert name.removeprefix("model.") in message
-    for shape in shapes:
-        assert str(list(shape)) in message
 
 
 @pytest.mark.parametrize("name", DRAFTER_TENSORS)
 def test_a_missing_or_misshapen_tensor_of_a_drafter_is_named(broken: PairPaths, name: str) -> None:
-    changes: list[Callable[[dict[str, mx.array]], object]] = [
-        lambda arrays: arrays.update({name: arrays[name][..., :-1]}),
-        lambda arrays: arrays.pop(name),
-    ]
-    for change in changes:
-        change_arrays(change)(broken.drafter)
-        message = refusal(CheckpointError, lambda: load(broken.target))
-        assert name.removeprefix("model.") in message
+    change_arrays(lambda arrays: arrays.update({name: arrays[name][..., :-1]}))(broken.drafter)
+    assert name.removeprefix("model.") in load_refusal(broken.target)
+    change_arrays(lambda arrays: arrays.pop(name))(broken.drafter)
+    assert name.removeprefix("model.") in load_refusal(broken.target)
 
 
 @pytest.mark.parametrize("dtype", [mx.int32, mx.uint8])  # MLX reads FP8 weights as uint8
 def test_integers_for_weights_are_refused(broken: PairPaths, dtype: mx.Dtype) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     change_arrays(lambda arrays: arrays.update({name: arrays[name].astype(dtype)}))(broken.target)
-    message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert name.removeprefix("model.") in message
+    assert name.removeprefix("model.") in load_refusal(broken.target, None)
 
-
-# Quantization
 
 Q4 = {"group_size": 64, "bits": 4}
 UP_PROJ = "model.layers.1.mlp.up_proj"
@@ -234,19 +184,22 @@ def quantized(folder: Path, block: dict[str, Any]) -> None:
     set_values({"quantization": block})(folder)
 
 
-def test_bits_for_a_quantized_checkpoint_are_refused(broken: PairPaths) -> None:
-    quantized(broken.target, Q4)
-    with load(broken.target, None) as engine:
+def assert_works(target: Path) -> None:
+    with load(target, None) as engine:
         assert len(engine.generate([5], GREEDY)[0].tokens) == 6
-    for bits in (4, 8):
-        message = refusal(UsageError, lambda bits=bits: load(broken.target, None, bits=bits))
-        assert "quantized" in message
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_widths_that_do_not_divide_by_the_group_size_are_named(
-    broken: PairPaths, bits: int
+def test_bits_for_a_quantized_checkpoint_are_refused_before_its_arrays_are_read(
+    broken: PairPaths,
 ) -> None:
+    quantized(broken.target, Q4)
+    assert_works(broken.target)
+    (broken.target / WEIGHTS).write_bytes(b"")
+    for bits in (4, 8):
+        assert "quantized already" in load_refusal(broken.target, None, bits=bits, kind=UsageError)
+
+
+def test_widths_that_do_not_divide_by_the_group_size_are_named(broken: PairPaths) -> None:
     def narrow(arrays: dict[str, mx.array]) -> None:
         for name in [name for name in arrays if ".mlp." in name]:
             down = "down_proj" in name
@@ -254,16 +207,16 @@ def test_widths_that_do_not_divide_by_the_group_size_are_named(
 
     change_arrays(narrow)(broken.target)
     set_values({"intermediate_size": 96})(broken.target)
-    with load(broken.target, None) as engine:
-        assert len(engine.generate([5], GREEDY)[0].tokens) == 6
-    message = refusal(CheckpointError, lambda: load(broken.target, None, bits=bits))
-    assert "mlp.down_proj" in message
-    assert "96" in message
+    assert_works(broken.target)
+    for bits in (4, 8):
+        message = load_refusal(broken.target, None, bits=bits)
+        assert "mlp.down_proj" in message
+        assert "96" in message
 
 
 WRONG_BLOCKS: list[dict[str, Any]] = [
-    *({"group_size": 64, "bits": bits} for bits in (8, 7, "4")),
-    *({"group_size": size, "bits": 4} for size in (32, 16, 0, "64")),
+    *(Q4 | {"bits": bits} for bits in (8, 7, "4")),
+    *(Q4 | {"group_size": size} for size in (32, 16, 0, "64")),
     Q4 | {"mode": "x"},
     {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     Q4 | {UP_PROJ: {"group_size": 64, "bits": 8}},
@@ -275,25 +228,20 @@ def test_a_quantization_block_that_does_not_fit_the_arrays_is_refused(
     broken: PairPaths, block: dict[str, Any]
 ) -> None:
     quantized(broken.target, block)
-    refusal(CheckpointError, lambda: load(broken.target, None))
+    load_refusal(broken.target, None)
 
 
-SCATTERED: dict[str, Callable[[dict[str, mx.array]], object]] = {
-    "scales are missing": lambda arrays: arrays.pop(f"{UP_PROJ}.scales"),
-    "biases are missing": lambda arrays: arrays.pop(f"{UP_PROJ}.biases"),
-    "weight is missing": lambda arrays: arrays.pop(f"{UP_PROJ}.weight"),
-    "not packed": lambda arrays: arrays.update({f"{UP_PROJ}.weight": mx.zeros((128, 64))}),
-}
+@pytest.mark.parametrize("part", ["scales", "biases", "weight", "packed weight"])
+def test_a_quantized_module_without_all_its_parts_is_refused(broken: PairPaths, part: str) -> None:
+    def take(arrays: dict[str, mx.array]) -> None:
+        if part == "packed weight":
+            arrays[f"{UP_PROJ}.weight"] = mx.zeros((128, 64))
+        else:
+            del arrays[f"{UP_PROJ}.{part}"]
 
-
-@table(SCATTERED)
-def test_a_quantized_module_without_all_its_parts_is_refused(
-    broken: PairPaths, case: Callable[[dict[str, mx.array]], object]
-) -> None:
     quantized(broken.target, Q4)
-    change_arrays(case)(broken.target)
-    message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert "layers.1.mlp.up_proj" in message
+    change_arrays(take)(broken.target)
+    assert "layers.1.mlp.up_proj" in load_refusal(broken.target, None)
 
 
 @pytest.mark.parametrize("up_bits", [None, 8])
@@ -310,8 +258,7 @@ def test_experts_whose_gate_and_up_do_not_match_are_refused(
 
     change_arrays(split)(broken.target)
     set_values({"quantization": Q4})(broken.target)
-    message = refusal(CheckpointError, lambda: load(broken.target, None))
-    assert "layers.1.experts" in message
+    assert "layers.1.experts" in load_refusal(broken.target, None)
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(
@@ -322,6 +269,6 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(
         before = engine.generate([5, 6], GREEDY)[0].tokens
         memory = mx.get_active_memory()
         for _ in range(3):
-            refusal(CheckpointError, lambda: load(broken.target))
+            load_refusal(broken.target)
         assert engine.generate([5, 6], GREEDY)[0].tokens == before
         assert mx.get_active_memory() <= memory + 1_000_000

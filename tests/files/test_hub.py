@@ -1,13 +1,11 @@
 """From a name to its folders: which folder, which drafter, when the network is used, failures."""
 
+import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from json import JSONDecodeError
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -15,12 +13,15 @@ from huggingface_hub import constants, errors
 
 from helpers.checkpoints import PairPaths, make_pair
 from helpers.fake_hub import (
-    COMMIT,
+    DRAFTER,
     NAME,
+    NEWER,
     FakeHub,
+    Files,
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
     folder_files,
+    hub_for_this_process,  # noqa: F401 - the fixture `online`
 )
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
@@ -64,14 +65,14 @@ def test_a_drafter_is_found_inside_the_target_then_next_to_it_unless_one_is_give
 
 
 def test_a_folder_may_be_named_by_any_path(
-    pair_here: PairPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub_cache: HubCache, pair_here: PairPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(pair_here.target)
     monkeypatch.setenv("HOME", str(tmp_path))
     for place, name in (
         (pair_here.target, "."),
         (pair_here.drafter, "../tiny"),
-        (tmp_path, "models/tiny"),
+        (tmp_path, "models/tiny"),  # also a Hub name
         (tmp_path, "link"),
         (Path("/"), "~/models/tiny"),
     ):
@@ -83,6 +84,7 @@ def test_a_folder_may_be_named_by_any_path(
     monkeypatch.chdir(pair_here.target)
     with load(".") as engine:
         assert engine.has_drafter
+    assert hub_cache.network == []
 
 
 @pytest.fixture(scope="module")
@@ -91,111 +93,77 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, seed: int) -> PairPaths:
     return make_pair("E4B", tmp_path_factory.mktemp("sharded"), seed, sharded=True)
 
 
-def last_shard(folder: Path) -> str:
-    return max(path.name for path in folder.glob("*.safetensors"))
-
-
-def test_a_cached_pair_loads_without_any_network_call(
+def test_cached_models_load_without_any_network_call(
     hub_cache: HubCache, sharded: PairPaths
 ) -> None:
-    hub_cache.add(NAME, sharded.target)
-    hub_cache.add(f"{NAME}-assistant", sharded.drafter)
+    drafter_files = folder_files(sharded.drafter)
+    hub_cache.add(NAME, folder_files(sharded.target))
+    for drafter in ("auto", None):
+        with load(NAME, drafter) as engine:
+            assert not engine.has_drafter
+    hub_cache.add(DRAFTER, without(drafter_files, r"\.safetensors"))
+    assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
+    shutil.rmtree(hub_cache.repository(DRAFTER))
+
+    hub_cache.add(DRAFTER, drafter_files)
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     with load(NAME) as cached, load(sharded.target, sharded.drafter) as folder:
         assert cached.has_drafter
         assert cached.generate([5], params)[0].tokens == folder.generate([5], params)[0].tokens
-    with load(NAME, f"{NAME}-assistant") as engine:
-        assert engine.has_drafter
-    with load(sharded.target, f"{NAME}-assistant") as engine:
-        assert engine.has_drafter
+    for model in (NAME, sharded.target):
+        with load(model, DRAFTER) as engine:
+            assert engine.has_drafter
     assert hub_cache.network == []
 
 
-def test_a_cached_target_without_a_complete_cached_drafter_loads_without_any_network_call(
-    hub_cache: HubCache, sharded: PairPaths
-) -> None:
-    hub_cache.add(NAME, sharded.target)
-    for drafter in ("auto", None):
-        with load(NAME, drafter) as engine:
-            assert not engine.has_drafter
-    weights = [path.name for path in sharded.drafter.glob("*.safetensors")]
-    hub_cache.add(f"{NAME}-assistant", sharded.drafter, without=tuple(weights))
-    assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
-    assert hub_cache.network == []
+def without(files: Files, pattern: str) -> Files:
+    return {path: body for path, body in files.items() if not re.search(pattern, path)}
 
 
-def replace_downloads(monkeypatch: pytest.MonkeyPatch, download: Callable[[str], str]) -> None:
-    """Call this for every download; the cache is read as usual."""
-    original = huggingface_hub.snapshot_download
-
-    def replaced(name: str, *, local_files_only: bool = False, **options: Any) -> str:
-        if local_files_only:
-            return original(name, local_files_only=True, **options)
-        return download(name)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", replaced)
-
-
-INCOMPLETE: dict[str, Callable[[Path], tuple[str, ...]]] = {
-    "a shard is missing": lambda folder: (last_shard(folder),),
-    "a shard and the index are missing": lambda folder: (
-        last_shard(folder),
-        "model.safetensors.index.json",
-    ),
-    "all weights are missing": lambda folder: tuple(
-        path.name for path in folder.glob("*.safetensors*")
-    ),
-    "the config is missing": lambda _: ("config.json",),
+INCOMPLETE = {  # files that are missing
+    "a shard": "model-00001-of",
+    "a shard and the index": r"model-00001-of|index\.json",
+    "all weights": "safetensors",
+    "the config": r"^config\.json",
+    "everything": "",
 }
 
 
+@pytest.mark.parametrize("switched_off", [False, True])
 @pytest.mark.parametrize("what", INCOMPLETE)
 def test_an_incomplete_cached_snapshot_is_not_loaded_offline(
-    hub_cache: HubCache, sharded: PairPaths, what: str
+    hub_cache: HubCache,
+    sharded: PairPaths,
+    what: str,
+    switched_off: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hub_cache.add(NAME, sharded.target, without=INCOMPLETE[what](sharded.target))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
+    hub_cache.add(NAME, without(folder_files(sharded.target), INCOMPLETE[what]))
     with pytest.raises((CheckpointError, ModelNotFoundError)) as caught:
         load(NAME)
+    assert NAME in str(caught.value) or hub_cache.repository(NAME).name in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert bool(hub_cache.network) != switched_off
 
 
 @pytest.mark.parametrize("what", INCOMPLETE)
-def test_an_incomplete_cached_snapshot_is_completed_online(
-    hub_cache: HubCache, sharded: PairPaths, what: str, monkeypatch: pytest.MonkeyPatch
+def test_an_incomplete_cached_snapshot_is_completed_online_and_the_hub_never_asked_again(
+    online: FakeHub, sharded: PairPaths, what: str
 ) -> None:
-    missing = INCOMPLETE[what](sharded.target)
-    snapshot = hub_cache.add(NAME, sharded.target, without=missing)
-    downloads = []
-
-    def download(name: str) -> str:
-        downloads.append(name)
-        if name != NAME:
-            raise errors.LocalEntryNotFoundError("no such thing")
-        for path in missing:
-            shutil.copy(sharded.target / path, snapshot)
-        return str(snapshot)
-
-    replace_downloads(monkeypatch, download)
-    with load(NAME) as engine:
-        assert engine.generate([5], SamplingParams(max_tokens=2, ignore_eos=True))[0].tokens
-        assert not engine.has_drafter
-    assert downloads == [NAME, f"{NAME}-assistant"]  # a new target gets its drafter too
-    downloads.clear()
-    with load(NAME):
-        assert downloads == []
-
-
-@pytest.mark.parametrize("switched_off", [False, True])
-def test_an_unknown_name_offline_is_a_model_not_found_error_of_one_line(
-    hub_cache: HubCache, switched_off: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", switched_off)
-    with pytest.raises(ModelNotFoundError) as caught:
-        load(NAME)
-    message = str(caught.value)
-    assert NAME in message
-    assert "\n" not in message
-    assert bool(hub_cache.network) != switched_off
+    files = folder_files(sharded.target)
+    some = without(files, INCOMPLETE[what])
+    online.add(NAME, files | {"README.md": b"not needed to run the model"})
+    online.cache.add(NAME, some)
+    for complete in (False, True):
+        with load(NAME) as engine:
+            assert engine.generate([5], SamplingParams(max_tokens=2, ignore_eos=True))[0].tokens
+            assert not engine.has_drafter
+        assert online.fetched() == (set() if complete else files.keys() - some.keys())
+        # A new target gets its drafter too: here the Hub has none.
+        assert any(DRAFTER in path for path in online.requests) != complete
+        assert complete <= (online.requests == [])
+        online.requests.clear()
 
 
 def answer(kind: Callable[..., Exception], status: int) -> Exception:
@@ -225,10 +193,10 @@ def test_a_refusal_of_the_hub_is_one_line(
 ) -> None:
     error, word, exit_code = REFUSALS[what]
 
-    def download(_: str) -> str:
-        raise error
+    def download(*_: object, local_files_only: bool = False, **__: object) -> None:
+        raise errors.LocalEntryNotFoundError("nothing cached") if local_files_only else error
 
-    replace_downloads(monkeypatch, download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(MgmError) as caught:
         load(NAME)
     assert caught.value.exit_code == exit_code
@@ -236,58 +204,16 @@ def test_a_refusal_of_the_hub_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-LOAD_BY_NAME = """
-import sys
-from mlx_gemma_mtp import SamplingParams, load
-with load(sys.argv[1]) as engine:
-    params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
-    print(len(engine.generate([5], params)[0].tokens), engine.has_drafter)
-"""
-
-
-def test_a_downloaded_model_never_asks_the_hub_again(sharded: PairPaths, tmp_path: Path) -> None:
-    server = FakeHub()
-    server.add(NAME, folder_files(sharded.target) | {"README.md": b"not needed to run the model"})
-    with server.running(tmp_path / "home") as environment:
-
-        def load_by_name() -> str:
-            done = subprocess.run(
-                [sys.executable, "-c", LOAD_BY_NAME, NAME],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        assert load_by_name() == "2 False\n"
-        assert server.fetched() == server.commits[NAME, COMMIT].keys() - {"README.md"}
-        server.requests.clear()
-        assert load_by_name() == "2 False\n"
-        assert server.requests == []
-
-
 def test_a_name_with_a_revision_loads_that_one(hub_cache: HubCache, sharded: PairPaths) -> None:
-    older = "89abcdef" * 5
-    hub_cache.add(NAME, sharded.target)
-    hub_cache.add(f"{NAME}-assistant", sharded.drafter)
-    hub_cache.add_files(NAME, folder_files(sharded.target), older, ref="v1.0")
-    drafter = hub_cache.snapshot(f"{NAME}-assistant")
-    for revision in ("v1.0", older):
-        folder = hub_cache.snapshot(NAME, older)
+    hub_cache.add(NAME, folder_files(sharded.target))
+    hub_cache.add(DRAFTER, folder_files(sharded.drafter))
+    hub_cache.add(NAME, folder_files(sharded.target), NEWER, ref="v1.0")
+    drafter = hub_cache.snapshot(DRAFTER)
+    for revision in ("v1.0", NEWER):
+        folder = hub_cache.snapshot(NAME, NEWER)
         assert hub.find_pair(f"{NAME}@{revision}", "auto") == (folder, drafter)
     for name in (NAME, f"{NAME}@main"):
         assert hub.find_pair(name, "auto") == (hub_cache.snapshot(NAME), drafter)
     assert hub_cache.network == []
     with pytest.raises(ModelNotFoundError, match="v2"):
         hub.find_pair(f"{NAME}@v2", "auto")
-
-
-def test_a_folder_comes_before_a_hub_name(
-    hub_cache: HubCache, pairs: dict[str, PairPaths], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(pairs[MOE].target, tmp_path / NAME)
-    assert hub.find_pair(NAME, "auto") == (Path(NAME), None)
-    assert folder.is_dir()
-    assert hub_cache.network == []

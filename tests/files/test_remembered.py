@@ -93,22 +93,19 @@ def test_a_damaged_or_foreign_file_counts_as_none_and_is_replaced(
     assert costs("key") == {"4": {"2": pytest.approx(0.1)}}
 
 
-def test_nothing_is_kept_if_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_write_that_fails_keeps_the_old_file_or_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "taken").write_text("a file where the folder should be")
-    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "taken"))
-    assert not save_depth("key", learned(0.1))
-    assert costs("key") == {}
-
-
-def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_depth("key", learned(0.1))
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    save_depth("key", learned(0.2))
+    assert not save_depth("key", learned(0.2))
     assert list(file.parent.iterdir()) == [file]
     assert costs("key") == {"4": {"2": pytest.approx(0.1)}}
+
+    monkeypatch.setenv("MGM_CACHE_DIR", str(file))  # a file where the folder should be
+    assert not save_depth("key", learned(0.1))
+    assert costs("key") == {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,6 @@ Edit = Callable[[Path], object]
 
 @pytest.fixture(scope="session", name="tiny")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> PairPaths:
-    """A pair in single files with text-only names; for tests to copy."""
     from helpers.checkpoints import make_pair
 
     return make_pair("26B-A4B", tmp_path_factory.mktemp("tiny"), 1)
@@ -35,10 +36,9 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> PairPaths:
 
 @pytest.fixture(name="broken")
 def breakable_pair(tiny: PairPaths, tmp_path: Path) -> PairPaths:
-    """A pair that a test may break."""
-    target = shutil.copytree(tiny.target, tmp_path / "target")
     return tiny._replace(
-        target=target, drafter=shutil.copytree(tiny.drafter, tmp_path / "target-assistant")
+        target=shutil.copytree(tiny.target, tmp_path / "target"),
+        drafter=shutil.copytree(tiny.drafter, tmp_path / "target-assistant"),
     )
 
 
@@ -54,22 +54,31 @@ def refusal(kind: type[MgmError], call: Callable[[], object]) -> str:
     return message
 
 
+def load_refusal(*pair: Any, kind: type[MgmError] = CheckpointError, **options: Any) -> str:
+    """Return the message of the error that loading this target and drafter must raise."""
+    return refusal(kind, lambda: load(*pair, **options))
+
+
 def refused_or_fine(target: Path, drafter: Path | None) -> None:
     """Load and use an odd pair: it gives an error for people, or as many tokens as asked."""
     params = SamplingParams(max_tokens=3, temperature=1, seed=0, ignore_eos=True)
+    message = ""
     try:
         with load(target, drafter) as engine:
-            num_tokens = len(engine.generate([5, 6], params)[0].tokens)
-        message = "fine"
+            assert len(engine.generate([5, 6], params)[0].tokens) == 3
     except MgmError as error:
-        num_tokens, message = 3, str(error)
-    assert num_tokens == 3
+        message = str(error)
     assert message.isprintable(), message
 
 
 def table(cases: dict[str, Any]) -> pytest.MarkDecorator:
-    """Run a test for each named case."""
     return pytest.mark.parametrize("case", cases.values(), ids=cases.keys())
+
+
+def each(cases: dict[Any, list[Any]]) -> pytest.MarkDecorator:
+    """Run a test for each name with each of its values."""
+    pairs = [(name, value) for name, values in cases.items() for value in values]
+    return pytest.mark.parametrize(("name", "value"), pairs, ids=lambda one: repr(one)[:24])
 
 
 def set_values(values: dict[str, Any], file: str = "config.json") -> Edit:
@@ -79,20 +88,16 @@ def set_values(values: dict[str, Any], file: str = "config.json") -> Edit:
         raw = json.loads((folder / file).read_text())
         for dotted, value in values.items():
             *outer, key = dotted.split(".")
-            section = raw
-            for name in outer:
-                section = section[name]
+            section = functools.reduce(operator.getitem, outer, raw)
+            section[key] = value
             if value is ...:
                 del section[key]
-            else:
-                section[key] = value
         (folder / file).write_text(json.dumps(raw))
 
     return edit
 
 
 def put(file: str, content: str | bytes) -> Edit:
-    """Replace a file."""
     data = content.encode() if isinstance(content, str) else content
     return lambda folder: (folder / file).write_bytes(data)
 
@@ -101,10 +106,9 @@ def change_arrays(change: Callable[[dict[str, mx.array]], object], file: str = W
     """Rewrite the weights after a change to their dictionary."""
 
     def edit(folder: Path) -> None:
-        path = str(folder / file)
-        arrays = dict(mx.load(path))
+        arrays = dict(mx.load(str(folder / file)))
         mx.eval(arrays)
         change(arrays)
-        mx.save_safetensors(path, arrays)
+        mx.save_safetensors(str(folder / file), arrays)
 
     return edit

@@ -19,10 +19,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-VOCAB = 256
-MAX_POSITIONS = 1024
+_DATA = json.loads(Path(__file__).with_name("kinds.json").read_text())
+COMMON: dict[str, Any] = _DATA["common"]
+VOCAB: int = COMMON["vocab_size"]
+EOS: list[int] = COMMON["eos_token_id"]
+# What each kind adds. The proportions are those of the published models: which layers share K/V,
+# which type has which head size, how many queries share a K/V head. Some hidden sizes differ from
+# the drafter's, and in 31B two full layers own K/V, so that confusing either fails a test.
+TARGETS: dict[str, dict[str, Any]] = _DATA["targets"]
+KINDS = tuple(TARGETS)
+CENTROID_KINDS = ("E2B", "E4B")
 PER_LAYER_WIDTH = 64
-EOS = [1, 106, 50]
 SUPPRESSED = {"12B": list(range(200, 216))}  # the published 12B has such a list as well
 # Root mean squares: of a scaled embedding, of a final hidden state, of a query-key product. A small
 # embedding keeps greedy output from repeating its last token. Logits, whose spread is the product
@@ -31,95 +38,6 @@ SUPPRESSED = {"12B": list(range(200, 216))}  # the published 12B has such a list
 EMBEDDING = 0.1
 FINAL_HIDDEN = 15.0
 ATTENTION_SCORE = 1.2
-
-# What all five kinds have in common, and what each adds. The proportions are those of the published
-# models: which layers share K/V, which type has which head size, how many queries share a K/V head.
-# Some hidden sizes differ from the drafter's, and in 31B two full layers own K/V, so that confusing
-# either fails a test.
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "intermediate_size": 128,
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "max_position_embeddings": MAX_POSITIONS,
-    "final_logit_softcapping": 30.0,
-    "eos_token_id": EOS,
-}
-PER_LAYER_EMBEDDINGS = {
-    "hidden_size_per_layer_input": PER_LAYER_WIDTH,
-    "vocab_size_per_layer_input": VOCAB,
-    "sliding_window": 8,
-}
-NO_PER_LAYER_EMBEDDINGS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
-LARGE = {
-    "attention_k_eq_v": True,
-    "use_bidirectional_attention": "vision",
-    "sliding_window": 16,
-}
-
-
-def _layers(num_sliding: int, times: int = 1) -> list[str]:
-    return (["sliding_attention"] * num_sliding + ["full_attention"]) * times
-
-
-TARGETS: dict[str, dict[str, Any]] = {
-    "E2B": {
-        **PER_LAYER_EMBEDDINGS,
-        "hidden_size": 64,
-        "layer_types": _layers(4, 2),
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "num_kv_shared_layers": 5,
-        "use_double_wide_mlp": True,
-    },
-    "E4B": {
-        **PER_LAYER_EMBEDDINGS,
-        "hidden_size": 128,
-        "layer_types": _layers(5, 2),
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_kv_shared_layers": 6,
-    },
-    "12B": {
-        **LARGE,
-        "hidden_size": 64,
-        "layer_types": _layers(5),
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_global_key_value_heads": 1,
-    },
-    "26B-A4B": {
-        **LARGE | NO_PER_LAYER_EMBEDDINGS,
-        "hidden_size": 64,
-        "layer_types": _layers(5),
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_global_key_value_heads": 1,
-        "enable_moe_block": True,
-        "num_experts": 8,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 64,
-    },
-    "31B": {
-        **LARGE | NO_PER_LAYER_EMBEDDINGS,
-        "hidden_size": 128,
-        "layer_types": _layers(5, 2),
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "num_global_key_value_heads": 2,
-    },
-}
-KINDS = tuple(TARGETS)
-CENTROID_KINDS = ("E2B", "E4B")
-UNIFIED_KINDS = ("12B",)
-# What an assistant inherits from its target: the shape and the window of the K/V it reads.
-INHERITED = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_global_key_value_heads",
-    "attention_k_eq_v",
-    "sliding_window",
-)
 
 
 class PairPaths(NamedTuple):
@@ -145,7 +63,7 @@ def make_pair(
     shards = {"max_shard_size": "600KB"} if sharded else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text = _text_config(kind)
+        text = _text_config(kind, TARGETS[kind])
         target = _multimodal(kind, text) if multimodal else _class(kind, "ForCausalLM")(text)
         drafter = _assistant(kind)
     draw_weights(target, f"{kind} target", seed)
@@ -154,16 +72,8 @@ def make_pair(
     state = target.state_dict()
     if multimodal:
         state |= _unused_key_value_weights(target)
-    target.generation_config = GenerationConfig(
-        bos_token_id=2,
-        eos_token_id=EOS,
-        pad_token_id=0,
-        do_sample=True,
-        temperature=1.0,
-        top_k=64,
-        top_p=0.95,
-        suppress_tokens=SUPPRESSED.get(kind),
-    )
+    suppressed = SUPPRESSED.get(kind)
+    target.generation_config = GenerationConfig(**_DATA["generation"], suppress_tokens=suppressed)
     target.save_pretrained(paths.target, state_dict=state, **shards)
     drafter.save_pretrained(paths.drafter, **shards)
     return paths
@@ -228,55 +138,52 @@ def to_global_spelling(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2))
 
 
+def _family(kind: str) -> str:
+    return "Gemma4Unified" if kind == "12B" else "Gemma4"
+
+
 def _class(kind: str, name: str) -> Any:
     """Transformers' class of this name for a kind, such as Gemma4TextConfig for "TextConfig"."""
     import transformers
 
-    return getattr(transformers, ("Gemma4Unified" if kind in UNIFIED_KINDS else "Gemma4") + name)
+    return getattr(transformers, _family(kind) + name)
 
 
-def _text_config(kind: str) -> PreTrainedConfig:
-    settings = COMMON | TARGETS[kind] | {"num_hidden_layers": len(TARGETS[kind]["layer_types"])}
+def _text_config(kind: str, own: dict[str, Any]) -> PreTrainedConfig:
+    settings = COMMON | own
+    every = settings.pop("full_attention_every")
+    settings["layer_types"] = [
+        "sliding_attention" if index % every else "full_attention"
+        for index in range(1, own["num_hidden_layers"] + 1)
+    ]
     return _class(kind, "TextConfig")(**settings)
 
 
 def _multimodal(kind: str, text: PreTrainedConfig) -> PreTrainedModel:
-    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = tower | {
-        "intermediate_size": 32,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "patch_size": 2,
-        "position_embedding_size": 16,
-        "use_clipped_linears": True,
-    }
-    audio = tower | {"subsampling_conv_channels": [4, 4], "output_proj_dims": 32}
-    if kind in UNIFIED_KINDS:
-        vision = {"patch_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32}
-        audio = {"audio_embed_dim": 16}
+    towers = _DATA["towers"][_family(kind)]
     config = _class(kind, "Config")(
         text_config=text,
-        vision_config=_class(kind, "VisionConfig")(**vision),
-        audio_config=_class(kind, "AudioConfig")(**audio),
+        vision_config=_class(kind, "VisionConfig")(**towers["vision"]),
+        audio_config=_class(kind, "AudioConfig")(**towers["audio"]),
     )
     return _class(kind, "ForConditionalGeneration")(config)
 
 
 def _assistant(kind: str) -> PreTrainedModel:
     target = TARGETS[kind]
-    inherited = {name: target[name] for name in INHERITED if name in target}
-    settings = COMMON | inherited
-    settings |= {
+    # The shape and the window of the K/V that it reads.
+    own = {name: target[name] for name in _DATA["inherited"] if name in target}
+    own |= {
         "hidden_size": 64,
-        "layer_types": _layers(3),
         "num_hidden_layers": 4,
+        "full_attention_every": 4,
         "num_kv_shared_layers": 4,
         "final_logit_softcapping": None,
     }
-    if kind not in UNIFIED_KINDS:
-        settings |= NO_PER_LAYER_EMBEDDINGS
+    if _family(kind) == "Gemma4":
+        own |= {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     config = _class(kind, "AssistantConfig")(
-        text_config=_class(kind, "TextConfig")(**settings),
+        text_config=_text_config(kind, own),
         backbone_hidden_size=target["hidden_size"],
         use_ordered_embeddings=kind in CENTROID_KINDS,
         num_centroids=32,

@@ -43,24 +43,29 @@ MGM = command()
 
 def environment() -> dict[str, str]:
     """Return an environment with a color terminal and no wish for colors or tracebacks."""
-    kept = os.environ | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": ""}
-    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "NO_COLOR", "MGM_DEBUG"):
-        kept.pop(name, None)
-    return kept
+    wishes = ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "NO_COLOR", "MGM_DEBUG")
+    kept = {name: value for name, value in os.environ.items() if name not in wishes}
+    return kept | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": ""}
+
+
+def start(arguments: Sequence[str], **streams: Any) -> subprocess.Popen[str]:
+    """Start a command in a process of its own, without standard input and with pipes for output."""
+    pipe = subprocess.PIPE
+    streams = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe} | streams
+    return subprocess.Popen([*MGM, *arguments], text=True, env=environment(), **streams)
 
 
 def mgm(
     arguments: Sequence[str | bytes], stdin: str | bytes = "", before: str = "", **variables: str
 ) -> Done:
     """Run a command to its end, with these variables in its environment."""
+    return run([*command(before), *arguments], stdin, **variables)
+
+
+def run(line: Sequence[str | bytes], stdin: str | bytes = "", **variables: str) -> Done:
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [*command(before), *arguments],
-        input=data,
-        capture_output=True,
-        timeout=SECONDS,
-        env=environment() | variables,
-    )
+    env = environment() | variables
+    done = subprocess.run(line, input=data, capture_output=True, timeout=SECONDS, env=env)
     return Done(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -82,22 +87,15 @@ def run_here(
 @pytest.fixture
 def mgm_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
     """`mgm` in this process, with these arguments and this standard input."""
-
-    def run(*arguments: str | Path, stdin: str = "") -> Done:
-        return run_here(monkeypatch, capfd, arguments, stdin)
-
-    return run
+    return lambda *arguments, stdin="": run_here(monkeypatch, capfd, arguments, stdin)
 
 
 def assert_plain(done: Done) -> None:
     """Assert that the output has no escape sequences and no traceback."""
-    for output in (done.stdout, done.stderr):
-        assert "\x1b" not in output
-        assert "Traceback" not in output
+    assert not re.search(r"\x1b|Traceback", done.stdout + done.stderr)
 
 
 def assert_one_line(done: Done, exit_code: int, word: str) -> None:
-    """Assert that the output is one line of error."""
     assert_plain(done)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
@@ -106,8 +104,6 @@ def assert_one_line(done: Done, exit_code: int, word: str) -> None:
 
 
 def found(done: Done) -> dict[str, Any]:
-    """Return the one line of JSON on stdout."""
     assert_plain(done)
     assert done.stdout.count("\n") == 1
-    read: dict[str, Any] = json.loads(done.stdout)
-    return read
+    return dict(json.loads(done.stdout))

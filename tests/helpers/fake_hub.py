@@ -1,7 +1,7 @@
 """A fake Hub: its cache on disk as huggingface_hub lays it out, and its server.
 
 The server speaks the part of the protocol that a download needs. It can be gated, cut a file short
-or stall. `Machine` runs mgm against it.
+or stall.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,21 +19,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from helpers.command import MGM
-
 NAME = "google/gemma-4-tiny-it"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# Whoever runs the tests may have set these; processes that tests start must not see them.
-VARIABLES = (
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
-    "HF_TOKEN",
-    "HF_HUB_DISABLE_PROGRESS_BARS",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-)
-
+DRAFTER = f"{NAME}-assistant"
+COMMIT, NEWER = "01234567" * 5, "fedcba98" * 5
 # The smallest Gemma 4 configs; with any bytes for weights they are downloaded and listed.
 LAYERS = {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "dtype": "bfloat16"}
 TARGET_CONFIG = {
@@ -70,9 +57,22 @@ def model_files(config: Mapping[str, object], num_bytes: int = 5000) -> Files:
     }
 
 
+TARGET_FILES = model_files(TARGET_CONFIG)
+DRAFTER_FILES = model_files(DRAFTER_CONFIG, 1300)
+
+
+def needed(files: Files) -> Files:
+    """Return the files that are downloaded."""
+    return {path: body for path, body in files.items() if path.endswith(("json", "safetensors"))}
+
+
 def folder_files(folder: Path) -> Files:
-    """Return a folder's files as those of a repository."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """Return all files in a folder, by path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 class HubCache:
@@ -88,12 +88,7 @@ class HubCache:
     def snapshot(self, name: str, commit: str = COMMIT) -> Path:
         return self.repository(name) / "snapshots" / commit
 
-    def add(self, name: str, source: Path, *, without: tuple[str, ...] = ()) -> Path:
-        """Add a checkpoint's files, as links to blobs."""
-        files = folder_files(source)
-        return self.add_files(name, {path: files[path] for path in files if path not in without})
-
-    def add_files(self, name: str, files: Files, commit: str = COMMIT, ref: str = "main") -> Path:
+    def add(self, name: str, files: Files, commit: str = COMMIT, ref: str = "main") -> Path:
         """Add files, as links to blobs; ref "": under their commit only."""
         snapshot, blobs = self.snapshot(name, commit), self.repository(name) / "blobs"
         refs = self.repository(name) / "refs"
@@ -109,19 +104,13 @@ class HubCache:
             link.symlink_to(os.path.relpath(blob, link.parent))
         return snapshot
 
-    def tree(self) -> dict[str, bytes]:
-        """Return all files, by path."""
-        return {
-            str(path.relative_to(self.root)): path.read_bytes()
-            for path in sorted(self.root.rglob("*"))
-            if path.is_file()
-        }
-
 
 class FakeHub(ThreadingHTTPServer):
     """The server. Its attributes say how it behaves."""
 
     daemon_threads = True
+    cache: HubCache  # of whoever asks here while it runs
+    environment: dict[str, str]  # of a process that does
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -151,12 +140,15 @@ class FakeHub(ThreadingHTTPServer):
         """Serve; yields the environment of a process that asks here, with its cache in `home`."""
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+        self.cache = HubCache(home / "hub")
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("HF_") and not key.lower().endswith("_proxy")
+        } | {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HOME": str(home)}
+        self.environment["HF_HUB_CACHE"] = str(self.cache.root)
         try:
-            yield environment | {
-                "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}",
-                "HF_HOME": str(home),
-            }
+            yield self.environment
         finally:
             self.shutdown()
             self.server_close()
@@ -183,22 +175,17 @@ class Handler(BaseHTTPRequestHandler):
             self.file(self.server.commits[name, commit], "/".join(rest[1:]), commit)
         else:
             files = self.server.commits[name, commit]
-            self.reply(json.dumps(self.listing(name, commit, files, what)).encode())
-
-    do_HEAD = do_GET
-
-    def listing(self, name: str, commit: str, files: Files, what: list[str]) -> object:
-        if what == ["tree"]:
-            return [
-                {"type": "file", "path": path, "size": len(body), "oid": etag(body)}
+            # As in a model's listing and in a folder's: the client takes the keys that it knows.
+            listed: list[dict[str, object]] = [
+                {"type": "file", "path": path, "rfilename": path}
+                | {"size": len(body), "oid": etag(body), "blobId": etag(body)}
                 for path, body in files.items()
             ]
-        siblings = [
-            {"rfilename": path, "size": len(body), "blobId": etag(body)}
-            for path, body in files.items()
-        ]
-        config = json.loads(files.get("config.json", b"{}"))
-        return {"id": name, "sha": commit, "siblings": siblings, "config": config}
+            config = json.loads(files.get("config.json", b"{}"))
+            model = {"id": name, "sha": commit, "siblings": listed, "config": config}
+            self.reply(json.dumps(listed if what == ["tree"] else model).encode())
+
+    do_HEAD = do_GET
 
     def file(self, files: Files, path: str, commit: str) -> None:
         token = self.server.token
@@ -240,71 +227,6 @@ def etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-SECONDS = 60  # longer than any of this takes on a busy machine
-DRAFTER = f"{NAME}-assistant"
-TARGET_FILES = model_files(TARGET_CONFIG)
-DRAFTER_FILES = model_files(DRAFTER_CONFIG, 1300)
-
-
-def needed(files: Files) -> Files:
-    """Return the files that are downloaded."""
-    return {path: body for path, body in files.items() if path.endswith(("json", "safetensors"))}
-
-
-class Machine:
-    """A Hub, and a machine whose cache is empty at first."""
-
-    def __init__(self, server: FakeHub, environment: dict[str, str], home: Path) -> None:
-        self.server = server
-        self.environment = environment
-        self.cache = HubCache(home / "hub")
-
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*MGM, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment | variables,
-        )
-
-    def mgm(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; the Hub's requests are then those of this run."""
-        self.server.requests.clear()
-        process = self.start(*arguments, **variables)
-        out, err = process.communicate(timeout=SECONDS)
-        assert "Traceback" not in err
-        assert "\x1b" not in out + err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def refused(self, exit_code: int, *arguments: str, **variables: str) -> str:
-        """Run a command that must fail; return its one line of error."""
-        done = self.mgm(*arguments, **variables)
-        assert (done.returncode, done.stdout) == (exit_code, ""), done.stderr
-        *sizes, line = done.stderr.splitlines()
-        assert line.startswith("mgm: ")
-        assert not any(one.startswith("mgm: ") for one in sizes)
-        return line
-
-    def files(self, name: str, commit: str = COMMIT) -> Files:
-        """Return the files of a snapshot, by path."""
-        snapshot = self.cache.snapshot(name, commit)
-        return {
-            str(path.relative_to(snapshot)): path.read_bytes()
-            for path in snapshot.rglob("*")
-            if path.is_file()
-        }
-
-
-@pytest.fixture(name="machine")
-def machine_with_a_hub(tmp_path: Path) -> Iterator[Machine]:
-    """A machine with an empty cache, and a Hub."""
-    server = FakeHub()
-    with server.running(tmp_path / "home") as environment:
-        yield Machine(server, environment, tmp_path / "home")
-
-
 @pytest.fixture(name="hub_cache")
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
     """An empty cache, no network, and timings of its own."""
@@ -334,5 +256,6 @@ def hub_for_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     with server.running(tmp_path):
         yield server

@@ -12,44 +12,28 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import Engine
+from helpers.random_pair import SHAPE
+from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import LayerConfig, RopeConfig, TargetConfig
-from mlx_gemma_mtp.text.tokenizer import TextStream
+from mlx_gemma_mtp.model.config import KINDS, TargetConfig
 
 VOCAB = 97  # a prime, so that no factor below loses information
 WINDOW = 12
 MAX_POSITIONS = 1024
 WRONG_EVERY = 3  # drafts for positions that are multiples of this are wrong
+SECONDS = 60  # after which something that should long have happened never does
 
-CONFIG = TargetConfig(
-    vocab_size=VOCAB,
-    hidden_size=1,
-    num_attention_heads=1,
-    rms_norm_eps=1e-6,
-    sliding_window=WINDOW,
-    layers=tuple(
-        LayerConfig(
-            kind=kind,
-            head_dim=2,
-            num_key_value_heads=1,
-            k_eq_v=False,
-            intermediate_size=1,
-            owns_kv=True,
-            kv_source=index,
-        )
-        for index, kind in enumerate(("sliding_attention", "full_attention"))
-    ),
-    rope={kind: RopeConfig(10_000.0, 1.0) for kind in ("sliding_attention", "full_attention")},
-    max_position_embeddings=MAX_POSITIONS,
-    final_logit_softcapping=None,
-    num_experts=0,
-    top_k_experts=0,
-    moe_intermediate_size=0,
-    hidden_size_per_layer_input=0,
-    vocab_size_per_layer_input=VOCAB,
+PARAMS = SamplingParams(max_tokens=16, seed=11, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=900, ignore_eos=True, num_draft_tokens=0)
+
+CONFIG = TargetConfig.from_dict(
+    SHAPE
+    | {"vocab_size": VOCAB, "hidden_size": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    | {"head_dim": 2, "global_head_dim": 2, "final_logit_softcapping": None}
+    | {"layer_types": list(KINDS), "num_hidden_layers": 2, "sliding_window": WINDOW}
+    | {"max_position_embeddings": MAX_POSITIONS}
 )
 
 
@@ -160,27 +144,3 @@ def fake_pair(target: FakeTarget | None = None, text: object = None) -> OpenPair
 def fake_engine(target: FakeTarget | None = None, *, text: object = None, **options: Any) -> Engine:
     """An engine on the fake pair. options: as of Engine."""
     return Engine(fake_pair(target, text), **{"player": fake_player} | options)
-
-
-class Letters:
-    """A detokenizer that writes one letter for each token."""
-
-    def __init__(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = spelled([token])
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-
-class LettersText:
-    """Stands in for `tokenizer.Text`."""
-
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        return TextStream(Letters(), stop)
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return "".join(chr(0x4E00 + token) for token in tokens)

@@ -1,19 +1,16 @@
 """Outputs known beforehand, and drafts that are right or wrong by a pattern over them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from helpers.checkpoints import VOCAB
-from mlx_gemma_mtp import SamplingParams
-from mlx_gemma_mtp.decode.round import Newest
-from mlx_gemma_mtp.decode.sampling import RowSettings, choose, row_settings
-from mlx_gemma_mtp.engine.results import Stats
+from mlx_gemma_mtp import Completion, SamplingParams
+from mlx_gemma_mtp.decode.sampling import choose, row_settings
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.text.tokenizer import TextStream
 
 # On MLX's CPU backend, up to 8 rows give the same bits as one. With other backends, or a prompt in
 # other chunks, these logits differ by about 1e-5. If the best token leads by less than this,
@@ -71,37 +68,28 @@ class Forced:
         self._seeds = mx.array([row.params.seed for row in rows], mx.uint32)
         mx.eval(self._table, self._seeds)  # they are read in the engine's thread
 
-    def __call__(
-        self,
-        target: object,
-        drafter: object,
-        cache: KVCache,
-        newest: Newest,
-        settings: RowSettings,
-        num_draft_tokens: int,
-    ) -> mx.array:
+    def __call__(self, _target: object, _drafter: object, cache: KVCache, *rest: Any) -> mx.array:
+        _newest, settings, num_draft_tokens = rest
         table = self._table[mx.argmax(settings.seed == self._seeds, axis=1)]
         wanted = cache.offset[:, None] + mx.arange(1, num_draft_tokens + 1)
         return mx.take_along_axis(table, mx.minimum(wanted, table.shape[1] - 1), axis=1)
 
-    def rounds(self, number: int, num_tokens: int, num_draft_tokens: int) -> list[int]:
-        """How many drafts each round of this row must accept, up to its last token."""
-        at, done, accepted = len(self.rows[number].prompt), 1, []
-        while done < num_tokens:
-            hits = self.patterns[number][at + 1 : at + 1 + num_draft_tokens]
-            accepted.append(min(int(np.cumprod(hits).sum()), num_tokens - done))
-            at += accepted[-1] + 1
-            done += accepted[-1] + 1
-        return accepted
-
-    def assert_counted(
-        self, number: int, stats: Stats, num_tokens: int, num_draft_tokens: int
-    ) -> None:
-        accepted = np.array(self.rounds(number, num_tokens, num_draft_tokens))
-        assert stats.rounds == len(accepted)
-        assert stats.drafted_at == [len(accepted)] * num_draft_tokens
-        assert stats.accepted_at == [int((accepted > i).sum()) for i in range(num_draft_tokens)]
-        assert stats.accepted == accepted.sum()
+    def assert_counted(self, done: Sequence[Completion], num_drafts: Sequence[int]) -> None:
+        """Each round of each row accepted its drafts up to the first wrong one, and no others."""
+        each = zip(done, self.rows, self.patterns, num_drafts, strict=True)
+        for one, row, pattern, most in each:
+            num_tokens, position, num_done = len(one.tokens), len(row.prompt), 1
+            rounds = []
+            while num_done < num_tokens:
+                hits = np.cumprod(pattern[position + 1 : position + 1 + most]).sum()
+                rounds.append(min(int(hits), num_tokens - num_done))
+                position += rounds[-1] + 1
+                num_done += rounds[-1] + 1
+            accepted = np.array(rounds)
+            assert one.stats.rounds == len(accepted)
+            assert one.stats.drafted_at == [len(accepted)] * most
+            assert one.stats.accepted_at == [int((accepted > i).sum()) for i in range(most)]
+            assert one.stats.accepted == accepted.sum()
 
 
 def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> list[Pattern]:
@@ -111,27 +99,3 @@ def at_random(rng: np.random.Generator, rows: Sequence[Row], rate: float) -> lis
 
 def always(rows: Sequence[Row], right: bool) -> list[Pattern]:
     return [np.full(len(row.prompt) + len(row.tokens), right) for row in rows]
-
-
-class Numbers:
-    """A detokenizer that writes three digits per token, so that a stop can span two tokens."""
-
-    def __init__(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = spelled([token])
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-
-class NumbersText:
-    """Stands in for `tokenizer.Text`."""
-
-    def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        return TextStream(Numbers(), stop)
-
-
-def spelled(tokens: Sequence[int]) -> str:
-    return "".join(f"{token:03d}" for token in tokens)

@@ -8,9 +8,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from helpers.checkpoints import KINDS, VOCAB
-from helpers.forced import Row, is_decisive
+from helpers.forced import Forced, Row, is_decisive
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Draft, draft, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
@@ -21,6 +22,7 @@ from mlx_gemma_mtp.model.cache import KVCache
 DRAFTS = (1, 2, 3, 5, 7)
 BATCHES = (1, 2, 4, 5, 8)
 NUM_ROWS = 8
+some_kind = pytest.mark.parametrize("kind", ["E2B"], indirect=True)  # if all kinds do the same
 # Rows whose output of `short` tokens passes the end of the ring twice, one for each kind.
 LONG_ROWS = (0, 2, 4, 6, 7)
 FULL = 256  # the first capacity of full-attention layers by default
@@ -79,6 +81,29 @@ class Plain:
         pair = self.pair._replace(**changes)
         return Engine(pair, player=partial(round_player, draft=draft), limits=limits)
 
+    def assert_generated(
+        self,
+        rows: Sequence[Row],
+        num_tokens: int,
+        num_draft_tokens: int | Sequence[int],
+        draft: Draft = draft,
+        **options: Any,
+    ) -> list[Completion]:
+        """Decode the prompts side by side: the outputs, and the counts of forced drafts, are right.
+
+        num_draft_tokens: for all rows, or of each.
+        """
+        if isinstance(num_draft_tokens, int):
+            num_draft_tokens = [num_draft_tokens] * len(rows)
+        with self.engine(draft, **options) as engine:
+            done = again(engine, rows, num_tokens, num_draft_tokens)
+        for number, (one, row) in enumerate(zip(done, rows, strict=True)):
+            assert one.tokens == row.tokens[:num_tokens], f"row {number}, {row.params}"
+            assert one.finish_reason == "length"
+        if isinstance(draft, Forced):
+            draft.assert_counted(done, num_draft_tokens)
+        return done
+
 
 def decode_plainly(kind: str, pair: OpenPair, seed: int) -> Plain:
     """Eight random prompts of many lengths and settings, and their outputs without a drafter.
@@ -107,7 +132,7 @@ def decode_plainly(kind: str, pair: OpenPair, seed: int) -> Plain:
                 if i not in rows:
                     prompt = rng.integers(0, VOCAB, length).tolist()
                     drawn[i] = Row(prompt, replace(params, seed=int(rng.integers(2**32))), [])
-            done = again(engine, list(drawn.values()), plain.long + max(DRAFTS) + 1, 0)
+            done = again(engine, [*drawn.values()], plain.long + max(DRAFTS) + 1, [0] * len(drawn))
             for (i, row), one in zip(drawn.items(), done, strict=True):
                 found = row._replace(tokens=one.tokens)
                 if mlx_worker().run(partial(is_decisive, pair.target, found, suppressed)):
@@ -119,26 +144,17 @@ def decode_plainly(kind: str, pair: OpenPair, seed: int) -> Plain:
 
 
 def again(
-    engine: Engine, rows: Sequence[Row], num_tokens: int, num_draft_tokens: int | Sequence[int]
+    engine: Engine, rows: Sequence[Row], num_tokens: int, num_draft_tokens: Sequence[int]
 ) -> list[Completion]:
-    """The rows' prompts decoded side by side, with this many drafts per round."""
-    if isinstance(num_draft_tokens, int):
-        num_draft_tokens = [num_draft_tokens] * len(rows)
-    params = [
-        replace(row.params, max_tokens=num_tokens, num_draft_tokens=k)
-        for row, k in zip(rows, num_draft_tokens, strict=True)
-    ]
+    """The rows' prompts decoded side by side."""
     all_here = threading.Event()
     mlx_worker().submit(all_here.wait)  # otherwise the first could start before the last is there
-    running = [engine.submit(row.prompt, own) for row, own in zip(rows, params, strict=True)]
+    running = [
+        engine.submit(row.prompt, replace(row.params, max_tokens=num_tokens, num_draft_tokens=k))
+        for row, k in zip(rows, num_draft_tokens, strict=True)
+    ]
     all_here.set()
     return [one.result() for one in running]
-
-
-def assert_plain(done: Sequence[Completion], rows: Sequence[Row], num_tokens: int) -> None:
-    for number, (one, row) in enumerate(zip(done, rows, strict=True)):
-        assert one.tokens == row.tokens[:num_tokens], f"row {number}, {row.params}"
-        assert one.finish_reason == "length"
 
 
 def wraps(row: Row, num_tokens: int, ring: int) -> int:

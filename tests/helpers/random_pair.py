@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from helpers.checkpoints import COMMON, TARGETS
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files.weights import quantize
@@ -15,28 +16,16 @@ from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
-VOCAB = 256
 SUPPRESSED = [3, 200]
-SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = COMMON | TARGETS["26B-A4B"]
+SHAPE |= {
     "model_type": "gemma4_text",
-    "vocab_size": VOCAB,
-    "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_global_key_value_heads": 1,
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "attention_k_eq_v": True,
-    "sliding_window": 16,
-    "hidden_size_per_layer_input": 0,
-    "final_logit_softcapping": 30.0,
+    "enable_moe_block": False,
 }
-EXPERTS = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2} | {
-    "moe_intermediate_size": 64
-}
+EXPERTS = {"enable_moe_block": True}
 
 
 def random_pair(

@@ -13,6 +13,8 @@ import pytest
 import transformers
 from transformers import PreTrainedModel
 
+from helpers.checkpoints import VOCAB
+
 torch = pytest.importorskip("torch")  # without it, test files that import this are skipped
 
 Result = TypeVar("Result")
@@ -56,11 +58,11 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def decisive(
-    compute: Callable[[list[int]], Result], rng: np.random.Generator, vocabulary: int, length: int
+    compute: Callable[[list[int]], Result], rng: np.random.Generator, length: int
 ) -> tuple[list[int], Result]:
     """A random prompt for which `compute`, made of functions below, has no near tie."""
     for _ in range(50):
-        ids = rng.integers(0, vocabulary, length).tolist()
+        ids = rng.integers(0, VOCAB, length).tolist()
         _leads.clear()
         result = compute(ids)
         if min(_leads, default=np.inf) > LEAST_LEAD:
@@ -91,8 +93,7 @@ def greedy(folder: Path, ids: Sequence[int], n: int) -> list[int]:
     )
     for scores in out.scores:
         _note_choice(scores[scores > -torch.inf], 1)
-    tokens: list[int] = out.sequences[0, len(ids) :].tolist()
-    return tokens
+    return list(out.sequences[0, len(ids) :].tolist())
 
 
 @torch.inference_mode()
@@ -119,13 +120,9 @@ def draft(
     # drafts once that is shorter than the text. The rule is the newest `window` committed keys:
     # they are cut to that here, and then the mask hides none.
     window = target.config.get_text_config().sliding_window
-    full, sliding = (
-        committed.shared_kv_states[f"{kind}_attention"] for kind in ("full", "sliding")
-    )
-    shared = {
-        "full_attention": full,
-        "sliding_attention": tuple(part[:, :, -window:] for part in sliding),
-    }
+    shared = dict(committed.shared_kv_states)
+    newest_keys_values = (part[:, :, -window:] for part in shared["sliding_attention"])
+    shared["sliding_attention"] = tuple(newest_keys_values)
     embed = target.get_input_embeddings()  # multiplies by sqrt(hidden) itself
     hidden = committed.last_hidden_state[:, -1:]  # after the final norm
     newest = _best(target.lm_head(hidden))

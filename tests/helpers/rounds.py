@@ -1,6 +1,7 @@
 """Single rounds of a pair in float32, and what their cache's buffers hold."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,15 @@ import numpy as np
 
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import Engine, SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player, speculate
+from mlx_gemma_mtp.decode.round import (
+    Newest,
+    PlayRound,
+    Round,
+    first_token,
+    prefill,
+    round_player,
+    speculate,
+)
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.files.weights import load_drafter, load_target
@@ -35,7 +44,8 @@ def load_models(pair: PairPaths) -> Models:
     return Models(target, load_drafter(pair.drafter, target.config, dtype=mx.float32))
 
 
-class Start(NamedTuple):
+@dataclass
+class Start:
     """What a round starts from."""
 
     cache: KVCache
@@ -75,6 +85,12 @@ def start(
     return Start(cache, newest)
 
 
+def prefilled(target: Target, prompts: mx.array, settings: RowSettings) -> Start:
+    """Rows whose prompts [B, T] were just read."""
+    cache = KVCache.empty(target.config, len(prompts), capacity=32, most=MOST, dtype=mx.float32)
+    return Start(cache, first_token(target, cache, prefill(target, cache, prompts), settings))
+
+
 def play(
     models: Models,
     at: Start,
@@ -83,17 +99,18 @@ def play(
     num_draft_tokens: int,
     **functions: Any,
 ) -> Round:
-    """One round, evaluated; advances at.cache. functions: `draft` and `agree` of speculate."""
+    """Play one round and advance `at`. functions: `draft` and `agree` of speculate."""
     most = mx.array(max_accepted, mx.int32)
-    played = speculate(*models, *at, settings, most, num_draft_tokens, **functions)
+    arguments = (at.cache, at.newest, settings, most, num_draft_tokens)
+    played = speculate(*models, *arguments, **functions)
     mx.eval(played, at.cache.buffers)
+    at.newest = played.newest
     return played
 
 
-Watch = Callable[..., Round]  # gets a PlayRound, and the arguments of its round
+def watched_engine(pair: PairPaths, watch: Callable[..., Round]) -> Engine:
+    """An engine that plays its rounds by watch(play_round, arguments of the round)."""
 
-
-def watched_engine(pair: PairPaths, watch: Watch) -> Engine:
     def player(*models: Any) -> PlayRound:
         return partial(watch, round_player(*models))
 

@@ -1,40 +1,55 @@
-"""A random schedule of requests, and the clock by which it is played.
+"""Outputs written alone, a random schedule of their requests, and the clock that plays it.
 
 Moments are counted in rounds, which the clock's own player counts.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import numpy as np
 
-from helpers.forced import Row, spelled
+from helpers.checkpoints import VOCAB, PairPaths
+from helpers.fake_target import SECONDS
+from helpers.forced import Row, is_decisive
+from helpers.spelled import spelled
+from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
-from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, draft, round_player
+from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, round_player
+from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
 
 CHUNK = 24  # tokens; prompts up to 90 come in up to four, and wrap every ring
-SECONDS = 60  # after which something that should long have happened never does
 
-Moment = Literal["waiting", "prefill", "rounds", "talking"]
+SAMPLING = (
+    SamplingParams(temperature=0, top_k=0, top_p=1),
+    SamplingParams(temperature=1, top_k=0, top_p=1),
+    SamplingParams(temperature=0, top_k=5, top_p=0.5),
+    SamplingParams(temperature=1, top_k=64, top_p=0.95),
+    SamplingParams(temperature=1, top_k=0, top_p=0.8),
+    SamplingParams(temperature=1, top_k=7, top_p=1),
+)
+
+End = Literal["waiting", "prefill", "rounds", "talking", "failing"]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request, when it comes, and whether it is cancelled."""
+    """A request, when it comes, and when it is cancelled or its callback fails, if ever."""
 
     row: Row
     params: SamplingParams
     start: int = 0  # round
-    cancel: Moment | None = None
-    cancel_after: int = 0  # chunks of the prompt, rounds since the start, or tokens of output
+    end: End | None = None
+    after: int = 0  # chunks of the prompt, rounds since the start, or tokens of output
     read: threading.Event = field(default_factory=threading.Event)  # that many chunks
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -42,18 +57,15 @@ class Ask:
 class Clock:
     """Time in rounds. When no request is served, it moves on to the next moment awaited."""
 
-    def __init__(self, draft: Draft = draft) -> None:
+    def __init__(self, draft: Draft, moments: list[int]) -> None:
         self._draft = draft
         self.sizes: Counter[int] = Counter()  # rounds by number of rows
         self.talking = 0  # requests that have some output and have not ended
         self._moves: list[tuple[int, mx.array, mx.array, mx.array]] = []
-        self._now = 0
-        self._ahead: list[int] = []
+        self.now = 0
+        self._ahead = sorted(moments)
         self._served = 0
         self._changed = threading.Condition()
-
-    def expect(self, moments: list[int]) -> None:
-        self._now, self._ahead = 0, sorted(moments)
 
     def start(self, moment: int) -> None:
         with self._changed:
@@ -64,18 +76,14 @@ class Clock:
         with self._changed:
             self._served -= 1
             if self._served == 0 and self._ahead:
-                self._now = max(self._now, self._ahead[0])
+                self.now = max(self.now, self._ahead[0])
             self._changed.notify_all()
-
-    def now(self) -> int:
-        with self._changed:
-            return self._now
 
     def wait_until(self, moment: int, generation: Generation | None = None) -> None:
         """Wait for a moment, or the end of a request."""
 
         def come() -> bool:
-            return self._now >= moment or (generation is not None and generation.done())
+            return self.now >= moment or (generation is not None and generation.done())
 
         with self._changed:
             assert self._changed.wait_for(come, SECONDS), f"round {moment} never came"
@@ -89,7 +97,7 @@ class Clock:
             played = play_round(kv_cache, *others)
             self._moves.append((self.talking, others[2], before, kv_cache.offset))
             with self._changed:
-                self._now += 1
+                self.now += 1
                 self.sizes[played.accepted.shape[0]] += 1
                 self._changed.notify_all()
             return played
@@ -118,6 +126,7 @@ class Pieces:
     clock: Clock
     then: Callable[[], object] = lambda: None
     pieces: list[Chunk] = field(default_factory=list)
+    done: Completion | BaseException | None = None
     talking: bool = False
     cancelled_at: float = np.inf  # rounds
     ended_at: int = 0
@@ -133,11 +142,11 @@ class Pieces:
         finally:
             self.clock.talking += continues - self.talking
             self.talking = continues
-            self.ended_at = self.clock.now()
+            self.ended_at = self.clock.now
 
     @property
     def tokens(self) -> list[int]:
-        return [token for chunk in self.pieces for token in chunk.tokens]
+        return tokens_of(self.pieces)
 
 
 class Reading:
@@ -147,8 +156,8 @@ class Reading:
         self._target = target
         self._at: dict[tuple[int, ...], Ask] = {}  # the last chunks read
         for one in asks:
-            if one.cancel == "prefill":
-                end = CHUNK * one.cancel_after
+            if one.end == "prefill":
+                end = CHUNK * one.after
                 self._at[tuple(one.row.prompt[end - CHUNK : end])] = one
 
     def __getattr__(self, name: str) -> Any:
@@ -160,6 +169,36 @@ class Reading:
             one.read.set()
             assert one.cancelled.wait(SECONDS)
         return hidden
+
+
+def write_alone(
+    pair: PairPaths,
+    rng: np.random.Generator,
+    sizes: Sequence[int],
+    lengths: Sequence[int],
+    limits: Limits,
+) -> list[Row]:
+    """Outputs of random prompts without a drafter, one at a time, except those with a near tie."""
+    opened = open_pair(pair.target, None)
+    suppressed = opened.default_tokens("suppress_tokens")
+    rows = []
+    with Engine(opened, max_batch=1, limits=limits) as alone:
+        for number, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+            for _ in range(10):
+                prompt = rng.integers(0, VOCAB, size).tolist()
+                params = replace(
+                    SAMPLING[number % len(SAMPLING)],
+                    max_tokens=int(length),
+                    seed=int(rng.integers(2**32)),
+                    num_draft_tokens=0,
+                    ignore_eos=True,
+                )
+                row = Row(prompt, params, alone.submit(prompt, params).result(SECONDS).tokens)
+                if mlx_worker().run(partial(is_decisive, opened.target, row, suppressed)):
+                    rows.append(row)
+                    break
+    assert len(rows) == len(sizes), "plain texts differ from one pass, or only tie"
+    return rows
 
 
 def draw_settings(rng: np.random.Generator, row: Row) -> SamplingParams:
@@ -181,7 +220,7 @@ def draw_settings(rng: np.random.Generator, row: Row) -> SamplingParams:
 def draw_schedule(rng: np.random.Generator, rows: list[Row], max_batch: int) -> list[Ask]:
     """Each row once, in random order, somewhat faster than they can be served.
 
-    The longest comes first and is not cancelled: the others meet it.
+    The longest comes first and ends by itself: the others meet it.
     """
     longest = max(rows, key=lambda row: len(row.tokens))
     asks, start = [Ask(longest, longest.params)], 0
@@ -190,43 +229,43 @@ def draw_schedule(rng: np.random.Generator, rows: list[Row], max_batch: int) -> 
         if row is longest:
             continue
         start += int(rng.integers(0, 2 + 12 // max_batch))
-        cancel: Moment | None = None
-        if rng.random() < 0.35:
-            cancel = ("waiting", "prefill", "rounds", "talking")[rng.integers(4)]
-        num_chunks = -(-len(row.prompt) // CHUNK)
-        if cancel == "prefill" and num_chunks == 1:
-            cancel = "rounds"
-        most = {"prefill": num_chunks, "rounds": 40, "talking": len(row.tokens) + 1}
-        after = int(rng.integers(1, most[cancel])) if cancel in most else 0
-        asks.append(Ask(row, draw_settings(rng, row), start, cancel, after))
+        end = get_args(End)[rng.integers(5)] if rng.random() < 0.4 else None
+        num_chunks, num_tokens = -(-len(row.prompt) // CHUNK), len(row.tokens)
+        if end == "prefill" and num_chunks == 1:
+            end = "rounds"
+        most = {"prefill": num_chunks, "rounds": 40}.get(end or "", num_tokens + 1)
+        asks.append(Ask(row, draw_settings(rng, row), start, end, int(rng.integers(1, most))))
     return asks
 
 
-def ask(running: Engine, clock: Clock, one: Ask) -> tuple[Completion, Pieces]:
-    """Submit a request at its moment, cancel it at its other one, and wait for its end."""
+def ask(running: Engine, clock: Clock, one: Ask) -> Pieces:
+    """Submit a request at its moment, end it at its other one, and wait for that."""
     clock.wait_until(one.start)
     clock.start(one.start)
     told = Pieces(clock)
     going: list[Generation] = []  # a piece may come before `submit` is back
 
-    def cancel_in_time() -> None:
-        if len(told.tokens) >= one.cancel_after and going:
+    def end_in_time() -> None:
+        if len(told.tokens) >= one.after and one.end == "failing":
+            raise ValueError("broken")
+        if len(told.tokens) >= one.after and going:
             cancel()
 
     def cancel() -> None:
         going[0].cancel()
-        told.cancelled_at = min(told.cancelled_at, clock.now())
+        told.cancelled_at = min(told.cancelled_at, clock.now)
 
-    if one.cancel == "talking":
-        told.then = cancel_in_time
+    if one.end in ("talking", "failing"):
+        told.then = end_in_time
     going.append(running.submit(one.row.prompt, one.params, told))
     going[0].add_done_callback(clock.end)
-    if one.cancel == "prefill":
+    if one.end == "prefill":
         assert one.read.wait(SECONDS)
         cancel()
         one.cancelled.set()
-    if one.cancel == "rounds":
-        clock.wait_until(one.start + one.cancel_after, going[0])
-    if one.cancel in ("waiting", "rounds"):
+    if one.end == "rounds":
+        clock.wait_until(one.start + one.after, going[0])
+    if one.end in ("waiting", "rounds"):
         cancel()
-    return going[0].result(SECONDS), told
+    told.done = going[0].exception(SECONDS) or going[0].result()
+    return told

@@ -1,6 +1,8 @@
-"""Tokens made from the parts of an output, with a detokenizer that knows only these."""
+"""Tokens with texts of their own: made from the parts of an output, or written as digits."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
@@ -28,3 +30,14 @@ def spell(*parts: str | int) -> tuple[list[int], TextStream]:
     texts = {1000 + at: part for at, part in enumerate(parts) if isinstance(part, str)}
     tokens = [part if isinstance(part, int) else 1000 + at for at, part in enumerate(parts)]
     return tokens, TextStream(Detokenizer(texts | {QUOTE: '<|"|>'}), (), MARKERS)
+
+
+class NumbersText:
+    """Stands in for `tokenizer.Text`: three digits per token, so that a stop can span two."""
+
+    def stream(self, stop: Sequence[str] = ()) -> TextStream:
+        return TextStream(Detokenizer({token: spelled([token]) for token in range(1000)}), stop)
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(f"{token:03d}" for token in tokens)

@@ -11,12 +11,14 @@ from helpers.fake_target import FakeDrafter, FakeTarget, fake_player, output
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Round
+from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache
 
 PARAMS = SamplingParams().resolved({})
+LONG = 60  # tokens
 
 
 class Event(NamedTuple):
@@ -45,15 +47,9 @@ class Stepped:
         self.max_accepted: mx.array
         target = target or FakeTarget(lambda tokens: self._note(Event("chunk", len(tokens))))
         self._play_round = fake_player(target, FakeDrafter())
-        self.scheduler = Scheduler(
-            target,
-            self._play,
-            depth or Depth(),
-            suppressed=[],
-            max_batch=max_batch,
-            max_queue=64,
-            limits=limits or Limits(),
-        )
+        depth, limits = depth or Depth(), limits or Limits()
+        batch = Batch(target, self._play, depth, [], max_batch, limits)
+        self.scheduler = Scheduler(batch, max_queue=64)
 
     @property
     def rounds(self) -> list[Event]:
@@ -74,10 +70,11 @@ class Stepped:
         for _ in range(count):
             self.scheduler.step()
 
-    def finish(self) -> None:
-        """Step until nothing is left to do."""
+    def finish(self, *complete: Request) -> None:
+        """Step until nothing is left to do. These requests write their own output to the end."""
         while self.scheduler.step():
             pass
+        assert_complete(*complete)
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
@@ -91,12 +88,7 @@ class Stepped:
         return played
 
 
-def tokens(request: Request) -> list[int]:
-    """The output of a request that has ended."""
-    return request.generation.result(0).tokens
-
-
 def assert_complete(*requests: Request) -> None:
     """Each request has written its own output to the end."""
     for request in requests:
-        assert tokens(request) == output(request.ids, request.max_tokens)
+        assert request.generation.result(0).tokens == output(request.ids, request.max_tokens)

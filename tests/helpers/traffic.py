@@ -1,64 +1,61 @@
-"""An engine that notes its requests, and threads that must end in time."""
+"""Requests under way: an engine that notes them, threads that must end, and what they must give."""
 
 import faulthandler
 import gc
-import tempfile
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlx_gemma_mtp import Engine, Generation
-from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp import Chunk, Completion, Engine, Generation
+from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
-SECONDS = 240  # after which a thread counts as stuck
+SECONDS = 240  # without any progress, after which threads count as stuck
 
 
-@dataclass
-class Traffic:
-    """Every request that an engine was given; keeps none of them alive."""
+class Watched(Engine):
+    """An engine that notes its requests, and keeps none of them alive."""
 
-    requests: list["weakref.ref[Request]"] = field(default_factory=list)
-    generations: list[Generation] = field(default_factory=list)
-    ends: Counter[int] = field(default_factory=Counter)  # of each generation, by its number
-    lock: Any = field(default_factory=threading.Lock)
+    requests: list["weakref.ref[Request]"]
+    generations: list[Generation]
+    ends: Counter[int]  # of each generation, by its number
+    _lock = threading.Lock()
 
     def forget(self) -> None:
-        for noted in (self.requests, self.generations, self.ends):
-            noted.clear()
+        self.requests, self.generations, self.ends = [], [], Counter()
 
-    def note(self, request: Request) -> None:
-        with self.lock:
+    def _submit(self, request: Request, **options: Any) -> Generation:
+        with self._lock:
             number = len(self.generations)
             self.requests.append(weakref.ref(request))
             self.generations.append(request.generation)
         request.generation.add_done_callback(lambda _: self.ends.update([number]))
-
-
-class Watched(Engine):
-    """An engine that notes its requests."""
-
-    def __init__(self, pair: OpenPair, **options: Any) -> None:
-        super().__init__(pair, **options)
-        self.traffic = Traffic()
-
-    def _submit(self, request: Request, **options: Any) -> Generation:
-        self.traffic.note(request)
         return super()._submit(request, **options)
 
+    def __enter__(self) -> "Watched":
+        self.forget()
+        return self
 
-def in_time(jobs: list[Callable[[], None]]) -> None:
-    """Run each on a thread of its own; where one does not end in time, show all threads and fail.
+    def __exit__(self, *_: object) -> None:
+        """Close it, unless it is stuck."""
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(10)
 
-    What a job raises is raised here.
+
+def in_time(jobs: Sequence[Callable[[], None]], progress: Callable[[], object]) -> None:
+    """Run each on a thread of its own. If they make no progress, show all threads and fail.
+
+    progress: a value that changes with every step forward, on however slow a machine. What a job
+    raises is raised here.
     """
     errors: list[BaseException] = []
 
@@ -68,18 +65,19 @@ def in_time(jobs: list[Callable[[], None]]) -> None:
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
-    # Daemons, because the process must end even where they do not.
+    # Daemons, because the process must end even if they do not.
     threads = [threading.Thread(target=run, args=[job], daemon=True) for job in jobs]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + SECONDS
+    before, since = progress(), time.monotonic()
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if any(thread.is_alive() for thread in threads):
-        with tempfile.TemporaryFile("w+") as dump:
-            faulthandler.dump_traceback(dump, all_threads=True)
-            dump.seek(0)
-            pytest.fail(f"not done after {SECONDS} s:\n{dump.read()}")
+        while thread.is_alive():
+            thread.join(1)
+            if progress() != before:
+                before, since = progress(), time.monotonic()
+            elif time.monotonic() > since + SECONDS:
+                faulthandler.dump_traceback(all_threads=True)
+                pytest.fail(f"no progress for {SECONDS} s")
     if errors:
         raise errors[0]
 
@@ -90,3 +88,37 @@ def memory_at_rest() -> int:
         mlx_worker().submit(lambda: None).result(SECONDS)
     gc.collect()
     return mlx_worker().submit(mx.get_active_memory).result(SECONDS)
+
+
+def tokens_of(chunks: Sequence[Chunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.tokens]
+
+
+def text_of(chunks: Sequence[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks if chunk.kind == "answer")
+
+
+def assert_told_once(chunks: Sequence[Chunk], done: Completion) -> None:
+    """The chunks are this completion, with nothing lost or doubled."""
+    *earlier, last = chunks
+    assert {(chunk.finish_reason, chunk.stats) for chunk in earlier} <= {(None, None)}
+    assert (tokens_of(chunks), text_of(chunks)) == (done.tokens, done.text)
+    assert last.finish_reason == done.finish_reason
+    assert last.stats is done.stats
+
+
+def assert_counted(chunks: Sequence[Chunk], prompt: Sequence[int], drafts: int | str) -> Stats:
+    """The counts of a request that ended fit its prompt and its output. Returns its stats."""
+    stats, num_tokens = chunks[-1].stats, len(tokens_of(chunks))
+    assert stats is not None
+    assert stats.prompt_tokens == len(prompt)
+    assert stats.generated_tokens == num_tokens
+    # Each round gives one token more than it accepts; the last may have been cut by one.
+    given = stats.rounds + stats.accepted + min(num_tokens, 1)
+    assert 0 <= given - num_tokens <= (chunks[-1].finish_reason != "cancelled")
+    assert len(stats.drafted_at) <= (drafts if isinstance(drafts, int) else MOST)
+    assert all(
+        accepted <= drafted <= stats.rounds
+        for accepted, drafted in zip(stats.accepted_at, stats.drafted_at, strict=True)
+    )
+    return stats

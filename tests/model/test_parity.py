@@ -27,18 +27,14 @@ def models(pair: PairPaths) -> Models:
     return load_models(pair)
 
 
-def new_cache(target: Target) -> KVCache:
-    return KVCache.empty(target.config, 1, capacity=256, most=MOST, dtype=mx.float32)
-
-
 def chunks(ids: Sequence[int]) -> list[mx.array]:
     """ids in uneven pieces [1, T] of at most MOST."""
-    pieces, start = [], 0
-    while start < len(ids):
-        size = CHUNKS[len(pieces) % len(CHUNKS)]
-        pieces.append(mx.array([ids[start : start + size]]))
-        start += size
-    return pieces
+    borders = [border for border in np.cumsum(CHUNKS * 3).tolist() if border < len(ids)]
+    return mx.split(mx.array([ids]), borders, axis=1)
+
+
+def new_cache(target: Target) -> KVCache:
+    return KVCache.empty(target.config, 1, capacity=256, most=MOST, dtype=mx.float32)
 
 
 def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Newest]:
@@ -49,25 +45,6 @@ def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Newest]:
     return cache, first_token(target, cache, hidden, GREEDY)
 
 
-def step_logits(
-    models: Models, cache: KVCache, newest: Newest, position_offset: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Candidate ids [C] and their logits [C] of each chained draft step of the one row."""
-    target, drafter = models
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
-    token, hidden = newest
-    steps = []
-    for _ in range(NUM_STEPS):
-        state, hidden = drafter(
-            target.embed(token[:, None]), hidden, shared, cache.offset + position_offset
-        )
-        logits, ids = drafter.candidates(state)
-        found = np.arange(logits.shape[-1]) if ids is None else np.array(ids)[0, 0]
-        steps.append((found, np.array(logits)[0, 0]))
-        token = mx.array([int(found[steps[-1][1].argmax()])])
-    return steps
-
-
 def assert_drafts_equal(
     models: Models,
     cache: KVCache,
@@ -75,13 +52,23 @@ def assert_drafts_equal(
     expected: reference.Draft,
     position_offset: int = -1,
 ) -> None:
+    """Each chained draft step has the candidates and logits of Transformers'."""
+    target, drafter = models
     assert newest.token.tolist() == [expected.newest]
-    for step, (found, logits) in enumerate(step_logits(models, cache, newest, position_offset)):
-        if models.drafter.config.use_ordered_embeddings:
+    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    position = cache.offset + position_offset
+    token, hidden = newest
+    for step in range(NUM_STEPS):
+        state, hidden = drafter(target.embed(token[:, None]), hidden, shared, position)
+        logits, ids = drafter.candidates(state)
+        found = np.arange(VOCAB) if ids is None else np.array(ids)[0, 0]
+        if drafter.config.use_ordered_embeddings:
             assert len(set(found.tolist())) == len(found)
             assert set(found.tolist()) == expected.candidates(step)
-        assert_logits_agree(logits, expected.logits[step][found], f"step {step}")
-    if position_offset == models.drafter.config.query_position:
+        scores = np.array(logits)[0, 0]
+        assert_logits_agree(scores, expected.logits[step][found], f"step {step}")
+        token = mx.array([int(found[scores.argmax()])])
+    if position_offset == drafter.config.query_position:
         drafts = draft(*models, cache, newest, GREEDY, NUM_STEPS)
         assert drafts.tolist() == [expected.tokens]
 
@@ -95,7 +82,7 @@ def test_target_logits_past_the_window_equal_transformers(
 ) -> None:
     # At least 70 positions: the ring of a sliding layer (32 slots) wraps twice.
     ids, expected = reference.decisive(
-        lambda ids: reference.target_logits(pair.target, ids), rng, VOCAB, rng.integers(70, 90)
+        lambda ids: reference.target_logits(pair.target, ids), rng, rng.integers(70, 90)
     )
     target = models.target
     cap = target.config.final_logit_softcapping
@@ -117,10 +104,7 @@ def test_each_draft_step_equals_transformers(
     window = models.target.config.sliding_window
     sizes = {"one": 1, "window": window, "window + 1": window + 1, "long": rng.integers(70, 90)}
     ids, expected = reference.decisive(
-        lambda ids: reference.draft(*pair, ids, NUM_STEPS, position_offset),
-        rng,
-        VOCAB,
-        sizes[length],
+        lambda ids: reference.draft(*pair, ids, NUM_STEPS, position_offset), rng, sizes[length]
     )
     assert_drafts_equal(models, *committed(models.target, ids), expected, position_offset)
 
@@ -141,7 +125,7 @@ def test_drafts_after_a_round_equal_those_after_the_accepted_text(
             text.append(reference.draft(*pair, text, 0).newest)
         return text, reference.draft(*pair, text, NUM_STEPS)
 
-    prompt, (text, expected) = reference.decisive(text_and_drafts, rng, VOCAB, 75)
+    prompt, (text, expected) = reference.decisive(text_and_drafts, rng, 75)
     cache, newest = committed(models.target, prompt)
     true = [*text[len(prompt) + 1 :], expected.newest]
     wrong = [(true[-1] + 1) % VOCAB] * 5
@@ -155,16 +139,11 @@ def test_drafts_after_a_round_equal_those_after_the_accepted_text(
 
 
 def test_64_greedy_tokens_equal_transformers(pair: PairPaths, rng: np.random.Generator) -> None:
-    prompts, texts = zip(
-        *(
-            reference.decisive(
-                lambda ids: reference.greedy(pair.target, ids, 64), rng, VOCAB, length
-            )
-            for length in (3, 61)
-        ),
-        strict=True,
-    )
+    found = [
+        reference.decisive(lambda ids: reference.greedy(pair.target, ids, 64), rng, length)
+        for length in (3, 61)
+    ]
     params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True, num_draft_tokens=3)
     with mlx_gemma_mtp.load(pair.target, pair.drafter) as engine:
-        done = engine.generate(prompts, params)
-    assert [one.tokens for one in done] == list(texts)
+        done = engine.generate([prompt for prompt, _ in found], params)
+    assert [one.tokens for one in done] == [text for _, text in found]

@@ -1,6 +1,7 @@
 """Thoughts, answer and tool calls are sorted by tokens, however those are cut; nothing is lost."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,26 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.spelled import (
-    CALL,
-    CALL_END,
-    CHANNEL,
-    CHANNEL_END,
-    MARKERS,
-    QUOTE,
-    Detokenizer,
-    spell,
-)
+from helpers.spelled import CALL, CALL_END, CHANNEL, CHANNEL_END, MARKERS, QUOTE, Detokenizer, spell
 from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.text.channels import ChannelParser, Piece, ToolCall, joined
-from mlx_gemma_mtp.text.tokenizer import NO_MARKERS, Markers, Text, TextStream
+from mlx_gemma_mtp.text.tokenizer import Markers, Text, TextStream
 
 LIMITS = {CHANNEL, CHANNEL_END, CALL, CALL_END}
-
-
-@pytest.fixture(scope="module")
-def text() -> Text:
-    return Text(DEMO)
 
 
 def parse(tokens: Sequence[int], stream: TextStream) -> tuple[list[Piece], ChannelParser]:
@@ -43,7 +30,6 @@ def parse(tokens: Sequence[int], stream: TextStream) -> tuple[list[Piece], Chann
 
 
 def sorted_text(tokens: Sequence[int], stream: TextStream) -> list[tuple[str, str]]:
-    """The kinds and texts of an output."""
     return [(piece.kind, piece.text) for piece in joined(parse(tokens, stream)[0]) if piece.text]
 
 
@@ -55,44 +41,18 @@ def calls(*parts: str | int) -> list[ToolCall]:
     return [piece.call for piece in parse(*spell(*parts))[0] if piece.call]
 
 
-# Kinds
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ([CHANNEL, "thought\n", "Hm.\n", CHANNEL_END, "Yes."], "thought:Hm.\n answer:Yes."),
-        (["Yes.", CHANNEL, "thought\n", "Hm.\n", CHANNEL_END], "answer:Yes. thought:Hm.\n"),
-        (["a", CHANNEL_END, "b", CALL_END, "c"], "answer:abc"),  # markers that close nothing
-        (
-            [CHANNEL, "thought\n", "I.", CALL, "call:a{}", CALL_END, "And?", CHANNEL_END, "!"],
-            "thought:I. tool_call:call:a{} thought:And? answer:!",
-        ),
-        (["See", CALL, "call:a{}", CALL_END], "answer:See tool_call:call:a{}"),
-    ],
-)
-def test_an_output_is_sorted_without_names_and_markers(
-    parts: list[str | int], expected: str
-) -> None:
-    assert " ".join(f"{kind}:{said}" for kind, said in kinds(*parts)) == expected
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_the_name_of_a_thought_may_be_cut_into_any_tokens(size: int) -> None:
     whole = "thought\nthought\nHm."
     parts = [whole[at : at + size] for at in range(0, len(whole), size)]
-    assert kinds(CHANNEL, *parts, CHANNEL_END, "Yes.") == [
-        ("thought", "thought\nHm."),
-        ("answer", "Yes."),
-    ]
+    expected = [("thought", "thought\nHm."), ("answer", "Yes.")]
+    assert kinds(CHANNEL, *parts, CHANNEL_END, "Yes.") == expected
 
 
 @pytest.mark.parametrize("name", ["analysis\n", "\n", "thoughts\n", "thought", "Thought\n", ""])
 def test_a_channel_of_another_name_is_not_answer_and_keeps_its_name(name: str) -> None:
-    assert kinds(CHANNEL, *name, "Hm.", CHANNEL_END, "Yes.") == [
-        ("thought", f"{name}Hm."),
-        ("answer", "Yes."),
-    ]
+    expected = [("thought", f"{name}Hm."), ("answer", "Yes.")]
+    assert kinds(CHANNEL, *name, "Hm.", CHANNEL_END, "Yes.") == expected
 
 
 def test_text_comes_with_the_token_that_makes_it_certain() -> None:
@@ -106,17 +66,8 @@ def test_text_comes_with_the_token_that_makes_it_certain() -> None:
 def test_an_empty_thought_has_no_text(name: str) -> None:
     tokens, stream = spell(CHANNEL, name, CHANNEL_END, "Yes.")
     pieces, parser = parse(tokens, stream)
-    assert joined(pieces) == [
-        Piece("thought", "", tokens[:3]),
-        Piece("answer", "Yes.", tokens[3:]),
-    ]
+    assert joined(pieces) == [Piece("thought", "", tokens[:3]), Piece("answer", "Yes.", tokens[3:])]
     assert parser.kind == "answer"
-
-
-def test_a_thought_that_is_never_closed_stays_one() -> None:
-    pieces, parser = parse(*spell(CHANNEL, "thought\n", "Hm. ", "The answer is 42."))
-    assert {piece.kind for piece in pieces if piece.text} == {"thought"}
-    assert parser.kind == "thought"
 
 
 def test_markers_spelled_out_are_text(text: Text) -> None:
@@ -129,50 +80,18 @@ def test_markers_spelled_out_are_text(text: Text) -> None:
 
 
 def test_without_markers_or_a_tokenizer_everything_is_answer() -> None:
-    stream = TextStream(Detokenizer({token: f"<{token}>" for token in LIMITS}), ())
+    stream = TextStream(Detokenizer({token: f"<{token}>" for token in LIMITS}), (), Markers())
     assert sorted_text(sorted(LIMITS), stream) == [("answer", "<48><49><100><101>")]
     assert ChannelParser(None).add(CHANNEL) == [Piece("answer", "", [CHANNEL])]
     assert ChannelParser(None).kind == "answer"
 
 
-# Tool calls
-
-
-def test_a_call_is_read() -> None:
-    parts = [CALL, "call:", "weather{", "city:", QUOTE, "Rome", QUOTE, ",days:3}", CALL_END]
-    raw = 'call:weather{city:<|"|>Rome<|"|>,days:3}'
-    assert kinds(*parts) == [("tool_call", raw)]
-    assert calls(*parts) == [ToolCall("weather", {"city": "Rome", "days": 3}, raw)]
-
-
 def test_several_calls_are_pieces_of_their_own() -> None:
     parts = [CALL, "call:a{}", CALL_END, CALL, "call:b{}", CALL_END, "Done."]
     pieces = joined(parse(*spell(*parts))[0])
-    assert [(piece.kind, piece.text, piece.call and piece.call.name) for piece in pieces] == [
-        ("tool_call", "call:a{}", "a"),
-        ("tool_call", "call:b{}", "b"),
-        ("answer", "Done.", None),
-    ]
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [CALL, "call:a{x:1}"],
-        [CALL, "call:a{x:", QUOTE, "b"],
-        [CHANNEL, "thought\n", CALL, "call:a{}"],
-    ],
-)
-def test_a_call_that_is_cut_off_is_not_a_call(parts: list[str | int]) -> None:
-    assert calls(*parts) == []
-    assert parse(*spell(*parts))[1].kind == "tool_call"
-
-
-@pytest.mark.parametrize("marker", [CHANNEL, CHANNEL_END, CALL])
-def test_a_call_broken_by_another_marker_is_not_a_call(marker: int) -> None:
-    broken = [CALL, "call:a{x:1", marker]
-    assert calls(*broken, CHANNEL_END, CALL_END) == []
-    assert [call.name for call in calls(*broken, CALL, "call:b{}", CALL_END)] == ["b"]
+    found = [(piece.kind, piece.text, piece.call and piece.call.name) for piece in pieces]
+    both = [("tool_call", "call:a{}", "a"), ("tool_call", "call:b{}", "b")]
+    assert found == [*both, ("answer", "Done.", None)]
 
 
 READABLE: dict[str, Any] = {
@@ -196,18 +115,14 @@ UNREADABLE = [
 ]
 
 
-def written(arguments: str) -> list[str | int]:
-    """A call of f with these arguments, Q for each quote."""
-    parts = [part for string in f"call:f{arguments}".split("Q") for part in (string, QUOTE)][:-1]
-    return [CALL, *parts, CALL_END]
-
-
 @pytest.mark.parametrize(
     "arguments", [*READABLE, *UNREADABLE], ids=lambda arguments: repr(arguments[:20])
 )
 def test_arguments_are_read_or_kept_as_written(arguments: str) -> None:
-    raw = f"call:f{arguments}".replace("Q", '<|"|>')
-    assert calls(*written(arguments)) == [ToolCall("f", READABLE.get(arguments), raw)]
+    strings = f"call:f{arguments}".split("Q")
+    parts = [part for string in strings for part in (string, QUOTE)][:-1]
+    call = ToolCall("f", READABLE.get(arguments), '<|"|>'.join(strings))
+    assert calls(CALL, *parts, CALL_END) == [call]
 
 
 @pytest.mark.parametrize("raw", ["", "f{}", "call:", "call:f", "call:{}", "Hello"])
@@ -226,30 +141,14 @@ def test_reading_a_call_takes_time_in_proportion_to_its_length() -> None:
         assert calls(CALL, "call:f{" + junk * 100_000, CALL_END)[0].arguments is None
 
 
-# Stop strings
-
-
-def test_a_stop_string_counts_in_the_answer_only(text: Text) -> None:
+def test_a_stop_string_counts_in_one_stretch_of_the_answer_only(text: Text) -> None:
     thought = [CHANNEL, *text.encode("thought\nSTOP now"), CHANNEL_END]
     call = [CALL, *text.encode("call:STOP{}"), CALL_END]
-    assert sorted_text([*thought, *call, *text.encode("One STOP two")], text.stream(["STOP"])) == [
-        ("thought", "STOP now"),
-        ("tool_call", "call:STOP{}"),
-        ("answer", "One "),
-    ]
-
-
-def test_a_stop_string_does_not_reach_across_a_marker(text: Text) -> None:
-    thought = [CHANNEL, *text.encode("thought\nHm"), CHANNEL_END]
-    tokens = [*text.encode("One ST"), *thought, *text.encode("OP two")]
-    assert sorted_text(tokens, text.stream(["STOP"])) == [
-        ("answer", "One ST"),  # before the thought, not held back beyond it
-        ("thought", "Hm"),
-        ("answer", "OP two"),
-    ]
-
-
-# Any tokens
+    # Before a marker nothing is held back: "ST" is no start of a stop string there.
+    tokens = [*text.encode("0 ST"), *thought, *text.encode("OP "), *call, *text.encode("1 STOP 2")]
+    kinds = ("answer", "thought", "answer", "tool_call", "answer")
+    texts = ("0 ST", "STOP now", "OP ", "call:STOP{}", "1 ")
+    assert sorted_text(tokens, text.stream(["STOP"])) == [*zip(kinds, texts, strict=True)]
 
 
 def plainly(text: Text, tokens: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -285,7 +184,7 @@ def test_any_tokens_are_sorted_and_nothing_is_changed(text: Text, rng: np.random
         pieces, parser = parse(tokens, text.stream())
         stretches = list(plainly(text, tokens))
         assert [token for piece in pieces for token in piece.tokens] == tokens
-        expected = joined(Piece(kind, said, []) for kind, said in stretches)
+        expected = joined(Piece(*stretch, []) for stretch in stretches)
         assert joined(Piece(*piece[:2], []) for piece in pieces) == expected
         assert parser.kind == stretches[-1][0]
         limits = [None, *(token for token in tokens if token in LIMITS), None]
@@ -294,21 +193,14 @@ def test_any_tokens_are_sorted_and_nothing_is_changed(text: Text, rng: np.random
         assert [piece.call.raw for piece in pieces if piece.call] == whole
 
 
-# Which tokens are markers
-
-
 def other_tokenizer(folder: Path, **renamed: str) -> Text:
     """The demo's tokenizer with some of its tokens exchanged."""
     for path in DEMO.glob("*token*"):
         shutil.copy(path, folder)
     path = folder / "tokenizer.json"
     words = {json.dumps(old): json.dumps(new) for old, new in renamed.items()}
-    parts = path.read_text(encoding="utf-8")
-    for at, old in enumerate(words):
-        parts = parts.replace(old, f"\0{at}\0")
-    for at, new in enumerate(words.values()):
-        parts = parts.replace(f"\0{at}\0", new)
-    path.write_text(parts, encoding="utf-8")
+    either = re.compile("|".join(map(re.escape, words)))
+    path.write_text(either.sub(lambda found: words[found[0]], path.read_text()))
     return Text(folder)
 
 
@@ -321,6 +213,6 @@ def test_markers_are_found_by_their_text(text: Text, tmp_path: Path) -> None:
 def test_a_marker_without_its_counterpart_is_text(tmp_path: Path) -> None:
     gone = {"<channel|>": "<gone|>", "<|tool_call>": "<gone>", '<|"|>': "<gone|gone>"}
     lacking = other_tokenizer(tmp_path, **gone)
-    assert lacking.markers == NO_MARKERS
+    assert lacking.markers == Markers()
     spelled = "<|channel>thought\nHm<tool_call|>"
     assert sorted_text(lacking.encode(spelled), lacking.stream()) == [("answer", spelled)]
