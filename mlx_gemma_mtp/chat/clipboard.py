@@ -18,7 +18,6 @@ PROGRAMS = (
     (("xsel", "--clipboard", "--input"), "DISPLAY"),
 )
 MAX_OSC_BYTES = 74_994  # common terminals drop more than that, as base64
-SECONDS = 5.0
 
 
 def copy(text: str, terminal: TextIO) -> str:
@@ -29,11 +28,9 @@ def copy(text: str, terminal: TextIO) -> str:
         has_desktop = variable is None or os.environ.get(variable)
         if not remote and has_desktop and shutil.which(command[0]):
             # Some programs stay in the background and would keep inherited streams open.
-            nowhere = subprocess.DEVNULL
+            null = subprocess.DEVNULL
             try:
-                subprocess.run(
-                    command, input=data, stdout=nowhere, stderr=nowhere, timeout=SECONDS, check=True
-                )
+                subprocess.run(command, input=data, stdout=null, stderr=null, timeout=5, check=True)
             except (OSError, subprocess.SubprocessError) as error:
                 raise MgmError(f"{command[0]} failed: {error}") from None
             return f"copied with {command[0]}"
