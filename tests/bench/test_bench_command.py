@@ -294,7 +294,10 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
         ("--max-tokens 4096", "demo has a context of 4,096 tokens"),
         ("--check --max-tokens 4096", "demo has a context of 4,096 tokens"),
         ("--temperature -1", "temperature"),
-        ("--tasks poetry", "--tasks takes stories, counting, json, not 'poetry'"),
+        (
+            "--tasks poetry",
+            "--tasks takes stories, counting, json, separated by commas, not 'poetry'",
+        ),
         ("--prompt-tokens 100", "the demo has prompts of its own"),
         ("--peer vllm", "--peer must be one of mlx-lm, mlx-vlm"),
         ("--temperature 1 --peer mlx-lm", "leave --temperature out"),
