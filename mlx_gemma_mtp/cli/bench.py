@@ -55,6 +55,8 @@ class Shown:
             raise UsageError(f"--out must name a file in an existing folder, not {self.out}")
         if self.plot is not None:
             need_matplotlib()
+            if self.plot.exists() and not self.plot.is_dir():
+                raise UsageError(f"--plot must name a folder, not {self.plot}")
 
     def keep(self, found: dict[str, Any]) -> None:
         """Write JSON to --out."""
@@ -128,11 +130,18 @@ def bench(
         (shown.share and shown.format not in ("table", "md"), "--share is Markdown", {"format"}),
         (measured.peer, "--peer decodes greedily", given & {"temperature"}),
         (measured.synthetic, "--synthetic makes a pair", given & {"model", "drafter", "recommend"}),
+        (
+            pair.drafter == "none" and measured.drafts != "0",
+            "--drafter none can't draft",
+            given & {"drafts"},
+        ),
     ):
         if applies and excluded:
             names = sorted(f"--{name.strip('_').replace('_', '-')}" for name in excluded)
             raise UsageError(f"{reason}: leave {', '.join(names)} out")
-    if shown.from_:
+    if measured.tasks == "list":
+        print(*measured.task_names(pair), sep="\n")
+    elif shown.from_:
         _show_earlier(shown, shown.from_)
     elif check:
         _check(pair, measured, shown)

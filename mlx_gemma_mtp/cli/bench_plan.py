@@ -27,7 +27,9 @@ CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128), ("1,2,4,8", 32)
 class Measured:
     """What to measure."""
 
-    tasks: Annotated[str | None, typer.Option(help="Such as chat,code [all].")] = None
+    tasks: Annotated[
+        str | None, typer.Option(help="Such as chat,code; `list` prints their names [all].")
+    ] = None
     batch: Annotated[str | None, typer.Option(help="Batch sizes [1,2,4,8; on a CPU 1,4].")] = None
     drafts: Annotated[str, typer.Option(help="Draft tokens per round.")] = "0,1,2,3,5,auto"
     prompt_tokens: Annotated[
@@ -56,7 +58,7 @@ class Measured:
     def plan(self, pair: options.Pair, *, check: bool = False) -> Plan:
         """Read the options. Raises UsageError before anything is loaded."""
         from mlx_gemma_mtp import device
-        from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
+        from mlx_gemma_mtp.bench.prompts import DEMO_TASKS
         from mlx_gemma_mtp.bench.record import Plan
         from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 
@@ -75,11 +77,9 @@ class Measured:
         if self.accept is not None and self.synthetic is None:
             raise UsageError("--accept is for random weights: add --synthetic")
         _check_peers(self.peer or [])
-        known: tuple[str, ...] = TASKS
-        if pair.model == "demo" and self.synthetic is None:
-            known = DEMO_TASKS
-            if self.prompt_tokens or self.depth:
-                raise UsageError("the demo has prompts of its own: leave --prompt-tokens out")
+        known = self.task_names(pair)
+        if known == DEMO_TASKS and (self.prompt_tokens or self.depth):
+            raise UsageError("the demo has prompts of its own: leave --prompt-tokens out")
         counts: list[NumDrafts] = ["auto", *range(MAX_DRAFT_TOKENS + 1)]
         drafts = options.listed(
             "--drafts", self.drafts, _count, counts.__contains__, f"0 to {counts[-1]} and auto"
@@ -99,6 +99,12 @@ class Measured:
             tasks=list(dict.fromkeys(tasks)),
             accept=options.chances(self.accept or "0.8") if self.synthetic else None,
         )
+
+    def task_names(self, pair: options.Pair) -> tuple[str, ...]:
+        """Return the tasks that there are prompts for."""
+        from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
+
+        return DEMO_TASKS if pair.model == "demo" and self.synthetic is None else TASKS
 
     def open(self, pair: options.Pair, plan: Plan) -> tuple[Opened, Prompts]:
         """Load or draw the pair, with its prompts. Raises if the context or memory is too small."""

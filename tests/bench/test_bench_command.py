@@ -269,6 +269,11 @@ def test_drafts_need_a_drafter(here: Any, tmp_path: Path) -> None:
         assert "has no drafter" in done.stderr.splitlines()[-1]
 
 
+def test_the_tasks_can_be_listed(here: Any) -> None:
+    assert here("--tasks", "list").stdout.split() == ["stories", "counting", "json"]
+    assert "translate" in here("--tasks", "list", "--synthetic", "E2B").stdout.split()
+
+
 def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: Path) -> None:
     out = tmp_path / "check.json"
     asked = f"--check --tasks json --batch 1,2 --drafts 2 --max-tokens 6 --out {out}"
@@ -326,6 +331,8 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
         ("--synthetic 31B --tasks code", "leave --tasks out"),
         ("--synthetic 31B --recommend", "leave --recommend out"),
         ("--drafts 0,3 --recommend", "--drafts 0,3,auto"),
+        ("--drafter none --drafts 0,3", "leave --drafts out"),
+        ("--plot pyproject.toml", "--plot must name a folder"),
     ],
 )
 def test_a_wrong_combination_is_refused_in_one_line(here: Any, arguments: str, said: str) -> None:
