@@ -36,7 +36,8 @@ class NumbersText:
     """Stands in for `tokenizer.Text`: three digits per token, so that a stop can span two."""
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        return TextStream(Detokenizer({token: spelled([token]) for token in range(1000)}), stop)
+        texts = {token: spelled([token]) for token in range(1000)}
+        return TextStream(Detokenizer(texts), stop, Markers())
 
 
 def spelled(tokens: Sequence[int]) -> str:
