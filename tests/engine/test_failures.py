@@ -15,7 +15,7 @@ from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Generation, MgmError
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError
-from mlx_gemma_mtp.text.tokenizer import TextStream
+from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
 NO_MEMORY = "[malloc] Unable to allocate 1024 bytes."
 BUFFERS = 4  # of a fake pair's cache: keys and values of two layers
@@ -186,7 +186,7 @@ def test_an_error_in_a_callback_or_in_text_ends_that_request_alone(
             raise ValueError("broken")
 
     stepped = Stepped()
-    stream = TextStream(Unwritable({}), ()) if where == "text" else None
+    stream = TextStream(Unwritable({}), (), Markers()) if where == "text" else None
     first = stepped.submit(prompts[0], LONG)
     bad = stepped.submit(prompts[1], LONG, stream=stream, on_chunk=note)
     second = stepped.submit(prompts[2], LONG)
