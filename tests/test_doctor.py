@@ -113,9 +113,7 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     assert re.search(r"^  a/alone: .*no drafts: no drafter", done.stdout, re.MULTILINE)
 
 
-def test_timings_count_only_on_the_machine_they_come_from(
-    hub_cache: HubCache,
-) -> None:
+def test_timings_count_only_on_the_machine_they_come_from(hub_cache: HubCache) -> None:
     folder = hub_cache.add(NAME, TARGET_FILES)
     hub_cache.add(f"{NAME}-assistant", DRAFTER_FILES)
     slow, fast = Costs(), Costs()

@@ -108,8 +108,7 @@ def bench(
     measured: Measured,
     shown: Shown,
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Only compare the output with and without drafts."),
+        bool, typer.Option("--check", help="Only compare the output with and without drafts.")
     ] = False,
 ) -> None:
     """Measure what draft tokens gain on this machine.

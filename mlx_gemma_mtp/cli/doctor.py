@@ -58,10 +58,7 @@ def print_report(report: Report) -> None:
         ("machine", f"{report.chip}, {decimal(report.memory_bytes)}"),
         ("system", f"{report.system}, {report.architecture}"),
         ("backend", f"{report.backend}, {available} available to a model"),
-        (
-            "versions",
-            ", ".join(versions),
-        ),
+        ("versions", ", ".join(versions)),
         ("cache", _place(report.cache)),
         ("timings", _place(report.depth)),
         ("variables", ", ".join(variables) or "none"),

@@ -118,11 +118,7 @@ def speculate(
 
 
 def round_player(
-    target: Target,
-    drafter: Drafter | None,
-    *,
-    draft: Draft = draft,
-    agree: Agree = agreeing_prefix,
+    target: Target, drafter: Drafter | None, *, draft: Draft = draft, agree: Agree = agreeing_prefix
 ) -> PlayRound:
     """`speculate` for this pair, compiled if the device is a GPU.
 

@@ -179,9 +179,7 @@ def test_every_chip_has_a_source_for_its_figures() -> None:
         assert find_chip(name).compute == pytest.approx(tera * 1e12, rel=0.03)
 
 
-def test_the_prediction_is_printed_as_table_and_json(
-    mgm_here: Here,
-) -> None:
+def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     arguments = ["estimate", "26b-a4b", "--chip", "M4 Max", "--bits", "4", "--batch", "1,8"]
     shown = mgm_here(*arguments)
     assert shown.returncode == 0, shown.stderr

@@ -16,12 +16,6 @@ from mlx_gemma_mtp.files import journal
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
 
 
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MGM_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path / "data"
-
-
 def test_a_conversation_that_is_read_again_is_the_same() -> None:
     talk = Talk(*(reply(f"answer {number}", thought="hm") for number in range(9)))
     talk.run("/system Be kind.")

@@ -1,11 +1,14 @@
-"""What a run learned about depth is found by the next, and a bad file does no harm."""
+"""What a run learned about depth is found by the next; files are replaced whole or not at all."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.remembered import FORMAT, load_depth, save_depth
 
 
@@ -109,3 +112,22 @@ def test_a_write_that_fails_keeps_the_old_file_or_nothing(
     monkeypatch.setenv("MGM_CACHE_DIR", str(file))  # a file where the folder should be
     assert not save_depth("key", learned(0.1))
     assert costs("key") == {}
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"before")
+    link.symlink_to(file)
+    write_whole(link, b"after")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"after"
+    assert sorted(tmp_path.iterdir()) == [file, link]
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_bytes)
+        write_whole(pipe, b"content")
+    assert (read.result(), pipe.is_fifo()) == (b"content", True)

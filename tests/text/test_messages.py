@@ -100,7 +100,7 @@ CALL = {"function": {"name": "f", "arguments": {}}}
 WRONG: dict[str, list[Any]] = {
     "it must be an object": ["Hi"],
     "its role must be one of system, ": [
-        *({"content": "Hi"}, {"role": "usr", "content": "Hi"}, {"role": ["user"], "content": "Hi"}),
+        *({"content": "Hi"}, {"role": "usr", "content": "Hi"}, {"role": ["user"], "content": "Hi"})
     ],
     "its content must be": [
         *({"role": "user"}, {"role": "user", "contnet": "Hi"}, user(None), user(5), user(["Hi"])),
