@@ -1,7 +1,4 @@
-"""The shape of the package: rooms import one way, the import is quick.
-
-Reads the sources with `ast`: an import counts wherever it stands, inside a function too.
-"""
+"""The shape of the package: rooms import one way, inside functions too; the import is quick."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How a record is shown: every format has the same numbers, and the sentences follow from them.
-
-The records are made by hand; nothing is measured here.
-"""
+"""Hand-made records as shown: every format has the same numbers, the sentences follow from them."""
 
 from __future__ import annotations
 

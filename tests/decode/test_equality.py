@@ -1,9 +1,8 @@
 """The output is the one that the target generates alone, whatever is drafted, accepted and batched.
 
-Eight plain outputs of every kind are decoded once, without a drafter, and checked against a single
-pass of the target over each. Every other way must give the same tokens. Random tiny drafters are
-hardly ever right, so drafts are also forced: right and wrong by a pattern over rows and positions.
-Then the counts of accepted drafts must be exactly those of the pattern.
+Eight plain outputs of every kind are decoded without a drafter and checked against one pass of the
+target. Every other way must give the same tokens. Random drafters are hardly ever right, so drafts
+are also forced by a pattern, and then the counts of accepted drafts must be those of the pattern.
 """
 
 from dataclasses import replace

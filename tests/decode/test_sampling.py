@@ -1,8 +1,7 @@
 """Tokens follow the target's probabilities, and their noise depends on seed, position and token.
 
-Draws are counted and compared by chi-square with the probabilities of Transformers' own warpers.
-These counts use fixed random numbers, because with fresh ones such a test fails now and then by
-design. All other tests draw new numbers in every run.
+Draws are compared by chi-square with Transformers' warpers, with fixed random numbers: with fresh
+ones such a test fails now and then by design. All other tests draw new numbers in every run.
 """
 
 from collections.abc import Sequence

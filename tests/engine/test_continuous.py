@@ -1,9 +1,8 @@
 """Requests start and end at random moments, and each writes what it would have written alone.
 
-Every test draws its own schedule: prompts of all lengths, settings, and the moments at which
-requests are submitted (each from a thread of its own) and cancelled. The expected outputs are
-decoded once per kind: without drafts, one request at a time. Moments are counted in rounds. A
-thread may be a little late, so one seed gives the same requests, not the same interleaving.
+Every test draws its own schedule: prompts, settings, and the rounds at which requests are submitted
+and cancelled, each from its own thread. Expected outputs are decoded alone, without drafts. A thread
+may be late, so one seed gives the same requests, not the same interleaving.
 """
 
 from collections import Counter

@@ -1,8 +1,7 @@
 """Hundreds of requests from sixteen threads: none waits forever, loses a token or leaves a trace.
 
-Most go to a random pair, 12B in small, whose drafts are forced right and wrong so that all outputs
-are known beforehand; the rest to the demo pair, whose outputs are compared in a sample. Settings,
-moments and ends are drawn from the seed of the run; how the requests meet depends on the machine.
+Most go to a random pair whose drafts are forced right and wrong, so all outputs are known; the rest
+to the demo pair. The seed gives settings, moments and ends; how requests meet is the machine's.
 """
 
 import threading
