@@ -1,92 +1,181 @@
-"""The commands of a chat as they are typed: their names, their arguments and their help.
-
-Knows nothing of what they do.
-"""
+"""A chat at a terminal: what each command does. A command that fails changes nothing."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import NamedTuple
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.chat import clipboard, transcript
+from mlx_gemma_mtp.chat.chat import Chat
+from mlx_gemma_mtp.chat.editor import Editor
+from mlx_gemma_mtp.chat.syntax import SETTINGS, did_you_mean, help_text, parse
+from mlx_gemma_mtp.chat.transcript import Conversation, shortened
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
+from mlx_gemma_mtp.errors import MgmError, UsageError
 
-
-class Command(NamedTuple):
-    """A command, its arguments as its help shows them, and what it does."""
-
-    name: str
-    arguments: str
-    help: str
-    values: tuple[str, ...] = ()  # arguments that Tab completes
-    file: bool = False  # True if Tab completes a file name
-    lines: bool = False  # True if the argument may have several lines
-
-
-SETTINGS = ("temperature", "top_k", "top_p", "seed", "max_tokens", "stop")
-
-COMMANDS = (
-    Command("help", "", "show this list"),
-    Command("exit", "", "quit (also Ctrl-D, or Ctrl-C twice)"),
-    Command("clear", "", "start a new conversation; the system prompt stays"),
-    Command("regen", "", "answer the last message again"),
-    Command("undo", "", "remove the last message and its answer"),
-    Command("system", "[TEXT]", 'set the system prompt; "none" removes it', ("none",), lines=True),
-    Command(
-        "think",
-        "[on|off|open|fold]",
-        "thinking on or off; show (open) or hide (fold) it",
-        ("on", "off", "open", "fold"),
-    ),
-    Command("set", "[NAME VALUE]", 'a sampling setting; "default" is the model\'s', SETTINGS),
-    Command("stats", "[on|off]", "statistics of the last answer, or of every one", ("on", "off")),
-    Command("mtp", "[off|auto|N]", "drafts per round; auto is fastest; same text", ("off", "auto")),
-    Command("save", "FILE", "save the conversation to a file", file=True),
-    Command("load", "FILE", "continue a conversation from a file", file=True),
-    Command("read", "FILE [TEXT]", "send a file as a message, after TEXT", file=True),
-    Command("copy", "", "copy the last answer to the clipboard"),
-    Command("model", "[NAME]", "switch to a folder or a downloaded model", ("demo",)),
-)
-BY_NAME = {command.name: command for command in COMMANDS}
-ALIASES = {"quit": "exit", "bye": "exit"}
-
-KEYS = f'''\
-Settings: {", ".join(SETTINGS)}.
-Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """
-ends it. Pasted lines are one message. Ctrl-X Ctrl-E opens $EDITOR, Tab
-completes, Up recalls. Ctrl-C stops an answer and keeps what is there. A space
-before /name sends it as text. Markdown in answers is not rendered.'''
+SHOWN = 60  # characters of a message
+UNSET = {"seed": "random each time", "max_tokens": "until the context is full", "stop": "none"}
 
 
-def parse(text: str) -> tuple[str, str] | None:
-    """Return the name and the argument of the command in a text; None for a message.
+def talk(chat: Chat, editor: Editor) -> None:
+    """Chat until the user leaves. Errors are shown, and the chat continues."""
+    while (text := editor.read()) is not None:
+        try:
+            command = parse(text)
+            if command and command[0] == "exit":
+                return
+            if command:
+                run(chat, *command)
+            elif text.strip():
+                chat.ask(text)
+        except MgmError as error:
+            chat.screen.say(f"mgm: {error}")
 
-    A path such as `/etc/hosts` is a message, and so are several lines unless the command takes
-    them. Raises UsageError for an unknown command.
+
+def run(chat: Chat, command: str, rest: str) -> None:
+    """Run any command but /exit, with the rest of its line. Raises MgmError."""
+    note = chat.screen.note
+    match command:
+        case "help":
+            chat.screen.say(help_text())
+        case "clear":
+            chat.start(Conversation(chat.models, chat.transcript.conversation.system))
+            note("(a new conversation)")
+        case "regen":
+            chat.regen()
+        case "undo":
+            question = chat.transcript.undo()
+            if question is None:
+                raise UsageError("there is no message to remove")
+            note(f"(removed: {shortened(question, SHOWN)})")
+        case "system":
+            if rest:
+                chat.transcript.instruct(None if rest == "none" else rest)
+            note(f"(system prompt: {chat.transcript.conversation.system or 'none'})")
+        case "think":
+            _think(chat, rest)
+        case "set":
+            _set(chat, *rest.split(maxsplit=1))
+        case "stats":
+            if not rest:
+                note(chat.stats_line())
+            elif rest in ("on", "off"):
+                chat.shows_stats = rest == "on"
+                note("(stats after every answer)" if chat.shows_stats else "(no stats)")
+            else:
+                raise UsageError("/stats takes on or off; alone it shows those of the last answer")
+        case "mtp":
+            _mtp(chat, rest)
+        case "save":
+            with _file(rest, "save") as path:
+                if path.exists():
+                    transcript.load(path)  # anything else is not replaced
+                chat.transcript.save(path)
+            note(f"(saved to {path})")
+        case "load":
+            with _file(rest, "load") as path:
+                loaded = transcript.load(path)
+            loaded.models = chat.models  # it continues with the model that is loaded
+            chat.start(loaded)
+            turns = f"{loaded.turns} turn{'s' * (loaded.turns != 1)}"
+            last = shortened(loaded.questions[-1], SHOWN) if loaded.questions else ""
+            note(f"(loaded {turns}, last message: {last})")
+        case "read":
+            _read(chat, rest)
+        case "copy":
+            if chat.transcript.answer is None:
+                raise UsageError("there is no answer to copy yet")
+            note(f"({clipboard.copy(chat.transcript.answer['content'], chat.screen.stderr)})")
+        case "model":
+            if rest:
+                chat.switch(chat.models._replace(model=rest, drafter="auto"))
+            note(f"(model: {chat.models.model})")
+
+
+def _think(chat: Chat, rest: str) -> None:
+    note = chat.screen.note
+    if rest in ("on", "off"):
+        chat.params = replace(chat.params, thinking=rest == "on")
+        note(f"(thinking is {rest})")
+    elif rest in ("open", "fold"):
+        chat.folds = rest == "fold"
+        note("(thoughts are hidden)" if chat.folds else "(thoughts are shown)")
+    elif rest:
+        raise UsageError("/think takes on, off, open or fold")
+    else:
+        if chat.transcript.answer:
+            chat.screen.aside(chat.transcript.answer.get("reasoning", ""))
+        on = "on" if chat.params.thinking else "off"
+        note(f"(thinking is {on}; thoughts are {'hidden' if chat.folds else 'shown'})")
+
+
+def _set(chat: Chat, name: str = "", value: str = "") -> None:
+    if name and name not in SETTINGS:
+        near = did_you_mean(name, SETTINGS) or f"choose from {', '.join(SETTINGS)}"
+        raise UsageError(f"no setting {name!r}: {near}")
+    if value:
+        chat.params = replace(chat.params, **{name: _read_setting(name, value)})
+    for one in [name] if name else SETTINGS:
+        now = getattr(chat.params, one)
+        unset = UNSET.get(one, "the model's default")
+        chat.screen.note(f"{one:12} {unset if now in (None, ()) else now}")
+
+
+def _read_setting(name: str, value: str) -> Any:
+    """Return a typed value: JSON, or a stop string as it is. Raises UsageError."""
+    if value == "default":
+        return getattr(SamplingParams(), name)
+    if name == "stop" and value[0] not in '"[':
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{name} cannot be {value!r}") from None
+
+
+def _mtp(chat: Chat, rest: str) -> None:
+    if rest in ("off", "auto"):
+        chat.params = replace(chat.params, num_draft_tokens=0 if rest == "off" else "auto")
+    elif rest.isdecimal() and int(rest) <= MAX_DRAFT_TOKENS:
+        if int(rest) and not chat.engine.has_drafter:
+            raise UsageError("no drafter is loaded: use mgm chat --drafter NAME")
+        chat.params = replace(chat.params, num_draft_tokens=int(rest))
+    elif rest:
+        raise UsageError(f"/mtp takes off, auto, or 1 to {MAX_DRAFT_TOKENS}")
+    chat.screen.note(f"(drafts: {chat.params.num_draft_tokens or 'off'})")
+
+
+def _read(chat: Chat, rest: str) -> None:
+    """Send a file, after the text that follows its name.
+
+    The name is in quotes, or it is the whole argument, or its first word.
     """
-    found = re.fullmatch(r"/([A-Za-z]*)(?:\s+(.*))?", text.rstrip(), re.DOTALL)
-    if found is None:
-        return None
-    word, rest = found[1].lower(), found[2] or ""
-    name = ALIASES.get(word, word)
-    if "\n" in text.strip() and not (name in BY_NAME and BY_NAME[name].lines):
-        return None
-    if name not in BY_NAME:
-        near = did_you_mean(word, [*BY_NAME, *ALIASES], prefix="/")
-        raise UsageError(f"no command /{word}: {near or '/help lists them'}")
-    return name, rest.strip()
+    name, text = [*rest.split(maxsplit=1), "", ""][:2]
+    if rest[:1] in ('"', "'") and rest.count(rest[0]) > 1:
+        name, _, text = rest[1:].partition(rest[0])
+    else:
+        with suppress(UsageError), _file(rest, "read") as path:  # a text may be too long for a name
+            if path.exists():
+                name, text = rest, ""
+    with _file(name, "read") as path:
+        content = path.read_text(encoding="utf-8")
+    chat.ask(f"{text.strip()}\n\n{content}" if text.strip() else content)
 
 
-def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str | None:
-    """Return a question with the nearest known word, or None if none is near."""
-    near = [one for one in known if one.startswith(word)] or get_close_matches(word, known, 1)
-    return f"did you mean {prefix}{near[0]}?" if near else None
-
-
-def help_text() -> str:
-    """Return all commands, one per line, and the keys."""
-    heads = [f"/{one.name} {one.arguments}".rstrip() for one in COMMANDS]
-    width = max(map(len, heads))
-    lines = [f"{head:{width}}  {one.help}" for head, one in zip(heads, COMMANDS, strict=True)]
-    return "\n".join([*lines, KEYS])
+@contextmanager
+def _file(name: str, command: str) -> Iterator[Path]:
+    """Yield the path of a file. What goes wrong with it in the block raises UsageError."""
+    if not name:
+        raise UsageError(f"/{command} needs a file name")
+    try:
+        yield Path(name).expanduser()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from None
+    except RuntimeError as error:  # ~nobody
+        raise UsageError(f"{name}: {error}") from None

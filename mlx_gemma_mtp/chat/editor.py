@@ -26,7 +26,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from mlx_gemma_mtp.chat.commands import COMMANDS
+from mlx_gemma_mtp.chat.syntax import COMMANDS
 from mlx_gemma_mtp.chat.terminal import MARK_PASTES, Interrupts
 
 BLOCK = '"""'

@@ -71,7 +71,7 @@ def chat(
         if cache and cache.exists():
             here.restore(cache)
         if shown and interrupts:
-            from mlx_gemma_mtp.chat.actions import talk
+            from mlx_gemma_mtp.chat.commands import talk
             from mlx_gemma_mtp.chat.editor import Editor
             from mlx_gemma_mtp.files.folders import history_file
 

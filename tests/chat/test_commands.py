@@ -8,16 +8,16 @@ from prompt_toolkit.document import Document
 
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp import MgmError, SamplingParams
-from mlx_gemma_mtp.chat import commands, editor
+from mlx_gemma_mtp.chat import editor, syntax
 from mlx_gemma_mtp.errors import UsageError
 
 
 def test_a_slash_starts_a_command_but_a_path_or_several_lines_are_a_message() -> None:
-    assert commands.parse("/set seed  7 ") == ("set", "seed  7")
-    assert commands.parse("/quit") == ("exit", "")
-    assert commands.parse("/system two\nlines") == ("system", "two\nlines")
+    assert syntax.parse("/set seed  7 ") == ("set", "seed  7")
+    assert syntax.parse("/quit") == ("exit", "")
+    assert syntax.parse("/system two\nlines") == ("system", "two\nlines")
     messages = ("/etc/hosts", "/etc/hosts is what?", " /help", "a /help", "/help\nme", "//", "/1")
-    assert [commands.parse(message) for message in messages] == [None] * len(messages)
+    assert [syntax.parse(message) for message in messages] == [None] * len(messages)
 
 
 def test_commands_are_completed_with_their_values() -> None:
@@ -33,12 +33,12 @@ def test_commands_are_completed_with_their_values() -> None:
 
 
 def test_help_names_every_command_and_setting_and_fits_80_columns() -> None:
-    lines = commands.help_text().splitlines()
+    lines = syntax.help_text().splitlines()
     assert max(map(len, lines)) <= 80
-    for command, line in zip(commands.COMMANDS, lines, strict=False):
+    for command, line in zip(syntax.COMMANDS, lines, strict=False):
         assert line.startswith(f"/{command.name}")
-    for setting in commands.SETTINGS:
-        assert setting in commands.help_text()
+    for setting in syntax.SETTINGS:
+        assert setting in syntax.help_text()
 
 
 def test_a_block_of_lines_is_the_text_between_its_quotes() -> None:

@@ -1,7 +1,7 @@
 """Requests start and end at random moments, and each writes what it would have written alone.
 
 Every test draws its own schedule: prompts, settings, and the rounds at which requests are submitted
-and cancelled, each from its own thread. Expected outputs are decoded alone, without drafts. A thread
+and cancelled, each from its own thread. Expected outputs are decoded alone, without drafts. Threads
 may be late, so one seed gives the same requests, not the same interleaving.
 """
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlx_gemma_mtp import Chunk, Completion, MgmError, SamplingParams
-from mlx_gemma_mtp.chat import actions, commands, store
+from mlx_gemma_mtp.chat import commands, store, syntax
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.terminal import Interrupts
@@ -118,8 +118,8 @@ class Talk:
     def run(self, *lines: str) -> None:
         """Run commands, whose errors are raised."""
         for line in lines:
-            actions.run(self.chat, *commands.parse(line))
+            commands.run(self.chat, *syntax.parse(line))
 
     def type(self, *lines: str) -> None:
         """Chat as at a terminal, where errors are shown."""
-        actions.talk(self.chat, SimpleNamespace(read=iter([*lines, None]).__next__))
+        commands.talk(self.chat, SimpleNamespace(read=iter([*lines, None]).__next__))
