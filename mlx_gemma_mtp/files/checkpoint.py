@@ -23,7 +23,7 @@ _PREFIXES = ("model.language_model.", "language_model.model.", "language_model."
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json. Raises CheckpointError."""
-    return _read_json(folder / "config.json", "is this a model folder?")
+    return read_json(folder / "config.json", "is this a model folder?")
 
 
 def read_target_config(folder: Path) -> TargetConfig:
@@ -51,14 +51,14 @@ def parse_config(
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """Return the folder's generation_config.json; empty if there is no such file."""
     path = folder / "generation_config.json"
-    return _read_json(path, "") if path.exists() else {}
+    return read_json(path, "") if path.exists() else {}
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint, all of them present. Raises CheckpointError."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = _read_json(index, "").get("weight_map")
+        shards = read_json(index, "").get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
             raise CheckpointError(f"{index}: weight_map does not name files: download it again")
         files = [folder / name for name in sorted(set(shards.values()))]
@@ -112,9 +112,10 @@ def canonical_name(name: str) -> str:
     return f"{name}.weight" if whole else name
 
 
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """Return the object in a JSON file. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {hint}") from None
     except (OSError, ValueError) as error:
