@@ -6,6 +6,7 @@ nothing of requests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,14 @@ GENERATION = "generation_config.json"
 EOS, STOP, SUPPRESS = "eos_token_id", "stop_strings", "suppress_tokens"
 
 APPLIED = {"do_sample", "temperature", "top_k", "top_p", EOS, STOP, SUPPRESS}
-# Transformers' keys that change no token of one sampled output, and the starts of some.
-HARMLESS = set(
-    """
-    bos_token_id pad_token_id decoder_start_token_id transformers_version trust_remote_code
-    use_cache low_memory compile_config disable_compile prefill_chunk_size max_time is_assistant
-    prompt_lookup_num_tokens max_matching_ngram_size target_lookbehind num_return_sequences
-    renormalize_logits remove_invalid_values length_penalty early_stopping num_beam_groups
-    diversity_penalty
-    """.split()
+# Transformers' keys that change no token of one sampled output.
+HARMLESS = re.compile(
+    r"_.*|(assistant|cache|compile|continuous|num_assistant|output|prompt_lookup|return)_.*"
+    r"|(bos|pad|decoder_start)_token_id|transformers_version|trust_remote_code|is_assistant"
+    r"|use_cache|low_memory|disable_compile|prefill_chunk_size|max_matching_ngram_size"
+    r"|target_lookbehind|num_return_sequences|renormalize_logits|remove_invalid_values"
+    r"|length_penalty|early_stopping|num_beam_groups|diversity_penalty"  # of num_beams
 )
-HARMLESS_STARTS = ("_", "assistant_", "cache_", "continuous_", "num_assistant_", "output_")
-HARMLESS_STARTS += ("return_",)
 # Keys that 1 switches off. Null, false, 0 and an empty value switch off any.
 ONE_IS_OFF = {"repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "typical_p"}
 ONE_IS_OFF |= {"num_beams"}
@@ -78,8 +75,8 @@ def notes(defaults: Mapping[str, Any], text: Text | None) -> tuple[str, ...]:
     asked = [
         f"{key}={_shown(value)}"
         for key, value in defaults.items()
-        if key not in APPLIED | HARMLESS
-        and not key.startswith(HARMLESS_STARTS)
+        if key not in APPLIED
+        and not HARMLESS.fullmatch(key)
         and value
         and not (key in ONE_IS_OFF and value == 1)
     ]

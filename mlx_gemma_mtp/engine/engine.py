@@ -227,6 +227,7 @@ class Engine:
 
     @property
     def _open(self) -> Scheduler:
+        mlx_worker()  # raises in a forked child, whose locks may never be released
         if self._scheduler is None:
             raise MgmError("this engine is closed: load the model again")
         return self._scheduler
