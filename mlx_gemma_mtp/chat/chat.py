@@ -68,7 +68,7 @@ class Chat:
         """
         for line in lines:
             try:
-                text = line.decode()
+                text = line.decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise UsageError("the input is not UTF-8 text") from None
             if text.strip():

@@ -162,7 +162,7 @@ def _read(chat: Chat, rest: str) -> None:
             if path.exists():
                 name, text = rest, ""
     with _file(name, "read") as path:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     chat.ask(f"{text.strip()}\n\n{content}" if text.strip() else content)
 
 
