@@ -5,6 +5,7 @@ Knows nothing of tokens, nor of which messages are allowed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **options: Any)
     Raises UsageError if the template refuses the messages.
     """
     import jinja2
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:

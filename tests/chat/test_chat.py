@@ -89,7 +89,7 @@ def test_a_tool_call_is_noted_and_kept_out_of_the_answer() -> None:
 
 def test_piped_lines_are_messages_in_utf_8() -> None:
     talk = Talk(*[reply("yes")] * 3, terminal=False)
-    lines = ["é 🦊\n", " \n", "/help\r\n", "last"]
+    lines = ["\ufeffé 🦊\n", " \n", "/help\r\n", "last"]
     with pytest.raises(errors.UsageError, match="not UTF-8 text"):
         talk.chat.answer_lines([*map(str.encode, lines), b"\xff\n"])
     assert [prompt[-1]["content"] for prompt in talk.engine.asked] == ["é 🦊", "/help", "last"]

@@ -109,7 +109,7 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
 
 
 def test_a_file_is_sent_after_the_text_that_follows_its_name(tmp_path: Path) -> None:
-    (path := tmp_path / "some notes").write_text("content")
+    (path := tmp_path / "some notes").write_text("\ufeffcontent")
     (tmp_path / "notes").write_text("other")
     talk = Talk(*[reply("yes")] * 3)
     talk.run(f"/read {path}", f'/read "{path}" Sum up.', f"/read {tmp_path}/notes Sum up.")

@@ -9,6 +9,7 @@ from mlx_gemma_mtp.files.hub import DEMO
 
 TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer.json"
 CONFIG, GENERATION, NAMES = "config.json", "generation_config.json", "tokenizer_config.json"
+WRITTEN = (DEMO / TEMPLATE).read_text()  # the chat template
 
 
 def small_files(folder: Path, *, without: str = "") -> Path:

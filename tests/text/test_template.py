@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 
 from helpers.broken import put, set_values
-from helpers.small_files import CONFIG, GENERATION, NAMES, TEMPLATE, TOKENIZER, small_files
+from helpers.small_files import CONFIG, GENERATION, NAMES, TEMPLATE, TOKENIZER, WRITTEN, small_files
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
-from mlx_gemma_mtp.files.hub import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
-WRITTEN = (DEMO / TEMPLATE).read_text()
 BOM = "\ufeff"
 HI = [{"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "description": "?"}}
