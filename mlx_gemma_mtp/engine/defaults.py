@@ -82,7 +82,7 @@ def notes(defaults: Mapping[str, Any], text: Text | None) -> tuple[str, ...]:
     ]
     found = []
     if text is not None and not text.has_template:
-        found.append("no chat template found; a prompt is continued as plain text")
+        found.append("no chat template found: a text is continued as it is, not answered")
     if asked:
         found.append(f"{GENERATION} asks for {', '.join(asked)}: not applied")
     return tuple(found)

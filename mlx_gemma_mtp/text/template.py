@@ -73,8 +73,8 @@ def choose(templates: Mapping[str, str], *, tools: bool) -> str:
         )
     if found is None:
         raise UsageError(
-            "the checkpoint has no chat template: give plain text or token ids, "
-            "or put the chat_template.jinja of the original model into its folder"
+            "the checkpoint has no chat template: give plain text (mgm generate) or token ids, "
+            "or put the original model's chat_template.jinja into its folder"
         )
     return found
 

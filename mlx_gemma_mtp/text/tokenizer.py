@@ -32,10 +32,9 @@ class Markers(NamedTuple):
     quote: int | None = None
 
 
-BOS = "<bos>"
 MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
 
-
+BOS = "<bos>"
 # What ends a model's turn: its own end, and the result of a tool, which another writes.
 TURN_ENDS = ("<turn|>", "<|tool_response>")
 
@@ -165,7 +164,8 @@ class Text:
             written = template.render(chosen, turns, add_generation_prompt=False, **self._named)
         except MgmError:  # such a template says nothing of ends; a prompt will show its fault
             return None
-        found = self._special.match(written.rpartition(answer)[2].lstrip())
+        _, shown, rest = written.rpartition(answer)
+        found = self._special.match(rest.lstrip()) if shown else None
         return found[0] if found else None
 
     def _in_disguise(self, value: Any) -> Any:
@@ -198,7 +198,9 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     """Return the special tokens that the tokenizer's configs name, as templates take them."""
     found: dict[str, str] = {}
     for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        for name, token in (read_json(path) if path.is_file() else {}).items():
+        raw = read_json(path) if path.is_file() else {}
+        extra = raw.get("extra_special_tokens")  # by name, or a list
+        for name, token in (raw | (extra if isinstance(extra, dict) else {})).items():
             content = token.get("content") if isinstance(token, dict) else token
             if name.endswith("_token") and isinstance(content, str):
                 found[name] = content

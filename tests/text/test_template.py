@@ -132,7 +132,11 @@ def test_ends_come_from_the_tokenizer_and_from_the_template(tmp_path: Path) -> N
     assert Text(folder).end_tokens() == [1]
     put(TEMPLATE, WRITTEN.replace("<turn|>", "<|im_end|>"))(folder)
     assert Text(folder).end_tokens() == [1, 106]
-    put(TEMPLATE, "{{ messages[0].content }}")(folder)
+    put(TEMPLATE, "{{ bos_token }}{{ messages[0].content }}")(folder)
+    assert Text(folder).end_tokens() == [1]
+    set_values({"extra_special_tokens": {"eot_token": "<x>"}}, NAMES)(folder)
+    assert Text(folder).end_tokens() == [1, 4]
+    set_values({"extra_special_tokens": ["<x>"]}, NAMES)(folder)
     set_values({"eot_token": "<x>", "eos_token": {"content": "<pad>"}}, NAMES)(folder)
     assert Text(folder).end_tokens() == [0, 4]
     set_values({"eot_token": "<nowhere>", "eos_token": None}, NAMES)(folder)
