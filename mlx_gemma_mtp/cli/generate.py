@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.text.messages import Prompt
 
 MAX_BATCH = 8
-PATIENCE = 2.0  # seconds
+PATIENCE = 2.0  # seconds that a prompt waits for standard input without a word
 
 
 @options.spread
@@ -146,7 +146,7 @@ def _prompt(argument: str | None, file: Path | None) -> str:
         if argument is None and at_terminal:
             raise UsageError("no prompt: give one, use --file, or pipe one in")
         typed = (argument or "").encode(errors="surrogateescape")  # as it was typed
-        piped = b"" if at_terminal else _piped()
+        piped = b"" if at_terminal else _piped(needed=argument is None)
         parts = [_text(typed, ""), _text(piped, " of standard input")]
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt:
@@ -154,12 +154,13 @@ def _prompt(argument: str | None, file: Path | None) -> str:
     return prompt
 
 
-def _piped() -> bytes:
-    """Return standard input; if it takes a while, say what is waited for."""
-    waits = "mgm: waiting for the end of standard input (Ctrl-D, or run it with </dev/null)"
+def _piped(*, needed: bool) -> bytes:
+    """Return standard input. If it isn't needed and takes a while, say what is waited for."""
+    waits = "mgm: waiting for the end of standard input; </dev/null leaves it out"
     notice = threading.Timer(PATIENCE, print, [waits], {"file": sys.stderr})
     notice.daemon = True
-    notice.start()
+    if not needed:
+        notice.start()
     try:
         return sys.stdin.buffer.read()
     finally:

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -72,6 +73,14 @@ def test_a_prompt_and_what_is_piped_are_both_used(
         f" {SUM}": here(*asked, stdin=f"{mark} {SUM}{end}"),
     }.items():
         assert found(done)["stats"]["prompt_tokens"] == len(text.prompt(prompt))
+
+
+def test_a_prompt_whose_standard_input_stays_open_says_what_it_waits_for() -> None:
+    with start(["generate", SUM, *GREEDY], stdin=subprocess.PIPE) as process:
+        assert process.stderr
+        assert "</dev/null" in process.stderr.readline()
+        answer, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, answer, errors) == (0, f"{SUM_ANSWER}\n", "")
 
 
 def test_what_a_checkpoint_asks_for_and_does_not_get_is_on_stderr_once(
