@@ -202,8 +202,8 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
 
 def test_a_byte_order_mark_is_not_part_of_any_line(tmp_path: Path) -> None:
     path, mark = tmp_path / "in.jsonl", b"\xef\xbb\xbf"
-    for start, number in ((mark, 1), (mark + b"\n" + mark, 2)):
-        path.write_bytes(start + b'{"prompt": "Hi"}\n')
+    for head, number in ((mark, 1), (mark + b"\n" + mark, 2)):
+        path.write_bytes(head + b'{"prompt": "Hi"}\n')
         [line] = read(path, SHORT, None)[0]
         assert (line.number, line.prompt) == (number, "Hi")
 
