@@ -84,7 +84,8 @@ def notes(defaults: Mapping[str, Any], text: Text | None) -> tuple[str, ...]:
     if text is not None and not text.has_template:
         found.append("no chat template found: a text is continued as it is, not answered")
     if asked:
-        found.append(f"{GENERATION} asks for {', '.join(asked)}: not applied")
+        they = "which is" if len(asked) == 1 else "which are"
+        found.append(f"{GENERATION} asks for {', '.join(asked)}, {they} not applied")
     return tuple(found)
 
 

@@ -95,7 +95,7 @@ def test_what_a_checkpoint_asks_for_and_does_not_get_is_on_stderr_once(
     lines = done.stderr.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(folder)] * 2
     assert "no chat template" in lines[0]
-    assert lines[1].endswith("generation_config.json asks for repetition_penalty=1.1: not applied")
+    assert lines[1].endswith("asks for repetition_penalty=1.1, which is not applied")
 
 
 def test_json_has_text_tokens_and_statistics_and_is_the_same_without_drafter(here: Here) -> None:

@@ -108,7 +108,7 @@ NOT_APPLIED: dict[str, list[Any]] = {
 @each(NOT_APPLIED)
 def test_a_setting_that_is_not_applied_is_named(name: str, value: Any) -> None:
     assert notes({name: value, "top_k": 64}, None) == (
-        f"{GENERATION} asks for {name}={value}: not applied",
+        f"{GENERATION} asks for {name}={value}, which is not applied",
     )
 
 
@@ -116,6 +116,7 @@ def test_settings_that_are_not_applied_are_named_in_one_line() -> None:
     lists = {"bad_words_ids": [[5, 6]], "sequence_bias": [[[5], -1.0]], "repetition_penalty": 1.1}
     [line] = notes(lists, None)
     assert line.isprintable()
+    assert line.endswith("which are not applied")
     assert all(name in line for name in lists)
 
 
