@@ -28,10 +28,11 @@ from mlx_gemma_mtp.cli.doctor import conclude, print_report
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.files import folders, hub, remembered
+from mlx_gemma_mtp.files import folders, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
+from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 
-TARGET_FILES, DRAFTER_FILES = folder_files(hub.DEMO), folder_files(hub.DEMO_DRAFTER)
+TARGET_FILES, DRAFTER_FILES = folder_files(DEMO), folder_files(DEMO_DRAFTER)
 GOOD = SelfTest(10, [], 0.6)
 BAD = replace(GOOD, differences=["temperature 1, batch 4, row 2: 7 tokens are the same, then ..."])
 

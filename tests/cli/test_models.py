@@ -29,6 +29,7 @@ from helpers.fake_hub import (
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files import hub_cache as cached
+from mlx_gemma_mtp.files.find import find_pair
 
 OTHER_FILES = TARGET_FILES | {"model-2.safetensors": b"w" * 9000}
 
@@ -77,7 +78,7 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert "num_hidden_layers" in str(found["i/broken"].problem)
     for model in found.values():  # its name finds the folder and the same drafter
         if model.problem is None and not model.is_drafter:
-            folder, drafter = hub.find_pair(model.name, "auto")
+            folder, drafter = find_pair(model.name, "auto")
             assert folder == model.folder
             beside = model.drafter and model.drafter.folder.resolve()
             assert (drafter and drafter.resolve()) == beside
