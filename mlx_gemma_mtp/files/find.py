@@ -13,7 +13,7 @@ from mlx_gemma_mtp.files import drafters, hub_cache
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.drafters import Candidate
 from mlx_gemma_mtp.files.hub import from_cache, snapshot
-from mlx_gemma_mtp.files.names import DEMO, is_folder, no_such, split_name
+from mlx_gemma_mtp.files.names import DEMO, check_format, is_folder, no_such, split_name
 
 
 def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path | None]:
@@ -83,4 +83,7 @@ def _find(name: str | Path) -> tuple[Path, bool]:
     if isinstance(name, Path):
         raise no_such(name)
     cached = from_cache(name)
-    return (cached, False) if cached is not None else (snapshot(name), True)
+    if cached is not None:
+        return cached, False
+    check_format(name)
+    return snapshot(name), True
