@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.hub import from_cache, snapshot
+from mlx_gemma_mtp.files.download import snapshot
+from mlx_gemma_mtp.files.hub import from_cache
 from mlx_gemma_mtp.files.names import DEMO, DRAFTER_SUFFIX, drafter_name, is_folder, no_such
 
 
