@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_dir, user_data_dir, user_state_dir
@@ -35,6 +36,13 @@ def nearest(path: Path) -> Path:
     """Return the path, or the closest folder above it that exists."""
     path = path.expanduser().resolve()
     return next(one for one in (path, *path.parents) if one.exists())
+
+
+def shown(path: Path) -> str:
+    """Return a path for people, with ~ for the home folder."""
+    with suppress(ValueError, RuntimeError):  # not in it; a user without a home
+        return str(Path("~", path.relative_to(Path.home())))
+    return str(path)
 
 
 def free_bytes(path: Path) -> int:

@@ -1,15 +1,15 @@
-"""The Hub's cache and downloads into it.
+"""The Hub's cache: where a repository is, what of a checkpoint is missing, what to download.
 
-Models in the cache are used without network. Sizes are known and the disk is checked before
-a download starts. Knows nothing of terminals, and of the files only which ones a checkpoint needs.
+Models in the cache are found without network. Knows nothing of terminals, and of the files only
+which ones a checkpoint consists of. The bytes are fetched by `download`.
 """
 
 from __future__ import annotations
 
 import errno
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +19,18 @@ from rich.filesize import decimal
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
 from mlx_gemma_mtp.files.folders import free_bytes
-from mlx_gemma_mtp.files.names import MAIN, drafter_name, is_folder, split_name
+from mlx_gemma_mtp.files.names import MAIN, is_folder, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
-FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # what a checkpoint needs
-
-# Each run of the Hub's client downloads to files with names of its own, and never resumes another
-# run's. One that was not written to for this long is abandoned.
-PART = "*.????????.incomplete"
-ABANDONED_SECONDS = 3600
+# The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
+INDEX = "model.safetensors.index.json"
+REQUIRED = (
+    *("config.json", "generation_config.json", "*.safetensors", INDEX),
+    *("tokenizer.json", "tokenizer_config.json", "*.jinja"),
+)
+OLD_TEMPLATES = ("chat_template.json", "processor_config.json")  # needed without a *.jinja
+OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "README.md")
+DRAFTER_FOLDER = "drafter/"  # the only subfolder that is looked at
 
 
 def cache_folder() -> Path:
@@ -42,26 +45,62 @@ def repository_folder(repository: str) -> Path:
     return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
-def from_cache(name: str) -> Path | None:
-    """Return the cached folder of a Hub name if it holds a whole checkpoint. No network."""
+def snapshot_folder(name: str) -> Path | None:
+    """Return the cached folder of a Hub name if it has a config.json. No network."""
     import huggingface_hub
 
     repository, revision = split_name(name)
     try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, local_files_only=True, allow_patterns=FILES
-            )
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, local_files_only=True, allow_patterns=["config.json"]
         )
-        read_config(folder)
-        weight_files(folder)
-    except (OSError, ValueError, CheckpointError):  # nothing there, no valid name, or damaged
+    except (OSError, ValueError):  # nothing there, no valid name, or damaged
         return None
-    return folder
+    return Path(folder) if Path(folder, "config.json").is_file() else None
+
+
+def from_cache(name: str) -> Path | None:
+    """Return the cached folder of a Hub name if it holds a whole checkpoint. No network."""
+    folder = snapshot_folder(name)
+    return None if folder is None or missing_files(folder) else folder
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return the files that a cached checkpoint lacks; `weights` if it is not known which.
+
+    By the Hub's own listing if that is cached. Otherwise a target needs a config, its weights and
+    a tokenizer, a drafter no tokenizer; see also `may_lack_files`.
+    """
+    try:
+        is_drafter = read_config(folder).get("model_type") in DRAFTER_TYPES
+    except CheckpointError:
+        return ["config.json"]
+    paths = _listed(folder)
+    wanted = [] if is_drafter else ["tokenizer.json"]
+    lacks = [one for one in (wanted if paths is None else _required(paths)) if _lacks(folder, one)]
+    if not _has_weights(folder) and not any(one.endswith(".safetensors") for one in lacks):
+        lacks.append("weights")
+    return lacks
+
+
+def may_lack_files(folder: Path) -> bool:
+    """Return True if only the Hub knows whether this cached target's files are all there."""
+    if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
+        return False
+    return _lacks(folder, "generation_config.json") or not any(folder.glob("*.jinja"))
+
+
+class RemoteFile(NamedTuple):
+    """A file on the Hub. blob: its name in the cache. sha256: of its content; None if small."""
+
+    path: str
+    size: int
+    blob: str
+    sha256: str | None
 
 
 class Download(NamedTuple):
-    """One repository, with the `total` and `missing` bytes of the files that are needed.
+    """One repository, the files that a checkpoint needs, and the bytes that are `missing` of them.
 
     alone: True for a drafter, and for a target that contains its drafter. refused: why the Hub
     could not be asked; the cache holds all that is needed then.
@@ -70,7 +109,7 @@ class Download(NamedTuple):
     repository: str
     revision: str
     commit: str
-    total: int
+    files: tuple[RemoteFile, ...]
     missing: int
     alone: bool
     refused: str | None = None
@@ -80,28 +119,86 @@ class Download(NamedTuple):
         """The name that `load` takes for it."""
         return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"
 
+    @property
+    def total(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
 
-def plan_download(model: str, drafter: str | None = "auto") -> list[Download]:
-    """Return what to download for a target and its drafter, if it has one.
+    @property
+    def folder(self) -> Path:
+        """Where the cache has it, or will have it."""
+        return repository_folder(self.repository) / "snapshots" / self.commit
 
-    Each is a Hub name as in `find_pair`. Without the Hub, plans from the cache. Raises UsageError
-    for folders and the demo, ModelNotFoundError if a model is neither on the Hub nor in the cache,
-    CheckpointError if it is not a Gemma 4 model.
-    """
-    target = _look_up(model)
-    if drafter != "auto":
-        return [target] if drafter is None else [target, _look_up(drafter)]
-    if target.alone:
-        return [target]
-    name = drafter_name(model)
-    if target.refused is None:
-        from huggingface_hub import HfApi
+    def blob(self, file: RemoteFile) -> Path:
+        """Return where the cache keeps the content of a file."""
+        return repository_folder(self.repository) / "blobs" / file.blob
 
+
+def look_up(name: str, *, update: bool = True) -> Download:
+    """Return what to download for one Hub name; arguments and errors as `find.plan_download`."""
+    import huggingface_hub
+
+    if name == "demo" or is_folder(name):
+        raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
+    (repository, revision), cached = split_name(name), snapshot_folder(name)
+    asked = revision
+    if cached is not None and not update and _has_weights(cached):
+        asked = cached.name
+    try:
         with hub_errors(name):
-            there = HfApi().repo_exists(name)
-    else:
-        there = from_cache(name) is not None
-    return [target, _look_up(name)] if there else [target]
+            info = huggingface_hub.HfApi().model_info(
+                repository, revision=asked, files_metadata=True
+            )
+    except ModelNotFoundError as error:
+        if cached is None or missing_files(cached):
+            raise
+        files = tuple(
+            RemoteFile(
+                str(path.relative_to(cached)), path.stat().st_size, path.resolve().name, None
+            )
+            for path in sorted(cached.rglob("*"))
+            if path.is_file()
+        )
+        is_drafter = read_config(cached).get("model_type") in DRAFTER_TYPES
+        alone = is_drafter or (cached / DRAFTER_FOLDER).is_dir()
+        return Download(repository, revision, cached.name, files, 0, alone, str(error))
+    assert info.sha is not None  # the Hub always sends it for a single repository
+    kind = (info.config or {}).get("model_type")
+    if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
+        raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
+    files = tuple(
+        RemoteFile(
+            one.rfilename,
+            one.size or 0,
+            one.lfs.sha256 if one.lfs else one.blob_id or "",
+            one.lfs.sha256 if one.lfs else None,
+        )
+        for one in info.siblings or []
+        if _wanted(one.rfilename)
+    )
+    paths = {file.path for file in files}
+    weights = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
+    if "config.json" not in paths or not weights:
+        raise CheckpointError(f"{name} has no config.json with safetensors files")
+    alone = kind in DRAFTER_TYPES or f"{DRAFTER_FOLDER}config.json" in paths
+    found = Download(repository, revision, info.sha, files, 0, alone)
+    return found._replace(missing=sum(missing_bytes(found, file) for file in files))
+
+
+def part_of(blob: Path) -> Path:
+    """Return the file that a blob is downloaded to until it is whole."""
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def missing_bytes(download: Download, file: RemoteFile) -> int:
+    """Return how many bytes of a file are not here yet; at least one if it is not whole."""
+    blob = download.blob(file)
+    if (download.folder / file.path).is_file() or blob.is_file():
+        return 0
+    with suppress(FileNotFoundError):
+        if file.sha256:
+            return max(1, file.size - part_of(blob).stat().st_size)
+    return file.size
 
 
 def check_room(downloads: Sequence[Download]) -> None:
@@ -112,33 +209,6 @@ def check_room(downloads: Sequence[Download]) -> None:
             f"{decimal(missing)} to download, but the disk of {cache_folder()} has "
             f"{decimal(free)} free: free some space, or set HF_HOME to a folder elsewhere"
         )
-
-
-def fetch(download: Download, *, quiet: bool = False) -> Path:
-    """Download what is missing and return the folder. Raises MgmError.
-
-    quiet: True hides the Hub's progress bars, which it also draws if nobody can see them.
-    The name moves to the new commit after the last file: an interrupted update leaves the old
-    version usable.
-    """
-    repository, revision, commit = download.repository, download.revision, download.commit
-    if download.refused is None:
-        for part in parts(repository):
-            with suppress(FileNotFoundError):  # another process has just finished it
-                if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
-                    part.unlink()
-        snapshot(f"{repository}@{commit}", quiet=quiet)
-        if revision != commit:
-            snapshot(f"{repository}@{revision}", quiet=True)  # usually just moves the name
-    folder = from_cache(f"{repository}@{commit}")
-    if folder is None:
-        raise CheckpointError(f"{download.name} is incomplete on the Hub too")
-    return folder
-
-
-def parts(repository: str) -> set[Path]:
-    """Return files that are being downloaded, or were when a download was interrupted."""
-    return set((repository_folder(repository) / "blobs").glob(PART))
 
 
 @contextmanager
@@ -156,8 +226,9 @@ def hub_errors(name: str) -> Iterator[None]:
     except errors.HFValidationError:
         raise ModelNotFoundError(f"{name[:200]!r} is neither a folder nor a Hub name") from None
     except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{split_name(name)[0]}"
         raise ModelNotFoundError(
-            f"{name} is gated: accept its terms on the Hub page, then set HF_TOKEN"
+            f"{name} is gated: accept its terms at {page}, then set HF_TOKEN or run hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
         raise ModelNotFoundError(
@@ -176,70 +247,51 @@ def hub_errors(name: str) -> Iterator[None]:
             ) from None
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
+        cached = snapshot_folder(name)
+        state, way = "is not downloaded", "check the connection, or use a local folder"
+        if cached is not None and (lacks := missing_files(cached)):
+            state = f"is incomplete in the cache ({', '.join(lacks[:3])} missing)"
+            way = f"when it can be, mgm pull {name} downloads the rest"
         raise ModelNotFoundError(
-            f"{name} is not downloaded, and the Hub cannot be reached ({reason}): "
-            "check the connection, or use a local folder"
+            f"{name} {state}, and the Hub cannot be reached ({reason}): {way}"
         ) from None
 
 
-def snapshot(name: str, *, quiet: bool = False) -> Path:
-    """Download what the cache lacks of a Hub name. Raises as `hub_errors` says."""
-    import huggingface_hub
-
-    repository, revision = split_name(name)
-    with hub_errors(name):
-        bar = _no_bar() if quiet else None
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=FILES, tqdm_class=bar
-            )
-        )
+def _wanted(path: str) -> bool:
+    """Return True for a file that is downloaded: of a checkpoint, or of the drafter inside it."""
+    patterns = (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL)
+    return any(fnmatch(path.removeprefix(DRAFTER_FOLDER), one) for one in patterns) and (
+        "/" not in path.removeprefix(DRAFTER_FOLDER)
+    )
 
 
-def _look_up(name: str) -> Download:
-    """Ask the Hub what a name would download, or the cache if the Hub cannot be asked."""
-    import huggingface_hub
+def _required(paths: Iterable[str]) -> list[str]:
+    """Return those of a repository's paths without which a checkpoint is incomplete."""
+    wanted = [path for path in paths if _wanted(path)]
+    optional = OPTIONAL
+    if any(path.endswith(".jinja") for path in wanted):
+        optional += OLD_TEMPLATES
+    return [path for path in wanted if path.rpartition("/")[2] not in optional]
 
-    if name == "demo" or is_folder(name):
-        raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
-    repository, revision = split_name(name)
+
+def _listed(folder: Path) -> list[str] | None:
+    """Return the paths that the Hub listed for this cached commit; None if that is not cached."""
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    repository = folder.parents[1].name.removeprefix("models--").replace("--", "/")
     try:
-        with hub_errors(name):
-            info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-            assert info.sha is not None  # the Hub always sends it for a single repository
-            kind = (info.config or {}).get("model_type")
-            if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
-                raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
-            # By its commit: even a dry run moves a branch's name in the cache.
-            files = huggingface_hub.snapshot_download(
-                repository,
-                revision=info.sha,
-                allow_patterns=FILES,
-                tqdm_class=_no_bar(),
-                dry_run=True,
-            )
-    except ModelNotFoundError as error:
-        folder = from_cache(name)
-        if folder is None:
-            raise
-        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        is_drafter = read_config(folder).get("model_type") in DRAFTER_TYPES
-        alone = is_drafter or (folder / "drafter").is_dir()
-        return Download(repository, revision, folder.name, total, 0, alone, str(error))
-    names = {file.filename for file in files}
-    if "config.json" not in names or not any(one.endswith(".safetensors") for one in names):
-        raise CheckpointError(f"{name} has no config.json with safetensors files")
-    total = sum(file.file_size or 0 for file in files)
-    missing = sum(file.file_size or 0 for file in files if file.will_download)
-    alone = kind in DRAFTER_TYPES or "drafter/config.json" in names
-    return Download(repository, revision, info.sha, total, missing, alone)
+        tree = get_cached_repo_tree(repository, revision=folder.name, cache_dir=folder.parents[2])
+    except (errors.CachedRepoTreeNotFoundError, ValueError):  # ValueError: not a Hub name
+        return None
+    return [file.path for file in tree]
 
 
-def _no_bar() -> type:
-    from huggingface_hub.utils.tqdm import tqdm
+def _lacks(folder: Path, path: str) -> bool:
+    return not (folder / path).is_file()
 
-    class NoBar(tqdm):
-        def __init__(self, *args: object, **options: object) -> None:
-            super().__init__(*args, **options | {"disable": True})
 
-    return NoBar
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False
