@@ -89,14 +89,15 @@ def test_the_report_shows_the_machine_and_its_models(
 
 
 def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here: Here) -> None:
+    other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536})
     for name, files in {
         "a/alone": TARGET_FILES,
         "b/mismatch": TARGET_FILES,
-        "b/mismatch-assistant": model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536}),
+        "b/mismatch-assistant": other,
         "c/half": TARGET_FILES,
         "c/half-assistant": {"config.json": DRAFTER_FILES["config.json"]},
         "d/half": {"config.json": TARGET_FILES["config.json"]},
-        "e/lone-assistant": DRAFTER_FILES,
+        "e/lone-assistant": other,
         "f/damaged": TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"},
     }.items():
         hub_cache.add(name, files)

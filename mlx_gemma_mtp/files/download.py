@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlx_gemma_mtp.errors import CheckpointError, MgmError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.hub import Download, RemoteFile, hub_errors
 
@@ -60,6 +60,17 @@ def snapshot(name: str) -> Path:
     found = hub.look_up(name, update=False)
     hub.check_room([found])
     return fetch(found)
+
+
+def complete(name: str, cached: Path) -> Path:
+    """Return the cached folder of a Hub name, with the files that only the Hub knows of.
+
+    If the Hub cannot be asked, as it is. Otherwise raises as `fetch`.
+    """
+    try:
+        return snapshot(name) if hub.may_lack_files(cached) else cached
+    except ModelNotFoundError:
+        return cached
 
 
 def _fetch_small(download: Download, revision: str) -> None:

@@ -5,10 +5,12 @@ Looks at folders only: neither at the Hub nor at what is downloaded.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError
+from mlx_gemma_mtp.files.published import SHORT, SIZES, size_of, size_within
 
 DEMO = Path(__file__).parents[1] / "demo" / "gemma-4-demo-it"
 DRAFTER_SUFFIX = "-assistant"
@@ -16,7 +18,10 @@ DEMO_DRAFTER = DEMO.with_name(DEMO.name + DRAFTER_SUFFIX)
 MAIN = "main"  # the revision that a name without one means
 
 _HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
-_PUBLISHED = [f"google/gemma-4-{size}-it" for size in ("E2B", "E4B", "12B", "26B-A4B", "31B")]
+_HUB_PAGE = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w-][\w.-]*/[\w.-]+)")
+_OTHER_FORMAT = re.compile(
+    r"GGUF|AWQ|GPTQ|w4a16-ct|mobile-ct|LiteRT|ONNX|bnb-4bit|(?<![a-z])FP8(?=-|$)", re.IGNORECASE
+)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -43,15 +48,46 @@ def is_folder(name: str | Path) -> bool:
 def no_such(name: str | Path) -> ModelNotFoundError:
     """Return the error for a name that is neither a folder, nor a Hub name, nor the demo."""
     short = str(name)[:200]
-    if short.endswith(".gguf"):
-        return ModelNotFoundError(
-            f"{short}: GGUF files are not supported; give a folder with safetensors, or a Hub name"
-        )
-    near = [one for one in _PUBLISHED if len(short) > 2 and short.casefold() in one.casefold()]
-    if len(near) == 1:
-        return ModelNotFoundError(
-            f"{short!r}: did you mean {near[0]}? Otherwise give a folder, a Hub name or demo"
-        )
+    if short.casefold().endswith(".gguf"):
+        return ModelNotFoundError(f"{short}: GGUF files are not supported; {_instead(short)}")
+    if Path(short).suffix in (".safetensors", ".json"):
+        return ModelNotFoundError(f"{short} is a file: give the folder that holds the model")
+    meant = did_you_mean(short)
+    if meant is not None:
+        return ModelNotFoundError(f"{short!r}: did you mean {meant}?")
     return ModelNotFoundError(
-        f"no folder {short!r}: give a folder, a Hub name such as {_PUBLISHED[1]}, or demo"
+        f"no folder {short!r}: give a size ({', '.join(SHORT)}), a folder, a Hub name such as "
+        f"{SIZES[1].original}, or demo"
     )
+
+
+def did_you_mean(name: str) -> str | None:
+    """Return the published Hub name or the short name that is closest to this one, if one is."""
+    page = _HUB_PAGE.match(name)
+    if page is not None:
+        return page[1]
+    known = [one for size in SIZES for one in (size.original, size.quantized(8), size.quantized(4))]
+    size = size_of(name)
+    if size is not None:
+        return size.original
+    spelled = {one.casefold(): one for one in (*SHORT, *known)}
+    if "/" not in name:  # without its publisher; the first of several
+        spelled = {one.rpartition("/")[2]: whole for one, whole in reversed(spelled.items())}
+    near = difflib.get_close_matches(name.casefold(), spelled, 1, 0.8)
+    return spelled[near[0]] if near else None
+
+
+def check_format(name: str) -> None:
+    """Raise ModelNotFoundError if a Hub name says that its weights are not safetensors for us."""
+    format = _OTHER_FORMAT.search(name.rpartition("/")[2])
+    if format is not None:
+        raise ModelNotFoundError(f"{name}: {format[0]} weights are not supported; {_instead(name)}")
+
+
+def _instead(name: str) -> str:
+    size = size_within(name)
+    if size is None:
+        return "give a folder with safetensors, or a Hub name"
+    if "qat" in name.casefold():
+        return f"take {size.original}-qat-q4_0-unquantized with --bits 4"
+    return f"take {size.quantized(4)}"
