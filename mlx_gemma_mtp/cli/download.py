@@ -140,7 +140,13 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
     width = max(len(one.name) for one in downloads)
     for one in downloads:
         here = one.total - one.missing
-        note = f", {decimal(here)} here" if 0 < here < one.total else ", here" if here else ""
+        note = (
+            f", {decimal(here)} in the cache"
+            if 0 < here < one.total
+            else ", in the cache"
+            if here
+            else ""
+        )
         print(f"{one.name:{width}}  {decimal(one.total):>8}{note}", file=to)
         if one.refused:
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)

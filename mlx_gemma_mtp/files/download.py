@@ -17,12 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlx_gemma_mtp.errors import CheckpointError, MgmError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.hub import Download, RemoteFile, hub_errors
 
 FILES_AT_ONCE = 4
-CHUNK = 2**20  # bytes
 TRIES = 5  # in a row without a byte, with longer and longer pauses
 BUSY = (408, 429, 500, 502, 503, 504)  # HTTP codes of a server that may answer later
 
@@ -61,6 +60,17 @@ def snapshot(name: str) -> Path:
     found = hub.look_up(name, update=False)
     hub.check_room([found])
     return fetch(found)
+
+
+def complete(name: str, cached: Path) -> Path:
+    """Return the cached folder of a Hub name, with the files that only the Hub knows of.
+
+    If the Hub cannot be asked, as it is. Otherwise raises as `fetch`.
+    """
+    try:
+        return snapshot(name) if hub.may_lack_files(cached) else cached
+    except ModelNotFoundError:
+        return cached
 
 
 def _fetch_small(download: Download, revision: str) -> None:
@@ -111,7 +121,7 @@ def _fetch_file(
                 out.truncate(0)
             out.seek(0)
             digest = hashlib.sha256()
-            while chunk := out.read(CHUNK):
+            while chunk := out.read(2**20):
                 digest.update(chunk)
             failures = 0
             while (have := out.tell()) < file.size and not stop.is_set():
@@ -149,7 +159,7 @@ def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
         skip = start if response.status_code == 200 else 0  # a server that ignores ranges
-        for chunk in response.iter_bytes(CHUNK):
+        for chunk in response.iter_bytes():  # as it arrives: all of it is kept
             yield chunk[skip:]
             skip = max(0, skip - len(chunk))
 

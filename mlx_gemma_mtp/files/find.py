@@ -12,7 +12,7 @@ from pathlib import Path
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters, hub_cache, preview
 from mlx_gemma_mtp.files.checkpoint import read_config
-from mlx_gemma_mtp.files.download import snapshot
+from mlx_gemma_mtp.files.download import complete, snapshot
 from mlx_gemma_mtp.files.drafters import Candidate
 from mlx_gemma_mtp.files.hub import Download, from_cache, hub_errors, look_up
 from mlx_gemma_mtp.files.names import (
@@ -48,10 +48,8 @@ def find_drafter(model: str | Path, folder: Path) -> Path | None:
     folder: the target's. A drafter inside it, or next to it under its name, is taken as it is.
     """
     whole = folder.resolve()
-    own = [whole / inside for inside in drafters.INSIDE] + [
-        whole.with_name(whole.name + DRAFTER_SUFFIX)
-    ]
-    for path in own:
+    inside = [whole / name for name in drafters.INSIDE]
+    for path in (*inside, whole.parent / (whole.name + DRAFTER_SUFFIX)):
         if path.is_dir():
             return path
     target = Candidate(target_name(model, folder), folder)
@@ -134,6 +132,6 @@ def _find(name: str | Path) -> tuple[Path, bool]:
         raise no_such(name)
     cached = from_cache(name)
     if cached is not None:
-        return cached, False
+        return complete(name, cached), False
     check_format(name)
     return snapshot(name), True

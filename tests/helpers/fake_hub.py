@@ -83,7 +83,7 @@ def model_files(config: Mapping[str, object], body: bytes = weights(5000)) -> Fi
     return {
         "config.json": json.dumps(config).encode(),
         "generation_config.json": b"{}",
-        "tokenizer.json": b"{}",
+        "tokenizer.json": b'{"version": "1.0"}',
         "chat_template.jinja": b"{{ messages }}",
         "model.safetensors": body,
         "README.md": b"---\nlicense: apache-2.0\n---\n",
@@ -154,7 +154,7 @@ class HubCache:
             link.symlink_to(os.path.relpath(blob, link.parent))
         if listed is not None:
             trees = self.repository(name) / "trees"
-            trees.mkdir()
+            trees.mkdir(exist_ok=True)
             entries = {path: {"size": 1, "blob_id": "0"} for path in listed}
             listing = json.dumps({"format_version": 1, "files": entries})
             (trees / f"{commit}.json").write_text(listing)
