@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.download import no_bar
-from mlx_gemma_mtp.files.hub import INDEX, Download, hub_errors
+from mlx_gemma_mtp.files.hub import INDEX, hub_errors, no_bar
+from mlx_gemma_mtp.files.plan import Download
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import SafetensorsFileMetadata
