@@ -24,7 +24,7 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError
 from mlx_gemma_mtp.show import can_draw, clock, progress, spinner
 
 if TYPE_CHECKING:
-    from mlx_gemma_mtp.files.hub import Download
+    from mlx_gemma_mtp.files.plan import Download
 
 UNASKED_BYTES = 100_000_000  # what a command may download without a question
 STOPPED = "stopped; what is downloaded is kept, and the same command continues it"
@@ -44,24 +44,23 @@ def fetch_missing(
     model, drafter: as a command's options name them. yes: do not ask. force: it need not fit in
     memory. to_run: False if it is not loaded, and may be of any size. Raises UsageError if it
     would have to ask but cannot, NotEnoughMemoryError or CheckpointError if it could not be loaded
-    afterwards, and as `find.plan_download` says.
+    afterwards, and as `plan_download` says.
     """
     from mlx_gemma_mtp.files import hub
-    from mlx_gemma_mtp.files.names import is_folder
+    from mlx_gemma_mtp.files.plan import check_room
 
-    if model == "demo" or is_folder(model):
-        return
-    cached = hub.from_cache(model)
-    if cached is not None and not hub.may_lack_files(cached):
-        return
-    here = drafter == "demo" or (drafter not in ("auto", "none") and is_folder(drafter))
+    wanted = drafter if drafter == "auto" or not _is_here(drafter) else "none"
     try:
-        downloads = plan(model, "none" if here else drafter, update=False)
+        if not _is_here(model):
+            downloads = plan(model, wanted, update=False)
+        elif wanted not in ("auto", "none"):
+            downloads = plan(wanted, "none", update=False)
+        else:
+            return
     except MgmError as error:
-        if cached is None:
+        if _is_here(model) or hub.from_cache(model) is None:
             raise
-        why = "the Hub was not asked whether a template or generation_config.json is missing"
-        print(f"mgm: {model}: {why}: {error}", file=sys.stderr)
+        print(f"mgm: {model} may lack files: {error}", file=sys.stderr)
         return
     missing = sum(one.missing for one in downloads)
     if not missing:
@@ -73,7 +72,7 @@ def fetch_missing(
             f"mgm pull {model}"
         )
     show_plan(downloads, need := look(downloads, bits) if to_run else None)
-    hub.check_room(downloads)
+    check_room(downloads)
     if need and need.problem and not force:
         raise need.problem
     if asks and not yes and not confirm("Download?"):
@@ -81,9 +80,21 @@ def fetch_missing(
     download(downloads)
 
 
+def _is_here(name: str) -> bool:
+    """Return True if nothing of a model has to be downloaded, as far as that is known."""
+    from mlx_gemma_mtp.files import hub
+    from mlx_gemma_mtp.files.names import is_folder
+
+    if name in ("demo", "none") or is_folder(name):
+        return True
+    cached = hub.from_cache(name)
+    return cached is not None and not hub.may_lack_files(cached)
+
+
 def plan(model: str, drafter: str, *, update: bool = True) -> list[Download]:
-    """Return `find.plan_download` of what a command's options name."""
-    from mlx_gemma_mtp.files.find import plan_download
+    """Return `plan_download` of what a command's options name."""
+
+    from mlx_gemma_mtp.files.plan import plan_download
 
     with spinner(f"asking the Hub for {model}"):
         return plan_download(model, options.named_drafter(drafter), update=update)

@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli import download
+from mlx_gemma_mtp.cli import complete, download
 from mlx_gemma_mtp.errors import UsageError
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="A Hub name, such as google/gemma-4-E4B-it.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A size (e2b, e4b, 12b, 26b, 31b) or a Hub name.", autocompletion=complete.sizes
+        ),
+    ],
     drafter: Annotated[
-        str, typer.Option(help="A Hub name, none, or auto: <model>-assistant if it exists.")
+        str, typer.Option(help="A Hub name, none, or auto: one that fits the model.")
     ] = "auto",
     revision: Annotated[
         str | None,
@@ -32,20 +37,23 @@ def pull(
     Sizes, free disk and the memory needed come first. Asks only if this machine cannot run the
     model. If it is interrupted, the same command continues where it stopped.
     """
-    from mlx_gemma_mtp.files import hub
-    from mlx_gemma_mtp.files.names import drafter_name
+    from mlx_gemma_mtp.files.choice import choose
+    from mlx_gemma_mtp.files.plan import check_room
 
     if revision is not None:
         if "@" in model:
             raise UsageError(f"{model} already names a revision: leave --revision out")
         model = f"{model}@{revision}"
+    if choice := choose(model):
+        print(choice, file=sys.stderr)
+        model = choice.name
     downloads = download.plan(model, drafter)
     missing = sum(one.missing for one in downloads)
     need = download.look(downloads) if missing else None
     download.show_plan(downloads, need, out=dry_run)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
-        print(f"No drafter: {drafter_name(model)} does not exist", file=sys.stderr)
-    hub.check_room(downloads)
+        print(f"The Hub has no drafter for {downloads[0].repository}", file=sys.stderr)
+    check_room(downloads)
     if need and need.problem:
         print(f"mgm: cannot run here: {need.problem}", file=sys.stderr)
     if dry_run:

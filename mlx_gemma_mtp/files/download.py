@@ -19,7 +19,15 @@ from typing import BinaryIO
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.hub import Download, RemoteFile, hub_errors
+from mlx_gemma_mtp.files.hub import hub_errors, no_bar
+from mlx_gemma_mtp.files.plan import (
+    Download,
+    RemoteFile,
+    check_room,
+    look_up,
+    missing_bytes,
+    part_of,
+)
 
 FILES_AT_ONCE = 4
 TRIES = 5  # in a row without a byte, with longer and longer pauses
@@ -57,8 +65,8 @@ def snapshot(name: str) -> Path:
 
     If the weights are cached, the rest comes from the same commit.
     """
-    found = hub.look_up(name, update=False)
-    hub.check_room([found])
+    found = look_up(name, update=False)
+    check_room([found])
     return fetch(found)
 
 
@@ -87,7 +95,7 @@ def _fetch_small(download: Download, revision: str) -> None:
 
 def _fetch_large(download: Download, on_progress: OnProgress) -> None:
     """Fetch the large files that the cache does not have, several at once."""
-    wanted = [file for file in download.files if file.sha256 and hub.missing_bytes(download, file)]
+    wanted = [file for file in download.files if file.sha256 and missing_bytes(download, file)]
     if not wanted:
         return
     blobs = download.blob(wanted[0]).parent
@@ -112,7 +120,7 @@ def _fetch_file(
 ) -> None:
     """Fetch one file: what is there of it is continued, and checked with the rest."""
     blob = download.blob(file)
-    part = hub.part_of(blob)
+    part = part_of(blob)
     with _locked(download, file, part, moved, stop):
         if blob.is_file() or stop.is_set():
             return
@@ -217,14 +225,3 @@ def _http_error() -> type[Exception]:
     from huggingface_hub import errors
 
     return errors.HTTPError  # type: ignore[attr-defined,no-any-return]
-
-
-def no_bar() -> type:
-    """Return a progress bar for the Hub's client that shows nothing."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class NoBar(tqdm):
-        def __init__(self, *args: object, **options: object) -> None:
-            super().__init__(*args, **options | {"disable": True})
-
-    return NoBar

@@ -1,20 +1,18 @@
-"""From the name of a model to the folders of the target and its drafter, or to what to download.
+"""From the name of a model to the folders of the target and its drafter.
 
 Models in the Hub's cache are used without network; others are downloaded.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import drafters, hub_cache, preview
+from mlx_gemma_mtp.files import drafters, hub_cache
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.download import complete, snapshot
-from mlx_gemma_mtp.files.drafters import Candidate
-from mlx_gemma_mtp.files.hub import Download, from_cache, hub_errors, look_up
+from mlx_gemma_mtp.files.drafters import Target
+from mlx_gemma_mtp.files.hub import from_cache
 from mlx_gemma_mtp.files.names import (
     DEMO,
     DRAFTER_SUFFIX,
@@ -52,46 +50,10 @@ def find_drafter(model: str | Path, folder: Path) -> Path | None:
     for path in (*inside, whole.parent / (whole.name + DRAFTER_SUFFIX)):
         if path.is_dir():
             return path
-    target = Candidate(target_name(model, folder), folder)
-    found = drafters.best(target, drafters.near(folder)) or drafters.best(target, _cached())
+    target = Target.at(folder, target_name(model, folder))
+    beside, cached = drafters.near(folder), hub_cache.cached_drafters()
+    found = drafters.best(target, beside) or drafters.best(target, cached)
     return None if found is None else found.folder
-
-
-def plan_download(
-    model: str, drafter: str | None = "auto", *, update: bool = True
-) -> list[Download]:
-    """Return what to download for a target and its drafter, if it has one.
-
-    Each is a Hub name as in `find_pair`. update: plan the newest commit, even if the weights of an
-    earlier one are cached. Without the Hub, plans from the cache. Raises UsageError for folders and
-    the demo, ModelNotFoundError if a model is neither on the Hub nor in the cache, CheckpointError
-    if it is not a Gemma 4 model.
-    """
-    target = look_up(model, update=update)
-    if drafter != "auto":
-        return [target] if drafter is None else [target, look_up(drafter, update=update)]
-    name = None if target.alone else _drafter_to_plan(target)
-    return [target] if name is None else [target, look_up(name, update=update)]
-
-
-def _drafter_to_plan(target: Download) -> str | None:
-    """Return the name of the best drafter that is cached, else of the first that is published."""
-    from huggingface_hub import HfApi
-
-    with tempfile.TemporaryDirectory() as place:
-        folder = target.folder
-        if not (folder / "config.json").exists():
-            folder = Path(place)
-            for path in {"config.json", "README.md"}.intersection(one.path for one in target.files):
-                preview.fetch_file(target, path, folder)
-        cached = drafters.best(Candidate(target.repository, folder), _cached())
-        if cached is not None:
-            return cached.name
-        names = drafters.to_pull(target.repository, read_config(folder))
-    if target.refused is not None:
-        return None
-    with hub_errors(target.name):
-        return next((name for name in names if HfApi().repo_exists(name)), None)
 
 
 def target_name(model: str | Path, folder: Path) -> str:
@@ -102,13 +64,6 @@ def target_name(model: str | Path, folder: Path) -> str:
     if whole.parent.name == "snapshots":  # in the Hub's cache
         return whole.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return whole.name
-
-
-def _cached() -> Iterator[Candidate]:
-    for name in hub_cache.repositories():
-        folder = from_cache(name)
-        if folder is not None and drafters.is_drafter(folder):
-            yield Candidate(name, folder)
 
 
 def _download_drafter(model: str, folder: Path) -> Path | None:

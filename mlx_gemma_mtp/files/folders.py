@@ -27,6 +27,11 @@ def history_file() -> Path:
     return _folder(user_state_dir, "MGM_DATA_DIR") / "history"
 
 
+def converted_file() -> Path:
+    """Return the file of `converted`. It may not exist."""
+    return _folder(user_data_dir, "MGM_DATA_DIR") / "converted.json"
+
+
 def depth_file() -> Path:
     """Return the file of `remembered`. It may not exist."""
     return _folder(user_cache_dir, "MGM_CACHE_DIR") / "depth.json"
@@ -39,9 +44,10 @@ def nearest(path: Path) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return a path for people, with ~ for the home folder."""
-    with suppress(ValueError, RuntimeError):  # not in it; a user without a home
-        return str(Path("~", path.relative_to(Path.home())))
+    """Return a path for people: from the current folder with ./, or with ~ for the home folder."""
+    for start, folder in ((".", Path.cwd), ("~", Path.home)):
+        with suppress(ValueError, OSError, RuntimeError):  # not in it; there is no such folder
+            return f"{start}/{path.relative_to(folder())}"
     return str(path)
 
 

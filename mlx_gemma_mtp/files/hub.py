@@ -1,26 +1,22 @@
-"""The Hub's cache: where a repository is, what of a checkpoint is missing, what to download.
+"""The Hub's cache: where a repository is, and which files of a checkpoint are missing in it.
 
-Models in the cache are found without network. Knows nothing of terminals, and of the files only
-which ones a checkpoint consists of. The bytes are fetched by `download`.
+Models in the cache are found without network. What there is on the Hub is in `plan`; `download`
+fetches it.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
-from typing import NamedTuple
 
-from rich.filesize import decimal
-
-from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
-from mlx_gemma_mtp.files.folders import free_bytes
-from mlx_gemma_mtp.files.names import MAIN, is_folder, split_name
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
+from mlx_gemma_mtp.files.names import split_name
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES
 
 # The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
 INDEX = "model.safetensors.index.json"
@@ -78,7 +74,7 @@ def missing_files(folder: Path) -> list[str]:
     paths = _listed(folder)
     wanted = [] if is_drafter else ["tokenizer.json"]
     lacks = [one for one in (wanted if paths is None else _required(paths)) if _lacks(folder, one)]
-    if not _has_weights(folder) and not any(one.endswith(".safetensors") for one in lacks):
+    if not has_weights(folder) and not any(one.endswith(".safetensors") for one in lacks):
         lacks.append("weights")
     return lacks
 
@@ -88,127 +84,6 @@ def may_lack_files(folder: Path) -> bool:
     if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
         return False
     return _lacks(folder, "generation_config.json") or not any(folder.glob("*.jinja"))
-
-
-class RemoteFile(NamedTuple):
-    """A file on the Hub. blob: its name in the cache. sha256: of its content; None if small."""
-
-    path: str
-    size: int
-    blob: str
-    sha256: str | None
-
-
-class Download(NamedTuple):
-    """One repository, the files that a checkpoint needs, and the bytes that are `missing` of them.
-
-    alone: True for a drafter, and for a target that contains its drafter. refused: why the Hub
-    could not be asked; the cache holds all that is needed then.
-    """
-
-    repository: str
-    revision: str
-    commit: str
-    files: tuple[RemoteFile, ...]
-    missing: int
-    alone: bool
-    refused: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The name that `load` takes for it."""
-        return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"
-
-    @property
-    def total(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def folder(self) -> Path:
-        """Where the cache has it, or will have it."""
-        return repository_folder(self.repository) / "snapshots" / self.commit
-
-    def blob(self, file: RemoteFile) -> Path:
-        """Return where the cache keeps the content of a file."""
-        return repository_folder(self.repository) / "blobs" / file.blob
-
-
-def look_up(name: str, *, update: bool = True) -> Download:
-    """Return what to download for one Hub name; arguments and errors as `find.plan_download`."""
-    import huggingface_hub
-
-    if name == "demo" or is_folder(name):
-        raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
-    (repository, revision), cached = split_name(name), snapshot_folder(name)
-    asked = revision
-    if cached is not None and not update and _has_weights(cached):
-        asked = cached.name
-    try:
-        with hub_errors(name):
-            info = huggingface_hub.HfApi().model_info(
-                repository, revision=asked, files_metadata=True
-            )
-    except ModelNotFoundError as error:
-        if cached is None or missing_files(cached):
-            raise
-        files = tuple(
-            RemoteFile(
-                str(path.relative_to(cached)), path.stat().st_size, path.resolve().name, None
-            )
-            for path in sorted(cached.rglob("*"))
-            if path.is_file()
-        )
-        is_drafter = read_config(cached).get("model_type") in DRAFTER_TYPES
-        alone = is_drafter or (cached / DRAFTER_FOLDER).is_dir()
-        return Download(repository, revision, cached.name, files, 0, alone, str(error))
-    assert info.sha is not None  # the Hub always sends it for a single repository
-    kind = (info.config or {}).get("model_type")
-    if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
-        raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
-    files = tuple(
-        RemoteFile(
-            one.rfilename,
-            one.size or 0,
-            one.lfs.sha256 if one.lfs else one.blob_id or "",
-            one.lfs.sha256 if one.lfs else None,
-        )
-        for one in info.siblings or []
-        if _wanted(one.rfilename)
-    )
-    paths = {file.path for file in files}
-    weights = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
-    if "config.json" not in paths or not weights:
-        raise CheckpointError(f"{name} has no config.json with safetensors files")
-    alone = kind in DRAFTER_TYPES or f"{DRAFTER_FOLDER}config.json" in paths
-    found = Download(repository, revision, info.sha, files, 0, alone)
-    return found._replace(missing=sum(missing_bytes(found, file) for file in files))
-
-
-def part_of(blob: Path) -> Path:
-    """Return the file that a blob is downloaded to until it is whole."""
-    return blob.with_name(f"{blob.name}.incomplete")
-
-
-def missing_bytes(download: Download, file: RemoteFile) -> int:
-    """Return how many bytes of a file are not here yet; at least one if it is not whole."""
-    blob = download.blob(file)
-    if (download.folder / file.path).is_file() or blob.is_file():
-        return 0
-    with suppress(FileNotFoundError):
-        if file.sha256:
-            return max(1, file.size - part_of(blob).stat().st_size)
-    return file.size
-
-
-def check_room(downloads: Sequence[Download]) -> None:
-    """Raise MgmError unless the disk of the cache has room for all of them."""
-    missing, free = sum(one.missing for one in downloads), free_bytes(cache_folder())
-    if missing > free:
-        raise MgmError(
-            f"{decimal(missing)} to download, but the disk of {cache_folder()} has "
-            f"{decimal(free)} free: free some space, or set HF_HOME to a folder elsewhere"
-        )
 
 
 @contextmanager
@@ -257,7 +132,18 @@ def hub_errors(name: str) -> Iterator[None]:
         ) from None
 
 
-def _wanted(path: str) -> bool:
+def no_bar() -> type:
+    """Return a progress bar for the Hub's client that shows nothing."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options | {"disable": True})
+
+    return NoBar
+
+
+def is_wanted(path: str) -> bool:
     """Return True for a file that is downloaded: of a checkpoint, or of the drafter inside it."""
     patterns = (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL)
     return any(fnmatch(path.removeprefix(DRAFTER_FOLDER), one) for one in patterns) and (
@@ -267,7 +153,7 @@ def _wanted(path: str) -> bool:
 
 def _required(paths: Iterable[str]) -> list[str]:
     """Return those of a repository's paths without which a checkpoint is incomplete."""
-    wanted = [path for path in paths if _wanted(path)]
+    wanted = [path for path in paths if is_wanted(path)]
     optional = OPTIONAL
     if any(path.endswith(".jinja") for path in wanted):
         optional += OLD_TEMPLATES
@@ -290,7 +176,8 @@ def _lacks(folder: Path, path: str) -> bool:
     return not (folder / path).is_file()
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Return True if the weight files of a checkpoint are all there."""
     try:
         return bool(weight_files(folder))
     except CheckpointError:

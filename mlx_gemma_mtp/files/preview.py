@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.download import no_bar
-from mlx_gemma_mtp.files.hub import INDEX, Download, hub_errors
+from mlx_gemma_mtp.files.hub import INDEX, hub_errors, no_bar
+from mlx_gemma_mtp.files.plan import Download
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import SafetensorsFileMetadata
@@ -46,7 +46,13 @@ def preview(download: Download, place: Path) -> Path:
 
     with hub_errors(download.name):
         for path in {"config.json", INDEX}.intersection(paths):
-            fetch_file(download, path, folder)
+            huggingface_hub.hf_hub_download(
+                download.repository,
+                path,
+                revision=download.commit,
+                local_dir=folder,
+                tqdm_class=no_bar(),
+            )
         try:
             with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
                 for path, found in zip(weights, pool.map(header, weights), strict=True):
@@ -54,20 +60,6 @@ def preview(download: Download, place: Path) -> Path:
         except errors.SafetensorsParsingError:
             raise CheckpointError(f"{download.name} has a damaged safetensors file") from None
     return folder
-
-
-def fetch_file(download: Download, path: str, folder: Path) -> None:
-    """Download one file of a checkpoint into a folder outside the cache. Raises as `hub_errors`."""
-    import huggingface_hub
-
-    with hub_errors(download.name):
-        huggingface_hub.hf_hub_download(
-            download.repository,
-            path,
-            revision=download.commit,
-            local_dir=folder,
-            tqdm_class=no_bar(),
-        )
 
 
 def named(error: CheckpointError, folders: Sequence[Path], names: Sequence[str]) -> CheckpointError:
