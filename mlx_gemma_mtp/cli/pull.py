@@ -45,6 +45,7 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
     dry_run: only report, on stdout. Ctrl-C ends the process. Raises as `hub.plan_download` says.
     """
     from mlx_gemma_mtp.files import folders, hub
+    from mlx_gemma_mtp.files.names import drafter_name
 
     downloads = hub.plan_download(model, options.named_drafter(drafter))
     shown = sys.stdout if dry_run else sys.stderr
@@ -55,7 +56,7 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
         if one.refused:
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
-        print(f"no drafter: {hub.drafter_name(model)} does not exist", file=sys.stderr)
+        print(f"no drafter: {drafter_name(model)} does not exist", file=sys.stderr)
     free = decimal(folders.free_bytes(hub.cache_folder()))
     print(f"{free} free in {hub.cache_folder()}", file=shown)
     hub.check_room(downloads)
@@ -68,10 +69,11 @@ def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]
 def fetch_missing(model: str, drafter: str) -> None:
     """Run `fetch_pair` unless the model is a folder or in the cache."""
     from mlx_gemma_mtp.files import hub
+    from mlx_gemma_mtp.files.names import is_folder
 
-    if model == "demo" or hub.is_folder(model) or hub.from_cache(model) is not None:
+    if model == "demo" or is_folder(model) or hub.from_cache(model) is not None:
         return
-    here = drafter == "demo" or (drafter not in ("auto", "none") and hub.is_folder(drafter))
+    here = drafter == "demo" or (drafter not in ("auto", "none") and is_folder(drafter))
     fetch_pair(model, "none" if here else drafter)
 
 

@@ -1,13 +1,12 @@
-"""From a model's name to the folder that holds it: a path, the embedded demo, or the Hub.
+"""The Hub's cache and downloads into it.
 
-Models in the Hub's cache are used without network. Sizes are known and the disk is checked before
+Models in the cache are used without network. Sizes are known and the disk is checked before
 a download starts. Knows nothing of terminals, and of the files only which ones a checkpoint needs.
 """
 
 from __future__ import annotations
 
 import errno
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,66 +19,15 @@ from rich.filesize import decimal
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
 from mlx_gemma_mtp.files.folders import free_bytes
+from mlx_gemma_mtp.files.names import MAIN, drafter_name, is_folder, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
-DEMO = Path(__file__).parents[1] / "demo" / "gemma-4-demo-it"
-DRAFTER_SUFFIX = "-assistant"
-DEMO_DRAFTER = DEMO.with_name(DEMO.name + DRAFTER_SUFFIX)
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # what a checkpoint needs
-MAIN = "main"  # the revision that a name without one means
 
 # Each run of the Hub's client downloads to files with names of its own, and never resumes another
 # run's. One that was not written to for this long is abandoned.
 PART = "*.????????.incomplete"
 ABANDONED_SECONDS = 3600
-
-_HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
-_PUBLISHED = [f"google/gemma-4-{size}-it" for size in ("E2B", "E4B", "12B", "26B-A4B", "31B")]
-
-
-def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path | None]:
-    """Return the folders of a target and its drafter.
-
-    Each is a folder, "demo" or a Hub name, which may end in @ and a revision: a branch, a tag or a
-    commit. drafter "auto": `drafter` in the target's folder, `<model>-assistant` next to it or on
-    the Hub, or None if there is none; if the target is cached, only the cache is searched. Raises
-    ModelNotFoundError, UsageError, and MgmError if the files cannot be written to disk.
-    """
-    folder, fetched = _find(model)
-    if drafter != "auto":
-        return folder, None if drafter is None else _find(drafter)[0]
-    whole = folder.resolve()
-    for near in (whole / "drafter", whole.parent / (whole.name + DRAFTER_SUFFIX)):
-        if near.is_dir():
-            return folder, near
-    if model == "demo" or is_folder(model):
-        return folder, None
-    name = drafter_name(str(model))
-    try:
-        return folder, _download(name) if fetched else from_cache(name)
-    except ModelNotFoundError:
-        return folder, None
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Return a Hub name's repository and revision. Raises ModelNotFoundError."""
-    match = _HUB_NAME.fullmatch(name)
-    if match is None:
-        raise _no_such(name)
-    return match[1], match[2] or MAIN
-
-
-def drafter_name(name: str) -> str:
-    """Return the Hub name of a target's drafter, without a revision."""
-    return split_name(name)[0] + DRAFTER_SUFFIX
-
-
-def is_folder(name: str | Path) -> bool:
-    """Return True if this is a folder, and so not looked for on the Hub."""
-    try:
-        return str(name) != "" and Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError):  # a name too long to be one; a user without a home
-        return False
 
 
 def cache_folder() -> Path:
@@ -179,9 +127,9 @@ def fetch(download: Download, *, quiet: bool = False) -> Path:
             with suppress(FileNotFoundError):  # another process has just finished it
                 if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                     part.unlink()
-        _download(f"{repository}@{commit}", quiet=quiet)
+        snapshot(f"{repository}@{commit}", quiet=quiet)
         if revision != commit:
-            _download(f"{repository}@{revision}", quiet=True)  # usually just moves the name
+            snapshot(f"{repository}@{revision}", quiet=True)  # usually just moves the name
     folder = from_cache(f"{repository}@{commit}")
     if folder is None:
         raise CheckpointError(f"{download.name} is incomplete on the Hub too")
@@ -234,37 +182,7 @@ def hub_errors(name: str) -> Iterator[None]:
         ) from None
 
 
-def _no_such(name: str | Path) -> ModelNotFoundError:
-    short = str(name)[:200]
-    if short.endswith(".gguf"):
-        return ModelNotFoundError(
-            f"{short}: GGUF files are not supported; give a folder with safetensors, or a Hub name"
-        )
-    near = [one for one in _PUBLISHED if len(short) > 2 and short.casefold() in one.casefold()]
-    if len(near) == 1:
-        return ModelNotFoundError(
-            f"{short!r}: did you mean {near[0]}? Otherwise give a folder, a Hub name or demo"
-        )
-    return ModelNotFoundError(
-        f"no folder {short!r}: give a folder, a Hub name such as {_PUBLISHED[1]}, or demo"
-    )
-
-
-def _find(name: str | Path) -> tuple[Path, bool]:
-    """Return the folder, and True if it had to be downloaded."""
-    if not isinstance(name, (str, Path)):
-        raise UsageError(f"a model is a folder or a name, not {type(name).__name__}")
-    if name == "demo":
-        return DEMO, False
-    if is_folder(name):
-        return Path(name).expanduser(), False
-    if isinstance(name, Path):
-        raise _no_such(name)
-    cached = from_cache(name)
-    return (cached, False) if cached is not None else (_download(name), True)
-
-
-def _download(name: str, *, quiet: bool = False) -> Path:
+def snapshot(name: str, *, quiet: bool = False) -> Path:
     """Download what the cache lacks of a Hub name. Raises as `hub_errors` says."""
     import huggingface_hub
 

@@ -25,7 +25,7 @@ from helpers.fake_hub import (
 )
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.find import find_pair
 
 MOE = "26B-A4B"
 
@@ -45,20 +45,20 @@ def test_a_drafter_is_found_inside_the_target_then_next_to_it_unless_one_is_give
 ) -> None:
     target, beside = pair_here
     for name in (target, str(target), f"{target}/"):
-        assert hub.find_pair(name, "auto") == (target, beside)
+        assert find_pair(name, "auto") == (target, beside)
     given = shutil.copytree(beside, tmp_path / "elsewhere")
     for path in (given, str(given)):
-        assert hub.find_pair(target, path) == (target, given)
-    assert hub.find_pair(target, None) == (target, None)
+        assert find_pair(target, path) == (target, given)
+    assert find_pair(target, None) == (target, None)
     inside = shutil.copytree(beside, target / "drafter")
-    assert hub.find_pair(target, "auto") == (target, inside)
+    assert find_pair(target, "auto") == (target, inside)
     shutil.rmtree(beside)
-    assert hub.find_pair(target, "auto") == (target, inside)
+    assert find_pair(target, "auto") == (target, inside)
     for drafter in ("auto", given):
         with load(target, drafter) as engine:
             assert engine.has_drafter
     shutil.rmtree(inside)
-    assert hub.find_pair(target, "auto") == (target, None)
+    assert find_pair(target, "auto") == (target, None)
     with load(target) as engine:
         assert not engine.has_drafter
         assert engine.generate([5], SamplingParams(max_tokens=3))[0].stats.drafted == 0
@@ -77,7 +77,7 @@ def test_a_folder_may_be_named_by_any_path(
         (Path("/"), "~/models/tiny"),
     ):
         monkeypatch.chdir(place)
-        folder, drafter = hub.find_pair(name, "auto")
+        folder, drafter = find_pair(name, "auto")
         assert folder.samefile(pair_here.target), name
         assert drafter is not None, name
         assert drafter.samefile(pair_here.drafter), name
@@ -102,7 +102,7 @@ def test_cached_models_load_without_any_network_call(
         with load(NAME, drafter) as engine:
             assert not engine.has_drafter
     hub_cache.add(DRAFTER, without(drafter_files, r"\.safetensors"))
-    assert hub.find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
+    assert find_pair(NAME, "auto") == (hub_cache.snapshot(NAME), None)
     shutil.rmtree(hub_cache.repository(DRAFTER))
 
     hub_cache.add(DRAFTER, drafter_files)
@@ -211,9 +211,9 @@ def test_a_name_with_a_revision_loads_that_one(hub_cache: HubCache, sharded: Pai
     drafter = hub_cache.snapshot(DRAFTER)
     for revision in ("v1.0", NEWER):
         folder = hub_cache.snapshot(NAME, NEWER)
-        assert hub.find_pair(f"{NAME}@{revision}", "auto") == (folder, drafter)
+        assert find_pair(f"{NAME}@{revision}", "auto") == (folder, drafter)
     for name in (NAME, f"{NAME}@main"):
-        assert hub.find_pair(name, "auto") == (hub_cache.snapshot(NAME), drafter)
+        assert find_pair(name, "auto") == (hub_cache.snapshot(NAME), drafter)
     assert hub_cache.network == []
     with pytest.raises(ModelNotFoundError, match="v2"):
-        hub.find_pair(f"{NAME}@v2", "auto")
+        find_pair(f"{NAME}@v2", "auto")
