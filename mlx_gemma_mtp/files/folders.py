@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_dir, user_data_dir, user_state_dir
@@ -26,6 +27,22 @@ def history_file() -> Path:
     return _folder(user_state_dir, "MGM_DATA_DIR") / "history"
 
 
+def wants_raw() -> bool:
+    """True if the user wants answers in a chat as they are written, without Markdown layout."""
+    return _raw_file().exists()
+
+
+def remember_raw(wanted: bool) -> None:
+    """Remember that for later chats, if the disk permits."""
+    path = _raw_file()
+    with suppress(OSError):
+        if wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+
+
 def depth_file() -> Path:
     """Return the file of `remembered`. It may not exist."""
     return _folder(user_cache_dir, "MGM_CACHE_DIR") / "depth.json"
@@ -40,6 +57,10 @@ def nearest(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that the path is on, or will be."""
     return shutil.disk_usage(nearest(path)).free
+
+
+def _raw_file() -> Path:
+    return _folder(user_state_dir, "MGM_DATA_DIR") / "raw"
 
 
 def _folder(system: Callable[..., str], variable: str) -> Path:
