@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -176,6 +176,8 @@ class FakeHub(ThreadingHTTPServer):
         self.cut: dict[str, int] = {}  # path -> bytes after which its first answer ends
         self.stall: dict[str, int] = {}  # path -> bytes after which it sends nothing more
         self.stalled = threading.Event()
+        self.resume = threading.Event()  # sends the rest of what was stalled
+        self.ranged = True  # False: it ignores which bytes were asked for
         self.requests: list[str] = []
         self.ranges: list[str] = []
 
@@ -251,13 +253,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         body, status, headers = files[path], 200, {"ETag": f'"{etag(files[path])}"'}
         asked = self.headers.get("Range", "")
-        if asked.startswith("bytes=") and self.command == "GET":
-            start, _, end = asked.removeprefix("bytes=").partition("-")
-            if end:  # of a header
-                path = ""
-                self.server.requests.pop()
-            else:
-                self.server.ranges.append(f"{path} {asked}")
+        start, _, end = asked.removeprefix("bytes=").partition("-")
+        if asked and end:  # of a header
+            path = ""
+            self.server.requests.pop()
+        elif asked:
+            self.server.ranges.append(f"{path} {asked}")
+        if asked and self.server.ranged:
             last = min(int(end or len(body)), len(body) - 1)
             headers["Content-Range"] = f"bytes {start}-{last}/{len(body)}"
             body, status = body[int(start) : last + 1], 206
@@ -273,11 +275,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "GET":
             return
         if path in self.server.stall:
-            self.wfile.write(body[: self.server.stall[path]])
+            sent = self.server.stall[path]
+            self.wfile.write(body[:sent])
             self.wfile.flush()
             self.server.stalled.set()
-            with suppress(ConnectionResetError):
-                self.rfile.read(1)  # until the client goes away
+            if self.server.resume.wait(20):
+                self.wfile.write(body[sent:])
         else:
             self.wfile.write(body[: self.server.cut.pop(path, len(body))])
 
