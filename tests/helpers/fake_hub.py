@@ -61,7 +61,7 @@ def weights(num_bytes: int, fill: bytes = b"w") -> bytes:
     return struct.pack("<Q", len(header)) + header + fill * num_bytes
 
 
-def real_weights(config: Mapping[str, object]) -> bytes:
+def real_weights(config: Mapping[str, object], *, header_only: bool = False) -> bytes:
     """Return a safetensors file of zeros for the model of this config."""
     made: Target | Drafter
     if "backbone_hidden_size" in config:
@@ -75,7 +75,7 @@ def real_weights(config: Mapping[str, object]) -> bytes:
         stored = name if name.startswith(("pre_", "post_")) else f"model.{name}"
         entries[stored] = {"dtype": "BF16", "shape": array.shape, "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(end)
+    return struct.pack("<Q", len(header)) + header + bytes(0 if header_only else end)
 
 
 def model_files(config: Mapping[str, object], body: bytes = weights(5000)) -> Files:
@@ -173,6 +173,7 @@ class FakeHub(ThreadingHTTPServer):
         self.commits: dict[tuple[str, str], Files] = {}
         self.revisions: dict[tuple[str, str], str] = {}
         self.token: str | None = None  # required for files
+        self.sizes: dict[str, int] = {}  # path -> what the listing says, instead of the truth
         self.cut: dict[str, int] = {}  # path -> bytes after which its first answer ends
         self.stall: dict[str, int] = {}  # path -> bytes after which it sends nothing more
         self.stalled = threading.Event()
@@ -236,7 +237,8 @@ class Handler(BaseHTTPRequestHandler):
             # As in a model's listing and in a folder's: the client takes the keys that it knows.
             listed: list[dict[str, object]] = [
                 {"type": "file", "path": path, "rfilename": path}
-                | {"size": len(body), "oid": etag(body), "blobId": etag(body)}
+                | {"oid": etag(body), "blobId": etag(body)}
+                | {"size": self.server.sizes.get(path, len(body))}
                 | ({"lfs": lfs(body)} if path.endswith(".safetensors") else {})
                 for path, body in files.items()
             ]
