@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, Literal, TextIO
 
 from rich.cells import cell_len
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
+    from rich.text import Text
 
 GAP = 2  # between two columns of a table
+USUAL_SIZE = os.terminal_size((80, 24))
 MAX_WORD = 24  # longer words may be broken to fit a table
 
 # What is being done, how much of it is done, and the total (None if it is not known).
@@ -94,26 +96,48 @@ def _record(header: Sequence[str], row: Sequence[str], width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def columns(stream: TextIO) -> int | None:
-    """Return the width of a terminal; None if the stream is not one."""
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+def columns(stream: IO[Any]) -> int | None:
+    """Return the width of a terminal, or None if the stream is not one."""
+    return size(stream).columns if stream.isatty() else None
+
+
+def size(terminal: IO[Any]) -> os.terminal_size:
+    """Return the size of a terminal, or a usual one if it does not say."""
+    with suppress(OSError):
+        found = os.get_terminal_size(terminal.fileno())
+        if found.columns and found.lines:
+            return found
+    return USUAL_SIZE
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """Return a text with lines of at most `width` columns, broken between words.
-
-    Lines that fit stay as they are, as do all of them if the width is None.
-    """
-    from rich.console import Console
+    """Return a text with lines of at most `width` columns, as `broken`; None changes nothing."""
     from rich.text import Text
 
-    if width is None or all(cell_len(line) <= width for line in text.splitlines()):
-        return text
-    lines = Text(text).wrap(Console(), max(width, 1), no_wrap=False)
-    return "\n".join(line.plain.rstrip() for line in lines)
+    return text if width is None else "\n".join(line.plain for line in broken(Text(text), width))
 
 
-def can_draw(stream: TextIO | None = None) -> bool:
+def broken(text: Text, width: int) -> list[Text]:
+    """Return the lines of a text, those that are too long broken between words.
+
+    A word that is too long stays whole: a terminal breaks it, and what is copied is in one piece.
+    """
+    lines = []
+    for line in text.split(allow_blank=True) or [text]:
+        cuts, used = [], 0
+        for word in re.finditer(r"\s*\S+\s*", line.plain):
+            length = cell_len(word[0].rstrip())
+            if used and length <= width < used + length:
+                cuts.append(word.start())
+                used = 0
+            used = (used + cell_len(word[0])) if length <= width else (used + length) % width + 1
+        lines += line.divide(cuts)
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def can_draw(stream: IO[Any] | None = None) -> bool:
     """Return True if a stream, by default stderr, is a terminal that can do more than print."""
     return (stream or sys.stderr).isatty() and os.environ.get("TERM", "dumb") != "dumb"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.transcript import Models, Transcript
+
+TRY = "What is 17 + 25?"  # the demo knows the answer
 
 
 @options.spread
@@ -44,26 +46,37 @@ def chat(
     keep_cache: Annotated[
         bool, typer.Option("--keep-cache", help="Save the KV cache on exit; resuming is instant.")
     ] = False,
+    no_keep: Annotated[
+        bool, typer.Option("--no-keep", help="Save neither the conversation nor what is typed.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Show answers as written, without Markdown layout.")
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
 ) -> None:
     """Chat with a model. Ctrl-C stops an answer, Ctrl-D quits, /help lists commands.
 
     At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
-    message, and the chat is saved only with --session NAME.
+    message or a /command, and the chat is saved only with --session NAME.
     """
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.chat.chat import Chat
+    from mlx_gemma_mtp.chat.commands import answer_lines, talk
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
     from mlx_gemma_mtp.cli.engine import load_engine
-    from mlx_gemma_mtp.show import can_draw
+    from mlx_gemma_mtp.files import folders
 
     params = sampling.params()
     if resume and session is not None:
         raise UsageError("use only one of --continue and --session")
-    shown = next((one for one in (sys.stderr, sys.stdout) if can_draw(one)), None)
+    if no_keep and (resume or session is not None or keep_cache):
+        raise UsageError(
+            "--no-keep starts a conversation: use it without the options that keep one"
+        )
+    shown = next((one for one in (sys.stderr, sys.stdout) if one.isatty()), None)
     editing = sys.stdin.isatty() and shown is not None
-    keeps = editing or keep_cache
+    keeps = (editing and not no_keep) or keep_cache
     named = store.last() if resume else None if session is None else store.path_of(session)
     given = _given(context)
     if model_name is not None:
@@ -73,7 +86,7 @@ def chat(
     transcript = _transcript(named or (store.new_path() if keeps else None), given, pair.chosen())
     if system is not None:
         transcript.instruct(system)
-    screen = Screen(sys.stdout.buffer, sys.stderr)
+    screen = Screen(sys.stdout.buffer, sys.stderr, raw=raw or folders.wants_raw())
     interrupts = Interrupts() if editing else None
 
     def load(models: Models) -> Engine:
@@ -86,15 +99,14 @@ def chat(
         if cache and cache.exists():
             here.restore(cache)
         if shown and interrupts:
-            from mlx_gemma_mtp.chat.commands import talk
             from mlx_gemma_mtp.chat.editor import Editor
-            from mlx_gemma_mtp.files.folders import history_file
 
-            stack.enter_context(held(shown, interrupts))
+            stack.callback(_say_how_to_continue, here)
+            stack.enter_context(held(shown, interrupts, screen.resumed))
             _greet(here)
-            talk(here, Editor(shown, history_file(), interrupts))
+            talk(here, Editor(shown, None if no_keep else folders.history_file(), interrupts))
         else:
-            here.answer_lines(sys.stdin.buffer)
+            answer_lines(here, sys.stdin.buffer)
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -125,13 +137,34 @@ def _transcript(path: Path | None, given: set[str], pair: options.Pair) -> Trans
 
 def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
+    from rich.filesize import decimal
+
+    from mlx_gemma_mtp import device
+    from mlx_gemma_mtp.chat.transcript import counted
+    from mlx_gemma_mtp.files.published import best_fit
+
     transcript, note = chat.transcript, chat.screen.note
     context = f"{chat.context:,}-token context"
-    note(f"{chat.models.model} · {context} · /help for commands · Ctrl-D to quit")
+    note(chat.models.model, context, "/help for commands", "Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
-        note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
+        note(f"(continuing {transcript.path.stem}: {counted(transcript.conversation.turns)})")
+        chat.show_last()
         if transcript.question is not None:
             note("(the last message has no answer: /regen answers it)")
+    elif chat.models.model == "demo":
+        note("The demo is a toy: it does small sums and tells three stories.", f"Try: {TRY}")
+        size, bits = best_fit(available := device.available())
+        if (needs := size.needs(bits)) <= available:
+            fits = f"{bits} bits, {decimal(needs)} of memory: it fits this machine"
+            note(f"For real answers: mgm chat {size.short}", fits)
+
+
+def _say_how_to_continue(chat: Chat) -> None:
+    """Print how to come back to this conversation."""
+    path = chat.transcript.path
+    if path and chat.transcript.conversation.messages:
+        with suppress(OSError):  # the terminal may be gone
+            chat.screen.note("to continue: mgm chat -c", f"later: mgm chat --session {path.stem}")
 
 
 def _leave(chat: Chat, keep_cache: bool) -> None:

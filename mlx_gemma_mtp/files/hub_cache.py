@@ -25,7 +25,7 @@ from mlx_gemma_mtp.files.checkpoint import (
     read_target_config,
     weight_files,
 )
-from mlx_gemma_mtp.files.drafters import Candidate, best, stored_bits
+from mlx_gemma_mtp.files.drafters import Candidate, Target, best, is_drafter, stored_bits
 from mlx_gemma_mtp.files.folders import shown
 from mlx_gemma_mtp.files.names import (
     DEMO,
@@ -82,7 +82,7 @@ def models() -> list[CachedModel]:
             targets.append(_paired(model, _in_folder(model.folder / "drafter")))
         else:
             of_its_own = found.get(name + DRAFTER_SUFFIX)  # shown even if it has a problem
-            chosen = best(Candidate(name, model.folder), usable)
+            chosen = best(Target.at(model.folder, name), usable)
             targets.append(_paired(model, found[chosen.name] if chosen else of_its_own))
     for folder in converted.remembered():
         model = dataclasses.replace(_in_folder(folder), name=shown(folder))
@@ -93,6 +93,12 @@ def models() -> list[CachedModel]:
         [*targets, *(one for one in drafters if one.name not in paired)],
         key=lambda one: (one.name != "demo", one.name),
     )
+
+
+def cached_drafters() -> list[Candidate]:
+    """Return the drafters that are whole in the cache."""
+    found = [(name, hub.from_cache(name)) for name in repositories()]
+    return [Candidate(name, folder) for name, folder in found if folder and is_drafter(folder)]
 
 
 def repositories() -> list[str]:

@@ -16,8 +16,9 @@ from rich.filesize import decimal
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import read_config
-from mlx_gemma_mtp.files.drafters import to_pull
+from mlx_gemma_mtp.files.drafters import Target, best, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
+from mlx_gemma_mtp.files.hub_cache import cached_drafters
 from mlx_gemma_mtp.files.names import MAIN, is_folder, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
@@ -90,7 +91,9 @@ def plan_download(
         return [target] if drafter is None else [target, look_up(drafter, update=update)]
     if target.alone:
         return [target]
-    for name in to_pull(target.repository, _config_of(target)):
+    raw = _config_of(target)
+    cached = best(Target(target.repository, raw), cached_drafters())
+    for name in [cached.name] if cached else to_pull(target.repository, raw):
         with suppress(ModelNotFoundError):
             return [target, look_up(name, update=update)]
     return [target]

@@ -8,7 +8,7 @@ from prompt_toolkit.document import Document
 
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp import MgmError, SamplingParams
-from mlx_gemma_mtp.chat import editor, syntax
+from mlx_gemma_mtp.chat import commands, editor, syntax
 from mlx_gemma_mtp.errors import UsageError
 
 
@@ -32,13 +32,35 @@ def test_commands_are_completed_with_their_values() -> None:
         assert [one.text for one in shown] == found
 
 
-def test_help_names_every_command_and_setting_and_fits_80_columns() -> None:
-    lines = syntax.help_text().splitlines()
-    assert max(map(len, lines)) <= 80
-    for command, line in zip(syntax.COMMANDS, lines, strict=False):
-        assert line.startswith(f"/{command.name}")
-    for setting in syntax.SETTINGS:
-        assert setting in syntax.help_text()
+@pytest.mark.parametrize("width", [120, 80, 40])
+def test_help_names_every_command_and_setting_and_fits_the_width(width: int) -> None:
+    shown = syntax.help_text(width)
+    assert max(map(len, shown.splitlines())) <= width
+    for word in (*(f"/{command.name}" for command in syntax.COMMANDS), *syntax.SETTINGS):
+        assert word in shown
+
+
+def test_piped_lines_are_messages_or_commands_in_utf_8() -> None:
+    talk = Talk(*[reply("yes")] * 3, terminal=False)
+    lines = [
+        "\ufeffé 🦊\n",
+        " \n",
+        "/set seed 7\r\n",
+        " /help me",
+        "/etc/hosts",
+        "/exit",
+        "no more",
+    ]
+    commands.answer_lines(talk.chat, map(str.encode, lines))
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == [
+        "é 🦊",
+        " /help me",
+        "/etc/hosts",
+    ]
+    assert talk.chat.params.seed == 7
+    for line, why in ((b"\xff\n", "not UTF-8 text"), (b"/hlep", "no command /hlep")):
+        with pytest.raises(UsageError, match=why):
+            commands.answer_lines(talk.chat, [line])
 
 
 def test_a_block_of_lines_is_the_text_between_its_quotes() -> None:
@@ -98,8 +120,9 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
     ]:
         before = len(talk.shown)
         talk.type(typed)
-        [line] = talk.shown[before:].splitlines()
+        line = " ".join(talk.shown[before:].split())
         assert line.startswith("mgm: ")
+        assert line.count("mgm: ") == 1
         assert why in line
     assert talk.chat.params == params
     assert other.read_text() == "precious"

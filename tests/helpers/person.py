@@ -50,7 +50,7 @@ class Paper(pyte.HistoryScreen):
     def cells(self) -> list[list[Char]]:
         """All lines from the start, without blanks at their ends."""
         rows = []
-        for line in (*self.history.top, *(self.buffer[row] for row in range(ROWS))):
+        for line in (*self.history.top, *(self.buffer[row] for row in range(self.lines))):
             width = max((x for x in line if line[x].data.strip()), default=-1) + 1
             rows.append([line[x] for x in range(width)])
         return rows
@@ -109,9 +109,9 @@ class Person:
         return row
 
     def wait_for_prompt(self, row: int = -1) -> str:
-        """Wait for a prompt below this row; return the lines in between."""
+        """Wait for a prompt below this row; return the lines in between, without the blank one."""
         self.wait_until(lambda: self.paper.row > row and self.paper.at == "> ")
-        return "\n".join(self.paper.written[row + 1 : self.paper.row])
+        return "\n".join(self.paper.written[row + 1 : self.paper.row]).removesuffix("\n")
 
     def wait_to_see(self, text: str, row: int) -> None:
         """Wait until this is shown somewhere from this row on."""
