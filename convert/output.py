@@ -32,7 +32,7 @@ _EXTRAS = {
     "target": ("*.json", "*.jinja", "tokenizer.model"),
     "drafter": ("generation_config.json",),
 }
-DRAFTER_FOLDER = "drafter"  # where `hub.find_pair` looks first
+DRAFTER_FOLDER = "drafter"  # where `find_pair` looks first
 
 
 def needed_bytes(plan: Plan) -> int:

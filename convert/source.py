@@ -16,6 +16,8 @@ import numpy as np
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import canonical_name, read_config, read_header, weight_files
+from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.names import drafter_name, is_folder, split_name
 
 from .manifest import Origin
 
@@ -75,15 +77,15 @@ def find_sources(
 ) -> list[Source]:
     """Return the target's checkpoint and, if there is one, the drafter's.
 
-    Arguments and errors are those of `hub.find_pair`. headers_only: download no weights.
+    Arguments and errors are those of `find_pair`. headers_only: download no weights.
     """
     here = _is_here(model) and (drafter in (None, "auto") or _is_here(drafter))
     if here or not headers_only:
-        return [_local(folder) for folder in hub.find_pair(model, drafter) if folder is not None]
+        return [_local(folder) for folder in find_pair(model, drafter) if folder is not None]
     found = [_headers(model)]
     try:
         if drafter is not None:
-            found.append(_headers(hub.drafter_name(str(model)) if drafter == "auto" else drafter))
+            found.append(_headers(drafter_name(str(model)) if drafter == "auto" else drafter))
     except ModelNotFoundError:
         if drafter != "auto":
             raise
@@ -91,7 +93,7 @@ def find_sources(
 
 
 def _is_here(name: str | Path | None) -> bool:
-    local = name == "demo" or isinstance(name, Path) or hub.is_folder(str(name))
+    local = name == "demo" or isinstance(name, Path) or is_folder(str(name))
     return local or hub.from_cache(str(name)) is not None
 
 
@@ -106,12 +108,12 @@ def _local(folder: Path) -> Source:
 
 def _headers(name: str | Path) -> Source:
     if _is_here(name):
-        return _local(hub.find_pair(name, None)[0])
+        return _local(find_pair(name, None)[0])
     import huggingface_hub
     from huggingface_hub import errors
 
     folder = Path(str(name))  # as messages name it
-    repository, revision = hub.split_name(str(name))
+    repository, revision = split_name(str(name))
     with hub.hub_errors(str(name)):
         api = huggingface_hub.HfApi()
         # First, because the other calls retry for half a minute if the Hub can't be reached.

@@ -18,6 +18,8 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import checkpoint, hub
+from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.names import DEMO, is_folder
 from mlx_gemma_mtp.files.weights import checked, dtype_name, open_arrays
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -49,9 +51,9 @@ def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]
     A folder without manifest.json is checked for complete tensors of the right shapes and for a
     matching pair. Raises ModelNotFoundError if there is no folder.
     """
-    if not hub.is_folder(folder):
+    if not is_folder(folder):
         raise ModelNotFoundError(f"no folder {str(folder)!r}: mgm verify checks a local folder")
-    target, drafter = hub.find_pair(folder, "auto")
+    target, drafter = find_pair(folder, "auto")
     verdict = _check_folder(target, on_progress)
     if drafter is None:
         return [verdict]
@@ -69,7 +71,7 @@ def source_of(verdict: Verdict) -> str:
     if verdict.manifest is None:
         raise UsageError(f"{verdict.folder} has no {MANIFEST}: name its source with --source")
     name, revision = verdict.manifest.source.name, verdict.manifest.source.revision
-    if name == hub.DEMO.name:
+    if name == DEMO.name:
         return "demo"
     if revision is None:
         raise UsageError(f"it was made from a folder called {name}: give its path with --source")

@@ -25,6 +25,7 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.text.messages import Message
 
 NEARLY_FULL = 0.9  # share of the context from which on a chat warns
@@ -97,7 +98,7 @@ class Chat:
         is still loaded, and MgmError if no pair is loaded any more.
         """
         name = models.model
-        if name != "demo" and not hub.is_folder(name) and hub.from_cache(name) is None:
+        if name != "demo" and not is_folder(name) and hub.from_cache(name) is None:
             raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")
         try:
             engine = self.load(models)

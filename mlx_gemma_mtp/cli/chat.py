@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 if TYPE_CHECKING:
@@ -24,12 +24,22 @@ def chat(
     context: typer.Context,
     pair: options.Pair,
     sampling: options.Sampling,
+    model_name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="The same as --model.", autocompletion=complete.models
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     resume: Annotated[
         bool, typer.Option("--continue", "-c", help="Resume the last conversation.")
     ] = False,
     session: Annotated[
-        str | None, typer.Option(help="Resume the conversation of this name, or start it.")
+        str | None,
+        typer.Option(
+            help="Resume the conversation of this name, or start it.",
+            autocompletion=complete.sessions,
+        ),
     ] = None,
     keep_cache: Annotated[
         bool, typer.Option("--keep-cache", help="Save the KV cache on exit; resuming is instant.")
@@ -55,7 +65,12 @@ def chat(
     editing = sys.stdin.isatty() and shown is not None
     keeps = editing or keep_cache
     named = store.last() if resume else None if session is None else store.path_of(session)
-    transcript = _transcript(named or (store.new_path() if keeps else None), context, pair)
+    given = _given(context)
+    if model_name is not None:
+        if "model" in given:
+            raise UsageError("two models are given: leave --model out")
+        pair, given = replace(pair, model=model_name), {*given, "model"}
+    transcript = _transcript(named or (store.new_path() if keeps else None), given, pair.chosen())
     if system is not None:
         transcript.instruct(system)
     screen = Screen(sys.stdout.buffer, sys.stderr)
@@ -82,7 +97,13 @@ def chat(
             here.answer_lines(sys.stdin.buffer)
 
 
-def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
+def _given(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that the command line gives."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+
+
+def _transcript(path: Path | None, given: set[str], pair: options.Pair) -> Transcript:
     """Return the conversation in this file, or a new one, with the models of the command line."""
     from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 
@@ -93,11 +114,10 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
         transcript = Transcript.reopened(path)
     except OSError as error:
         raise MgmError(f"{path} cannot be opened: {error.strerror}") from None
-    sources = {name: context.get_parameter_source(name) for name in Models._fields}
-    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     before = transcript.conversation.models
     if "model" not in given:
-        models = before._replace(**{name: getattr(models, name) for name in given})
+        own = {name: getattr(models, name) for name in Models._fields if name in given}
+        models = before._replace(**own)
     if models != before:
         transcript.use(models)
     return transcript

@@ -25,7 +25,7 @@ from helpers.command import Done, assert_one_line, command, environment, run_her
 from mlx_gemma_mtp.cli import main
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
-from mlx_gemma_mtp.files.hub import find_pair
+from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.remembered import load_depth
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams, load
 from mlx_gemma_mtp.demo.recipe.tools import TOOLS
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text, TextStream
 
 

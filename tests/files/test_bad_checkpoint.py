@@ -11,7 +11,7 @@ from helpers.broken import Edit, each, load_refusal, put, refusal, refused_or_fi
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 
 NOT_A_MODEL: dict[type[MgmError], list[Any]] = {
     ModelNotFoundError: [

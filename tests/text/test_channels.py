@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.spelled import CALL, CALL_END, CHANNEL, CHANNEL_END, MARKERS, QUOTE, Detokenizer, spell
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.channels import ChannelParser, Piece, ToolCall, joined
 from mlx_gemma_mtp.text.tokenizer import Markers, Text, TextStream
 

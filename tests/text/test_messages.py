@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.messages import Message
 from mlx_gemma_mtp.text.tokenizer import Text
 
