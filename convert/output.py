@@ -15,6 +15,7 @@ from typing import Any
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.show import Update
@@ -24,7 +25,6 @@ from .formats import parse_format
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
 from .partial import Partial
 from .plan import MULTIMODAL, Options, Plan
-from .shards import INDEX
 from .slices import write_weights
 
 # Files next to the weights; a drafter is used with its target's tokenizer.

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.files.tensors import StoredTensor
 from mlx_gemma_mtp.files.weights import checked
 
 from .formats import AFFINE_GROUPS, Format, quantize
 from .shards import Part
-from .source import Source, SourceTensor
+from .source import Source
 
 
 class Rows(NamedTuple):
@@ -25,7 +26,7 @@ class Rows(NamedTuple):
     The experts' gate and up rows alternate in one source tensor; all others are a single block.
     """
 
-    tensor: SourceTensor
+    tensor: StoredTensor
     block: int
     stride: int
     first: int

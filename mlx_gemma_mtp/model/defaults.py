@@ -49,7 +49,6 @@ def text_section(raw: dict[str, Any]) -> dict[str, Any]:
         "attention_bias": bool(text.get("attention_bias")),
         "use_bidirectional_attention": text.get("use_bidirectional_attention") == "all",
         "hidden_activation": text["hidden_activation"] != "gelu_pytorch_tanh",
-        "tie_word_embeddings": text.get("tie_word_embeddings") is False,
     }
     for key, bad in unsupported.items():
         if bad:
