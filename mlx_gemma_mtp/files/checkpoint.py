@@ -50,9 +50,14 @@ def parse_config(
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Return the folder's generation_config.json; empty if there is no such file."""
+    """Return the folder's generation_config.json; empty if there is no such file.
+
+    Numbers such as 64.0 are integers: some tools write `top_k` so. Raises CheckpointError.
+    """
     path = folder / "generation_config.json"
-    return _read_json(path, "") if path.exists() else {}
+    found = _read_json(path, "") if path.exists() else {}
+    whole = {key for key, one in found.items() if isinstance(one, float) and one.is_integer()}
+    return found | {key: int(found[key]) for key in whole}
 
 
 def weight_files(folder: Path) -> list[Path]:
