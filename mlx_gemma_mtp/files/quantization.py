@@ -162,11 +162,12 @@ def _check_block(config: Mapping[str, Any]) -> None:
     if config.get("quantize_activations"):
         raise CheckpointError("config.json: quantize_activations is not supported")
     for block in _blocks(config):
-        for key, entry in {"quantization": block, **block}.items():
+        for path, entry in {"all": block, **block}.items():
             mode = entry.get("mode", "affine") if isinstance(entry, dict) else "affine"
             if mode not in MODES:
                 raise CheckpointError(
-                    f"config.json: {key} has mode {mode!r}; it must be one of {', '.join(MODES)}"
+                    f"config.json: the quantization mode of {path} is {mode!r}; it must be one of "
+                    f"{', '.join(MODES)}"
                 )
 
 
