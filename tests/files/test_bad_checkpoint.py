@@ -105,7 +105,7 @@ def test_a_drafter_that_does_not_fit_in_one_size_is_refused(
 FULL, SLIDING = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
 WRONG_VALUES: dict[str, list[Any]] = {
     "num_attention_heads": ["4", 0],
-    "hidden_size": [64.0],
+    "hidden_size": [64.5],
     "num_key_value_heads": [0, 3],
     "intermediate_size": [-128],
     "head_dim": [0, 15],
