@@ -6,7 +6,6 @@ all faults instead of stopping at the first; doesn't judge the quality of weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -181,11 +180,12 @@ def _parts(name: str, manifest: Manifest) -> tuple[Part, ...]:
 
 
 def _index_faults(folder: Path, stored: dict[str, StoredTensor]) -> Iterator[str]:
-    path = folder / INDEX
-    if not path.exists():
+    named = checkpoint.read_index(folder)
+    if not named:  # none, or one that loading ignores
         return
-    named = json.loads(path.read_text())["weight_map"]  # read_tensors has checked it
     for name in sorted(named.keys() | stored.keys()):
-        found = stored[name].path.name if name in stored else None
-        if named.get(name) != found:
-            yield f"{path}: tensor {name} is in {found or 'no file'}, not in {named.get(name)}"
+        found = stored[name].path.name if name in stored else "no file"
+        if name not in named:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, but it is not listed"
+        elif named[name] != found:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, not in {named[name]}"
