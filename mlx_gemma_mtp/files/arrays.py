@@ -18,16 +18,15 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.quantization import HasShape, check_readable, format_of
-from mlx_gemma_mtp.files.tensors import StoredTensor, blocks, read_tensors
+from mlx_gemma_mtp.files.tensors import StoredTensor, blocks, is_text, read_tensors
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 Arrays = dict[str, mx.array]
 
-# Of a text model, as the names of its tensors start; others belong to towers, heads for training …
-_TEXT = re.compile(r"(layers|norm|lm_head|masked_embedding|embed_tokens|(pre_|post_|per_layer_))")
 _UNUSED = re.compile(r"rotary_emb\.|\.(input|output)_(min|max)$")
-_KEYS_VALUES = re.compile(r"layers\.(\d+)\.self_attn\.(k_proj|k_norm|v_proj|v_norm)\.")
+_KEYS_VALUES = [f"self_attn.{part}" for part in ("k_proj", "k_norm", "v_proj", "v_norm")]
+_IN_LAYER = re.compile(r"layers\.(\d+)\.(.*)\.")
 _ONE_EXPERT = re.compile(r"(layers\.\d+\.experts)\.(\d+)\.(\w+_proj\.\w+)$")
 
 
@@ -86,18 +85,20 @@ def refuse_unknown(model: Target | Drafter, tensors: Mapping[str, HasShape], fol
     wanted = dict(tree_flatten(model.parameters()))
     layers = model.config.layers
     for name in tensors:
-        if name in wanted or not _TEXT.match(name) or _UNUSED.search(name):
+        if name in wanted or not is_text(name) or _UNUSED.search(name):
             continue
         if name.startswith("lm_head.") and "lm_head" not in model:  # the same as the embedding
             continue
-        if name.startswith("layers.") and int(name.split(".")[1]) >= len(layers):
-            raise CheckpointError(
-                f"{folder} has tensor {name}, but config.json has only {len(layers)} layers: "
-                "weights and config are of different models"
-            )
-        if found := _KEYS_VALUES.match(name):
+        if found := _IN_LAYER.match(name):
+            if int(found[1]) >= len(layers):
+                raise CheckpointError(
+                    f"{folder} has tensor {name}, but config.json has only {len(layers)} layers: "
+                    "weights and config are of different models"
+                )
             layer = layers[int(found[1])]
-            if not layer.owns_kv or (layer.k_eq_v and found[2] == "v_proj"):
+            if found[2] in _KEYS_VALUES and not layer.owns_kv:
+                continue
+            if found[2] == "self_attn.v_proj" and layer.k_eq_v:
                 continue
         raise CheckpointError(
             f"{folder} has tensor {name}, which is not part of Gemma 4 as config.json describes "

@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import ADAPTERS
-from mlx_gemma_mtp.files.tensors import FLOATS, NOT_TEXT, StoredTensor
+from mlx_gemma_mtp.files.tensors import FLOATS, StoredTensor, is_text
 
 
 class HasShape(Protocol):
@@ -122,7 +122,7 @@ def check_readable(
                 "move it away"
             )
     for name, tensor in tensors.items():
-        if name.startswith(NOT_TEXT):
+        if not is_text(name):
             continue
         if _ADAPTED.search(name):
             raise CheckpointError(

@@ -31,13 +31,13 @@ DTYPES = {
 FLOATS = ("BF16", "F16", "F32")
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
-# Modules of multimodal checkpoints that no text needs, as their names start.
-NOT_TEXT = (
-    *("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder."),
-    *("audio_embedder.", "multi_modal_projector.", "vision_model.", "audio_model."),
+# How the names of a text model's tensors start; others belong to towers or to heads for training.
+_TEXT = (
+    *("layers.", "norm.", "embed_tokens", "per_layer_", "lm_head."),
+    *("masked_embedding.", "pre_projection.", "post_projection."),
 )
 _WRAPPERS = ("base_model.model.", "_orig_mod.", "module.")  # PEFT, torch.compile, DataParallel
-_TEXT_MODEL = re.compile(r"(model\.)?(language_model\.)?(model\.)?")
+_PREFIX = re.compile(r"(model\.)?(language_model\.)?(model\.)?")
 
 
 class StoredTensor(NamedTuple):
@@ -142,10 +142,15 @@ def canonical_name(name: str) -> str:
     """Return our name for a tensor: the text-only checkpoint's, without its `model.`."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "", 1) if name.startswith(wrapper) else name
-    name = _TEXT_MODEL.sub("", name.replace("._orig_mod.", "."), count=1)
+    name = _PREFIX.sub("", name.replace("._orig_mod.", "."), count=1)
     name = name.replace(".experts.switch_glu.", ".experts.")
     whole = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
     return f"{name}.weight" if whole else name
+
+
+def is_text(name: str) -> bool:
+    """Return True if a tensor, by our name, belongs to the text model."""
+    return name.startswith(_TEXT)
 
 
 def blocks(tensor: StoredTensor, size: int = 2**24) -> Iterator[bytes]:
