@@ -40,7 +40,7 @@ def settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     known = Path(__file__).with_name("sizes") / f"{size}.json"
     try:
-        found = json.loads((known if size in SIZES else Path(size)).read_text(encoding="utf-8"))
+        found = json.loads((known if size in SIZES else Path(size)).read_text(encoding="utf-8-sig"))
         return found["target"], found["drafter"]
     except OSError:
         raise UsageError(f"--synthetic must be one of {', '.join(SIZES)}, not {size!r}") from None

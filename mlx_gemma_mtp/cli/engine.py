@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
-    """Load the models; say so on stderr if no drafter was found."""
+    """Load the models. What people should know of them goes to stderr, once."""
     from mlx_gemma_mtp import load
     from mlx_gemma_mtp.show import spinner
 
@@ -24,4 +24,6 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     if pair.drafter == "auto" and not engine.has_drafter:
         how = "decoding without one (--drafter NAME downloads one)"
         print(f"{pair.model}: no drafter found; {how}", file=sys.stderr)
+    for note in engine.notes:
+        print(f"{pair.model}: {note}", file=sys.stderr)
     return engine

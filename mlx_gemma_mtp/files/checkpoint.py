@@ -24,7 +24,7 @@ ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetens
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json. Raises CheckpointError."""
-    return _read_json(folder / "config.json", _instead(folder) or "is this a model folder?")
+    return read_json(folder / "config.json", _instead(folder) or "is this a model folder?")
 
 
 def read_target_config(folder: Path) -> TargetConfig:
@@ -55,9 +55,15 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     Numbers such as 64.0 are integers: some tools write `top_k` so. Raises CheckpointError.
     """
     path = folder / "generation_config.json"
-    found = _read_json(path, "") if path.exists() else {}
-    whole = {key for key, one in found.items() if isinstance(one, float) and one.is_integer()}
-    return found | {key: int(found[key]) for key in whole}
+    found = read_json(path) if path.exists() else {}
+    return {key: whole(value) for key, value in found.items()}
+
+
+def whole(value: Any) -> Any:
+    """Return a value with 64.0 as 64: some tools write every number with a point."""
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -93,7 +99,7 @@ def read_index(folder: Path) -> dict[str, str]:
     path = folder / INDEX
     if not path.exists():
         return {}
-    listed = _read_json(path, "").get("weight_map") or {}
+    listed = read_json(path).get("weight_map") or {}
     names = listed.values() if isinstance(listed, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: weight_map does not name files: download it again")
@@ -111,9 +117,10 @@ def _instead(folder: Path) -> str:
     return ""
 
 
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """Return the object in a JSON file. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {hint}") from None
     except (OSError, ValueError) as error:

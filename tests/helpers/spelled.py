@@ -16,13 +16,12 @@ class Detokenizer:
 
     def __init__(self, texts: dict[int, str]) -> None:
         self._texts = texts
-        self.last_segment = ""
 
-    def add_token(self, token: int) -> None:
-        self.last_segment = self._texts[token]
+    def add(self, token: int) -> str:
+        return self._texts[token]
 
-    def finalize(self) -> None:
-        self.last_segment = ""
+    def finish(self) -> str:
+        return ""
 
 
 def spell(*parts: str | int) -> tuple[list[int], TextStream]:

@@ -241,7 +241,7 @@ def test_thinking_is_refused_if_the_template_cannot_switch_it(text: Text, tmp_pa
         assert text.prompt(prompt, thinking=True) == text.chat([user("Hi")], enable_thinking=True)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     unable = without_template(tmp_path)
-    assert unable.decode(unable.prompt("Hi")) == "Hi"
+    assert unable.decode(unable.prompt("Hi")) == "<bos>Hi"
     with pytest.raises(UsageError, match="thinking"):
         unable.prompt("Hi", thinking=True)
 
