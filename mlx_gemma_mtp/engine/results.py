@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.text.channels import Kind, ToolCall
+from mlx_gemma_mtp.text.calls import ToolCall
+from mlx_gemma_mtp.text.channels import Kind
 from mlx_gemma_mtp.text.messages import Message
 
 FinishReason = Literal["stop", "length", "cancelled"]

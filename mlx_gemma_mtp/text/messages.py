@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.text.calls import as_mapping
 
 Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -53,7 +54,9 @@ def _wrong(message: Any) -> str | None:
 
 def _is_call(call: Any) -> bool:
     function = call.get("function") if isinstance(call, Mapping) else None
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        return False
+    return isinstance(function.get("arguments"), Mapping | str | None)
 
 
 def _is_text(part: Any) -> bool:
@@ -61,15 +64,31 @@ def _is_text(part: Any) -> bool:
     return fits and isinstance(part.get("text"), str)
 
 
-def without_thoughts(message: Message) -> Message:
-    """Return a message without the thoughts at its start, if it is the model's."""
-    content = message.get("content")
-    if message["role"] not in MODEL_ROLES or not content:
-        return message
+def for_template(message: Message) -> Message:
+    """Return a message as chat templates take it; the message itself stays as it is.
+
+    The thoughts at the start of a model's message are left out, and the arguments of its calls are
+    mappings.
+    """
+    content, calls = message.get("content"), message.get("tool_calls")
+    changes: Message = {}
+    if content and message["role"] in MODEL_ROLES:
+        changes["content"] = _without_thoughts(content)
+    if calls:
+        changes["tool_calls"] = [_with_mapping(call) for call in calls]
+    return {**message, **changes}
+
+
+def _without_thoughts(content: str | list[Message]) -> str | list[Message]:
     if isinstance(content, str):
-        return {**message, "content": LEADING_THOUGHTS.sub("", content, count=1)}
+        return LEADING_THOUGHTS.sub("", content, count=1)
     text = LEADING_THOUGHTS.sub("", content[0]["text"], count=1)
-    return {**message, "content": [{**content[0], "text": text}, *content[1:]]}
+    return [{**content[0], "text": text}, *content[1:]]
+
+
+def _with_mapping(call: Message) -> Message:
+    arguments = as_mapping(call["function"].get("arguments"))
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:

@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
-from mlx_gemma_mtp.text.messages import Message, check_messages, without_thoughts
+from mlx_gemma_mtp.text.messages import Message, check_messages, for_template
 
 NOTHING = r"(?!)"  # a pattern that never matches
 FIRST_DISGUISE = 0xD800  # and up: lone surrogates, which no UTF-8 text contains
 
 
 class Markers(NamedTuple):
-    """The ids of the tokens that separate channels; None if the tokenizer has no such token."""
+    """The ids of the tokens that separate channels; None if the tokenizer has no such token.
+
+    turn: opens a turn, in which no thought or call is open yet.
+    """
 
     channel: int | None = None
     channel_end: int | None = None
     call: int | None = None
     call_end: int | None = None
     quote: int | None = None
+    turn: int | None = None
 
 
-MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
+# In the same order.
+MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>")
 
 
 class Text:
@@ -85,7 +90,7 @@ class Text:
             if "tools" in options:
                 options["tools"] = self._in_disguise(options["tools"])
             written = self._tokenizer.apply_chat_template(
-                [self._in_disguise(without_thoughts(message)) for message in messages],
+                [self._in_disguise(for_template(message)) for message in messages],
                 tokenize=False,
                 add_generation_prompt=True,
                 **options,

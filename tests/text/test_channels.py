@@ -207,12 +207,12 @@ def other_tokenizer(folder: Path, **renamed: str) -> Text:
 def test_markers_are_found_by_their_text(text: Text, tmp_path: Path) -> None:
     assert text.markers == MARKERS
     swapped = {"<|channel>": "<tool_call|>", "<tool_call|>": "<|channel>"}
-    assert other_tokenizer(tmp_path, **swapped).markers == Markers(49, 101, 48, 100, 52)
+    assert other_tokenizer(tmp_path, **swapped).markers == Markers(49, 101, 48, 100, 52, 105)
 
 
 def test_a_marker_without_its_counterpart_is_text(tmp_path: Path) -> None:
     gone = {"<channel|>": "<gone|>", "<|tool_call>": "<gone>", '<|"|>': "<gone|gone>"}
     lacking = other_tokenizer(tmp_path, **gone)
-    assert lacking.markers == Markers()
+    assert lacking.markers == Markers(turn=105)
     spelled = "<|channel>thought\nHm<tool_call|>"
     assert sorted_text(lacking.encode(spelled), lacking.stream()) == [("answer", spelled)]
