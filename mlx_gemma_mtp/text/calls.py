@@ -133,15 +133,12 @@ class _Reader:
         self._at = self._skip_space(self._at + 1)
         while self._source[self._at : self._at + 1] != closer:
             yield
-            after = self._at
-            self._at = self._skip_space(after)
+            self._at = self._skip_space(self._at)
             following = self._source[self._at : self._at + 1]
             if following == ",":
                 self._at = self._skip_space(self._at + 1)
-            elif following != closer:
-                apart = after < self._at or not self._source[after - 1].isalnum()
-                if closer == "]" or not apart or not _MISSING_COMMA.match(self._source, self._at):
-                    raise ValueError("a comma or bracket is missing")
+            elif following != closer and not _MISSING_COMMA.match(self._source, self._at):
+                raise ValueError("a comma or bracket is missing")
         self._at += 1
         self._closers.pop()
 

@@ -39,6 +39,8 @@ SLIPS: dict[str, Any] = {
     "{a:[Qprint(QbQ,QcQ)Q]}": {"a": ['print("b","c")']},
     "{a:Q{QbQ: QcQ, QdQ: QeQ}Q}": {"a": '{"b": "c", "d": "e"}'},
     "{a:Qhe said Qb: soQ to meQ}": {"a": 'he said "b: so" to me'},
+    "{a:Qf(Q} bQ)Q}": {"a": 'f("} b")'},
+    "{a:Qcut at Q, b: cQ nowQ}": {"a": 'cut at ", b: c" now'},
     '{a:"say QhiQ"}': {"a": 'say "hi"'},
     # A comma that is missing before a key, or left at the end.
     "{a:QlookQb:90}": {"a": "look", "b": 90},
@@ -48,7 +50,7 @@ SLIPS: dict[str, Any] = {
 UNREADABLE = [
     *("{a:Rome}", "{a:1", "{a:1}}", "{a:1}{b:2}", "{a}", "{:1}", "{ :1}", "{a:}", "{a:1} b"),
     *("{a:Qb}", "{a:\\1}", "{a:NaN}", "{a:-Infinity}", "{a:1e999}", "{a:01}", "{a:1.}", "{a:+1}"),
-    *("{a\nb:1}{", "{a:Truer}", "{a:[1,,2]}", "{,a:1}", "{a:[1 2]}", "{a:1b:2}"),
+    *("{a\nb:1}{", "{a:Truer}", "{a:[1,,2]}", "{,a:1}", "{a:[1 2]}", "{a:[QbQ c:1]}", "{a:1b:2}"),
     *("{a:[QbQQcQ]}", "{a:[QbQ QcQ]}", "{a:QbQ cQ}", "{a:QbQc:1Q}"),
     *("{a:'it's'}", '{a:"bQ,c:"dQ}', '{a:Qb"}', '{a:"C:\\d"}', '{a:"\\ud800"}'),
     *("{a:2026-11-29 b:1}", "{a:9:30}", "{a:" + "9" * 5000 + "}"),
