@@ -45,7 +45,7 @@ SLIPS: dict[str, Any] = {
     # A comma that is missing before a key, or left at the end.
     "{a:QlookQb:90}": {"a": "look", "b": 90},
     "{a:QbQQcQ:1 d:[QeQ]f:{}g:true}": {"a": "b", "c": 1, "d": ["e"], "f": {}, "g": True},
-    "{a:[1,2,],b:{c:QdQ,},}": {"a": [1, 2], "b": {"c": "d"}},
+    "{a:[1,2,],b:{c:QdQ,},e:[QfQ,],}": {"a": [1, 2], "b": {"c": "d"}, "e": ["f"]},
 }
 UNREADABLE = [
     *("{a:Rome}", "{a:1", "{a:1}}", "{a:1}{b:2}", "{a}", "{:1}", "{ :1}", "{a:}", "{a:1} b"),
