@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from mlx_gemma_mtp.errors import UsageError
@@ -64,12 +65,31 @@ def _is_text(part: Any) -> bool:
     return fits and isinstance(part.get("text"), str)
 
 
-def for_template(message: Message) -> Message:
-    """Return a message as chat templates take it; the message itself stays as it is.
+def for_template(messages: Sequence[Message]) -> list[Message]:
+    """Return copies of checked messages, as chat templates take them.
 
     The thoughts at the start of a model's message are left out, and the arguments of its calls are
-    mappings.
+    mappings. If a tool's result is a mapping, the results are also the "tool_responses" of the
+    message with the calls: Google's templates take mappings only there.
     """
+    shown = [_for_template(message) for message in messages]
+    for at, message in enumerate(shown, 1):
+        results = list(takewhile(lambda one: one["role"] == "tool", shown[at:]))
+        if message.get("tool_calls") and any(isinstance(r["content"], Mapping) for r in results):
+            message["tool_responses"] = [_response(one, message["tool_calls"]) for one in results]
+    return shown
+
+
+def _response(result: Message, calls: Sequence[Message]) -> Message:
+    ids = {call["id"]: call["function"]["name"] for call in calls if "id" in call}
+    name = ids.get(result.get("tool_call_id")) or result.get("name") or "tool"
+    content = result["content"]
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    return {"name": name, "response": content}
+
+
+def _for_template(message: Message) -> Message:
     content, calls = message.get("content"), message.get("tool_calls")
     changes: Message = {}
     if content and message["role"] in MODEL_ROLES:

@@ -90,7 +90,7 @@ class Text:
             if "tools" in options:
                 options["tools"] = self._in_disguise(options["tools"])
             written = self._tokenizer.apply_chat_template(
-                [self._in_disguise(for_template(message)) for message in messages],
+                self._in_disguise(for_template(messages)),
                 tokenize=False,
                 add_generation_prompt=True,
                 **options,

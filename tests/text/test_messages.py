@@ -169,6 +169,41 @@ def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> N
         )
 
 
+# What Google's templates do with the results of tools, in few words.
+GOOGLE = """{%- for m in messages -%}{%- if m.role != 'tool' -%}
+{%- for call in m.tool_calls or [] -%}call:{{ call.function.name }}{%- endfor -%}
+{%- if m.get('tool_responses') -%}
+{%- for r in m.tool_responses -%}response:{{ r.name }}{{ r.response }}{%- endfor -%}
+{%- elif m.get('tool_calls') -%}
+{%- for r in messages[loop.index:] -%}response:{{ r.tool_call_id }}
+{%- if r.content is string -%}{{ r.content }}
+{%- else -%}{%- for part in r.content -%}{{ part.get('text') }}{%- endfor -%}{%- endif -%}
+{%- endfor -%}{%- endif -%}{%- endif -%}{%- endfor -%}"""
+
+
+def test_results_of_tools_may_be_mappings_with_any_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(GOOGLE)
+    google = without_template(tmp_path)
+
+    def shown(*contents: Any) -> str:
+        calls = [{"id": str(n), **CALL} for n in range(len(contents))]
+        results = [
+            {"role": "tool", "tool_call_id": str(n), "content": content}
+            for n, content in enumerate(contents)
+        ]
+        messages = [user("Hi"), {"role": "assistant", "tool_calls": calls}, *results]
+        before = copy.deepcopy(messages)
+        written = google.decode(google.chat(messages))
+        assert messages == before
+        return written.removeprefix("call:f" * len(contents))
+
+    assert shown({"a": 1}) == "response:f{'a': 1}"
+    assert shown(
+        "so", {"a": 1}, [{"type": "text", "text": "it"}, {"type": "text", "text": "is"}]
+    ) == ("response:fsoresponse:f{'a': 1}response:fitis")
+    assert shown("so") == "response:0so"
+
+
 def test_all_kinds_of_messages_are_understood(text: Text) -> None:
     parts = [{"type": "text", "text": "Hi"}]
     contents = [("developer", "Be brief."), ("user", parts), ("model", "Hello"), ("tool", {"a": 1})]
