@@ -29,14 +29,14 @@ class Piece(NamedTuple):
 class ChannelParser:
     """Sorts tokens by kind; text comes out as soon as it is certain.
 
-    The output starts in what the prompt ends in: a thought or a call that it opened, else answer.
-    Of such a thought or call the pieces have what the output adds; a call is read whole.
+    If the prompt ends within a thought or a call, the output starts there, else as answer. The
+    pieces have the text of the output only, but a call is read whole.
 
-    `<|channel>` opens a thought, whatever the channel's name, and only
-    `<channel|>` closes it. The markers and the name "thought" are not part of the text; other names
-    are. `<|tool_call>` opens a call, also inside a thought, which continues after the call. Any of
-    the four markers ends a call, but only `<tool_call|>` completes it; if several calls were
-    written there, each is in a piece of its own. A marker that closes nothing is left out.
+    `<|channel>` opens a thought, whatever the channel's name, and only `<channel|>` closes it. The
+    markers and the name "thought" are not part of the text; other names are. `<|tool_call>` opens a
+    call, also inside a thought, which continues after the call. Any of the four markers ends a
+    call, but only `<tool_call|>` completes it; several calls before it are a piece each. A marker
+    that closes nothing is left out.
 
     Stop strings are searched in the answer only, and not across a marker. Without a stream (no
     tokenizer) all tokens are answer, without text.

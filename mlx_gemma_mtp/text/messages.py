@@ -81,7 +81,7 @@ def for_template(messages: Sequence[Message]) -> list[Message]:
 
 
 def _response(result: Message, calls: Sequence[Message]) -> Message:
-    ids = {call["id"]: call["function"]["name"] for call in calls if "id" in call}
+    ids = {call["id"]: call["function"]["name"] for call in calls if call.get("id")}
     name = ids.get(result.get("tool_call_id")) or result.get("name") or "tool"
     content = result["content"]
     if isinstance(content, list):
