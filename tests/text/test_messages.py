@@ -202,6 +202,9 @@ def test_results_of_tools_may_be_mappings_with_any_template(tmp_path: Path) -> N
         "so", {"a": 1}, [{"type": "text", "text": "it"}, {"type": "text", "text": "is"}]
     ) == ("response:fsoresponse:f{'a': 1}response:fitis")
     assert shown("so") == "response:0so"
+    result = {"role": "tool", "name": "g", "content": {"a": 1}}  # without ids the name counts
+    messages = [user("Hi"), {"role": "assistant", "tool_calls": [CALL]}, result]
+    assert google.decode(google.chat(messages)) == "call:fresponse:g{'a': 1}"
 
 
 def test_all_kinds_of_messages_are_understood(text: Text) -> None:
