@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 QUOTE = '<|"|>'
-UNREADABLE = "unreadable"  # the key of arguments that are no mapping, in the mapping they become
+UNREADABLE = "unreadable"  # templates take arguments that cannot be read as {UNREADABLE: text}
 
 MARK = "\ud800"  # the quote token within a source: a lone surrogate, which no UTF-8 text contains
 DEEPEST = 50  # brackets within brackets; chat templates write arguments recursively
@@ -60,7 +60,7 @@ class ToolCall:
 
 
 def read_calls(parts: Sequence[str]) -> list[ToolCall]:
-    """Read the calls between one pair of markers: mostly one. Their raw texts are all of the text.
+    """Read the calls between one pair of markers, mostly one; their raw texts join to the whole.
 
     parts: the text between the markers, split at its quote tokens.
 
@@ -88,8 +88,8 @@ def read_calls(parts: Sequence[str]) -> list[ToolCall]:
 def as_mapping(arguments: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
     """Return the arguments of a call in a message as chat templates take them.
 
-    Text is read as JSON, the form of OpenAI's clients. What is not a JSON object comes as
-    {"unreadable": text}, so that a conversation can continue after a broken call.
+    Text is read as JSON, the form of OpenAI's clients. Text that is not a JSON object is returned
+    as {"unreadable": text}, so that a conversation can continue after a broken call.
     """
     if not isinstance(arguments, str):
         return {} if arguments is None else arguments
@@ -159,9 +159,9 @@ class _Reader:
         return _finite(number) if {*number} & {*".eE"} else int(number)
 
     def _text(self) -> str:
-        """Read a string between quote tokens, which may also stand for quotes within it.
+        """Read a string between quote tokens. Within it, pairs of them stand for its own quotes.
 
-        Such quotes come in pairs, and a token ends the string only if the call can continue there.
+        So a token ends the string if it is not the second of a pair and the call can continue there.
         """
         source, start = self._source, self._at + 1
         end, inner = source.find(MARK, start), 0
