@@ -161,7 +161,7 @@ class _Reader:
     def _text(self) -> str:
         """Read a string between quote tokens. Within it, pairs of them stand for its own quotes.
 
-        So a token ends the string if it is not the second of a pair and the call can continue there.
+        So a token ends the string unless it is the second of a pair, or the call cannot continue.
         """
         source, start = self._source, self._at + 1
         end, inner = source.find(MARK, start), 0
