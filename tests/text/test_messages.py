@@ -162,7 +162,7 @@ def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> N
     )
     strict = without_template(tmp_path)
     for arguments in ('{"a": 1}', "", "broken", None, {}, MappingProxyType({"a": 1})):
-        assert strict.decode(strict.chat([user("Hi"), assistant_calls(arguments)])) == "1"
+        assert strict.decode(strict.chat([user("Hi"), assistant_calls(arguments)])) == "<bos>1"
     for call in read_calls(["call:f{a:Rome}call:g{"]):
         strict.chat(
             [user("Hi"), {**assistant("", "model"), "tool_calls": [{"function": call.function}]}]
@@ -195,7 +195,7 @@ def test_results_of_tools_may_be_mappings_with_any_template(tmp_path: Path) -> N
         before = copy.deepcopy(messages)
         written = google.decode(google.chat(messages))
         assert messages == before
-        return written.removeprefix("call:f" * len(contents))
+        return written.removeprefix("<bos>" + "call:f" * len(contents))
 
     assert shown({"a": 1}) == "response:f{'a': 1}"
     assert shown(
@@ -204,7 +204,7 @@ def test_results_of_tools_may_be_mappings_with_any_template(tmp_path: Path) -> N
     assert shown("so") == "response:0so"
     result = {"role": "tool", "name": "g", "content": {"a": 1}}  # without ids the name counts
     messages = [user("Hi"), {"role": "assistant", "tool_calls": [CALL]}, result]
-    assert google.decode(google.chat(messages)) == "call:fresponse:g{'a': 1}"
+    assert google.decode(google.chat(messages)) == "<bos>call:fresponse:g{'a': 1}"
 
 
 def test_all_kinds_of_messages_are_understood(text: Text) -> None:
