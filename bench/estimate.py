@@ -18,6 +18,8 @@ from typing import NamedTuple
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub, weights
+from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -103,8 +105,8 @@ def plan(model: str, *, bits: int | None = None) -> Planned:
     drafter: Drafter | None
     if size is not None:
         target, drafter = random_pair(size, bits=bits)
-    elif model == "demo" or hub.is_folder(model) or ("/" in model and hub.from_cache(model)):
-        folder, beside = hub.find_pair(model, "auto")
+    elif model == "demo" or is_folder(model) or ("/" in model and hub.from_cache(model)):
+        folder, beside = find_pair(model, "auto")
         target, drafter = weights.open_target(folder, bits=bits), None
         if beside is not None:
             own = weights.drafter_bits(folder, beside) if bits is None else bits

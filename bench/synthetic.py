@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_gemma_mtp.decode.round import PlayRound, Round, agreeing_prefix, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.files import published
 from mlx_gemma_mtp.files.weights import quantize
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
@@ -27,7 +28,7 @@ from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
 
-SIZES = ("E2B", "E4B", "12B", "26B-A4B", "31B")
+SIZES = tuple(size.kind for size in published.SIZES)
 # The square roots of primes are irrational and unrelated: an independent sequence for each row.
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 

@@ -16,9 +16,10 @@ import numpy as np
 from mlx_gemma_mtp import Engine, SamplingParams, load
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.checkpoint import read_target_config
+from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.show import Update, table
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -68,7 +69,7 @@ def measure(
     """
     if num_tokens is not None and num_tokens < 1:
         raise UsageError(f"--tokens must be 1 or more, not {num_tokens}")
-    pairs = hub.find_pair(source, "auto"), hub.find_pair(folder, "auto")
+    pairs = find_pair(source, "auto"), find_pair(folder, "auto")
     configs = [read_target_config(target) for target, _ in pairs]
     if configs[0] != configs[1]:
         raise UsageError(f"{source} is not the model that {folder} was made from")
@@ -86,7 +87,7 @@ def measure(
     for target, drafter in pairs:
         on_progress("drafting", len(drafting), len(pairs))
         drafting.append(measure_drafting(target, drafter, asked))
-    name = Path(source).resolve().name if hub.is_folder(source) else str(source)
+    name = Path(source).resolve().name if is_folder(source) else str(source)
     return Quality(name, tuple(texts), *drafting)
 
 

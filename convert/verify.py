@@ -6,7 +6,6 @@ all faults instead of stopping at the first; doesn't judge the quality of weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -18,7 +17,12 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import checkpoint, hub
-from mlx_gemma_mtp.files.weights import checked, dtype_name, open_arrays
+from mlx_gemma_mtp.files.arrays import open_arrays
+from mlx_gemma_mtp.files.checkpoint import INDEX
+from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.names import DEMO, is_folder
+from mlx_gemma_mtp.files.tensors import CODES, StoredTensor, canonical_name, read_tensors
+from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -28,8 +32,7 @@ from .formats import Format
 from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, read_manifest
 from .output import DRAFTER_FOLDER, record
 from .parameter import stored_parts
-from .shards import INDEX, Part
-from .source import CODES, SourceTensor, read_tensors
+from .shards import Part
 
 _DTYPES = {dtype_name(dtype): dtype for dtype in CODES}
 
@@ -49,9 +52,9 @@ def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]
     A folder without manifest.json is checked for complete tensors of the right shapes and for a
     matching pair. Raises ModelNotFoundError if there is no folder.
     """
-    if not hub.is_folder(folder):
+    if not is_folder(folder):
         raise ModelNotFoundError(f"no folder {str(folder)!r}: mgm verify checks a local folder")
-    target, drafter = hub.find_pair(folder, "auto")
+    target, drafter = find_pair(folder, "auto")
     verdict = _check_folder(target, on_progress)
     if drafter is None:
         return [verdict]
@@ -69,7 +72,7 @@ def source_of(verdict: Verdict) -> str:
     if verdict.manifest is None:
         raise UsageError(f"{verdict.folder} has no {MANIFEST}: name its source with --source")
     name, revision = verdict.manifest.source.name, verdict.manifest.source.revision
-    if name == hub.DEMO.name:
+    if name == DEMO.name:
         return "demo"
     if revision is None:
         raise UsageError(f"it was made from a folder called {name}: give its path with --source")
@@ -128,7 +131,7 @@ def _file_faults(
 
 
 def _tensor_faults(
-    folder: Path, stored: dict[str, SourceTensor], manifest: Manifest | None
+    folder: Path, stored: dict[str, StoredTensor], manifest: Manifest | None
 ) -> list[str]:
     """Return what loading would refuse, differences from the manifest, and a wrong index."""
     by_file_name = {tensor.name: tensor for tensor in stored.values()}
@@ -150,13 +153,13 @@ def _tensor_faults(
 
 
 def _manifest_faults(
-    folder: Path, stored: dict[str, SourceTensor], manifest: Manifest
+    folder: Path, stored: dict[str, StoredTensor], manifest: Manifest
 ) -> Iterator[str]:
     expected = {part.name: part for name in manifest.tensors for part in _parts(name, manifest)}
     for name in sorted(stored.keys() - expected.keys()):
         yield f"{stored[name].path}: tensor {name} is not in the manifest"
     for name, part in expected.items():
-        found, own_name = stored.get(name), checkpoint.canonical_name(name)
+        found, own_name = stored.get(name), canonical_name(name)
         if found is None:
             yield f"{folder}: tensor {own_name} is missing: download it again"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
@@ -178,12 +181,13 @@ def _parts(name: str, manifest: Manifest) -> tuple[Part, ...]:
         raise CheckpointError(f"{MANIFEST}: tensor {name} cannot be {tensor}") from None
 
 
-def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str]:
-    path = folder / INDEX
-    if not path.exists():
+def _index_faults(folder: Path, stored: dict[str, StoredTensor]) -> Iterator[str]:
+    named = checkpoint.read_index(folder)
+    if not named:  # none, or one that loading ignores
         return
-    named = json.loads(path.read_text())["weight_map"]  # read_tensors has checked it
     for name in sorted(named.keys() | stored.keys()):
-        found = stored[name].path.name if name in stored else None
-        if named.get(name) != found:
-            yield f"{path}: tensor {name} is in {found or 'no file'}, not in {named.get(name)}"
+        found = stored[name].path.name if name in stored else "no file"
+        if name not in named:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, but it is not listed"
+        elif named[name] != found:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, not in {named[name]}"

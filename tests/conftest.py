@@ -69,7 +69,7 @@ def rng(request: pytest.FixtureRequest, seed: int) -> np.random.Generator:
 @pytest.fixture(scope="session")
 def text() -> "Text":
     """The demo's tokenizer."""
-    from mlx_gemma_mtp.files.hub import DEMO
+    from mlx_gemma_mtp.files.names import DEMO
     from mlx_gemma_mtp.text.tokenizer import Text
 
     return Text(DEMO)

@@ -28,10 +28,11 @@ from mlx_gemma_mtp.cli.doctor import conclude, print_report
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.files import folders, hub, remembered
+from mlx_gemma_mtp.files import folders, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
+from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 
-TARGET_FILES, DRAFTER_FILES = folder_files(hub.DEMO), folder_files(hub.DEMO_DRAFTER)
+TARGET_FILES, DRAFTER_FILES = folder_files(DEMO), folder_files(DEMO_DRAFTER)
 GOOD = SelfTest(10, [], 0.6)
 BAD = replace(GOOD, differences=["temperature 1, batch 4, row 2: 7 tokens are the same, then ..."])
 
@@ -88,14 +89,15 @@ def test_the_report_shows_the_machine_and_its_models(
 
 
 def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here: Here) -> None:
+    other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536})
     for name, files in {
         "a/alone": TARGET_FILES,
         "b/mismatch": TARGET_FILES,
-        "b/mismatch-assistant": model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536}),
+        "b/mismatch-assistant": other,
         "c/half": TARGET_FILES,
         "c/half-assistant": {"config.json": DRAFTER_FILES["config.json"]},
         "d/half": {"config.json": TARGET_FILES["config.json"]},
-        "e/lone-assistant": DRAFTER_FILES,
+        "e/lone-assistant": other,
         "f/damaged": TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"},
     }.items():
         hub_cache.add(name, files)
@@ -109,7 +111,7 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     assert "download it again" in str(models["f/damaged"].model.problem)
     done = mgm_here("doctor", "--no-self-test")
     assert done.returncode == 0
-    assert re.search(r"^  d/half: it is incomplete", done.stdout, re.MULTILINE)
+    assert re.search(r"^  d/half: .*mgm pull d/half", done.stdout, re.MULTILINE)
     assert re.search(r"^  a/alone: .*no drafts: no drafter", done.stdout, re.MULTILINE)
 
 

@@ -28,14 +28,15 @@ from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.files import hub, weights
+from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.checkpoint import read_config, read_target_config
+from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.memory import Limits, Pair, read_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
-DEMO = PairPaths(hub.DEMO, hub.DEMO_DRAFTER)
+DEMO = PairPaths(DEMO, DEMO_DRAFTER)
 # Part of tiny models' peaks: small buffers that come and go while MLX's host runs ahead.
 SLACK = 500_000  # bytes
 
@@ -266,7 +267,7 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
 
 
 def test_loading_itself_must_fit(room: Callable[[int], None], tmp_path: Path) -> None:
-    folder = shutil.copytree(hub.DEMO, tmp_path / "short")
+    folder = shutil.copytree(DEMO, tmp_path / "short")
     config = read_config(folder)
     config["max_position_embeddings"] = 1
     config.get("text_config", {})["max_position_embeddings"] = 1

@@ -6,7 +6,7 @@ Knows nothing of how messages are typed, nor of commands.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from mlx_gemma_mtp.chat import statistics, store
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.statistics import short
 from mlx_gemma_mtp.chat.terminal import Interrupts
-from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript, shortened
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.results import Chunk, Completion, Stats
@@ -25,8 +25,11 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.text.messages import Message
 
+SHOWN = 200  # characters of an earlier message
+STOPPING = Chunk("", [])  # Ctrl-C was pressed
 NEARLY_FULL = 0.9  # share of the context from which on a chat warns
 
 
@@ -61,19 +64,6 @@ class Chat:
         self._warn_if_unsaved()
         self._answer(self.transcript.prompt)
 
-    def answer_lines(self, lines: Iterable[bytes]) -> None:
-        """Answer every line that is not blank; a slash at its start means nothing.
-
-        They are UTF-8 whatever the locale says. Raises as `ask`, and UsageError if they are not.
-        """
-        for line in lines:
-            try:
-                text = line.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                raise UsageError("the input is not UTF-8 text") from None
-            if text.strip():
-                self.ask(text.removesuffix("\n").removesuffix("\r"))
-
     def regen(self) -> None:
         """Answer the last message again. Raises as `ask`, and UsageError if there is none."""
         if self.transcript.question is not None:
@@ -82,6 +72,15 @@ class Chat:
             self._answer(self.transcript.prompt[:-1], again=True)
         else:
             raise UsageError("there is no message to answer yet")
+
+    def show_last(self) -> None:
+        """Show the last message and its answer, at a terminal, as context for the next."""
+        conversation, answer = self.transcript.conversation, self.transcript.answer
+        if conversation.questions:
+            self.screen.say(f"> {shortened(conversation.questions[-1], SHOWN)}")
+        if answer and self.transcript.question is None and self.screen.shows_answers:
+            self.screen.answer(answer["content"])
+            self.screen.end_answer()
 
     def start(self, conversation: Conversation) -> None:
         """Leave this conversation as it is and continue with another, which is not saved yet."""
@@ -97,7 +96,7 @@ class Chat:
         is still loaded, and MgmError if no pair is loaded any more.
         """
         name = models.model
-        if name != "demo" and not hub.is_folder(name) and hub.from_cache(name) is None:
+        if name != "demo" and not is_folder(name) and hub.from_cache(name) is None:
             raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")
         try:
             engine = self.load(models)
@@ -130,11 +129,11 @@ class Chat:
         except MgmError as error:
             self.screen.say(f"mgm: {error}; the conversation is prefilled again")
 
-    def stats_line(self) -> str:
-        """Return the statistics of the last answer. Raises UsageError if there is none."""
+    def stats(self) -> list[str]:
+        """Return the last answer's statistics, in parts. Raises UsageError if there is none."""
         if self.last is None:
             raise UsageError("there is no answer yet")
-        return statistics.line(
+        return statistics.parts(
             self.last,
             plain=self.engine.plain_tokens_per_second(),
             context=self.context,
@@ -145,11 +144,16 @@ class Chat:
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         generation = self.engine.submit(prompt, self.params, chunks.put, session=self.session)
         generation.add_done_callback(lambda _: chunks.put(None))
+
+        def stop() -> None:
+            generation.cancel()
+            chunks.put(STOPPING)
+
         try:
-            with self.interrupts.stop(generation) if self.interrupts else nullcontext():
+            with self.interrupts.stopping(stop) if self.interrupts else nullcontext():
                 answered = self._show(chunks)
             if answered or self.interrupts is None:
-                self.screen.answer("\n")
+                self.screen.end_answer()
             done = generation.result()
         finally:
             generation.cancel()  # the screen may be gone, for example
@@ -164,9 +168,13 @@ class Chat:
     def _show(self, chunks: queue.SimpleQueue[Chunk | None]) -> bool:
         """Show everything as it arrives; return True if there was an answer."""
         screen, num_thought, thinks, answered = self.screen, 0, False, False
+        waits = True  # until something is shown
         with ExitStack() as spinner:
             spinner.enter_context(screen.spinner("reading"))
             while (chunk := chunks.get()) is not None:
+                if chunk is STOPPING and waits:  # the prefill stops at the end of its chunk
+                    spinner.close()
+                    spinner.enter_context(screen.spinner("stopping"))
                 if chunk.kind == "thought":
                     if self.folds and not num_thought:
                         spinner.close()
@@ -175,6 +183,7 @@ class Chat:
                     thinks |= bool(chunk.text.strip())  # False for an empty thought
                 if not chunk.text or (chunk.kind == "thought" and self.folds):
                     continue
+                waits = False
                 spinner.close()
                 if chunk.kind == "answer":
                     if thinks and not answered:
@@ -199,7 +208,7 @@ class Chat:
             if done.tool_calls:
                 note("(the model asked for a tool; this chat has none)")
         if self.shows_stats:
-            note(self.stats_line())
+            note(*self.stats())
         if used >= NEARLY_FULL * context and self.interrupts:
             share = f"{short(used)} of {short(context)} tokens of context"
             note(f"({share} used: /undo and /clear make room)")

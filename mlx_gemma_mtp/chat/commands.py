@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 from mlx_gemma_mtp.chat import clipboard, transcript
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.editor import Editor
-from mlx_gemma_mtp.chat.syntax import SETTINGS, did_you_mean, help_text, parse
-from mlx_gemma_mtp.chat.transcript import Conversation, shortened
+from mlx_gemma_mtp.chat.syntax import SETTINGS, did_you_mean, help_text, named_file, parse
+from mlx_gemma_mtp.chat.transcript import Conversation, counted, shortened
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.files import folders
+from mlx_gemma_mtp.files.choice import choose
 
 SHOWN = 60  # characters of a message
 UNSET = {"seed": "random each time", "max_tokens": "until the context is full", "stop": "none"}
@@ -25,15 +28,38 @@ def talk(chat: Chat, editor: Editor) -> None:
     """Chat until the user leaves. Errors are shown, and the chat continues."""
     while (text := editor.read()) is not None:
         try:
-            command = parse(text)
-            if command and command[0] == "exit":
+            if dragged := _dragged(text):
+                _send(chat, *dragged)
+            elif not take(chat, text):
                 return
-            if command:
-                run(chat, *command)
-            elif text.strip():
-                chat.ask(text)
         except MgmError as error:
             chat.screen.say(f"mgm: {error}")
+
+
+def answer_lines(chat: Chat, lines: Iterable[bytes]) -> None:
+    """Take every line that is not blank, up to /exit, in UTF-8 whatever the locale says.
+
+    Raises MgmError as commands and answers do, and UsageError for other text.
+    """
+    for line in lines:
+        try:
+            text = line.decode("utf-8-sig")  # a byte-order mark starts some files
+        except UnicodeDecodeError:
+            raise UsageError("the input is not UTF-8 text") from None
+        if not take(chat, text.removesuffix("\n").removesuffix("\r")):
+            return
+
+
+def take(chat: Chat, text: str) -> bool:
+    """Run a command or answer a message; return False if it is /exit. Raises MgmError."""
+    command = parse(text)
+    if command and command[0] == "exit":
+        return False
+    if command:
+        run(chat, *command)
+    elif text.strip():
+        chat.ask(text)
+    return True
 
 
 def run(chat: Chat, command: str, rest: str) -> None:
@@ -41,7 +67,7 @@ def run(chat: Chat, command: str, rest: str) -> None:
     note = chat.screen.note
     match command:
         case "help":
-            chat.screen.say(help_text())
+            chat.screen.say(help_text(chat.screen.width))
         case "clear":
             chat.start(Conversation(chat.models, chat.transcript.conversation.system))
             note("(a new conversation)")
@@ -62,7 +88,7 @@ def run(chat: Chat, command: str, rest: str) -> None:
             _set(chat, *rest.split(maxsplit=1))
         case "stats":
             if not rest:
-                note(chat.stats_line())
+                note(*chat.stats())
             elif rest in ("on", "off"):
                 chat.shows_stats = rest == "on"
                 note("(stats after every answer)" if chat.shows_stats else "(no stats)")
@@ -70,6 +96,12 @@ def run(chat: Chat, command: str, rest: str) -> None:
                 raise UsageError("/stats takes on or off; alone it shows those of the last answer")
         case "mtp":
             _mtp(chat, rest)
+        case "raw":
+            if rest not in ("", "on", "off"):
+                raise UsageError("/raw takes on or off; alone it switches")
+            chat.screen.raw = rest == "on" if rest else not chat.screen.raw
+            folders.remember_raw(chat.screen.raw)
+            note("(answers as written)" if chat.screen.raw else "(answers with Markdown layout)")
         case "save":
             with _file(rest, "save") as path:
                 if path.exists():
@@ -81,9 +113,8 @@ def run(chat: Chat, command: str, rest: str) -> None:
                 loaded = transcript.load(path)
             loaded.models = chat.models  # it continues with the model that is loaded
             chat.start(loaded)
-            turns = f"{loaded.turns} turn{'s' * (loaded.turns != 1)}"
             last = shortened(loaded.questions[-1], SHOWN) if loaded.questions else ""
-            note(f"(loaded {turns}, last message: {last})")
+            note(f"(loaded {counted(loaded.turns)}, last message: {last})")
         case "read":
             _read(chat, rest)
         case "copy":
@@ -92,7 +123,7 @@ def run(chat: Chat, command: str, rest: str) -> None:
             note(f"({clipboard.copy(chat.transcript.answer['content'], chat.screen.stderr)})")
         case "model":
             if rest:
-                chat.switch(chat.models._replace(model=rest, drafter="auto"))
+                _switch(chat, rest)
             note(f"(model: {chat.models.model})")
 
 
@@ -111,6 +142,15 @@ def _think(chat: Chat, rest: str) -> None:
             chat.screen.aside(chat.transcript.answer.get("reasoning", ""))
         on = "on" if chat.params.thinking else "off"
         note(f"(thinking is {on}; thoughts are {'hidden' if chat.folds else 'shown'})")
+
+
+def _switch(chat: Chat, name: str) -> None:
+    """Continue with the model of this name, which may be short, such as e4b."""
+    models = chat.models._replace(model=name, drafter="auto")
+    if choice := choose(name):
+        chat.screen.note(f"({choice})")
+        models = models._replace(model=choice.name, bits=choice.bits)
+    chat.switch(models)
 
 
 def _set(chat: Chat, name: str = "", value: str = "") -> None:
@@ -150,19 +190,29 @@ def _mtp(chat: Chat, rest: str) -> None:
 
 
 def _read(chat: Chat, rest: str) -> None:
-    """Send a file, after the text that follows its name.
+    """Send a file, after the text that follows its name."""
+    readings = list(named_file(rest))
+    _send(chat, *next(filter(_names_a_file, readings), readings[-1]))
 
-    The name is in quotes, or it is the whole argument, or its first word.
-    """
-    name, text = [*rest.split(maxsplit=1), "", ""][:2]
-    if rest[:1] in ('"', "'") and rest.count(rest[0]) > 1:
-        name, _, text = rest[1:].partition(rest[0])
-    else:
-        with suppress(UsageError), _file(rest, "read") as path:  # a text may be too long for a name
-            if path.exists():
-                name, text = rest, ""
+
+def _dragged(text: str) -> tuple[str, str] | None:
+    """Return the name of a file that a message starts with, and the text after it."""
+    if not re.match(r"['\"]?[/~]", text) or "\n" in text.strip():
+        return None
+    return next(filter(_names_a_file, named_file(text.rstrip())), None)
+
+
+def _names_a_file(reading: tuple[str, str]) -> bool:
+    with suppress(OSError, RuntimeError, ValueError):  # too long, ~nobody
+        return Path(reading[0]).expanduser().is_file()
+    return False
+
+
+def _send(chat: Chat, name: str, text: str) -> None:
     with _file(name, "read") as path:
         content = path.read_text(encoding="utf-8-sig")
+    lines = len(content.splitlines())
+    chat.screen.note(f"(sending {path}, {lines:,} line{'s' * (lines != 1)})")
     chat.ask(f"{text.strip()}\n\n{content}" if text.strip() else content)
 
 

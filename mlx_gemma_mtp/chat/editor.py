@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import (
     CompleteEvent,
     Completer,
@@ -20,14 +21,17 @@ from prompt_toolkit.completion import (
     PathCompleter,
 )
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output import Output
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from mlx_gemma_mtp.chat.syntax import COMMANDS
 from mlx_gemma_mtp.chat.terminal import MARK_PASTES, Interrupts
+from mlx_gemma_mtp.show import can_draw
 
 BLOCK = '"""'
 
@@ -35,27 +39,33 @@ BLOCK = '"""'
 class Editor:
     """Asks for one message after another."""
 
-    def __init__(self, screen: TextIO, history: Path, interrupts: Interrupts) -> None:
-        """screen: the terminal. history: the file of earlier messages."""
+    def __init__(self, screen: TextIO, history: Path | None, interrupts: Interrupts) -> None:
+        """screen: the terminal. history: the file of earlier messages; None to keep none."""
         self._screen = screen
         self._interrupts = interrupts
-        output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
-        output.enable_cpr = False  # some terminals never answer where the cursor is
-        self._session: PromptSession[str] = PromptSession(
-            "> ",
-            multiline=True,
-            prompt_continuation="  ",
-            key_bindings=_keys(),
-            history=_History(history),
-            completer=Commands(),
-            complete_while_typing=False,
-            complete_style=CompleteStyle.READLINE_LIKE,
-            enable_open_in_editor=True,
-            output=output,
-        )
+        output: Output = PlainTextOutput(screen)
+        if can_draw(screen):
+            output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
+            output.enable_cpr = False  # some terminals never answer where the cursor is
+        # Not given as its output: then it would draw on a dumb terminal, too.
+        with create_app_session(output=output):
+            self._session: PromptSession[str] = PromptSession(
+                [("bold", "> ")],
+                multiline=True,
+                prompt_continuation="  ",
+                key_bindings=_keys(),
+                history=_History(history) if history else InMemoryHistory(),
+                completer=Commands(),
+                complete_while_typing=False,
+                complete_style=CompleteStyle.READLINE_LIKE,
+                enable_open_in_editor=True,
+                enable_suspend=True,
+            )
 
     def read(self) -> str | None:
         """Return the next message, or None if the user leaves: Ctrl-D, or Ctrl-C twice."""
+        self._screen.write("\n")
+        self._screen.flush()
         warned = False
         while True:
             self._interrupts.pressed = False
@@ -69,8 +79,9 @@ class Editor:
                 warned = True
                 self._screen.write("(Ctrl-C again or Ctrl-D to quit)\n")
             finally:
-                self._screen.write(MARK_PASTES)
-                self._screen.flush()
+                if can_draw(self._screen):
+                    self._screen.write(MARK_PASTES)
+                    self._screen.flush()
 
 
 def unblocked(text: str) -> str:

@@ -1,52 +1,112 @@
-"""The output of a chat: the model's answers go to stdout unchanged, everything else to stderr.
+"""The output of a chat: the model's answers go to stdout, everything else to stderr.
 
-Nothing is read as markup, and colors are used only at a terminal.
+An answer is laid out as Markdown at a terminal that can draw, unless the user wants it as written.
+Otherwise it is written unchanged. Colors are not used: bold, dim and italics suit every theme.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from mlx_gemma_mtp import show
+from mlx_gemma_mtp.chat.page import Markdown, Page
 
 
 class Screen:
     """The two streams of a chat."""
 
-    def __init__(self, out: BinaryIO, err: TextIO) -> None:
+    def __init__(self, out: BinaryIO, err: TextIO, *, raw: bool = False) -> None:
+        """raw: True if answers are shown as written also at a terminal."""
+        self.raw = raw
         self.stderr = err
         self._out = out
-        self._in_aside = False  # True within a line of an aside
+        self._answer: Markdown | None = None  # while one is laid out
+        self._aside: Markdown | None = None
+        self._in_aside = False  # True within a line of an aside as it is written
+        self._page: Page | None = None  # of the last one that was laid out
         self._dims = show.can_draw(err) and "NO_COLOR" not in os.environ
 
+    @property
+    def shows_answers(self) -> bool:
+        """True if answers go to a terminal."""
+        return self._out.isatty()
+
+    @property
+    def renders(self) -> bool:
+        """True if answers are laid out as Markdown."""
+        return not self.raw and show.can_draw(self._out)
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, or as many as one usually has."""
+        return show.size(self.stderr).columns
+
     def answer(self, text: str) -> None:
-        """Write a piece of an answer, in UTF-8 whatever the locale says."""
+        """Write a piece of an answer."""
         self._end_aside()
-        self._out.write(text.encode())
-        self._out.flush()
+        if self.renders:
+            self._answer = self._answer or self._markdown(self._out, self._write_out)
+            self._answer.write(text)
+        else:
+            self._write_out(text)
+
+    def end_answer(self) -> None:
+        """End the last line of an answer, which may be empty."""
+        self._end_aside()
+        if self._answer:
+            self._answer.finish()
+            self._answer = None
+        else:
+            self._write_out("\n")
 
     def aside(self, text: str) -> None:
         """Write a piece of the model's output that is not answer."""
-        if text:
+        if not self.raw and show.can_draw(self.stderr):
+            style = "dim" if self._dims else ""
+            self._aside = self._aside or self._markdown(self.stderr, self._write, style)
+            self._aside.write(text)
+        elif text:
             self._write(self._dim(text))
             self._in_aside = not text.endswith("\n")
 
     def say(self, text: str) -> None:
-        """Write a line of our own."""
+        """Write lines of our own, broken between words."""
         self._end_aside()
-        self._write(f"{text}\n")
+        self._write(f"{show.wrapped(text, show.columns(self.stderr))}\n")
 
-    def note(self, text: str) -> None:
-        """Write a line of our own that matters less."""
-        self.say(self._dim(text))
+    def note(self, *parts: str) -> None:
+        """Write something of our own that matters less: parts in a line, or in several to fit."""
+        self._end_aside()
+        width = show.columns(self.stderr)
+        lines = list(parts[:1])
+        for part in parts[1:]:
+            longer = f"{lines[-1]} · {part}"
+            if width is None or len(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(part)
+        self._write(self._dim(show.wrapped("\n".join(lines), width)) + "\n")
 
     def spinner(self, what: str) -> AbstractContextManager[None]:
         """Show what is being done, at a terminal."""
         return show.spinner(what, self.stderr)
 
+    def resumed(self) -> None:
+        """Take notice that the process was suspended, and that others wrote here."""
+        if self._page is not None:
+            self._page.moved = True
+
+    def _markdown(self, stream: IO[Any], write: Callable[[str], None], style: str = "") -> Markdown:
+        self._page = Page(write, lambda: show.size(stream))
+        return Markdown(self._page, style=style, quiet="dim" if self._dims else "")
+
     def _end_aside(self) -> None:
+        if self._aside:
+            self._aside.finish()
+            self._aside = None
         if self._in_aside:
             self._write("\n")
             self._in_aside = False
@@ -57,3 +117,7 @@ class Screen:
     def _write(self, text: str) -> None:
         self.stderr.write(text)
         self.stderr.flush()
+
+    def _write_out(self, text: str) -> None:
+        self._out.write(text.encode())  # in UTF-8 whatever the locale says
+        self._out.flush()

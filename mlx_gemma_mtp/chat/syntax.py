@@ -6,11 +6,13 @@ Knows nothing of what they do.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.show import wrapped
 
 
 class Command(NamedTuple):
@@ -36,27 +38,45 @@ COMMANDS = (
     Command(
         "think",
         "[on|off|open|fold]",
-        "thinking on or off; show (open) or hide (fold) it",
+        "turn thinking on or off; show (open) or hide (fold) thoughts; alone: show the last one",
         ("on", "off", "open", "fold"),
     ),
-    Command("set", "[NAME VALUE]", 'a sampling setting; "default" is the model\'s', SETTINGS),
-    Command("stats", "[on|off]", "statistics of the last answer, or of every one", ("on", "off")),
-    Command("mtp", "[off|auto|N]", "drafts per round; auto is fastest; same text", ("off", "auto")),
+    Command(
+        "set",
+        "[NAME VALUE]",
+        f'change a sampling setting: {", ".join(SETTINGS)}; "default" restores the model\'s',
+        SETTINGS,
+    ),
+    Command(
+        "stats", "[on|off]", "statistics of the last answer, or after every one", ("on", "off")
+    ),
+    Command(
+        "mtp",
+        "[off|auto|N]",
+        "draft tokens per round: off, auto (fastest) or a number; the text stays the same",
+        ("off", "auto"),
+    ),
+    Command("raw", "[on|off]", "show answers as written, without Markdown layout", ("on", "off")),
     Command("save", "FILE", "save the conversation to a file", file=True),
     Command("load", "FILE", "continue a conversation from a file", file=True),
     Command("read", "FILE [TEXT]", "send a file as a message, after TEXT", file=True),
-    Command("copy", "", "copy the last answer to the clipboard"),
+    Command("copy", "", "copy the last answer as written to the clipboard"),
     Command("model", "[NAME]", "switch to a folder or a downloaded model", ("demo",)),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
 ALIASES = {"quit": "exit", "bye": "exit"}
 
-KEYS = f'''\
-Settings: {", ".join(SETTINGS)}.
-Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """
-ends it. Pasted lines are one message. Ctrl-X Ctrl-E opens $EDITOR, Tab
-completes, Up recalls. Ctrl-C stops an answer and keeps what is there. A space
-before /name sends it as text. Markdown in answers is not rendered.'''
+KEYS = '''\
+Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """ ends it. \
+Pasted lines are one message. A file dragged here is sent, with text after its name. \
+A space before /name sends it as text.
+Tab completes, Up recalls, Ctrl-X Ctrl-E opens $EDITOR. Ctrl-C stops an answer and keeps \
+what is there, Ctrl-Z suspends.'''
+
+# The first word as shells read it: a terminal writes the name of a dragged file like this.
+_SHELL_WORD = re.compile(
+    r"""((?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+)(?:\s+(.*))?""", re.DOTALL
+)
 
 
 def parse(text: str) -> tuple[str, str] | None:
@@ -84,9 +104,28 @@ def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str | Non
     return f"did you mean {prefix}{near[0]}?" if near else None
 
 
-def help_text() -> str:
-    """Return all commands, one per line, and the keys."""
+def named_file(text: str) -> Iterator[tuple[str, str]]:
+    r"""Yield what a text that starts with a file's name may mean: the name, and the text after it.
+
+    The name is the whole text, or its first word, with blanks as `my\ file` or in quotes.
+    """
+    yield text, ""
+    if found := _SHELL_WORD.fullmatch(text):
+        yield shlex.split(found[1])[0], found[2] or ""
+    name, _, rest = text.partition(" ")
+    yield name, rest.strip()
+
+
+def help_text(width: int) -> str:
+    """Return all commands and the keys, in lines of at most this width."""
     heads = [f"/{one.name} {one.arguments}".rstrip() for one in COMMANDS]
-    width = max(map(len, heads))
-    lines = [f"{head:{width}}  {one.help}" for head, one in zip(heads, COMMANDS, strict=True)]
-    return "\n".join([*lines, KEYS])
+    column = max(map(len, heads)) + 2
+    if width < 2 * column:  # the explanations get lines of their own
+        column = 4
+    lines = []
+    for head, one in zip(heads, COMMANDS, strict=True):
+        first, *more = wrapped(one.help, width - column).splitlines()
+        fits = len(head) < column
+        lines += [f"{head:{column}}{first}"] if fits else [head, " " * column + first]
+        lines += [" " * column + line for line in more]
+    return "\n".join([*lines, "", wrapped(KEYS, width)])

@@ -175,6 +175,11 @@ def load(path: Path) -> Conversation:
     return Conversation.replayed(read(path, FORMAT)[1:], path)
 
 
+def counted(turns: int) -> str:
+    """Return `1 turn` or `2 turns`."""
+    return f"{turns} turn{'s' * (turns != 1)}"
+
+
 def shortened(text: str, most: int) -> str:
     """Return a text on one line, with at most `most` characters."""
     line = " ".join(text.split())

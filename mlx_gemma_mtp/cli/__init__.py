@@ -52,16 +52,19 @@ app = typer.Typer(
     cls=Commands,
     help="Run Gemma 4 with its multi-token-prediction drafters on MLX.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
     rich_markup_mode=None,  # [defaults] in help texts would be taken for markup
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
 app.command()(chat)
+app.command("run", help="The same as chat: mgm run e4b.")(chat)
 app.command()(bench)
 app.command()(convert)
 app.command()(verify)
 app.command()(pull)
 app.command("list")(list_models)
+app.command("ls", hidden=True)(list_models)
 app.command("rm")(remove)
 app.command()(doctor)
 app.command()(estimate)

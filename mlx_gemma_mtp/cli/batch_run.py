@@ -68,7 +68,7 @@ def run(
 
 def _settings(pair: options.Pair, sampling: options.Sampling) -> dict[str, Any]:
     """Return the options that results depend on. Drafts are left out: they change no output."""
-    from mlx_gemma_mtp.files.hub import is_folder
+    from mlx_gemma_mtp.files.names import is_folder
 
     is_path = pair.model != "demo" and is_folder(pair.model)
     model = str(Path(pair.model).expanduser().resolve()) if is_path else pair.model

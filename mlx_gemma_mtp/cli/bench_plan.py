@@ -31,7 +31,9 @@ class Measured:
         str | None, typer.Option(help="Such as chat,code; `list` prints their names [all].")
     ] = None
     batch: Annotated[str | None, typer.Option(help="Batch sizes [1,2,4,8; on a CPU 1,4].")] = None
-    drafts: Annotated[str, typer.Option(help="Draft tokens per round.")] = "0,1,2,3,5,auto"
+    num_draft_tokens: Annotated[
+        str, typer.Option(help="Draft tokens per round: 0 to 15, auto.")
+    ] = "0,1,2,3,5,auto"
     prompt_tokens: Annotated[
         str | None, typer.Option(help="Tokens of each row's prompt [various, up to 840].")
     ] = None
@@ -52,7 +54,9 @@ class Measured:
     ] = None
     accept: Annotated[
         str | None,
-        typer.Option(help="Chance that each of their drafts is accepted, by position [0.8]."),
+        typer.Option(
+            help="Chance that each draft is accepted with --synthetic, by position [0.8]."
+        ),
     ] = None
 
     def plan(self, pair: options.Pair, *, check: bool = False) -> Plan:
@@ -82,7 +86,11 @@ class Measured:
             raise UsageError("the demo has prompts of its own: leave --prompt-tokens out")
         counts: list[NumDrafts] = ["auto", *range(MAX_DRAFT_TOKENS + 1)]
         drafts = options.listed(
-            "--drafts", self.drafts, _count, counts.__contains__, f"0 to {counts[-1]} and auto"
+            "--num-draft-tokens",
+            self.num_draft_tokens,
+            _count,
+            counts.__contains__,
+            f"0 to {counts[-1]} and auto",
         )
         tasks = options.listed(
             "--tasks", self.tasks or ",".join(known), str, known.__contains__, ", ".join(known)
@@ -110,14 +118,14 @@ class Measured:
         """Load or draw the pair, with its prompts. Raises if the context or memory is too small."""
         from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench import prompts, subject
-        from mlx_gemma_mtp.cli.pull import fetch_missing
+        from mlx_gemma_mtp.cli.download import fetch_missing
         from mlx_gemma_mtp.engine.worker import mlx_worker
         from mlx_gemma_mtp.show import spinner
 
         if self.synthetic is not None:
             opened = subject.random(self.synthetic, bits=pair.bits, accept=plan.accept or [])
         else:
-            fetch_missing(pair.model, pair.drafter)
+            fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
             drafter = options.named_drafter(pair.drafter)
             with spinner(f"loading {pair.model}"):
                 opened = subject.load(pair.model, drafter, bits=pair.bits, force=pair.force)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 if TYPE_CHECKING:
@@ -18,47 +18,75 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.transcript import Models, Transcript
 
+TRY = "What is 17 + 25?"  # the demo knows the answer
+
 
 @options.spread
 def chat(
     context: typer.Context,
     pair: options.Pair,
     sampling: options.Sampling,
+    model_name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="The same as --model.", autocompletion=complete.models
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     resume: Annotated[
         bool, typer.Option("--continue", "-c", help="Resume the last conversation.")
     ] = False,
     session: Annotated[
-        str | None, typer.Option(help="Resume the conversation of this name, or start it.")
+        str | None,
+        typer.Option(
+            help="Resume the conversation of this name, or start it.",
+            autocompletion=complete.sessions,
+        ),
     ] = None,
     keep_cache: Annotated[
         bool, typer.Option("--keep-cache", help="Save the KV cache on exit; resuming is instant.")
+    ] = False,
+    no_keep: Annotated[
+        bool, typer.Option("--no-keep", help="Save neither the conversation nor what is typed.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Show answers as written, without Markdown layout.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Statistics after every answer.")] = False,
 ) -> None:
     """Chat with a model. Ctrl-C stops an answer, Ctrl-D quits, /help lists commands.
 
     At a terminal, conversations are saved; mgm sessions lists them. Piped input: each line is one
-    message, and the chat is saved only with --session NAME.
+    message or a /command, and the chat is saved only with --session NAME.
     """
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.chat.chat import Chat
+    from mlx_gemma_mtp.chat.commands import answer_lines, talk
     from mlx_gemma_mtp.chat.screen import Screen
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
     from mlx_gemma_mtp.cli.engine import load_engine
-    from mlx_gemma_mtp.show import can_draw
+    from mlx_gemma_mtp.files import folders
 
     params = sampling.params()
     if resume and session is not None:
         raise UsageError("use only one of --continue and --session")
-    shown = next((one for one in (sys.stderr, sys.stdout) if can_draw(one)), None)
+    if no_keep and (resume or session is not None or keep_cache):
+        raise UsageError(
+            "--no-keep starts a conversation: use it without the options that keep one"
+        )
+    shown = next((one for one in (sys.stderr, sys.stdout) if one.isatty()), None)
     editing = sys.stdin.isatty() and shown is not None
-    keeps = editing or keep_cache
+    keeps = (editing and not no_keep) or keep_cache
     named = store.last() if resume else None if session is None else store.path_of(session)
-    transcript = _transcript(named or (store.new_path() if keeps else None), context, pair)
+    given = _given(context)
+    if model_name is not None:
+        if "model" in given:
+            raise UsageError("two models are given: leave --model out")
+        pair, given = replace(pair, model=model_name), {*given, "model"}
+    transcript = _transcript(named or (store.new_path() if keeps else None), given, pair.chosen())
     if system is not None:
         transcript.instruct(system)
-    screen = Screen(sys.stdout.buffer, sys.stderr)
+    screen = Screen(sys.stdout.buffer, sys.stderr, raw=raw or folders.wants_raw())
     interrupts = Interrupts() if editing else None
 
     def load(models: Models) -> Engine:
@@ -71,18 +99,23 @@ def chat(
         if cache and cache.exists():
             here.restore(cache)
         if shown and interrupts:
-            from mlx_gemma_mtp.chat.commands import talk
             from mlx_gemma_mtp.chat.editor import Editor
-            from mlx_gemma_mtp.files.folders import history_file
 
-            stack.enter_context(held(shown, interrupts))
+            stack.callback(_say_how_to_continue, here)
+            stack.enter_context(held(shown, interrupts, screen.resumed))
             _greet(here)
-            talk(here, Editor(shown, history_file(), interrupts))
+            talk(here, Editor(shown, None if no_keep else folders.history_file(), interrupts))
         else:
-            here.answer_lines(sys.stdin.buffer)
+            answer_lines(here, sys.stdin.buffer)
 
 
-def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -> Transcript:
+def _given(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that the command line gives."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+
+
+def _transcript(path: Path | None, given: set[str], pair: options.Pair) -> Transcript:
     """Return the conversation in this file, or a new one, with the models of the command line."""
     from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 
@@ -93,11 +126,10 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
         transcript = Transcript.reopened(path)
     except OSError as error:
         raise MgmError(f"{path} cannot be opened: {error.strerror}") from None
-    sources = {name: context.get_parameter_source(name) for name in Models._fields}
-    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     before = transcript.conversation.models
     if "model" not in given:
-        models = before._replace(**{name: getattr(models, name) for name in given})
+        own = {name: getattr(models, name) for name in Models._fields if name in given}
+        models = before._replace(**own)
     if models != before:
         transcript.use(models)
     return transcript
@@ -105,13 +137,34 @@ def _transcript(path: Path | None, context: typer.Context, pair: options.Pair) -
 
 def _greet(chat: Chat) -> None:
     """Print the model, and where the conversation is."""
+    from rich.filesize import decimal
+
+    from mlx_gemma_mtp import device
+    from mlx_gemma_mtp.chat.transcript import counted
+    from mlx_gemma_mtp.files.published import best_fit
+
     transcript, note = chat.transcript, chat.screen.note
     context = f"{chat.context:,}-token context"
-    note(f"{chat.models.model} · {context} · /help for commands · Ctrl-D to quit")
+    note(chat.models.model, context, "/help for commands", "Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
-        note(f"(continuing {transcript.path.stem}: {transcript.conversation.turns} turns)")
+        note(f"(continuing {transcript.path.stem}: {counted(transcript.conversation.turns)})")
+        chat.show_last()
         if transcript.question is not None:
             note("(the last message has no answer: /regen answers it)")
+    elif chat.models.model == "demo":
+        note("The demo is a toy: it does small sums and tells three stories.", f"Try: {TRY}")
+        size, bits = best_fit(available := device.available())
+        if (needs := size.needs(bits)) <= available:
+            fits = f"{bits} bits, {decimal(needs)} of memory: it fits this machine"
+            note(f"For real answers: mgm chat {size.short}", fits)
+
+
+def _say_how_to_continue(chat: Chat) -> None:
+    """Print how to come back to this conversation."""
+    path = chat.transcript.path
+    if path and chat.transcript.conversation.messages:
+        with suppress(OSError):  # the terminal may be gone
+            chat.screen.note("to continue: mgm chat -c", f"later: mgm chat --session {path.stem}")
 
 
 def _leave(chat: Chat, keep_cache: bool) -> None:

@@ -28,7 +28,12 @@ PATIENCE = 2.0  # seconds that a prompt waits for standard input without a word
 def generate(
     pair: options.Pair,
     sampling: options.Sampling,
-    prompt: Annotated[str | None, typer.Argument(help="The prompt [standard input].")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt [standard input].")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The same as PROMPT.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     as_json: Annotated[
@@ -54,8 +59,11 @@ def generate(
     batch, run the same command again. A line of a batch file can set "system", "max_tokens",
     "temperature", "top_k", "top_p", "seed", "stop" and "thinking"; its prompt is text or messages.
     """
-    if sum(one is not None for one in (prompt, file, batch_file)) > 1:
-        raise UsageError("several prompts: use only one of PROMPT, --file and --batch-file")
+    if sum(one is not None for one in (text, prompt, file, batch_file)) > 1:
+        raise UsageError(
+            "several prompts: use only one of PROMPT, --prompt, --file and --batch-file"
+        )
+    prompt = prompt if text is None else text
     if batch_file is not None:
         if out is None:
             raise UsageError("--batch-file needs --out, the file for its results")
@@ -64,7 +72,9 @@ def generate(
         from mlx_gemma_mtp.cli import batch_run
 
         batch = MAX_BATCH if max_batch is None else max_batch
-        batch_run.run(pair, sampling, system, batch_file, out, max_batch=batch, restart=restart)
+        batch_run.run(
+            pair.chosen(), sampling, system, batch_file, out, max_batch=batch, restart=restart
+        )
         return
     if out is not None or max_batch is not None or restart:
         raise UsageError("--out, --max-batch and --restart need --batch-file")
@@ -74,7 +84,7 @@ def generate(
 
     asked = with_system(_prompt(prompt, file), system)
     params = _checkable(sampling.params()) if check else sampling.params()
-    with load_engine(pair) as engine:
+    with load_engine(pair.chosen()) as engine:
         screen = Screen(sys.stdout.buffer, sys.stderr)
         answer(engine, asked, params, screen, as_json, check)
 

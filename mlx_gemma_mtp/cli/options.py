@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from mlx_gemma_mtp.cli import complete
 from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,19 +26,50 @@ T = TypeVar("T")
 INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 
 
+def default_model() -> str:
+    """Return the model of a command that names none."""
+    return os.environ.get("MGM_MODEL") or "demo"
+
+
 @dataclass(frozen=True)
 class Pair:
     """Which models."""
 
-    model: Annotated[str, typer.Option(help="A folder, a Hub name, or demo (built in).")] = "demo"
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A size (e2b, e4b, 12b, 26b, 31b), a folder or a Hub name [MGM_MODEL, or demo].",
+            default_factory=default_model,
+            show_default=False,
+            autocompletion=complete.models,
+        ),
+    ] = field(default_factory=default_model)
     drafter: Annotated[
         str,
-        typer.Option(help="A folder or Hub name, none, or auto: <model>-assistant if it exists."),
+        typer.Option(
+            help="A folder or Hub name, none, or auto: one on this disk that fits.",
+            autocompletion=complete.drafters,
+        ),
     ] = "auto"
     bits: Annotated[int | None, typer.Option(help="Quantize to 4 or 8 bits while loading.")] = None
     force: Annotated[
         bool, typer.Option("--force", help="Load even if it may not fit in memory.")
     ] = False
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")
+    ] = False
+
+    def chosen(self) -> Pair:
+        """Return it with the checkpoint that a short name means here; say on stderr which."""
+        from mlx_gemma_mtp.files.choice import choose
+
+        choice = choose(self.model, bits=self.bits)
+        if choice is None:
+            return self
+        print(choice, file=sys.stderr)
+        return replace(self, model=choice.name, bits=choice.bits)
 
 
 @dataclass(frozen=True)
@@ -121,9 +154,10 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
             of_fields = get_type_hints(groups[name], include_extras=True)
-            options += [
-                (one.name, one.default, of_fields[one.name]) for one in fields(groups[name])
-            ]
+            for one in fields(groups[name]):
+                # typer.Option then has the default_factory.
+                default = parameter.empty if one.default is MISSING else one.default
+                options.append((one.name, default, of_fields[one.name]))
         else:
             options.append((name, parameter.default, hints[name]))
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -13,13 +13,14 @@ def paths(
 ) -> None:
     """Print the folders and files that mgm uses."""
     from mlx_gemma_mtp.files import folders, hub
+    from mlx_gemma_mtp.files.names import DEMO
 
     found = {
         "sessions": folders.sessions_folder(),
         "history": folders.history_file(),
         "depth": folders.depth_file(),
         "models": hub.cache_folder(),
-        "demo": hub.DEMO,
+        "demo": DEMO,
     }
     if as_json:
         shown = {"schema": 1} | {name: str(path) for name, path in found.items()}

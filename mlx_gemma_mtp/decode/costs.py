@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 KNOWN = 3  # timings that make a cost known: one of them may be an outlier
+MEASURED = 16  # timings of this run that make it a figure to show: the first ones may be slow
 FIRST_SLOPE = 0.1  # guess of what a draft adds, relative to the only cost known
 
 # Standard deviations of logarithms of seconds, that is, relative ones.
@@ -36,6 +37,7 @@ class _Own:
     timed: int  # when it was last timed, counted in timings of all shapes
     variance: float = NOISE**2
     timings: int = KNOWN  # up to KNOWN
+    rounds: int = 0  # timings of this run
 
 
 @dataclass
@@ -59,6 +61,7 @@ class _Table:
         self.variance += (now - self.timed) * PACE**2
         own.variance += (now - own.timed) * OWN**2
         self.timed = own.timed = now
+        own.rounds += 1
         if own.timings < KNOWN:  # outliers are slow, and a cost that is too low is soon corrected
             own.log = min(own.log, log - self.pace)
             own.timings += 1
@@ -92,6 +95,10 @@ class Costs:
         table = self._tables.setdefault(batch, _Table(self._now, pace=log))
         table.add(num_draft_tokens, log, self._now)
 
+    def forget(self, batch: int, num_draft_tokens: int) -> None:
+        """Drop what is known of one kind of round, to time it again."""
+        self._tables[batch].own.pop(num_draft_tokens, None)
+
     def known(self, batch: int) -> dict[int, Cost]:
         """Return the costs that were timed often enough to be relied on, by K in order."""
         if (table := self._tables.get(batch)) is None:
@@ -102,10 +109,12 @@ class Costs:
     def measured(self, batch: int, num_draft_tokens: int) -> float | None:
         """Return the seconds of such a round on this machine as it is now.
 
-        None until it is known, and until a timing of this run has adjusted an earlier run's.
+        None until this run timed it often.
         """
-        cost = self.known(batch).get(num_draft_tokens)
-        return None if cost is None or self._tables[batch].timed == 0 else cost.expected
+        own = self._tables[batch].own.get(num_draft_tokens) if batch in self._tables else None
+        if own is None or own.rounds < MEASURED:
+            return None
+        return self._tables[batch].cost(num_draft_tokens, self._now).expected
 
     def estimates(self, batch: int, most: int) -> list[Cost]:
         """Return the costs of K = 0 .. most, of which at least one must be known.

@@ -38,8 +38,7 @@ def read_defaults(folder: Path, text: Text | None) -> dict[str, Any]:
 
     Raises CheckpointError for values of a wrong kind.
     """
-    raw = checkpoint.read_generation_config(folder)
-    found = {key: _whole(value) for key, value in raw.items()}
+    found = checkpoint.read_generation_config(folder)
     try:
         SamplingParams(stop=found.get(STOP) or ()).resolved(found)
     except UsageError as error:
@@ -49,7 +48,7 @@ def read_defaults(folder: Path, text: Text | None) -> dict[str, Any]:
     ends = token_ids(found.get(EOS), size, f"{GENERATION}: {EOS}")
     for section in (config, config.get("text_config")):
         if isinstance(section, dict):
-            ends += token_ids(_whole(section.get(EOS)), size, f"config.json: {EOS}")
+            ends += token_ids(checkpoint.whole(section.get(EOS)), size, f"config.json: {EOS}")
     if text is not None:  # an id beyond the tokenizer's ends nothing
         named = [one for one in text.end_tokens() if one < size]
         ends = [*filter(text.has_token, ends), *named]
@@ -92,10 +91,3 @@ def notes(defaults: Mapping[str, Any], text: Text | None) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     """Return a value as a line can show it."""
     return str(value) if isinstance(value, (bool, int, float)) else "…"
-
-
-def _whole(value: Any) -> Any:
-    """Return a value with 64.0 as 64: some tools write every number with a point."""
-    if isinstance(value, list):
-        return [_whole(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

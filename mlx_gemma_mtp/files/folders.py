@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_dir, user_data_dir, user_state_dir
@@ -26,6 +27,27 @@ def history_file() -> Path:
     return _folder(user_state_dir, "MGM_DATA_DIR") / "history"
 
 
+def converted_file() -> Path:
+    """Return the file of `converted`. It may not exist."""
+    return _folder(user_data_dir, "MGM_DATA_DIR") / "converted.json"
+
+
+def wants_raw() -> bool:
+    """True if the user wants answers in a chat as they are written, without Markdown layout."""
+    return _raw_file().exists()
+
+
+def remember_raw(wanted: bool) -> None:
+    """Remember that for later chats, if the disk permits."""
+    path = _raw_file()
+    with suppress(OSError):
+        if wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+
+
 def depth_file() -> Path:
     """Return the file of `remembered`. It may not exist."""
     return _folder(user_cache_dir, "MGM_CACHE_DIR") / "depth.json"
@@ -37,9 +59,21 @@ def nearest(path: Path) -> Path:
     return next(one for one in (path, *path.parents) if one.exists())
 
 
+def shown(path: Path) -> str:
+    """Return a path for people: from the current folder with ./, or with ~ for the home folder."""
+    for start, folder in ((".", Path.cwd), ("~", Path.home)):
+        with suppress(ValueError, OSError, RuntimeError):  # not in it; there is no such folder
+            return f"{start}/{path.relative_to(folder())}"
+    return str(path)
+
+
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that the path is on, or will be."""
     return shutil.disk_usage(nearest(path)).free
+
+
+def _raw_file() -> Path:
+    return _folder(user_state_dir, "MGM_DATA_DIR") / "raw"
 
 
 def _folder(system: Callable[..., str], variable: str) -> Path:

@@ -1,7 +1,7 @@
-"""The models in the Hub's cache that this runtime can run: what they are, and how to remove them.
+"""The models on this disk that this runtime can run: what they are, and how to remove them.
 
 Reads the cache without network, whatever state it is in: half a download or a damaged repository
-must not hide the others. The embedded demo counts as cached. Opens no weights.
+must not hide the others. The embedded demo and converted models are listed too. Opens no weights.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files import converted, hub, published
 from mlx_gemma_mtp.files.checkpoint import (
     read_config,
     read_drafter_config,
     read_target_config,
     weight_files,
 )
+from mlx_gemma_mtp.files.drafters import Candidate, Target, best, is_drafter, stored_bits
+from mlx_gemma_mtp.files.folders import shown
+from mlx_gemma_mtp.files.names import (
+    DEMO,
+    DEMO_DRAFTER,
+    DRAFTER_SUFFIX,
+    MAIN,
+    is_folder,
+    split_name,
+)
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES, check_pair
-
-KINDS = {1536: "E2B", 2560: "E4B", 3840: "12B", 2816: "26B-A4B", 5376: "31B"}  # by hidden size
-DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class CachedModel:
 
     name: the name that `load` takes. kind: the published size that it is, or is made for. bits: of
     most weights, None if the config doesn't say. size_bytes: on disk, all revisions together.
-    last_used: seconds since 1970, as far as the file system knows. problem: why it cannot be
-    loaded as it is.
+    modified: when the last weights were downloaded or written, in seconds since 1970. problem: why
+    it cannot be loaded as it is.
     """
 
     name: str
@@ -47,7 +54,7 @@ class CachedModel:
     kind: str
     bits: int | None
     size_bytes: int
-    last_used: float | None
+    modified: float | None
     problem: str | None = None
     drafter: CachedModel | None = None
 
@@ -55,27 +62,43 @@ class CachedModel:
         """Return the fields, the folder as a string, the time in ISO 8601 and UTC."""
         return dataclasses.asdict(self) | {
             "folder": str(self.folder),
-            "last_used": None if self.last_used is None else iso_time(self.last_used),
+            "modified": None if self.modified is None else iso_time(self.modified),
             "drafter": self.drafter and self.drafter.to_json(),
         }
 
 
 def models() -> list[CachedModel]:
-    """Return the demo and the cached models, by name."""
+    """Return the demo, the cached and the converted models, by name."""
     found = {name: model for name in repositories() if (model := _in_repository(name)) is not None}
-    drafter = _in_folder(hub.DEMO_DRAFTER)
-    demo = dataclasses.replace(_in_folder(hub.DEMO), name="demo", kind="demo", drafter=drafter)
-    listed = [demo]
+    drafter = _in_folder(DEMO_DRAFTER)
+    demo = dataclasses.replace(_in_folder(DEMO), name="demo", kind="demo", drafter=drafter)
+    drafters = [one for one in found.values() if one.is_drafter]
+    usable = [Candidate(one.name, one.folder) for one in drafters if not one.problem]
+    targets = [demo]
     for name, model in found.items():
         if model.is_drafter:
-            target = found.get(name.removesuffix(hub.DRAFTER_SUFFIX), model)
-            if target.is_drafter:  # else it is listed with its target
-                listed.append(model)
-        elif (model.folder / "drafter").is_dir():
-            listed.append(_paired(model, _in_folder(model.folder / "drafter")))
+            continue
+        if (model.folder / "drafter").is_dir():
+            targets.append(_paired(model, _in_folder(model.folder / "drafter")))
         else:
-            listed.append(_paired(model, found.get(name + hub.DRAFTER_SUFFIX)))
-    return listed
+            of_its_own = found.get(name + DRAFTER_SUFFIX)  # shown even if it has a problem
+            chosen = best(Target.at(model.folder, name), usable)
+            targets.append(_paired(model, found[chosen.name] if chosen else of_its_own))
+    for folder in converted.remembered():
+        model = dataclasses.replace(_in_folder(folder), name=shown(folder))
+        inside = folder / "drafter"
+        targets.append(_paired(model, _in_folder(inside) if inside.is_dir() else None))
+    paired = [one.drafter.name for one in targets if one.drafter]
+    return sorted(
+        [*targets, *(one for one in drafters if one.name not in paired)],
+        key=lambda one: (one.name != "demo", one.name),
+    )
+
+
+def cached_drafters() -> list[Candidate]:
+    """Return the drafters that are whole in the cache."""
+    found = [(name, hub.from_cache(name)) for name in repositories()]
+    return [Candidate(name, folder) for name, folder in found if folder and is_drafter(folder)]
 
 
 def repositories() -> list[str]:
@@ -84,7 +107,7 @@ def repositories() -> list[str]:
     for path in sorted(hub.cache_folder().glob("models--*")):
         name = path.name.removeprefix("models--").replace("--", "/")
         with suppress(ModelNotFoundError):
-            if path.is_dir() and hub.split_name(name) == (name, hub.MAIN):
+            if path.is_dir() and split_name(name) == (name, MAIN):
                 names.append(name)
     return names
 
@@ -94,14 +117,14 @@ def removable(name: str) -> list[str]:
 
     Raises UsageError for folders and the demo, ModelNotFoundError if the name is not cached.
     """
-    if name == "demo" or hub.is_folder(name):
-        raise UsageError(f"{name} is not in the Hub's cache, and can't be removed from it")
+    if name == "demo" or is_folder(name):
+        raise UsageError(f"{name} is not in the Hub's cache: delete the folder yourself")
     cached = repositories()
     if name not in cached:
         near = difflib.get_close_matches(name, cached)
         hint = f"did you mean {' or '.join(near)}?" if near else "mgm list shows what is there"
         raise ModelNotFoundError(f"{name[:200]} is not in the cache; {hint}")
-    return [one for one in (name, name + hub.DRAFTER_SUFFIX) if one in cached]
+    return [one for one in (name, name + DRAFTER_SUFFIX) if one in cached]
 
 
 def remove(repository: str) -> None:
@@ -157,9 +180,11 @@ def _in_repository(repository: str) -> CachedModel | None:
             continue
         if raw.get("model_type") not in (*TARGET_TYPES, *DRAFTER_TYPES):
             return None
-        name = repository if revision == hub.MAIN else f"{repository}@{revision}"
-        whole = hub.from_cache(name) is not None
-        problem = None if whole else f"it is incomplete: mgm pull {name} downloads the rest"
+        name = repository if revision == MAIN else f"{repository}@{revision}"
+        problem = None
+        if lacks := hub.missing_files(snapshot):
+            what = f"incomplete ({', '.join(lacks[:3])} missing)"
+            problem = f"{what}: mgm pull {name} downloads the rest"
         return _described(name, snapshot, raw, size_on_disk(folder), problem)
     return None
 
@@ -170,7 +195,7 @@ def _snapshots(repository: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted((repository / "refs").rglob("*")):
         with suppress(OSError, ValueError):  # a folder; not text
             commits[path.relative_to(repository / "refs").as_posix()] = path.read_text()
-    for revision in sorted(commits, key=lambda name: (name != hub.MAIN, name)):
+    for revision in sorted(commits, key=lambda name: (name != MAIN, name)):
         yield revision, repository / "snapshots" / commits[revision]
     found = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -199,24 +224,13 @@ def _described(
             width = read_target_config(folder).hidden_size
     except CheckpointError as error:
         problem = problem or str(error)
-    used = []
+    times = []
     for path in folder.glob("*.safetensors"):
         with suppress(OSError):  # a link to nothing
-            used.append(path.stat().st_atime)
-    last_used, kind = max(used, default=None), KINDS.get(width, "")
-    return CachedModel(name, folder, is_drafter, kind, _bits(raw), size_bytes, last_used, problem)
-
-
-def _bits(raw: dict[str, Any]) -> int | None:
-    quantization, text = raw.get("quantization"), raw.get("text_config")
-    if isinstance(quantization, dict):
-        bits = quantization.get("bits")
-        return bits if type(bits) is int else None
-    for section in (raw, text if isinstance(text, dict) else {}):
-        for key in ("dtype", "torch_dtype"):  # Transformers' current and earlier name
-            if str(section.get(key)) in DTYPE_BITS:
-                return DTYPE_BITS[str(section[key])]
-    return None
+            times.append(path.stat().st_mtime)
+    modified, size = max(times, default=None), published.size_with(width)
+    kind, bits = size.kind if size else "", stored_bits(raw)
+    return CachedModel(name, folder, is_drafter, kind, bits, size_bytes, modified, problem)
 
 
 def _paired(target: CachedModel, drafter: CachedModel | None) -> CachedModel:

@@ -16,23 +16,28 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
-from mlx_gemma_mtp.text.messages import Message, check_messages, without_thoughts
+from mlx_gemma_mtp.text.messages import Message, check_messages, for_template
 
 NOTHING = r"(?!)"  # a pattern that never matches
 FIRST_DISGUISE = 0xD800  # and up: lone surrogates, which no UTF-8 text contains
 
 
 class Markers(NamedTuple):
-    """The ids of the tokens that separate channels; None if the tokenizer has no such token."""
+    """The ids of the tokens that separate channels; None if the tokenizer has no such token.
+
+    turn: opens a turn, in which no thought or call is open yet.
+    """
 
     channel: int | None = None
     channel_end: int | None = None
     call: int | None = None
     call_end: int | None = None
     quote: int | None = None
+    turn: int | None = None
 
 
-MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
+# In the same order.
+MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>")
 
 BOS = "<bos>"
 # What ends a model's turn: its own end, and the result of a tool, which another writes.
@@ -114,7 +119,7 @@ class Text:
         try:
             if "tools" in options:
                 options["tools"] = self._in_disguise(options["tools"])
-            shown = [self._in_disguise(without_thoughts(message)) for message in messages]
+            shown = self._in_disguise(for_template(messages))
         except RecursionError:
             raise UsageError("these messages are nested too deeply for a chat template") from None
         options = self._named | options

@@ -9,7 +9,7 @@ from mlx_gemma_mtp.bench import prompts
 from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, LENGTHS, TASKS, conversation
 
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.bench.synthetic import SIZES, random_pair
 
 from helpers.command import Here, assert_one_line, found
 from mlx_gemma_mtp.device import MAC_SIZES
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.model.cache import KVCache
 
 pytestmark = pytest.mark.slow

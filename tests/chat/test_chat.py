@@ -17,7 +17,8 @@ from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
-from mlx_gemma_mtp.text.channels import ToolCall
+from mlx_gemma_mtp.files import folders
+from mlx_gemma_mtp.text.calls import ToolCall
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
 
@@ -32,14 +33,16 @@ def test_an_answer_is_on_stdout_byte_for_byte_and_the_rest_on_stderr() -> None:
     assert stats.startswith("1 tok · ")
 
 
-@pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])
+@pytest.mark.parametrize(
+    ("variable", "never"), [(("NO_COLOR", "1"), "\x1b[2m"), (("TERM", "dumb"), "\x1b")]
+)
 def test_without_colors_nothing_is_dim(
-    monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str], never: str
 ) -> None:
     monkeypatch.setenv(*variable)
     talk = Talk(reply("Hello", thought="hm"))
     talk.ask("Hi")
-    assert "\x1b" not in talk.shown
+    assert never not in talk.shown
 
 
 def test_the_statistics_hold_what_was_measured_and_no_more() -> None:
@@ -53,14 +56,15 @@ def test_the_statistics_hold_what_was_measured_and_no_more() -> None:
         first_token_seconds=0.31,
         decode_seconds=181 / 61.4,
     )
-    assert statistics.line(stats, plain=32.6, context=32_000, memory=9_200_000_000) == (
+    found = statistics.parts(stats, plain=32.6, context=32_000, memory=9_200_000_000)
+    assert " · ".join(found) == (
         "182 tok · 61.4 tok/s (1.9x vs 32.6) · first token 0.31 s · "
         "MTP 2.7 tok/round, 78% accepted · ctx 4.1k/32k (3.8k reused) · 9.2 GB"
     )
-    assert " vs " not in statistics.line(stats, plain=None, context=32_000, memory=1)
+    assert " vs " not in statistics.parts(stats, plain=None, context=32_000, memory=1)[1]
     few = Stats(prompt_tokens=9, generated_tokens=1, decode_seconds=0.1)
-    expected = "1 tok · no drafts · ctx 10/4.1k · 48.0 MB"
-    assert statistics.line(few, plain=32.6, context=4096, memory=48_000_000) == expected
+    expected = ["1 tok", "no drafts", "ctx 10/4.1k", "48.0 MB"]
+    assert statistics.parts(few, plain=32.6, context=4096, memory=48_000_000) == expected
 
 
 def test_a_note_says_whether_the_context_or_max_tokens_cut_an_answer_off() -> None:
@@ -85,14 +89,6 @@ def test_a_tool_call_is_noted_and_kept_out_of_the_answer() -> None:
     talk.ask("Hi")
     assert "asked for a tool" in talk.shown
     assert talk.chat.transcript.answer == {"role": "assistant", "content": "one"}
-
-
-def test_piped_lines_are_messages_in_utf_8() -> None:
-    talk = Talk(*[reply("yes")] * 3, terminal=False)
-    lines = ["\ufeffé 🦊\n", " \n", "/help\r\n", "last"]
-    with pytest.raises(errors.UsageError, match="not UTF-8 text"):
-        talk.chat.answer_lines([*map(str.encode, lines), b"\xff\n"])
-    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == ["é 🦊", "/help", "last"]
 
 
 @pytest.mark.parametrize("delay", [0, 0.1])  # seconds: before a generation is known, or later
@@ -121,11 +117,67 @@ def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> N
     assert talk.messages[-1] == ("assistant", "42")
 
 
+def test_ctrl_c_in_a_long_prefill_is_acknowledged_at_once() -> None:
+    def prefill() -> Generation:
+        generation = Generation()
+        stopped = reply("", finish_reason="cancelled")
+        threading.Timer(0.1, talk.interrupts.press, [signal.SIGINT, None]).start()
+        threading.Timer(0.8, generation.set_result, [stopped]).start()
+        return generation
+
+    talk = Talk(prefill)
+    talk.ask(SUM)
+    assert "stopping" in talk.shown.partition("(stopped before")[0]
+
+
+def test_an_answer_is_laid_out_at_a_terminal_and_unchanged_if_the_user_wants_it_raw() -> None:
+    talk = Talk(reply("**42**"), reply("**42**"), renders=True)
+    talk.ask(SUM)
+    assert b"**" not in talk.out.getvalue()
+    talk.run("/raw")
+    assert folders.wants_raw()
+    talk.out.truncate(0)
+    talk.ask(SUM)
+    assert talk.out.getvalue().endswith(b"**42**\n")
+    talk.run("/raw off")
+    assert not folders.wants_raw()
+    assert not talk.chat.screen.raw
+    with pytest.raises(MgmError, match="on or off"):
+        talk.run("/raw please")
+
+
+def test_the_last_message_and_its_answer_are_shown_again() -> None:
+    talk = Talk(reply("one"), reply("two"), MgmError("lost"), renders=True)
+    talk.ask("first", f"second {'long ' * 100}")
+    before, shown = len(talk.out.getvalue()), len(talk.shown)
+    talk.chat.show_last()
+    assert b"two" in talk.out.getvalue()[before:]
+    assert "> second long" in talk.shown[shown:]
+    assert len(talk.shown[shown:]) < 300
+    with pytest.raises(MgmError):
+        talk.ask("third")
+    before = len(talk.out.getvalue())
+    talk.chat.show_last()
+    assert "> third" in talk.shown
+    assert len(talk.out.getvalue()) == before
+
+
+def test_notes_fit_the_window_and_keep_their_parts_together() -> None:
+    talk = Talk(reply("one"))
+    parts = ["a part that is not very short"] * 5
+    talk.chat.screen.note(*parts)
+    lines = talk.shown.replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
+    assert lines == [" · ".join(parts[:2])] * 2 + parts[:1]
+    pipe = Talk(terminal=False)
+    pipe.chat.screen.note(*parts)
+    assert pipe.shown == f"{' · '.join(parts)}\n"
+
+
 def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> None:
     talk = Talk(reply("one"))
     talk.chat.restore(tmp_path / "cache.safetensors")
-    assert talk.shown.count("\n") == 1
-    assert "is prefilled again" in talk.shown
+    assert "is prefilled again" in talk.words
+    assert talk.words.count("mgm: ") == 1
 
 
 def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:

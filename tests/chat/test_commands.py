@@ -8,7 +8,7 @@ from prompt_toolkit.document import Document
 
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp import MgmError, SamplingParams
-from mlx_gemma_mtp.chat import editor, syntax
+from mlx_gemma_mtp.chat import commands, editor, syntax
 from mlx_gemma_mtp.errors import UsageError
 
 
@@ -32,13 +32,35 @@ def test_commands_are_completed_with_their_values() -> None:
         assert [one.text for one in shown] == found
 
 
-def test_help_names_every_command_and_setting_and_fits_80_columns() -> None:
-    lines = syntax.help_text().splitlines()
-    assert max(map(len, lines)) <= 80
-    for command, line in zip(syntax.COMMANDS, lines, strict=False):
-        assert line.startswith(f"/{command.name}")
-    for setting in syntax.SETTINGS:
-        assert setting in syntax.help_text()
+@pytest.mark.parametrize("width", [120, 80, 40])
+def test_help_names_every_command_and_setting_and_fits_the_width(width: int) -> None:
+    shown = syntax.help_text(width)
+    assert max(map(len, shown.splitlines())) <= width
+    for word in (*(f"/{command.name}" for command in syntax.COMMANDS), *syntax.SETTINGS):
+        assert word in shown
+
+
+def test_piped_lines_are_messages_or_commands_in_utf_8() -> None:
+    talk = Talk(*[reply("yes")] * 3, terminal=False)
+    lines = [
+        "\ufeffé 🦊\n",
+        " \n",
+        "/set seed 7\r\n",
+        " /help me",
+        "/etc/hosts",
+        "/exit",
+        "no more",
+    ]
+    commands.answer_lines(talk.chat, map(str.encode, lines))
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == [
+        "é 🦊",
+        " /help me",
+        "/etc/hosts",
+    ]
+    assert talk.chat.params.seed == 7
+    for line, why in ((b"\xff\n", "not UTF-8 text"), (b"/hlep", "no command /hlep")):
+        with pytest.raises(UsageError, match=why):
+            commands.answer_lines(talk.chat, [line])
 
 
 def test_a_block_of_lines_is_the_text_between_its_quotes() -> None:
@@ -98,8 +120,9 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
     ]:
         before = len(talk.shown)
         talk.type(typed)
-        [line] = talk.shown[before:].splitlines()
+        line = " ".join(talk.shown[before:].split())
         assert line.startswith("mgm: ")
+        assert line.count("mgm: ") == 1
         assert why in line
     assert talk.chat.params == params
     assert other.read_text() == "precious"
@@ -109,12 +132,36 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
 
 
 def test_a_file_is_sent_after_the_text_that_follows_its_name(tmp_path: Path) -> None:
-    (path := tmp_path / "some notes").write_text("\ufeffcontent")
+    (path := tmp_path / "some notes").write_bytes(b"\xef\xbb\xbfcontent")
     (tmp_path / "notes").write_text("other")
-    talk = Talk(*[reply("yes")] * 3)
-    talk.run(f"/read {path}", f'/read "{path}" Sum up.', f"/read {tmp_path}/notes Sum up.")
-    sent = ["content", "Sum up.\n\ncontent", "Sum up.\n\nother"]
-    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == sent
+    (tmp_path / "it's").write_text("odd")
+    escaped = str(path).replace(" ", "\\ ")
+    names = (f"{path}", f'"{path}" Sum up.', f"'{path}' Sum up.", f"{escaped} Sum up.", escaped)
+    more = (f"{tmp_path}/notes Sum up.", f"{tmp_path}/it's Sum up.", f"{tmp_path}/it\\'s")
+    talk = Talk(*[reply("yes")] * 16)
+    talk.run(*(f"/read {name}" for name in (*names, *more)))
+    talk.type(*(f"{name} " for name in (*names, *more)))  # dragged to the prompt
+    once = "Sum up.\n\ncontent"
+    sent = ["content", once, once, once, "content", "Sum up.\n\nother", "Sum up.\n\nodd", "odd"]
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == sent * 2
+    assert talk.words.count(", 1 line)") == 16
+
+
+def test_a_path_is_a_message_if_it_names_no_file_or_is_not_at_the_start(tmp_path: Path) -> None:
+    (path := tmp_path / "notes").write_text("other")
+    messages = [
+        f" {path}",
+        f"What is {path}?",
+        f"{path}\nis what?",
+        f"{tmp_path}",
+        f"{tmp_path}/no",
+    ]
+    talk = Talk(*[reply("yes")] * len(messages))
+    talk.type(*messages)
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == messages
+    (tmp_path / "binary").write_bytes(b"\xff")
+    talk.type(f"{tmp_path}/binary")
+    assert "not UTF-8 text" in talk.words
 
 
 def test_a_message_without_answer_is_answered_again_or_replaced() -> None:

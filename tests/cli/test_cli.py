@@ -24,7 +24,7 @@ from helpers.command import (
     run,
     start,
 )
-from mlx_gemma_mtp.files.hub import DEMO, DEMO_DRAFTER
+from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 
 pytestmark = pytest.mark.slow
 

@@ -38,7 +38,7 @@ from mlx_gemma_mtp.cli.generate import answer
 from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import VerificationError
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.tokenizer import MARKERS, Text
 
 pytestmark = pytest.mark.slow

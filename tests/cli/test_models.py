@@ -29,16 +29,18 @@ from helpers.fake_hub import (
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files import hub_cache as cached
+from mlx_gemma_mtp.files.find import find_pair
 
 OTHER_FILES = TARGET_FILES | {"model-2.safetensors": b"w" * 9000}
 
 
 def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_here: Here) -> None:
-    quantized = TARGET_CONFIG | {"quantization": {"bits": 4, "group_size": 64}}
+    quantized = TARGET_CONFIG | {"hidden_size": 1536, "quantization": {"bits": 4}}
     inside = TARGET_FILES | {
         f"drafter/{path}": body for path, body in needed(DRAFTER_FILES).items()
     }
-    other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 1536})
+    smaller = TARGET_CONFIG | {"hidden_size": 1536}
+    other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 3840})
     for name, files in {
         "a/pair": TARGET_FILES,
         "a/pair-assistant": DRAFTER_FILES,
@@ -47,7 +49,7 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
         "d/llama": model_files({"model_type": "llama"}),
         "e/half": {"config.json": TARGET_FILES["config.json"]},
         "f/lone-assistant": DRAFTER_FILES,
-        "g/mismatch": TARGET_FILES,
+        "g/mismatch": model_files(smaller),
         "g/mismatch-assistant": other,
         "i/broken": model_files(TARGET_CONFIG | {"num_hidden_layers": 0}),
     }.items():
@@ -61,9 +63,9 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     ]
     pair = found["a/pair"]
     assert (pair.folder, pair.kind, pair.bits) == (hub_cache.snapshot("a/pair"), "E4B", 16)
-    bodies = [*TARGET_FILES.values(), COMMIT]  # and refs/main
+    bodies = {*TARGET_FILES.values(), COMMIT}  # and refs/main
     assert pair.size_bytes == sum(len(body) for body in bodies)
-    assert pair.last_used == pytest.approx(time.time(), abs=600)
+    assert pair.modified == pytest.approx(time.time(), abs=600)
     assert pair.problem is None
     assert pair.drafter is not None
     assert (pair.drafter.name, pair.drafter.problem) == ("a/pair-assistant", None)
@@ -74,21 +76,21 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert found["f/lone-assistant"].is_drafter
     assert found["g/mismatch"].drafter is not None
     assert "another model" in str(found["g/mismatch"].drafter.problem)
-    assert "num_hidden_layers" in str(found["i/broken"].problem)
+    assert "layer_types must list 0 layers" in str(found["i/broken"].problem)
     for model in found.values():  # its name finds the folder and the same drafter
         if model.problem is None and not model.is_drafter:
-            folder, drafter = hub.find_pair(model.name, "auto")
+            folder, drafter = find_pair(model.name, "auto")
             assert folder == model.folder
-            beside = model.drafter and model.drafter.folder.resolve()
-            assert (drafter and drafter.resolve()) == beside
+            usable = model.drafter if model.drafter and not model.drafter.problem else None
+            assert (drafter and drafter.resolve()) == (usable and usable.folder.resolve())
     assert hub_cache.network == []
 
     shown = mgm_here("list").stdout
-    assert re.search(r"^ a/pair +E4B +16 +5\.\d kB +1\.\d kB +just now$", shown, re.MULTILINE)
-    assert re.search(r"^ b/alone +E4B +4 +5\.\d kB +none ", shown, re.MULTILINE)
+    assert re.search(r"^ a/pair +E4B +16 +1\.5 MB +1\.0 MB +just now$", shown, re.MULTILINE)
+    assert re.search(r"^ b/alone +E2B +4 +\d+\.\d kB +none ", shown, re.MULTILINE)
     assert re.search(r"^ e/half .*unusable", shown, re.MULTILINE)
-    assert "e/half: it is incomplete" in shown
-    assert re.search(r"^ g/mismatch .* kB, unusable", shown, re.MULTILINE)
+    assert "e/half: incomplete (tokenizer.json, weights missing)" in shown
+    assert re.search(r"^ g/mismatch .* [kM]B, unusable", shown, re.MULTILINE)
 
 
 def strange_things(root: Path) -> None:
@@ -167,7 +169,7 @@ def test_rm_removes_the_pair_and_touches_nothing_else(hub_cache: HubCache, mgm_h
     assert cached.size_on_disk(hub_cache.repository(NAME)) == size
     done = mgm_here("rm", NAME, "--yes")
     assert done.returncode == 0
-    removed = re.findall(r"^removed (\S+), [\d.]+ kB freed$", done.stdout, re.MULTILINE)
+    removed = re.findall(r"^removed (\S+), [\d.]+ MB freed$", done.stdout, re.MULTILINE)
     assert removed == [NAME, DRAFTER]
     assert folder_files(hub_cache.root) == others
     assert not hub_cache.repository(NAME).exists()

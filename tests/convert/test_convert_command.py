@@ -24,7 +24,7 @@ from helpers.command import Here
 from helpers.converted import MOE, assert_refused, hashes, put_nan
 from helpers.fake_hub import COMMIT, NAME, FakeHub, folder_files
 from mlx_gemma_mtp.files.checkpoint import weight_files
-from mlx_gemma_mtp.files.hub import DEMO_DRAFTER
+from mlx_gemma_mtp.files.names import DEMO_DRAFTER
 
 
 def edit_first(edit: Callable[[bytes], bytes]) -> Edit:

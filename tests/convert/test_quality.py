@@ -25,7 +25,7 @@ from mlx_gemma_mtp import Engine, SamplingParams, load
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 from mlx_gemma_mtp.files.weights import load_target, num_bytes
 from mlx_gemma_mtp.model.cache import KVCache
 
@@ -163,7 +163,7 @@ def test_the_card_says_if_a_pair_does_not_fit_in_memory() -> None:
     def refuse(*_: object) -> Engine:
         raise NotEnoughMemoryError("it needs 63 GB; 24 GB available")
 
-    found = quality.measure_drafting(hub.DEMO, hub.DEMO_DRAFTER, ["Hi"], load_pair=refuse)
+    found = quality.measure_drafting(DEMO, DEMO_DRAFTER, ["Hi"], load_pair=refuse)
     assert found == "it needs 63 GB; 24 GB available"
     section = quality.drafting_section(quality.Quality("demo", (), found, found))
     assert "not measured: it needs 63 GB" in section

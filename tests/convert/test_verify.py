@@ -16,7 +16,6 @@ from mlx_gemma_mtp.convert.card import with_quality
 from mlx_gemma_mtp.convert.conversion import convert
 from mlx_gemma_mtp.convert.manifest import MANIFEST, UNLISTED, FileRecord, Origin, read_manifest
 from mlx_gemma_mtp.convert.plan import Options
-from mlx_gemma_mtp.convert.shards import INDEX
 from mlx_gemma_mtp.convert.verify import source_of, verify
 
 from helpers.arrays import read_arrays
@@ -25,6 +24,7 @@ from helpers.checkpoints import PairPaths
 from helpers.command import Here
 from helpers.converted import MOE, Converted, assert_refused
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files.checkpoint import INDEX
 
 FIRST = "model-00001-of-00003.safetensors"
 SECOND = "model-00002-of-00003.safetensors"

@@ -37,9 +37,16 @@ def test_a_step_of_the_k_in_use_is_one_of_the_machine() -> None:
 def test_a_remembered_table_is_scaled_to_the_machine_of_today() -> None:
     before = timed(Costs(), (0, 1.0, 20), (3, 4.0, 20))
     today = Costs.from_json(before.to_json())
-    assert today.measured(1, 0) is None
     timed(today, (3, 4.8, 40))
-    assert today.measured(1, 0) == pytest.approx(1.2, rel=0.03)
+    assert today.known(1)[0].expected == pytest.approx(1.2, rel=0.03)
+
+
+def test_a_cost_is_measured_after_many_timings_of_this_run() -> None:
+    costs = timed(Costs.from_json({"1": {"0": 1.0}}), (3, 2.0, 40), (0, 9.0, 3))
+    assert costs.measured(1, 0) is None
+    assert costs.measured(8, 0) is None
+    timed(costs, (0, 1.0, 40))
+    assert costs.measured(1, 0) == pytest.approx(1, rel=0.1)
 
 
 def test_a_cost_that_was_not_timed_for_long_is_doubted_more_and_more() -> None:

@@ -17,7 +17,7 @@ from helpers.broken import GREEDY, each, refusal
 from helpers.fake_target import MAX_POSITIONS, VOCAB, fake_engine, fake_pair, fake_player
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams, load
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,7 @@ def test_a_process_that_used_an_engine_ends_cleanly(tmp_path: Path, end: str) ->
     script = (
         "from helpers.fake_target import fake_engine\n"
         "from mlx_gemma_mtp import SamplingParams, load\n"
-        "from mlx_gemma_mtp.files.hub import DEMO_DRAFTER\n"
+        "from mlx_gemma_mtp.files.names import DEMO_DRAFTER\n"
         "params = SamplingParams(max_tokens=60, ignore_eos=True)\n"
     ) + END[end]
     ended = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import termios
 import time
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Paper(pyte.HistoryScreen):
     def cells(self) -> list[list[Char]]:
         """All lines from the start, without blanks at their ends."""
         rows = []
-        for line in (*self.history.top, *(self.buffer[row] for row in range(ROWS))):
+        for line in (*self.history.top, *(self.buffer[row] for row in range(self.lines))):
             width = max((x for x in line if line[x].data.strip()), default=-1) + 1
             rows.append([line[x] for x in range(width)])
         return rows
@@ -70,26 +71,40 @@ class Paper(pyte.HistoryScreen):
 class Person:
     """Starts a chat and waits for its prompt."""
 
-    def __init__(self, folder: Path, *arguments: str, columns: int = COLUMNS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        columns: int = COLUMNS,
+        in_shell: bool = False,
+        **variables: str,
+    ) -> None:
+        """in_shell: True to start it from a shell, which can suspend it."""
         self.folder = folder
         self.paper = Paper(columns, ROWS, history=10_000)
         self._stream = pyte.Stream(self.paper)
         editor = folder / "editor"
         editor.write_text("#!/bin/sh\nprintf 'What is 3 + 4?' > $1\n")
         editor.chmod(0o755)
-        program, *rest = command(HOLD)
+        line = [*command(HOLD), "chat", *arguments]
+        if in_shell:
+            variables |= {"LINE": shlex.join(line), "PS1": "$ "}
+            line = ["/bin/bash", "--norc", "--noediting", "-i"]
         self.child = pexpect.spawn(
-            program,
-            [*rest, "chat", *arguments],
+            line[0],
+            line[1:],
             env=environment()
             | {"MGM_DATA_DIR": str(folder), "EDITOR": str(editor), "PATH": "/usr/bin:/bin"}
-            | {"SSH_CONNECTION": "so that the clipboard is the terminal's"},
+            | {"SSH_CONNECTION": "so that the clipboard is the terminal's"}
+            | variables,
             encoding="utf-8",
             dimensions=(ROWS, columns),
         )
         self.child.delaybeforesend = None
         self.child.logfile_read = io.StringIO()
         self._modes = termios.tcgetattr(self.child.child_fd)
+        if in_shell:
+            self.type('eval "$LINE"\r')
         self.wait_for_prompt()
 
     def type(self, keys: str) -> None:
@@ -109,9 +124,9 @@ class Person:
         return row
 
     def wait_for_prompt(self, row: int = -1) -> str:
-        """Wait for a prompt below this row; return the lines in between."""
+        """Wait for a prompt below this row; return the lines in between, without the blank one."""
         self.wait_until(lambda: self.paper.row > row and self.paper.at == "> ")
-        return "\n".join(self.paper.written[row + 1 : self.paper.row])
+        return "\n".join(self.paper.written[row + 1 : self.paper.row]).removesuffix("\n")
 
     def wait_to_see(self, text: str, row: int) -> None:
         """Wait until this is shown somewhere from this row on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mlx_gemma_mtp.files.hub import DEMO
+from mlx_gemma_mtp.files.names import DEMO
 
 TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer.json"
 CONFIG, GENERATION, NAMES = "config.json", "generation_config.json", "tokenizer_config.json"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
-MARKERS = Markers(100, 101, 48, 49, 52)  # the demo's
-CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE = MARKERS
+MARKERS = Markers(100, 101, 48, 49, 52, 105)  # the demo's
+CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE, TURN = MARKERS
 TURN_END = 106
 
 

@@ -1,0 +1,222 @@
+"""An answer in Markdown on a terminal, laid out again as it arrives.
+
+Only lines that differ are written again. Lines that scrolled away cannot change: they are
+continued, so nothing is lost. Knows nothing of chats.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import cache
+from itertools import takewhile
+
+from rich.cells import cell_len
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.text import Text
+
+from mlx_gemma_mtp.chat.markdown import Part, parts
+
+# Control characters could move the cursor: they are shown as pictures. Lines end with \n alone.
+PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32)}
+PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+PICTURES |= {ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None}
+TAB = 8
+SHARE = 0.2  # of the time, spent on drawing at most
+
+
+class Page:
+    """Lines of text, of which the cursor is at the end."""
+
+    def __init__(
+        self, write: Callable[[str], object], size: Callable[[], os.terminal_size]
+    ) -> None:
+        self._write = write
+        self._size = size
+        self._seen = size()
+        self._lines: list[Text] = []  # that can still change
+        self._gone = ""  # the letters of those before them
+        self.moved = (
+            False  # set it if something else was written: the cursor is on a line of its own
+        )
+
+    @property
+    def whole(self) -> bool:
+        """True if all lines can still change."""
+        self._follow_size()
+        return not self._gone
+
+    @property
+    def width(self) -> int:
+        """The columns of the terminal."""
+        return self._size().columns
+
+    def show(self, lines: list[Text]) -> None:
+        """Show these lines in place of those before."""
+        self._follow_size()
+        left = _after(lines, self._gone)
+        if left is None:  # what scrolled away is different now: all of it once more
+            self.keep()
+            left = lines
+        old, columns = self._lines, self._seen.columns
+        pairs = zip(old, left, strict=False)
+        first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if first == len(old) == len(left):
+            return
+        start = "\n" if old else ""
+        if first < len(old):
+            first = max(min(first, len(left) - 1), 0)
+            rows = [
+                sum(_rows(line.plain, columns) for line in side[first:]) for side in (old, left)
+            ]
+            up = rows[0] - 1
+            start = "\r" + f"\x1b[{up}A" * (up > 0) + "\x1b[J" * (rows[1] < rows[0])
+        self._write(start + "\n".join(_ansi(line, columns) for line in left[first:]))
+        self._lines = left
+        self._scroll()
+
+    def keep(self) -> None:
+        """Leave the lines as they are; the next ones come below."""
+        if self._lines:
+            self._write("\n")
+        self._lines, self._gone = [], ""
+
+    def _freeze(self) -> None:
+        """Leave the lines as they are, and continue on a new line."""
+        if self._lines and not self.moved:
+            self._write("\n")
+        self.moved = False
+        self._gone += "".join(map(_letters, self._lines))
+        self._lines = []
+
+    def _follow_size(self) -> None:
+        """If the window became wider or narrower, nobody knows where the lines are now."""
+        before, self._seen = self._seen, self._size()
+        if self.moved or before.columns != self._seen.columns:
+            self._freeze()
+        self._scroll()
+
+    def _scroll(self) -> None:
+        """Give up the lines that are above the window."""
+        rows = [_rows(line.plain, self._seen.columns) for line in self._lines]
+        while rows and sum(rows) > self._seen.lines:
+            self._gone += _letters(self._lines.pop(0))
+            rows.pop(0)
+
+
+class Markdown:
+    """An answer on a page, as it arrives."""
+
+    def __init__(self, page: Page, *, style: str = "", quiet: str = "") -> None:
+        """style: that of everything. quiet: that of signs."""
+        self._page = page
+        self._style = style
+        self._quiet = quiet
+        self._next = 0.0  # when it may be drawn again
+        self._text = ""  # from the start of the part that is still open
+        self._starts = True
+        self._gap = False  # True if a blank line is before that part
+
+    def write(self, text: str) -> None:
+        """Show more of the answer."""
+        self._text = text = self._text + text.translate(PICTURES)
+        if (start := time.perf_counter()) < self._next:
+            return
+        *done, last = parts(text) or [None]
+        self._settle(done)
+        if last is None:
+            return
+        if done:
+            self._gap = last.after_blank
+            text = "\n".join(last.source[last.start :])
+        self._text = text
+        shown = last.written() if last.is_table else self._layout(parts(last.completed(text)))
+        self._page.show(self._spaced(shown))
+        now = time.perf_counter()
+        self._next = now + (now - start) * (1 / SHARE - 1)
+
+    def finish(self) -> None:
+        """Show the end of the answer."""
+        self._settle(parts(self._text))
+
+    def _settle(self, done: list[Part]) -> None:
+        """Show parts that no more text can change."""
+        for number, part in enumerate(done):
+            if number:
+                self._gap = part.after_blank
+            # A table may be laid out only once it is complete, and then only if all of it changes.
+            as_written = part.is_table and not self._page.whole
+            lines = part.written() if as_written else self._layout([part])
+            self._page.show(self._spaced(lines))
+            self._page.keep()
+            self._starts = False
+
+    def _layout(self, shown: list[Part]) -> list[Text]:
+        lines: list[Text] = []
+        for part in shown:
+            lines += [Text()] if lines and part.after_blank else []
+            lines += part.lines(self._page.width - 1, self._quiet)
+        return lines
+
+    def _spaced(self, lines: list[Text]) -> list[Text]:
+        for line in lines:
+            line.stylize(self._style)
+        return [Text(), *lines] if self._gap and not self._starts else lines
+
+
+def _after(lines: list[Text], gone: str) -> list[Text] | None:
+    """Return what follows these letters; None if the lines start with others."""
+    at = 0
+    for number, line in enumerate(lines):
+        letters = _letters(line)
+        left = len(gone) - at
+        if left <= 0:
+            return lines[number:]
+        if not letters.startswith(gone[at : at + len(letters)]):
+            return None
+        if left < len(letters):  # it is wrapped in another way
+            ends = [found.end() for found in re.finditer(r"\S", line.plain)]
+            return [line[ends[left - 1] :], *lines[number + 1 :]]
+        at += len(letters)
+    return [] if at == len(gone) else None
+
+
+def _letters(line: Text) -> str:
+    """Return what stays the same however a line is wrapped; a mark for a blank line."""
+    return "".join(line.plain.split()) or "\n"
+
+
+def _rows(line: str, columns: int) -> int:
+    """Return how many rows of a terminal a line takes."""
+    if line.isascii() and "\t" not in line:
+        return max(-(-len(line) // columns), 1)
+    rows, used = 1, 0
+    for letter in line:
+        cells = TAB - used % TAB if letter == "\t" else cell_len(letter)
+        if letter == "\t":
+            used = min(used + cells, columns - 1)
+        elif used + cells > columns:
+            rows, used = rows + 1, cells
+        else:
+            used += cells
+    return rows
+
+
+@cache
+def _console() -> Console:
+    return Console()
+
+
+def _ansi(line: Text, columns: int) -> str:
+    """Return a line with its styles, in place of one that may be longer."""
+    segments = line.render(_console(), end="")
+    written = "".join(
+        one.style.render(one.text, color_system=ColorSystem.STANDARD) if one.style else one.text
+        for one in segments
+    )
+    # After a full row the cursor waits at its last column, which would be erased.
+    full = cell_len(line.plain) % columns == 0 and line.plain
+    return written if full else f"{written}\x1b[K"

@@ -1,0 +1,169 @@
+"""Which drafter belongs to a target: by the shapes in both configs, then by names.
+
+A drafter fits if it was made for a target of this shape. Of those that fit, the names decide: the
+same model before another of its size, QAT for QAT, the same publisher, similar bits. Opens no
+weights and asks no network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files import published
+from mlx_gemma_mtp.files.checkpoint import parse_config, read_config, read_drafter_config
+from mlx_gemma_mtp.files.names import DRAFTER_SUFFIX
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TargetConfig, check_pair
+
+INSIDE = ("drafter", "assistant")  # folders in a target's own folder
+
+DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+# Parts of names that say how weights are stored, not which model they are.
+_STORED = re.compile(
+    r"assistant|drafter|mlx|ud|optiq|dwq|ct|mobile|unquantized|quantized|text|only"
+    r"|(bf|fp|f|int)\d+|\d+-?bit|mxfp\d|nvfp\d|oq\w*|q\d\w*|w\d+a\d+|g(s|roup)?\d+|v\d+"
+)
+
+
+class Target(NamedTuple):
+    """A target. name: its Hub name or its folder's name. raw: its config.json. bases: Hub names of
+    the models that it comes from, by its model card.
+    """
+
+    name: str
+    raw: dict[str, Any]
+    bases: Sequence[str] = ()
+
+    @classmethod
+    def at(cls, folder: Path, name: str) -> Target:
+        """Return the target in a folder. Raises CheckpointError without a config.json."""
+        return cls(name, read_config(folder), base_models(folder))
+
+
+class Candidate(NamedTuple):
+    """A drafter, perhaps. name: its Hub name, or its folder's name."""
+
+    name: str
+    folder: Path
+
+
+def best(target: Target, drafters: Iterable[Candidate]) -> Candidate | None:
+    """Return the best of the drafters that fit the target; None if none fits."""
+    try:
+        config = parse_config(TargetConfig.from_dict, target.raw, Path(target.name))
+    except CheckpointError:
+        return None
+    fitting = [one for one in drafters if fits(config, one.folder)]
+    return min(fitting, key=_ranking(target, config), default=None)
+
+
+def fits(target: TargetConfig, folder: Path) -> bool:
+    """Return True if this folder has a drafter that was made for a target of this shape."""
+    try:
+        if not is_drafter(folder):
+            return False
+        check_pair(target, read_drafter_config(folder))
+    except CheckpointError:
+        return False
+    return True
+
+
+def is_drafter(folder: Path) -> bool:
+    """Return True if the folder's config.json is a drafter's. Raises CheckpointError."""
+    return read_config(folder).get("model_type") in DRAFTER_TYPES
+
+
+def near(folder: Path) -> list[Candidate]:
+    """Return the drafters that are kept next to a target's folder.
+
+    In `models/PUBLISHER/NAME`, as LM Studio keeps them, those of other publishers too.
+    """
+    whole = folder.resolve()
+    places = [whole.parent]
+    if whole.parent.parent.name == "models":
+        with suppress(OSError):
+            places += sorted(path for path in whole.parent.parent.iterdir() if path != whole.parent)
+    found = []
+    for place in places:
+        with suppress(OSError):  # not a folder, or one that cannot be listed
+            found += sorted(path for path in place.iterdir() if _sounds_like_one(path.name))
+    return [Candidate(path.name, path) for path in found if path.is_dir()]
+
+
+def to_pull(repository: str, raw: dict[str, Any]) -> list[str]:
+    """Return the Hub names under which a target's drafter may be published, likeliest first.
+
+    repository: the target's Hub name without a revision, or a folder's name. raw: its config.json;
+    empty if it is not known, then only its name counts.
+    """
+    text = raw.get("text_config")
+    width = (text if isinstance(text, dict) else raw).get("hidden_size")
+    size = published.size_with(width) if raw else published.size_within(repository)
+    names = [repository + DRAFTER_SUFFIX] if "/" in repository else []
+    if size is not None:
+        names += [size.drafter(qat=True)] if _is_qat(repository) else []
+        names.append(size.drafter())
+    return list(dict.fromkeys(names))
+
+
+def stored_bits(raw: dict[str, Any]) -> int | None:
+    """Return the bits of most weights, by a config.json; None if it doesn't say."""
+    quantization, text = raw.get("quantization"), raw.get("text_config")
+    if isinstance(quantization, dict):
+        found = quantization.get("bits")
+        return found if type(found) is int else None
+    for section in (raw, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):  # Transformers' current and earlier name
+            if str(section.get(key)) in DTYPE_BITS:
+                return DTYPE_BITS[str(section[key])]
+    return None
+
+
+def stem(name: str) -> str:
+    """Return which model a name means, without publisher and how it is stored: "gemma-4-e4b-it"."""
+    parts = name.rpartition("/")[2].partition("@")[0].casefold().split("-")
+    return "-".join(part for part in parts if not _STORED.fullmatch(part))
+
+
+def base_models(folder: Path) -> list[str]:
+    """Return the Hub names that the model card in a folder gives as its base models."""
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
+
+    try:
+        found = (metadata_load(folder / "README.md") or {}).get("base_model")
+    except (OSError, ValueError, YAMLError):  # no card, or a damaged one: then names decide
+        return []
+    return [one for one in (found if isinstance(found, list) else [found]) if type(one) is str]
+
+
+def _ranking(target: Target, config: TargetConfig) -> Callable[[Candidate], Any]:
+    """Return the key to sort drafters of this target by; the smallest is best."""
+    own, bases = stem(target.name), [stem(name) for name in target.bases]
+    size = published.size_with(config.hidden_size)
+    official = [] if size is None else [stem(size.drafter(qat=qat)) for qat in (False, True)]
+    groups = [[own], bases, official]
+    qat = any(map(_is_qat, [own, *bases]))
+    stored = stored_bits(target.raw) or 16
+
+    def rank(drafter: Candidate) -> tuple[int, bool, bool, int, str]:
+        model = stem(drafter.name)
+        group = next((i for i, stems in enumerate(groups) if model in stems), len(groups))
+        publisher = drafter.name.rpartition("/")[0] != target.name.rpartition("/")[0]
+        difference = abs((stored_bits(read_config(drafter.folder)) or 16) - stored)
+        return group, _is_qat(model) != qat, publisher, difference, drafter.name
+
+    return rank
+
+
+def _is_qat(name: str) -> bool:
+    return "qat" in stem(name).split("-")
+
+
+def _sounds_like_one(name: str) -> bool:
+    return any(word in name.casefold() for word in INSIDE)

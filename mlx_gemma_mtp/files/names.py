@@ -1,0 +1,93 @@
+"""What a model's name means: a folder, the embedded demo, or a repository on the Hub.
+
+Looks at folders only: neither at the Hub nor at what is downloaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from mlx_gemma_mtp.errors import ModelNotFoundError
+from mlx_gemma_mtp.files.published import SHORT, SIZES, size_of, size_within
+
+DEMO = Path(__file__).parents[1] / "demo" / "gemma-4-demo-it"
+DRAFTER_SUFFIX = "-assistant"
+DEMO_DRAFTER = DEMO.with_name(DEMO.name + DRAFTER_SUFFIX)
+MAIN = "main"  # the revision that a name without one means
+
+_HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_PAGE = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w-][\w.-]*/[\w.-]+)")
+_OTHER_FORMAT = re.compile(
+    r"GGUF|AWQ|GPTQ|w4a16-ct|mobile-ct|LiteRT|ONNX|bnb-4bit|(?<![a-z])FP8(?=-|$)", re.IGNORECASE
+)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return a Hub name's repository and revision. Raises ModelNotFoundError."""
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise no_such(name)
+    return match[1], match[2] or MAIN
+
+
+def drafter_name(name: str) -> str:
+    """Return the Hub name of a target's drafter, without a revision."""
+    return split_name(name)[0] + DRAFTER_SUFFIX
+
+
+def is_folder(name: str | Path) -> bool:
+    """Return True if this is a folder, and so not looked for on the Hub."""
+    try:
+        return str(name) != "" and Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name too long to be one; a user without a home
+        return False
+
+
+def no_such(name: str | Path) -> ModelNotFoundError:
+    """Return the error for a name that is neither a folder, nor a Hub name, nor the demo."""
+    short = str(name)[:200]
+    if short.casefold().endswith(".gguf"):
+        return ModelNotFoundError(f"{short}: GGUF files are not supported; {_instead(short)}")
+    if Path(short).suffix in (".safetensors", ".json"):
+        return ModelNotFoundError(f"{short} is a file: give the folder that holds the model")
+    meant = did_you_mean(short)
+    if meant is not None:
+        return ModelNotFoundError(f"{short!r}: did you mean {meant}?")
+    return ModelNotFoundError(
+        f"no folder {short!r}: give a size ({', '.join(SHORT)}), a folder, a Hub name such as "
+        f"{SIZES[1].original}, or demo"
+    )
+
+
+def did_you_mean(name: str) -> str | None:
+    """Return the published Hub name or the short name that is closest to this one, if one is."""
+    page = _HUB_PAGE.match(name)
+    if page is not None:
+        return page[1]
+    known = [one for size in SIZES for one in (size.original, size.quantized(8), size.quantized(4))]
+    size = size_of(name)
+    if size is not None:
+        return size.original
+    spelled = {one.casefold(): one for one in (*SHORT, *known)}
+    if "/" not in name:  # without its publisher; the first of several
+        spelled = {one.rpartition("/")[2]: whole for one, whole in reversed(spelled.items())}
+    near = difflib.get_close_matches(name.casefold(), spelled, 1, 0.8)
+    return spelled[near[0]] if near else None
+
+
+def check_format(name: str) -> None:
+    """Raise ModelNotFoundError if a Hub name says that its weights are not safetensors for us."""
+    format = _OTHER_FORMAT.search(name.rpartition("/")[2])
+    if format is not None:
+        raise ModelNotFoundError(f"{name}: {format[0]} weights are not supported; {_instead(name)}")
+
+
+def _instead(name: str) -> str:
+    size = size_within(name)
+    if size is None:
+        return "give a folder with safetensors, or a Hub name"
+    if "qat" in name.casefold():
+        return f"take {size.original}-qat-q4_0-unquantized with --bits 4"
+    return f"take {size.quantized(4)}"
