@@ -282,7 +282,7 @@ DRAWN_GAIN = replace(GAINS, plan=DRAWN.plan)
         (GAINS, f"Yes: 2.00x {AT_1}", "3"),
         (LOSES, f"No: 0.90x {AT_1}", "0"),
         (speeds(k0=50, auto=51), f"No: 1.02x {AT_1}", "0"),
-        (speeds(k0=50, k3=60, low=0.8), f"No: 1.20x {AT_1} but not in every turn", "0"),
+        (speeds(k0=50, k3=60, low=0.8), f"No: 1.20x {AT_1} but not reliably", "0"),
         (
             both(GAINS, LOSES),
             f"Only at batch 1: 2.00x {AT_1}, 0.90x at batch 2",
@@ -310,6 +310,16 @@ def test_a_noisy_fastest_setting_does_not_hide_one_that_gains() -> None:
         "Worth it here? Yes: 1.50x the plain speed at batch 1.",
         "Type --num-draft-tokens 1.",
     )
+
+
+def test_a_faster_auto_that_did_not_draft_is_no_gain() -> None:
+    plain, auto = speeds(k0=50, auto=60).cases
+    idle = replace(auto, drafted_per_round=0.0, acceptance_rate=None, acceptance_length=None)
+    found = replace(PAYS, cases=[plain, idle])
+    assert verdict(found).answer.startswith("Worth it here? No: 1.20x")
+    assert "batch 1: auto did not draft." in shown(found)
+    drafted = speeds(k0=50, k3=40).cases[1]
+    assert "0.80x" in verdict(replace(PAYS, cases=[plain, drafted, idle])).answer
 
 
 @every_record
