@@ -85,7 +85,7 @@ def verdict(record: Record) -> Verdict:
     answer = "Yes" if len(paying) == len(found) else "No"
     if 0 < len(paying) < len(found):
         answer = f"Only at batch {', '.join(map(str, paying))}"
-    speeds = []
+    speeds: list[str] = []
     for batch, one in found.items():
         speeds.append(f"{one.gain.median:.2f}x {'the plain speed ' * (not speeds)}at batch {batch}")
         if one.gain.median > 1 + LEAST_GAIN and not one.gains:

@@ -137,38 +137,34 @@ def summaries(record: Record) -> list[Table]:
     for batch in record.batches:
         chosen = best(record.at(batch))
         rows.append(_summary(f"batch {batch}", record.plain(batch), chosen))
-        by_task: dict[str, dict[object, Case]] = {}
-        for case in record.by_task(batch):
-            if not record.is_summary(case):
-                by_task.setdefault(case.task, {})[case.num_draft_tokens] = case
-        for task, found in by_task.items():
+        by_task = [case for case in record.by_task(batch) if not record.is_summary(case)]
+        for task in dict.fromkeys(case.task for case in by_task):
+            found = {case.num_draft_tokens: case for case in by_task if case.task == task}
             drafted = found.get(chosen.num_draft_tokens) if chosen else None
             rows.append(_summary(f"  {task}", found.get(0), drafted))
-    title = "Tokens per second of all rows: plain, and with the best number of drafts"
-    header = ["", "plain", "drafts", "tok/s", "gain", "accepted"]
+    names = ("tokens_per_second", "num_draft_tokens")
     peers = [
         [
             str(one.ours.batch),
             _cell(one.theirs, "engine"),
-            *(_cell(one.theirs, name) for name in ("tokens_per_second", "num_draft_tokens")),
-            *(_cell(one.ours, name) for name in ("tokens_per_second", "num_draft_tokens")),
+            *(_cell(case, name) for case in (one.theirs, one.ours) for name in names),
             _times(one.times),
         ]
         for one in duels(record)
     ]
+    title = "Tokens per second of all rows: plain, and with the best number of drafts"
+    header = ["", "plain", "drafts", "tok/s", "gain", "accepted"]
     theirs = "Other engines, and how much faster ours is, turn by turn"
     heads = ["batch", "engine", "tok/s", "drafts", "ours", "drafts", "gain"]
-    found = [Table(title, header, rows), Table(theirs, heads, peers, left=2)]
-    return [table for table in found if table.rows]
+    both = [Table(title, header, rows), Table(theirs, heads, peers, left=2)]
+    return [table for table in both if table.rows]
 
 
 def _summary(name: str, plain: Case | None, drafted: Case | None) -> list[str]:
-    row = [name, _cell(plain, "tokens_per_second") if plain else NOTHING]
-    if drafted is None:
-        return row + [NOTHING] * 4
-    row += [_cell(drafted, "num_draft_tokens"), _cell(drafted, "tokens_per_second")]
-    row.append(_times(drafted.speedup) if drafted.speedup else NOTHING)
-    rate = drafted.acceptance_rate
+    row = [name, _cell(plain, "tokens_per_second")]
+    row += [_cell(drafted, one) for one in ("num_draft_tokens", "tokens_per_second")]
+    row.append(_times(drafted.speedup) if drafted and drafted.speedup else NOTHING)
+    rate = drafted and drafted.acceptance_rate
     return [*row, NOTHING if rate is None else f"{rate:.0%}"]
 
 
@@ -209,9 +205,11 @@ def _table(title: str, names: Sequence[str], cases: Sequence[Case]) -> Table:
     return Table(title, heads, rows, left=len({"engine", "task"} & {*columns}))
 
 
-def _cell(case: Case, name: str) -> str:
+def _cell(case: Case | None, name: str) -> str:
+    if case is None:
+        return NOTHING
     row = cells(case)
-    if name.endswith("_range"):
+    if name in ("tokens_per_second_range", "speedup_range"):
         low, high = (row.get(name.replace("range", end)) for end in ("low", "high"))
         return f"{low}–{high}" if low else NOTHING
     if name == "engine":  # without its version
@@ -277,11 +275,10 @@ def share_table(records: Sequence[Record]) -> Table:
 
 
 def _plain_and_best(record: Record, batch: int) -> str:
-    plain, one = record.plain(batch), finding(record.at(batch))
-    before = _cell(plain, "tokens_per_second") if plain else NOTHING
+    one, before = finding(record.at(batch)), _cell(record.plain(batch), "tokens_per_second")
     if one is None or not one.gains:
         return before
-    gain = f"{_cell(one.drafted, 'speedup')}x, {one.drafted.setting}"
+    gain = f"{one.gain.median:.2f}x, {one.drafted.setting}"
     return f"{before} → {_cell(one.drafted, 'tokens_per_second')} ({gain})"
 
 
