@@ -16,10 +16,11 @@ QUESTION = "Worth it here?"
 
 
 class Finding(NamedTuple):
-    """One batch or task: plain decoding, and the best setting that drafts."""
+    """One batch: plain decoding, the best setting that drafts, and how much faster that is."""
 
     plain: Case
     drafted: Case
+    gain: Spread
 
     @property
     def gains(self) -> bool:
@@ -29,11 +30,6 @@ class Finding(NamedTuple):
     def use(self) -> Case:
         """The setting to use."""
         return self.drafted if self.gains else self.plain
-
-    @property
-    def gain(self) -> Spread:
-        assert self.drafted.speedup is not None
-        return self.drafted.speedup
 
 
 def gains(case: Case) -> bool:
@@ -61,7 +57,9 @@ def finding(cases: Sequence[Case]) -> Finding | None:
     """What one batch of ours shows; None if it wasn't measured both plainly and with drafts."""
     plain = next((case for case in cases if case.num_draft_tokens == 0), None)
     drafted = best(cases)
-    return Finding(plain, drafted) if plain and drafted else None
+    if plain is None or drafted is None or drafted.speedup is None:
+        return None
+    return Finding(plain, drafted, drafted.speedup)
 
 
 class Verdict(NamedTuple):
