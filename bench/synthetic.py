@@ -41,7 +41,7 @@ def settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     named = published.size_of(size)
     file = Path(__file__).with_name("sizes") / f"{named.kind}.json" if named else Path(size)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
         return found["target"], found["drafter"]
     except OSError:
         raise UsageError(f"--synthetic must be one of {', '.join(SIZES)}, not {size!r}") from None

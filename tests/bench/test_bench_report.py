@@ -141,6 +141,9 @@ def shown(record: Record, part: report.Part = "all", *, width: int = 80) -> str:
 def test_a_record_comes_back_from_its_json(record: Record, tmp_path: Path) -> None:
     records.write_json(record.to_json(), tmp_path / "run.json")
     assert records.read(tmp_path / "run.json") == record
+    marked = "\N{BYTE ORDER MARK}" + (tmp_path / "run.json").read_text(encoding="utf-8")
+    (tmp_path / "run.json").write_text(marked, encoding="utf-8")
+    assert records.read(tmp_path / "run.json") == record
 
 
 @pytest.mark.parametrize(
