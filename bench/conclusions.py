@@ -16,10 +16,11 @@ QUESTION = "Worth it here?"
 
 
 class Finding(NamedTuple):
-    """One batch or task: plain decoding, and the best setting that drafts."""
+    """One batch: plain decoding, the best setting that drafts, and how much faster that is."""
 
     plain: Case
     drafted: Case
+    gain: Spread
 
     @property
     def gains(self) -> bool:
@@ -30,16 +31,13 @@ class Finding(NamedTuple):
         """The setting to use."""
         return self.drafted if self.gains else self.plain
 
-    @property
-    def gain(self) -> Spread:
-        assert self.drafted.speedup is not None
-        return self.drafted.speedup
-
 
 def gains(case: Case) -> bool:
-    """True if every turn was faster than plain decoding, and the median clearly so."""
+    """True if drafts made every turn faster than plain decoding, and the median clearly so."""
     found = case.speedup
-    return found is not None and found.low > 1 and found.median > 1 + LEAST_GAIN
+    if found is None or case.drafted_per_round == 0:  # auto may choose not to draft
+        return False
+    return found.low > 1 and found.median > 1 + LEAST_GAIN
 
 
 def best(cases: Sequence[Case]) -> Case | None:
@@ -48,9 +46,9 @@ def best(cases: Sequence[Case]) -> Case | None:
     auto has an advantage of BEHIND.
     """
 
-    def rank(case: Case) -> tuple[bool, float]:
+    def rank(case: Case) -> tuple[bool, bool, float]:
         bonus = 1 / (1 - BEHIND) if case.num_draft_tokens == "auto" else 1
-        return gains(case), bonus * by_speed(case)
+        return gains(case), case.drafted_per_round != 0, bonus * by_speed(case)
 
     return max((case for case in cases if case.num_draft_tokens != 0), key=rank, default=None)
 
@@ -59,7 +57,9 @@ def finding(cases: Sequence[Case]) -> Finding | None:
     """What one batch of ours shows; None if it wasn't measured both plainly and with drafts."""
     plain = next((case for case in cases if case.num_draft_tokens == 0), None)
     drafted = best(cases)
-    return Finding(plain, drafted) if plain and drafted else None
+    if plain is None or drafted is None or drafted.speedup is None:
+        return None
+    return Finding(plain, drafted, drafted.speedup)
 
 
 class Verdict(NamedTuple):
@@ -83,11 +83,11 @@ def verdict(record: Record) -> Verdict:
     answer = "Yes" if len(paying) == len(found) else "No"
     if 0 < len(paying) < len(found):
         answer = f"Only at batch {', '.join(map(str, paying))}"
-    speeds = []
+    speeds: list[str] = []
     for batch, one in found.items():
         speeds.append(f"{one.gain.median:.2f}x {'the plain speed ' * (not speeds)}at batch {batch}")
         if one.gain.median > 1 + LEAST_GAIN and not one.gains:
-            speeds[-1] += " but not in every turn"
+            speeds[-1] += " but not reliably"
     condition = f", if drafts are accepted at {drawn}" if (drawn := accepts(record)) else ""
     said = f"{QUESTION} {answer}: {', '.join(speeds)}{condition}."
     return Verdict(said, _advice(found))
@@ -109,10 +109,14 @@ def reasons(record: Record) -> list[str]:
         one = finding(record.at(batch))
         if one is None or one.gains:
             continue
-        cost = one.drafted.round_ms.median / one.plain.round_ms.median
+        cost, tokens = one.drafted.round_ms.median, one.drafted.acceptance_length
+        if tokens is None:
+            found.append(f"batch {batch}: {one.drafted.setting} did not draft")
+            continue
         found.append(
-            f"batch {batch}: a round with {one.drafted.setting} takes {cost:.2f}x as long as a "
-            f"plain one and yields {one.drafted.acceptance_length:.2f} tokens a row"
+            f"batch {batch}: a round with {one.drafted.setting} takes "
+            f"{cost / one.plain.round_ms.median:.2f}x as long as a plain one and yields "
+            f"{tokens:.2f} tokens a row"
         )
     if found and record.stamp.backend == "cpu":
         found.append(

@@ -224,7 +224,7 @@ def write_json(found: dict[str, Any], path: Path) -> None:
 def read(path: Path) -> Record:
     """The record in a file. Raises UsageError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         schema = found.pop("schema")
         if "cases" in found and schema != SCHEMA:
             raise UsageError(f"{path} has schema {schema!r}, not {SCHEMA}: measure again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import textwrap
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -64,28 +63,17 @@ MORE = "More: --details. Keep a run: --out FILE. Show it again: --from FILE."
 
 
 class Table(NamedTuple):
-    """keys: how many columns identify a row. left: how many are aligned to the left."""
+    """left: how many columns are aligned to the left."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
     left: int = 1
-    keys: int = 1
 
-    def text(self, width: int) -> str:
-        """The title and the table, in parts below each other if it is too wide."""
-        lines = [self.header, *self.rows]
-        sizes = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
-        keys, parts = [*range(self.keys)], list[list[int]]()
-        for column in range(self.keys, len(sizes)):
-            if not parts or sum(sizes[at] for at in [*parts[-1], column]) > width:
-                parts.append([*keys])
-            parts[-1].append(column)
-        drawn = []
-        for part in parts:
-            header, *rows = ([line[at] for at in part] for line in lines)
-            drawn.append(show.table(header, rows, left=self.left))
-        return f"{textwrap.fill(self.title, width)}\n" + "\n\n".join(drawn)
+    def text(self, width: int | None) -> str:
+        """The title and the table, in at most `width` columns."""
+        drawn = show.table(self.header, self.rows, left=self.left, width=width)
+        return f"{show.wrapped(self.title, width)}\n{drawn}"
 
     def markdown(self) -> str:
         """The title in bold, if it has one, and the table."""
@@ -115,31 +103,23 @@ def cells(case: Case) -> dict[str, str]:
     return found
 
 
-def text(record: Record, part: Part, *, markdown: bool, width: int) -> str:
-    """The verdict; or with what it rests on, and again at the end.
+def text(record: Record, part: Part, *, markdown: bool = False, width: int | None = None) -> str:
+    """The verdict; or with what it rests on, and again at the end. width: of plain text."""
 
-    width: in columns; Markdown isn't wrapped.
-    """
-
-    def wrapped(line: str) -> str:
-        if markdown:
-            return line
-        return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
-
-    def listed(lines: Sequence[str]) -> str:
-        return "\n".join(f"- {line}" if markdown else wrapped(line) for line in lines)
+    def lines(found: Sequence[str]) -> str:
+        return show.wrapped("\n".join(f"- {one}" if markdown else one for one in found), width)
 
     said, details = verdict(record), part == "all"
-    last = wrapped(f"{said.answer} {said.advice}".strip())
+    last = show.wrapped(f"{said.answer} {said.advice}".strip(), width)
     if part == "verdict":
-        return "\n\n".join(filter(None, [listed(warnings(record)), last]))
+        return "\n\n".join(filter(None, [lines(warnings(record)), last]))
     shown = summaries(record) + (tables(record) if details else [])
     parts = [
-        wrapped(said.answer),
-        listed([*heading(record, details=details), *warnings(record)]),
+        show.wrapped(said.answer, width),
+        lines([*heading(record, details=details), *warnings(record)]),
         *(table.markdown() if markdown else table.text(width) for table in shown),
-        listed(reasons(record)),
-        "" if details or markdown else wrapped(MORE),
+        lines(reasons(record)),
+        "" if details or markdown else show.wrapped(MORE, width),
         last,
     ]
     return "\n\n".join(filter(None, parts))
@@ -157,38 +137,34 @@ def summaries(record: Record) -> list[Table]:
     for batch in record.batches:
         chosen = best(record.at(batch))
         rows.append(_summary(f"batch {batch}", record.plain(batch), chosen))
-        by_task: dict[str, dict[object, Case]] = {}
-        for case in record.by_task(batch):
-            if not record.is_summary(case):
-                by_task.setdefault(case.task, {})[case.num_draft_tokens] = case
-        for task, found in by_task.items():
+        by_task = [case for case in record.by_task(batch) if not record.is_summary(case)]
+        for task in dict.fromkeys(case.task for case in by_task):
+            found = {case.num_draft_tokens: case for case in by_task if case.task == task}
             drafted = found.get(chosen.num_draft_tokens) if chosen else None
             rows.append(_summary(f"  {task}", found.get(0), drafted))
-    title = "Tokens per second of all rows: plain, and with the best number of drafts"
-    header = ["", "plain", "drafts", "tok/s", "gain", "accepted"]
+    names = ("tokens_per_second", "num_draft_tokens")
     peers = [
         [
             str(one.ours.batch),
             _cell(one.theirs, "engine"),
-            *(_cell(one.theirs, name) for name in ("tokens_per_second", "num_draft_tokens")),
-            *(_cell(one.ours, name) for name in ("tokens_per_second", "num_draft_tokens")),
+            *(_cell(case, name) for case in (one.theirs, one.ours) for name in names),
             _times(one.times),
         ]
         for one in duels(record)
     ]
+    title = "Tokens per second of all rows: plain, and with the best number of drafts"
+    header = ["", "plain", "drafts", "tok/s", "gain", "accepted"]
     theirs = "Other engines, and how much faster ours is, turn by turn"
     heads = ["batch", "engine", "tok/s", "drafts", "ours", "drafts", "gain"]
-    found = [Table(title, header, rows), Table(theirs, heads, peers, left=2, keys=2)]
-    return [table for table in found if table.rows]
+    both = [Table(title, header, rows), Table(theirs, heads, peers, left=2)]
+    return [table for table in both if table.rows]
 
 
 def _summary(name: str, plain: Case | None, drafted: Case | None) -> list[str]:
-    row = [name, _cell(plain, "tokens_per_second") if plain else NOTHING]
-    if drafted is None:
-        return row + [NOTHING] * 4
-    row += [_cell(drafted, "num_draft_tokens"), _cell(drafted, "tokens_per_second")]
-    row.append(_times(drafted.speedup) if drafted.speedup else NOTHING)
-    rate = drafted.acceptance_rate
+    row = [name, _cell(plain, "tokens_per_second")]
+    row += [_cell(drafted, one) for one in ("num_draft_tokens", "tokens_per_second")]
+    row.append(_times(drafted.speedup) if drafted and drafted.speedup else NOTHING)
+    rate = drafted and drafted.acceptance_rate
     return [*row, NOTHING if rate is None else f"{rate:.0%}"]
 
 
@@ -226,13 +202,14 @@ def _table(title: str, names: Sequence[str], cases: Sequence[Case]) -> Table:
             columns[name] = column
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     heads = [HEADS.get(name, name.replace("acceptance_at_", "p")) for name in columns]
-    keys = len({*SETTING, "task"} & {*columns})
-    return Table(title, heads, rows, left=len({"engine", "task"} & {*columns}), keys=keys)
+    return Table(title, heads, rows, left=len({"engine", "task"} & {*columns}))
 
 
-def _cell(case: Case, name: str) -> str:
+def _cell(case: Case | None, name: str) -> str:
+    if case is None:
+        return NOTHING
     row = cells(case)
-    if name.endswith("_range"):
+    if name in ("tokens_per_second_range", "speedup_range"):
         low, high = (row.get(name.replace("range", end)) for end in ("low", "high"))
         return f"{low}–{high}" if low else NOTHING
     if name == "engine":  # without its version
@@ -298,11 +275,10 @@ def share_table(records: Sequence[Record]) -> Table:
 
 
 def _plain_and_best(record: Record, batch: int) -> str:
-    plain, one = record.plain(batch), finding(record.at(batch))
-    before = _cell(plain, "tokens_per_second") if plain else NOTHING
+    one, before = finding(record.at(batch)), _cell(record.plain(batch), "tokens_per_second")
     if one is None or not one.gains:
         return before
-    gain = f"{_cell(one.drafted, 'speedup')}x, {one.drafted.setting}"
+    gain = f"{one.gain.median:.2f}x, {one.drafted.setting}"
     return f"{before} → {_cell(one.drafted, 'tokens_per_second')} ({gain})"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.report import Part
 
 # Options that go with --check and with --from.
-CHECKS = {"model", "drafter", "bits", "force", "tasks", "batch", "num_draft_tokens", "depth"}
+CHECKS = {"model", "drafter", "bits", "force", "yes", "tasks", "batch", "num_draft_tokens", "depth"}
 CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
 SHOWS = {"from_", "format", "details", "plot", "recommend", "share"}
 
@@ -72,6 +71,7 @@ class Shown:
         """Print the records, and plot them."""
         from mlx_gemma_mtp.bench import report
         from mlx_gemma_mtp.bench.plot import plot
+        from mlx_gemma_mtp.show import columns
 
         if self.share:
             print(report.share_table(records).markdown())
@@ -81,7 +81,8 @@ class Shown:
             for record in records:
                 print(json.dumps(record.to_json(), ensure_ascii=False))
         else:
-            markdown, width = self.format == "md", shutil.get_terminal_size().columns
+            markdown = self.format == "md"
+            width = None if markdown else columns(sys.stdout)
             part: Part = "verdict" if self.recommend else "all" if self.details else "short"
             shown = (report.text(one, part, markdown=markdown, width=width) for one in records)
             print("\n\n".join(shown))
@@ -137,10 +138,9 @@ def bench(
         from mlx_gemma_mtp.bench.record import read
 
         shown.show([read(path) for path in shown.from_])
-    elif check:
-        _check(pair, measured, shown)
     else:
-        _measure(pair, measured, shown)
+        run = _check if check else _measure
+        run(pair if measured.synthetic else pair.chosen(), measured, shown)
 
 
 def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:

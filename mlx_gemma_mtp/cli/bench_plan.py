@@ -50,7 +50,7 @@ class Measured:
     ] = None
     synthetic: Annotated[
         str | None,
-        typer.Option(help="Random weights of E2B, E4B, 12B, 26B-A4B, 31B, or of a JSON file."),
+        typer.Option(help="Random weights of e2b, e4b, 12b, 26b, 31b, or of a JSON file."),
     ] = None
     accept: Annotated[
         str | None,
