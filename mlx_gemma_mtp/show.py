@@ -55,7 +55,7 @@ def table(
     drawn = Table(box=kind, pad_edge=markdown, padding=padding)
     for number, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if number < left else "right"
-        own = widths and widths[number]
+        own = widths[number] if widths else None
         drawn.add_column(name, justify=justify, width=own, no_wrap=not widths, overflow="fold")
     for row in texts[1:]:
         drawn.add_row(*row)
@@ -120,7 +120,7 @@ def broken(text: Text, width: int) -> list[Text]:
 
     A word that is too long stays whole: a terminal breaks it, and what is copied is in one piece.
     """
-    lines = []
+    lines: list[Text] = []
     for line in text.split(allow_blank=True) or [text]:
         cuts, used = [], 0
         for word in re.finditer(r"\s*\S+\s*", line.plain):

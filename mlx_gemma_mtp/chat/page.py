@@ -10,15 +10,13 @@ import os
 import re
 import time
 from collections.abc import Callable
-from functools import cache
 from itertools import takewhile
 
 from rich.cells import cell_len
 from rich.color import ColorSystem
-from rich.console import Console
 from rich.text import Text
 
-from mlx_gemma_mtp.chat.markdown import Part, parts
+from mlx_gemma_mtp.chat.markdown import Part, console, parts
 
 # Control characters could move the cursor: they are shown as pictures. Lines end with \n alone.
 PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32)}
@@ -39,9 +37,7 @@ class Page:
         self._seen = size()
         self._lines: list[Text] = []  # that can still change
         self._gone = ""  # the letters of those before them
-        self.moved = (
-            False  # set it if something else was written: the cursor is on a line of its own
-        )
+        self.moved = False  # set it if others wrote here: the cursor is on a new line now
 
     @property
     def whole(self) -> bool:
@@ -61,7 +57,7 @@ class Page:
         if left is None:  # what scrolled away is different now: all of it once more
             self.keep()
             left = lines
-        old, columns = self._lines, self._seen.columns
+        old = self._lines
         pairs = zip(old, left, strict=False)
         first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if first == len(old) == len(left):
@@ -69,12 +65,10 @@ class Page:
         start = "\n" if old else ""
         if first < len(old):
             first = max(min(first, len(left) - 1), 0)
-            rows = [
-                sum(_rows(line.plain, columns) for line in side[first:]) for side in (old, left)
-            ]
-            up = rows[0] - 1
-            start = "\r" + f"\x1b[{up}A" * (up > 0) + "\x1b[J" * (rows[1] < rows[0])
-        self._write(start + "\n".join(_ansi(line, columns) for line in left[first:]))
+            before, now = (sum(map(self._rows, side[first:])) for side in (old, left))
+            up = f"\x1b[{before - 1}A" if before > 1 else ""
+            start = f"\r{up}\x1b[J" if now < before else f"\r{up}"
+        self._write(start + "\n".join(_ansi(line, self._seen.columns) for line in left[first:]))
         self._lines = left
         self._scroll()
 
@@ -101,10 +95,13 @@ class Page:
 
     def _scroll(self) -> None:
         """Give up the lines that are above the window."""
-        rows = [_rows(line.plain, self._seen.columns) for line in self._lines]
+        rows = list(map(self._rows, self._lines))
         while rows and sum(rows) > self._seen.lines:
             self._gone += _letters(self._lines.pop(0))
             rows.pop(0)
+
+    def _rows(self, line: Text) -> int:
+        return _end(line.plain, self._seen.columns)[0]
 
 
 class Markdown:
@@ -125,10 +122,11 @@ class Markdown:
         self._text = text = self._text + text.translate(PICTURES)
         if (start := time.perf_counter()) < self._next:
             return
-        *done, last = parts(text) or [None]
-        self._settle(done)
-        if last is None:
+        found = parts(text)
+        if not found:
             return
+        *done, last = found
+        self._settle(done)
         if done:
             self._gap = last.after_blank
             text = "\n".join(last.source[last.start :])
@@ -189,34 +187,28 @@ def _letters(line: Text) -> str:
     return "".join(line.plain.split()) or "\n"
 
 
-def _rows(line: str, columns: int) -> int:
-    """Return how many rows of a terminal a line takes."""
+def _end(line: str, columns: int) -> tuple[int, int]:
+    """Return the rows that a line takes, and the columns of the last one."""
     if line.isascii() and "\t" not in line:
-        return max(-(-len(line) // columns), 1)
+        rows = max(-(-len(line) // columns), 1)
+        return rows, len(line) - (rows - 1) * columns
     rows, used = 1, 0
     for letter in line:
-        cells = TAB - used % TAB if letter == "\t" else cell_len(letter)
         if letter == "\t":
-            used = min(used + cells, columns - 1)
-        elif used + cells > columns:
+            used = min(used + TAB - used % TAB, columns - 1)
+        elif used + (cells := cell_len(letter)) > columns:
             rows, used = rows + 1, cells
         else:
             used += cells
-    return rows
-
-
-@cache
-def _console() -> Console:
-    return Console()
+    return rows, used
 
 
 def _ansi(line: Text, columns: int) -> str:
     """Return a line with its styles, in place of one that may be longer."""
-    segments = line.render(_console(), end="")
     written = "".join(
         one.style.render(one.text, color_system=ColorSystem.STANDARD) if one.style else one.text
-        for one in segments
+        for one in line.render(console(), end="")
     )
     # After a full row the cursor waits at its last column, which would be erased.
-    full = cell_len(line.plain) % columns == 0 and line.plain
+    full = _end(line.plain, columns)[1] == columns
     return written if full else f"{written}\x1b[K"

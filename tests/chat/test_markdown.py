@@ -105,6 +105,52 @@ def test_an_answer_in_pieces_looks_like_a_whole_one_in_windows_of_any_height(
         assert window.lines == whole.lines
 
 
+PIECES = (
+    *(
+        "**",
+        "*",
+        "_",
+        "`",
+        "```\n",
+        "# ",
+        "- ",
+        "1. ",
+        "> ",
+        "    ",
+        "---\n",
+        "\n",
+        "\n\n",
+        " ",
+        "\\",
+        "~~",
+    ),
+    *(
+        "word",
+        "two words ",
+        "短い",
+        "[x](y)",
+        "![i](j)",
+        "<b>",
+        "&amp;",
+        "^",
+        "(",
+        ")",
+        "<http://c.d>",
+        "\r\n",
+    ),
+)
+
+
+def test_no_letter_of_any_text_is_lost(rng: np.random.Generator) -> None:
+    for _ in range(100):
+        text = "".join(rng.choice(PIECES, size=rng.integers(1, 40)))
+        window = Window(int(rng.choice([80, 40, 20])), int(rng.choice([4, 24])))
+        window.write(text, lambda: int(rng.integers(1, 9)))
+        window.answer.finish()
+        shown = iter("\n".join(window.lines))
+        assert all(letter in shown for letter in re.findall(r"\w", text.replace("_", ""))), text
+
+
 def test_signs_become_layout_and_words_stay() -> None:
     assert laid_out(ANSWER, 60) == [
         "A title",
