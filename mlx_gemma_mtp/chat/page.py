@@ -205,9 +205,10 @@ def _end(line: str, columns: int) -> tuple[int, int]:
 
 def _ansi(line: Text, columns: int) -> str:
     """Return a line with its styles, in place of one that may be longer."""
+    # Assembled, as a line's own style is otherwise left out.
     written = "".join(
         one.style.render(one.text, color_system=ColorSystem.STANDARD) if one.style else one.text
-        for one in line.render(console(), end="")
+        for one in Text.assemble(line).render(console(), end="")
     )
     # After a full row the cursor waits at its last column, which would be erased.
     full = _end(line.plain, columns)[1] == columns

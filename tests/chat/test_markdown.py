@@ -252,6 +252,15 @@ def test_a_resize_and_lines_of_others_in_between_lose_nothing() -> None:
         assert word in shown.replace("[1]+Stopped$fg", "")
 
 
+def test_titles_are_bold_and_signs_of_code_are_dim() -> None:
+    window = Window()
+    window.write("## A title\n\n```\ncode\n```\n")
+    title, _, fence, code, *_ = window.paper.cells
+    assert all(cell.bold for cell in title)
+    assert all(cell.blink for cell in fence)  # pyte's cells are not dim, see Paper
+    assert not any(cell.blink or cell.bold for cell in code)
+
+
 def test_control_characters_are_shown_and_not_obeyed() -> None:
     window = Window()
     window.write("a\x1b[2J\x07b\x9bc\r\nd\x7f")
