@@ -187,12 +187,15 @@ class Pair(NamedTuple):
         return low
 
 
-def read_pair(folder: Path, beside: Path | None, *, bits: int | None = None) -> Pair:
+def read_pair(
+    folder: Path, beside: Path | None, *, bits: int | None = None, on_mac: bool = False
+) -> Pair:
     """Return the pair in these folders, as `engine.load` would load it. Reads no weights.
 
-    beside: the drafter's folder. Raises CheckpointError, UsageError.
+    beside: the drafter's folder. on_mac: as it would be loaded with Metal. Raises CheckpointError,
+    UsageError.
     """
-    dtype = weights.default_dtype()
+    dtype = None if on_mac else weights.default_dtype()
     target, drafter = weights.open_target(folder, bits=bits, dtype=dtype), None
     loading = weights.loading_bytes(target, folder)
     if beside is not None:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TextIO
 from rich.cells import cell_len
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
     from rich.text import Text
 
 GAP = 2  # between two columns of a table
@@ -23,6 +23,8 @@ MAX_WORD = 24  # longer words may be broken to fit a table
 
 # What is being done, how much of it is done, and the total (None if it is not known).
 Update = Callable[[str, float, float | None], None]
+
+SHORTEST_BAR = 10  # in columns
 
 
 def table(
@@ -144,27 +146,69 @@ def can_draw(stream: IO[Any] | None = None) -> bool:
 def progress(unit: Literal["bytes", "items"]) -> Iterator[Update]:
     """Show progress on stderr inside the block; call the result whenever something was done.
 
-    A bar with speed and time left, which disappears at the end. Does nothing unless `can_draw`.
+    One line with speed and time left, which disappears at the end. Does nothing unless `can_draw`.
     """
     if not can_draw():
         yield lambda *_: None
         return
-    from rich import progress as bars
+    from rich.progress import ProgressColumn
 
-    in_bytes = [bars.DownloadColumn(), bars.TransferSpeedColumn()]
-    counts = in_bytes if unit == "bytes" else [bars.MofNCompleteColumn()]
-    columns = [bars.BarColumn(), *counts, bars.TimeRemainingColumn()]
-    shown = _display(None, *columns, bars.TextColumn("{task.description}", markup=False))
+    class Line(ProgressColumn):
+        def render(self, task: Task) -> Any:
+            return _progress_line(task, unit, shown.console.width)
+
+    shown = _display(None, Line())
     task = shown.add_task("", total=None)
 
     def update(what: str, done: float, total: float | None) -> None:
-        shown.start()  # not before: a download may show bars of its own first
+        if not shown.live.is_started or done < shown.tasks[0].completed:
+            # What was done before this run, or in an earlier step, counts for nothing in the speed.
+            shown.reset(task, description=what, completed=int(done), total=total)
+            shown.start()
         shown.update(task, description=what, completed=done, total=total)
 
     try:
         yield update
     finally:
         shown.stop()
+
+
+def _progress_line(task: Task, unit: Literal["bytes", "items"], width: int) -> Any:
+    """Return one line of progress. A narrow window gets the figures, without name and bar.
+
+    The figures have fixed widths, so that the line keeps its shape.
+    """
+    from rich.filesize import decimal
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    def amount(number: float) -> str:
+        return decimal(int(number)) if unit == "bytes" else f"{number:,.0f}"
+
+    figures = f"{amount(task.completed):>8}"
+    if task.total:
+        figures = f"{int(task.percentage):>3}% of {amount(task.total)}"
+    if unit == "bytes":
+        figures += f"{amount(task.speed or 0):>10}/s"
+    left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
+    figures += f"{left:>7} left"
+    room = width - len(figures) - 2 - SHORTEST_BAR
+    if room < 0:
+        return figures
+    line = Table.grid(padding=(0, 1, 0, 0))
+    name = task.description if len(task.description) < room else ""
+    bar = ProgressBar(
+        task.total, task.completed, width=room + SHORTEST_BAR - len(name) - bool(name)
+    )
+    line.add_row(*([name] if name else []), bar, figures)
+    return line
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as 0:07, 12:30 or 1:02:30."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 @contextmanager

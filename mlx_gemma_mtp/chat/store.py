@@ -16,6 +16,7 @@ from mlx_gemma_mtp.chat import transcript
 from mlx_gemma_mtp.chat.transcript import Conversation
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files.folders import sessions_folder
+from mlx_gemma_mtp.files.journal import Journal
 
 ENDING = ".jsonl"
 _NAME = re.compile(r"\w[\w.-]{0,99}(?<!\.jsonl)")
@@ -90,10 +91,17 @@ def last() -> Path:
 
 
 def remove(name: str) -> None:
-    """Remove a conversation and its cache. Raises UsageError if there is none, OSError."""
+    """Remove a conversation and its cache.
+
+    Raises UsageError if there is none, or if another process has it open; OSError.
+    """
     path = path_of(name)
     try:
-        path.unlink()
+        journal = Journal(path, name, 0)
     except FileNotFoundError:
         raise UsageError(f"no conversation {name!r}: mgm sessions lists them") from None
-    cache_of(path).unlink(missing_ok=True)
+    try:
+        path.unlink()
+        cache_of(path).unlink(missing_ok=True)
+    finally:
+        journal.close()

@@ -110,14 +110,14 @@ class Measured:
         """Load or draw the pair, with its prompts. Raises if the context or memory is too small."""
         from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench import prompts, subject
-        from mlx_gemma_mtp.cli.pull import fetch_missing
+        from mlx_gemma_mtp.cli.download import fetch_missing
         from mlx_gemma_mtp.engine.worker import mlx_worker
         from mlx_gemma_mtp.show import spinner
 
         if self.synthetic is not None:
             opened = subject.random(self.synthetic, bits=pair.bits, accept=plan.accept or [])
         else:
-            fetch_missing(pair.model, pair.drafter)
+            fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
             drafter = options.named_drafter(pair.drafter)
             with spinner(f"loading {pair.model}"):
                 opened = subject.load(pair.model, drafter, bits=pair.bits, force=pair.force)

@@ -59,6 +59,7 @@ def convert(
     from mlx_gemma_mtp.convert.partial import partial_of
     from mlx_gemma_mtp.convert.plan import Options, Plan
     from mlx_gemma_mtp.convert.report import dry_run
+    from mlx_gemma_mtp.files import converted
 
     chosen = Options(
         bits=bits,
@@ -103,6 +104,7 @@ def convert(
                 on_plan=on_plan,
                 on_progress=on_progress,
             )
+        converted.remember(out)
         print(out)
         if upload_repo is not None:
             print(f"uploaded to {upload.upload(out, upload_repo)}", file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.cli import options
-from mlx_gemma_mtp.cli.pull import fetch_missing
+from mlx_gemma_mtp.cli.download import fetch_missing
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine
@@ -17,7 +17,7 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     from mlx_gemma_mtp import load
     from mlx_gemma_mtp.show import spinner
 
-    fetch_missing(pair.model, pair.drafter)
+    fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
     drafter = options.named_drafter(pair.drafter)
     with spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
+from mlx_gemma_mtp.cli import complete
 from mlx_gemma_mtp.errors import UsageError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.hub_cache import CachedModel
 
-HEADER = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "LAST USED")
+HEADER = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "MODIFIED")
 SECONDS = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3600, "minute": 60}
 
 
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the demo and the models in the Hub's cache that mgm can run."""
+    """List the demo, and the models in the Hub's cache or from mgm convert that mgm can run.
+
+    MODIFIED is when the weights were downloaded or written.
+    """
     from mlx_gemma_mtp.files import hub, hub_cache
     from mlx_gemma_mtp.show import table
 
@@ -43,7 +47,10 @@ def list_models(
 
 
 def remove(
-    model: Annotated[str, typer.Argument(help="A name from mgm list.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A name from mgm list.", autocompletion=complete.repositories),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model and its drafter from the Hub's cache."""
@@ -52,15 +59,24 @@ def remove(
     folders = {name: hub.repository_folder(name) for name in hub_cache.removable(model)}
     sizes = {name: decimal(hub_cache.size_on_disk(folder)) for name, folder in folders.items()}
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("rm asks before it removes, but stdin is not a terminal: add --yes")
-        for name, folder in folders.items():
-            print(f"{name}  {sizes[name]}  {folder}", file=sys.stderr)
-        if not typer.confirm("Remove this?", err=True):
-            raise typer.Exit(1)
+        shown = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        ask(f"Remove {shown}?", "rm")
     for name, size in sizes.items():
         hub_cache.remove(name)
         print(f"removed {name}, {size} freed")
+
+
+def ask(question: str, command: str) -> None:
+    """Ask before something is removed, and end the command unless the answer is yes.
+
+    Raises UsageError if nobody is there to answer.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{command} asks before it removes, but stdin is not a terminal: add --yes"
+        )
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
 
 
 def _row(model: CachedModel) -> tuple[str, ...]:
@@ -74,7 +90,7 @@ def _row(model: CachedModel) -> tuple[str, ...]:
             drafter += ", unusable"
     size = decimal(model.size_bytes) + (", unusable" if model.problem else "")
     bits = "?" if model.bits is None else str(model.bits)
-    return (model.name, model.kind or "other", bits, size, drafter, ago(model.last_used))
+    return (model.name, model.kind or "other", bits, size, drafter, ago(model.modified))
 
 
 def ago(seconds: float | None) -> str:

@@ -57,6 +57,9 @@ class Pair:
     force: Annotated[
         bool, typer.Option("--force", help="Load even if it may not fit in memory.")
     ] = False
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")
+    ] = False
 
     def chosen(self) -> Pair:
         """Return it with the checkpoint that a short name means here; say on stderr which."""

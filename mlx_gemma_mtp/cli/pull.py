@@ -1,104 +1,68 @@
-"""`mgm pull`: download a target and its drafter from the Hub, sizes first."""
+"""`mgm pull`: download a target and its drafter from the Hub."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.filesize import decimal
 
-from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli import complete, download
 from mlx_gemma_mtp.errors import UsageError
-
-STOPPED = "stopped; complete files are kept, and mgm pull downloads the others"
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="A Hub name, such as google/gemma-4-E4B-it.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A size (e2b, e4b, 12b, 26b, 31b) or a Hub name.", autocompletion=complete.sizes
+        ),
+    ],
     drafter: Annotated[
-        str, typer.Option(help="A Hub name, none, or auto: <model>-assistant if it exists.")
+        str, typer.Option(help="A Hub name, none, or auto: one that fits the model.")
     ] = "auto",
     revision: Annotated[
         str | None,
         typer.Option(help="A branch, tag or commit; load it as <model>@<revision> [main]."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the sizes.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Download even if it cannot run here.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what it would take.")
+    ] = False,
 ) -> None:
-    """Download a model and its drafter to the Hub's cache; print their folders."""
+    """Download a model and its drafter to the Hub's cache; print their folders.
+
+    Sizes, free disk and the memory needed come first. Asks only if this machine cannot run the
+    model. If it is interrupted, the same command continues where it stopped.
+    """
+    from mlx_gemma_mtp.files.choice import choose
+    from mlx_gemma_mtp.files.plan import check_room
+
     if revision is not None:
         if "@" in model:
             raise UsageError(f"{model} already names a revision: leave --revision out")
         model = f"{model}@{revision}"
-    for folder in fetch_pair(model, drafter, dry_run=dry_run):
-        print(folder)
-
-
-def fetch_pair(model: str, drafter: str, *, dry_run: bool = False) -> list[Path]:
-    """Report the sizes of a target and its drafter, and download them; return the folders.
-
-    dry_run: only report, on stdout. Ctrl-C ends the process. Raises as `hub.plan_download` says.
-    """
-    from mlx_gemma_mtp.files import folders, hub
-    from mlx_gemma_mtp.files.names import drafter_name
-
-    downloads = hub.plan_download(model, options.named_drafter(drafter))
-    shown = sys.stdout if dry_run else sys.stderr
-    width = max(len(one.name) for one in downloads)
-    for one in downloads:
-        missing = f"{decimal(one.missing)} to download" if one.missing else "in the cache"
-        print(f"{one.name:{width}}  {decimal(one.total):>8}, {missing}", file=shown)
-        if one.refused:
-            print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
+    if choice := choose(model):
+        print(choice, file=sys.stderr)
+        model = choice.name
+    downloads = download.plan(model, drafter)
+    missing = sum(one.missing for one in downloads)
+    need = download.look(downloads) if missing else None
+    download.show_plan(downloads, need, out=dry_run)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
-        print(f"no drafter: {drafter_name(model)} does not exist", file=sys.stderr)
-    free = decimal(folders.free_bytes(hub.cache_folder()))
-    print(f"{free} free in {hub.cache_folder()}", file=shown)
-    hub.check_room(downloads)
+        print(f"The Hub has no drafter for {downloads[0].repository}", file=sys.stderr)
+    check_room(downloads)
+    if need and need.problem:
+        print(f"mgm: cannot run here: {need.problem}", file=sys.stderr)
     if dry_run:
-        return []
-    with stoppable([one.repository for one in downloads]):
-        return [hub.fetch(one, quiet=not sys.stderr.isatty()) for one in downloads]
-
-
-def fetch_missing(model: str, drafter: str) -> None:
-    """Run `fetch_pair` unless the model is a folder or in the cache."""
-    from mlx_gemma_mtp.files import hub
-    from mlx_gemma_mtp.files.names import is_folder
-
-    if model == "demo" or is_folder(model) or hub.from_cache(model) is not None:
         return
-    here = drafter == "demo" or (drafter not in ("auto", "none") and is_folder(drafter))
-    fetch_pair(model, "none" if here else drafter)
-
-
-@contextmanager
-def stoppable(repositories: Sequence[str]) -> Iterator[None]:
-    """Within it, Ctrl-C leaves at once, and removes files that are only partly downloaded.
-
-    Otherwise the Hub's client would wait for all current files, and Python for its threads.
-    """
-    from mlx_gemma_mtp.files import hub
-
-    def parts() -> set[Path]:
-        return {path for name in repositories for path in hub.parts(name)}
-
-    before = parts()
-
-    def leave(*_: object) -> None:
-        for path in parts() - before:
-            path.unlink(missing_ok=True)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, options.interruption(f"{STOPPED}\n").encode())
-        os._exit(options.INTERRUPTED)
-
-    previous = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    if need and need.problem and not yes:
+        if not download.can_ask():
+            raise type(need.problem)(f"{model} was not downloaded: add --yes to do it anyway")
+        if not download.confirm("Download it anyway?", default=False):
+            raise typer.Exit(1)
+    for folder in download.download(downloads):
+        print(folder)
+    print(f"Next: mgm chat --model {downloads[0].name}", file=sys.stderr)

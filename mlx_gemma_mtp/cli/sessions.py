@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_gemma_mtp.cli import complete
+from mlx_gemma_mtp.cli.models import ago, ask
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 if TYPE_CHECKING:
@@ -44,27 +46,41 @@ def list_sessions(
 
 @sessions.command("rm")
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(help="Names from mgm sessions.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names from mgm sessions.", autocompletion=complete.sessions),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Remove conversations and their saved caches."""
+    """Remove conversations and their saved caches; one that is open elsewhere is kept."""
     from mlx_gemma_mtp.chat import store
 
     if everything == bool(names):
         raise UsageError("name the conversations to remove, or use --all")
-    for name in [path.stem for path in store.paths()] if everything else names or []:
+    chosen = [path.stem for path in store.paths()] if everything else names or []
+    if everything and chosen and not yes:
+        ask(f"Remove all {len(chosen)} conversations?", "sessions rm --all")
+    kept = None
+    for name in chosen:
         try:
             store.remove(name)
         except OSError as error:
             raise MgmError(f"{name} cannot be removed: {error.strerror}") from None
+        except UsageError as error:
+            if not everything:
+                raise
+            kept = error
+            continue
         print(f"removed {name}")
+    if kept:
+        raise kept
 
 
 def _row(one: Kept) -> tuple[str, ...]:
     from rich.filesize import decimal
 
     from mlx_gemma_mtp.chat.transcript import shortened
-    from mlx_gemma_mtp.cli.models import ago
 
     conversation = one.conversation
     size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")

@@ -8,16 +8,16 @@ weights and asks no network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import published
-from mlx_gemma_mtp.files.checkpoint import read_config, read_drafter_config, read_target_config
+from mlx_gemma_mtp.files.checkpoint import parse_config, read_config, read_drafter_config
 from mlx_gemma_mtp.files.names import DRAFTER_SUFFIX
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TargetConfig, check_pair
 
 INSIDE = ("drafter", "assistant")  # folders in a target's own folder
 
@@ -30,26 +30,44 @@ _STORED = re.compile(
 )
 
 
+class Target(NamedTuple):
+    """A target. name: its Hub name or its folder's name. raw: its config.json. bases: Hub names of
+    the models that it comes from, by its model card.
+    """
+
+    name: str
+    raw: dict[str, Any]
+    bases: Sequence[str] = ()
+
+    @classmethod
+    def at(cls, folder: Path, name: str) -> Target:
+        """Return the target in a folder. Raises CheckpointError without a config.json."""
+        return cls(name, read_config(folder), base_models(folder))
+
+
 class Candidate(NamedTuple):
-    """A target or a drafter. name: its Hub name, or its folder's name."""
+    """A drafter, perhaps. name: its Hub name, or its folder's name."""
 
     name: str
     folder: Path
 
 
-def best(target: Candidate, drafters: Iterable[Candidate]) -> Candidate | None:
+def best(target: Target, drafters: Iterable[Candidate]) -> Candidate | None:
     """Return the best of the drafters that fit the target; None if none fits."""
-    fitting = [one for one in drafters if fits(target.folder, one.folder)]
-    rank = _ranking(target) if fitting else None
-    return min(fitting, key=rank, default=None)
+    try:
+        config = parse_config(TargetConfig.from_dict, target.raw, Path(target.name))
+    except CheckpointError:
+        return None
+    fitting = [one for one in drafters if fits(config, one.folder)]
+    return min(fitting, key=_ranking(target, config), default=None)
 
 
-def fits(target: Path, drafter: Path) -> bool:
+def fits(target: TargetConfig, folder: Path) -> bool:
     """Return True if this folder has a drafter that was made for a target of this shape."""
     try:
-        if not is_drafter(drafter):
+        if not is_drafter(folder):
             return False
-        check_pair(read_target_config(target), read_drafter_config(drafter))
+        check_pair(target, read_drafter_config(folder))
     except CheckpointError:
         return False
     return True
@@ -124,14 +142,14 @@ def base_models(folder: Path) -> list[str]:
     return [one for one in (found if isinstance(found, list) else [found]) if type(one) is str]
 
 
-def _ranking(target: Candidate) -> Any:
+def _ranking(target: Target, config: TargetConfig) -> Callable[[Candidate], Any]:
     """Return the key to sort drafters of this target by; the smallest is best."""
-    own, bases = stem(target.name), [stem(name) for name in base_models(target.folder)]
-    size = published.size_with(read_target_config(target.folder).hidden_size)
+    own, bases = stem(target.name), [stem(name) for name in target.bases]
+    size = published.size_with(config.hidden_size)
     official = [] if size is None else [stem(size.drafter(qat=qat)) for qat in (False, True)]
     groups = [[own], bases, official]
     qat = any(map(_is_qat, [own, *bases]))
-    stored = stored_bits(read_config(target.folder)) or 16
+    stored = stored_bits(target.raw) or 16
 
     def rank(drafter: Candidate) -> tuple[int, bool, bool, int, str]:
         model = stem(drafter.name)

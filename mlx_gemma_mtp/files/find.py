@@ -5,15 +5,22 @@ Models in the Hub's cache are used without network; others are downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters, hub_cache
 from mlx_gemma_mtp.files.checkpoint import read_config
-from mlx_gemma_mtp.files.drafters import Candidate
-from mlx_gemma_mtp.files.hub import from_cache, snapshot
-from mlx_gemma_mtp.files.names import DEMO, check_format, is_folder, no_such, split_name
+from mlx_gemma_mtp.files.download import complete, snapshot
+from mlx_gemma_mtp.files.drafters import Target
+from mlx_gemma_mtp.files.hub import from_cache
+from mlx_gemma_mtp.files.names import (
+    DEMO,
+    DRAFTER_SUFFIX,
+    check_format,
+    is_folder,
+    no_such,
+    split_name,
+)
 
 
 def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path | None]:
@@ -36,13 +43,16 @@ def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path
 def find_drafter(model: str | Path, folder: Path) -> Path | None:
     """Return the folder of the best drafter on this disk; None if none fits. No network.
 
-    folder: the target's. A drafter inside it is taken as it is.
+    folder: the target's. A drafter inside it, or next to it under its name, is taken as it is.
     """
-    for inside in drafters.INSIDE:
-        if (folder / inside).is_dir():
-            return folder / inside
-    target = Candidate(target_name(model, folder), folder)
-    found = drafters.best(target, drafters.near(folder)) or drafters.best(target, _cached())
+    whole = folder.resolve()
+    inside = [whole / name for name in drafters.INSIDE]
+    for path in (*inside, whole.parent / (whole.name + DRAFTER_SUFFIX)):
+        if path.is_dir():
+            return path
+    target = Target.at(folder, target_name(model, folder))
+    beside, cached = drafters.near(folder), hub_cache.cached_drafters()
+    found = drafters.best(target, beside) or drafters.best(target, cached)
     return None if found is None else found.folder
 
 
@@ -54,13 +64,6 @@ def target_name(model: str | Path, folder: Path) -> str:
     if whole.parent.name == "snapshots":  # in the Hub's cache
         return whole.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     return whole.name
-
-
-def _cached() -> Iterator[Candidate]:
-    for name in hub_cache.repositories():
-        folder = from_cache(name)
-        if folder is not None and drafters.is_drafter(folder):
-            yield Candidate(name, folder)
 
 
 def _download_drafter(model: str, folder: Path) -> Path | None:
@@ -84,6 +87,6 @@ def _find(name: str | Path) -> tuple[Path, bool]:
         raise no_such(name)
     cached = from_cache(name)
     if cached is not None:
-        return cached, False
+        return complete(name, cached), False
     check_format(name)
     return snapshot(name), True

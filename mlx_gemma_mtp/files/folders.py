@@ -27,6 +27,11 @@ def history_file() -> Path:
     return _folder(user_state_dir, "MGM_DATA_DIR") / "history"
 
 
+def converted_file() -> Path:
+    """Return the file of `converted`. It may not exist."""
+    return _folder(user_data_dir, "MGM_DATA_DIR") / "converted.json"
+
+
 def wants_raw() -> bool:
     """True if the user wants answers in a chat as they are written, without Markdown layout."""
     return _raw_file().exists()
@@ -52,6 +57,14 @@ def nearest(path: Path) -> Path:
     """Return the path, or the closest folder above it that exists."""
     path = path.expanduser().resolve()
     return next(one for one in (path, *path.parents) if one.exists())
+
+
+def shown(path: Path) -> str:
+    """Return a path for people: from the current folder with ./, or with ~ for the home folder."""
+    for start, folder in ((".", Path.cwd), ("~", Path.home)):
+        with suppress(ValueError, OSError, RuntimeError):  # not in it; there is no such folder
+            return f"{start}/{path.relative_to(folder())}"
+    return str(path)
 
 
 def free_bytes(path: Path) -> int:

@@ -1,33 +1,32 @@
-"""The Hub's cache and downloads into it.
+"""The Hub's cache: where a repository is, and which files of a checkpoint are missing in it.
 
-Models in the cache are used without network. Sizes are known and the disk is checked before
-a download starts. Knows nothing of terminals, and of the files only which ones a checkpoint needs.
+Models in the cache are found without network. What there is on the Hub is in `plan`; `download`
+fetches it.
 """
 
 from __future__ import annotations
 
 import errno
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
-from typing import NamedTuple
 
-from rich.filesize import decimal
-
-from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
-from mlx_gemma_mtp.files.folders import free_bytes
-from mlx_gemma_mtp.files.names import MAIN, drafter_name, is_folder, split_name
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
+from mlx_gemma_mtp.files.names import split_name
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES
 
-FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # what a checkpoint needs
-
-# Each run of the Hub's client downloads to files with names of its own, and never resumes another
-# run's. One that was not written to for this long is abandoned.
-PART = "*.????????.incomplete"
-ABANDONED_SECONDS = 3600
+# The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
+INDEX = "model.safetensors.index.json"
+REQUIRED = (
+    *("config.json", "generation_config.json", "*.safetensors", INDEX),
+    *("tokenizer.json", "tokenizer_config.json", "*.jinja"),
+)
+OLD_TEMPLATES = ("chat_template.json", "processor_config.json")  # needed without a *.jinja
+OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "README.md")
+DRAFTER_FOLDER = "drafter/"  # the only subfolder that is looked at
 
 
 def cache_folder() -> Path:
@@ -42,103 +41,49 @@ def repository_folder(repository: str) -> Path:
     return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
-def from_cache(name: str) -> Path | None:
-    """Return the cached folder of a Hub name if it holds a whole checkpoint. No network."""
+def snapshot_folder(name: str) -> Path | None:
+    """Return the cached folder of a Hub name if it has a config.json. No network."""
     import huggingface_hub
 
     repository, revision = split_name(name)
     try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, local_files_only=True, allow_patterns=FILES
-            )
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, local_files_only=True, allow_patterns=["config.json"]
         )
-        read_config(folder)
-        weight_files(folder)
-    except (OSError, ValueError, CheckpointError):  # nothing there, no valid name, or damaged
+    except (OSError, ValueError):  # nothing there, no valid name, or damaged
         return None
-    return folder
+    return Path(folder) if Path(folder, "config.json").is_file() else None
 
 
-class Download(NamedTuple):
-    """One repository, with the `total` and `missing` bytes of the files that are needed.
+def from_cache(name: str) -> Path | None:
+    """Return the cached folder of a Hub name if it holds a whole checkpoint. No network."""
+    folder = snapshot_folder(name)
+    return None if folder is None or missing_files(folder) else folder
 
-    alone: True for a drafter, and for a target that contains its drafter. refused: why the Hub
-    could not be asked; the cache holds all that is needed then.
+
+def missing_files(folder: Path) -> list[str]:
+    """Return the files that a cached checkpoint lacks; `weights` if it is not known which.
+
+    By the Hub's own listing if that is cached. Otherwise a target needs a config, its weights and
+    a tokenizer, a drafter no tokenizer; see also `may_lack_files`.
     """
-
-    repository: str
-    revision: str
-    commit: str
-    total: int
-    missing: int
-    alone: bool
-    refused: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The name that `load` takes for it."""
-        return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"
+    try:
+        is_drafter = read_config(folder).get("model_type") in DRAFTER_TYPES
+    except CheckpointError:
+        return ["config.json"]
+    paths = _listed(folder)
+    wanted = [] if is_drafter else ["tokenizer.json"]
+    lacks = [one for one in (wanted if paths is None else _required(paths)) if _lacks(folder, one)]
+    if not has_weights(folder) and not any(one.endswith(".safetensors") for one in lacks):
+        lacks.append("weights")
+    return lacks
 
 
-def plan_download(model: str, drafter: str | None = "auto") -> list[Download]:
-    """Return what to download for a target and its drafter, if it has one.
-
-    Each is a Hub name as in `find_pair`. Without the Hub, plans from the cache. Raises UsageError
-    for folders and the demo, ModelNotFoundError if a model is neither on the Hub nor in the cache,
-    CheckpointError if it is not a Gemma 4 model.
-    """
-    target = _look_up(model)
-    if drafter != "auto":
-        return [target] if drafter is None else [target, _look_up(drafter)]
-    if target.alone:
-        return [target]
-    name = drafter_name(model)
-    if target.refused is None:
-        from huggingface_hub import HfApi
-
-        with hub_errors(name):
-            there = HfApi().repo_exists(name)
-    else:
-        there = from_cache(name) is not None
-    return [target, _look_up(name)] if there else [target]
-
-
-def check_room(downloads: Sequence[Download]) -> None:
-    """Raise MgmError unless the disk of the cache has room for all of them."""
-    missing, free = sum(one.missing for one in downloads), free_bytes(cache_folder())
-    if missing > free:
-        raise MgmError(
-            f"{decimal(missing)} to download, but the disk of {cache_folder()} has "
-            f"{decimal(free)} free: free some space, or set HF_HOME to a folder elsewhere"
-        )
-
-
-def fetch(download: Download, *, quiet: bool = False) -> Path:
-    """Download what is missing and return the folder. Raises MgmError.
-
-    quiet: True hides the Hub's progress bars, which it also draws if nobody can see them.
-    The name moves to the new commit after the last file: an interrupted update leaves the old
-    version usable.
-    """
-    repository, revision, commit = download.repository, download.revision, download.commit
-    if download.refused is None:
-        for part in parts(repository):
-            with suppress(FileNotFoundError):  # another process has just finished it
-                if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
-                    part.unlink()
-        snapshot(f"{repository}@{commit}", quiet=quiet)
-        if revision != commit:
-            snapshot(f"{repository}@{revision}", quiet=True)  # usually just moves the name
-    folder = from_cache(f"{repository}@{commit}")
-    if folder is None:
-        raise CheckpointError(f"{download.name} is incomplete on the Hub too")
-    return folder
-
-
-def parts(repository: str) -> set[Path]:
-    """Return files that are being downloaded, or were when a download was interrupted."""
-    return set((repository_folder(repository) / "blobs").glob(PART))
+def may_lack_files(folder: Path) -> bool:
+    """Return True if only the Hub knows whether this cached target's files are all there."""
+    if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
+        return False
+    return _lacks(folder, "generation_config.json") or not any(folder.glob("*.jinja"))
 
 
 @contextmanager
@@ -156,8 +101,9 @@ def hub_errors(name: str) -> Iterator[None]:
     except errors.HFValidationError:
         raise ModelNotFoundError(f"{name[:200]!r} is neither a folder nor a Hub name") from None
     except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{split_name(name)[0]}"
         raise ModelNotFoundError(
-            f"{name} is gated: accept its terms on the Hub page, then set HF_TOKEN"
+            f"{name} is gated: accept its terms at {page}, then set HF_TOKEN or run hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
         raise ModelNotFoundError(
@@ -176,66 +122,18 @@ def hub_errors(name: str) -> Iterator[None]:
             ) from None
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
+        cached = snapshot_folder(name)
+        state, way = "is not downloaded", "check the connection, or use a local folder"
+        if cached is not None and (lacks := missing_files(cached)):
+            state = f"is incomplete in the cache ({', '.join(lacks[:3])} missing)"
+            way = f"when it can be, mgm pull {name} downloads the rest"
         raise ModelNotFoundError(
-            f"{name} is not downloaded, and the Hub cannot be reached ({reason}): "
-            "check the connection, or use a local folder"
+            f"{name} {state}, and the Hub cannot be reached ({reason}): {way}"
         ) from None
 
 
-def snapshot(name: str, *, quiet: bool = False) -> Path:
-    """Download what the cache lacks of a Hub name. Raises as `hub_errors` says."""
-    import huggingface_hub
-
-    repository, revision = split_name(name)
-    with hub_errors(name):
-        bar = _no_bar() if quiet else None
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=FILES, tqdm_class=bar
-            )
-        )
-
-
-def _look_up(name: str) -> Download:
-    """Ask the Hub what a name would download, or the cache if the Hub cannot be asked."""
-    import huggingface_hub
-
-    if name == "demo" or is_folder(name):
-        raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
-    repository, revision = split_name(name)
-    try:
-        with hub_errors(name):
-            info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-            assert info.sha is not None  # the Hub always sends it for a single repository
-            kind = (info.config or {}).get("model_type")
-            if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
-                raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
-            # By its commit: even a dry run moves a branch's name in the cache.
-            files = huggingface_hub.snapshot_download(
-                repository,
-                revision=info.sha,
-                allow_patterns=FILES,
-                tqdm_class=_no_bar(),
-                dry_run=True,
-            )
-    except ModelNotFoundError as error:
-        folder = from_cache(name)
-        if folder is None:
-            raise
-        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        is_drafter = read_config(folder).get("model_type") in DRAFTER_TYPES
-        alone = is_drafter or (folder / "drafter").is_dir()
-        return Download(repository, revision, folder.name, total, 0, alone, str(error))
-    names = {file.filename for file in files}
-    if "config.json" not in names or not any(one.endswith(".safetensors") for one in names):
-        raise CheckpointError(f"{name} has no config.json with safetensors files")
-    total = sum(file.file_size or 0 for file in files)
-    missing = sum(file.file_size or 0 for file in files if file.will_download)
-    alone = kind in DRAFTER_TYPES or "drafter/config.json" in names
-    return Download(repository, revision, info.sha, total, missing, alone)
-
-
-def _no_bar() -> type:
+def no_bar() -> type:
+    """Return a progress bar for the Hub's client that shows nothing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class NoBar(tqdm):
@@ -243,3 +141,44 @@ def _no_bar() -> type:
             super().__init__(*args, **options | {"disable": True})
 
     return NoBar
+
+
+def is_wanted(path: str) -> bool:
+    """Return True for a file that is downloaded: of a checkpoint, or of the drafter inside it."""
+    patterns = (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL)
+    return any(fnmatch(path.removeprefix(DRAFTER_FOLDER), one) for one in patterns) and (
+        "/" not in path.removeprefix(DRAFTER_FOLDER)
+    )
+
+
+def _required(paths: Iterable[str]) -> list[str]:
+    """Return those of a repository's paths without which a checkpoint is incomplete."""
+    wanted = [path for path in paths if is_wanted(path)]
+    optional = OPTIONAL
+    if any(path.endswith(".jinja") for path in wanted):
+        optional += OLD_TEMPLATES
+    return [path for path in wanted if path.rpartition("/")[2] not in optional]
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """Return the paths that the Hub listed for this cached commit; None if that is not cached."""
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    repository = folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    try:
+        tree = get_cached_repo_tree(repository, revision=folder.name, cache_dir=folder.parents[2])
+    except (errors.CachedRepoTreeNotFoundError, ValueError):  # ValueError: not a Hub name
+        return None
+    return [file.path for file in tree]
+
+
+def _lacks(folder: Path, path: str) -> bool:
+    return not (folder / path).is_file()
+
+
+def has_weights(folder: Path) -> bool:
+    """Return True if the weight files of a checkpoint are all there."""
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False

@@ -1,7 +1,7 @@
-"""The models in the Hub's cache that this runtime can run: what they are, and how to remove them.
+"""The models on this disk that this runtime can run: what they are, and how to remove them.
 
 Reads the cache without network, whatever state it is in: half a download or a damaged repository
-must not hide the others. The embedded demo counts as cached. Opens no weights.
+must not hide the others. The embedded demo and converted models are listed too. Opens no weights.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import hub, published
+from mlx_gemma_mtp.files import converted, hub, published
 from mlx_gemma_mtp.files.checkpoint import (
     read_config,
     read_drafter_config,
     read_target_config,
     weight_files,
 )
-from mlx_gemma_mtp.files.drafters import Candidate, best, stored_bits
+from mlx_gemma_mtp.files.drafters import Candidate, Target, best, is_drafter, stored_bits
+from mlx_gemma_mtp.files.folders import shown
 from mlx_gemma_mtp.files.names import (
     DEMO,
     DEMO_DRAFTER,
@@ -43,8 +44,8 @@ class CachedModel:
 
     name: the name that `load` takes. kind: the published size that it is, or is made for. bits: of
     most weights, None if the config doesn't say. size_bytes: on disk, all revisions together.
-    last_used: seconds since 1970, as far as the file system knows. problem: why it cannot be
-    loaded as it is.
+    modified: when the last weights were downloaded or written, in seconds since 1970. problem: why
+    it cannot be loaded as it is.
     """
 
     name: str
@@ -53,7 +54,7 @@ class CachedModel:
     kind: str
     bits: int | None
     size_bytes: int
-    last_used: float | None
+    modified: float | None
     problem: str | None = None
     drafter: CachedModel | None = None
 
@@ -61,13 +62,13 @@ class CachedModel:
         """Return the fields, the folder as a string, the time in ISO 8601 and UTC."""
         return dataclasses.asdict(self) | {
             "folder": str(self.folder),
-            "last_used": None if self.last_used is None else iso_time(self.last_used),
+            "modified": None if self.modified is None else iso_time(self.modified),
             "drafter": self.drafter and self.drafter.to_json(),
         }
 
 
 def models() -> list[CachedModel]:
-    """Return the demo and the cached models, by name."""
+    """Return the demo, the cached and the converted models, by name."""
     found = {name: model for name in repositories() if (model := _in_repository(name)) is not None}
     drafter = _in_folder(DEMO_DRAFTER)
     demo = dataclasses.replace(_in_folder(DEMO), name="demo", kind="demo", drafter=drafter)
@@ -81,13 +82,23 @@ def models() -> list[CachedModel]:
             targets.append(_paired(model, _in_folder(model.folder / "drafter")))
         else:
             of_its_own = found.get(name + DRAFTER_SUFFIX)  # shown even if it has a problem
-            chosen = best(Candidate(name, model.folder), usable)
+            chosen = best(Target.at(model.folder, name), usable)
             targets.append(_paired(model, found[chosen.name] if chosen else of_its_own))
+    for folder in converted.remembered():
+        model = dataclasses.replace(_in_folder(folder), name=shown(folder))
+        inside = folder / "drafter"
+        targets.append(_paired(model, _in_folder(inside) if inside.is_dir() else None))
     paired = [one.drafter.name for one in targets if one.drafter]
     return sorted(
         [*targets, *(one for one in drafters if one.name not in paired)],
         key=lambda one: (one.name != "demo", one.name),
     )
+
+
+def cached_drafters() -> list[Candidate]:
+    """Return the drafters that are whole in the cache."""
+    found = [(name, hub.from_cache(name)) for name in repositories()]
+    return [Candidate(name, folder) for name, folder in found if folder and is_drafter(folder)]
 
 
 def repositories() -> list[str]:
@@ -107,7 +118,7 @@ def removable(name: str) -> list[str]:
     Raises UsageError for folders and the demo, ModelNotFoundError if the name is not cached.
     """
     if name == "demo" or is_folder(name):
-        raise UsageError(f"{name} is not in the Hub's cache, and can't be removed from it")
+        raise UsageError(f"{name} is not in the Hub's cache: delete the folder yourself")
     cached = repositories()
     if name not in cached:
         near = difflib.get_close_matches(name, cached)
@@ -170,8 +181,10 @@ def _in_repository(repository: str) -> CachedModel | None:
         if raw.get("model_type") not in (*TARGET_TYPES, *DRAFTER_TYPES):
             return None
         name = repository if revision == MAIN else f"{repository}@{revision}"
-        whole = hub.from_cache(name) is not None
-        problem = None if whole else f"it is incomplete: mgm pull {name} downloads the rest"
+        problem = None
+        if lacks := hub.missing_files(snapshot):
+            what = f"incomplete ({', '.join(lacks[:3])} missing)"
+            problem = f"{what}: mgm pull {name} downloads the rest"
         return _described(name, snapshot, raw, size_on_disk(folder), problem)
     return None
 
@@ -211,13 +224,13 @@ def _described(
             width = read_target_config(folder).hidden_size
     except CheckpointError as error:
         problem = problem or str(error)
-    used = []
+    times = []
     for path in folder.glob("*.safetensors"):
         with suppress(OSError):  # a link to nothing
-            used.append(path.stat().st_atime)
-    last_used, size = max(used, default=None), published.size_with(width)
+            times.append(path.stat().st_mtime)
+    modified, size = max(times, default=None), published.size_with(width)
     kind, bits = size.kind if size else "", stored_bits(raw)
-    return CachedModel(name, folder, is_drafter, kind, bits, size_bytes, last_used, problem)
+    return CachedModel(name, folder, is_drafter, kind, bits, size_bytes, modified, problem)
 
 
 def _paired(target: CachedModel, drafter: CachedModel | None) -> CachedModel:

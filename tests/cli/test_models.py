@@ -63,9 +63,9 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     ]
     pair = found["a/pair"]
     assert (pair.folder, pair.kind, pair.bits) == (hub_cache.snapshot("a/pair"), "E4B", 16)
-    bodies = [*TARGET_FILES.values(), COMMIT]  # and refs/main
+    bodies = {*TARGET_FILES.values(), COMMIT}  # and refs/main
     assert pair.size_bytes == sum(len(body) for body in bodies)
-    assert pair.last_used == pytest.approx(time.time(), abs=600)
+    assert pair.modified == pytest.approx(time.time(), abs=600)
     assert pair.problem is None
     assert pair.drafter is not None
     assert (pair.drafter.name, pair.drafter.problem) == ("a/pair-assistant", None)
@@ -76,7 +76,7 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert found["f/lone-assistant"].is_drafter
     assert found["g/mismatch"].drafter is not None
     assert "another model" in str(found["g/mismatch"].drafter.problem)
-    assert "num_hidden_layers" in str(found["i/broken"].problem)
+    assert "layer_types must list 0 layers" in str(found["i/broken"].problem)
     for model in found.values():  # its name finds the folder and the same drafter
         if model.problem is None and not model.is_drafter:
             folder, drafter = find_pair(model.name, "auto")
@@ -86,11 +86,11 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert hub_cache.network == []
 
     shown = mgm_here("list").stdout
-    assert re.search(r"^ a/pair +E4B +16 +5\.\d kB +1\.\d kB +just now$", shown, re.MULTILINE)
-    assert re.search(r"^ b/alone +E2B +4 +5\.\d kB +none ", shown, re.MULTILINE)
+    assert re.search(r"^ a/pair +E4B +16 +1\.5 MB +1\.0 MB +just now$", shown, re.MULTILINE)
+    assert re.search(r"^ b/alone +E2B +4 +\d+\.\d kB +none ", shown, re.MULTILINE)
     assert re.search(r"^ e/half .*unusable", shown, re.MULTILINE)
-    assert "e/half: it is incomplete" in shown
-    assert re.search(r"^ g/mismatch .* kB, unusable", shown, re.MULTILINE)
+    assert "e/half: incomplete (tokenizer.json, weights missing)" in shown
+    assert re.search(r"^ g/mismatch .* [kM]B, unusable", shown, re.MULTILINE)
 
 
 def strange_things(root: Path) -> None:
@@ -169,7 +169,7 @@ def test_rm_removes_the_pair_and_touches_nothing_else(hub_cache: HubCache, mgm_h
     assert cached.size_on_disk(hub_cache.repository(NAME)) == size
     done = mgm_here("rm", NAME, "--yes")
     assert done.returncode == 0
-    removed = re.findall(r"^removed (\S+), [\d.]+ kB freed$", done.stdout, re.MULTILINE)
+    removed = re.findall(r"^removed (\S+), [\d.]+ MB freed$", done.stdout, re.MULTILINE)
     assert removed == [NAME, DRAFTER]
     assert folder_files(hub_cache.root) == others
     assert not hub_cache.repository(NAME).exists()

@@ -7,7 +7,6 @@ from json import JSONDecodeError
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
@@ -16,6 +15,7 @@ from helpers.fake_hub import (
     DRAFTER,
     NAME,
     NEWER,
+    UNNEEDED,
     FakeHub,
     Files,
     HubCache,
@@ -26,6 +26,7 @@ from helpers.fake_hub import (
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.hub import hub_errors
 
 MOE = "26B-A4B"
 
@@ -97,7 +98,8 @@ def test_cached_models_load_without_any_network_call(
     hub_cache: HubCache, sharded: PairPaths
 ) -> None:
     drafter_files = folder_files(sharded.drafter)
-    hub_cache.add(NAME, folder_files(sharded.target))
+    files = folder_files(sharded.target)
+    hub_cache.add(NAME, files, listed=files)
     for drafter in ("auto", None):
         with load(NAME, drafter) as engine:
             assert not engine.has_drafter
@@ -153,7 +155,7 @@ def test_an_incomplete_cached_snapshot_is_completed_online_and_the_hub_never_ask
 ) -> None:
     files = folder_files(sharded.target)
     some = without(files, INCOMPLETE[what])
-    online.add(NAME, files | {"README.md": b"not needed to run the model"})
+    online.add(NAME, files | UNNEEDED)
     online.cache.add(NAME, some)
     for complete in (False, True):
         with load(NAME) as engine:
@@ -188,26 +190,21 @@ REFUSALS: dict[str, tuple[Exception, str, int]] = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_a_refusal_of_the_hub_is_one_line(
-    hub_cache: HubCache, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_of_the_hub_is_one_line(hub_cache: HubCache, what: str) -> None:
     error, word, exit_code = REFUSALS[what]
-
-    def download(*_: object, local_files_only: bool = False, **__: object) -> None:
-        raise errors.LocalEntryNotFoundError("nothing cached") if local_files_only else error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(MgmError) as caught:
-        load(NAME)
+    with pytest.raises(MgmError) as caught, hub_errors(NAME):
+        raise error
     assert caught.value.exit_code == exit_code
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert hub_cache.network == []
 
 
 def test_a_name_with_a_revision_loads_that_one(hub_cache: HubCache, sharded: PairPaths) -> None:
-    hub_cache.add(NAME, folder_files(sharded.target))
+    files = folder_files(sharded.target)
+    hub_cache.add(NAME, files, listed=files)
     hub_cache.add(DRAFTER, folder_files(sharded.drafter))
-    hub_cache.add(NAME, folder_files(sharded.target), NEWER, ref="v1.0")
+    hub_cache.add(NAME, files, NEWER, ref="v1.0", listed=files)
     drafter = hub_cache.snapshot(DRAFTER)
     for revision in ("v1.0", NEWER):
         folder = hub_cache.snapshot(NAME, NEWER)

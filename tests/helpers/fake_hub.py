@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,24 +18,38 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
+from mlx.utils import tree_flatten
+
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 
 NAME = "google/gemma-4-tiny-it"
 DRAFTER = f"{NAME}-assistant"
 COMMIT, NEWER = "01234567" * 5, "fedcba98" * 5
 # The smallest Gemma 4 configs; with any bytes for weights they are downloaded and listed.
-LAYERS = {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "dtype": "bfloat16"}
+LAYERS = {
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "dtype": "bfloat16",
+}
 TARGET_CONFIG = {
     "model_type": "gemma4_text",
     "hidden_size": 2560,
-    "num_hidden_layers": 6,
-    "vocab_size": 64,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_hidden_layers": 2,
+    "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 0,
     **LAYERS,
 }
 DRAFTER_CONFIG = {
     "model_type": "gemma4_assistant",
     "backbone_hidden_size": 2560,
-    "text_config": {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 64, **LAYERS},
+    "text_config": {"hidden_size": 64, "num_hidden_layers": 4, **LAYERS},
 }
 Files = dict[str, bytes]
 
@@ -47,23 +61,49 @@ def weights(num_bytes: int, fill: bytes = b"w") -> bytes:
     return struct.pack("<Q", len(header)) + header + fill * num_bytes
 
 
-def model_files(config: Mapping[str, object], num_bytes: int = 5000) -> Files:
-    """Return the files of a repository that passes for a model."""
+def real_weights(config: Mapping[str, object]) -> bytes:
+    """Return a safetensors file of zeros for the model of this config."""
+    made: Target | Drafter
+    if "backbone_hidden_size" in config:
+        made = Drafter(DrafterConfig.from_dict(dict(config)))
+    else:
+        made = Target(TargetConfig.from_dict(dict(config)))
+    entries: dict[str, object] = {}
+    end = 0
+    for name, array in dict(tree_flatten(made.parameters())).items():
+        start, end = end, end + 2 * array.size
+        stored = name if name.startswith(("pre_", "post_")) else f"model.{name}"
+        entries[stored] = {"dtype": "BF16", "shape": array.shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(end)
+
+
+def model_files(config: Mapping[str, object], body: bytes = weights(5000)) -> Files:
+    """Return the files of a repository that passes for a model; by default it cannot be loaded."""
     return {
         "config.json": json.dumps(config).encode(),
-        "model.safetensors": weights(num_bytes),
-        "README.md": b"not downloaded: not needed to run the model",
-        "original/consolidated.pth": b"not downloaded either",
+        "generation_config.json": b"{}",
+        "tokenizer.json": b'{"version": "1.0"}',
+        "chat_template.jinja": b"{{ messages }}",
+        "model.safetensors": body,
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        **UNNEEDED,
     }
 
 
-TARGET_FILES = model_files(TARGET_CONFIG)
-DRAFTER_FILES = model_files(DRAFTER_CONFIG, 1300)
+UNNEEDED: Files = {  # never downloaded
+    "original/consolidated.pth": b"another format",
+    "checkpoint-500/model.safetensors": weights(9000),
+    "onnx/config.json": b"{}",
+    "trainer_state.json": b"{}",
+}
+TARGET_FILES = model_files(TARGET_CONFIG, real_weights(TARGET_CONFIG))
+DRAFTER_FILES = model_files(DRAFTER_CONFIG, real_weights(DRAFTER_CONFIG))
 
 
 def needed(files: Files) -> Files:
     """Return the files that are downloaded."""
-    return {path: body for path, body in files.items() if path.endswith(("json", "safetensors"))}
+    return {path: body for path, body in files.items() if path not in UNNEEDED}
 
 
 def folder_files(folder: Path) -> Files:
@@ -88,8 +128,18 @@ class HubCache:
     def snapshot(self, name: str, commit: str = COMMIT) -> Path:
         return self.repository(name) / "snapshots" / commit
 
-    def add(self, name: str, files: Files, commit: str = COMMIT, ref: str = "main") -> Path:
-        """Add files, as links to blobs; ref "": under their commit only."""
+    def add(
+        self,
+        name: str,
+        files: Files,
+        commit: str = COMMIT,
+        ref: str = "main",
+        listed: Iterable[str] | None = None,
+    ) -> Path:
+        """Add files, as links to blobs; ref "": under their commit only.
+
+        listed: the paths that the Hub listed, which its client also keeps.
+        """
         snapshot, blobs = self.snapshot(name, commit), self.repository(name) / "blobs"
         refs = self.repository(name) / "refs"
         for folder in (snapshot, blobs, refs):
@@ -102,6 +152,12 @@ class HubCache:
             link = snapshot / path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(blob, link.parent))
+        if listed is not None:
+            trees = self.repository(name) / "trees"
+            trees.mkdir(exist_ok=True)
+            entries = {path: {"size": 1, "blob_id": "0"} for path in listed}
+            listing = json.dumps({"format_version": 1, "files": entries})
+            (trees / f"{commit}.json").write_text(listing)
         return snapshot
 
 
@@ -179,6 +235,7 @@ class Handler(BaseHTTPRequestHandler):
             listed: list[dict[str, object]] = [
                 {"type": "file", "path": path, "rfilename": path}
                 | {"size": len(body), "oid": etag(body), "blobId": etag(body)}
+                | ({"lfs": lfs(body)} if path.endswith(".safetensors") else {})
                 for path, body in files.items()
             ]
             config = json.loads(files.get("config.json", b"{}"))
@@ -195,10 +252,15 @@ class Handler(BaseHTTPRequestHandler):
         body, status, headers = files[path], 200, {"ETag": f'"{etag(files[path])}"'}
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes=") and self.command == "GET":
-            self.server.ranges.append(f"{path} {asked}")
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            body, status = body[start:], 206
+            start, _, end = asked.removeprefix("bytes=").partition("-")
+            if end:  # of a header
+                path = ""
+                self.server.requests.pop()
+            else:
+                self.server.ranges.append(f"{path} {asked}")
+            last = min(int(end or len(body)), len(body) - 1)
+            headers["Content-Range"] = f"bytes {start}-{last}/{len(body)}"
+            body, status = body[int(start) : last + 1], 206
         self.reply(body, status, headers | {"X-Repo-Commit": commit}, path)
 
     def reply(
@@ -225,6 +287,11 @@ class Handler(BaseHTTPRequestHandler):
 
 def etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
+
+
+def lfs(body: bytes) -> dict[str, object]:
+    """Return what a listing says of a large file."""
+    return {"oid": etag(body), "sha256": etag(body), "size": len(body), "pointerSize": 134}
 
 
 @pytest.fixture(name="hub_cache")

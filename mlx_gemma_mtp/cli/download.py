@@ -1,0 +1,225 @@
+"""Downloading a pair: what it takes and whether it can run here first, then progress.
+
+At a terminal it asks; elsewhere it needs --yes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+from rich.filesize import decimal
+
+from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
+from mlx_gemma_mtp.show import can_draw, clock, progress, spinner
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.files.plan import Download
+
+UNASKED_BYTES = 100_000_000  # what a command may download without a question
+STOPPED = "stopped; what is downloaded is kept, and the same command continues it"
+
+
+def fetch_missing(
+    model: str,
+    drafter: str,
+    *,
+    bits: int | None = None,
+    yes: bool = False,
+    force: bool = False,
+    to_run: bool = True,
+) -> None:
+    """Download what the cache lacks of a pair, after a question unless it is little.
+
+    model, drafter: as a command's options name them. yes: do not ask. force: it need not fit in
+    memory. to_run: False if it is not loaded, and may be of any size. Raises UsageError if it
+    would have to ask but cannot, NotEnoughMemoryError or CheckpointError if it could not be loaded
+    afterwards, and as `plan_download` says.
+    """
+    from mlx_gemma_mtp.files import hub
+    from mlx_gemma_mtp.files.plan import check_room
+
+    wanted = drafter if drafter == "auto" or not _is_here(drafter) else "none"
+    try:
+        if not _is_here(model):
+            downloads = plan(model, wanted, update=False)
+        elif wanted not in ("auto", "none"):
+            downloads = plan(wanted, "none", update=False)
+        else:
+            return
+    except MgmError as error:
+        if _is_here(model) or hub.from_cache(model) is None:
+            raise
+        print(f"mgm: {model} may lack files: {error}", file=sys.stderr)
+        return
+    missing = sum(one.missing for one in downloads)
+    if not missing:
+        return
+    asks = missing > UNASKED_BYTES
+    if asks and not yes and not can_ask():
+        raise UsageError(
+            f"{model} is not downloaded ({decimal(missing)}): add --yes to download it, or run "
+            f"mgm pull {model}"
+        )
+    show_plan(downloads, need := look(downloads, bits) if to_run else None)
+    check_room(downloads)
+    if need and need.problem and not force:
+        raise need.problem
+    if asks and not yes and not confirm("Download?"):
+        raise typer.Exit(1)
+    download(downloads)
+
+
+def _is_here(name: str) -> bool:
+    """Return True if nothing of a model has to be downloaded, as far as that is known."""
+    from mlx_gemma_mtp.files import hub
+    from mlx_gemma_mtp.files.names import is_folder
+
+    if name in ("demo", "none") or is_folder(name):
+        return True
+    cached = hub.from_cache(name)
+    return cached is not None and not hub.may_lack_files(cached)
+
+
+def plan(model: str, drafter: str, *, update: bool = True) -> list[Download]:
+    """Return `plan_download` of what a command's options name."""
+
+    from mlx_gemma_mtp.files.plan import plan_download
+
+    with spinner(f"asking the Hub for {model}"):
+        return plan_download(model, options.named_drafter(drafter), update=update)
+
+
+class Need(NamedTuple):
+    """What running a pair takes. problem: why it could not be loaded here.
+
+    needs: bytes on this machine, with a modest context; None if that cannot be said. mac: the
+    memory of the smallest Mac that runs it, in GB.
+    """
+
+    problem: MgmError | None
+    needs: int | None = None
+    available: int = 0
+    mac: int | None = None
+
+
+def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
+    """Return what a pair needs, from its configs and headers on the Hub. Raises MgmError."""
+    from mlx_gemma_mtp import device, memory
+    from mlx_gemma_mtp.engine.worker import mlx_worker
+    from mlx_gemma_mtp.files.checkpoint import read_config
+    from mlx_gemma_mtp.files.preview import named, preview
+    from mlx_gemma_mtp.model.config import DRAFTER_TYPES
+
+    def read(folder: Path, beside: Path | None) -> Need:
+        here = memory.read_pair(folder, beside, bits=bits).needs_to_load
+        on_mac = memory.read_pair(folder, beside, bits=bits, on_mac=True).needs_to_load
+        sizes = (size for size in device.MAC_SIZES if on_mac <= device.mac_limit(size))
+        problem = None
+        try:
+            memory.check_load(folder, beside, downloads[0].repository, bits=bits)
+        except NotEnoughMemoryError as error:
+            problem = error
+        return Need(problem, here, device.available(), next(sizes, None))
+
+    names = [one.repository for one in downloads]
+    with tempfile.TemporaryDirectory() as place, spinner(f"reading the headers of {names[0]}"):
+        folders = [preview(one, Path(place)) for one in downloads]
+        if read_config(folders[0]).get("model_type") in DRAFTER_TYPES:
+            return Need(None)
+        try:
+            return mlx_worker().run(partial(read, folders[0], (*folders[1:], None)[0]))
+        except CheckpointError as error:
+            return Need(named(error, folders, names))
+
+
+def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = False) -> None:
+    """Print what is downloaded, the free disk and the memory needed; on stderr unless `out`."""
+    from mlx_gemma_mtp.files import folders, hub
+
+    to = sys.stdout if out else sys.stderr
+    width = max(len(one.name) for one in downloads)
+    for one in downloads:
+        here = one.total - one.missing
+        note = (
+            f", {decimal(here)} in the cache"
+            if 0 < here < one.total
+            else ", in the cache"
+            if here
+            else ""
+        )
+        print(f"{one.name:{width}}  {decimal(one.total):>8}{note}", file=to)
+        if one.refused:
+            print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
+    missing = sum(one.missing for one in downloads)
+    if missing:
+        free = decimal(folders.free_bytes(hub.cache_folder()))
+        place = folders.shown(hub.cache_folder())
+        print(f"Download: {decimal(missing)}; {free} free in {place}", file=to)
+    if need and need.needs:
+        mac = f"the smallest Mac: {need.mac} GB" if need.mac else "more than any Mac has"
+        print(f"Memory: {decimal(need.needs)}; {decimal(need.available)} here; {mac}", file=to)
+
+
+def download(downloads: Sequence[Download]) -> list[Path]:
+    """Download and return the folders; Ctrl-C ends the process. Raises MgmError."""
+    from mlx_gemma_mtp.files.download import fetch
+
+    missing, done, start = sum(one.missing for one in downloads), 0, time.monotonic()
+    with stoppable(), progress("bytes") as update:
+        found = []
+        for one in downloads:
+            name = one.repository.rpartition("/")[2]
+
+            def moved(count: int, name: str = name) -> None:
+                nonlocal done
+                done += count
+                update(name, done, missing)
+
+            update(name, done, missing)
+            found.append(fetch(one, moved))
+    seconds = time.monotonic() - start
+    if missing:
+        speed = decimal(int(missing / seconds))
+        print(f"{decimal(missing)} downloaded in {clock(seconds)} ({speed}/s)", file=sys.stderr)
+    return found
+
+
+def can_ask() -> bool:
+    """Return True if somebody at a terminal can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, *, default: bool = True) -> bool:
+    """Ask on stderr; Enter means the default. Ctrl-C and Ctrl-D end the command."""
+    return typer.confirm(question, default=default, err=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it, Ctrl-C leaves at once. Whatever is downloaded is on the disk already.
+
+    Otherwise Python would wait for its threads, and those for a slow Hub.
+    """
+
+    def leave(*_: object) -> None:
+        shown = "\x1b[?25h\x1b[2K" if can_draw() else ""  # the cursor that a progress line hides
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, (shown + options.interruption(f"{STOPPED}\n")).encode())
+        os._exit(options.INTERRUPTED)
+
+    previous = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,227 @@
+"""Downloads into the Hub's cache that a later run continues inside a file.
+
+The Hub's own client downloads every file to a new temporary name, and starts over when it is
+stopped. So large files are fetched here, to the name that the client used before, under the
+client's own lock; small ones, links and the listing are the client's. Prints nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.hub import hub_errors, no_bar
+from mlx_gemma_mtp.files.plan import (
+    Download,
+    RemoteFile,
+    check_room,
+    look_up,
+    missing_bytes,
+    part_of,
+)
+
+FILES_AT_ONCE = 4
+TRIES = 5  # in a row without a byte, with longer and longer pauses
+BUSY = (408, 429, 500, 502, 503, 504)  # HTTP codes of a server that may answer later
+
+# The client's own temporary files, which nothing continues. One that was not written to for this
+# long is abandoned.
+CLIENT_PART = "*.????????.incomplete"
+ABANDONED_SECONDS = 3600
+
+OnProgress = Callable[[int], None]  # how many bytes came since the last call; less than 0 if lost
+
+
+def fetch(download: Download, on_progress: OnProgress = lambda _: None) -> Path:
+    """Download what is missing and return the folder. Raises MgmError.
+
+    If it is interrupted, the next run continues where it stopped. The name moves to the new commit
+    after the last file: an interrupted update leaves the old version usable.
+    """
+    if download.refused is None:
+        _remove_abandoned(hub.repository_folder(download.repository) / "blobs")
+        with hub_errors(download.name):
+            _fetch_large(download, on_progress)
+            _fetch_small(download, download.commit)
+            if download.revision != download.commit:
+                _fetch_small(download, download.revision)  # just moves the name
+    lacks = hub.missing_files(download.folder)
+    if lacks:
+        raise CheckpointError(f"{download.name} lacks {', '.join(lacks[:3])} on the Hub too")
+    return download.folder
+
+
+def snapshot(name: str) -> Path:
+    """Return the folder of a Hub name, after downloading what the cache lacks. Raises as `fetch`.
+
+    If the weights are cached, the rest comes from the same commit.
+    """
+    found = look_up(name, update=False)
+    check_room([found])
+    return fetch(found)
+
+
+def complete(name: str, cached: Path) -> Path:
+    """Return the cached folder of a Hub name, with the files that only the Hub knows of.
+
+    If the Hub cannot be asked, as it is. Otherwise raises as `fetch`.
+    """
+    try:
+        return snapshot(name) if hub.may_lack_files(cached) else cached
+    except ModelNotFoundError:
+        return cached
+
+
+def _fetch_small(download: Download, revision: str) -> None:
+    """Have the client fetch the files that are not here, and link all of them."""
+    import huggingface_hub
+
+    huggingface_hub.snapshot_download(
+        download.repository,
+        revision=revision,
+        allow_patterns=[glob.escape(file.path) for file in download.files],
+        tqdm_class=no_bar(),
+    )
+
+
+def _fetch_large(download: Download, on_progress: OnProgress) -> None:
+    """Fetch the large files that the cache does not have, several at once."""
+    wanted = [file for file in download.files if file.sha256 and missing_bytes(download, file)]
+    if not wanted:
+        return
+    blobs = download.blob(wanted[0]).parent
+    blobs.mkdir(parents=True, exist_ok=True)
+    stop, lock = threading.Event(), threading.Lock()
+
+    def moved(count: int) -> None:
+        with lock:
+            on_progress(count)
+
+    pool = ThreadPoolExecutor(FILES_AT_ONCE)
+    try:
+        for one in [pool.submit(_fetch_file, download, file, moved, stop) for file in wanted]:
+            one.result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch_file(
+    download: Download, file: RemoteFile, moved: OnProgress, stop: threading.Event
+) -> None:
+    """Fetch one file: what is there of it is continued, and checked with the rest."""
+    blob = download.blob(file)
+    part = part_of(blob)
+    with _locked(download, file, part, moved, stop):
+        if blob.is_file() or stop.is_set():
+            return
+        with part.open("a+b", buffering=0) as out:
+            if out.tell() > file.size:
+                out.truncate(0)
+            out.seek(0)
+            digest = hashlib.sha256()
+            while chunk := out.read(2**20):
+                digest.update(chunk)
+            failures = 0
+            while (have := out.tell()) < file.size and not stop.is_set():
+                try:
+                    for chunk in _chunks(download, file, have):
+                        _write(out, chunk)
+                        digest.update(chunk)
+                        moved(len(chunk))
+                        failures = 0
+                        if stop.is_set():
+                            return
+                except _http_error() as error:
+                    response = getattr(error, "response", None)
+                    failures += 1
+                    if failures == TRIES or (response and response.status_code not in BUSY):
+                        raise
+                    stop.wait(2**failures / 2)
+        if have < file.size:
+            return
+        if digest.hexdigest() != file.sha256:
+            part.unlink()
+            moved(-file.size)
+            raise MgmError(f"{file.path} of {download.name} arrived damaged: run this again")
+        part.replace(blob)
+
+
+def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]:
+    """Yield a file's content from byte `start` on, as it arrives."""
+    from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers
+
+    url = hf_hub_url(download.repository, file.path, revision=download.commit)
+    headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        skip = start if response.status_code == 200 else 0  # a server that ignores ranges
+        for chunk in response.iter_bytes():  # as it arrives: all of it is kept
+            yield chunk[skip:]
+            skip = max(0, skip - len(chunk))
+
+
+def _write(out: BinaryIO, chunk: bytes) -> None:
+    """Write all of it: a disk that is nearly full takes a part, then raises OSError."""
+    left = memoryview(chunk)
+    while left:
+        left = left[out.write(left) :]
+
+
+@contextmanager
+def _locked(
+    download: Download, file: RemoteFile, part: Path, moved: OnProgress, stop: threading.Event
+) -> Iterator[None]:
+    """Hold the client's lock for a file; until then report what another process fetches."""
+    from filelock import FileLock, Timeout
+
+    repository = hub.repository_folder(download.repository)
+    path = repository.parent / ".locks" / repository.name / f"{file.blob}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, have = FileLock(path, mode=0o664), _size(part)
+    while not stop.is_set():
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            now = _size(part)
+            moved(now - have)
+            have = now
+    try:
+        if download.blob(file).is_file():
+            moved(file.size - have)
+        yield
+    finally:
+        lock.release()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove_abandoned(blobs: Path) -> None:
+    for part in blobs.glob(CLIENT_PART):
+        with suppress(FileNotFoundError):  # another process has just finished it
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink()
+
+
+def _http_error() -> type[Exception]:
+    """Return the base of the errors of the client's HTTP library, whichever it is."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined,no-any-return]

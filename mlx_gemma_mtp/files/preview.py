@@ -1,0 +1,82 @@
+"""What can be known of a checkpoint on the Hub before its weights are downloaded.
+
+Its config and the headers of its weight files, in a folder that can be opened like any other: to
+count bytes, and to see whether it could be loaded at all.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files.hub import INDEX, hub_errors, no_bar
+from mlx_gemma_mtp.files.plan import Download
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import SafetensorsFileMetadata
+
+HEADERS_AT_ONCE = 8
+
+
+def preview(download: Download, place: Path) -> Path:
+    """Write a checkpoint's config and weight files without data under `place`; return the folder.
+
+    The files are as long as on the Hub, but take no room on the disk: unwritten bytes read as
+    zeros. What is cached already is used as it is. Raises as `hub_errors` says, CheckpointError.
+    """
+    if not download.missing:
+        return download.folder
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    folder = place / download.repository
+    folder.mkdir(parents=True)
+    paths = [file.path for file in download.files if "/" not in file.path]
+    weights = [path for path in paths if path.endswith(".safetensors")]
+
+    def header(path: str) -> SafetensorsFileMetadata:
+        return huggingface_hub.HfApi().parse_safetensors_file_metadata(
+            download.repository, path, revision=download.commit
+        )
+
+    with hub_errors(download.name):
+        for path in {"config.json", INDEX}.intersection(paths):
+            huggingface_hub.hf_hub_download(
+                download.repository,
+                path,
+                revision=download.commit,
+                local_dir=folder,
+                tqdm_class=no_bar(),
+            )
+        try:
+            with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+                for path, found in zip(weights, pool.map(header, weights), strict=True):
+                    _write(folder / path, found)
+        except errors.SafetensorsParsingError:
+            raise CheckpointError(f"{download.name} has a damaged safetensors file") from None
+    return folder
+
+
+def named(error: CheckpointError, folders: Sequence[Path], names: Sequence[str]) -> CheckpointError:
+    """Return an error about previews, with the names of the models in place of the folders."""
+    message = str(error)
+    for folder, name in zip(folders, names, strict=True):
+        message = message.replace(str(folder), name)
+    return CheckpointError(message)
+
+
+def _write(path: Path, found: SafetensorsFileMetadata) -> None:
+    entries = {
+        name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
+        for name, one in found.tensors.items()
+    }
+    header = json.dumps(entries).encode()
+    ends = [one.data_offsets[1] for one in found.tensors.values()]
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + max(ends, default=0))
