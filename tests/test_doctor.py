@@ -100,13 +100,13 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
         "c/half-assistant": {"config.json": DRAFTER_FILES["config.json"]},
         "d/half": {"config.json": TARGET_FILES["config.json"]},
         "e/lone-assistant": other,
-        "g/odd": model_files(TARGET_CONFIG | {"hidden_size": 128}),
+        "g/e4b": model_files(TARGET_CONFIG),
         "f/damaged": TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"},
     }.items():
         hub_cache.add(name, files)
     models = report(hub_cache)
-    assert "mgm pull google/gemma-4-E4B-it-assistant (158" in str(models["a/alone"].no_drafts)
-    assert "mgm pull g/odd-assistant, if" in str(models["g/odd"].no_drafts)
+    assert "mgm pull a/alone-assistant, if" in str(models["a/alone"].no_drafts)
+    assert "mgm pull google/gemma-4-E4B-it-assistant (158" in str(models["g/e4b"].no_drafts)
     assert "belongs to another model" in str(models["b/mismatch"].no_drafts)
     assert "mgm pull c/half-assistant" in str(models["c/half"].no_drafts)
     assert models["d/half"].model.problem is not None
