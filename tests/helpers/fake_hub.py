@@ -301,7 +301,7 @@ def lfs(body: bytes) -> dict[str, object]:
 
 @pytest.fixture(name="hub_cache")
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    """An empty cache, no network, and timings of its own."""
+    """An empty cache, no network, and own folders for the rest."""
     cache = HubCache(tmp_path / "hub")
     cache.root.mkdir()
 
@@ -310,7 +310,8 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.chdir(tmp_path)  # no folder there has the name of a model
-    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "mgm"))
+    for variable in ("MGM_CACHE_DIR", "MGM_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "mgm"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", offline)
