@@ -159,9 +159,8 @@ def is_wanted(path: str) -> bool:
 def _required(paths: Iterable[str]) -> list[str]:
     """Return those of a repository's paths without which a checkpoint is incomplete."""
     wanted = [path for path in paths if is_wanted(path)]
-    optional = OPTIONAL
-    if any(path.endswith(".jinja") for path in wanted):
-        optional += OLD_TEMPLATES
+    has_jinja = any(path.endswith(".jinja") for path in wanted)
+    optional = (*OPTIONAL, *(OLD_TEMPLATES if has_jinja else ()))
     return [path for path in wanted if path.rpartition("/")[2] not in optional]
 
 
