@@ -191,7 +191,7 @@ def _progress_line(task: Task, unit: Literal["bytes", "items"], width: int) -> A
     if unit == "bytes":
         figures += f"{amount(task.speed or 0):>10}/s"
     left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
-    figures += f"{left:>7} left"
+    figures += f"{left:>7} left" if width >= 60 else f"{left:>7}"
     room = width - len(figures) - 2 - SHORTEST_BAR
     if room < 0:
         return figures

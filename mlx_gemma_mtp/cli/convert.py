@@ -11,6 +11,7 @@ import typer
 
 from mlx_gemma_mtp import show
 from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli.download import fetch_missing
 
 
 def convert(
@@ -50,6 +51,9 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output, at the end; or start over.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Download a missing source without asking.")
+    ] = False,
     upload_repo: Annotated[
         str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
     ] = None,
@@ -85,6 +89,7 @@ def convert(
             return
         if upload_repo is not None:
             upload.check_upload(upload_repo)
+        fetch_missing(source, drafter, yes=yes, to_run=False)
         with show.progress("bytes") as update:
             steps = set[str]()
 

@@ -21,7 +21,7 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.show import can_draw, clock, progress, spinner
+from mlx_gemma_mtp.show import can_draw, clock, columns, progress, spinner, wrapped
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.plan import Download
@@ -65,19 +65,48 @@ def fetch_missing(
     missing = sum(one.missing for one in downloads)
     if not missing:
         return
-    asks = missing > UNASKED_BYTES
-    if asks and not yes and not can_ask():
+    need = look(downloads, bits) if to_run else None
+    unfit = need.problem if need and not force else None
+    asks = missing > UNASKED_BYTES and not yes
+    if asks and not unfit and not can_ask():
         raise UsageError(
             f"{model} is not downloaded ({decimal(missing)}): add --yes to download it, or run "
             f"mgm pull {model}"
         )
-    show_plan(downloads, need := look(downloads, bits) if to_run else None)
+    show_plan(downloads, need)
+    if unfit:
+        raise unfit
     check_room(downloads)
-    if need and need.problem and not force:
-        raise need.problem
-    if asks and not yes and not confirm("Download?"):
+    if asks and not confirm("Download?"):
         raise typer.Exit(1)
     download(downloads)
+
+
+def offer_drafter(model: str, *, yes: bool = False) -> None:
+    """Offer to download the drafter of a model that has none here; without a terminal, name it.
+
+    yes: do not ask. If it cannot be downloaded, the reason goes to stderr.
+    """
+    from mlx_gemma_mtp.files.drafters import googles
+    from mlx_gemma_mtp.files.find import target_without_drafter
+
+    target = target_without_drafter(model)
+    if target is None:
+        return
+    found = googles(target)
+    if found is None:
+        print("No drafter here fits; --drafter NAME uses another one.", file=sys.stderr)
+        return
+    name, size = found[0], decimal(found[1])
+    if not yes and not can_ask():
+        print(f"No drafter here: mgm pull {name} ({size})", file=sys.stderr)
+    elif yes or confirm(f"No drafter here. Download {name} ({size})?"):
+        try:
+            download(plan(name, "none"))
+        except MgmError as error:
+            print(f"mgm: decoding without a drafter: {error}", file=sys.stderr)
+    else:
+        print("Decoding without one; --drafter none does not ask.", file=sys.stderr)
 
 
 def _is_here(name: str) -> bool:
@@ -148,27 +177,25 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
     from mlx_gemma_mtp.files import folders, hub
 
     to = sys.stdout if out else sys.stderr
+
+    def show(line: str) -> None:
+        print(wrapped(line, columns(to)), file=to)
+
     width = max(len(one.name) for one in downloads)
     for one in downloads:
-        here = one.total - one.missing
-        note = (
-            f", {decimal(here)} in the cache"
-            if 0 < here < one.total
-            else ", in the cache"
-            if here
-            else ""
-        )
-        print(f"{one.name:{width}}  {decimal(one.total):>8}{note}", file=to)
+        note, here = "", one.total - one.missing
+        if here:
+            note = f", {decimal(here)} in the cache" if one.missing else ", in the cache"
+        show(f"{one.name:{width}}  {decimal(one.total):>8}{note}")
         if one.refused:
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
-    missing = sum(one.missing for one in downloads)
-    if missing:
+    if missing := sum(one.missing for one in downloads):
         free = decimal(folders.free_bytes(hub.cache_folder()))
         place = folders.shown(hub.cache_folder())
-        print(f"Download: {decimal(missing)}; {free} free in {place}", file=to)
+        show(f"Download: {decimal(missing)}; {free} free in {place}")
     if need and need.needs:
         mac = f"the smallest Mac: {need.mac} GB" if need.mac else "more than any Mac has"
-        print(f"Memory: {decimal(need.needs)}; {decimal(need.available)} here; {mac}", file=to)
+        show(f"Memory: {decimal(need.needs)}; {decimal(need.available)} here; {mac}")
 
 
 def download(downloads: Sequence[Download]) -> list[Path]:
@@ -213,9 +240,10 @@ def stoppable() -> Iterator[None]:
     """
 
     def leave(*_: object) -> None:
-        shown = "\x1b[?25h\x1b[2K" if can_draw() else ""  # the cursor that a progress line hides
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, (shown + options.interruption(f"{STOPPED}\n")).encode())
+        # The cursor that a progress line hides comes back, and the line with its ^C goes.
+        fresh = "\x1b[?25h\r\x1b[2K" if can_draw() else ""
+        line = wrapped(f"mgm: {STOPPED}", columns(sys.stderr))
+        os.write(2, f"{fresh}{line}\n".encode())  # not print: the signal may have come within one
         os._exit(options.INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, leave)

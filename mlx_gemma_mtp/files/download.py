@@ -25,8 +25,6 @@ from mlx_gemma_mtp.files.plan import (
     RemoteFile,
     check_room,
     look_up,
-    missing_bytes,
-    part_of,
 )
 
 FILES_AT_ONCE = 4
@@ -52,7 +50,8 @@ def fetch(download: Download, on_progress: OnProgress = lambda _: None) -> Path:
         with hub_errors(download.name):
             _fetch_large(download, on_progress)
             _fetch_small(download, download.commit)
-            if download.revision != download.commit:
+            on_progress(sum(file.size - file.here for file in download.files if not file.sha256))
+            if hub.snapshot_folder(download.name) != download.folder:
                 _fetch_small(download, download.revision)  # just moves the name
     lacks = hub.missing_files(download.folder)
     if lacks:
@@ -95,11 +94,10 @@ def _fetch_small(download: Download, revision: str) -> None:
 
 def _fetch_large(download: Download, on_progress: OnProgress) -> None:
     """Fetch the large files that the cache does not have, several at once."""
-    wanted = [file for file in download.files if file.sha256 and missing_bytes(download, file)]
+    wanted = [file for file in download.files if file.sha256 and file.here < file.size]
     if not wanted:
         return
-    blobs = download.blob(wanted[0]).parent
-    blobs.mkdir(parents=True, exist_ok=True)
+    wanted[0].blob.parent.mkdir(parents=True, exist_ok=True)
     stop, lock = threading.Event(), threading.Lock()
 
     def moved(count: int) -> None:
@@ -119,20 +117,20 @@ def _fetch_file(
     download: Download, file: RemoteFile, moved: OnProgress, stop: threading.Event
 ) -> None:
     """Fetch one file: what is there of it is continued, and checked with the rest."""
-    blob = download.blob(file)
-    part = part_of(blob)
-    with _locked(download, file, part, moved, stop):
-        if blob.is_file() or stop.is_set():
+    with _locked(download, file, moved, stop):
+        if file.blob.is_file() or stop.is_set():
             return
-        with part.open("a+b", buffering=0) as out:
+        with file.part.open("a+b", buffering=0) as out:
             if out.tell() > file.size:
+                moved(-out.tell())
                 out.truncate(0)
             out.seek(0)
             digest = hashlib.sha256()
             while chunk := out.read(2**20):
                 digest.update(chunk)
             failures = 0
-            while (have := out.tell()) < file.size and not stop.is_set():
+            while (have := out.tell()) < file.size and failures < TRIES and not stop.is_set():
+                failures += 1
                 try:
                     for chunk in _chunks(download, file, have):
                         _write(out, chunk)
@@ -143,23 +141,22 @@ def _fetch_file(
                             return
                 except _http_error() as error:
                     response = getattr(error, "response", None)
-                    failures += 1
                     if failures == TRIES or (response and response.status_code not in BUSY):
                         raise
                     stop.wait(2**failures / 2)
         if have < file.size:
             return
         if digest.hexdigest() != file.sha256:
-            part.unlink()
+            file.part.unlink()
             moved(-file.size)
             raise MgmError(f"{file.path} of {download.name} arrived damaged: run this again")
-        part.replace(blob)
+        file.part.replace(file.blob)
 
 
 def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]:
     """Yield a file's content from byte `start` on, as it arrives."""
     from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(download.repository, file.path, revision=download.commit)
     headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
@@ -181,26 +178,24 @@ def _write(out: BinaryIO, chunk: bytes) -> None:
 
 @contextmanager
 def _locked(
-    download: Download, file: RemoteFile, part: Path, moved: OnProgress, stop: threading.Event
+    download: Download, file: RemoteFile, moved: OnProgress, stop: threading.Event
 ) -> Iterator[None]:
     """Hold the client's lock for a file; until then report what another process fetches."""
     from filelock import FileLock, Timeout
 
     repository = hub.repository_folder(download.repository)
-    path = repository.parent / ".locks" / repository.name / f"{file.blob}.lock"
+    path = repository.parent / ".locks" / repository.name / f"{file.blob.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, have = FileLock(path, mode=0o664), _size(part)
+    lock, have = FileLock(path, mode=0o664), file.here
     while not stop.is_set():
-        try:
+        with suppress(Timeout):
             lock.acquire(timeout=0.5)
+        now = file.size if file.blob.is_file() else _size(file.part)
+        moved(now - have)
+        have = now
+        if lock.is_locked:
             break
-        except Timeout:
-            now = _size(part)
-            moved(now - have)
-            have = now
     try:
-        if download.blob(file).is_file():
-            moved(file.size - have)
         yield
     finally:
         lock.release()
@@ -224,4 +219,4 @@ def _http_error() -> type[Exception]:
     """Return the base of the errors of the client's HTTP library, whichever it is."""
     from huggingface_hub import errors
 
-    return errors.HTTPError  # type: ignore[attr-defined,no-any-return]
+    return errors.HTTPError  # type: ignore[attr-defined]

@@ -7,11 +7,13 @@ fetches it.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
@@ -115,6 +117,7 @@ def hub_errors(name: str) -> Iterator[None]:
     # JSONDecodeError: something on the way answered in the Hub's place.
     except (http_error, errors.LocalEntryNotFoundError, OSError, JSONDecodeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", reason)
         if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
             raise MgmError(
                 f"{name} cannot be written to {cache_folder()} ({reason}): free some space "
@@ -122,13 +125,15 @@ def hub_errors(name: str) -> Iterator[None]:
             ) from None
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
-        cached = snapshot_folder(name)
+        cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
         state, way = "is not downloaded", "check the connection, or use a local folder"
         if cached is not None and (lacks := missing_files(cached)):
             state = f"is incomplete in the cache ({', '.join(lacks[:3])} missing)"
             way = f"when it can be, mgm pull {name} downloads the rest"
+        if any((repository_folder(split_name(name)[0]) / "blobs").glob("*.incomplete")):
+            state, way = "is downloaded in part", "the same command continues when it can be"
         raise ModelNotFoundError(
-            f"{name} {state}, and the Hub cannot be reached ({reason}): {way}"
+            f"{name} {state}, and {host} cannot be reached ({reason}): {way}"
         ) from None
 
 
@@ -154,9 +159,8 @@ def is_wanted(path: str) -> bool:
 def _required(paths: Iterable[str]) -> list[str]:
     """Return those of a repository's paths without which a checkpoint is incomplete."""
     wanted = [path for path in paths if is_wanted(path)]
-    optional = OPTIONAL
-    if any(path.endswith(".jinja") for path in wanted):
-        optional += OLD_TEMPLATES
+    has_jinja = any(path.endswith(".jinja") for path in wanted)
+    optional = (*OPTIONAL, *(OLD_TEMPLATES if has_jinja else ()))
     return [path for path in wanted if path.rpartition("/")[2] not in optional]
 
 

@@ -24,16 +24,25 @@ from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
 class RemoteFile(NamedTuple):
-    """A file on the Hub. blob: its name in the cache. sha256: of its content; None if small."""
+    """A file on the Hub. here: how many of its `size` bytes the cache has.
+
+    blob: where the cache keeps its content. sha256: of the content; None if it is small.
+    """
 
     path: str
     size: int
-    blob: str
+    here: int
+    blob: Path
     sha256: str | None
+
+    @property
+    def part(self) -> Path:
+        """Where its content is downloaded to until it is whole."""
+        return self.blob.with_name(f"{self.blob.name}.incomplete")
 
 
 class Download(NamedTuple):
-    """One repository, the files that a checkpoint needs, and the bytes that are `missing` of them.
+    """One repository, with the files that a checkpoint needs.
 
     alone: True for a drafter, and for a target that contains its drafter. refused: why the Hub
     could not be asked; the cache holds all that is needed then.
@@ -43,7 +52,6 @@ class Download(NamedTuple):
     revision: str
     commit: str
     files: tuple[RemoteFile, ...]
-    missing: int
     alone: bool
     refused: str | None = None
 
@@ -58,13 +66,14 @@ class Download(NamedTuple):
         return sum(file.size for file in self.files)
 
     @property
+    def missing(self) -> int:
+        """Bytes of its files that are not here."""
+        return self.total - sum(file.here for file in self.files)
+
+    @property
     def folder(self) -> Path:
         """Where the cache has it, or will have it."""
         return hub.repository_folder(self.repository) / "snapshots" / self.commit
-
-    def blob(self, file: RemoteFile) -> Path:
-        """Return where the cache keeps the content of a file."""
-        return hub.repository_folder(self.repository) / "blobs" / file.blob
 
 
 def plan_download(
@@ -82,9 +91,9 @@ def plan_download(
         return [target] if drafter is None else [target, look_up(drafter, update=update)]
     if target.alone:
         return [target]
-    raw = _config_of(target)
-    cached = best(Target(target.repository, raw), cached_drafters())
-    for name in [cached.name] if cached else to_pull(target.repository, raw):
+    wants = Target(target.repository, _config_of(target))
+    cached = best(wants, cached_drafters())
+    for name in [cached.name] if cached else to_pull(wants):
         with suppress(ModelNotFoundError):
             return [target, look_up(name, update=update)]
     return [target]
@@ -108,26 +117,29 @@ def look_up(name: str, *, update: bool = True) -> Download:
     except ModelNotFoundError as error:
         if cached is None or hub.missing_files(cached):
             raise
+        sizes = {path: path.stat().st_size for path in cached.rglob("*") if path.is_file()}
         files = tuple(
-            RemoteFile(
-                str(path.relative_to(cached)), path.stat().st_size, path.resolve().name, None
-            )
-            for path in sorted(cached.rglob("*"))
-            if path.is_file()
+            RemoteFile(str(path.relative_to(cached)), size, size, path.resolve(), None)
+            for path, size in sizes.items()
         )
         is_drafter = read_config(cached).get("model_type") in DRAFTER_TYPES
         alone = is_drafter or (cached / hub.DRAFTER_FOLDER).is_dir()
-        return Download(repository, revision, cached.name, files, 0, alone, str(error))
+        return Download(repository, revision, cached.name, files, alone, str(error))
     assert info.sha is not None  # the Hub always sends it for a single repository
     kind = (info.config or {}).get("model_type")
     if kind is not None and kind not in (*TARGET_TYPES, *DRAFTER_TYPES):
         raise CheckpointError(f"{name} is not a Gemma 4 model (model_type {kind!r})")
+    blobs = hub.repository_folder(repository) / "blobs"
     files = tuple(
-        RemoteFile(
-            one.rfilename,
-            one.size or 0,
-            one.lfs.sha256 if one.lfs else one.blob_id or "",
-            one.lfs.sha256 if one.lfs else None,
+        _with_bytes_here(
+            RemoteFile(
+                one.rfilename,
+                one.size or 0,
+                0,
+                blobs / (one.lfs.sha256 if one.lfs else one.blob_id or ""),
+                one.lfs.sha256 if one.lfs else None,
+            ),
+            blobs.with_name("snapshots") / info.sha,
         )
         for one in info.siblings or []
         if hub.is_wanted(one.rfilename)
@@ -137,24 +149,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
     if "config.json" not in paths or not weights:
         raise CheckpointError(f"{name} has no config.json with safetensors files")
     alone = kind in DRAFTER_TYPES or f"{hub.DRAFTER_FOLDER}config.json" in paths
-    found = Download(repository, revision, info.sha, files, 0, alone)
-    return found._replace(missing=sum(missing_bytes(found, file) for file in files))
-
-
-def part_of(blob: Path) -> Path:
-    """Return the file that a blob is downloaded to until it is whole."""
-    return blob.with_name(f"{blob.name}.incomplete")
-
-
-def missing_bytes(download: Download, file: RemoteFile) -> int:
-    """Return how many bytes of a file are not here yet; at least one if it is not whole."""
-    blob = download.blob(file)
-    if (download.folder / file.path).is_file() or blob.is_file():
-        return 0
-    with suppress(FileNotFoundError):
-        if file.sha256:
-            return max(1, file.size - part_of(blob).stat().st_size)
-    return file.size
+    return Download(repository, revision, info.sha, files, alone)
 
 
 def check_room(downloads: Sequence[Download]) -> None:
@@ -165,6 +160,16 @@ def check_room(downloads: Sequence[Download]) -> None:
             f"{decimal(missing)} to download, but the disk of {hub.cache_folder()} has "
             f"{decimal(free)} free: free some space, or set HF_HOME to a folder elsewhere"
         )
+
+
+def _with_bytes_here(file: RemoteFile, snapshot: Path) -> RemoteFile:
+    """Return a file with `here`; that is less than its size until it is whole."""
+    if (snapshot / file.path).is_file() or file.blob.is_file():
+        return file._replace(here=file.size)
+    with suppress(FileNotFoundError):
+        if file.sha256:
+            return file._replace(here=min(file.size - 1, file.part.stat().st_size))
+    return file
 
 
 def _config_of(download: Download) -> dict[str, Any]:

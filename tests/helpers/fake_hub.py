@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -61,7 +61,7 @@ def weights(num_bytes: int, fill: bytes = b"w") -> bytes:
     return struct.pack("<Q", len(header)) + header + fill * num_bytes
 
 
-def real_weights(config: Mapping[str, object]) -> bytes:
+def real_weights(config: Mapping[str, object], *, header_only: bool = False) -> bytes:
     """Return a safetensors file of zeros for the model of this config."""
     made: Target | Drafter
     if "backbone_hidden_size" in config:
@@ -75,7 +75,7 @@ def real_weights(config: Mapping[str, object]) -> bytes:
         stored = name if name.startswith(("pre_", "post_")) else f"model.{name}"
         entries[stored] = {"dtype": "BF16", "shape": array.shape, "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(end)
+    return struct.pack("<Q", len(header)) + header + bytes(0 if header_only else end)
 
 
 def model_files(config: Mapping[str, object], body: bytes = weights(5000)) -> Files:
@@ -173,9 +173,12 @@ class FakeHub(ThreadingHTTPServer):
         self.commits: dict[tuple[str, str], Files] = {}
         self.revisions: dict[tuple[str, str], str] = {}
         self.token: str | None = None  # required for files
+        self.sizes: dict[str, int] = {}  # path -> what the listing says, instead of the truth
         self.cut: dict[str, int] = {}  # path -> bytes after which its first answer ends
         self.stall: dict[str, int] = {}  # path -> bytes after which it sends nothing more
         self.stalled = threading.Event()
+        self.resume = threading.Event()  # sends the rest of what was stalled
+        self.ranged = True  # False: it ignores which bytes were asked for
         self.requests: list[str] = []
         self.ranges: list[str] = []
 
@@ -234,7 +237,8 @@ class Handler(BaseHTTPRequestHandler):
             # As in a model's listing and in a folder's: the client takes the keys that it knows.
             listed: list[dict[str, object]] = [
                 {"type": "file", "path": path, "rfilename": path}
-                | {"size": len(body), "oid": etag(body), "blobId": etag(body)}
+                | {"oid": etag(body), "blobId": etag(body)}
+                | {"size": self.server.sizes.get(path, len(body))}
                 | ({"lfs": lfs(body)} if path.endswith(".safetensors") else {})
                 for path, body in files.items()
             ]
@@ -251,13 +255,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         body, status, headers = files[path], 200, {"ETag": f'"{etag(files[path])}"'}
         asked = self.headers.get("Range", "")
-        if asked.startswith("bytes=") and self.command == "GET":
-            start, _, end = asked.removeprefix("bytes=").partition("-")
-            if end:  # of a header
-                path = ""
-                self.server.requests.pop()
-            else:
-                self.server.ranges.append(f"{path} {asked}")
+        start, _, end = asked.removeprefix("bytes=").partition("-")
+        if asked and end:  # of a header
+            path = ""
+            self.server.requests.pop()
+        elif asked:
+            self.server.ranges.append(f"{path} {asked}")
+        if asked and self.server.ranged:
             last = min(int(end or len(body)), len(body) - 1)
             headers["Content-Range"] = f"bytes {start}-{last}/{len(body)}"
             body, status = body[int(start) : last + 1], 206
@@ -273,11 +277,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "GET":
             return
         if path in self.server.stall:
-            self.wfile.write(body[: self.server.stall[path]])
+            sent = self.server.stall[path]
+            self.wfile.write(body[:sent])
             self.wfile.flush()
             self.server.stalled.set()
-            with suppress(ConnectionResetError):
-                self.rfile.read(1)  # until the client goes away
+            if self.server.resume.wait(20):
+                self.wfile.write(body[sent:])
         else:
             self.wfile.write(body[: self.server.cut.pop(path, len(body))])
 
@@ -296,7 +301,7 @@ def lfs(body: bytes) -> dict[str, object]:
 
 @pytest.fixture(name="hub_cache")
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    """An empty cache, no network, and timings of its own."""
+    """An empty cache, no network, and own folders for the rest."""
     cache = HubCache(tmp_path / "hub")
     cache.root.mkdir()
 
@@ -305,7 +310,8 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.chdir(tmp_path)  # no folder there has the name of a model
-    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "mgm"))
+    for variable in ("MGM_CACHE_DIR", "MGM_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "mgm"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", offline)
