@@ -261,6 +261,25 @@ def test_titles_are_bold_and_signs_of_code_are_dim() -> None:
     assert not any(cell.blink or cell.bold for cell in code)
 
 
+def test_after_a_resize_or_lines_of_others_an_answer_continues_on_a_new_line() -> None:
+    window = Window(20)
+    window.write("one two three four five six seven ")
+    window.paper.resize(columns=40)
+    window.write("eight nine")
+    assert window.lines == ["one two three four", "five six seven", "eight nine"]
+    window.feed("\n$ fg\n")
+    window.page.moved = True
+    window.write(" and ten")
+    assert window.lines[2:] == ["eight nine", "$ fg", "and ten"]
+
+
+def test_lines_that_are_no_longer_there_are_erased() -> None:
+    window = Window()
+    window.page.show([Text("one, which is longer"), Text("two"), Text("three")])
+    window.page.show([Text("one")])
+    assert window.lines == ["one"]
+
+
 def test_control_characters_are_shown_and_not_obeyed() -> None:
     window = Window()
     window.write("a\x1b[2J\x07b\x9bc\r\nd\x7f")
