@@ -176,8 +176,8 @@ def _after(lines: list[Text], gone: str) -> list[Text] | None:
         if not letters.startswith(gone[at : at + len(letters)]):
             return None
         if left < len(letters):  # it is wrapped in another way
-            ends = [found.end() for found in re.finditer(r"\S", line.plain)]
-            return [line[ends[left - 1] :], *lines[number + 1 :]]
+            starts = [found.start() for found in re.finditer(r"\S", line.plain)]
+            return [line[starts[left] :], *lines[number + 1 :]]
         at += len(letters)
     return [] if at == len(gone) else None
 

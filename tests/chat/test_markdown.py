@@ -266,11 +266,11 @@ def test_after_a_resize_or_lines_of_others_an_answer_continues_on_a_new_line() -
     window.write("one two three four five six seven ")
     window.paper.resize(columns=40)
     window.write("eight nine")
-    assert window.lines == ["one two three four", "five six seven", "eight nine"]
+    assert window.lines == ["one two three four", "five six seven", "eight", "nine"]
     window.feed("\n$ fg\n")
     window.page.moved = True
     window.write(" and ten")
-    assert window.lines[2:] == ["eight nine", "$ fg", "and ten"]
+    assert window.lines[2:] == ["eight", "nine", "$ fg", "and ten"]
 
 
 def test_lines_that_are_no_longer_there_are_erased() -> None:
