@@ -221,7 +221,8 @@ def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
 
     text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
     shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
-    shown.add_task(what, total=None)
+    room = size(stream or sys.stderr).columns - len("| …  9,999 s")
+    shown.add_task(what if len(what) <= room else f"{what[:room]}…", total=None)
     timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
     timer.start()
     try:
