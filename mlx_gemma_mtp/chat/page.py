@@ -23,7 +23,6 @@ PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32)}
 PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 PICTURES |= {ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None}
 TAB = 8
-SHARE = 0.2  # of the time, spent on drawing at most
 
 
 class Page:
@@ -107,11 +106,12 @@ class Page:
 class Markdown:
     """An answer on a page, as it arrives."""
 
-    def __init__(self, page: Page, *, style: str = "", quiet: str = "") -> None:
-        """style: that of everything. quiet: that of signs."""
+    def __init__(self, page: Page, *, style: str = "", quiet: str = "", share: float = 0.2) -> None:
+        """style: that of everything. quiet: that of signs. share: of the time, for drawing."""
         self._page = page
         self._style = style
         self._quiet = quiet
+        self._share = share
         self._next = 0.0  # when it may be drawn again
         self._text = ""  # from the start of the part that is still open
         self._starts = True
@@ -134,7 +134,7 @@ class Markdown:
         shown = last.written() if last.is_table else self._layout(parts(last.completed(text)))
         self._page.show(self._spaced(shown))
         now = time.perf_counter()
-        self._next = now + (now - start) * (1 / SHARE - 1)
+        self._next = now + (now - start) * (1 / self._share - 1)
 
     def finish(self) -> None:
         """Show the end of the answer."""

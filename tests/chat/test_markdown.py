@@ -12,7 +12,6 @@ import pytest
 from rich.text import Text
 
 from helpers.person import Paper
-from mlx_gemma_mtp.chat import page
 from mlx_gemma_mtp.chat.markdown import parts
 from mlx_gemma_mtp.chat.page import Markdown, Page
 
@@ -60,7 +59,7 @@ class Window:
         self.page = Page(
             self.feed, lambda: os.terminal_size((self.paper.columns, self.paper.lines))
         )
-        self.answer = Markdown(self.page, quiet="dim")
+        self.answer = Markdown(self.page, quiet="dim", share=1)  # draws every piece
 
     def feed(self, text: str) -> None:
         self._stream.feed(text.replace("\n", "\r\n"))
@@ -84,11 +83,6 @@ def laid_out(text: str, width: int = 79) -> list[str]:
 
 def letters(text: str) -> str:
     return "".join(text.split())
-
-
-@pytest.fixture(autouse=True)
-def every_piece_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "SHARE", 1.0)
 
 
 @pytest.mark.parametrize("columns", [80, 40, 24])
