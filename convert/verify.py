@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import checkpoint, hub
-from mlx_gemma_mtp.files.arrays import open_arrays
+from mlx_gemma_mtp.files.arrays import open_arrays, refuse_unknown
 from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.tensors import CODES, StoredTensor, canonical_name, read_tensors
 from mlx_gemma_mtp.files.weights import checked, dtype_name
@@ -148,6 +148,11 @@ def _tensor_faults(
             checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
         except CheckpointError as error:
             faults.append(str(error))
+    if not faults:
+        try:
+            refuse_unknown(model, arrays, folder)
+        except CheckpointError as error:
+            faults.append(str(error))
     return list(dict.fromkeys(faults))
 
 
@@ -160,7 +165,7 @@ def _manifest_faults(
     for name, part in expected.items():
         found, own_name = stored.get(name), canonical_name(name)
         if found is None:
-            yield f"{folder}: tensor {own_name} is missing: download it again"
+            yield f"{folder}: tensor {own_name} is missing: the checkpoint is incomplete"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "
