@@ -6,7 +6,6 @@ all faults instead of stopping at the first; doesn't judge the quality of weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -142,13 +141,13 @@ def _tensor_faults(
         model = Drafter(checkpoint.read_drafter_config(folder))
     else:
         model = Target(checkpoint.read_target_config(folder))
-    arrays = open_arrays(model, folder)  # quantized as config.json says
+    arrays = open_arrays(model, folder)
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         try:
             checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
         except CheckpointError as error:
             faults.append(str(error))
-    if not faults:
+    if not faults:  # otherwise what is left over says nothing more
         try:
             refuse_unknown(model, arrays, folder)
         except CheckpointError as error:
@@ -186,11 +185,12 @@ def _parts(name: str, manifest: Manifest) -> tuple[Part, ...]:
 
 
 def _index_faults(folder: Path, stored: dict[str, StoredTensor]) -> Iterator[str]:
-    path = folder / INDEX
-    if not path.exists():
+    named = checkpoint.read_index(folder)
+    if not named:  # none, or one that loading ignores
         return
-    named = json.loads(path.read_text())["weight_map"]  # read_tensors has checked it
     for name in sorted(named.keys() | stored.keys()):
-        found = stored[name].path.name if name in stored else None
-        if named.get(name) != found:
-            yield f"{path}: tensor {name} is in {found or 'no file'}, not in {named.get(name)}"
+        found = stored[name].path.name if name in stored else "no file"
+        if name not in named:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, but it is not listed"
+        elif named[name] != found:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, not in {named[name]}"

@@ -155,8 +155,7 @@ def fill(
 ) -> None:
     """Make the arrays that `open_arrays` returned the model's parameters. Computes nothing yet.
 
-    dtype: as for `open_target`. Raises CheckpointError if one is missing, doesn't fit or is left
-    over.
+    dtype: as for `open_target`. Raises CheckpointError for a missing, unfit or unknown one.
     """
     wanted = dict(tree_flatten(model.parameters()))
     for name, parameter in wanted.items():
