@@ -63,7 +63,7 @@ def convert(
 ) -> None:
     """Quantize a target and its drafter for MLX, in memory that does not depend on their size."""
     from mlx_gemma_mtp.convert import conversion, upload
-    from mlx_gemma_mtp.convert.partial import partial_of
+    from mlx_gemma_mtp.convert.partial import check_place, partial_of
     from mlx_gemma_mtp.convert.plan import Options, Plan
     from mlx_gemma_mtp.convert.report import dry_run
     from mlx_gemma_mtp.files import converted
@@ -94,6 +94,7 @@ def convert(
             return
         if upload_repo is not None:
             upload.check_upload(upload_repo)
+        check_place(out, resume=resume, force=force)
         fetch_missing(source, drafter, yes=yes, to_run=False)
         with show.progress("bytes") as update:
             steps = set[str]()
