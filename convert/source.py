@@ -7,6 +7,7 @@ headers can be fetched alone. Knows safetensors files; doesn't know what the ten
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import numpy as np
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.drafters import Target, to_pull
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import drafter_name, is_folder
+from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.files.plan import look_up
 from mlx_gemma_mtp.files.preview import named, preview
 from mlx_gemma_mtp.files.tensors import StoredTensor, read_tensors
@@ -44,14 +46,13 @@ def find_sources(
     here = _is_here(model) and (drafter in (None, "auto") or _is_here(drafter))
     if here or not headers_only:
         return [_local(folder) for folder in find_pair(model, drafter) if folder is not None]
-    found = [_headers(model)]
-    try:
-        if drafter is not None:
-            found.append(_headers(drafter_name(str(model)) if drafter == "auto" else drafter))
-    except ModelNotFoundError:
-        if drafter != "auto":
-            raise
-    return found
+    target = _headers(model)
+    if drafter != "auto":
+        return [target] if drafter is None else [target, _headers(drafter)]
+    for name in to_pull(Target(target.origin.name, target.config)):
+        with suppress(ModelNotFoundError):
+            return [target, _headers(name)]
+    return [target]
 
 
 def _is_here(name: str | Path | None) -> bool:

@@ -12,6 +12,7 @@ from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import checkpoint, weights
+from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -50,6 +51,9 @@ def open_pair(
     force: bool = False,
 ) -> OpenPair:
     """Load the weights and everything that belongs to them. Arguments and errors as `load`."""
+    choice = choose(model, bits=bits) if isinstance(model, str) else None
+    if choice is not None:
+        model, bits = choice.name, choice.bits
     folder, drafter_folder = find_pair(model, drafter)
     if not force:
         mlx_worker().run(partial(memory.check_load, folder, drafter_folder, str(model), bits=bits))

@@ -32,11 +32,6 @@ def split_name(name: str) -> tuple[str, str]:
     return match[1], match[2] or MAIN
 
 
-def drafter_name(name: str) -> str:
-    """Return the Hub name of a target's drafter, without a revision."""
-    return split_name(name)[0] + DRAFTER_SUFFIX
-
-
 def is_folder(name: str | Path) -> bool:
     """Return True if this is a folder, and so not looked for on the Hub."""
     try:
