@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,8 +16,10 @@ from typing import Any
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.weights import dtype_name
-from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.model.rope import RopeConfig
 from mlx_gemma_mtp.show import Update
 
 from . import card
@@ -24,7 +27,6 @@ from .formats import parse_format
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord
 from .partial import Partial
 from .plan import MULTIMODAL, Options, Plan
-from .shards import INDEX
 from .slices import write_weights
 
 # Files next to the weights; a drafter is used with its target's tokenizer.
@@ -32,6 +34,8 @@ _EXTRAS = {
     "target": ("*.json", "*.jinja", "tokenizer.model"),
     "drafter": ("generation_config.json",),
 }
+# Of these weights, or of how another tool stored them.
+_OF_WEIGHTS = re.compile(rf"^config\.json$|^{re.escape(MANIFEST)}$|\.index\.|quant\w*_config")
 DRAFTER_FOLDER = "drafter"  # where `find_pair` looks first
 
 
@@ -104,21 +108,24 @@ def record(path: Path) -> FileRecord:
 
 
 def _extras(plan: Plan) -> list[Path]:
-    own = ("config.json", MANIFEST, INDEX)
     found = {path for glob in _EXTRAS[plan.kind] for path in plan.source.folder.glob(glob)}
-    return sorted(path for path in found if path.name not in own and path.is_file())
+    return sorted(path for path in found if not _OF_WEIGHTS.search(path.name) and path.is_file())
 
 
 def _config_json(plan: Plan) -> str:
-    """Return the source's config.json with the quantization and the keys that mlx-lm needs."""
+    """Return the source's config.json with the quantization and the keys that MLX's tools need."""
     config = copy.deepcopy(plan.source.config)
     text = config.get("text_config", config)
     for section in (config, text):
         for key in ("dtype", "torch_dtype"):
             if section.get(key) is not None:
                 section[key] = plan.recipe.dtype
+        for key in ("quantization", "quantization_config"):  # left over, as the weights are not
+            section.pop(key, None)
+    text |= _for_mlx(plan.config)
     if isinstance(plan.config, TargetConfig):
-        text |= _for_mlx_lm(plan.config)
+        own_head = any(one.path == "lm_head" for one in plan.parameters)
+        config["tie_word_embeddings"] = text["tie_word_embeddings"] = not own_head
         if config["model_type"] in MULTIMODAL:
             config["vocab_size"] = plan.config.vocab_size
     blocks = {
@@ -135,14 +142,15 @@ def _config_json(plan: Plan) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _for_mlx_lm(config: TargetConfig) -> dict[str, Any]:
-    """Return the keys for which mlx-lm would use E2B's values, or that it reads nowhere else.
+def _for_mlx(config: TargetConfig | DrafterConfig) -> dict[str, Any]:
+    """Return the keys for which mlx-lm and mlx-vlm would use E2B's values, or that they need.
 
-    Transformers leaves out keys that equal its own defaults, and mlx-lm ignores `per_layer_config`.
+    Transformers leaves out keys that equal its own defaults, and MLX's tools ignore
+    `per_layer_config`.
     """
-    sliding, full = (
-        config.layers[config.last_owner(kind)] for kind in ("sliding_attention", "full_attention")
-    )
+    shapes = {layer.kind: layer for layer in config.layers}
+    sliding = shapes.get("sliding_attention", config.layers[0])
+    full = shapes.get("full_attention", config.layers[-1])
     narrow = config.layers[0].intermediate_size
     wanted: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -158,13 +166,25 @@ def _for_mlx_lm(config: TargetConfig) -> dict[str, Any]:
         "global_head_dim": full.head_dim,
         "attention_k_eq_v": full.k_eq_v,
         "sliding_window": config.sliding_window,
-        "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
-        "hidden_size_per_layer_input": config.hidden_size_per_layer_input,
-        "enable_moe_block": config.num_experts > 0,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": False,
+        "rope_parameters": {kind: _rope(rope) for kind, rope in config.rope.items()},
     }
     if full.k_eq_v:
         wanted["num_global_key_value_heads"] = full.num_key_value_heads
-    if config.hidden_size_per_layer_input:
-        wanted["vocab_size_per_layer_input"] = config.vocab_size_per_layer_input
+    if isinstance(config, TargetConfig):
+        wanted["max_position_embeddings"] = config.max_position_embeddings
+        wanted["enable_moe_block"] = config.num_experts > 0
+        if config.hidden_size_per_layer_input:
+            keys = ("hidden_size_per_layer_input", "vocab_size_per_layer_input")
+            wanted |= {key: getattr(config, key) for key in keys}
     return wanted
+
+
+def _rope(rope: RopeConfig) -> dict[str, Any]:
+    if (rope.rotated, rope.factor) == (1, 1):
+        return {"rope_type": "default", "rope_theta": rope.theta}
+    factor = {} if rope.factor == 1 else {"factor": rope.factor}
+    own = {"partial_rotary_factor": rope.rotated, "rope_theta": rope.theta}
+    return {"rope_type": "proportional"} | own | factor

@@ -12,31 +12,43 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.files.tensors import StoredTensor
 from mlx_gemma_mtp.files.weights import checked
 
 from .formats import AFFINE_GROUPS, Format, quantize
 from .shards import Part
-from .source import Source, SourceTensor
+from .source import Source
 
 
 class Rows(NamedTuple):
     """Where a parameter's rows lie in its source: in blocks, one every `stride` rows.
 
-    The experts' gate and up rows alternate in one source tensor; all others are a single block.
+    The experts' gate and up rows may alternate in one source tensor, and each expert may have a
+    tensor of its own, all of one shape; all others are a single block.
     """
 
-    tensor: SourceTensor
+    tensors: tuple[StoredTensor, ...]
     block: int
     stride: int
     first: int
 
-    def slices(self, start: int, max_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """Yield output row, source row and number of rows of slices, from output row `start` on."""
-        step = max(1, max_bytes // self.tensor.row_bytes)
-        for index in range(start // self.block, self.tensor.num_rows // self.stride):
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.tensors[0].dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return self.tensors[0].row_bytes
+
+    def slices(self, start: int, max_bytes: int) -> Iterator[tuple[int, StoredTensor, int, int]]:
+        """Yield output row, source tensor, its row, and number of rows, from row `start` on."""
+        step = max(1, max_bytes // self.row_bytes)
+        in_each = self.tensors[0].num_rows // self.stride
+        for index in range(start // self.block, in_each * len(self.tensors)):
+            tensor, place = self.tensors[index // in_each], index % in_each
             for row in range(max(0, start - index * self.block), self.block, step):
-                source = index * self.stride + self.first + row
-                yield index * self.block + row, source, min(step, self.block - row)
+                source = place * self.stride + self.first + row
+                yield index * self.block + row, tensor, source, min(step, self.block - row)
 
 
 @dataclass(frozen=True)
@@ -67,9 +79,16 @@ def locate(
     """
 
     def rows_of(wanted: str, shape: tuple[int, ...]) -> Rows:
-        found = source.tensors.get(wanted)
-        tensor = checked(source.folder, wanted, found, shape, array.dtype)
-        return Rows(tensor, tensor.num_rows, tensor.num_rows, 0)
+        names, one_shape = [wanted], shape
+        if ".experts." in wanted and wanted not in source.tensors:
+            apart = [wanted.replace(".experts.", f".experts.{n}.") for n in range(shape[0])]
+            if apart[0] in source.tensors:
+                names, one_shape = apart, shape[1:]
+        tensors = tuple(
+            checked(source.folder, one, source.tensors.get(one), one_shape, array.dtype)
+            for one in names
+        )
+        return Rows(tensors, tensors[0].num_rows, tensors[0].num_rows, 0)
 
     own_name = name.replace(".experts.", ".experts.switch_glu.")
     if not name.endswith(".experts.gate_up_proj.weight"):

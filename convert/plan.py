@@ -15,7 +15,9 @@ from mlx.utils import tree_flatten
 from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.files.arrays import give_own_head, refuse_unknown
 from mlx_gemma_mtp.files.checkpoint import parse_config
+from mlx_gemma_mtp.files.quantization import check_readable, is_quantized
 from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -71,10 +73,12 @@ class Options:
         chosen = parse_format(self.bits)
         return "8" if chosen is not None and chosen.bits > 4 else "4"
 
-    def drafter_rules(self) -> list[Rule]:
-        """Return the recipe's rules for any drafter. Raises UsageError."""
+    def drafter_rules(self, config: DrafterConfig | None = None) -> list[Rule]:
+        """Return the recipe's rules, for any drafter or one. Raises UsageError."""
         group_size = self.group_size if self.bits_of_drafter in AFFINE_BITS else None
-        return recipes.rules_of(recipes.DRAFTER_RECIPE, self.bits_of_drafter, group_size)
+        rules = recipes.rules_of(recipes.DRAFTER_RECIPE, self.bits_of_drafter, group_size)
+        centroids = config is not None and config.use_ordered_embeddings
+        return [*recipes.CENTROID_RULES, *rules] if centroids else rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,7 @@ class Plan:
     @property
     def left_out(self) -> int:
         """Bytes of the source's tensors that a text model doesn't need."""
-        used = {parameter.rows.tensor.name for parameter in self.parameters}
+        used = {tensor.name for one in self.parameters for tensor in one.rows.tensors}
         tensors = self.source.tensors.values()
         return sum(tensor.nbytes for tensor in tensors if tensor.name not in used)
 
@@ -126,20 +130,26 @@ def plan_drafter(source: Source, target: Plan, options: Options) -> Plan:
     config = parse_config(DrafterConfig.from_dict, source.config, source.folder)
     assert isinstance(target.config, TargetConfig)
     check_pair(target.config, config)
-    return _plan(Drafter(config), source, options.drafter_rules(), options)
+    return _plan(Drafter(config), source, options.drafter_rules(config), options)
 
 
 def _plan(
     model: Target | Drafter, source: Source, recipe: Sequence[Rule], options: Options
 ) -> Plan:
-    for section in (source.config, source.config.get("text_config", {})):
-        if section.get("quantization") or section.get("quantization_config"):
-            raise CheckpointError(
-                f"{source.folder} is already quantized: give the checkpoint it was made from"
-            )
+    check_readable(source.folder, source.config, source.tensors)
+    if is_quantized(source.tensors):
+        raise CheckpointError(
+            f"{source.folder} is already quantized: give the checkpoint it was made from"
+        )
+    if all(tensor.path.exists() for tensor in source.tensors.values()):
+        give_own_head(model, source.config, source.tensors, source.folder)
+    elif "lm_head.weight" in source.tensors:
+        raise UsageError(
+            f"{source.folder} has an output head that may equal its embedding: download it first, "
+            f"with mgm pull {source.folder}, to plan its conversion"
+        )
     is_target = isinstance(model, Target)
     multimodal = source.config["model_type"] in MULTIMODAL
-    prefix = "language_model.model." if multimodal else "model."
     own = [
         recipes.parse_rule(rule.removeprefix(recipes.DRAFTER), options.group_size)
         for rule in options.rules
@@ -153,14 +163,17 @@ def _plan(
         for own_name, shape, rows in locate(name, array, source):
             path = own_name.removesuffix(".weight")
             chosen = parse_format(recipes.deciding(path, rules).format) if quantizable else None
-            written = prefix + own_name if is_target else rows.tensor.name
-            dtype = rows.tensor.dtype
+            written = _written(own_name, multimodal) if is_target else rows.tensors[0].name
+            dtype = rows.dtype
             if options.dtype is not None and mx.issubdtype(dtype, mx.floating):
                 dtype = DTYPES[options.dtype]
             parts = stored_parts(path, written, shape, dtype, chosen)
             parameters.append(
                 Parameter(path, written, shape, dtype, quantizable, chosen, rows, parts)
             )
+    used = {tensor.name for one in parameters for tensor in one.rows.tensors}
+    rest = {name: one for name, one in source.tensors.items() if one.name not in used}
+    refuse_unknown(model, rest, source.folder)
     paths = [parameter.path for parameter in parameters if parameter.quantizable]
     for rule in own:
         if not any(rule.matches(path) for path in paths):
@@ -189,3 +202,9 @@ def _plan(
         parameters=tuple(parameters),
         shards=tuple(lay_out([one.parts for one in parameters], options.shard_bytes)),
     )
+
+
+def _written(name: str, multimodal: bool) -> str:
+    """Return the name that MLX's tools give to a target's tensor of this name here."""
+    own = name if name.startswith("lm_head.") else f"model.{name}"
+    return f"language_model.{own}" if multimodal else own

@@ -94,6 +94,9 @@ RECIPES = {
 # A drafter gets the uniform recipe: no measurement ranks its layers, and a worse draft costs speed
 # only; the text stays the same.
 DRAFTER_RECIPE = "uniform"
+# mlx-vlm 0.7.10 reads rows of this table as they are stored. A draft reads 4,096 of its 262,144
+# rows, so 16 bits cost no time, and 63 MB next to an E2B of 2.6 GB.
+CENTROID_RULES = (Rule("embed_tokens", UNQUANTIZED),)
 DRAFTER = "drafter."  # prefix of command-line rules for the drafter
 
 

@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .source import CODES
-
-INDEX = "model.safetensors.index.json"
+from mlx_gemma_mtp.files.tensors import CODES
 
 
 class Part(NamedTuple):

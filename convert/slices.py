@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files.tensors import StoredTensor
 from mlx_gemma_mtp.files.weights import dtype_name
 
 from .formats import quantize
@@ -27,13 +29,23 @@ from .source import read_rows
 LANES = min(4, os.cpu_count() or 1)  # slices at a time on a CPU: one thread each
 
 
+class Slice(NamedTuple):
+    """Some rows of a parameter: where they go, where they are from, and as they are stored."""
+
+    row: int
+    tensor: StoredTensor
+    count: int
+    arrays: list[mx.array]
+    finite: mx.array  # whether all of its numbers are
+
+
 def peak_bytes(plans: Sequence[Plan], options: Options) -> int:
     """Return the most memory that converting takes, for the whole process.
 
     Each slice in progress exists as read, as an array, perhaps in another type, and quantized.
     Measured with 26B-A4B's shapes, 11.3 GB of them in bfloat16 on four CPU cores: 277 MB.
     """
-    rows = [one.rows.tensor.row_bytes for plan in plans for one in plan.parameters]
+    rows = [one.rows.row_bytes for plan in plans for one in plan.parameters]
     return 200_000_000 + 5 * LANES * max(options.slice_bytes, *rows)
 
 
@@ -72,9 +84,9 @@ def write_weights(
         for parameter in plan.parameters:
             start = finished.get(parameter.name, 0)
             yield parameter, start * sum(part.row_bytes for part in parameter.parts)
-            for row, count, arrays, finite in _convert(parameter, start, options.slice_bytes):
+            slices = _convert(parameter, start, options.slice_bytes)
+            for row, tensor, count, arrays, finite in slices:
                 if not finite.item():
-                    tensor = parameter.rows.tensor
                     raise CheckpointError(
                         f"{tensor.path}: tensor {tensor.name} has numbers that are not finite in "
                         f"{dtype_name(parameter.dtype)}: the file is damaged, or the type too small"
@@ -100,23 +112,21 @@ def _write_at(file: int, data: memoryview, place: int) -> None:
         data, place = data[written:], place + written
 
 
-def _convert(
-    parameter: Parameter, start: int, slice_bytes: int
-) -> Iterator[tuple[int, int, list[mx.array], mx.array]]:
-    """Yield first row, number of rows and stored arrays of each slice, and if it is all finite.
+def _convert(parameter: Parameter, start: int, slice_bytes: int) -> Iterator[Slice]:
+    """Yield the slices of a parameter from this row on.
 
     While one slice is quantized, the next is read and the last one written.
     """
     streams = _streams()
-    in_progress: deque[tuple[int, int, list[mx.array], mx.array]] = deque()
+    in_progress: deque[Slice] = deque()
     slices = parameter.rows.slices(start, slice_bytes)
-    for number, (row, source_row, count) in enumerate(slices):
+    for number, (row, tensor, source_row, count) in enumerate(slices):
         with mx.stream(streams[number % len(streams)]):
-            values = read_rows(parameter.rows.tensor, source_row, count).astype(parameter.dtype)
+            values = read_rows(tensor, source_row, count).astype(parameter.dtype)
             arrays = [values] if parameter.format is None else quantize(values, parameter.format)
             finite = mx.all(mx.isfinite(values))
             mx.async_eval(*arrays, finite)
-        in_progress.append((row, count, arrays, finite))
+        in_progress.append(Slice(row, tensor, count, arrays, finite))
         if len(in_progress) == max(2, len(streams)):
             yield in_progress.popleft()
     yield from in_progress

@@ -19,11 +19,12 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
 from mlx_gemma_mtp.model.target import Target, TargetLayer
 
-from .source import read_rows, read_tensors
+from .source import read_rows
 
 OnLayer = Callable[[int, int], None]  # layers done, layers in all
 

@@ -6,7 +6,6 @@ all faults instead of stopping at the first; doesn't judge the quality of weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -18,9 +17,12 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import checkpoint, hub
+from mlx_gemma_mtp.files.arrays import open_arrays, refuse_unknown
+from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import DEMO, is_folder
-from mlx_gemma_mtp.files.weights import checked, dtype_name, open_arrays
+from mlx_gemma_mtp.files.tensors import CODES, StoredTensor, canonical_name, read_tensors
+from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -30,8 +32,7 @@ from .formats import Format
 from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, read_manifest
 from .output import DRAFTER_FOLDER, record
 from .parameter import stored_parts
-from .shards import INDEX, Part
-from .source import CODES, SourceTensor, read_tensors
+from .shards import Part
 
 _DTYPES = {dtype_name(dtype): dtype for dtype in CODES}
 
@@ -130,7 +131,7 @@ def _file_faults(
 
 
 def _tensor_faults(
-    folder: Path, stored: dict[str, SourceTensor], manifest: Manifest | None
+    folder: Path, stored: dict[str, StoredTensor], manifest: Manifest | None
 ) -> list[str]:
     """Return what loading would refuse, differences from the manifest, and a wrong index."""
     by_file_name = {tensor.name: tensor for tensor in stored.values()}
@@ -142,25 +143,30 @@ def _tensor_faults(
         model = Drafter(checkpoint.read_drafter_config(folder))
     else:
         model = Target(checkpoint.read_target_config(folder))
-    arrays = open_arrays(model, folder)  # quantized as config.json says
+    arrays = open_arrays(model, folder)
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         try:
             checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
+        except CheckpointError as error:
+            faults.append(str(error))
+    if not faults:  # otherwise what is left over says nothing more
+        try:
+            refuse_unknown(model, arrays, folder)
         except CheckpointError as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))
 
 
 def _manifest_faults(
-    folder: Path, stored: dict[str, SourceTensor], manifest: Manifest
+    folder: Path, stored: dict[str, StoredTensor], manifest: Manifest
 ) -> Iterator[str]:
     expected = {part.name: part for name in manifest.tensors for part in _parts(name, manifest)}
     for name in sorted(stored.keys() - expected.keys()):
         yield f"{stored[name].path}: tensor {name} is not in the manifest"
     for name, part in expected.items():
-        found, own_name = stored.get(name), checkpoint.canonical_name(name)
+        found, own_name = stored.get(name), canonical_name(name)
         if found is None:
-            yield f"{folder}: tensor {own_name} is missing: download it again"
+            yield f"{folder}: tensor {own_name} is missing: the checkpoint is incomplete"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "
@@ -180,12 +186,13 @@ def _parts(name: str, manifest: Manifest) -> tuple[Part, ...]:
         raise CheckpointError(f"{MANIFEST}: tensor {name} cannot be {tensor}") from None
 
 
-def _index_faults(folder: Path, stored: dict[str, SourceTensor]) -> Iterator[str]:
-    path = folder / INDEX
-    if not path.exists():
+def _index_faults(folder: Path, stored: dict[str, StoredTensor]) -> Iterator[str]:
+    named = checkpoint.read_index(folder)
+    if not named:  # none, or one that loading ignores
         return
-    named = json.loads(path.read_text())["weight_map"]  # read_tensors has checked it
     for name in sorted(named.keys() | stored.keys()):
-        found = stored[name].path.name if name in stored else None
-        if named.get(name) != found:
-            yield f"{path}: tensor {name} is in {found or 'no file'}, not in {named.get(name)}"
+        found = stored[name].path.name if name in stored else "no file"
+        if name not in named:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, but it is not listed"
+        elif named[name] != found:
+            yield f"{folder / INDEX}: tensor {name} is in {found}, not in {named[name]}"

@@ -19,7 +19,8 @@ from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.files import weights
-from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.quantization import is_quantized
+from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
@@ -233,7 +234,7 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
     context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
 
     def ways() -> Iterator[tuple[str, int]]:
-        if "quantization" not in read_config(folder):
+        if not is_quantized(read_tensors(folder)):
             for fewer in (8, 4):
                 if bits is None or fewer < bits:
                     yield f"bits={fewer}", read_pair(folder, beside, bits=fewer).needs_to_load

@@ -185,14 +185,15 @@ def _progress_line(task: Task, unit: Literal["bytes", "items"], width: int) -> A
     def amount(number: float) -> str:
         return decimal(int(number)) if unit == "bytes" else f"{number:,.0f}"
 
-    figures = f"{amount(task.completed):>8}"
+    figures = amount(task.completed)
     if task.total:
-        figures = f"{int(task.percentage):>3}% of {amount(task.total)}"
+        share = f"{int(task.percentage):>3}% of "
+        figures = f"{share if unit == 'bytes' else f'{figures}/'}{amount(task.total)}"
     if unit == "bytes":
-        figures += f"{amount(task.speed or 0):>10}/s"
+        figures += f"{amount(task.speed or 0):>10}/s "
     left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
     figures += f"{left:>7} left" if width >= 60 else f"{left:>7}"
-    room = width - len(figures) - 2 - SHORTEST_BAR
+    room = width - len(figures) - 4 - SHORTEST_BAR  # with room for ^C
     if room < 0:
         return figures
     line = Table.grid(padding=(0, 1, 0, 0))

@@ -36,9 +36,10 @@ def settings(config: DecoderConfig) -> dict[str, Any]:
     first, last = config.layers[0], config.layers[-1]
     ropes = {
         kind: {
-            "rope_type": "default" if rope.rotated == 1 else "proportional",
+            "rope_type": "default" if (rope.rotated, rope.factor) == (1, 1) else "proportional",
             "rope_theta": rope.theta,
             "partial_rotary_factor": rope.rotated,
+            "factor": rope.factor,
         }
         for kind, rope in config.rope.items()
     }

@@ -1,14 +1,13 @@
-"""A checkpoint's folder: its configs, its weight files, their headers and the names in them.
+"""A checkpoint's folder: its configs, and which files hold its weights.
 
-Reads Transformers checkpoints (single or sharded safetensors, multimodal or text-only names) and
-MLX ones. Knows nothing of models with weights: see `weights`.
+Reads Transformers checkpoints and MLX ones, single files or shards. Opens no weight file: see
+`tensors`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +17,14 @@ from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
 
-_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
+WHOLE = "model.safetensors"
+INDEX = f"{WHOLE}.index.json"
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json. Raises CheckpointError."""
-    return _read_json(folder / "config.json", "is this a model folder?")
+    return _read_json(folder / "config.json", _instead(folder) or "is this a model folder?")
 
 
 def read_target_config(folder: Path) -> TargetConfig:
@@ -49,67 +50,65 @@ def parse_config(
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Return the folder's generation_config.json; empty if there is no such file."""
+    """Return the folder's generation_config.json; empty if there is no such file.
+
+    Numbers such as 64.0 are integers: some tools write `top_k` so. Raises CheckpointError.
+    """
     path = folder / "generation_config.json"
-    return _read_json(path, "") if path.exists() else {}
+    found = _read_json(path, "") if path.exists() else {}
+    whole = {key for key, one in found.items() if isinstance(one, float) and one.is_integer()}
+    return found | {key: int(found[key]) for key in whole}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, all of them present. Raises CheckpointError."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = _read_json(index, "").get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-            raise CheckpointError(f"{index}: weight_map does not name files: download it again")
-        files = [folder / name for name in sorted(set(shards.values()))]
-    else:
-        files = sorted(folder.glob("model*.safetensors"))
-        part = re.search(r"-of-(\d+)\.safetensors$", files[-1].name) if files else None
-        if part and len(files) != int(part[1]):
-            raise CheckpointError(f"{folder} lacks parts of its weights: download it again")
+    """Return the safetensors files of a checkpoint, all of them present. Raises CheckpointError.
+
+    An index whose files are gone is ignored if there is one whole model.safetensors.
+    """
+    files = [folder / name for name in sorted({*read_index(folder).values()})]
     if not files:
-        raise CheckpointError(f"{folder}: no model*.safetensors; other formats are not supported")
+        files = sorted(folder.glob("model*.safetensors"))
+        parts = [re.search(r"-of-(\d+)\.safetensors$", path.name) for path in files]
+        if parts and parts[-1] and len(files) != int(parts[-1][1]) and all(parts):
+            raise CheckpointError(f"{folder} lacks parts of its weights: download it again")
+    elif folder / WHOLE not in files and (folder / WHOLE).exists():
+        raise CheckpointError(
+            f"{folder} has {WHOLE} and other files that {INDEX} names: remove what is older"
+        )
+    if not files:
+        why = _instead(folder) or "other formats are not supported"
+        raise CheckpointError(f"{folder} has no model*.safetensors; {why}")
     for path in files:
         if not path.is_file():
             raise CheckpointError(f"{path.name} is missing from {folder}: download it again")
     return files
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a safetensors file's entries by tensor name, unchecked, and where its data start.
+def read_index(folder: Path) -> dict[str, str]:
+    """Return which file each tensor is in, by the names in the files; empty without an index.
 
-    Raises CheckpointError unless the file is as long as its header says.
+    Also empty if the files of the index are missing and model.safetensors is there instead, which
+    other tools write without removing the index. Raises CheckpointError.
     """
-    with path.open("rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
-        try:
-            header = json.loads(file.read(size)) if size < path.stat().st_size else None
-        except (ValueError, RecursionError):
-            header = None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is not a whole safetensors file: download it again")
-    header.pop("__metadata__", None)
-    try:
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        missing = 8 + size + max(ends, default=0) - path.stat().st_size
-    except (KeyError, TypeError, IndexError):
-        raise CheckpointError(f"{path} has a damaged header: download it again") from None
-    if missing:
-        what = f"cut short by {missing}" if missing > 0 else f"too long by {-missing}"
-        raise CheckpointError(f"{path} is {what} bytes: download it again")
-    return header, 8 + size
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    listed = _read_json(path, "").get("weight_map") or {}
+    names = listed.values() if isinstance(listed, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: weight_map does not name files: download it again")
+    stale = not all((folder / name).exists() for name in names)
+    return {} if stale and (folder / WHOLE).is_file() else dict(listed)
 
 
-def canonical_name(name: str) -> str:
-    """Return our name for an array: the text-only checkpoint's, without its `model.`."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix)
-            break
-    name = name.replace(".experts.switch_glu.", ".experts.")
-    whole = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
-    return f"{name}.weight" if whole else name
+def _instead(folder: Path) -> str:
+    """Return what a folder without safetensors of a model holds instead, and what to do."""
+    if adapter := next((name for name in ADAPTERS if (folder / name).exists()), None):
+        return f"{adapter} is an adapter: merge it into its model first, and use the result"
+    for pattern, kind in (("*.gguf", "GGUF"), ("*.bin", "PyTorch"), ("*.npz", "older MLX")):
+        if any(folder.glob(pattern)):
+            return f"{kind} files are not supported: use the model's safetensors"
+    return ""
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:

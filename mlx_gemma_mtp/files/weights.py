@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,30 +17,16 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.device import backend
-from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
-from mlx_gemma_mtp.files.checkpoint import (
-    canonical_name,
-    read_config,
-    read_drafter_config,
-    read_header,
-    read_target_config,
-    weight_files,
-)
+from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.files.arrays import Arrays, open_arrays, read_arrays, refuse_unknown
+from mlx_gemma_mtp.files.checkpoint import read_drafter_config, read_target_config
+from mlx_gemma_mtp.files.quantization import HasShape, is_quantized, stored_bits
+from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.model.config import TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
-Arrays = dict[str, mx.array]
-
-
-class HasShape(Protocol):
-    """An array, or a tensor that is still in its file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> mx.Dtype: ...
 
 
 Stored = TypeVar("Stored", bound=HasShape)
@@ -48,7 +34,10 @@ Format = Callable[[str, nn.Module], dict[str, Any] | bool]  # of a module, by it
 
 GROUP_SIZE = 64
 # The modules that low precision hurts most keep 8 bits, whatever the others get.
-EIGHT_BIT = ("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids")
+EIGHT_BIT = (
+    *("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids"),
+    "lm_head",
+)
 
 
 def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None) -> Target:
@@ -70,7 +59,8 @@ def load_drafter(
 def open_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None) -> Target:
     """Return the target in a folder, with weights that MLX reads when they are used.
 
-    Arguments and errors as `load_target`, but dtype is the checkpoint's own by default.
+    Arguments and errors as `load_target`, but dtype is the checkpoint's own by default; bfloat16
+    for float16, in which Gemma 4 overflows.
     """
     return _open(Target(read_target_config(folder)), folder, bits, dtype)
 
@@ -98,12 +88,11 @@ def drafter_bits(target: Path, drafter: Path) -> int | None:
     4 or 8, like the target; None to leave it as it is. Its tied head keeps 8 bits. With the demo
     pair, whose drafts are accepted 95.7% of the time, 8 bits cost nothing and 4 bits 0.1 points.
     """
-    stored, own = read_config(target), read_config(drafter)
-    quantization = stored.get("quantization")
-    width = own.get("text_config", {}).get("hidden_size", 0)
-    if not quantization or own.get("quantization") or width % GROUP_SIZE:
+    stored, width = read_tensors(target), read_drafter_config(drafter).hidden_size
+    if not is_quantized(stored) or is_quantized(read_tensors(drafter)) or width % GROUP_SIZE:
         return None
-    return 4 if quantization.get("bits", 8) <= 4 else 8
+    bits = stored_bits(stored, read_target_config(target).hidden_size)
+    return 4 if bits is not None and bits <= 4 else 8
 
 
 def check_bits(bits: int) -> None:
@@ -139,7 +128,7 @@ def loading_bytes(model: Target | Drafter, folder: Path) -> int:
     final = dict(tree_flatten(model.parameters()))
     dtype = final["norm.weight"].dtype
     passing: Counter[str] = Counter()  # by the number of the layer
-    for name, array in _read_arrays(folder).items():
+    for name, array in read_arrays(model, read_tensors(folder)).items():
         if name in final:
             typed = array.size * type_for(name, array, dtype).size
             layer = name.split(".")[1] if name.startswith("layers.") else ""
@@ -161,36 +150,20 @@ def type_for(name: str, array: mx.array, dtype: mx.Dtype) -> mx.Dtype:
     return mx.int32 if name.endswith("token_ordering") else array.dtype
 
 
-def open_arrays(model: Target | Drafter, folder: Path) -> Arrays:
-    """Return the arrays in a folder under our names; MLX reads them when they are used.
-
-    Modules that are quantized there become quantized in the model. Raises CheckpointError.
-    """
-    quantization = read_config(folder).get("quantization")
-    if not isinstance(quantization, dict | None):
-        raise CheckpointError(f"{folder}: config.json: quantization is not a mapping")
-    arrays = _read_arrays(folder)
-    if quantization is not None:
-        try:
-            _quantize(model, _stored_format(quantization, arrays))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"{folder}: config.json: quantization: {one_line(error)}"
-            ) from None
-    return arrays
-
-
 def fill(
     model: Target | Drafter, arrays: Arrays, folder: Path, dtype: mx.Dtype | None = None
 ) -> None:
     """Make the arrays that `open_arrays` returned the model's parameters. Computes nothing yet.
 
-    dtype: as for `open_target`. Raises CheckpointError if one is missing or doesn't fit.
+    dtype: as for `open_target`. Raises CheckpointError for a missing, unfit or unknown one.
     """
     wanted = dict(tree_flatten(model.parameters()))
     for name, parameter in wanted.items():
         checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
+    refuse_unknown(model, arrays, folder)
     dtype = dtype or arrays["norm.weight"].dtype
+    if dtype == mx.float16:  # Gemma 4's activations exceed its largest number, 65504
+        dtype = mx.bfloat16
     typed = {name: arrays[name].astype(type_for(name, arrays[name], dtype)) for name in wanted}
     model.load_weights(list(typed.items()))
 
@@ -200,7 +173,7 @@ def checked(
 ) -> Stored:
     """Return a tensor, or raise CheckpointError if it is missing or isn't what a model needs."""
     if found is None:
-        raise CheckpointError(f"{folder}: tensor {name} is missing: download it again")
+        raise CheckpointError(f"{folder}: tensor {name} is missing: the checkpoint is incomplete")
     real = mx.issubdtype(found.dtype, mx.floating)
     if mx.issubdtype(dtype, mx.floating) and not real:
         raise CheckpointError(
@@ -218,7 +191,7 @@ def checked(
 def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) -> Model:
     if bits is not None:
         check_bits(bits)
-        if read_config(folder).get("quantization") is not None:
+        if is_quantized(read_tensors(folder)):
             raise UsageError(f"{folder} is quantized already: leave bits out")
     fill(model, open_arrays(model, folder), folder, dtype)
     if bits is not None:
@@ -235,38 +208,6 @@ def _read(model: Model) -> Model:
     return model
 
 
-def _read_arrays(folder: Path) -> Arrays:
-    """Return all arrays of a checkpoint under our names; MLX reads them when they are used."""
-    arrays: Arrays = {}
-    for path in weight_files(folder):
-        read_header(path)
-        try:
-            stored = mx.load(str(path))
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-        assert isinstance(stored, dict)  # safetensors always are
-        arrays |= {canonical_name(name): array for name, array in stored.items()}
-    return _join_gate_up(arrays)
-
-
-def _join_gate_up(arrays: Arrays) -> Arrays:
-    """MLX checkpoints store the experts' gate and up maps apart; here they are one product.
-
-    The rows of a quantized map are independent, so joining keeps every bit.
-    """
-    joined: Arrays = {}
-    for name, array in arrays.items():
-        if ".experts.gate_proj." in name:
-            up = arrays.get(name.replace(".gate_proj.", ".up_proj."))
-            if up is None or up.shape != array.shape:
-                raise CheckpointError(f"tensor {name} has no up_proj of the same shape")
-            name = name.replace(".gate_proj.", ".gate_up_proj.")
-            joined[name] = mx.concatenate([array, up], axis=1)
-        elif ".experts.up_proj." not in name:
-            joined[name] = array
-    return joined
-
-
 def _quantize(model: nn.Module, format_of: Format) -> None:
     def checked(path: str, module: nn.Module) -> dict[str, Any] | bool:
         if not hasattr(module, "to_quantized"):
@@ -281,22 +222,3 @@ def _quantize(model: nn.Module, format_of: Format) -> None:
         return chosen
 
     nn.quantize(model, class_predicate=checked)
-
-
-def _stored_format(quantization: dict[str, Any], arrays: Arrays) -> Format:
-    """Return the format of each module, from an MLX checkpoint's common one and its exceptions."""
-    keys = ("group_size", "bits", "mode")
-    common = {key: quantization[key] for key in keys if key in quantization}
-    own = {}
-    for path, entry in quantization.items():
-        if isinstance(entry, dict):
-            mine = canonical_name(f"{path}.weight").removesuffix(".weight")
-            own[mine.replace(".experts.gate_proj", ".experts.gate_up_proj")] = entry
-
-    def format_of(path: str, _: nn.Module) -> dict[str, Any] | bool:
-        if f"{path}.scales" not in arrays:
-            return False
-        entry = own.get(path, {})
-        return common | {key: entry[key] for key in keys if key in entry}
-
-    return format_of

@@ -6,12 +6,17 @@ quantization.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.model.defaults import ROPE_DEFAULTS, text_section
+from mlx_gemma_mtp.model.defaults import (
+    check_number,
+    check_sizes,
+    text_section,
+    with_integers,
+)
+from mlx_gemma_mtp.model.rope import RopeConfig
 
 LayerKind = Literal["sliding_attention", "full_attention"]
 KINDS: tuple[LayerKind, LayerKind] = ("sliding_attention", "full_attention")
@@ -38,21 +43,9 @@ class LayerConfig:
     kv_source: int
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "head_dim", "num_key_value_heads", "intermediate_size")
+        check_sizes(self, "head_dim", "num_key_value_heads", "intermediate_size")
         if self.head_dim % 2:
             raise CheckpointError(f"config.json: head_dim must be even, not {self.head_dim}")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding of one layer kind; `rotated` is the share of the head that turns."""
-
-    theta: float
-    rotated: float
-
-    def __post_init__(self) -> None:
-        _check_number("rope_theta", self.theta)
-        _check_number("partial_rotary_factor", self.rotated, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +64,8 @@ class DecoderConfig:
         """Raise CheckpointError if no model could be built with a value."""
         if not self.layers:
             raise CheckpointError("config.json: num_hidden_layers must be at least 1")
-        _check_sizes(self, "vocab_size", "hidden_size", "num_attention_heads", "sliding_window")
-        _check_number("rms_norm_eps", self.rms_norm_eps, most=1)
+        check_sizes(self, "vocab_size", "hidden_size", "num_attention_heads", "sliding_window")
+        check_number("rms_norm_eps", self.rms_norm_eps, most=1)
         shapes: dict[LayerKind, LayerConfig] = {}
         for layer in self.layers:
             kv_heads = layer.num_key_value_heads
@@ -120,18 +113,18 @@ class TargetConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self, "max_position_embeddings")
+        check_sizes(self, "max_position_embeddings")
         if self.final_logit_softcapping is not None:
-            _check_number("final_logit_softcapping", self.final_logit_softcapping)
+            check_number("final_logit_softcapping", self.final_logit_softcapping)
         if self.num_experts:
-            _check_sizes(self, "num_experts", "top_k_experts", "moe_intermediate_size")
+            check_sizes(self, "num_experts", "top_k_experts", "moe_intermediate_size")
             if self.top_k_experts > self.num_experts:
                 raise CheckpointError(
                     f"config.json: top_k_experts is {self.top_k_experts}, but there are only "
                     f"{self.num_experts} experts"
                 )
         if self.hidden_size_per_layer_input:
-            _check_sizes(self, "hidden_size_per_layer_input", "vocab_size_per_layer_input")
+            check_sizes(self, "hidden_size_per_layer_input", "vocab_size_per_layer_input")
         for kind in KINDS:
             if not any(layer.owns_kv and layer.kind == kind for layer in self.layers):
                 raise CheckpointError(
@@ -155,6 +148,7 @@ class TargetConfig(DecoderConfig):
                 f"not a Gemma 4 model (model_type {model_type!r}); "
                 "only Gemma 4 is supported: E2B, E4B, 12B, 26B-A4B and 31B"
             )
+        raw = with_integers(raw)
         text = text_section(raw)
         keys = ("num_experts", "top_k_experts", "moe_intermediate_size")
         mixture = bool(text.get("enable_moe_block"))
@@ -188,9 +182,9 @@ class DrafterConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self, "backbone_hidden_size")
+        check_sizes(self, "backbone_hidden_size")
         if self.use_ordered_embeddings:
-            _check_sizes(self, "num_centroids", "centroid_intermediate_top_k")
+            check_sizes(self, "num_centroids", "centroid_intermediate_top_k")
             chosen, centroids = self.centroid_intermediate_top_k, self.num_centroids
             if self.vocab_size % centroids or chosen > centroids:
                 raise CheckpointError(
@@ -206,9 +200,16 @@ class DrafterConfig(DecoderConfig):
                 f"not a Gemma 4 drafter (model_type {raw.get('model_type')!r}); "
                 "the names of drafters end in -assistant"
             )
+        raw = with_integers(raw)
         text = text_section(raw)
+        count, shared = text["num_hidden_layers"], text.get("num_kv_shared_layers")
+        if shared not in (None, 0, count):  # as in Transformers; 0 means all
+            raise CheckpointError(
+                f"config.json: num_kv_shared_layers is {shared!r}, but all {count} layers of a "
+                "drafter use the target's keys and values"
+            )
         return DrafterConfig(
-            **_decoder_fields(text, num_shared=text["num_hidden_layers"]),
+            **_decoder_fields(text, num_shared=count),
             backbone_hidden_size=raw.get("backbone_hidden_size", 1536),
             use_ordered_embeddings=raw.get("use_ordered_embeddings", False),
             num_centroids=raw.get("num_centroids", 2048),
@@ -238,36 +239,25 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
             )
 
 
-def _check_sizes(config: object, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
-
-
-def _check_number(key: str, value: Any, most: float = math.inf) -> None:
-    if type(value) not in (int, float) or not 0 < value <= most or value == math.inf:
-        bound = "" if most == math.inf else f" and at most {most}"
-        raise CheckpointError(f"config.json: {key} must be above 0{bound}, not {value!r}")
-
-
 def _decoder_fields(text: dict[str, Any], *, num_shared: int) -> dict[str, Any]:
     same = ("vocab_size", "hidden_size", "num_attention_heads", "rms_norm_eps", "sliding_window")
     return {
         **{key: text[key] for key in same},
         "layers": _layers(text, num_shared),
-        "rope": {kind: _rope(text, kind) for kind in KINDS},
+        "rope": {kind: RopeConfig.from_dict(text, kind) for kind in KINDS},
     }
 
 
 def _layers(text: dict[str, Any], num_shared: int) -> tuple[LayerConfig, ...]:
     """The layers, of which the last num_shared own no keys and values; in a drafter, all."""
     count = text["num_hidden_layers"]
-    kinds = text.get("layer_types") or [KINDS[(i + 1) % 6 == 0] for i in range(count)]
+    kinds = text["layer_types"]
     if len(kinds) != count or set(kinds) - set(KINDS):
         raise CheckpointError(
             f"config.json: layer_types must list {count} layers, each {' or '.join(KINDS)}"
         )
+    if kinds[-1:] == ["sliding_attention"]:  # which Transformers overrides, and other tools don't
+        raise CheckpointError("config.json: the last of layer_types must be full_attention")
     num_own = count - num_shared
     if not 0 <= num_own <= count:
         raise CheckpointError(
@@ -277,6 +267,12 @@ def _layers(text: dict[str, Any], num_shared: int) -> tuple[LayerConfig, ...]:
     overrides = text.get("per_layer_config")
     if overrides is not None:  # keys are layer numbers, padded with zeros: "05"
         overrides = {int(key): value for key, value in overrides.items()}
+        for index, own in overrides.items():
+            other = own.keys() - {"head_dim", "num_key_value_heads"}
+            if other or not 0 <= index < count:
+                raise CheckpointError(
+                    f"config.json: per_layer_config.{index} is not supported: {own}"
+                )
     layers = []
     for index, kind in enumerate(kinds):
         full = kind == "full_attention"
@@ -303,12 +299,3 @@ def _layers(text: dict[str, Any], num_shared: int) -> tuple[LayerConfig, ...]:
             )
         )
     return tuple(layers)
-
-
-def _rope(text: dict[str, Any], kind: LayerKind) -> RopeConfig:
-    parameters = (text.get("rope_parameters") or {}).get(kind) or ROPE_DEFAULTS[kind]
-    rope_type = parameters.get("rope_type", "default")
-    if rope_type not in ("default", "proportional"):
-        raise CheckpointError(f"config.json: no Gemma 4 model has rope_type={rope_type!r}")
-    rotated = parameters.get("partial_rotary_factor", 1.0) if rope_type == "proportional" else 1.0
-    return RopeConfig(theta=parameters["rope_theta"], rotated=rotated)

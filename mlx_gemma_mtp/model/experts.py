@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -110,6 +112,23 @@ class Experts(nn.Module):
         self.gate_up_proj = ExpertLinear(config.num_experts, config.hidden_size, 2 * width)
         self.down_proj = ExpertLinear(config.num_experts, width, config.hidden_size)
 
+    def split_gate_up(self) -> None:
+        """Replace the gate and up map by one map each, for weights in different formats.
+
+        They are not filled. Each layer then reads its input twice and runs one more kernel.
+        """
+        num_experts, out_dims, in_dims = self.gate_up_proj.weight.shape
+        del self.gate_up_proj
+        self.gate_proj = ExpertLinear(num_experts, in_dims, out_dims // 2)
+        self.up_proj = ExpertLinear(num_experts, in_dims, out_dims // 2)
+
+    def _gate_and_up(self, through: Callable[[nn.Module], mx.array]) -> tuple[mx.array, mx.array]:
+        """Return the outputs of the gate and the up map, given how to call a map."""
+        if "gate_up_proj" in self:
+            gate, up = mx.split(through(self.gate_up_proj), 2, axis=-1)
+            return gate, up
+        return through(self.gate_proj), through(self.up_proj)
+
     def __call__(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
         """The chosen experts' outputs, summed by shares: x [N, H], both [N, k] -> [N, H]."""
         if ALL_EXPERTS_FROM is not None and len(x) >= ALL_EXPERTS_FROM:
@@ -117,10 +136,10 @@ class Experts(nn.Module):
         return self._through_chosen(x, experts, shares)
 
     def _through_all(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
-        num_experts = self.gate_up_proj.weight.shape[0]
+        num_experts = self.down_proj.weight.shape[0]
         every = mx.zeros((len(x), num_experts), shares.dtype)
         every = mx.put_along_axis(every, experts, shares, axis=1)  # [N, experts]
-        gate, up = mx.split(self.gate_up_proj.all(x[None]), 2, axis=-1)  # [experts, N, width]
+        gate, up = self._gate_and_up(lambda part: part.all(x[None]))  # [experts, N, width]
         out = self.down_proj.all(gelu_tanh(gate) * up * every.T[..., None])  # [experts, N, H]
         # A product sums over the experts faster than a reduction down the columns.
         ones = mx.array([[1.0] * num_experts], out.dtype)
@@ -135,8 +154,8 @@ class Experts(nn.Module):
             x, chosen = x[order // num_chosen], chosen[order]  # [N k, H]
         else:  # a constant: costs a compiled round nothing
             tokens = mx.array([n for n in range(num_tokens) for _ in range(num_chosen)], mx.uint32)
-        both = self.gate_up_proj(x[:, None], chosen, in_order, tokens)  # [N k, 1, 2 width]
-        gate, up = mx.split(both, 2, axis=-1)
+        rows = x[:, None]  # gate, up: [N k, 1, width]
+        gate, up = self._gate_and_up(lambda part: part(rows, chosen, in_order, tokens))
         pairs = None if in_order else mx.array([*range(chosen.size)], mx.uint32)
         out = self.down_proj(gelu_tanh(gate) * up, chosen, in_order, pairs)[:, 0]
         if in_order:

@@ -1,4 +1,4 @@
-"""What target and drafter layers share: rotary embedding, attention, MLP, and a layer's weights.
+"""What target and drafter layers share: attention, MLP, and a layer's weights.
 
 Parameters keep the checkpoint's names. Nothing here knows of a cache: keys, values and masks
 come in as arguments.
@@ -13,7 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.device import backend
-from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig, RopeConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig
+from mlx_gemma_mtp.model.rope import Rope
 
 ON_METAL = backend() == "metal"
 
@@ -26,34 +27,6 @@ def rms_norm(x: mx.array, eps: float) -> mx.array:
 def gelu_tanh(x: mx.array) -> mx.array:
     """GELU in its tanh form, `gelu_pytorch_tanh` in the configs."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-class Rope:
-    """Half-split rotary embedding; only the first `rotated` share of the pairs is turned.
-
-    "Proportional" RoPE (the full-attention layers) turns the pairs (i, i + head_dim / 2) for the
-    first `rotated * head_dim / 2` values of i, at frequencies spaced for the whole head.
-    """
-
-    def __init__(self, head_dim: int, config: RopeConfig) -> None:
-        half, turning = head_dim // 2, int(head_dim * config.rotated) // 2
-        periods = [config.theta ** (pair / half) for pair in range(turning)]
-        self._head_dim = head_dim
-        # An infinite period never turns. Built from numbers, because a compiled round would compute
-        # an MLX expression again each time.
-        self._periods = mx.array(periods + [math.inf] * (half - turning), mx.float32)
-
-    def __call__(self, x: mx.array, position: mx.array) -> mx.array:
-        """Rotate x [B, heads, T, head_dim], whose rows start at position [B]."""
-        return mx.fast.rope(
-            x,
-            self._head_dim,
-            traditional=False,
-            base=None,
-            scale=1.0,
-            offset=position,
-            freqs=self._periods,
-        )
 
 
 def attend(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:

@@ -38,7 +38,12 @@ class Target(nn.Module):
         return self.embed_tokens(tokens) * scale
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """Logits before the softcap, from the tied embedding: hidden [..., H] -> [..., V]."""
+        """Logits before the softcap, hidden [..., H] -> [..., V]: from the embedding or `lm_head`.
+
+        Google's models have no head of their own; some fine-tuned ones have.
+        """
+        if "lm_head" in self:
+            return self.lm_head(hidden)
         return self.embed_tokens.as_linear(hidden)
 
     def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:

@@ -16,7 +16,6 @@ from mlx_gemma_mtp.convert.card import with_quality
 from mlx_gemma_mtp.convert.conversion import convert
 from mlx_gemma_mtp.convert.manifest import MANIFEST, UNLISTED, FileRecord, Origin, read_manifest
 from mlx_gemma_mtp.convert.plan import Options
-from mlx_gemma_mtp.convert.shards import INDEX
 from mlx_gemma_mtp.convert.verify import source_of, verify
 
 from helpers.arrays import read_arrays
@@ -25,6 +24,7 @@ from helpers.checkpoints import PairPaths
 from helpers.command import Here
 from helpers.converted import MOE, Converted, assert_refused
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files.checkpoint import INDEX
 
 FIRST = "model-00001-of-00003.safetensors"
 SECOND = "model-00002-of-00003.safetensors"
@@ -134,10 +134,6 @@ DAMAGES: dict[str, tuple[Any, ...]] = {
     "other bits in the manifest": (
         entry(MANIFEST, "tensors", WEIGHT, EIGHT_BITS),
         (WEIGHT, "U32 [64, 12]", "U32 [64, 16]"),
-    ),
-    "other bits in the config": (
-        rehashed(entry("config.json", "quantization", Q_PROJ, EIGHT_BITS)),
-        (OWN_NAME, "[64, 12]", "[64, 16]"),
     ),
     "a broken manifest": (put(MANIFEST, "{"), (MANIFEST, "JSON")),
     "a later manifest": (set_values({"schema": 2}, MANIFEST), (MANIFEST, "schema 2")),

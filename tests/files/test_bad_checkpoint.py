@@ -11,6 +11,7 @@ from helpers.broken import Edit, each, load_refusal, put, refusal, refused_or_fi
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.files.checkpoint import read_generation_config
 from mlx_gemma_mtp.files.names import DEMO
 
 NOT_A_MODEL: dict[type[MgmError], list[Any]] = {
@@ -105,7 +106,7 @@ def test_a_drafter_that_does_not_fit_in_one_size_is_refused(
 FULL, SLIDING = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
 WRONG_VALUES: dict[str, list[Any]] = {
     "num_attention_heads": ["4", 0],
-    "hidden_size": [64.0],
+    "hidden_size": [64.5],
     "num_key_value_heads": [0, 3],
     "intermediate_size": [-128],
     "head_dim": [0, 15],
@@ -201,6 +202,14 @@ def test_a_wrong_generation_default_is_refused(broken: PairPaths, name: str, val
     wrong = pytest.raises((CheckpointError, UsageError), match=r"^[^\n]+$")
     with wrong, load(broken.target, None) as engine:
         engine.generate([5])
+
+
+def test_whole_numbers_of_a_generation_config_may_be_written_as_floats(tmp_path: Path) -> None:
+    put(GENERATION, '{"top_k": 64.0, "temperature": 0.7, "eos_token_id": 1.0}')(tmp_path)
+    found = read_generation_config(tmp_path)
+    assert repr(found["top_k"]) == "64"
+    assert repr(found["eos_token_id"]) == "1"
+    assert found["temperature"] == 0.7
 
 
 @pytest.mark.parametrize("eos", [None, [], 1, [1, 50]])

@@ -100,7 +100,6 @@ def test_a_flipped_byte_in_a_header_is_refused_or_does_no_harm(
 WRONG_INDEX = [
     *("{", "[]", "{}", '{"weight_map": ["model.safetensors"]}', '{"weight_map": {}}'),
     '{"weight_map": {"model.norm.weight": 5}}',
-    '{"weight_map": {"model.norm.weight": "model-00002.safetensors"}}',  # missing
     '{"weight_map": {"model.norm.weight": "."}}',  # a folder
 ]
 
@@ -189,12 +188,9 @@ def assert_works(target: Path) -> None:
         assert len(engine.generate([5], GREEDY)[0].tokens) == 6
 
 
-def test_bits_for_a_quantized_checkpoint_are_refused_before_its_arrays_are_read(
-    broken: PairPaths,
-) -> None:
+def test_bits_for_a_quantized_checkpoint_are_refused(broken: PairPaths) -> None:
     quantized(broken.target, Q4)
     assert_works(broken.target)
-    (broken.target / WEIGHTS).write_bytes(b"")
     for bits in (4, 8):
         assert "quantized already" in load_refusal(broken.target, None, bits=bits, kind=UsageError)
 
@@ -214,21 +210,9 @@ def test_widths_that_do_not_divide_by_the_group_size_are_named(broken: PairPaths
         assert "96" in message
 
 
-WRONG_BLOCKS: list[dict[str, Any]] = [
-    *(Q4 | {"bits": bits} for bits in (8, 7, "4")),
-    *(Q4 | {"group_size": size} for size in (32, 16, 0, "64")),
-    Q4 | {"mode": "x"},
-    {"group_size": 32, "bits": 4, "mode": "mxfp4"},
-    Q4 | {UP_PROJ: {"group_size": 64, "bits": 8}},
-]
-
-
-@pytest.mark.parametrize("block", WRONG_BLOCKS, ids=str)
-def test_a_quantization_block_that_does_not_fit_the_arrays_is_refused(
-    broken: PairPaths, block: dict[str, Any]
-) -> None:
-    quantized(broken.target, block)
-    load_refusal(broken.target, None)
+def test_a_quantization_block_of_an_unknown_mode_is_refused(broken: PairPaths) -> None:
+    quantized(broken.target, Q4 | {"mode": "x"})
+    assert "'x'" in load_refusal(broken.target, None)
 
 
 @pytest.mark.parametrize("part", ["scales", "biases", "weight", "packed weight"])
@@ -242,23 +226,6 @@ def test_a_quantized_module_without_all_its_parts_is_refused(broken: PairPaths, 
     quantized(broken.target, Q4)
     change_arrays(take)(broken.target)
     assert "layers.1.mlp.up_proj" in load_refusal(broken.target, None)
-
-
-@pytest.mark.parametrize("up_bits", [None, 8])
-def test_experts_whose_gate_and_up_do_not_match_are_refused(
-    broken: PairPaths, up_bits: int | None
-) -> None:
-    def split(arrays: dict[str, mx.array]) -> None:
-        """Store one layer's experts as MLX does, gate and up in formats of their own."""
-        gate, up = mx.split(arrays.pop("model.layers.1.experts.gate_up_proj"), 2, axis=1)
-        for part, array, bits in (("gate_proj", gate, 4), ("up_proj", up, up_bits)):
-            if bits is not None:
-                stem = f"model.layers.1.experts.switch_glu.{part}."
-                arrays |= named_parts(stem, mx.quantize(array, 64, bits))
-
-    change_arrays(split)(broken.target)
-    set_values({"quantization": Q4})(broken.target)
-    assert "layers.1.experts" in load_refusal(broken.target, None)
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(

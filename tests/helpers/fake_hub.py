@@ -181,6 +181,7 @@ class FakeHub(ThreadingHTTPServer):
         self.ranged = True  # False: it ignores which bytes were asked for
         self.requests: list[str] = []
         self.ranges: list[str] = []
+        self.headers: list[str] = []  # ranges with an end
 
     def add(self, name: str, files: Files, commit: str = COMMIT, revision: str = "main") -> None:
         self.commits[name, commit] = files
@@ -257,8 +258,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         start, _, end = asked.removeprefix("bytes=").partition("-")
         if asked and end:  # of a header
-            path = ""
+            self.server.headers.append(f"{path} {asked}")
             self.server.requests.pop()
+            path = ""
         elif asked:
             self.server.ranges.append(f"{path} {asked}")
         if asked and self.server.ranged:
