@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ _EXTRAS = {
     "target": ("*.json", "*.jinja", "tokenizer.model"),
     "drafter": ("generation_config.json",),
 }
+# Of these weights, or of how another tool stored them.
+_OF_WEIGHTS = re.compile(rf"^config\.json$|^{re.escape(MANIFEST)}$|\.index\.|quant\w*_config")
 DRAFTER_FOLDER = "drafter"  # where `find_pair` looks first
 
 
@@ -105,9 +108,8 @@ def record(path: Path) -> FileRecord:
 
 
 def _extras(plan: Plan) -> list[Path]:
-    own = ("config.json", MANIFEST, INDEX)
     found = {path for glob in _EXTRAS[plan.kind] for path in plan.source.folder.glob(glob)}
-    return sorted(path for path in found if path.name not in own and path.is_file())
+    return sorted(path for path in found if not _OF_WEIGHTS.search(path.name) and path.is_file())
 
 
 def _config_json(plan: Plan) -> str:

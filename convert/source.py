@@ -6,6 +6,8 @@ headers can be fetched alone. Knows safetensors files; doesn't know what the ten
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,12 @@ import numpy as np
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.drafters import Target, to_pull
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import drafter_name, is_folder, split_name
-from mlx_gemma_mtp.files.tensors import StoredTensor, canonical_name, parse_entry, read_tensors
+from mlx_gemma_mtp.files.names import is_folder
+from mlx_gemma_mtp.files.plan import look_up
+from mlx_gemma_mtp.files.preview import named, preview
+from mlx_gemma_mtp.files.tensors import StoredTensor, read_tensors
 
 from .manifest import Origin
 
@@ -41,14 +46,13 @@ def find_sources(
     here = _is_here(model) and (drafter in (None, "auto") or _is_here(drafter))
     if here or not headers_only:
         return [_local(folder) for folder in find_pair(model, drafter) if folder is not None]
-    found = [_headers(model)]
-    try:
-        if drafter is not None:
-            found.append(_headers(drafter_name(str(model)) if drafter == "auto" else drafter))
-    except ModelNotFoundError:
-        if drafter != "auto":
-            raise
-    return found
+    target = _headers(model)
+    if drafter != "auto":
+        return [target] if drafter is None else [target, _headers(drafter)]
+    for name in to_pull(Target(target.origin.name, target.config)):
+        with suppress(ModelNotFoundError):
+            return [target, _headers(name)]
+    return [target]
 
 
 def _is_here(name: str | Path | None) -> bool:
@@ -68,28 +72,15 @@ def _local(folder: Path) -> Source:
 def _headers(name: str | Path) -> Source:
     if _is_here(name):
         return _local(find_pair(name, None)[0])
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    folder = Path(str(name))  # as messages name it
-    repository, revision = split_name(str(name))
-    with hub.hub_errors(str(name)):
-        api = huggingface_hub.HfApi()
-        # First, because the other calls retry for half a minute if the Hub can't be reached.
-        commit = api.model_info(repository, revision=revision).sha or revision
-        config = huggingface_hub.hf_hub_download(repository, "config.json", revision=commit)
+    found = look_up(str(name))
+    with tempfile.TemporaryDirectory() as place:
+        folder = preview(found, Path(place))
         try:
-            metadata = api.get_safetensors_metadata(repository, revision=commit)
-        except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError):
-            raise CheckpointError(
-                f"{name} has no complete safetensors files; other formats are not supported"
-            ) from None
-    tensors = {
-        canonical_name(tensor): parse_entry(tensor, vars(entry), folder / file, 0)
-        for file, header in metadata.files_metadata.items()
-        for tensor, entry in header.tensors.items()
-    }
-    return Source(Origin(repository, commit), folder, read_config(Path(config).parent), tensors)
+            tensors = read_tensors(folder)
+        except CheckpointError as error:
+            raise named(error, [folder], [found.name]) from None
+        origin = Origin(found.repository, found.commit)
+        return Source(origin, Path(found.name), read_config(folder), tensors)
 
 
 def read_rows(tensor: StoredTensor, first: int, count: int) -> mx.array:

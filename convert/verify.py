@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import checkpoint, hub
-from mlx_gemma_mtp.files.arrays import open_arrays
+from mlx_gemma_mtp.files.arrays import open_arrays, refuse_unknown
 from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import DEMO, is_folder
@@ -143,10 +143,15 @@ def _tensor_faults(
         model = Drafter(checkpoint.read_drafter_config(folder))
     else:
         model = Target(checkpoint.read_target_config(folder))
-    arrays = open_arrays(model, folder)  # quantized as config.json says
+    arrays = open_arrays(model, folder)
     for name, parameter in dict(tree_flatten(model.parameters())).items():
         try:
             checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
+        except CheckpointError as error:
+            faults.append(str(error))
+    if not faults:  # otherwise what is left over says nothing more
+        try:
+            refuse_unknown(model, arrays, folder)
         except CheckpointError as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))
@@ -161,7 +166,7 @@ def _manifest_faults(
     for name, part in expected.items():
         found, own_name = stored.get(name), canonical_name(name)
         if found is None:
-            yield f"{folder}: tensor {own_name} is missing: download it again"
+            yield f"{folder}: tensor {own_name} is missing: the checkpoint is incomplete"
         elif (found.code, found.shape) != (CODES[part.dtype], part.shape):
             yield (
                 f"{found.path}: tensor {name} is {found.code} {list(found.shape)}; with the "

@@ -13,11 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from mlx_gemma_mtp import __version__, device, memory
 from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import folders, hub, hub_cache, remembered
+from mlx_gemma_mtp.files.choice import Choice, choose
+from mlx_gemma_mtp.files.drafters import Target, googles, to_pull
+from mlx_gemma_mtp.files.find import target_name
 from mlx_gemma_mtp.files.hub_cache import CachedModel
+from mlx_gemma_mtp.files.published import best_fit
 
 PACKAGES = ("mlx", "mlx-lm", "huggingface_hub", "transformers")
 PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
@@ -52,7 +58,8 @@ class Checked:
 class Report:
     """What was found. problems: of the machine; it is healthy without any.
 
-    memory_bytes: the machine's; available_bytes: what a model may use of it. backend: metal, cuda
+    memory_bytes: the machine's; available_bytes: what a model may use of it. best_fit: the most
+    capable published model that runs in these. backend: metal, cuda
     or cpu. versions: by package, None if it is not installed. variables: those that change what mgm
     does, without secrets.
     """
@@ -62,6 +69,7 @@ class Report:
     architecture: str
     memory_bytes: int
     available_bytes: int
+    best_fit: Choice
     backend: str
     versions: dict[str, str | None]
     cache: Place
@@ -74,7 +82,8 @@ class Report:
         """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
         own = [{k: v for k, v in vars(one).items() if k != "model"} for one in self.models]
         models = [one.model.to_json() | more for one, more in zip(self.models, own, strict=True)]
-        return {"schema": 2} | asdict(self) | {"models": models}
+        best = self.best_fit._asdict() | {"fits": self.best_fit.fits}
+        return {"schema": 2} | asdict(self) | {"best_fit": best, "models": models}
 
 
 def examine(packages: Sequence[str] = PACKAGES) -> Report:
@@ -87,12 +96,15 @@ def examine(packages: Sequence[str] = PACKAGES) -> Report:
     cache, file = _place(hub.cache_folder()), folders.depth_file()
     depth = replace(_place(file.parent), path=str(file))  # the file is replaced, not written to
     backend, available = device.backend(), device.available()
+    best = choose(best_fit(available)[0].short, available=available)
+    assert best is not None  # it is a short name
     return Report(
         chip=device.chip_name(),
         system=device.system_name(),
         architecture=platform.machine(),
         memory_bytes=device.installed(),
         available_bytes=available,
+        best_fit=best,
         backend=backend,
         versions=versions,
         cache=cache,
@@ -124,7 +136,11 @@ def check(model: CachedModel, available: int) -> Checked:
 def why_no_drafts(model: CachedModel) -> str | None:
     """Return why "auto" would not draft with this target; None if it would."""
     if model.drafter is None:
-        return f"no drafter: mgm pull {model.name} downloads it, if the Hub has one"
+        target = Target.at(model.folder, target_name(model.name, model.folder))
+        names, found = to_pull(target), googles(target)
+        if found is not None:
+            return f"no drafter here: mgm pull {found[0]} ({decimal(found[1])})"
+        return f"no drafter here{': mgm pull ' + names[0] + ', if it exists' if names else ' fits'}"
     if model.drafter.problem is not None:
         return model.drafter.problem
     learned = [*remembered.depths_of(model.folder.name)]  # with any bits

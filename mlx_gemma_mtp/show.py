@@ -57,7 +57,7 @@ def table(
     drawn = Table(box=kind, pad_edge=markdown, padding=padding)
     for number, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if number < left else "right"
-        own = widths and widths[number]
+        own = widths[number] if widths else None
         drawn.add_column(name, justify=justify, width=own, no_wrap=not widths, overflow="fold")
     for row in texts[1:]:
         drawn.add_row(*row)
@@ -122,7 +122,7 @@ def broken(text: Text, width: int) -> list[Text]:
 
     A word that is too long stays whole: a terminal breaks it, and what is copied is in one piece.
     """
-    lines = []
+    lines: list[Text] = []
     for line in text.split(allow_blank=True) or [text]:
         cuts, used = [], 0
         for word in re.finditer(r"\s*\S+\s*", line.plain):
@@ -185,14 +185,15 @@ def _progress_line(task: Task, unit: Literal["bytes", "items"], width: int) -> A
     def amount(number: float) -> str:
         return decimal(int(number)) if unit == "bytes" else f"{number:,.0f}"
 
-    figures = f"{amount(task.completed):>8}"
+    figures = amount(task.completed)
     if task.total:
-        figures = f"{int(task.percentage):>3}% of {amount(task.total)}"
+        share = f"{int(task.percentage):>3}% of "
+        figures = f"{share if unit == 'bytes' else f'{figures}/'}{amount(task.total)}"
     if unit == "bytes":
-        figures += f"{amount(task.speed or 0):>10}/s"
+        figures += f"{amount(task.speed or 0):>10}/s "
     left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
     figures += f"{left:>7} left" if width >= 60 else f"{left:>7}"
-    room = width - len(figures) - 2 - SHORTEST_BAR
+    room = width - len(figures) - 4 - SHORTEST_BAR  # with room for ^C
     if room < 0:
         return figures
     line = Table.grid(padding=(0, 1, 0, 0))
@@ -221,7 +222,8 @@ def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
 
     text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
     shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
-    shown.add_task(what, total=None)
+    room = size(stream or sys.stderr).columns - len("| …  9,999 s")
+    shown.add_task(what if len(what) <= room else f"{what[:room]}…", total=None)
     timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
     timer.start()
     try:

@@ -21,9 +21,9 @@ SEED = int(os.environ.setdefault("MGM_TEST_SEED", str(secrets.randbits(31))))
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What engines save about this machine stays out of the user's cache.
-_CACHE = tempfile.TemporaryDirectory(prefix="mgm-test-")
-os.environ["MGM_CACHE_DIR"] = _CACHE.name
+# What engines save about this machine, and what is converted, stays out of the user's folders.
+_OWN = tempfile.TemporaryDirectory(prefix="mgm-test-")
+os.environ |= {"MGM_CACHE_DIR": _OWN.name, "MGM_DATA_DIR": _OWN.name}
 
 # The layouts of checkpoints are spread over the kinds, so that each is tested with some kind: names
 # with and without towers next to them, one file or several, and both spellings of the head size of

@@ -17,6 +17,7 @@ from helpers.fake_hub import (
     DRAFTER,
     DRAFTER_CONFIG,
     NAME,
+    TARGET_CONFIG,
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
     folder_files,
@@ -31,6 +32,7 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.files import folders, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
+from mlx_gemma_mtp.files.published import SHORT
 
 TARGET_FILES, DRAFTER_FILES = folder_files(DEMO), folder_files(DEMO_DRAFTER)
 GOOD = SelfTest(10, [], 0.6)
@@ -55,7 +57,7 @@ def test_the_report_shows_the_machine_and_its_models(
     shown = found(done)
     assert list(shown) == [
         *("schema", "chip", "system", "architecture", "memory_bytes", "available_bytes"),
-        *("backend", "versions", "cache", "depth", "variables", "models", "problems"),
+        *("best_fit", "backend", "versions", "cache", "depth", "variables", "models", "problems"),
         *("self_test", "healthy"),
     ]
     assert (shown["schema"], shown["healthy"], shown["self_test"]) == (2, True, None)
@@ -98,11 +100,15 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
         "c/half-assistant": {"config.json": DRAFTER_FILES["config.json"]},
         "d/half": {"config.json": TARGET_FILES["config.json"]},
         "e/lone-assistant": other,
+        "g/e4b": model_files(TARGET_CONFIG),
         "f/damaged": TARGET_FILES | {"model-00001-of-00002.safetensors": b"no such thing"},
     }.items():
         hub_cache.add(name, files)
     models = report(hub_cache)
-    assert "mgm pull a/alone" in str(models["a/alone"].no_drafts)
+    assert "mgm pull a/alone-assistant, if" in str(models["a/alone"].no_drafts)
+    [published] = [one for one in cached.models() if one.name == "g/e4b"]
+    reason = doctor.why_no_drafts(published)
+    assert reason == "no drafter here: mgm pull google/gemma-4-E4B-it-assistant (158.0 MB)"
     assert "belongs to another model" in str(models["b/mismatch"].no_drafts)
     assert "mgm pull c/half-assistant" in str(models["c/half"].no_drafts)
     assert models["d/half"].model.problem is not None
@@ -112,7 +118,18 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     done = mgm_here("doctor", "--no-self-test")
     assert done.returncode == 0
     assert re.search(r"^  d/half: .*mgm pull d/half", done.stdout, re.MULTILINE)
-    assert re.search(r"^  a/alone: .*no drafts: no drafter", done.stdout, re.MULTILINE)
+    assert re.search(r"^  a/alone: .*no drafts: no drafter here", done.stdout, re.MULTILINE)
+
+
+def test_the_report_names_the_most_capable_model_that_fits(
+    hub_cache: HubCache, mgm_here: Here
+) -> None:
+    best = doctor.examine().best_fit
+    assert best.asked in SHORT
+    assert best.needs <= best.available or best.asked == SHORT[0]
+    done = mgm_here("doctor", "--no-self-test")
+    assert re.search(rf"^best fit   .*mgm chat {best.asked}: {best.name}", done.stdout, re.M)
+    assert hub_cache.network == []
 
 
 def test_timings_count_only_on_the_machine_they_come_from(hub_cache: HubCache) -> None:

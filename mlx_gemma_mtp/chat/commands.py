@@ -113,8 +113,8 @@ def run(chat: Chat, command: str, rest: str) -> None:
                 loaded = transcript.load(path)
             loaded.models = chat.models  # it continues with the model that is loaded
             chat.start(loaded)
-            last = shortened(loaded.questions[-1], SHOWN) if loaded.questions else ""
-            note(f"(loaded {counted(loaded.turns)}, last message: {last})")
+            note(f"(loaded {counted(loaded.turns)})")
+            chat.show_last()
         case "read":
             _read(chat, rest)
         case "copy":

@@ -13,6 +13,9 @@ from mlx_gemma_mtp import show
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.download import fetch_missing
 
+FLOAT16 = """warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with
+these weights; other tools may write garbage. --dtype bfloat16 avoids that."""
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="A folder, a Hub name, or demo.")],
@@ -60,7 +63,7 @@ def convert(
 ) -> None:
     """Quantize a target and its drafter for MLX, in memory that does not depend on their size."""
     from mlx_gemma_mtp.convert import conversion, upload
-    from mlx_gemma_mtp.convert.partial import partial_of
+    from mlx_gemma_mtp.convert.partial import check_place, partial_of
     from mlx_gemma_mtp.convert.plan import Options, Plan
     from mlx_gemma_mtp.convert.report import dry_run
     from mlx_gemma_mtp.files import converted
@@ -79,6 +82,8 @@ def convert(
             print(f"{plan.kind} {plan.source.origin.name}: {plan.size}", file=sys.stderr)
         if len(plans) == 1:
             print("no drafter", file=sys.stderr)
+        if any(plan.recipe.dtype == "float16" for plan in plans):
+            print(FLOAT16, file=sys.stderr)
 
     wanted = options.named_drafter(drafter)
     out = out or conversion.default_out(source, chosen)
@@ -89,6 +94,7 @@ def convert(
             return
         if upload_repo is not None:
             upload.check_upload(upload_repo)
+        check_place(out, resume=resume, force=force)
         fetch_missing(source, drafter, yes=yes, to_run=False)
         with show.progress("bytes") as update:
             steps = set[str]()

@@ -51,6 +51,16 @@ def print_report(report: Report) -> None:
     """Print everything except the problems of the machine."""
     from rich.filesize import decimal
 
+    from mlx_gemma_mtp.show import columns, wrapped
+
+    width = columns(sys.stdout)
+
+    def show(indent: int, name: str, text: str) -> None:
+        broken = wrapped(text, width and width - indent)
+        print(f"{name:{indent}}" + broken.replace("\n", "\n" + " " * indent))
+
+    best = report.best_fit
+    fits = "" if best.fits else "nothing fits; the smallest is "
     available = decimal(report.available_bytes)
     versions = (f"{name} {found or 'missing'}" for name, found in report.versions.items())
     variables = (f"{name}={value}" for name, value in report.variables.items())
@@ -58,15 +68,16 @@ def print_report(report: Report) -> None:
         ("machine", f"{report.chip}, {decimal(report.memory_bytes)}"),
         ("system", f"{report.system}, {report.architecture}"),
         ("backend", f"{report.backend}, {available} available to a model"),
+        ("best fit", f"{fits}mgm chat {best.asked}: {best.name}, {decimal(best.needs)}"),
         ("versions", ", ".join(versions)),
         ("cache", _place(report.cache)),
         ("timings", _place(report.depth)),
         ("variables", ", ".join(variables) or "none"),
     ):
-        print(f"{name:<11}{found}")
+        show(11, name, found)
     print("models")
     for one in report.models:
-        print(f"  {one.model.name}: {_verdict(one)}")
+        show(2, "", f"{one.model.name}: {_verdict(one)}")
 
 
 def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:

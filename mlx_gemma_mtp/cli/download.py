@@ -82,6 +82,33 @@ def fetch_missing(
     download(downloads)
 
 
+def offer_drafter(model: str, *, yes: bool = False) -> None:
+    """Offer to download the drafter of a model that has none here; without a terminal, name it.
+
+    yes: do not ask. If it cannot be downloaded, the reason goes to stderr.
+    """
+    from mlx_gemma_mtp.files.drafters import googles
+    from mlx_gemma_mtp.files.find import target_without_drafter
+
+    target = target_without_drafter(model)
+    if target is None:
+        return
+    found = googles(target)
+    if found is None:
+        print("No drafter here fits; --drafter NAME uses another one.", file=sys.stderr)
+        return
+    name, size = found[0], decimal(found[1])
+    if not yes and not can_ask():
+        print(f"No drafter here: mgm pull {name} ({size})", file=sys.stderr)
+    elif yes or confirm(f"No drafter here. Download {name} ({size})?"):
+        try:
+            download(plan(name, "none"))
+        except MgmError as error:
+            print(f"mgm: decoding without a drafter: {error}", file=sys.stderr)
+    else:
+        print("Decoding without one; --drafter none does not ask.", file=sys.stderr)
+
+
 def _is_here(name: str) -> bool:
     """Return True if nothing of a model has to be downloaded, as far as that is known."""
     from mlx_gemma_mtp.files import hub

@@ -6,24 +6,26 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.cli import options
-from mlx_gemma_mtp.cli.download import fetch_missing
+from mlx_gemma_mtp.cli.download import fetch_missing, offer_drafter
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine
 
 
 def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
-    """Load the models. What people should know of them goes to stderr, once."""
+    """Load the models. A drafter that is not here is offered, or named on stderr.
+
+    What people should know of the checkpoint goes to stderr too, once.
+    """
     from mlx_gemma_mtp import load
     from mlx_gemma_mtp.show import spinner
 
     fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
+    if pair.drafter == "auto":
+        offer_drafter(pair.model, yes=pair.yes)
     drafter = options.named_drafter(pair.drafter)
     with spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)
-    if pair.drafter == "auto" and not engine.has_drafter:
-        how = "decoding without one (--drafter NAME downloads one)"
-        print(f"{pair.model}: no drafter found; {how}", file=sys.stderr)
     for note in engine.notes:
         print(f"{pair.model}: {note}", file=sys.stderr)
     return engine

@@ -18,6 +18,7 @@ def paths(
     found = {
         "sessions": folders.sessions_folder(),
         "history": folders.history_file(),
+        "converted": folders.converted_file(),
         "depth": folders.depth_file(),
         "models": hub.cache_folder(),
         "demo": DEMO,
@@ -27,4 +28,4 @@ def paths(
         print(json.dumps(shown, ensure_ascii=False))
     else:
         for name, path in found.items():
-            print(f"{name:<10}{path}")
+            print(f"{name:<11}{path}")

@@ -11,6 +11,7 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -48,6 +49,9 @@ def open_pair(
     force: bool = False,
 ) -> OpenPair:
     """Load the weights and everything that belongs to them. Arguments and errors as `load`."""
+    choice = choose(model, bits=bits) if isinstance(model, str) else None
+    if choice is not None:
+        model, bits = choice.name, choice.bits
     folder, drafter_folder = find_pair(model, drafter)
     if not force:
         mlx_worker().run(partial(memory.check_load, folder, drafter_folder, str(model), bits=bits))

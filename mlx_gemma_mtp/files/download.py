@@ -156,7 +156,7 @@ def _fetch_file(
 def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]:
     """Yield a file's content from byte `start` on, as it arrives."""
     from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(download.repository, file.path, revision=download.commit)
     headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
@@ -219,4 +219,4 @@ def _http_error() -> type[Exception]:
     """Return the base of the errors of the client's HTTP library, whichever it is."""
     from huggingface_hub import errors
 
-    return errors.HTTPError  # type: ignore[attr-defined,no-any-return]
+    return errors.HTTPError  # type: ignore[attr-defined]

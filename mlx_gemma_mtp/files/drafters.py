@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files import published
 from mlx_gemma_mtp.files.checkpoint import parse_config, read_config, read_drafter_config
 from mlx_gemma_mtp.files.names import DRAFTER_SUFFIX
+from mlx_gemma_mtp.files.published import Size, size_with
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TargetConfig, check_pair
 
 INSIDE = ("drafter", "assistant")  # folders in a target's own folder
@@ -95,20 +95,20 @@ def near(folder: Path) -> list[Candidate]:
     return [Candidate(path.name, path) for path in found if path.is_dir()]
 
 
-def to_pull(repository: str, raw: dict[str, Any]) -> list[str]:
-    """Return the Hub names under which a target's drafter may be published, likeliest first.
-
-    repository: the target's Hub name without a revision, or a folder's name. raw: its config.json;
-    empty if it is not known, then only its name counts.
-    """
-    text = raw.get("text_config")
-    width = (text if isinstance(text, dict) else raw).get("hidden_size")
-    size = published.size_with(width) if raw else published.size_within(repository)
-    names = [repository + DRAFTER_SUFFIX] if "/" in repository else []
+def to_pull(target: Target) -> list[str]:
+    """Return the Hub names under which a target's drafter may be published, likeliest first."""
+    names = [target.name + DRAFTER_SUFFIX] if "/" in target.name else []
+    size = _size(target)
     if size is not None:
-        names += [size.drafter(qat=True)] if _is_qat(repository) else []
+        names += [size.drafter(qat=True)] if _is_for_qat(target) else []
         names.append(size.drafter())
     return list(dict.fromkeys(names))
+
+
+def googles(target: Target) -> tuple[str, int] | None:
+    """Return the Hub name and the bytes of Google's drafter for a target of a published size."""
+    size = _size(target)
+    return None if size is None else (size.drafter(qat=_is_for_qat(target)), size.drafter_bytes)
 
 
 def stored_bits(raw: dict[str, Any]) -> int | None:
@@ -144,11 +144,10 @@ def base_models(folder: Path) -> list[str]:
 
 def _ranking(target: Target, config: TargetConfig) -> Callable[[Candidate], Any]:
     """Return the key to sort drafters of this target by; the smallest is best."""
-    own, bases = stem(target.name), [stem(name) for name in target.bases]
-    size = published.size_with(config.hidden_size)
+    own, bases, qat = stem(target.name), [*map(stem, target.bases)], _is_for_qat(target)
+    size = size_with(config.hidden_size)
     official = [] if size is None else [stem(size.drafter(qat=qat)) for qat in (False, True)]
     groups = [[own], bases, official]
-    qat = any(map(_is_qat, [own, *bases]))
     stored = stored_bits(target.raw) or 16
 
     def rank(drafter: Candidate) -> tuple[int, bool, bool, int, str]:
@@ -159,6 +158,15 @@ def _ranking(target: Target, config: TargetConfig) -> Callable[[Candidate], Any]
         return group, _is_qat(model) != qat, publisher, difference, drafter.name
 
     return rank
+
+
+def _size(target: Target) -> Size | None:
+    text = target.raw.get("text_config")
+    return size_with((text if isinstance(text, dict) else target.raw).get("hidden_size"))
+
+
+def _is_for_qat(target: Target) -> bool:
+    return any(map(_is_qat, [target.name, *target.bases]))
 
 
 def _is_qat(name: str) -> bool:

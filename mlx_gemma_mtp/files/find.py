@@ -9,12 +9,12 @@ from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters, hub_cache
-from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.download import complete, snapshot
 from mlx_gemma_mtp.files.drafters import Target
 from mlx_gemma_mtp.files.hub import from_cache
 from mlx_gemma_mtp.files.names import (
     DEMO,
+    DEMO_DRAFTER,
     DRAFTER_SUFFIX,
     check_format,
     is_folder,
@@ -32,6 +32,8 @@ def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path
     ModelNotFoundError, UsageError, and MgmError if the files cannot be written to disk.
     """
     folder, fetched = _find(model)
+    if drafter == "demo":
+        return folder, DEMO_DRAFTER
     if drafter != "auto":
         return folder, None if drafter is None else _find(drafter)[0]
     found = find_drafter(model, folder)
@@ -56,6 +58,16 @@ def find_drafter(model: str | Path, folder: Path) -> Path | None:
     return None if found is None else found.folder
 
 
+def target_without_drafter(model: str) -> Target | None:
+    """Return a target that is on this disk, unless a drafter for it is too."""
+    folder = DEMO if model == "demo" else None
+    if folder is None:
+        folder = Path(model).expanduser() if is_folder(model) else from_cache(model)
+    if folder is None or find_drafter(model, folder) is not None:
+        return None
+    return Target.at(folder, target_name(model, folder))
+
+
 def target_name(model: str | Path, folder: Path) -> str:
     """Return the Hub name of a target without its revision, or its folder's name."""
     if model != "demo" and not is_folder(model):
@@ -67,7 +79,7 @@ def target_name(model: str | Path, folder: Path) -> str:
 
 
 def _download_drafter(model: str, folder: Path) -> Path | None:
-    for name in drafters.to_pull(target_name(model, folder), read_config(folder)):
+    for name in drafters.to_pull(Target.at(folder, target_name(model, folder))):
         try:
             return snapshot(name)
         except ModelNotFoundError:

@@ -74,18 +74,17 @@ def missing_files(folder: Path) -> list[str]:
     except CheckpointError:
         return ["config.json"]
     paths = _listed(folder)
-    wanted = [] if is_drafter else ["tokenizer.json"]
-    lacks = [one for one in (wanted if paths is None else _required(paths)) if _lacks(folder, one)]
-    if not has_weights(folder) and not any(one.endswith(".safetensors") for one in lacks):
-        lacks.append("weights")
-    return lacks
+    if paths is not None:
+        return [path for path in _required(paths) if not (folder / path).is_file()]
+    lacks = [] if is_drafter or (folder / "tokenizer.json").is_file() else ["tokenizer.json"]
+    return lacks if has_weights(folder) else [*lacks, "weights"]
 
 
 def may_lack_files(folder: Path) -> bool:
     """Return True if only the Hub knows whether this cached target's files are all there."""
     if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
         return False
-    return _lacks(folder, "generation_config.json") or not any(folder.glob("*.jinja"))
+    return not (folder / "generation_config.json").is_file() or not any(folder.glob("*.jinja"))
 
 
 @contextmanager
@@ -159,9 +158,8 @@ def is_wanted(path: str) -> bool:
 def _required(paths: Iterable[str]) -> list[str]:
     """Return those of a repository's paths without which a checkpoint is incomplete."""
     wanted = [path for path in paths if is_wanted(path)]
-    optional = OPTIONAL
-    if any(path.endswith(".jinja") for path in wanted):
-        optional += OLD_TEMPLATES
+    has_jinja = any(path.endswith(".jinja") for path in wanted)
+    optional = (*OPTIONAL, *(OLD_TEMPLATES if has_jinja else ()))
     return [path for path in wanted if path.rpartition("/")[2] not in optional]
 
 
@@ -175,10 +173,6 @@ def _listed(folder: Path) -> list[str] | None:
     except (errors.CachedRepoTreeNotFoundError, ValueError):  # ValueError: not a Hub name
         return None
     return [file.path for file in tree]
-
-
-def _lacks(folder: Path, path: str) -> bool:
-    return not (folder / path).is_file()
 
 
 def has_weights(folder: Path) -> bool:

@@ -181,10 +181,11 @@ def _in_repository(repository: str) -> CachedModel | None:
         if raw.get("model_type") not in (*TARGET_TYPES, *DRAFTER_TYPES):
             return None
         name = repository if revision == MAIN else f"{repository}@{revision}"
-        problem = None
         if lacks := hub.missing_files(snapshot):
             what = f"incomplete ({', '.join(lacks[:3])} missing)"
-            problem = f"{what}: mgm pull {name} downloads the rest"
+            problem: str | None = f"{what}: mgm pull {name} downloads the rest"
+        else:
+            problem = _weights_problem(snapshot)
         return _described(name, snapshot, raw, size_on_disk(folder), problem)
     return None
 
@@ -206,11 +207,18 @@ def _snapshots(repository: Path) -> Iterator[tuple[str, Path]]:
 def _in_folder(folder: Path) -> CachedModel:
     """Return the model in a folder that is not a repository."""
     try:
-        raw, problem = read_config(folder), None
-        weight_files(folder)
+        raw, problem = read_config(folder), _weights_problem(folder)
     except CheckpointError as error:
         raw, problem = {}, str(error)
     return _described(str(folder), folder, raw, size_on_disk(folder), problem)
+
+
+def _weights_problem(folder: Path) -> str | None:
+    try:
+        weight_files(folder)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _described(

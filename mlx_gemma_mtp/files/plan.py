@@ -91,9 +91,9 @@ def plan_download(
         return [target] if drafter is None else [target, look_up(drafter, update=update)]
     if target.alone:
         return [target]
-    raw = _config_of(target)
-    cached = best(Target(target.repository, raw), cached_drafters())
-    for name in [cached.name] if cached else to_pull(target.repository, raw):
+    wants = Target(target.repository, _config_of(target))
+    cached = best(wants, cached_drafters())
+    for name in [cached.name] if cached else to_pull(wants):
         with suppress(ModelNotFoundError):
             return [target, look_up(name, update=update)]
     return [target]

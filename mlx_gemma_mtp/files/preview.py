@@ -18,7 +18,7 @@ from mlx_gemma_mtp.files.hub import INDEX, hub_errors, no_bar
 from mlx_gemma_mtp.files.plan import Download
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils import SafetensorsFileMetadata
+    from huggingface_hub.utils import SafetensorsFileMetadata  # type: ignore[attr-defined]
 
 HEADERS_AT_ONCE = 8
 

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
-from mlx_gemma_mtp.files.arrays import Arrays, open_arrays, read_arrays
+from mlx_gemma_mtp.files.arrays import Arrays, open_arrays, read_arrays, refuse_unknown
 from mlx_gemma_mtp.files.checkpoint import read_drafter_config, read_target_config
 from mlx_gemma_mtp.files.quantization import HasShape, is_quantized, stored_bits
 from mlx_gemma_mtp.files.tensors import read_tensors
@@ -155,11 +155,12 @@ def fill(
 ) -> None:
     """Make the arrays that `open_arrays` returned the model's parameters. Computes nothing yet.
 
-    dtype: as for `open_target`. Raises CheckpointError if one is missing or doesn't fit.
+    dtype: as for `open_target`. Raises CheckpointError for a missing, unfit or unknown one.
     """
     wanted = dict(tree_flatten(model.parameters()))
     for name, parameter in wanted.items():
         checked(folder, name, arrays.get(name), parameter.shape, parameter.dtype)
+    refuse_unknown(model, arrays, folder)
     dtype = dtype or arrays["norm.weight"].dtype
     if dtype == mx.float16:  # Gemma 4's activations exceed its largest number, 65504
         dtype = mx.bfloat16

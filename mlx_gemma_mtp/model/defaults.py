@@ -67,9 +67,10 @@ def text_section(raw: dict[str, Any]) -> dict[str, Any]:
             raise CheckpointError(
                 f"config.json: sliding_window_pattern is {pattern!r}, but layer_types is missing"
             )
-        text["layer_types"] = [
-            "sliding_attention" if (index + 1) % _DEFAULT_PATTERN else "full_attention"
-            for index in range(text["num_hidden_layers"])
+        count, sliding = text["num_hidden_layers"], "sliding_attention"
+        text["layer_types"] = [  # the last layer is always a full one
+            "full_attention" if number % _DEFAULT_PATTERN == 0 or number == count else sliding
+            for number in range(1, count + 1)
         ]
     return text
 

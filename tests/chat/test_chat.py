@@ -146,6 +146,16 @@ def test_an_answer_is_laid_out_at_a_terminal_and_unchanged_if_the_user_wants_it_
         talk.run("/raw please")
 
 
+def test_an_answer_that_is_interrupted_by_a_call_continues_on_a_new_line() -> None:
+    talk = Talk(renders=True)
+    screen = talk.chat.screen
+    screen.answer("one")
+    screen.aside("look()")
+    screen.answer("two")
+    screen.end_answer()
+    assert talk.out.getvalue() == b"one\x1b[K\ntwo\x1b[K\n"
+
+
 def test_the_last_message_and_its_answer_are_shown_again() -> None:
     talk = Talk(reply("one"), reply("two"), MgmError("lost"), renders=True)
     talk.ask("first", f"second {'long ' * 100}")

@@ -187,7 +187,7 @@ def test_the_system_prompt_is_in_every_turn_once_and_saved(tmp_path: Path) -> No
     talk.ask("Hi", "Hi")
     talk.run(f"/save {tmp_path}/kept", "/undo", "/clear", "/system none", f"/load {tmp_path}/kept")
     assert "(removed: Hi)" in talk.shown
-    assert "(loaded 2 turns, last message: Hi)" in talk.shown
+    assert "(loaded 2 turns) > Hi" in talk.words
     talk.ask("Hi")
     for number, prompt in enumerate(talk.engine.asked):
         roles = [message["role"] for message in prompt]

@@ -95,7 +95,7 @@ def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path) -> None:
                 Transcript.reopened(path)
 
 
-def test_clear_starts_another_session_and_sessions_are_listed_and_removed_with_their_caches(
+def test_clear_starts_another_session_and_sessions_are_listed_and_removed_unless_they_are_open(
     mgm_here: Here, data: Path
 ) -> None:
     assert mgm_here("sessions").stdout == ""
@@ -124,6 +124,14 @@ def test_clear_starts_another_session_and_sessions_are_listed_and_removed_with_t
     assert (listed[path.stem]["cache_bytes"], listed[path.stem]["turns"]) == (5, 1)
     assert store.last() == path  # neither the broken one nor a stranger
 
+    assert_one_line(mgm_here("sessions", "rm", path.stem), 2, "open in another mgm process")
+    assert path.exists()
+    assert_one_line(mgm_here("sessions", "rm", "--all"), 2, "add --yes")
+    done = mgm_here("sessions", "rm", "--all", "--yes")
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [f"removed {one}" for one in ("broken", first.stem)]
+    assert store.paths() == [path]
+    talk.chat.transcript.close()
     assert mgm_here("sessions", "rm", path.stem).stdout == f"removed {path.stem}\n"
     assert not path.exists()
     assert not store.cache_of(path).exists()
@@ -131,10 +139,11 @@ def test_clear_starts_another_session_and_sessions_are_listed_and_removed_with_t
     for name in ("../history", "copy.jsonl"):
         assert_one_line(mgm_here("sessions", "rm", name), 2, name)
     assert_one_line(mgm_here("sessions", "rm"), 2, "--all")
-    mgm_here("sessions", "rm", "--all")
     assert store.kept() == []
     assert all(stranger.exists() for stranger in strangers)
     assert_one_line(mgm_here("chat", "-c"), 2, "no conversation")
+    for keeping in (["-c"], ["--session", "x"], ["--keep-cache"]):
+        assert_one_line(mgm_here("chat", "--no-keep", *keeping), 2, "--no-keep")
 
 
 def test_paths_are_those_of_the_system_or_of_the_variables(

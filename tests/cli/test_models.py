@@ -1,6 +1,7 @@
 """`mgm list` and `mgm rm`, on caches in every state."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -27,9 +28,10 @@ from helpers.fake_hub import (
     needed,
 )
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files import converted, folders, hub
 from mlx_gemma_mtp.files import hub_cache as cached
 from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 
 OTHER_FILES = TARGET_FILES | {"model-2.safetensors": b"w" * 9000}
 
@@ -91,6 +93,27 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert re.search(r"^ e/half .*unusable", shown, re.MULTILINE)
     assert "e/half: incomplete (tokenizer.json, weights missing)" in shown
     assert re.search(r"^ g/mismatch .* [kM]B, unusable", shown, re.MULTILINE)
+
+
+def test_the_list_shows_converted_models_until_they_are_gone(
+    hub_cache: HubCache, mgm_here: Here, tmp_path: Path
+) -> None:
+    out, elsewhere = tmp_path / "tiny-4bit", tmp_path / "away"
+    for path in (out, out / "drafter"):
+        shutil.copytree(DEMO_DRAFTER if path.name == "drafter" else DEMO, path)
+        converted.remember(out)
+    written = max(path.stat().st_mtime for path in out.glob("*.safetensors"))
+    [found] = [model for model in cached.models() if model.name == "./tiny-4bit"]
+    assert find_pair(found.name, "auto") == (Path("tiny-4bit"), out / "drafter")
+    assert found.drafter is not None
+    assert found.problem is found.drafter.problem is None
+    os.utime(out / "model-00001-of-00002.safetensors", (written + 9e8, written))  # was read
+    assert [model.modified for model in cached.models() if model == found] == [written]
+    assert_one_line(mgm_here("rm", found.name, "--yes"), 2, "delete the folder yourself")
+    out.rename(elsewhere)
+    assert [model.name for model in cached.models()] == ["demo"]
+    folders.converted_file().write_text("{")
+    assert converted.remembered() == []
 
 
 def strange_things(root: Path) -> None:

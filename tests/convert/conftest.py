@@ -10,6 +10,7 @@ from mlx_gemma_mtp.convert.plan import Options
 from helpers.broken import breakable_pair  # noqa: F401 - the fixture `broken`
 from helpers.checkpoints import PairPaths, make_pair
 from helpers.converted import MOE, Converted
+from helpers.stored import mixture_on_disk  # noqa: F401 - the fixture `mixture`
 
 
 @pytest.fixture

@@ -104,10 +104,10 @@ GATED = errors.GatedRepoError("No\nno", response=REFUSED)
 def test_an_error_of_the_hub_comes_before_anything_is_written(
     error: Exception, word: str, mgm_here: Here, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(name: str, *, local_files_only: bool = False, **_: Any) -> str:
-        raise errors.LocalEntryNotFoundError("nothing cached") if local_files_only else error
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(out.parent / "hub"))
     done = mgm_here("convert", "google/gemma-4-tiny-it", "--out", out)
     assert_refused(done, 3, word)
@@ -250,6 +250,6 @@ def test_a_dry_run_downloads_headers_and_no_weights(tmp_path: Path, seed: int) -
         f"{plan.kind} {COMMIT} {plan.nbytes} {plan.shards}"
         for plan in prepare(pair.target, Options())
     ]
-    asked = {line for line in server.ranges if line.startswith("model.safetensors")}
-    assert asked == {"model.safetensors bytes=0-100000"}
-    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    assert {*server.headers} == {"model.safetensors bytes=0-100000"}
+    assert server.ranges == []
+    assert not list((tmp_path / "home").rglob("config.json"))  # nothing that a list would show

@@ -135,10 +135,6 @@ DAMAGES: dict[str, tuple[Any, ...]] = {
         entry(MANIFEST, "tensors", WEIGHT, EIGHT_BITS),
         (WEIGHT, "U32 [64, 12]", "U32 [64, 16]"),
     ),
-    "other bits in the config": (
-        rehashed(entry("config.json", "quantization", Q_PROJ, EIGHT_BITS)),
-        (OWN_NAME, "[64, 12]", "[64, 16]"),
-    ),
     "a broken manifest": (put(MANIFEST, "{"), (MANIFEST, "JSON")),
     "a later manifest": (set_values({"schema": 2}, MANIFEST), (MANIFEST, "schema 2")),
     "a changed drafter": (edit_bytes(DRAFTER, flip), (DRAFTER, "has changed")),

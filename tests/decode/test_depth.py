@@ -244,4 +244,7 @@ def test_a_pool_of_timings_says_whether_plain_decoding_is_the_fastest() -> None:
             for _ in range(5):
                 depth.round_took(1, k, 1 + cost_of_a_draft * k)
         assert depth.plain_at(1) == plain
+        assert depth.plain_tokens_per_second is None  # too few rounds for a figure to show
+        for _ in range(20):
+            depth.round_took(1, 0, 1)
         assert depth.plain_tokens_per_second == pytest.approx(1)

@@ -12,7 +12,7 @@ from helpers.fake_hub import (
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
     model_files,
 )
-from mlx_gemma_mtp.files.drafters import to_pull
+from mlx_gemma_mtp.files.drafters import Target, googles, to_pull
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.published import SIZES, size_within
 
@@ -166,10 +166,12 @@ def test_a_folder_of_the_cache_counts_under_its_hub_name(cache: HubCache) -> Non
 def test_the_names_to_pull_are_the_targets_own_then_googles() -> None:
     quantized = "mlx-community/gemma-4-E2B-it-qat-4bit"
     plain, qat = GOOGLE.format("E2B", ""), GOOGLE.format("E2B", QAT)
-    for raw in ({}, config(quantized), {"text_config": config(quantized)}):
-        assert to_pull(quantized, raw) == [f"{quantized}-assistant", qat, plain]
-    assert to_pull("google/gemma-4-E2B-it", {}) == [plain]
-    assert to_pull("my-folder", config("E2B")) == [plain]
-    assert (
-        to_pull("me/model", {}) == to_pull("me/model", {"hidden_size": 1}) == ["me/model-assistant"]
-    )
+    shape = config(quantized)
+    for raw in (shape, {"text_config": shape}):
+        assert to_pull(Target(quantized, raw)) == [f"{quantized}-assistant", qat, plain]
+        assert googles(Target("mine", raw)) == (plain, SIZES[0].drafter_bytes)
+    assert to_pull(Target("google/gemma-4-E2B-it", shape)) == [plain]
+    assert to_pull(Target("my-folder", shape)) == [plain]
+    assert to_pull(Target("my-folder", shape, [quantized])) == [qat, plain]
+    assert to_pull(Target("me/model", {"hidden_size": 1})) == ["me/model-assistant"]
+    assert googles(Target("me/model", {"hidden_size": 1})) is None

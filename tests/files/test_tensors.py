@@ -111,7 +111,6 @@ UNKNOWN = {
     "an adapter's head": "base_model.model.lm_head.modules_to_save.default.weight",
     "a layer under an adapter": "model.layers.0.self_attn.q_proj.base_layer.weight",
     "a bias": "model.layers.0.self_attn.q_proj.bias",
-    "a bias of the head": "lm_head.bias",
     "sinks": "model.layers.3.self_attn.sinks",
     "a layer too many": "model.layers.4.mlp.up_proj.weight",
     "a module of another kind": "model.per_layer_model_projection.weight",

@@ -186,6 +186,7 @@ class FakeHub(ThreadingHTTPServer):
         self.ranged = True  # False: it ignores which bytes were asked for
         self.requests: list[str] = []
         self.ranges: list[str] = []
+        self.headers: list[str] = []  # ranges with an end
 
     def add(self, name: str, files: Files, commit: str = COMMIT, revision: str = "main") -> None:
         self.commits[name, commit] = files
@@ -262,8 +263,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         start, _, end = asked.removeprefix("bytes=").partition("-")
         if asked and end:  # of a header
-            path = ""
+            self.server.headers.append(f"{path} {asked}")
             self.server.requests.pop()
+            path = ""
         elif asked:
             self.server.ranges.append(f"{path} {asked}")
         if asked and self.server.ranged:
@@ -306,7 +308,7 @@ def lfs(body: bytes) -> dict[str, object]:
 
 @pytest.fixture(name="hub_cache")
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
-    """An empty cache, no network, and timings of its own."""
+    """An empty cache, no network, and own folders for the rest."""
     cache = HubCache(tmp_path / "hub")
     cache.root.mkdir()
 
@@ -315,7 +317,8 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.chdir(tmp_path)  # no folder there has the name of a model
-    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path / "mgm"))
+    for variable in ("MGM_CACHE_DIR", "MGM_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "mgm"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", offline)

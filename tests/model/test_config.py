@@ -136,6 +136,14 @@ def test_a_drafter_with_keys_and_values_of_its_own_is_refused() -> None:
         DrafterConfig.from_dict(config(2))
 
 
+@pytest.mark.parametrize("count", [1, 6, 8])
+def test_without_layer_types_every_sixth_layer_and_the_last_are_full(count: int) -> None:
+    text = SHAPE | {"layer_types": None, "num_hidden_layers": count, "num_kv_shared_layers": count}
+    config = DrafterConfig.from_dict({"model_type": "gemma4_assistant", "text_config": text})
+    full = [layer.kind == "full_attention" for layer in config.layers]
+    assert full == [number % 6 == 0 or number == count for number in range(1, count + 1)]
+
+
 HARMLESS: dict[str, Any] = {
     "attention_dropout": 0.1,
     "initializer_range": 0.5,
