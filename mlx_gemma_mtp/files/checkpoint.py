@@ -73,7 +73,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder} lacks parts of its weights: download it again")
     elif folder / WHOLE not in files and (folder / WHOLE).exists():
         raise CheckpointError(
-            f"{folder} has {WHOLE} and other files that {INDEX} names: remove what is older"
+            f"{folder} has both {WHOLE} and the files that {INDEX} names: remove the older ones"
         )
     if not files:
         why = _instead(folder) or "other formats are not supported"

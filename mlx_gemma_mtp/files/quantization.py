@@ -134,9 +134,10 @@ def check_readable(
         packed = matrix and tensor.code not in FLOATS
         packed &= name.removesuffix("weight") + "scales" not in tensors or tensor.code != "U32"
         if packed or last in _BY_NAME:
-            who = _method(config) or _BY_NAME.get(last) or "another tool"
+            by_type = "fp8" if tensor.code.startswith("F8") else "another tool"
+            who = _method(config) or _BY_NAME.get(last) or by_type
             raise CheckpointError(
-                f"{folder} is quantized by {who} (tensor {tensor.name}, {tensor.code}), which is "
+                f"{folder} is quantized with {who} (tensor {tensor.name}, {tensor.code}), which is "
                 f"not supported: use {_original(folder)}"
             )
     _check_block(config)

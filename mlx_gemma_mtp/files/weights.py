@@ -173,7 +173,9 @@ def checked(
 ) -> Stored:
     """Return a tensor, or raise CheckpointError if it is missing or isn't what a model needs."""
     if found is None:
-        raise CheckpointError(f"{folder}: tensor {name} is missing: the checkpoint is incomplete")
+        raise CheckpointError(
+            f"{folder}: tensor {name} is missing: the checkpoint is incomplete, use another copy"
+        )
     real = mx.issubdtype(found.dtype, mx.floating)
     if mx.issubdtype(dtype, mx.floating) and not real:
         raise CheckpointError(
