@@ -38,17 +38,17 @@ class StoredFormat(NamedTuple):
     mode: str = "affine"
 
 
-_BY_NAME = {  # the ends of names that other tools give to what they pack
-    "weight_packed": "compressed-tensors",
-    "weight_scale": "compressed-tensors, fp8 or int8",
-    "weight_scale_inv": "fp8",
-    "weight_scale_2": "ModelOpt",
-    "weight_blocks": "MXFP4 of OpenAI's layout",
-    "qweight": "AWQ or GPTQ",
-    "g_idx": "GPTQ",
-    "absmax": "bitsandbytes",
-    "SCB": "bitsandbytes",
-    "_data": "Quanto",
+# What other tools call what they pack: patterns of the last part of a name.
+_BY_NAME = {
+    r"(weight|proj)_packed": "compressed-tensors",
+    r"(weight|proj)_scale_inv": "fp8",
+    r"(weight|proj)_scale_2": "ModelOpt",
+    r"((weight|proj|input|output|k|v)_scale|weight_(shape|zero_point))": "fp8 or int8",
+    r"(weight|proj)_blocks": "MXFP4 as OpenAI packs it",
+    r"qweight|qzeros": "AWQ or GPTQ",
+    r"g_idx": "GPTQ",
+    r"absmax|quant_map|SCB|bitsandbytes__\w+": "bitsandbytes",
+    r"_data": "Quanto",
 }
 _ADAPTED = re.compile(r"lora_|modules_to_save|base_layer|original_module")
 # Google's checkpoints for other runtimes; the full-precision one is made from the same training.
@@ -130,12 +130,12 @@ def check_readable(
                 "into its model first, for example with PEFT's merge_and_unload"
             )
         last = name.rpartition(".")[2]
-        matrix = last == "weight" and len(tensor.shape) > 1
-        packed = matrix and tensor.code not in FLOATS
+        by_name = next((who for key, who in _BY_NAME.items() if re.fullmatch(key, last)), None)
+        packed = last == "weight" and len(tensor.shape) > 1 and tensor.code not in FLOATS
         packed &= name.removesuffix("weight") + "scales" not in tensors or tensor.code != "U32"
-        if packed or last in _BY_NAME:
+        if packed or by_name:
             by_type = "fp8" if tensor.code.startswith("F8") else "another tool"
-            who = _method(config) or _BY_NAME.get(last) or by_type
+            who = _method(config) or by_name or by_type
             raise CheckpointError(
                 f"{folder} is quantized with {who} (tensor {tensor.name}, {tensor.code}), which is "
                 f"not supported: use {_original(folder)}"

@@ -21,6 +21,7 @@ from mlx_gemma_mtp.files.weights import load_target, open_target
 MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 NVFP4 = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
 EIGHT = {"group_size": 64, "bits": 8}
+EXPERTS = "model.layers.0.experts"
 ROUTER, DOWN = "router.proj", "mlp.down_proj"
 
 # What the block says besides the common format, and where. All describe the same tensors: routers
@@ -161,6 +162,21 @@ PACKED: dict[str, tuple[Callable[[Arrays], None], str | None, str]] = {
     "AWQ without a config": (packed("qweight", mx.int32, "scales"), None, "AWQ or GPTQ"),
     "bitsandbytes": (packed("weight", mx.uint8, "weight.absmax"), "bitsandbytes", "bitsandbytes"),
     "integers": (packed("weight", mx.uint32), None, "another tool"),
+    "experts": (
+        lambda arrays: arrays.update({f"{EXPERTS}.down_proj_packed": mx.ones((8, 64), mx.int32)}),
+        None,
+        "compressed-tensors",
+    ),
+    "experts as in gpt-oss": (
+        lambda arrays: arrays.update({f"{EXPERTS}.down_proj_blocks": mx.ones((8, 64), mx.uint8)}),
+        None,
+        "MXFP4 as OpenAI packs it",
+    ),
+    "activations": (
+        lambda arrays: arrays.update({"model.layers.0.self_attn.q_proj.input_scale": mx.ones(1)}),
+        "modelopt",
+        "modelopt",
+    ),
 }
 
 
