@@ -40,11 +40,11 @@ class StoredFormat(NamedTuple):
 
 # What other tools call what they pack: patterns of the last part of a name.
 _BY_NAME = {
-    r"(weight|proj)_packed": "compressed-tensors",
-    r"(weight|proj)_scale_inv": "fp8",
-    r"(weight|proj)_scale_2": "ModelOpt",
-    r"((weight|proj|input|output|k|v)_scale|weight_(shape|zero_point))": "fp8 or int8",
-    r"(weight|proj)_blocks": "MXFP4 as OpenAI packs it",
+    r"(weight|\w+_proj)_packed": "compressed-tensors",
+    r"(weight|\w+_proj)_scale_inv": "fp8",
+    r"(weight|\w+_proj)_scale_2": "ModelOpt",
+    r"((weight|\w+_proj|input|output|k|v)_scale|weight_(shape|zero_point))": "fp8 or int8",
+    r"(weight|\w+_proj)_blocks": "MXFP4 as OpenAI packs it",
     r"qweight|qzeros": "AWQ or GPTQ",
     r"g_idx": "GPTQ",
     r"absmax|quant_map|SCB|bitsandbytes__\w+": "bitsandbytes",
