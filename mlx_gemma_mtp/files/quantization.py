@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import ADAPTERS
+from mlx_gemma_mtp.files.checkpoint import ADAPTERS, original_of
 from mlx_gemma_mtp.files.tensors import FLOATS, StoredTensor, is_text
 
 
@@ -51,8 +51,6 @@ _BY_NAME = {
     r"_data": "Quanto",
 }
 _ADAPTED = re.compile(r"lora_|modules_to_save|base_layer|original_module")
-# Google's checkpoints for other runtimes; the full-precision one is made from the same training.
-_QAT = re.compile(r"(gemma-4-[\w.-]+?-it-qat)-(?:w4a16|mobile|q4_0-gguf)[\w-]*", re.IGNORECASE)
 _AFFINE_BITS, _AFFINE_GROUPS = (1, 2, 3, 4, 5, 6, 8), (32, 64, 128)
 _BY_SHAPE = {(32, 4): "mxfp4", (32, 8): "mxfp8", (16, 4): "nvfp4"}  # by group size and bits
 # Modules whose rows are as wide as a hidden state.
@@ -138,7 +136,7 @@ def check_readable(
             who = _method(config) or by_name or by_type
             raise CheckpointError(
                 f"{folder} is quantized with {who} (tensor {tensor.name}, {tensor.code}), which is "
-                f"not supported: use {_original(folder)}"
+                f"not supported: use {original_of(folder)}"
             )
     _check_block(config)
 
@@ -149,13 +147,6 @@ def _method(config: Mapping[str, Any]) -> str | None:
         if method := block.get("quant_method") or block.get("quant_type"):
             return str(method)
     return None
-
-
-def _original(folder: Path) -> str:
-    """Return what to use instead of a checkpoint in this folder, which its path may name."""
-    if found := _QAT.search(str(folder)):
-        return f"google/{found[1]}-q4_0-unquantized"
-    return "the original checkpoint, or one in MLX's format"
 
 
 def _check_block(config: Mapping[str, Any]) -> None:

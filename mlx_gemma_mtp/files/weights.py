@@ -193,9 +193,10 @@ def checked(
 def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) -> Model:
     if bits is not None:
         check_bits(bits)
-        if is_quantized(read_tensors(folder)):
-            raise UsageError(f"{folder} is quantized already: leave bits out")
-    fill(model, open_arrays(model, folder), folder, dtype)
+    arrays = open_arrays(model, folder)
+    if bits is not None and is_quantized(arrays):
+        raise UsageError(f"{folder} is quantized already: leave bits out")
+    fill(model, arrays, folder, dtype)
     if bits is not None:
         quantize(model, bits)
     model.eval()

@@ -162,6 +162,9 @@ def test_other_formats_are_named(mixture: Path, tmp_path: Path, file: str, kind:
     assert kind in load_refusal(tmp_path, None)
     shutil.copy(mixture / "config.json", tmp_path)
     assert kind in load_refusal(tmp_path, None)
+    google_s = shutil.copytree(tmp_path, tmp_path / "gemma-4-12B-it-qat-q4_0-gguf")
+    message = load_refusal(google_s, None)
+    assert message.endswith("use google/gemma-4-12B-it-qat-q4_0-unquantized")
 
 
 # How a stored head is changed, and whether it is then another one than the embedding.
