@@ -84,7 +84,7 @@ PACKED = {
     ),
     "a bias": (
         lambda arrays: arrays.update({f"model.{Q_PROJ}.bias": mx.zeros((WIDTH,))}),
-        "not part of Gemma 4",
+        "doesn't have",
     ),
 }
 
