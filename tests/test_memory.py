@@ -17,7 +17,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.bench import synthetic
 
 from helpers import checkpoints
 from helpers.checkpoints import PairPaths, make_pair
@@ -31,8 +30,9 @@ from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.checkpoint import read_config, read_target_config
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
+from mlx_gemma_mtp.files.published import SIZES, best_fit
 from mlx_gemma_mtp.files.weights import num_bytes
-from mlx_gemma_mtp.memory import Limits, Pair, read_pair
+from mlx_gemma_mtp.memory import Limits, read_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -296,27 +296,21 @@ def test_the_command_exits_with_4_and_can_be_forced(
     assert done.stdout.strip()
 
 
-# The README's table: the best model for each Mac, and its bits and GB with 8k tokens of context.
+# The README's table: what to type on each Mac.
 
 README = Path(__file__).parents[1] / "README.md"
-MACS = (8, 16, 24, 32, 48, 96)
-SIZES = ("31B", "26B-A4B", "12B", "E4B", "E2B")  # the best first
-CONTEXT = 8192
 
 
-@pytest.mark.skipif(device.backend() == "cuda", reason="experts take more memory there")
 def test_the_readme_names_the_best_model_for_each_mac() -> None:
-    needs = {
-        (size, bits): Pair.of(*synthetic.random_pair(size, bits=bits)).needs(CONTEXT, 1)
-        for size in SIZES
-        for bits in (None, 8, 4)
-    }
     rows = []
-    for mac in MACS:
-        fits = [key for key, need in needs.items() if need <= mac_limit(mac)]
-        size, bits = fits[0]
-        rows.append((str(mac), size, str(bits or 16), f"{needs[size, bits] / 1e9:.1f}"))
-    table = "\n".join("| {} GB | {} | {} | {} GB |".format(*row) for row in rows)
-    cells = r"^\| (\d+) GB \| (\S+) \| (\d+) \| ([\d.]+) GB \|"
-    written = re.findall(cells, README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert written == rows, f"these rows belong in the README:\n{table}"
+    for macs in ("8 GB", "16 GB", "24 GB or 32 GB", "36 GB or more"):
+        [(size, bits)] = {best_fit(mac_limit(int(mac))) for mac in re.findall(r"\d+", macs)}
+        what, needs = f"{size.kind}, {bits} bits", f"{size.needs(bits) / 1e9:.1f} GB"
+        rows.append(f"| {macs} | `mgm run {size.short}` | {what} | {needs} |")
+    written = re.findall(r"^\| \d+ GB.*", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert written == rows
+
+
+def test_31b_fits_from_32_gb_on() -> None:
+    needs = next(size for size in SIZES if size.kind == "31B").needs(4)
+    assert mac_limit(24) < needs <= mac_limit(32)
