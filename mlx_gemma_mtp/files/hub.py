@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
-from mlx_gemma_mtp.files.names import split_name
+from mlx_gemma_mtp.files.names import did_you_mean, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES
 
 # The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
@@ -107,8 +107,10 @@ def hub_errors(name: str) -> Iterator[None]:
             f"{name} is gated: accept its terms at {page}, then set HF_TOKEN or run hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
+        meant = did_you_mean(name)
+        hint = f"did you mean {meant}?" if meant else "if it is private, set HF_TOKEN"
         raise ModelNotFoundError(
-            f"no folder and no Hub repository named {name!r}; if it is private, set HF_TOKEN"
+            f"no folder and no Hub repository named {name!r}; {hint}"
         ) from None
     except errors.RevisionNotFoundError:
         repository, revision = split_name(name)
