@@ -27,8 +27,10 @@ from helpers.fake_hub import (
     needed,
     weights,
 )
+from mlx_gemma_mtp.cli.download import offer_drafter
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.download import ABANDONED_SECONDS
+from mlx_gemma_mtp.files.find import find_pair
 
 pytestmark = pytest.mark.slow
 
@@ -242,3 +244,47 @@ def test_a_full_disk_is_refused_before_anything_is_downloaded(
     assert online.fetched() == {"config.json"}
     leave(missing)
     pull(NAME, "--dry-run")
+
+
+def test_the_drafter_of_a_cached_target_is_named_or_downloaded_alone(
+    online: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, drafter = "me/medicine", "google/gemma-4-E4B-it-assistant"
+    online.cache.add(target, TARGET_FILES)
+    online.add(drafter, DRAFTER_FILES)
+    offer_drafter(target)
+    assert capsys.readouterr().err == f"No drafter here: mgm pull {drafter} (158.0 MB)\n"
+    assert online.requests == []
+    offer_drafter(target, yes=True)
+    assert find_pair(target, "auto") == (
+        online.cache.snapshot(target),
+        online.cache.snapshot(drafter),
+    )
+    assert not any(target in path for path in online.requests)
+    capsys.readouterr()
+    online.requests.clear()
+    offer_drafter(target)
+    offer_drafter("demo")
+    assert (capsys.readouterr().err, online.requests) == ("", [])
+
+
+def test_a_drafter_that_cannot_be_downloaded_is_a_line_and_no_error(
+    online: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    online.cache.add("me/medicine", TARGET_FILES)
+    offer_drafter("me/medicine", yes=True)
+    assert "mgm: decoding without a drafter: no folder and no Hub" in capsys.readouterr().err
+
+
+def test_pull_takes_a_drafter_that_fits_from_the_cache_before_any_other(
+    online: FakeHub, pull: Here
+) -> None:
+    online.add("me/medicine", TARGET_FILES)
+    online.add("google/gemma-4-E4B-it-assistant", DRAFTER_FILES)
+    cached = online.cache.add("mlx-community/gemma-4-E4B-it-assistant-8bit", DRAFTER_FILES)
+    online.add("mlx-community/gemma-4-E4B-it-assistant-8bit", DRAFTER_FILES)
+    done = pull("me/medicine")
+    assert done.stdout.splitlines() == [str(online.cache.snapshot("me/medicine")), str(cached)]
+    shutil.rmtree(online.cache.root)
+    done = pull("me/medicine")
+    assert "gemma-4-E4B-it-assistant" in done.stdout.splitlines()[1]
