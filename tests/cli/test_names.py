@@ -73,6 +73,8 @@ def test_a_size_means_a_cached_checkpoint_that_fits_before_any_other(hub_cache: 
     assert chosen(100) == ("google/gemma-4-E4B-it", None)
     assert chosen(100, 8) == ("google/gemma-4-E4B-it", 8)
     assert chosen(9) == ("unsloth/gemma-4-E4B-it-UD-MLX-4bit", None)
+    put(hub_cache, "zed/gemma-4-E4B-it-8bit", 8)
+    assert chosen(9) == ("zed/gemma-4-E4B-it-8bit", None)  # more bits
     assert hub_cache.network == []
 
 
