@@ -19,12 +19,14 @@ from helpers.fake_hub import (
     DRAFTER_FILES,
     NAME,
     NEWER,
+    TARGET_CONFIG,
     TARGET_FILES,
     FakeHub,
     folder_files,
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     model_files,
     needed,
+    real_weights,
     weights,
 )
 from mlx_gemma_mtp.files import hub
@@ -127,6 +129,21 @@ def test_a_file_that_is_cut_short_is_resumed(online: FakeHub, pull: Here) -> Non
     pull(NAME)
     assert online.ranges == [f"model.safetensors bytes={start}-" for start in (0, 1_000_000)]
     assert folder_files(online.cache.snapshot(NAME)) == needed(TARGET_FILES)
+
+
+def test_an_interrupted_first_download_is_listed_and_can_be_removed(
+    online: FakeHub, mgm_here: Here
+) -> None:
+    start = real_weights(TARGET_CONFIG, header_only=True)
+    online.add(NAME, TARGET_FILES | {"model.safetensors": start})
+    online.sizes["model.safetensors"] = 10**6  # of which the server has the start only
+    done = mgm_here("pull", NAME)
+    assert done.returncode == 3
+    assert "downloaded in part" in done.stderr
+    shown = mgm_here("list").stdout
+    assert re.search(rf"^{NAME}: incomplete \(.* missing\): mgm pull {NAME} ", shown, re.MULTILINE)
+    assert mgm_here("rm", NAME, "--yes").returncode == 0
+    assert not online.cache.repository(NAME).exists()
 
 
 def test_ctrl_c_in_an_update_ends_at_once_and_keeps_the_old_version_and_complete_files(
