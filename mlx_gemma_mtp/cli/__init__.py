@@ -56,14 +56,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # [defaults] in help texts would be taken for markup
     pretty_exceptions_enable=False,
 )
-app.command()(generate)
 app.command()(chat)
 app.command("run", help="The same as chat: mgm run e4b.")(chat)
+app.command()(generate)
 app.command()(bench)
-app.command()(convert)
+app.command(short_help="Quantize a target and its drafter for MLX.")(convert)
 app.command()(verify)
-app.command()(pull)
-app.command("list")(list_models)
+app.command(short_help="Download a model and its drafter.")(pull)
+app.command("list", short_help="List the models that are here.")(list_models)
 app.command("ls", hidden=True)(list_models)
 app.command("rm")(remove)
 app.command()(doctor)
@@ -109,5 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
         exit_code = MgmError.exit_code
         if isinstance(error, MgmError):
             line, exit_code = str(error), error.exit_code
-        print(f"mgm: {line}", file=sys.stderr)
+        from mlx_gemma_mtp.show import columns, wrapped
+
+        print(wrapped(f"mgm: {line}", columns(sys.stderr)), file=sys.stderr)
         sys.exit(exit_code)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rich.filesize import decimal
-
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.files import hub_cache, published
 from mlx_gemma_mtp.files.drafters import stem
@@ -39,8 +37,11 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         stored = f", quantized to {self.bits} bits" if self.bits else ""
-        room = f"{decimal(self.needs)} of {decimal(self.available)} memory"
-        return f"{self.asked}: {self.name}{stored} ({room if self.fits else f'needs {room}'})"
+        needs, available = f"{self.needs / 1e9:.1f}", f"{self.available / 1e9:.1f} GB"
+        room = f"{needs} of {available} memory"
+        if not self.fits:
+            room = f"needs {needs} GB, {available} available"
+        return f"{self.asked}: {self.name}{stored} ({room})"
 
 
 def choose(asked: str, *, bits: int | None = None, available: int | None = None) -> Choice | None:

@@ -14,6 +14,7 @@ from mlx_gemma_mtp.files.drafters import Target
 from mlx_gemma_mtp.files.hub import from_cache
 from mlx_gemma_mtp.files.names import (
     DEMO,
+    DEMO_DRAFTER,
     DRAFTER_SUFFIX,
     check_format,
     is_folder,
@@ -31,6 +32,8 @@ def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path
     ModelNotFoundError, UsageError, and MgmError if the files cannot be written to disk.
     """
     folder, fetched = _find(model)
+    if drafter == "demo":
+        return folder, DEMO_DRAFTER
     if drafter != "auto":
         return folder, None if drafter is None else _find(drafter)[0]
     found = find_drafter(model, folder)

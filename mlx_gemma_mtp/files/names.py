@@ -58,18 +58,19 @@ def no_such(name: str | Path) -> ModelNotFoundError:
 
 def did_you_mean(name: str) -> str | None:
     """Return the published Hub name or the short name that is closest to this one, if one is."""
-    page = _HUB_PAGE.match(name)
+    page, size = _HUB_PAGE.match(name), size_of(name)
     if page is not None:
         return page[1]
-    known = [one for size in SIZES for one in (size.original, size.quantized(8), size.quantized(4))]
-    size = size_of(name)
     if size is not None:
         return size.original
-    spelled = {one.casefold(): one for one in (*SHORT, *known)}
-    if "/" not in name:  # without its publisher; the first of several
-        spelled = {one.rpartition("/")[2]: whole for one, whole in reversed(spelled.items())}
-    near = difflib.get_close_matches(name.casefold(), spelled, 1, 0.8)
-    return spelled[near[0]] if near else None
+    known = [one for size in SIZES for one in (size.original, size.quantized(8), size.quantized(4))]
+    whole = {one.casefold(): one for one in known}
+    if "/" not in name:
+        whole = {one.rpartition("/")[2]: known for one, known in whole.items()}
+        whole |= {short: short for short in SHORT}
+    cutoff = 0.6 if len(name) < 5 else 0.8
+    near = difflib.get_close_matches(name.casefold(), whole, 1, cutoff)
+    return whole[near[0]] if near else None
 
 
 def check_format(name: str) -> None:
