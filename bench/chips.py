@@ -56,3 +56,10 @@ def find_chip(name: str) -> Chip:
     near = difflib.get_close_matches(wanted, known, n=4)
     names = ", ".join(known[one].name for one in near or known)
     raise UsageError(f"unknown chip {name!r}; {'nearest are' if near else 'known are'} {names}")
+
+
+def own_chip(name: str) -> Chip:
+    """The chip of this machine, by the name that MLX reports. Raises UsageError if it is no Mac."""
+    if not name.startswith("Apple"):
+        raise UsageError(f'this is not a Mac ({name}): name a chip, such as --chip "M4 Max"')
+    return find_chip(name)

@@ -1,129 +1,154 @@
-"""What a record says in sentences: is drafting worth it, why not, and which setting to use.
+"""Is drafting worth it here, and what to type: one verdict, computed from a record.
 
-Every sentence is computed from the record and contains the numbers that it rests on.
+The tables, the first and the last line of a report, and `--share` all take it from here.
 """
 
 from __future__ import annotations
 
-from mlx_gemma_mtp.errors import UsageError
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from .record import Case, Record, Spread, by_speed
-from .report import cells
 
-BEHIND = 0.05  # of the best fixed number's speed: a slower auto is not recommended
-COMPARED = "--recommend compares 0, auto and a number: use --drafts 0,3,auto"
+LEAST_GAIN = 0.02  # a smaller gain over plain decoding doesn't count
+BEHIND = 0.05  # auto is preferred to a fixed number up to this much faster
+QUESTION = "Worth it here?"
 
 
-def conclusions(record: Record) -> list[str]:
-    """Whether drafting pays, then the best setting by batch, the reasons, and the peers."""
-    if not record.batches:
-        return []
-    lines = [_verdict(record), *(_best(record, batch) for batch in record.batches)]
+class Finding(NamedTuple):
+    """One batch: plain decoding, the best setting that drafts, and how much faster that is."""
+
+    plain: Case
+    drafted: Case
+    gain: Spread
+
+    @property
+    def gains(self) -> bool:
+        return gains(self.drafted)
+
+    @property
+    def use(self) -> Case:
+        """The setting to use."""
+        return self.drafted if self.gains else self.plain
+
+
+def gains(case: Case) -> bool:
+    """True if drafts made every turn faster than plain decoding, and the median clearly so."""
+    found = case.speedup
+    if found is None or case.drafted_per_round == 0:  # auto may choose not to draft
+        return False
+    return found.low > 1 and found.median > 1 + LEAST_GAIN
+
+
+def best(cases: Sequence[Case]) -> Case | None:
+    """The best setting with drafts: the fastest that gains, or the fastest if none does.
+
+    auto has an advantage of BEHIND.
+    """
+
+    def rank(case: Case) -> tuple[bool, bool, float]:
+        bonus = 1 / (1 - BEHIND) if case.num_draft_tokens == "auto" else 1
+        return gains(case), case.drafted_per_round != 0, bonus * by_speed(case)
+
+    return max((case for case in cases if case.num_draft_tokens != 0), key=rank, default=None)
+
+
+def finding(cases: Sequence[Case]) -> Finding | None:
+    """What one batch of ours shows; None if it wasn't measured both plainly and with drafts."""
+    plain = next((case for case in cases if case.num_draft_tokens == 0), None)
+    drafted = best(cases)
+    if plain is None or drafted is None or drafted.speedup is None:
+        return None
+    return Finding(plain, drafted, drafted.speedup)
+
+
+class Verdict(NamedTuple):
+    """answer: a sentence, with the gains that it rests on. advice: what to type."""
+
+    answer: str
+    advice: str
+
+
+def verdict(record: Record) -> Verdict:
+    """The verdict on all batches that were measured plainly and with drafts."""
+    found = {batch: one for batch in record.batches if (one := finding(record.at(batch)))}
+    if not record.cases:
+        return Verdict(f"{QUESTION} Not measured: the run ended too early.", "")
+    if not found:
+        if record.subject.drafter_bytes is None:
+            return Verdict(f"{QUESTION} Not measured: the model has no drafter.", "")
+        compared = "Type --num-draft-tokens 0,3,auto to compare."
+        return Verdict(f"{QUESTION} Not measured: it takes plain decoding and drafts.", compared)
+    paying = [batch for batch, one in found.items() if one.gains]
+    answer = "Yes" if len(paying) == len(found) else "No"
+    if 0 < len(paying) < len(found):
+        answer = f"Only at batch {', '.join(map(str, paying))}"
+    speeds: list[str] = []
+    for batch, one in found.items():
+        speeds.append(f"{one.gain.median:.2f}x {'the plain speed ' * (not speeds)}at batch {batch}")
+        if one.gain.median > 1 + LEAST_GAIN and not one.gains:
+            speeds[-1] += " but not reliably"
+    condition = f", if drafts are accepted at {drawn}" if (drawn := accepts(record)) else ""
+    said = f"{QUESTION} {answer}: {', '.join(speeds)}{condition}."
+    return Verdict(said, _advice(found))
+
+
+def _advice(found: dict[int, Finding]) -> str:
+    counts = {batch: one.use.num_draft_tokens for batch, one in found.items()}
+    if len({*counts.values()}) > 1:
+        by_batch = ", ".join(f"{count} at batch {batch}" for batch, count in counts.items())
+        return f"Type --num-draft-tokens {by_batch}."
+    count = next(iter(counts.values()))
+    return f"Type --num-draft-tokens {count}{', the default' * (count == 'auto')}."
+
+
+def reasons(record: Record) -> list[str]:
+    """Why drafts don't gain, for each batch where they don't."""
+    found = []
     for batch in record.batches:
-        if not any(case.gains for case in record.at(batch)):
-            lines.append(_reason(record, batch))
-    if record.stamp.backend == "cpu" and lines[0]:
-        lines.append(
-            "on a CPU, checking drafts costs almost as much as generating the tokens, so drafting "
-            "rarely helps; GPUs differ"
+        one = finding(record.at(batch))
+        if one is None or one.gains:
+            continue
+        cost, tokens = one.drafted.round_ms.median, one.drafted.acceptance_length
+        if tokens is None:
+            found.append(f"batch {batch}: {one.drafted.setting} did not draft")
+            continue
+        found.append(
+            f"batch {batch}: a round with {one.drafted.setting} takes "
+            f"{cost / one.plain.round_ms.median:.2f}x as long as a plain one and yields "
+            f"{tokens:.2f} tokens a row"
         )
+    if found and record.stamp.backend == "cpu":
+        found.append(
+            "On a CPU, checking drafts costs almost as much as generating the tokens; GPUs differ"
+        )
+    return [f"{reason}." for reason in found]
+
+
+class Duel(NamedTuple):
+    """Our best and a peer's at one batch, from the same numbers of draft tokens."""
+
+    ours: Case
+    theirs: Case
+    times: Spread  # ours over theirs, turn by turn
+
+
+def duels(record: Record) -> list[Duel]:
+    """A comparison for each batch and peer."""
+    found = []
     for batch in record.batches:
-        lines += [_peer(record, batch, engine) for engine in record.engines[1:]]
-    return [f"{line}." for line in lines if line]
+        for engine in record.engines[1:]:
+            theirs = record.fastest(batch, engine)
+            tried = {case.num_draft_tokens for case in record.at(batch, engine)}
+            same = [c for c in record.at(batch) if c.num_draft_tokens in tried or tried == {0}]
+            if theirs is not None and same:
+                ours = max(same, key=by_speed)
+                pairs = zip(ours.windows, theirs.windows, strict=True)
+                times = Spread.of([own.rate / other.rate for own, other in pairs])
+                found.append(Duel(ours, theirs, times))
+    return found
 
 
-def _verdict(record: Record) -> str:
-    """Whether drafting is worth it here; "" if it wasn't measured."""
-    best = [case for batch in record.batches if (case := record.best(batch)) and case.gains]
-    if not best:
-        drafted = any(record.fastest_drafted(batch) for batch in record.batches)
-        return "drafting does not pay here" if drafted else ""
-    most = max(best, key=lambda case: case.speedup or Spread(1, 1, 1))
-    batches = ", ".join(str(case.batch) for case in best)
-    return f"drafting pays here at batch {batches}: up to {_gain(most)}, {most.setting}"
-
-
-def _gain(case: Case) -> str:
-    row = cells(case)
-    return f"{row['speedup']}x plain ({row['speedup_low']}–{row['speedup_high']})"
-
-
-def _best(record: Record, batch: int) -> str:
-    """The best setting, next to auto and the fastest fixed number."""
-    chosen = record.best(batch)
-    if chosen is None:
-        return ""
-    line = f"batch {batch}: {chosen.setting}, {cells(chosen)['tokens_per_second']} tok/s"
-    if chosen.num_draft_tokens != 0 and chosen.speedup is not None:
-        line += f", {_gain(chosen)}"
-    if chosen.allowed_share is not None:
-        line += f", {chosen.allowed_share:.1%} of what the memory bandwidth allows"
-    others = [record.fastest_drafted(batch), _auto(record, batch)]
-    known = [case for case in others if case and case is not chosen and case.speedup]
-    return "; ".join([line, *(f"{case.setting} {_gain(case)}" for case in known)])
-
-
-def _auto(record: Record, batch: int) -> Case | None:
-    return next((case for case in record.at(batch) if case.num_draft_tokens == "auto"), None)
-
-
-def _reason(record: Record, batch: int) -> str:
-    """What a round with drafts costs, against what it yields."""
-    plain, drafted = record.plain(batch), record.fastest_drafted(batch)
-    if plain is None or drafted is None or drafted.acceptance_length is None:
-        return ""
-    cost = drafted.round_ms.median / plain.round_ms.median
-    return (
-        f"no gain at batch {batch}: a round with {drafted.setting} takes {cost:.2f}x a plain one "
-        f"and yields {drafted.acceptance_length:.2f} tokens a row"
-    )
-
-
-def _peer(record: Record, batch: int, engine: str) -> str:
-    """Our best compared with a peer's, turn by turn, from the same numbers of draft tokens."""
-    theirs = record.fastest(batch, engine)
-    tried = {case.num_draft_tokens for case in record.at(batch, engine)}
-    same = [c for c in record.at(batch) if c.num_draft_tokens in tried or tried == {0}]
-    if theirs is None or not same:
-        return ""
-    ours = max(same, key=by_speed)
-    pairs = zip(ours.windows, theirs.windows, strict=True)
-    times = Spread.of([own.rate / other.rate for own, other in pairs])
-    return (
-        f"batch {batch} compared with {engine}: {times.median:.2f}x ({times.low:.2f}–"
-        f"{times.high:.2f}), {by_speed(ours):.1f} tok/s with {ours.setting}, "
-        f"{by_speed(theirs):.1f} with {theirs.setting}"
-    )
-
-
-def recommend(record: Record) -> str:
-    """The setting to use. Raises UsageError if 0, a number above 0 or auto is missing."""
-    if not record.batches:
-        raise UsageError("nothing to recommend: no batch was finished")
-    said, pinned, kept, gained = [], [], 1.0, False
-    for batch in record.batches:
-        plain, drafted, auto = (
-            record.plain(batch),
-            record.fastest_drafted(batch),
-            _auto(record, batch),
-        )
-        if not (plain and drafted and auto and drafted.speedup and auto.speedup):
-            raise UsageError(COMPARED)
-        best, gain = 1.0, auto.speedup.median  # turn by turn, as in the tables
-        if drafted.gains:
-            best, gained = drafted.speedup.median, True
-        if gain < (1 - BEHIND) * best:
-            count = drafted.num_draft_tokens if drafted.gains else 0
-            pinned.append(f"{count} at batch {batch}")
-        kept = min(kept, gain)
-        said.append(
-            f"at batch {batch} auto gives {gain:.2f}x plain decoding ({by_speed(plain):.1f} to "
-            f"{by_speed(auto):.1f} tokens/s), {drafted.setting} {drafted.speedup.median:.2f}x"
-        )
-    device, found = record.stamp.device, "; ".join(said)
-    if not gained:
-        found += f"; auto keeps {kept:.0%} of the speed without drafts"
-        return f"Turn drafting off on this {device}: --num-draft-tokens 0. {found}."
-    if not pinned:
-        return f"Leave --num-draft-tokens at auto on this {device}: {found}."
-    return f"Use --num-draft-tokens {' and '.join(pinned)} on this {device}, else auto: {found}."
+def accepts(record: Record) -> str:
+    """The chances of drawn accepts; "" if they were real."""
+    return ", ".join(map(str, record.plan.accept or []))

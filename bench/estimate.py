@@ -12,20 +12,22 @@ work, heat or sampling: if those decide, as for small models on fast chips, it p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlx_gemma_mtp import device, memory
-from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import is_folder
+from mlx_gemma_mtp.files.names import is_folder, no_such
+from mlx_gemma_mtp.files.published import size_of, size_within
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 from .chips import Chip
 from .floor import Floor, Work
-from .synthetic import SIZES, expected_tokens, random_pair
+from .synthetic import expected_tokens, random_pair
 
 # The share of its maker's bandwidth and compute that a chip is assumed to reach. Rounds of 31B in
 # bfloat16 on an H100 (3.35 TB/s by its datasheet) reached 0.51 to 0.73, median 0.59; on another
@@ -67,7 +69,7 @@ def predict(
     """
     most = planned.pair.target.max_position_embeddings
     if not 0 < context <= most:
-        raise UsageError(f"--context of {planned.name} must be 1 to {most}, not {context}")
+        raise UsageError(f"--context must be 1 to {most:,} for {planned.name}, not {context}")
     counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
     speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
     needs = planned.pair.needs(context, batch)
@@ -95,25 +97,27 @@ def speed(
 
 
 def plan(model: str, *, bits: int | None = None) -> Planned:
-    """A published size (E2B to 31B), a folder or a cached Hub name, with its drafter.
+    """A size such as e4b, a folder or a Hub name, with its drafter; as `--model` takes them.
 
-    bits: 4 or 8 quantizes as `load` does. Reads no weights and downloads nothing. Raises
-    UsageError, ModelNotFoundError, CheckpointError.
+    bits: 4 or 8 quantizes as `load` does. Reads no weights and downloads nothing: of a Hub name
+    that is not downloaded the size and the bits count. Raises UsageError, ModelNotFoundError,
+    CheckpointError.
     """
-    size = next((name for name in SIZES if name.casefold() == model.casefold()), None)
     target: Target
     drafter: Drafter | None
-    if size is not None:
-        target, drafter = random_pair(size, bits=bits)
-    elif model == "demo" or is_folder(model) or ("/" in model and hub.from_cache(model)):
+    if model == "demo" or is_folder(model) or ("/" in model and hub.from_cache(model)):
         folder, beside = find_pair(model, "auto")
         target, drafter = weights.open_target(folder, bits=bits), None
         if beside is not None:
             own = weights.drafter_bits(folder, beside) if bits is None else bits
             drafter = weights.open_drafter(beside, target.config, bits=own)
-    else:
-        raise ModelNotFoundError(
-            f"{model!r} is not one of {', '.join(SIZES)}, a folder, or a downloaded model "
-            "(`mgm pull` downloads one)"
-        )
-    return Planned(size or model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
+        return Planned(model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
+    on_hub = re.fullmatch(r"[\w-]+/[\w.-]+", model)
+    size = size_within(model) if on_hub else size_of(model)
+    if size is None:
+        raise no_such(model)
+    if bits is None and (named := re.search(r"([48])-?bit", model)):
+        bits = int(named[1])
+    target, drafter = random_pair(size.kind, bits=bits)
+    name = model if on_hub else size.kind
+    return Planned(name, bits, Floor(target, drafter), memory.Pair.of(target, drafter))

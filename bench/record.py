@@ -21,11 +21,10 @@ from mlx_gemma_mtp.files.atomic import write_whole
 
 from .stamp import Stamp
 
-SCHEMA = 3  # increases when a key is removed or changes its meaning
+SCHEMA = 4  # increases when a key is removed or changes its meaning
 OURS = "mlx-gemma-mtp"
 ALL = "all"  # the task of a case that adds up several tasks, each measured alone
 MIXED = "mixed"  # the task of a case whose rows belong to different tasks
-LEAST_GAIN = 0.02  # a smaller gain over plain decoding doesn't count
 
 NumDrafts = int | Literal["auto"]
 
@@ -97,16 +96,7 @@ class Case:
     @property
     def setting(self) -> str:
         """The number of draft tokens in words."""
-        count = self.num_draft_tokens
-        if count == "auto":
-            return "auto"
-        return f"{count} draft{'s' * (count > 1)}" if count else "plain decoding"
-
-    @property
-    def gains(self) -> bool:
-        """True if every turn was faster than plain decoding, and the median clearly so."""
-        found = self.speedup
-        return found is not None and found.low > 1 and found.median - 1 > LEAST_GAIN
+        return in_words(self.num_draft_tokens)
 
 
 @dataclass(frozen=True)
@@ -156,7 +146,6 @@ class Record:
     bandwidth_bytes_per_second: float
     cases: list[Case] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    recommendation: str | None = None
     complete: bool = False
 
     @property
@@ -191,11 +180,6 @@ class Record:
         """The fastest of ours with a fixed number of draft tokens above 0."""
         return max(filter(is_drafted, self.at(batch)), key=by_speed, default=None)
 
-    def best(self, batch: int) -> Case | None:
-        """The fastest of ours; the plain one unless that gains on it."""
-        fastest, plain = self.fastest(batch), self.plain(batch)
-        return fastest if plain is None or (fastest and fastest.gains) else plain
-
     def by_task(self, batch: int) -> list[Case]:
         """Our cases of single tasks, in the order measured."""
         found = [c for c in self.cases if (c.batch, c.engine) == (batch, OURS)]
@@ -204,6 +188,13 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, with the schema first."""
         return {"schema": SCHEMA, **dataclasses.asdict(self)}
+
+
+def in_words(num_draft_tokens: NumDrafts) -> str:
+    """A number of draft tokens."""
+    if num_draft_tokens == "auto":
+        return "auto"
+    return {0: "plain decoding", 1: "1 draft"}.get(num_draft_tokens, f"{num_draft_tokens} drafts")
 
 
 def by_drafts(case: Case) -> float:
@@ -233,7 +224,7 @@ def write_json(found: dict[str, Any], path: Path) -> None:
 def read(path: Path) -> Record:
     """The record in a file. Raises UsageError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         schema = found.pop("schema")
         if "cases" in found and schema != SCHEMA:
             raise UsageError(f"{path} has schema {schema!r}, not {SCHEMA}: measure again")

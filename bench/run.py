@@ -22,7 +22,7 @@ from mlx_gemma_mtp.show import Update
 from .case import make_case
 from .floor import Floor
 from .prompts import Prompts
-from .record import ALL, OURS, NumDrafts, Record
+from .record import ALL, OURS, NumDrafts, Record, in_words
 from .split import Stopwatch
 from .subject import Opened
 from .turn import Turn, Wave, play_turn, timed
@@ -165,7 +165,7 @@ class Run:
             if one.engine == OURS:
                 raise
             self._contestants.remove(one)
-            where = f"batch {len(wave(0))}, --drafts {one.num_draft_tokens}"
+            where = f"batch {len(wave(0))} with {in_words(one.num_draft_tokens)}"
             self._record.warnings.append(f"{one.engine} failed at {where}: {one_line(error)}")
             return None
 

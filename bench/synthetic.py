@@ -36,11 +36,12 @@ PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 def settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The target's and the drafter's config.json, as far as shapes go. Raises UsageError.
 
-    size: one of SIZES, or a JSON file like those in the folder `sizes`.
+    size: a published one, such as "26B-A4B" or "26b", or a JSON file like those in `sizes`.
     """
-    known = Path(__file__).with_name("sizes") / f"{size}.json"
+    named = published.size_of(size)
+    file = Path(__file__).with_name("sizes") / f"{named.kind}.json" if named else Path(size)
     try:
-        found = json.loads((known if size in SIZES else Path(size)).read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
         return found["target"], found["drafter"]
     except OSError:
         raise UsageError(f"--synthetic must be one of {', '.join(SIZES)}, not {size!r}") from None

@@ -10,6 +10,7 @@ import queue
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -104,8 +105,10 @@ def play_turn(
     turn, wanted = Turn(Window(0, 0, 0.0, 0, 0.0), [], [], [], 0), tokens * len(wave(0))
     for number in range(WAVES):
         prompts, stats, missing = wave(number), list[Stats](), wanted - turn.window.tokens
-        rounds = our_rounds(engine, prompts, params, stats)
-        turn = turn.plus(timed(rounds, prompts, tokens=missing, warm_up=warm_up))
+        at = [time.perf_counter()]
+        rounds = our_rounds(engine, prompts, params, stats, at)
+        clock = partial(at.__getitem__, 0)
+        turn = turn.plus(timed(rounds, prompts, tokens=missing, warm_up=warm_up, clock=clock))
         turn.stats.extend(stats)
         if turn.window.tokens >= wanted or (number == FUTILE and not turn.window.rounds):
             break
@@ -115,29 +118,41 @@ def play_turn(
 
 
 def our_rounds(
-    engine: Engine, prompts: list[list[int]], params: SamplingParams, stats: list[Stats]
+    engine: Engine,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    stats: list[Stats],
+    at: list[float],
 ) -> Rounds:
-    """Rounds of our engine until a row ends; the statistics of the rows are added to `stats`."""
-    arrived: queue.SimpleQueue[tuple[int, Chunk | None]] = queue.SimpleQueue()
+    """Rounds of our engine until a row ends; the statistics of the rows are added to `stats`.
+
+    at: its item becomes the time when the round yielded was ready, on the engine's thread: this one
+    may wake up late, and then gets several rounds at once.
+    """
+    arrived: queue.SimpleQueue[tuple[float, int, Chunk | None]] = queue.SimpleQueue()
     generations: list[Generation] = []
     new: list[list[int]] = [[] for _ in prompts]
 
     def submit(row: int) -> Generation:
         own = replace(params, seed=row)
-        return engine.submit(prompts[row], own, lambda chunk: arrived.put((row, chunk)))
+
+        def on_chunk(chunk: Chunk | None) -> None:
+            arrived.put((time.perf_counter(), row, chunk))
+
+        return engine.submit(prompts[row], own, on_chunk)
 
     try:
         for row in range(len(prompts)):
             generations.append(submit(row))
-            generations[-1].add_done_callback(lambda _: arrived.put((0, None)))
+            generations[-1].add_done_callback(lambda _: arrived.put((0.0, 0, None)))
         while True:
-            row, chunk = arrived.get()
+            ready, row, chunk = arrived.get()
             if chunk is None or chunk.finish_reason:  # fewer rows play its round
                 return
             if new[row]:  # the rows of a round come in order
                 yield new
                 new = [[] for _ in prompts]
-            new[row] = chunk.tokens
+            new[row], at[0] = chunk.tokens, ready
     finally:
         for generation in generations:
             generation.cancel()

@@ -80,7 +80,7 @@ def _passages() -> list[dict[str, str]]:
 
 def _content(path: Path) -> str:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as text ({error})") from None
     if not content.strip():

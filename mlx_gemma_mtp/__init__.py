@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
     from mlx_gemma_mtp.engine.session import Session
     from mlx_gemma_mtp.errors import MgmError
-    from mlx_gemma_mtp.text.channels import ToolCall
+    from mlx_gemma_mtp.text.calls import ToolCall
 
 __all__ = [
     "Chunk",
@@ -39,7 +39,7 @@ _HOMES = {
     "MgmError": "errors",
     "SamplingParams": "decode.params",
     "Session": "engine.session",
-    "ToolCall": "text.channels",
+    "ToolCall": "text.calls",
     "load": "engine.engine",
 }
 

@@ -109,7 +109,7 @@ class Comparison:
     @property
     def settings(self) -> str:
         drafts = self.num_draft_tokens
-        how = f"drafts {drafts}" if drafts else "no drafts, compared with each alone"
+        how = f"drafts {drafts}" if drafts else "no drafts, compared with each row alone"
         return f"temperature {self.temperature:g}, batch {self.batch}, {how}"
 
     @property

@@ -57,7 +57,7 @@ def table(
     drawn = Table(box=kind, pad_edge=markdown, padding=padding)
     for number, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if number < left else "right"
-        own = widths and widths[number]
+        own = widths[number] if widths else None
         drawn.add_column(name, justify=justify, width=own, no_wrap=not widths, overflow="fold")
     for row in texts[1:]:
         drawn.add_row(*row)
@@ -122,7 +122,7 @@ def broken(text: Text, width: int) -> list[Text]:
 
     A word that is too long stays whole: a terminal breaks it, and what is copied is in one piece.
     """
-    lines = []
+    lines: list[Text] = []
     for line in text.split(allow_blank=True) or [text]:
         cuts, used = [], 0
         for word in re.finditer(r"\s*\S+\s*", line.plain):
@@ -222,7 +222,8 @@ def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
 
     text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
     shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
-    shown.add_task(what, total=None)
+    room = size(stream or sys.stderr).columns - len("| …  9,999 s")
+    shown.add_task(what if len(what) <= room else f"{what[:room]}…", total=None)
     timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
     timer.start()
     try:

@@ -145,7 +145,7 @@ def test_a_completion_that_the_batch_changes_is_not_blamed_on_drafts(
     report = run(random_pair(rng), [2], [3], change=change)
     faulty = [one for one in report.compared if one.differences]
     assert [(one.batch, one.num_draft_tokens) for one in faulty] == [(3, 0)] * 2
-    assert "temperature 1, batch 3, no drafts, compared with each alone: 2 of 3 the same" in (
+    assert "temperature 1, batch 3, no drafts, compared with each row alone: 2 of 3 the same" in (
         str(report)
     )
 

@@ -18,6 +18,7 @@ from mlx_gemma_mtp.chat.transcript import Conversation, counted, shortened
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files import folders
+from mlx_gemma_mtp.files.choice import choose
 
 SHOWN = 60  # characters of a message
 UNSET = {"seed": "random each time", "max_tokens": "until the context is full", "stop": "none"}
@@ -112,8 +113,8 @@ def run(chat: Chat, command: str, rest: str) -> None:
                 loaded = transcript.load(path)
             loaded.models = chat.models  # it continues with the model that is loaded
             chat.start(loaded)
-            last = shortened(loaded.questions[-1], SHOWN) if loaded.questions else ""
-            note(f"(loaded {counted(loaded.turns)}, last message: {last})")
+            note(f"(loaded {counted(loaded.turns)})")
+            chat.show_last()
         case "read":
             _read(chat, rest)
         case "copy":
@@ -122,7 +123,7 @@ def run(chat: Chat, command: str, rest: str) -> None:
             note(f"({clipboard.copy(chat.transcript.answer['content'], chat.screen.stderr)})")
         case "model":
             if rest:
-                chat.switch(chat.models._replace(model=rest, drafter="auto"))
+                _switch(chat, rest)
             note(f"(model: {chat.models.model})")
 
 
@@ -141,6 +142,15 @@ def _think(chat: Chat, rest: str) -> None:
             chat.screen.aside(chat.transcript.answer.get("reasoning", ""))
         on = "on" if chat.params.thinking else "off"
         note(f"(thinking is {on}; thoughts are {'hidden' if chat.folds else 'shown'})")
+
+
+def _switch(chat: Chat, name: str) -> None:
+    """Continue with the model of this name, which may be short, such as e4b."""
+    models = chat.models._replace(model=name, drafter="auto")
+    if choice := choose(name):
+        chat.screen.note(f"({choice})")
+        models = models._replace(model=choice.name, bits=choice.bits)
+    chat.switch(models)
 
 
 def _set(chat: Chat, name: str = "", value: str = "") -> None:
@@ -201,7 +211,8 @@ def _names_a_file(reading: tuple[str, str]) -> bool:
 def _send(chat: Chat, name: str, text: str) -> None:
     with _file(name, "read") as path:
         content = path.read_text(encoding="utf-8-sig")
-    chat.screen.note(f"(sending {path}, {len(content.splitlines()):,} lines)")
+    lines = len(content.splitlines())
+    chat.screen.note(f"(sending {path}, {lines:,} line{'s' * (lines != 1)})")
     chat.ask(f"{text.strip()}\n\n{content}" if text.strip() else content)
 
 

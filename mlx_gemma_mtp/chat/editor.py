@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import (
     CompleteEvent,
     Completer,
@@ -23,6 +24,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output import Output
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -40,21 +43,24 @@ class Editor:
         """screen: the terminal. history: the file of earlier messages; None to keep none."""
         self._screen = screen
         self._interrupts = interrupts
-        output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
-        output.enable_cpr = False  # some terminals never answer where the cursor is
-        self._session: PromptSession[str] = PromptSession(
-            [("bold", "> ")],
-            multiline=True,
-            prompt_continuation="  ",
-            key_bindings=_keys(),
-            history=_History(history) if history else InMemoryHistory(),
-            completer=Commands(),
-            complete_while_typing=False,
-            complete_style=CompleteStyle.READLINE_LIKE,
-            enable_open_in_editor=True,
-            enable_suspend=True,
-            output=output,
-        )
+        output: Output = PlainTextOutput(screen)
+        if can_draw(screen):
+            output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
+            output.enable_cpr = False  # some terminals never answer where the cursor is
+        # Not given as its output: then it would draw on a dumb terminal, too.
+        with create_app_session(output=output):
+            self._session: PromptSession[str] = PromptSession(
+                [("bold", "> ")],
+                multiline=True,
+                prompt_continuation="  ",
+                key_bindings=_keys(),
+                history=_History(history) if history else InMemoryHistory(),
+                completer=Commands(),
+                complete_while_typing=False,
+                complete_style=CompleteStyle.READLINE_LIKE,
+                enable_open_in_editor=True,
+                enable_suspend=True,
+            )
 
     def read(self) -> str | None:
         """Return the next message, or None if the user leaves: Ctrl-D, or Ctrl-C twice."""

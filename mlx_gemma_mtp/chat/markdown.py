@@ -110,8 +110,8 @@ class _Layout(NamedTuple):
             case "bullet_list" | "ordered_list" | "root":
                 return self.blocks(node.children, width)
             case "list_item":
-                sign = f"{node.info}{node.markup} " if node.info else "- "
-                return self.inside(node, Text(sign), Text(" " * len(sign)), width)
+                first = f"{node.info}{node.markup} " if node.info else "- "
+                return self.inside(node, Text(first), Text(" " * len(first)), width)
             case "blockquote":
                 sign = Text("> ", self.quiet)
                 return self.inside(node, sign, sign, width)
@@ -124,8 +124,8 @@ class _Layout(NamedTuple):
             case "hr":
                 return [Text(node.markup[1:], self.quiet)]
             case _:
-                first, end = node.map or (0, 0)
-                return [Text(line) for line in self.source[first:end]]
+                start, end = node.map or (0, 0)
+                return [Text(line) for line in self.source[start:end]]
 
     def blocks(self, nodes: Sequence[SyntaxTreeNode], width: int) -> list[Text]:
         """Return the lines of blocks, with a blank line where they are written with some."""
@@ -177,8 +177,8 @@ class _Layout(NamedTuple):
             drawn.add_column(name, justify=justify, width=own, overflow="fold")
         for row in body:
             drawn.add_row(*row)
-        console = _console()
-        lines = console.render_lines(drawn, console.options.update_width(width + GAP), pad=False)
+        options = console().options.update_width(width + GAP)
+        lines = console().render_lines(drawn, options, pad=False)
         found = [Text.assemble(*((one.text, one.style or "") for one in line)) for line in lines]
         for line in found:
             line.rstrip()
@@ -224,7 +224,8 @@ def _after_blank(line: int, source: list[str]) -> bool:
 
 
 @cache
-def _console() -> Console:
+def console() -> Console:
+    """Return the console that lays out lines; it prints nothing."""
     return Console(color_system=None, markup=False, highlight=False)
 
 
@@ -233,7 +234,7 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt().enable("table").disable(LEFT_AS_WRITTEN)
     parser.inline.ruler.before("escape", "formula", _formula)
     parser.inline.ruler.before("emphasis", "product", _product)
-    parser.normalizeLink = str  # type: ignore[method-assign]
+    parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
     return parser
 
 

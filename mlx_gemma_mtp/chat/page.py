@@ -10,22 +10,19 @@ import os
 import re
 import time
 from collections.abc import Callable
-from functools import cache
 from itertools import takewhile
 
 from rich.cells import cell_len
 from rich.color import ColorSystem
-from rich.console import Console
 from rich.text import Text
 
-from mlx_gemma_mtp.chat.markdown import Part, parts
+from mlx_gemma_mtp.chat.markdown import Part, console, parts
 
 # Control characters could move the cursor: they are shown as pictures. Lines end with \n alone.
 PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32)}
 PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 PICTURES |= {ord("\t"): ord("\t"), ord("\n"): ord("\n"), ord("\r"): None}
 TAB = 8
-SHARE = 0.2  # of the time, spent on drawing at most
 
 
 class Page:
@@ -39,9 +36,7 @@ class Page:
         self._seen = size()
         self._lines: list[Text] = []  # that can still change
         self._gone = ""  # the letters of those before them
-        self.moved = (
-            False  # set it if something else was written: the cursor is on a line of its own
-        )
+        self.moved = False  # set it if others wrote here: the cursor is on a new line now
 
     @property
     def whole(self) -> bool:
@@ -61,7 +56,7 @@ class Page:
         if left is None:  # what scrolled away is different now: all of it once more
             self.keep()
             left = lines
-        old, columns = self._lines, self._seen.columns
+        old = self._lines
         pairs = zip(old, left, strict=False)
         first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if first == len(old) == len(left):
@@ -69,12 +64,10 @@ class Page:
         start = "\n" if old else ""
         if first < len(old):
             first = max(min(first, len(left) - 1), 0)
-            rows = [
-                sum(_rows(line.plain, columns) for line in side[first:]) for side in (old, left)
-            ]
-            up = rows[0] - 1
-            start = "\r" + f"\x1b[{up}A" * (up > 0) + "\x1b[J" * (rows[1] < rows[0])
-        self._write(start + "\n".join(_ansi(line, columns) for line in left[first:]))
+            before, now = (sum(map(self._rows, side[first:])) for side in (old, left))
+            up = f"\x1b[{before - 1}A" if before > 1 else ""
+            start = f"\r{up}\x1b[J" if now < before else f"\r{up}"
+        self._write(start + "\n".join(_ansi(line, self._seen.columns) for line in left[first:]))
         self._lines = left
         self._scroll()
 
@@ -101,20 +94,24 @@ class Page:
 
     def _scroll(self) -> None:
         """Give up the lines that are above the window."""
-        rows = [_rows(line.plain, self._seen.columns) for line in self._lines]
+        rows = list(map(self._rows, self._lines))
         while rows and sum(rows) > self._seen.lines:
             self._gone += _letters(self._lines.pop(0))
             rows.pop(0)
+
+    def _rows(self, line: Text) -> int:
+        return _end(line.plain, self._seen.columns)[0]
 
 
 class Markdown:
     """An answer on a page, as it arrives."""
 
-    def __init__(self, page: Page, *, style: str = "", quiet: str = "") -> None:
-        """style: that of everything. quiet: that of signs."""
+    def __init__(self, page: Page, *, style: str = "", quiet: str = "", share: float = 0.2) -> None:
+        """style: that of everything. quiet: that of signs. share: of the time, for drawing."""
         self._page = page
         self._style = style
         self._quiet = quiet
+        self._share = share
         self._next = 0.0  # when it may be drawn again
         self._text = ""  # from the start of the part that is still open
         self._starts = True
@@ -125,10 +122,11 @@ class Markdown:
         self._text = text = self._text + text.translate(PICTURES)
         if (start := time.perf_counter()) < self._next:
             return
-        *done, last = parts(text) or [None]
-        self._settle(done)
-        if last is None:
+        found = parts(text)
+        if not found:
             return
+        *done, last = found
+        self._settle(done)
         if done:
             self._gap = last.after_blank
             text = "\n".join(last.source[last.start :])
@@ -136,7 +134,7 @@ class Markdown:
         shown = last.written() if last.is_table else self._layout(parts(last.completed(text)))
         self._page.show(self._spaced(shown))
         now = time.perf_counter()
-        self._next = now + (now - start) * (1 / SHARE - 1)
+        self._next = now + (now - start) * (1 / self._share - 1)
 
     def finish(self) -> None:
         """Show the end of the answer."""
@@ -178,8 +176,8 @@ def _after(lines: list[Text], gone: str) -> list[Text] | None:
         if not letters.startswith(gone[at : at + len(letters)]):
             return None
         if left < len(letters):  # it is wrapped in another way
-            ends = [found.end() for found in re.finditer(r"\S", line.plain)]
-            return [line[ends[left - 1] :], *lines[number + 1 :]]
+            starts = [found.start() for found in re.finditer(r"\S", line.plain)]
+            return [line[starts[left] :], *lines[number + 1 :]]
         at += len(letters)
     return [] if at == len(gone) else None
 
@@ -189,34 +187,29 @@ def _letters(line: Text) -> str:
     return "".join(line.plain.split()) or "\n"
 
 
-def _rows(line: str, columns: int) -> int:
-    """Return how many rows of a terminal a line takes."""
+def _end(line: str, columns: int) -> tuple[int, int]:
+    """Return the rows that a line takes, and the columns of the last one."""
     if line.isascii() and "\t" not in line:
-        return max(-(-len(line) // columns), 1)
+        rows = max(-(-len(line) // columns), 1)
+        return rows, len(line) - (rows - 1) * columns
     rows, used = 1, 0
     for letter in line:
-        cells = TAB - used % TAB if letter == "\t" else cell_len(letter)
         if letter == "\t":
-            used = min(used + cells, columns - 1)
-        elif used + cells > columns:
+            used = min(used + TAB - used % TAB, columns - 1)
+        elif used + (cells := cell_len(letter)) > columns:
             rows, used = rows + 1, cells
         else:
             used += cells
-    return rows
-
-
-@cache
-def _console() -> Console:
-    return Console()
+    return rows, used
 
 
 def _ansi(line: Text, columns: int) -> str:
     """Return a line with its styles, in place of one that may be longer."""
-    segments = line.render(_console(), end="")
+    # Assembled, as a line's own style is otherwise left out.
     written = "".join(
         one.style.render(one.text, color_system=ColorSystem.STANDARD) if one.style else one.text
-        for one in segments
+        for one in Text.assemble(line).render(console(), end="")
     )
     # After a full row the cursor waits at its last column, which would be erased.
-    full = cell_len(line.plain) % columns == 0 and line.plain
+    full = _end(line.plain, columns)[1] == columns
     return written if full else f"{written}\x1b[K"

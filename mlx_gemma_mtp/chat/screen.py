@@ -56,14 +56,14 @@ class Screen:
     def end_answer(self) -> None:
         """End the last line of an answer, which may be empty."""
         self._end_aside()
-        if self._answer:
-            self._answer.finish()
-            self._answer = None
+        if self.renders:
+            self._end_layout()
         else:
             self._write_out("\n")
 
     def aside(self, text: str) -> None:
         """Write a piece of the model's output that is not answer."""
+        self._end_layout()
         if not self.raw and show.can_draw(self.stderr):
             style = "dim" if self._dims else ""
             self._aside = self._aside or self._markdown(self.stderr, self._write, style)
@@ -102,6 +102,11 @@ class Screen:
     def _markdown(self, stream: IO[Any], write: Callable[[str], None], style: str = "") -> Markdown:
         self._page = Page(write, lambda: show.size(stream))
         return Markdown(self._page, style=style, quiet="dim" if self._dims else "")
+
+    def _end_layout(self) -> None:
+        if self._answer:
+            self._answer.finish()
+            self._answer = None
 
     def _end_aside(self) -> None:
         if self._aside:

@@ -109,5 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
         exit_code = MgmError.exit_code
         if isinstance(error, MgmError):
             line, exit_code = str(error), error.exit_code
-        print(f"mgm: {line}", file=sys.stderr)
+        from mlx_gemma_mtp.show import columns, wrapped
+
+        print(wrapped(f"mgm: {line}", columns(sys.stderr)), file=sys.stderr)
         sys.exit(exit_code)

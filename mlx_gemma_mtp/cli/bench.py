@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import sys
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,32 +19,35 @@ from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_l
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Record
+    from mlx_gemma_mtp.bench.report import Part
 
 # Options that go with --check and with --from.
-CHECKS = {"model", "drafter", "bits", "force", "tasks", "batch", "drafts", "depth"}
+CHECKS = {"model", "drafter", "bits", "force", "yes", "tasks", "batch", "num_draft_tokens", "depth"}
 CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
-SHOWS = {"from_", "format", "plot", "recommend", "share"}
-WIDTH = 100
+SHOWS = {"from_", "format", "details", "plot", "recommend", "share"}
 
 
 @dataclass(frozen=True)
 class Shown:
     """What to do with the result."""
 
-    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
-    out: Annotated[Path | None, typer.Option(help="Write a JSON file, after every task.")] = None
-    plot: Annotated[Path | None, typer.Option(help="Write plots (SVG) to this folder.")] = None
+    details: Annotated[bool, typer.Option("--details", help="Show everything measured.")] = False
     recommend: Annotated[
         bool,
-        typer.Option("--recommend", help="Say which setting to use; auto learns from the run."),
+        typer.Option("--recommend", help="Print only the verdict; auto starts from this run."),
     ] = False
+    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
+    out: Annotated[
+        Path | None, typer.Option(help="Write a JSON file, updated after every task.")
+    ] = None
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Show a file of --out instead of measuring; repeatable."),
+    ] = None
+    plot: Annotated[Path | None, typer.Option(help="Write plots (SVG) to this folder.")] = None
     share: Annotated[
         bool, typer.Option("--share", help="Print one row of a Markdown table, to paste.")
     ] = False
-    from_: Annotated[
-        list[Path] | None,
-        typer.Option("--from", help="Show what --out wrote; measures nothing; repeatable."),
-    ] = None
 
     def check_places(self) -> None:
         """Raise UsageError if the result of a long run couldn't be written."""
@@ -69,36 +71,23 @@ class Shown:
         """Print the records, and plot them."""
         from mlx_gemma_mtp.bench import report
         from mlx_gemma_mtp.bench.plot import plot
+        from mlx_gemma_mtp.show import columns
 
         if self.share:
-            print(report.share_table(records).text(markdown=True))
-            for advice in filter(None, [record.recommendation for record in records]):
-                print(advice, file=sys.stderr)
+            print(report.share_table(records).markdown())
         elif self.format == "csv":
             print(report.csv_text(records), end="")
         elif self.format == "json":
             for record in records:
                 print(json.dumps(record.to_json(), ensure_ascii=False))
         else:
-            print("\n\n".join(_text(record, self.format == "md") for record in records))
+            markdown = self.format == "md"
+            width = None if markdown else columns(sys.stdout)
+            part: Part = "verdict" if self.recommend else "all" if self.details else "short"
+            shown = (report.text(one, part, markdown=markdown, width=width) for one in records)
+            print("\n\n".join(shown))
         if self.plot is not None:
             print(*plot(records, self.plot), sep="\n", file=sys.stderr)
-
-
-def _text(record: Record, markdown: bool) -> str:
-    """What was measured, the tables, and the conclusions."""
-    from mlx_gemma_mtp.bench import report
-    from mlx_gemma_mtp.bench.conclusions import conclusions
-
-    def lines(found: list[str]) -> str:
-        if markdown:
-            return "\n".join(f"- {line}" for line in found)
-        return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in found)
-
-    tables = [one.text(markdown=markdown) for one in report.tables(record)]
-    advice = [record.recommendation] if record.recommendation else []
-    said = lines([*conclusions(record), *advice])
-    return "\n\n".join(filter(None, [lines(report.heading(record)), *tables, said]))
 
 
 @options.spread
@@ -111,10 +100,10 @@ def bench(
         bool, typer.Option("--check", help="Only compare the output with and without drafts.")
     ] = False,
 ) -> None:
-    """Measure what draft tokens gain on this machine.
+    """Measure whether drafting is worth it on this machine, and with how many draft tokens.
 
-    By task, batch size and number of draft tokens. All settings and engines take turns, forwards
-    and backwards. Ctrl-C keeps what is finished. --check exits with 5 if outputs differ.
+    Compares decoding with and without drafts, by task and batch size. Ctrl-C shows what is finished
+    so far. --check exits with 5 if outputs differ.
     """
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
@@ -126,13 +115,18 @@ def bench(
             "--check prints table or json",
             {"format"},
         ),
+        (
+            shown.share or shown.recommend or shown.format not in ("table", "md"),
+            "--share, --recommend, csv and json have a form of their own",
+            given & {"details"},
+        ),
         (shown.share and shown.format not in ("table", "md"), "--share is Markdown", {"format"}),
         (measured.peer, "--peer decodes greedily", given & {"temperature"}),
         (measured.synthetic, "--synthetic makes a pair", given & {"model", "drafter", "recommend"}),
         (
-            pair.drafter == "none" and measured.drafts != "0",
+            pair.drafter == "none" and measured.num_draft_tokens != "0",
             "--drafter none can't draft",
-            given & {"drafts"},
+            given & {"num_draft_tokens"},
         ),
     ):
         if applies and excluded:
@@ -141,22 +135,12 @@ def bench(
     if measured.tasks == "list":
         print(*measured.task_names(pair), sep="\n")
     elif shown.from_:
-        _show_earlier(shown, shown.from_)
-    elif check:
-        _check(pair, measured, shown)
+        from mlx_gemma_mtp.bench.record import read
+
+        shown.show([read(path) for path in shown.from_])
     else:
-        _measure(pair, measured, shown)
-
-
-def _show_earlier(shown: Shown, files: list[Path]) -> None:
-    from mlx_gemma_mtp.bench.conclusions import recommend
-    from mlx_gemma_mtp.bench.record import read
-
-    records = [read(path) for path in files]
-    if shown.recommend:
-        for record in records:
-            record.recommendation = recommend(record)
-    shown.show(records)
+        run = _check if check else _measure
+        run(pair if measured.synthetic else pair.chosen(), measured, shown)
 
 
 def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
@@ -166,7 +150,9 @@ def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     exact_products()
     plan = measured.plan(pair, check=True)
     if set(plan.num_draft_tokens) == {0}:
-        raise UsageError("--check has nothing to compare without drafts: --drafts 1 or more")
+        raise UsageError(
+            "--check has nothing to compare without drafts: --num-draft-tokens 1 or more"
+        )
     shown.check_places()
     opened, prompts = measured.open(pair, plan)
     check_batches(
@@ -180,7 +166,6 @@ def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
 def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.bench import stamp
-    from mlx_gemma_mtp.bench.conclusions import COMPARED, recommend
     from mlx_gemma_mtp.bench.floor import bandwidth
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import Run
@@ -192,12 +177,13 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
     plan = measured.plan(pair)
     if shown.recommend and not {0, "auto"} < set(plan.num_draft_tokens):
-        raise UsageError(COMPARED)
+        raise UsageError("--recommend needs 0, auto and a number: --num-draft-tokens 0,3,auto")
     shown.check_places()
     before = stamp.stamp()  # first: loading the model is load, too
     opened, prompts = measured.open(pair, plan)
     if opened.pair.drafter is None:
-        if shown.recommend or (measured.drafts != Measured.drafts and plan.num_draft_tokens != [0]):
+        asked = measured.num_draft_tokens not in (Measured.num_draft_tokens, "0")
+        if shown.recommend or asked:
             raise ModelNotFoundError(f"{pair.model} has no drafter: name one with --drafter")
         print(f"{pair.model}: no drafter found; measuring plain decoding only", file=sys.stderr)
         plan = replace(plan, num_draft_tokens=[0])
@@ -224,10 +210,9 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
             record.warnings.append("interrupted" if interrupted else f"failed: {one_line(error)}")
     later = stamp.stamp(after_run=True).warnings
     record.warnings += [text for text in later if text not in before.warnings]
-    if shown.recommend and record.complete:
-        record.recommendation = recommend(record)
-        if opened.pair.fingerprint is not None and not save_depth(opened.pair.fingerprint, depth):
-            print(f"cannot write {depth_file()}: auto will not know this run", file=sys.stderr)
+    own = opened.pair.fingerprint
+    if shown.recommend and record.complete and own and not save_depth(own, depth):
+        print(f"cannot write {depth_file()}: auto will not know this run", file=sys.stderr)
     keep()
     shown.show([record])
     if isinstance(ended, KeyboardInterrupt):

@@ -31,7 +31,9 @@ class Measured:
         str | None, typer.Option(help="Such as chat,code; `list` prints their names [all].")
     ] = None
     batch: Annotated[str | None, typer.Option(help="Batch sizes [1,2,4,8; on a CPU 1,4].")] = None
-    drafts: Annotated[str, typer.Option(help="Draft tokens per round.")] = "0,1,2,3,5,auto"
+    num_draft_tokens: Annotated[
+        str, typer.Option(help="Draft tokens per round: 0 to 15, auto.")
+    ] = "0,1,2,3,5,auto"
     prompt_tokens: Annotated[
         str | None, typer.Option(help="Tokens of each row's prompt [various, up to 840].")
     ] = None
@@ -48,11 +50,13 @@ class Measured:
     ] = None
     synthetic: Annotated[
         str | None,
-        typer.Option(help="Random weights of E2B, E4B, 12B, 26B-A4B, 31B, or of a JSON file."),
+        typer.Option(help="Random weights of e2b, e4b, 12b, 26b, 31b, or of a JSON file."),
     ] = None
     accept: Annotated[
         str | None,
-        typer.Option(help="Chance that each of their drafts is accepted, by position [0.8]."),
+        typer.Option(
+            help="Chance that each draft is accepted with --synthetic, by position [0.8]."
+        ),
     ] = None
 
     def plan(self, pair: options.Pair, *, check: bool = False) -> Plan:
@@ -82,7 +86,11 @@ class Measured:
             raise UsageError("the demo has prompts of its own: leave --prompt-tokens out")
         counts: list[NumDrafts] = ["auto", *range(MAX_DRAFT_TOKENS + 1)]
         drafts = options.listed(
-            "--drafts", self.drafts, _count, counts.__contains__, f"0 to {counts[-1]} and auto"
+            "--num-draft-tokens",
+            self.num_draft_tokens,
+            _count,
+            counts.__contains__,
+            f"0 to {counts[-1]} and auto",
         )
         tasks = options.listed(
             "--tasks", self.tasks or ",".join(known), str, known.__contains__, ", ".join(known)

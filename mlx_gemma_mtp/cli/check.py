@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ def check_batches(
             report.complete = True
     found = report.to_json()
     keep(found)
-    print(json.dumps(found, ensure_ascii=False) if as_json else report)
+    said = show.wrapped(str(report), show.columns(sys.stdout))
+    print(json.dumps(found, ensure_ascii=False) if as_json else said)
     if report.faults:
         raise VerificationError(report.summary)
     if not report.complete:

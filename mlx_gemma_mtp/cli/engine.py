@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.cli import options
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
-    """Load the models; a drafter that is not here is offered, or named on stderr."""
+    """Load the models. A drafter that is not here is offered, or named on stderr.
+
+    What people should know of the checkpoint goes to stderr too, once.
+    """
     from mlx_gemma_mtp import load
     from mlx_gemma_mtp.show import spinner
 
@@ -22,4 +26,6 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     drafter = options.named_drafter(pair.drafter)
     with spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)
+    for note in engine.notes:
+        print(f"{pair.model}: {note}", file=sys.stderr)
     return engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.text.messages import Prompt
 
 MAX_BATCH = 8
+PATIENCE = 2.0  # seconds that a prompt waits for standard input without a word
 
 
 @options.spread
@@ -143,26 +145,45 @@ def answer(
 
 
 def _prompt(argument: str | None, file: Path | None) -> str:
-    """Return the prompt from the one place that has it, without line ends after it."""
-    if argument is not None:
-        where, content = "", argument.encode(errors="surrogateescape")  # as it was typed
-    elif file is not None:
+    """Return the file, or the argument and what is piped in, with a blank line between them."""
+    if file is not None:
         try:
-            where, content = f" of {file}", file.read_bytes()
+            parts = [_text(file.read_bytes(), f" of {file}")]
         except OSError as error:
             raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    elif sys.stdin.isatty():
-        raise UsageError("no prompt: give one, use --file, or pipe one in")
     else:
-        where, content = " of standard input", sys.stdin.buffer.read()
+        at_terminal = sys.stdin.isatty()
+        if argument is None and at_terminal:
+            raise UsageError("no prompt: give one, use --file, or pipe one in")
+        typed = (argument or "").encode(errors="surrogateescape")  # as it was typed
+        piped = b"" if at_terminal else _piped(needed=argument is None)
+        parts = [_text(typed, ""), _text(piped, " of standard input")]
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    if not prompt:
+        raise UsageError("the prompt is empty")
+    return prompt
+
+
+def _piped(*, needed: bool) -> bytes:
+    """Return standard input. If it isn't needed and takes a while, say what is waited for."""
+    waits = "mgm: waiting for the end of standard input; </dev/null leaves it out"
+    notice = threading.Timer(PATIENCE, print, [waits], {"file": sys.stderr})
+    notice.daemon = True
+    if not needed:
+        notice.start()
     try:
-        prompt = content.decode().rstrip("\n")
+        return sys.stdin.buffer.read()
+    finally:
+        notice.cancel()
+
+
+def _text(content: bytes, where: str) -> str:
+    """Return a part of the prompt, without a byte-order mark and the line ends after it."""
+    try:
+        return content.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         place = f"byte number {error.start + 1}{where}"
         raise UsageError(f"the prompt is not UTF-8 text ({place})") from None
-    if not prompt.strip():
-        raise UsageError("the prompt is empty")
-    return prompt
 
 
 def _print_answer(

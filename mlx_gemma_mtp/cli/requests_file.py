@@ -5,6 +5,7 @@ Knows nothing of engines and results.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def read(path: Path, params: SamplingParams, system: str | None) -> tuple[list[L
     bad: dict[int, str] = {}
     numbers: dict[str, int] = {}  # of the lines, by their ids
     for number, written in enumerate(content.split(b"\n"), 1):
-        if not written.strip():
+        if not written.removeprefix(codecs.BOM_UTF8).strip():
             continue
         try:
             line = _line(number, written, params, system)

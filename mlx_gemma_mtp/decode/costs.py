@@ -95,6 +95,10 @@ class Costs:
         table = self._tables.setdefault(batch, _Table(self._now, pace=log))
         table.add(num_draft_tokens, log, self._now)
 
+    def forget(self, batch: int, num_draft_tokens: int) -> None:
+        """Drop what is known of one kind of round, to time it again."""
+        self._tables[batch].own.pop(num_draft_tokens, None)
+
     def known(self, batch: int) -> dict[int, Cost]:
         """Return the costs that were timed often enough to be relied on, by K in order."""
         if (table := self._tables.get(batch)) is None:

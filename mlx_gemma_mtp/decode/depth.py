@@ -40,6 +40,7 @@ PROBE_SHARE = 0.01  # of all time: what probes may lose
 PROBE_ROUNDS = 2  # the engine plays a K that differs from the last one twice, to time it
 SAVED_ROUNDS = 8  # rounds' time that may be saved up for probes
 SPACING = 6  # rounds from a probe to the next, however little it loses
+COLD_ROUNDS = 64  # after a start from nothing; then K = 0, timed first of all, is timed again
 
 
 @dataclass
@@ -48,6 +49,7 @@ class _State:
 
     round: int = 0
     best: int = 0
+    cold_until: int = 0  # the round from which on the machine counts as warm; 0: it does
     trial: int = 0  # the K of the last trial
     tried: dict[int, int] = field(default_factory=dict)  # when a K last had a trial or a probe
 
@@ -60,6 +62,9 @@ class Depth:
       its cost is known.
     - a K that could be it, if everything unknown turned out well, gets a round now and then: a
       probe. What it is expected to lose is paid from PROBE_SHARE of the time, saved up before.
+    - K = 0, timed while the machine was cold, gets one more trial when it is warm. In simulated
+      runs whose first rounds were up to 3x as slow, plain decoding otherwise seemed 46% too slow
+      (median), and choices were 5.6% behind the best K, not 1.7% (mean).
     """
 
     def __init__(self, costs: Costs | None = None, pool: Acceptance | None = None) -> None:
@@ -109,7 +114,14 @@ class Depth:
         state.round += 1
         known = [k for k in self._costs.known(batch) if k <= most]
         if not known or known[-1] < least:
+            state.cold_until = state.round + COLD_ROUNDS
             return least
+        if 0 < state.cold_until <= state.round:
+            state.cold_until = 0
+            if state.best > 0 == least:  # else it was timed all the while, or cannot be
+                self._costs.forget(batch, 0)
+                known = [k for k in known if k]
+                state.trial, state.tried[0] = 0, state.round
         trial, start = state.trial, state.tried.get(state.trial, -TRIAL_ROUNDS)
         if trial >= least and trial not in known and state.round < start + TRIAL_ROUNDS:
             return trial

@@ -26,10 +26,10 @@ class SamplingParams:
     temperature: 0 is greedy, and so is anything below 1e-6.
     top_k: 0 keeps all tokens. top_p: above 0 and at most 1, which keeps all.
     seed: the same prompt, settings and seed give the same output; None draws a new seed.
-    stop: strings that end the answer and are not part of it.
+    stop: strings that end the answer and are not part of it, next to those of the checkpoint.
     num_draft_tokens: drafts per round. "auto" uses what the engine measures to be fastest, round by
         round; 0 is plain decoding.
-    ignore_eos: continue past end-of-turn tokens.
+    ignore_eos: continue past the ends of turns that the checkpoint names, tokens and strings.
     thinking: ask the chat template for a thought before the answer; not for prompts of token ids.
 
     Raises UsageError for a value out of range.

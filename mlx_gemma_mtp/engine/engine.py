@@ -19,6 +19,7 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import PlayRound, round_player
 from mlx_gemma_mtp.engine.batch import SIZES, Batch
+from mlx_gemma_mtp.engine.defaults import STOP
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -37,11 +38,15 @@ Player = Callable[[Target, Drafter | None], PlayRound]
 
 MAX_QUEUE = 256
 DEFAULT_LIMITS = Limits()
-GEMMA_EOS = 1  # for a checkpoint without a generation_config
+GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
 
 class Engine:
-    """A loaded pair, made by `load`. A context manager; any thread may use it."""
+    """A loaded pair, made by `load`. A context manager; any thread may use it.
+
+    notes: what people should know of the checkpoint, one line each: that it has no chat template,
+    and which settings of its generation_config are not applied.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class Engine:
 
         depth: replaces what earlier runs learned; it is not saved.
         """
-        target, drafter, self.text, self._defaults, fingerprint = pair
+        target, drafter, self.text, self._defaults, fingerprint, self.notes = pair
         key = fingerprint if depth is None else None
         self._depth = depth or (Depth() if key is None else load_depth(key))
         self.config = target.config
@@ -67,6 +72,7 @@ class Engine:
         self._max_batch = max_batch
         self._limits = limits
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
+        self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
         suppressed = pair.default_tokens("suppress_tokens")
         play_round = player(target, drafter)
         on_idle = None if key is None else partial(save_depth, key, self._depth)
@@ -221,6 +227,7 @@ class Engine:
 
     @property
     def _open(self) -> Scheduler:
+        mlx_worker()  # raises in a forked child, whose locks may never be released
         if self._scheduler is None:
             raise MgmError("this engine is closed: load the model again")
         return self._scheduler
@@ -249,8 +256,10 @@ class Engine:
                 "name one, or set num_draft_tokens to 0"
             )
         most, resolved = min(params.max_tokens or room, room), params.resolved(self._defaults)
-        eos = frozenset[int]() if params.ignore_eos else self._eos
-        stream = self.text.stream(params.stop_strings) if self.text else None
+        eos, stop = self._eos, params.stop_strings + self._stop
+        if params.ignore_eos:
+            eos, stop = frozenset[int](), params.stop_strings
+        stream = self.text.stream(stop) if self.text else None
         return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session)
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp import device, memory
-from mlx_gemma_mtp.decode.params import is_count
+from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files import checkpoint, weights
+from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.remembered import depth_key
@@ -24,8 +23,9 @@ from mlx_gemma_mtp.text.tokenizer import Text
 class OpenPair(NamedTuple):
     """What an engine is made of.
 
-    defaults: the checkpoint's generation_config. fingerprint: the key under which the measured
-    depth is saved, made of all that the cost of a round depends on; None to save nothing.
+    defaults: the checkpoint's generation_config, see `defaults`. fingerprint: the key under which
+    the measured depth is saved, made of all that the cost of a round depends on; None to save
+    nothing. notes: what people should know of the checkpoint, one line each.
     """
 
     target: Target
@@ -33,14 +33,12 @@ class OpenPair(NamedTuple):
     text: Text | None
     defaults: dict[str, Any]
     fingerprint: str | None
+    notes: tuple[str, ...] = ()
 
     def default_tokens(self, key: str) -> list[int]:
-        """Token ids of a generation_config entry, which may be one number, a list or null."""
-        found = self.defaults.get(key)
-        ids = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(is_count(i) and 0 <= i < self.target.config.vocab_size for i in ids):
-            raise CheckpointError(f"generation_config.json: {key} is {found!r}, not token ids")
-        return ids
+        """Return the token ids of an entry of the defaults. Raises CheckpointError."""
+        size = self.target.config.vocab_size
+        return token_ids(self.defaults.get(key), size, f"{GENERATION}: {key}")
 
 
 def open_pair(
@@ -58,19 +56,20 @@ def open_pair(
     if not force:
         mlx_worker().run(partial(memory.check_load, folder, drafter_folder, str(model), bits=bits))
 
-    defaults = checkpoint.read_generation_config(folder)
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
+    defaults = read_defaults(folder, text)
+    found = notes(defaults, text)
 
     def read() -> OpenPair:
         device.keep_resident()
         target = fuse_projections(weights.load_target(folder, bits=bits))
         if drafter_folder is None:
-            return OpenPair(target, None, text, defaults, None)
+            return OpenPair(target, None, text, defaults, None, found)
         own = weights.drafter_bits(folder, drafter_folder) if bits is None else bits
         drafter = fuse_projections(weights.load_drafter(drafter_folder, target.config, bits=own))
         sizes = [weights.num_bytes(model) for model in (target, drafter)]
         shape = repr((target.config, drafter.config, target.dtype, sizes))
         key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-        return OpenPair(target, drafter, text, defaults, key)
+        return OpenPair(target, drafter, text, defaults, key, found)
 
     return mlx_worker().run(read)

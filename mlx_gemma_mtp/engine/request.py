@@ -40,7 +40,7 @@ class Request:
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.generation = Generation()
         self._finish_reason: FinishReason | None = None
-        self._channels = ChannelParser(stream)
+        self._channels = ChannelParser(stream, self.ids)
         self._pieces: list[Piece] = []
         self._queued = self._started = self._last_take = 0.0
 

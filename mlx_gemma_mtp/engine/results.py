@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.text.channels import Kind, ToolCall
+from mlx_gemma_mtp.text.calls import ToolCall
+from mlx_gemma_mtp.text.channels import Kind
 from mlx_gemma_mtp.text.messages import Message
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -83,7 +84,8 @@ class Chunk:
     """A piece of streamed output. The last one has a finish_reason and the request's stats.
 
     A round gives one chunk for each run of tokens of one kind, so mostly one. The chunks of a tool
-    call hold its text, and the last of them the tool_call. Markers are in tokens, not in text.
+    call hold its text, and the last of them the tool_call. If the model wrote several calls between
+    one pair of markers, each comes in a chunk at the end. Markers are in tokens, not in text.
     """
 
     text: str
@@ -98,9 +100,10 @@ class Chunk:
 class Completion:
     """The output of a request. `tokens` has all generated ids, with the end token; `text` has not.
 
-    `text` is the answer only, and empty for a checkpoint without a tokenizer. `tool_calls` are the
-    complete ones. `unclosed` is what the output ended in the middle of: "thought" or "tool_call".
-    `seed` repeats the output, also if it was drawn.
+    `text` is the answer only, and empty for a checkpoint without a tokenizer. If the prompt ended
+    within a thought, `thought` is the rest of it. `tool_calls` are the complete ones, with all of a
+    call that started in the prompt. `unclosed` is what the output ended in the middle of: "thought"
+    or "tool_call". `seed` repeats the output, also if it was drawn.
     """
 
     text: str
@@ -118,7 +121,8 @@ class Completion:
 
         The thought is its "reasoning": templates drop it from finished turns, and some need it
         until a tool has answered. Calls have ids ("call_0") that a tool's message names as its
-        "tool_call_id"; a call without a readable name is dropped.
+        "tool_call_id". Unreadable arguments are {"unreadable": text}; a call without a readable
+        name is dropped.
         """
         message: Message = {"role": "assistant", "content": self.text}
         if self.thought:

@@ -3,6 +3,8 @@
 MLX's streams and random state belong to threads, and a thread that used them must not end while
 the interpreter shuts down: their destructors need the interpreter and abort the process. So all
 engines share one thread, it never ends, and at exit the process only waits until it is idle.
+Neither that thread nor MLX's own survive a fork: a forked child cannot use this package once its
+parent has.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import MgmError, UsageError
 
 T = TypeVar("T")
 
@@ -27,6 +30,7 @@ class Worker:
     """Runs jobs one after another on its own thread."""
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.leaving = threading.Event()  # set at exit; long jobs check it and stop
         self._repeated: set[Callable[[], bool]] = set()
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -77,12 +81,24 @@ class Worker:
 
     def _leave(self) -> None:
         self.leaving.set()
+        if self.process != os.getpid():  # a forked child, in which the thread does not exist
+            return
         # A job that takes longer, in one operation of MLX, ends with the process.
         with contextlib.suppress(TimeoutError):
             self.submit(lambda: None).exception(EXIT_SECONDS)
 
 
 @functools.cache
-def mlx_worker() -> Worker:
-    """This process's worker, started on first use."""
+def _first_worker() -> Worker:
     return Worker()
+
+
+def mlx_worker() -> Worker:
+    """Return this process's worker, started on first use. Raises MgmError in a forked child."""
+    worker = _first_worker()
+    if worker.process != os.getpid():
+        raise MgmError(
+            "this process was forked from one that had loaded a model, which MLX does not survive: "
+            'load it in the child only, or start the child with multiprocessing\'s "spawn" method'
+        )
+    return worker

@@ -19,12 +19,14 @@ Config = TypeVar("Config", TargetConfig, DrafterConfig)
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
+# Checkpoints of Google for other runtimes.
+_GOOGLES_QAT = re.compile(r"(gemma-4-[\w.-]+?-it-qat)-(w4a16|mobile|q4_0-gguf)", re.IGNORECASE)
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json. Raises CheckpointError."""
-    return _read_json(folder / "config.json", _instead(folder) or "is this a model folder?")
+    return read_json(folder / "config.json", _instead(folder) or "is this a model folder?")
 
 
 def read_target_config(folder: Path) -> TargetConfig:
@@ -55,9 +57,15 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     Numbers such as 64.0 are integers: some tools write `top_k` so. Raises CheckpointError.
     """
     path = folder / "generation_config.json"
-    found = _read_json(path, "") if path.exists() else {}
-    whole = {key for key, one in found.items() if isinstance(one, float) and one.is_integer()}
-    return found | {key: int(found[key]) for key in whole}
+    found = read_json(path) if path.exists() else {}
+    return {key: whole(value) for key, value in found.items()}
+
+
+def whole(value: Any) -> Any:
+    """Return a value with 64.0 as 64: some tools write every number with a point."""
+    if isinstance(value, list):
+        return [whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -73,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder} lacks parts of its weights: download it again")
     elif folder / WHOLE not in files and (folder / WHOLE).exists():
         raise CheckpointError(
-            f"{folder} has {WHOLE} and other files that {INDEX} names: remove what is older"
+            f"{folder} has both {WHOLE} and the files that {INDEX} names: remove the older ones"
         )
     if not files:
         why = _instead(folder) or "other formats are not supported"
@@ -93,12 +101,22 @@ def read_index(folder: Path) -> dict[str, str]:
     path = folder / INDEX
     if not path.exists():
         return {}
-    listed = _read_json(path, "").get("weight_map") or {}
+    listed = read_json(path).get("weight_map") or {}
     names = listed.values() if isinstance(listed, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: weight_map does not name files: download it again")
     stale = not all((folder / name).exists() for name in names)
     return {} if stale and (folder / WHOLE).is_file() else dict(listed)
+
+
+def original_of(folder: Path) -> str:
+    """Return what to use instead of a checkpoint in a format that is not supported.
+
+    Google's own for other runtimes are known by the folder's path.
+    """
+    if found := _GOOGLES_QAT.search(str(folder)):
+        return f"google/{found[1]}-q4_0-unquantized"
+    return "the original checkpoint, or one in MLX's format"
 
 
 def _instead(folder: Path) -> str:
@@ -107,13 +125,14 @@ def _instead(folder: Path) -> str:
         return f"{adapter} is an adapter: merge it into its model first, and use the result"
     for pattern, kind in (("*.gguf", "GGUF"), ("*.bin", "PyTorch"), ("*.npz", "older MLX")):
         if any(folder.glob(pattern)):
-            return f"{kind} files are not supported: use the model's safetensors"
+            return f"{kind} files are not supported: use {original_of(folder)}"
     return ""
 
 
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """Return the object in a JSON file. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {hint}") from None
     except (OSError, ValueError) as error:

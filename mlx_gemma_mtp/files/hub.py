@@ -28,7 +28,8 @@ REQUIRED = (
 )
 OLD_TEMPLATES = ("chat_template.json", "processor_config.json")  # needed without a *.jinja
 OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "README.md")
-DRAFTER_FOLDER = "drafter/"  # the only subfolder that is looked at
+# The only subfolders that are looked at: a drafter's, and templates with names.
+DRAFTER_FOLDER, TEMPLATES = "drafter/", "additional_chat_templates/*.jinja"
 
 
 def cache_folder() -> Path:
@@ -84,7 +85,7 @@ def may_lack_files(folder: Path) -> bool:
     """Return True if only the Hub knows whether this cached target's files are all there."""
     if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
         return False
-    return not (folder / "generation_config.json").is_file() or not any(folder.glob("*.jinja"))
+    return not (folder / "generation_config.json").is_file() or not _has_template(folder)
 
 
 @contextmanager
@@ -151,10 +152,10 @@ def no_bar() -> type:
 
 def is_wanted(path: str) -> bool:
     """Return True for a file that is downloaded: of a checkpoint, or of the drafter inside it."""
-    patterns = (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL)
-    return any(fnmatch(path.removeprefix(DRAFTER_FOLDER), one) for one in patterns) and (
-        "/" not in path.removeprefix(DRAFTER_FOLDER)
-    )
+    name = path.removeprefix(DRAFTER_FOLDER)
+    if "/" in name:
+        return fnmatch(path, TEMPLATES) and path.count("/") == 1
+    return any(fnmatch(name, one) for one in (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL))
 
 
 def _required(paths: Iterable[str]) -> list[str]:
@@ -175,6 +176,13 @@ def _listed(folder: Path) -> list[str] | None:
     except (errors.CachedRepoTreeNotFoundError, ValueError):  # ValueError: not a Hub name
         return None
     return [file.path for file in tree]
+
+
+def _has_template(folder: Path) -> bool:
+    configs = [folder / name for name in ("tokenizer_config.json", *OLD_TEMPLATES)]
+    return any(folder.glob("*.jinja")) or any(
+        b'"chat_template"' in path.read_bytes() for path in configs if path.is_file()
+    )
 
 
 def has_weights(folder: Path) -> bool:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.text.calls import as_mapping
 
 Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -53,7 +55,9 @@ def _wrong(message: Any) -> str | None:
 
 def _is_call(call: Any) -> bool:
     function = call.get("function") if isinstance(call, Mapping) else None
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        return False
+    return isinstance(function.get("arguments"), Mapping | str | None)
 
 
 def _is_text(part: Any) -> bool:
@@ -61,15 +65,50 @@ def _is_text(part: Any) -> bool:
     return fits and isinstance(part.get("text"), str)
 
 
-def without_thoughts(message: Message) -> Message:
-    """Return a message without the thoughts at its start, if it is the model's."""
-    content = message.get("content")
-    if message["role"] not in MODEL_ROLES or not content:
-        return message
+def for_template(messages: Sequence[Message]) -> list[Message]:
+    """Return copies of checked messages, as chat templates take them.
+
+    The thoughts at the start of a model's message are left out, and the arguments of its calls are
+    mappings. If a tool's result is a mapping, the results are also the "tool_responses" of the
+    message with the calls: Google's templates take mappings only there.
+    """
+    shown = [_for_template(message) for message in messages]
+    for at, message in enumerate(shown, 1):
+        results = list(takewhile(lambda one: one["role"] == "tool", shown[at:]))
+        if message.get("tool_calls") and any(isinstance(r["content"], Mapping) for r in results):
+            message["tool_responses"] = [_response(one, message["tool_calls"]) for one in results]
+    return shown
+
+
+def _response(result: Message, calls: Sequence[Message]) -> Message:
+    ids = {call["id"]: call["function"]["name"] for call in calls if call.get("id")}
+    name = ids.get(result.get("tool_call_id")) or result.get("name") or "tool"
+    content = result["content"]
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    return {"name": name, "response": content}
+
+
+def _for_template(message: Message) -> Message:
+    content, calls = message.get("content"), message.get("tool_calls")
+    changes: Message = {}
+    if content and message["role"] in MODEL_ROLES:
+        changes["content"] = _without_thoughts(content)
+    if calls:
+        changes["tool_calls"] = [_with_mapping(call) for call in calls]
+    return {**message, **changes}
+
+
+def _without_thoughts(content: str | list[Message]) -> str | list[Message]:
     if isinstance(content, str):
-        return {**message, "content": LEADING_THOUGHTS.sub("", content, count=1)}
+        return LEADING_THOUGHTS.sub("", content, count=1)
     text = LEADING_THOUGHTS.sub("", content[0]["text"], count=1)
-    return {**message, "content": [{**content[0], "text": text}, *content[1:]]}
+    return [{**content[0], "text": text}, *content[1:]]
+
+
+def _with_mapping(call: Message) -> Message:
+    arguments = as_mapping(call["function"].get("arguments"))
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:

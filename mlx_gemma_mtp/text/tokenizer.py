@@ -1,120 +1,177 @@
-"""Between text and tokens: tokenizer, chat template, and streamed text.
+"""Between text and tokens: prompts as token ids, and the text of a stream of tokens.
 
-Wraps mlx-lm's tokenizer, whose detokenizers yield text as soon as its bytes are complete. Knows
-nothing of models, engines and terminals, nor of what a model's markers mean.
+Reads the tokenizer's own files, and of config.json only its <bos>. Knows nothing of models, engines
+and terminals, nor of what a model's markers mean.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
-from mlx_gemma_mtp.text.messages import Message, check_messages, without_thoughts
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
+from mlx_gemma_mtp.files.checkpoint import read_json
+from mlx_gemma_mtp.text import template
+from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
+from mlx_gemma_mtp.text.messages import Message, check_messages, for_template
 
 NOTHING = r"(?!)"  # a pattern that never matches
 FIRST_DISGUISE = 0xD800  # and up: lone surrogates, which no UTF-8 text contains
 
 
 class Markers(NamedTuple):
-    """The ids of the tokens that separate channels; None if the tokenizer has no such token."""
+    """The ids of the tokens that separate channels; None if the tokenizer has no such token.
+
+    turn: opens a turn, in which no thought or call is open yet.
+    """
 
     channel: int | None = None
     channel_end: int | None = None
     call: int | None = None
     call_end: int | None = None
     quote: int | None = None
+    turn: int | None = None
 
 
-MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>')  # same order
+# In the same order.
+MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>")
+
+BOS = "<bos>"
+# What ends a model's turn: its own end, and the result of a tool, which another writes.
+TURN_ENDS = ("<turn|>", "<|tool_response>")
 
 
 class Text:
-    """The tokenizer and chat template of a checkpoint.
+    """The tokenizer and chat templates of a checkpoint.
 
     Messages are text only: a special token that is spelled out in one becomes ordinary tokens, so
     nobody can forge a turn. Special tokens come from the template, or as ids.
+
+    bos: the id that starts every text; None if there is none. markers: see Markers.
     """
 
     def __init__(self, folder: Path) -> None:
-        from mlx_lm import tokenizer_utils  # pulls in transformers: about a second
+        """Raises CheckpointError."""
+        from tokenizers import Tokenizer
 
+        path = folder / "tokenizer.json"
         try:
-            self._tokenizer = tokenizer_utils.load(folder)
+            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+            self._bytes_of = token_bytes(self._tokenizer)
         except Exception as error:  # tokenizers raises bare Exception for a broken file
-            raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
-        added = self._tokenizer.added_tokens_decoder
+            raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
+        self._templates = template.read_templates(folder)
+        self._named = _special_tokens(folder)
+        self.bos = self._bos(folder)
+        if self.bos is not None:  # whatever tokenizer_config.json says, a template may write it
+            self._named["bos_token"] = str(self._tokenizer.id_to_token(self.bos))
+        added = self._tokenizer.get_added_tokens_decoder()
         self.markers = _markers({token.content: number for number, token in added.items()})
-        special = [t.content for t in added.values() if t.special or t.content in MARKERS]
+        shown = {*MARKERS, *TURN_ENDS, *self._named.values()}
+        special = [t.content for t in added.values() if t.special or t.content in shown]
         firsts = sorted({ord(content[0]) for content in special})
         self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
         self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
         self._special = re.compile("|".join(map(re.escape, special)) or NOTHING)
         self._disguised = re.compile("|".join(map(chr, self._undisguise)) or NOTHING)
 
+    @property
+    def has_template(self) -> bool:
+        """True if there is a chat template. Without one, text is continued as it is."""
+        return bool(self._templates)
+
+    def has_token(self, token: int) -> bool:
+        """True if this id is a token. A padded vocabulary has ids that are not."""
+        return token in self._bytes_of
+
+    def end_tokens(self) -> list[int]:
+        """Return the ids that end a turn, by the names of tokens and by the chat template."""
+        names = [self._named.get("eos_token"), self._named.get("eot_token"), *TURN_ENDS]
+        names.append(self._turn_end())
+        ids = [self._tokenizer.token_to_id(name) for name in names if name]
+        return sorted({number for number in ids if number is not None})
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included; adds none at its start."""
         _check_writable(text)
-        # Not verbose: transformers would warn of a limit that is not this runtime's.
-        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included."""
-        return str(self._tokenizer.decode(list(tokens)))
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
         options go to the chat template: `tools=[...]`, `enable_thinking=True` (by default off).
         Thoughts at the start of a model's message are left out, with their markers; other markers
-        are text. Raises UsageError for messages that `check_messages` or the template refuses.
+        are text. Raises UsageError for messages that `check_messages` or the template refuses, and
+        CheckpointError if only templates for other uses are there.
         """
-        import jinja2
-
-        template = self._tokenizer.chat_template
-        if template is None:
-            raise UsageError("this checkpoint has no chat template: use plain text or token ids")
+        chosen = template.choose(self._templates, tools=bool(options.get("tools")))
         options = {"enable_thinking": False} | options
-        if options["enable_thinking"] and "enable_thinking" not in str(template):
+        if options["enable_thinking"] and "enable_thinking" not in chosen:
             raise UsageError("this checkpoint's chat template cannot switch thinking on")
         check_messages(messages)
         try:
             if "tools" in options:
                 options["tools"] = self._in_disguise(options["tools"])
-            written = self._tokenizer.apply_chat_template(
-                [self._in_disguise(without_thoughts(message)) for message in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
-            )
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            KeyError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            reason = one_line(error)
-            raise UsageError(f"the chat template refuses these messages: {reason}") from None
-        return self._encode_disguised(written)
+            shown = self._in_disguise(for_template(messages))
+        except RecursionError:
+            raise UsageError("these messages are nested too deeply for a chat template") from None
+        options = self._named | options
+        written = template.render(chosen, shown, add_generation_prompt=True, **options)
+        return self._after_bos(self._encode_disguised(written))
 
     def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
         """Return the token ids of a prompt. A string is one user turn if there is a chat template.
 
-        Raises UsageError as `chat`, and for thinking without a template.
+        Raises as `chat`, and UsageError for thinking without a template.
         """
         if not isinstance(prompt, str):
             return self.chat(prompt, enable_thinking=thinking)
-        if self._tokenizer.chat_template is None and not thinking:
-            return [*self._tokenizer.encode(""), *self._encode_disguised(self._in_disguise(prompt))]
+        if not self.has_template and not thinking:
+            return self._after_bos(self._encode_disguised(self._in_disguise(prompt)))
         return self.chat([{"role": "user", "content": prompt}], enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Return a new stream of text that ends at any of the stop strings."""
-        return TextStream(self._tokenizer.detokenizer, stop, self.markers)
+        return TextStream(Detokenizer(self._bytes_of), stop, self.markers)
+
+    def _bos(self, folder: Path) -> int | None:
+        """Return the id of <bos> by its name, or else by the configs."""
+        named = self._tokenizer.token_to_id(self._named.get("bos_token", ""))
+        if named is not None:
+            return int(named)
+        for path in (folder / "config.json", folder / "generation_config.json"):
+            raw = read_json(path) if path.is_file() else {}
+            for section in (raw, raw.get("text_config")):
+                found = section.get("bos_token_id") if isinstance(section, dict) else None
+                if isinstance(found, int) and self.has_token(found):
+                    return found
+        return self._tokenizer.token_to_id(BOS)
+
+    def _after_bos(self, ids: list[int]) -> list[int]:
+        """Return the ids after exactly one <bos>, whether or not a template writes it."""
+        if self.bos is None:
+            return ids
+        return [self.bos, *dropwhile(self.bos.__eq__, ids)]
+
+    def _turn_end(self) -> str | None:
+        """Return the special token with which the template closes an answer, if it does."""
+        answer = "The answer."
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+        try:
+            chosen = template.choose(self._templates, tools=False)
+            written = template.render(chosen, turns, add_generation_prompt=False, **self._named)
+        except MgmError:  # such a template says nothing of ends; a prompt will show its fault
+            return None
+        _, shown, rest = written.rpartition(answer)
+        found = self._special.match(rest.lstrip()) if shown else None
+        return found[0] if found else None
 
     def _in_disguise(self, value: Any) -> Any:
         """Return a value with every character replaced that special tokens start with.
@@ -142,6 +199,19 @@ class Text:
         return ids
 
 
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """Return the special tokens that the tokenizer's configs name, as templates take them."""
+    found: dict[str, str] = {}
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        raw = read_json(path) if path.is_file() else {}
+        extra = raw.get("extra_special_tokens")  # by name, or a list
+        for name, token in (raw | (extra if isinstance(extra, dict) else {})).items():
+            content = token.get("content") if isinstance(token, dict) else token
+            if name.endswith("_token") and isinstance(content, str):
+                found[name] = content
+    return found
+
+
 def _markers(ids: Mapping[str, int]) -> Markers:
     """Return the markers among these tokens; one that opens needs the one that closes."""
     found = Markers(*map(ids.get, MARKERS))
@@ -165,7 +235,7 @@ class TextStream:
     `stopped` is True once one was found: it and everything after it are not part of the text.
     """
 
-    def __init__(self, detokenizer: Any, stop: Sequence[str], markers: Markers) -> None:
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str], markers: Markers) -> None:
         self.markers = markers
         self._detokenizer = detokenizer
         self._stop = stop
@@ -174,18 +244,17 @@ class TextStream:
 
     def add(self, token: int, *, stopping: bool = True) -> str:
         """Return the text that is certain with this token. stopping: look for stop strings."""
-        self._detokenizer.add_token(token)
+        self._held += self._detokenizer.add(token)
         return self._release(self._stop if stopping else (), final=False)
 
     def finish(self, *, stopping: bool = True) -> str:
         """Return the text that was held back; bytes of an unfinished character become U+FFFD."""
-        self._detokenizer.finalize()
+        self._held += self._detokenizer.finish()
         return self._release(self._stop if stopping else (), final=True)
 
     def _release(self, stops: Sequence[str], *, final: bool) -> str:
         if self.stopped:
             return ""
-        self._held += self._detokenizer.last_segment
         # The stop string that is complete first, however the text was cut into tokens.
         found = [(at + len(stop), at) for stop in stops if (at := self._held.find(stop)) >= 0]
         self.stopped = bool(found)

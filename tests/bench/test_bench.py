@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from itertools import accumulate
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -16,12 +19,12 @@ from mlx_gemma_mtp.bench.floor import Floor
 from mlx_gemma_mtp.bench.record import OURS, Case, NumDrafts, Spread, Window
 from mlx_gemma_mtp.bench.split import Stopwatch
 from mlx_gemma_mtp.bench.synthetic import Draws, expected_tokens
-from mlx_gemma_mtp.bench.turn import Rounds, Turn, timed
+from mlx_gemma_mtp.bench.turn import Rounds, Turn, our_rounds, timed
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, PlayRound, draft, round_player
 from mlx_gemma_mtp.decode.sampling import row_settings
-from mlx_gemma_mtp.engine.results import Stats
+from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -156,6 +159,40 @@ def test_a_row_that_ends_ends_the_window() -> None:
     assert turn.window == Window(10, 2, 2.0, 2, 1.0)
 
 
+class Steady:
+    """In place of an engine: on its own thread each row gets a token every 5 ms."""
+
+    def submit(self, prompt: list[int], params: SamplingParams, on_chunk: Any) -> Any:
+        def emit() -> None:
+            for _ in range(10):
+                time.sleep(0.005)
+                on_chunk(Chunk("", [7]))
+            on_chunk(Chunk("", [7], "length"))
+
+        Thread(target=emit).start()
+        return SimpleNamespace(
+            add_done_callback=lambda _: None,
+            cancel=lambda: None,
+            result=lambda: SimpleNamespace(stats=Stats(prompt_tokens=1)),
+        )
+
+
+def test_rounds_are_timed_where_they_are_played_however_late_they_are_read() -> None:
+    found: list[Stats] = []
+    at = [time.perf_counter()]
+    rounds = our_rounds(Steady(), [[1]], SamplingParams(), found, at)  # type: ignore[arg-type]
+
+    def read_late() -> Rounds:
+        for count, one in enumerate(rounds):
+            time.sleep(0.1 * (count == 0))  # all others have arrived by now
+            yield one
+
+    turn = timed(read_late(), [[1]], tokens=6, warm_up=1, clock=lambda: at[0])
+    assert turn.window.tokens == 6
+    assert turn.window.seconds > 6 * 0.005
+    assert turn.first_tokens[0] > 0.005
+
+
 def stats(*rounds: tuple[int, int]) -> Stats:
     """A row that played these rounds: drafted, accepted."""
     found = Stats(prompt_tokens=5)
@@ -219,6 +256,7 @@ def test_a_quantized_random_pair_is_like_one_loaded_with_bits(tiny: str) -> None
 
 
 def test_a_size_is_a_known_name_or_a_file(tiny: str, tmp_path: Any) -> None:
+    assert synthetic.settings("26b") == synthetic.settings("26B-A4B")
     with pytest.raises(UsageError, match="one of E2B, E4B, 12B, 26B-A4B, 31B, not '7B'"):
         synthetic.settings("7B")
     (tmp_path / "bad.json").write_text("[]")

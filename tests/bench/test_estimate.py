@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_gemma_mtp.bench import estimate
-from mlx_gemma_mtp.bench.chips import Chip, chips, find_chip
+from mlx_gemma_mtp.bench.chips import Chip, chips, find_chip, own_chip
 from mlx_gemma_mtp.bench.floor import expert_share
 from mlx_gemma_mtp.bench.record import OURS, read
 from mlx_gemma_mtp.bench.synthetic import SIZES, random_pair
 
 from helpers.command import Here, assert_one_line, found
 from mlx_gemma_mtp.device import MAC_SIZES
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.model.cache import KVCache
 
@@ -168,6 +169,31 @@ def test_a_folder_counts_what_its_files_hold_and_nothing_is_read(
     assert 0 < with_drafter.pair.drafter_bytes == both.needs - plain.needs
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "bits"),
+    [
+        ("e4b", "E4B", None),
+        ("26b", "26B-A4B", None),
+        ("gemma-4-12B-it", "12B", None),
+        ("google/gemma-4-E4B-it", "E4B", None),
+        ("mlx-community/gemma-4-e4b-it-8bit", "E4B", 8),
+        ("lmstudio-community/gemma-4-31B-it-MLX-4bit", "31B", 4),
+    ],
+)
+def test_a_model_has_the_names_of_the_other_commands_and_need_not_be_here(
+    model: str, size: str, bits: int | None
+) -> None:
+    found = planned(model)
+    assert (found.bits, found.pair) == (bits, planned(size, bits).pair)
+
+
+def test_the_chip_of_this_mac_is_found_by_the_name_that_mlx_reports() -> None:
+    assert own_chip("Apple M4 Max") == find_chip("M4 Max")
+    for name in ("arm", "Intel(R) Xeon(R) Processor", "NVIDIA H200"):
+        with pytest.raises(UsageError, match=r'is not a Mac .* such as --chip "M4 Max"'):
+            own_chip(name)
+
+
 def test_every_chip_has_a_source_for_its_figures() -> None:
     assert len({chip.name for chip in chips()}) == len(chips()) > 20
     for chip in chips():
@@ -183,7 +209,9 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     arguments = ["estimate", "26b-a4b", "--chip", "M4 Max", "--bits", "4", "--batch", "1,8"]
     shown = mgm_here(*arguments)
     assert shown.returncode == 0, shown.stderr
-    assert "A prediction from bandwidth and compute, not a measurement" in shown.stdout
+    assert "A prediction, not a measurement" in shown.stdout
+    tables = [line for line in shown.stdout.splitlines() if line.startswith(" ")]
+    assert max(map(len, tables)) <= 80
     assert f"{estimate.SHARE:.0%}" in shown.stdout
     said = found(mgm_here(*arguments, "--format", "json"))
     assert said["share_assumed"] == estimate.SHARE
@@ -191,7 +219,7 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
         speeds = one["tokens_per_second"]
         assert len(speeds) == 1 + estimate.MOST_DRAFTS
         assert speeds[one["best"]] == max(speeds)
-        assert f"{one['best']} ({max(speeds) / speeds[0]:.1f}x)" in shown.stdout
+        assert f"{one['best']}  {max(speeds) / speeds[0]:.2f}x" in shown.stdout
         assert one["fits"] == [48, 64, 128]
 
 
@@ -200,10 +228,12 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     [
         (["12B", "--chip", "M4 Mx"], 2, "nearest are M4 Max"),
         (["12B", "--chip", "?"], 2, "M1 Ultra"),
-        (["13B", "--chip", "M4"], 3, "26B-A4B"),
+        (["poem", "--chip", "M4"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
+        (["someone/else", "--chip", "M4"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
+        (["./no/e4b", "--chip", "M4"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
         (["12B", "--chip", "M4", "--batch", "1;2"], 2, "--batch"),
         (["12B", "--chip", "M4", "--batch", "3"], 2, "--batch takes 1, 2, 4, 8"),
-        (["12B", "--chip", "M4", "--context", "1000000"], 2, "262144"),
+        (["12B", "--chip", "M4", "--context", "1000000"], 2, "1 to 262,144 for 12B"),
         (["12B", "--chip", "M4", "--accept", "84,71"], 2, "0 to 1"),
         (["12B", "--chip", "M4", "--bits", "3"], 2, "4 or 8"),
     ],

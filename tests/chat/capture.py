@@ -17,7 +17,7 @@ from helpers.command import STORY, SUM
 from helpers.person import Person
 
 PICTURE = Path(mlx_gemma_mtp.chat.__file__).with_name("chat.svg")
-COLUMNS = 128
+COLUMNS = 80
 
 with tempfile.TemporaryDirectory() as folder:
     person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
@@ -27,8 +27,8 @@ with tempfile.TemporaryDirectory() as folder:
 console = Console(record=True, width=COLUMNS, file=io.StringIO())
 for row in person.paper.cells[: person.paper.row]:
     line = Text()
-    for dim, cells in groupby(row, key=lambda cell: cell.blink):
-        line.append("".join(cell.data for cell in cells), "dim" if dim else "")
+    for (dim, bold), cells in groupby(row, key=lambda cell: (cell.blink, cell.bold)):
+        line.append("".join(cell.data for cell in cells), f"{'dim ' * dim}{'bold' * bold}")
     console.print(line, soft_wrap=True)
 drawn = console.export_svg(title="mgm chat", unique_id="chat")
 # A page that shows the picture does not load fonts for it.

@@ -17,7 +17,8 @@ from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
-from mlx_gemma_mtp.text.channels import ToolCall
+from mlx_gemma_mtp.files import folders
+from mlx_gemma_mtp.text.calls import ToolCall
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
 
@@ -116,12 +117,77 @@ def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> N
     assert talk.messages[-1] == ("assistant", "42")
 
 
+def test_ctrl_c_in_a_long_prefill_is_acknowledged_at_once() -> None:
+    def prefill() -> Generation:
+        generation = Generation()
+        stopped = reply("", finish_reason="cancelled")
+        threading.Timer(0.1, talk.interrupts.press, [signal.SIGINT, None]).start()
+        threading.Timer(0.8, generation.set_result, [stopped]).start()
+        return generation
+
+    talk = Talk(prefill)
+    talk.ask(SUM)
+    assert "stopping" in talk.shown.partition("(stopped before")[0]
+
+
+def test_an_answer_is_laid_out_at_a_terminal_and_unchanged_if_the_user_wants_it_raw() -> None:
+    talk = Talk(reply("**42**"), reply("**42**"), renders=True)
+    talk.ask(SUM)
+    assert b"**" not in talk.out.getvalue()
+    talk.run("/raw")
+    assert folders.wants_raw()
+    talk.out.truncate(0)
+    talk.ask(SUM)
+    assert talk.out.getvalue().endswith(b"**42**\n")
+    talk.run("/raw off")
+    assert not folders.wants_raw()
+    assert not talk.chat.screen.raw
+    with pytest.raises(MgmError, match="on or off"):
+        talk.run("/raw please")
+
+
+def test_an_answer_that_is_interrupted_by_a_call_continues_on_a_new_line() -> None:
+    talk = Talk(renders=True)
+    screen = talk.chat.screen
+    screen.answer("one")
+    screen.aside("look()")
+    screen.answer("two")
+    screen.end_answer()
+    assert talk.out.getvalue() == b"one\x1b[K\ntwo\x1b[K\n"
+
+
+def test_the_last_message_and_its_answer_are_shown_again() -> None:
+    talk = Talk(reply("one"), reply("two"), MgmError("lost"), renders=True)
+    talk.ask("first", f"second {'long ' * 100}")
+    before, shown = len(talk.out.getvalue()), len(talk.shown)
+    talk.chat.show_last()
+    assert b"two" in talk.out.getvalue()[before:]
+    assert "> second long" in talk.shown[shown:]
+    assert len(talk.shown[shown:]) < 300
+    with pytest.raises(MgmError):
+        talk.ask("third")
+    before = len(talk.out.getvalue())
+    talk.chat.show_last()
+    assert "> third" in talk.shown
+    assert len(talk.out.getvalue()) == before
+
+
+def test_notes_fit_the_window_and_keep_their_parts_together() -> None:
+    talk = Talk(reply("one"))
+    parts = ["a part that is not very short"] * 5
+    talk.chat.screen.note(*parts)
+    lines = talk.shown.replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
+    assert lines == [" · ".join(parts[:2])] * 2 + parts[:1]
+    pipe = Talk(terminal=False)
+    pipe.chat.screen.note(*parts)
+    assert pipe.shown == f"{' · '.join(parts)}\n"
+
+
 def test_a_cache_that_is_not_usable_is_reported_in_a_line(tmp_path: Path) -> None:
     talk = Talk(reply("one"))
     talk.chat.restore(tmp_path / "cache.safetensors")
-    shown = " ".join(talk.shown.split())
-    assert "is prefilled again" in shown
-    assert shown.count("mgm: ") == 1
+    assert "is prefilled again" in talk.words
+    assert talk.words.count("mgm: ") == 1
 
 
 def test_a_wrong_model_leaves_the_one_that_is_loaded() -> None:

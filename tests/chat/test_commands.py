@@ -132,12 +132,36 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
 
 
 def test_a_file_is_sent_after_the_text_that_follows_its_name(tmp_path: Path) -> None:
-    (path := tmp_path / "some notes").write_text("content")
+    (path := tmp_path / "some notes").write_bytes(b"\xef\xbb\xbfcontent")
     (tmp_path / "notes").write_text("other")
-    talk = Talk(*[reply("yes")] * 3)
-    talk.run(f"/read {path}", f'/read "{path}" Sum up.', f"/read {tmp_path}/notes Sum up.")
-    sent = ["content", "Sum up.\n\ncontent", "Sum up.\n\nother"]
-    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == sent
+    (tmp_path / "it's").write_text("odd")
+    escaped = str(path).replace(" ", "\\ ")
+    names = (f"{path}", f'"{path}" Sum up.', f"'{path}' Sum up.", f"{escaped} Sum up.", escaped)
+    more = (f"{tmp_path}/notes Sum up.", f"{tmp_path}/it's Sum up.", f"{tmp_path}/it\\'s")
+    talk = Talk(*[reply("yes")] * 16)
+    talk.run(*(f"/read {name}" for name in (*names, *more)))
+    talk.type(*(f"{name} " for name in (*names, *more)))  # dragged to the prompt
+    once = "Sum up.\n\ncontent"
+    sent = ["content", once, once, once, "content", "Sum up.\n\nother", "Sum up.\n\nodd", "odd"]
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == sent * 2
+    assert talk.words.count(", 1 line)") == 16
+
+
+def test_a_path_is_a_message_if_it_names_no_file_or_is_not_at_the_start(tmp_path: Path) -> None:
+    (path := tmp_path / "notes").write_text("other")
+    messages = [
+        f" {path}",
+        f"What is {path}?",
+        f"{path}\nis what?",
+        f"{tmp_path}",
+        f"{tmp_path}/no",
+    ]
+    talk = Talk(*[reply("yes")] * len(messages))
+    talk.type(*messages)
+    assert [prompt[-1]["content"] for prompt in talk.engine.asked] == messages
+    (tmp_path / "binary").write_bytes(b"\xff")
+    talk.type(f"{tmp_path}/binary")
+    assert "not UTF-8 text" in talk.words
 
 
 def test_a_message_without_answer_is_answered_again_or_replaced() -> None:
@@ -163,7 +187,7 @@ def test_the_system_prompt_is_in_every_turn_once_and_saved(tmp_path: Path) -> No
     talk.ask("Hi", "Hi")
     talk.run(f"/save {tmp_path}/kept", "/undo", "/clear", "/system none", f"/load {tmp_path}/kept")
     assert "(removed: Hi)" in talk.shown
-    assert "(loaded 2 turns, last message: Hi)" in talk.shown
+    assert "(loaded 2 turns) > Hi" in talk.words
     talk.ask("Hi")
     for number, prompt in enumerate(talk.engine.asked):
         roles = [message["role"] for message in prompt]

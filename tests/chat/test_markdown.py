@@ -12,7 +12,6 @@ import pytest
 from rich.text import Text
 
 from helpers.person import Paper
-from mlx_gemma_mtp.chat import page
 from mlx_gemma_mtp.chat.markdown import parts
 from mlx_gemma_mtp.chat.page import Markdown, Page
 
@@ -60,7 +59,7 @@ class Window:
         self.page = Page(
             self.feed, lambda: os.terminal_size((self.paper.columns, self.paper.lines))
         )
-        self.answer = Markdown(self.page, quiet="dim")
+        self.answer = Markdown(self.page, quiet="dim", share=1)  # draws every piece
 
     def feed(self, text: str) -> None:
         self._stream.feed(text.replace("\n", "\r\n"))
@@ -86,11 +85,6 @@ def letters(text: str) -> str:
     return "".join(text.split())
 
 
-@pytest.fixture(autouse=True)
-def every_piece_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "SHARE", 1.0)
-
-
 @pytest.mark.parametrize("columns", [80, 40, 24])
 def test_an_answer_in_pieces_looks_like_a_whole_one_in_windows_of_any_height(
     columns: int, rng: np.random.Generator
@@ -103,6 +97,52 @@ def test_an_answer_in_pieces_looks_like_a_whole_one_in_windows_of_any_height(
         window.write(ANSWER, lambda: int(rng.integers(1, 9)))
         window.answer.finish()
         assert window.lines == whole.lines
+
+
+PIECES = (
+    *(
+        "**",
+        "*",
+        "_",
+        "`",
+        "```\n",
+        "# ",
+        "- ",
+        "1. ",
+        "> ",
+        "    ",
+        "---\n",
+        "\n",
+        "\n\n",
+        " ",
+        "\\",
+        "~~",
+    ),
+    *(
+        "word",
+        "two words ",
+        "né",
+        "[x](y)",
+        "![i](j)",
+        "<b>",
+        "&amp;",
+        "^",
+        "(",
+        ")",
+        "<http://c.d>",
+        "\r\n",
+    ),
+)
+
+
+def test_no_letter_of_any_text_is_lost(rng: np.random.Generator) -> None:
+    for _ in range(100):
+        text = "".join(rng.choice(PIECES, size=rng.integers(1, 40)))
+        window = Window(int(rng.choice([80, 40, 20])), int(rng.choice([4, 24])))
+        window.write(text, lambda: int(rng.integers(1, 9)))
+        window.answer.finish()
+        shown = iter("\n".join(window.lines))
+        assert all(letter in shown for letter in re.findall(r"\w", text.replace("_", ""))), text
 
 
 def test_signs_become_layout_and_words_stay() -> None:
@@ -204,6 +244,34 @@ def test_a_resize_and_lines_of_others_in_between_lose_nothing() -> None:
     assert "[1]+Stopped$fg" in shown
     for word in re.findall(r"\w{3,}", ANSWER):
         assert word in shown.replace("[1]+Stopped$fg", "")
+
+
+def test_titles_are_bold_and_signs_of_code_are_dim() -> None:
+    window = Window()
+    window.write("## A title\n\n```\ncode\n```\n")
+    title, _, fence, code, *_ = window.paper.cells
+    assert all(cell.bold for cell in title)
+    assert all(cell.blink for cell in fence)  # pyte's cells are not dim, see Paper
+    assert not any(cell.blink or cell.bold for cell in code)
+
+
+def test_after_a_resize_or_lines_of_others_an_answer_continues_on_a_new_line() -> None:
+    window = Window(20)
+    window.write("one two three four five six seven ")
+    window.paper.resize(columns=40)
+    window.write("eight nine")
+    assert window.lines == ["one two three four", "five six seven", "eight", "nine"]
+    window.feed("\n$ fg\n")
+    window.page.moved = True
+    window.write(" and ten")
+    assert window.lines[2:] == ["eight", "nine", "$ fg", "and ten"]
+
+
+def test_lines_that_are_no_longer_there_are_erased() -> None:
+    window = Window()
+    window.page.show([Text("one, which is longer"), Text("two"), Text("three")])
+    window.page.show([Text("one")])
+    assert window.lines == ["one"]
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:

@@ -142,6 +142,8 @@ def test_clear_starts_another_session_and_sessions_are_listed_and_removed_unless
     assert store.kept() == []
     assert all(stranger.exists() for stranger in strangers)
     assert_one_line(mgm_here("chat", "-c"), 2, "no conversation")
+    for keeping in (["-c"], ["--session", "x"], ["--keep-cache"]):
+        assert_one_line(mgm_here("chat", "--no-keep", *keeping), 2, "--no-keep")
 
 
 def test_paths_are_those_of_the_system_or_of_the_variables(

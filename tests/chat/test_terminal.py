@@ -16,7 +16,7 @@ from helpers.person import COLUMNS, Person
 
 pytestmark = pytest.mark.slow
 
-CTRL_C, CTRL_D, ESCAPE, TAB = "\x03", "\x04", "\x1b", "\t"
+CTRL_C, CTRL_D, CTRL_Z, ESCAPE, TAB = "\x03", "\x04", "\x1a", "\x1b", "\t"
 LEFT, UP = "\x1b[D", "\x1b[A"
 PASTE = "\x1b[200~{}\x1b[201~"
 
@@ -164,16 +164,51 @@ def test_a_conversation_continues_after_kill_9_and_sigterm_with_its_cache(tmp_pa
 
     second = Person(tmp_path, "--temperature", "0", "-c", "--keep-cache")
     assert "2 turns" in second.seen
+    assert f"> {LONG}" in second.seen
     assert "/regen" in second.seen
     assert "Anna" in second.say("What is my name?")  # in place of the message without answer
     second.type(UP + UP)  # earlier messages outlive the process
     second.wait_for_line(f"> {LONG}")
     second.type(f"{CTRL_C}{CTRL_D}")
     assert second.leave() == 0
+    assert "to continue: mgm chat -c · later: mgm chat --session 2" in second.seen
 
     third = Person(tmp_path, "--temperature", "0", "-c", "--stats")
+    assert "> What is my name?\nYour name is Anna" in third.seen
     third.say("Thank you.")
     _, used, reused = context(third)
     assert reused > used / 2
     third.child.kill(signal.SIGTERM)
     assert third.leave() == 128 + signal.SIGTERM
+
+
+def test_ctrl_z_suspends_an_answer_and_fg_continues_it(tmp_path: Path) -> None:
+    person = Person(tmp_path, "--temperature", "0", in_shell=True)
+    row = person.start(LONG, "14, 15")
+    person.type(CTRL_Z)
+    person.wait_for_line("$")
+    assert 2004 << 5 not in person.paper.mode
+    person.type("echo as usual\r")
+    person.wait_to_see("$ echo as usual\nas usual\n$", row)
+    person.type("fg\r")
+    person.wait_to_see("fg\n", row)
+    row = person.paper.row
+    person.type(CTRL_C)
+    assert "(stopped)" in person.wait_for_prompt(row)
+    person.type(f"half{CTRL_Z}")
+    person.wait_for_line("$")
+    person.type("fg\r")
+    person.wait_for_line("> half")
+    person.child.close(force=True)
+
+
+def test_a_dumb_terminal_gets_text_alone_and_no_keep_leaves_no_trace(tmp_path: Path) -> None:
+    person = Person(tmp_path, "--temperature", "0", "--no-keep", columns=80, TERM="dumb")
+    assert "The demo is a toy" in person.seen
+    assert SUM_ANSWER in person.say(SUM)
+    person.type(CTRL_D)
+    assert person.leave() == 0
+    assert "\x1b" not in person.child.logfile_read.getvalue()
+    assert "to continue" not in person.seen
+    assert not (tmp_path / "history").exists()
+    assert not (tmp_path / "sessions").exists()

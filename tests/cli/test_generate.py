@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from helpers.broken import set_values
 from helpers.command import (
     GREEDY,
     LONG,
@@ -53,6 +55,47 @@ def test_only_the_answer_is_on_stdout_wherever_the_prompt_is(here: Here, tmp_pat
     from_stdin = here("--drafter", "none", *GREEDY, stdin=SUM)
     for done in (mgm(["generate", SUM, *GREEDY]), here("--file", path, *GREEDY), from_stdin):
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{SUM_ANSWER}\n", "")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_prompt_and_what_is_piped_are_both_used(
+    here: Here, text: Text, tmp_path: Path, mark: str, end: str
+) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(f"{mark}{SUM}{end}".encode())
+    asked = ("--json", "--max-tokens", "1", "--drafter", "none")
+    piped = f"{mark}{SUM}{end}"
+    for prompt, done in {
+        SUM: here("--file", path, *asked, stdin="not read"),
+        f"{SUM} ": here(f"{SUM} ", *asked, stdin=end),
+        f"Hi\n\n{SUM}": here("Hi", *asked, stdin=piped),
+        f" {SUM}": here(*asked, stdin=f"{mark} {SUM}{end}"),
+    }.items():
+        assert found(done)["stats"]["prompt_tokens"] == len(text.prompt(prompt))
+
+
+def test_a_prompt_whose_standard_input_stays_open_says_what_it_waits_for() -> None:
+    with start(["generate", SUM, *GREEDY], stdin=subprocess.PIPE) as process:
+        assert process.stderr
+        assert "</dev/null" in process.stderr.readline()
+        answer, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, answer, errors) == (0, f"{SUM_ANSWER}\n", "")
+
+
+def test_what_a_checkpoint_asks_for_and_does_not_get_is_on_stderr_once(
+    here: Here, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(DEMO, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    set_values({"repetition_penalty": 1.1, "top_k": 64.0}, "generation_config.json")(folder)
+    done = here("Hi", "--model", folder, "--drafter", "none", "--max-tokens", "2", *GREEDY)
+    assert_plain(done)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(folder)] * 2
+    assert "no chat template" in lines[0]
+    assert lines[1].endswith("asks for repetition_penalty=1.1, which is not applied")
 
 
 def test_json_has_text_tokens_and_statistics_and_is_the_same_without_drafter(here: Here) -> None:

@@ -200,6 +200,14 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
     assert "\n" not in str(refused.value)
 
 
+def test_a_byte_order_mark_is_not_part_of_any_line(tmp_path: Path) -> None:
+    path, mark = tmp_path / "in.jsonl", b"\xef\xbb\xbf"
+    for head, number in ((mark, 1), (mark + b"\n" + mark, 2)):
+        path.write_bytes(head + b'{"prompt": "Hi"}\n')
+        [line] = read(path, SHORT, None)[0]
+        assert (line.number, line.prompt) == (number, "Hi")
+
+
 def test_the_system_prompt_of_a_line_replaces_the_one_for_all(tmp_path: Path) -> None:
     user, own = {"role": "user", "content": "Hi"}, {"role": "system", "content": "own"}
     lines = [

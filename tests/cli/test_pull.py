@@ -19,12 +19,15 @@ from helpers.fake_hub import (
     DRAFTER_FILES,
     NAME,
     NEWER,
+    TARGET_CONFIG,
     TARGET_FILES,
     FakeHub,
+    etag,
     folder_files,
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     model_files,
     needed,
+    real_weights,
     weights,
 )
 from mlx_gemma_mtp.cli.download import offer_drafter
@@ -131,6 +134,21 @@ def test_a_file_that_is_cut_short_is_resumed(online: FakeHub, pull: Here) -> Non
     assert folder_files(online.cache.snapshot(NAME)) == needed(TARGET_FILES)
 
 
+def test_an_interrupted_first_download_is_listed_and_can_be_removed(
+    online: FakeHub, mgm_here: Here
+) -> None:
+    start = real_weights(TARGET_CONFIG, header_only=True)
+    online.add(NAME, TARGET_FILES | {"model.safetensors": start})
+    online.sizes["model.safetensors"] = 10**6  # of which the server has the start only
+    done = mgm_here("pull", NAME)
+    assert done.returncode == 3
+    assert "downloaded in part" in done.stderr
+    shown = mgm_here("list").stdout
+    assert re.search(rf"^{NAME}: incomplete \(.* missing\): mgm pull {NAME} ", shown, re.MULTILINE)
+    assert mgm_here("rm", NAME, "--yes").returncode == 0
+    assert not online.cache.repository(NAME).exists()
+
+
 def test_ctrl_c_in_an_update_ends_at_once_and_keeps_the_old_version_and_complete_files(
     online: FakeHub, pull: Here
 ) -> None:
@@ -148,7 +166,9 @@ def test_ctrl_c_in_an_update_ends_at_once_and_keeps_the_old_version_and_complete
     assert online.stalled.wait(SECONDS)
     blobs, new = online.cache.repository(NAME) / "blobs", online.cache.snapshot(NAME, NEWER)
     deadline = time.monotonic() + SECONDS
-    while [path.stat().st_size for path in blobs.glob("*.incomplete")] != [100_000]:
+    first = blobs / etag(TWO_SHARDS["model-1.safetensors"])
+    second = blobs / f"{etag(TWO_SHARDS['model-2.safetensors'])}.incomplete"
+    while not first.exists() or second.stat().st_size < 100_000:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

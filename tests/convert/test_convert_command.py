@@ -64,8 +64,6 @@ SOURCES: dict[str, tuple[Edit, str]] = {
     "a file missing": (lambda folder: weight_files(folder)[-1].unlink(), "is missing"),
     "not a number": (put_nan, "not finite"),
     "not Gemma": (set_values({"model_type": "llama"}), "not a Gemma 4 model"),
-    "quantized": (set_values({"quantization": {"bits": 4}}), "already quantized"),
-    "quantized elsewhere": (set_values({"quantization_config": {"bits": 4}}), "already quantized"),
     "another shape": (set_values({"text_config.vocab_size": 512}), "different models"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
 }

@@ -160,6 +160,20 @@ def test_a_remembered_table_is_within_3_percent_from_the_start(
     assert typical(NEAR, measure) < NEAR
 
 
+@pytest.mark.parametrize("name", ["flat", "jump at 4", "H100 31B"])
+def test_a_cold_start_does_not_make_plain_decoding_look_slow(rng: Rng, name: str) -> None:
+    rounds = 300
+    cold = 1 + 2 * np.exp(-np.arange(rounds) / 3)  # 3x as slow at first
+
+    def off() -> float:
+        depth, played_on = Depth(), machine(name, rounds, cold)
+        play(rng, depth, played_on, steady("0.8", rounds))
+        assert depth.plain_tokens_per_second is not None
+        return abs(depth.plain_tokens_per_second * float(played_on.seconds[-1, 0]) - 1)
+
+    assert typical(0.15, off) < 0.15
+
+
 @pytest.mark.parametrize("text", ["0.8", "0"])
 @pytest.mark.parametrize("name", ["flat", "mixture", "H100 31B"])
 def test_few_rounds_are_compiled(rng: Rng, name: str, text: str) -> None:
@@ -230,4 +244,7 @@ def test_a_pool_of_timings_says_whether_plain_decoding_is_the_fastest() -> None:
             for _ in range(5):
                 depth.round_took(1, k, 1 + cost_of_a_draft * k)
         assert depth.plain_at(1) == plain
+        assert depth.plain_tokens_per_second is None  # too few rounds for a figure to show
+        for _ in range(20):
+            depth.round_took(1, 0, 1)
         assert depth.plain_tokens_per_second == pytest.approx(1)

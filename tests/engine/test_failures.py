@@ -168,10 +168,13 @@ def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues
 class Unwritable(Detokenizer):
     """Text that breaks at its sixth token."""
 
-    def add_token(self, token: int) -> None:
-        self.last_segment += "x"
-        if len(self.last_segment) == 6:
+    added = 0
+
+    def add(self, token: int) -> str:
+        self.added += 1
+        if self.added == 6:
             raise ValueError("broken")
+        return "x"
 
 
 @pytest.mark.parametrize("where", ["callback", "text"])

@@ -17,12 +17,12 @@ from mlx_gemma_mtp.text.tokenizer import Text, TextStream
 
 
 def play(
-    rounds: Sequence[Sequence[int]], stream: TextStream | None
+    rounds: Sequence[Sequence[int]], stream: TextStream | None, prompt: Sequence[int] = (5,)
 ) -> tuple[list[Chunk], Completion]:
     """The chunks and the completion of a request whose rounds give these tokens."""
     chunks: list[Chunk] = []
     request = Request(
-        [5],
+        [*prompt],
         SamplingParams(seed=1),
         max_tokens=sum(map(len, rounds)),
         num_draft_tokens=None,
@@ -99,6 +99,23 @@ def test_a_completion_says_which_kind_it_ended_in(
     assert done.stats.answer_tokens == 0
 
 
+def test_a_thought_and_a_call_that_the_prompt_opened_are_not_answer() -> None:
+    tokens, stream = spell(CHANNEL, "thought\nHm", "m", CHANNEL_END, "Yes.", TURN_END)
+    chunks, done = play([tokens[2:]], stream, tokens[:2])
+    assert (done.thought, done.text, done.unclosed) == ("m", "Yes.", None)
+    assert done.message == {"role": "assistant", "content": "Yes.", "reasoning": "m"}
+    assert done.stats.thought_tokens == 2
+    assert_told_once(chunks, done)
+
+    tokens, stream = spell(CALL, "call:f{a:", "1}call:g{}", CALL_END, TURN_END)
+    chunks, done = play([tokens[2:]], stream, tokens[:2])
+    assert [(call.name, call.arguments) for call in done.tool_calls] == [("f", {"a": 1}), ("g", {})]
+    assert (done.text, done.unclosed) == ("", None)
+    assert [chunk.tool_call for chunk in chunks if chunk.tool_call] == list(done.tool_calls)
+    assert_told_once(chunks, done)
+    assert play([tokens[2:3]], stream, tokens[:2])[1].unclosed == "tool_call"
+
+
 def test_a_completion_is_a_message_to_continue_from() -> None:
     def message(*parts: str | int) -> dict[str, Any]:
         tokens, stream = spell(*parts)
@@ -108,7 +125,10 @@ def test_a_completion_is_a_message_to_continue_from() -> None:
     thought = [CHANNEL, "thought\n", "Hm\n", CHANNEL_END]
     call = [CALL, "call:f{a:", QUOTE, "b", QUOTE, "}", CALL_END]
     strange, nameless = [CALL, "call:g{a:b}", CALL_END], [CALL, "Hello", CALL_END]
-    functions = [{"name": "f", "arguments": {"a": "b"}}, {"name": "g", "arguments": "a:b"}]
+    functions = [
+        {"name": "f", "arguments": {"a": "b"}},
+        {"name": "g", "arguments": {"unreadable": "a:b"}},
+    ]
     assert message(*thought, *call, *strange, *nameless) == {
         "role": "assistant",
         "content": "",
@@ -146,6 +166,16 @@ def test_the_demo_thinks_and_answers_and_the_stream_is_the_same(engine: Engine) 
     assert done.stats.thought_tokens == done.tokens.index(CHANNEL_END) + 1
     (plain,) = engine.generate("What is 17 + 25?", GREEDY)
     assert (plain.text, plain.thought, plain.stats.thought_tokens) == (done.text, "", 0)
+
+
+def test_the_demo_continues_a_thought_that_token_ids_end_in(engine: Engine) -> None:
+    assert engine.text is not None
+    prompt = engine.text.prompt("What is 17 + 25?", thinking=True)
+    start = engine.text.encode("<|channel>thought\nFrom the right: 7 + 5 = 12")
+    (done,) = engine.generate([*prompt, *start], GREEDY)
+    assert done.text == "17 + 25 = 42"
+    assert "1 + 2" in done.thought
+    assert "From" not in done.thought
 
 
 def test_the_demo_calls_a_tool_and_uses_its_result(engine: Engine) -> None:

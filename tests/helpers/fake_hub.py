@@ -49,7 +49,12 @@ TARGET_CONFIG = {
 DRAFTER_CONFIG = {
     "model_type": "gemma4_assistant",
     "backbone_hidden_size": 2560,
-    "text_config": {"hidden_size": 64, "num_hidden_layers": 4, **LAYERS},
+    "text_config": {
+        "hidden_size": 64,
+        "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+        "num_hidden_layers": 4,
+        **LAYERS,
+    },
 }
 Files = dict[str, bytes]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import termios
 import time
 from collections.abc import Callable
@@ -70,26 +71,40 @@ class Paper(pyte.HistoryScreen):
 class Person:
     """Starts a chat and waits for its prompt."""
 
-    def __init__(self, folder: Path, *arguments: str, columns: int = COLUMNS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        columns: int = COLUMNS,
+        in_shell: bool = False,
+        **variables: str,
+    ) -> None:
+        """in_shell: True to start it from a shell, which can suspend it."""
         self.folder = folder
         self.paper = Paper(columns, ROWS, history=10_000)
         self._stream = pyte.Stream(self.paper)
         editor = folder / "editor"
         editor.write_text("#!/bin/sh\nprintf 'What is 3 + 4?' > $1\n")
         editor.chmod(0o755)
-        program, *rest = command(HOLD)
+        line = [*command(HOLD), "chat", *arguments]
+        if in_shell:
+            variables |= {"LINE": shlex.join(line), "PS1": "$ "}
+            line = ["/bin/bash", "--norc", "--noediting", "-i"]
         self.child = pexpect.spawn(
-            program,
-            [*rest, "chat", *arguments],
+            line[0],
+            line[1:],
             env=environment()
             | {"MGM_DATA_DIR": str(folder), "EDITOR": str(editor), "PATH": "/usr/bin:/bin"}
-            | {"SSH_CONNECTION": "so that the clipboard is the terminal's"},
+            | {"SSH_CONNECTION": "so that the clipboard is the terminal's"}
+            | variables,
             encoding="utf-8",
             dimensions=(ROWS, columns),
         )
         self.child.delaybeforesend = None
         self.child.logfile_read = io.StringIO()
         self._modes = termios.tcgetattr(self.child.child_fd)
+        if in_shell:
+            self.type('eval "$LINE"\r')
         self.wait_for_prompt()
 
     def type(self, keys: str) -> None:

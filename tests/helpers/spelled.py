@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
-MARKERS = Markers(100, 101, 48, 49, 52)  # the demo's
-CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE = MARKERS
+MARKERS = Markers(100, 101, 48, 49, 52, 105)  # the demo's
+CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE, TURN = MARKERS
 TURN_END = 106
 
 
@@ -16,13 +16,12 @@ class Detokenizer:
 
     def __init__(self, texts: dict[int, str]) -> None:
         self._texts = texts
-        self.last_segment = ""
 
-    def add_token(self, token: int) -> None:
-        self.last_segment = self._texts[token]
+    def add(self, token: int) -> str:
+        return self._texts[token]
 
-    def finalize(self) -> None:
-        self.last_segment = ""
+    def finish(self) -> str:
+        return ""
 
 
 def spell(*parts: str | int) -> tuple[list[int], TextStream]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,13 @@ Answer = Completion | MgmError | Callable[[], Generation]
 
 class Terminal(io.StringIO):
     """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class TerminalOut(io.BytesIO):
+    """A stdout that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -78,8 +86,9 @@ def reply(text: str, thought: str = "", finish_reason: Any = "stop") -> Completi
 class Talk:
     """A chat, its engine, and its two streams."""
 
-    def __init__(self, *answers: Answer, terminal: bool = True) -> None:
-        self.out = io.BytesIO()
+    def __init__(self, *answers: Answer, terminal: bool = True, renders: bool = False) -> None:
+        """renders: True if stdout is a terminal, too."""
+        self.out = TerminalOut() if renders else io.BytesIO()
         self.err = Terminal() if terminal else io.StringIO()
         self.engine = FakeEngine(*answers)
         self.interrupts = Interrupts()
@@ -105,6 +114,11 @@ class Talk:
     def shown(self) -> str:
         """Everything on stderr."""
         return self.err.getvalue()
+
+    @property
+    def words(self) -> str:
+        """Everything on stderr, without styles and on one line."""
+        return " ".join(re.sub(r"\x1b\[\d*m", "", self.shown).split())
 
     @property
     def messages(self) -> list[tuple[str, str]]:

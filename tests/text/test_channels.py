@@ -5,14 +5,24 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from helpers.spelled import CALL, CALL_END, CHANNEL, CHANNEL_END, MARKERS, QUOTE, Detokenizer, spell
+from helpers.spelled import (
+    CALL,
+    CALL_END,
+    CHANNEL,
+    CHANNEL_END,
+    MARKERS,
+    QUOTE,
+    TURN,
+    Detokenizer,
+    spell,
+)
 from mlx_gemma_mtp.files.names import DEMO
-from mlx_gemma_mtp.text.channels import ChannelParser, Piece, ToolCall, joined
+from mlx_gemma_mtp.text.calls import ToolCall
+from mlx_gemma_mtp.text.channels import ChannelParser, Piece, joined
 from mlx_gemma_mtp.text.tokenizer import Markers, Text, TextStream
 
 LIMITS = {CHANNEL, CHANNEL_END, CALL, CALL_END}
@@ -94,51 +104,71 @@ def test_several_calls_are_pieces_of_their_own() -> None:
     assert found == [*both, ("answer", "Done.", None)]
 
 
-READABLE: dict[str, Any] = {
-    "{}": {},
-    "{a:1,b:-2.5e3,c:0}": {"a": 1, "b": -2500.0, "c": 0},
-    "{a:true,b:false,c:null}": {"a": True, "b": False, "c": None},
-    "{a:Q1Q}": {"a": "1"},
-    "{a:QQ,b:Q Q}": {"a": "", "b": " "},
-    '{a:Q{"x": [1], y: \\n}Q}': {"a": '{"x": [1], y: \\n}'},
-    "{a:[1,Q,Q,[true]],b:{c:{d:QeQ}}}": {"a": [1, ",", [True]], "b": {"c": {"d": "e"}}},
-    "{QaQ:{Qb cQ:1}}": {"a": {"b c": 1}},
-    "{first name:1,x-y.z:2,größe:3,7:4}": {"first name": 1, "x-y.z": 2, "größe": 3, "7": 4},
-    " {a : 1 ,\n b: [ ] } ": {"a": 1, "b": []},
-    "{a:Q😀\n\tQ}": {"a": "😀\n\t"},
+def test_several_calls_between_one_pair_of_markers_are_pieces_of_their_own() -> None:
+    tokens, stream = spell(CALL, "call:a{x:1}", "call:b{y:2}call:c{", CALL_END, "Done.")
+    pieces = joined(parse(tokens, stream)[0])
+    assert [(piece.kind, piece.call and piece.call.raw) for piece in pieces] == [
+        *(("tool_call", raw) for raw in ("call:a{x:1}", "call:b{y:2}", "call:c{")),
+        ("answer", None),
+    ]
+    assert "".join(piece.text for piece in pieces) == "call:a{x:1}call:b{y:2}call:c{Done."
+    assert [token for piece in pieces for token in piece.tokens] == tokens
+
+
+# Prompts that end within a thought or a call
+
+TURNS = [TURN, "user\nHi", TURN, "model\n"]
+OPENED: dict[str, tuple[list[str | int], str]] = {
+    "thought": ([CHANNEL, "thought\n"], "thought"),
+    "half a name": ([CHANNEL, "thou"], "thought"),
+    "said": ([CHANNEL, "thought\nHm", ", so"], "thought"),
+    "another name": ([CHANNEL, "analysis\n"], "thought"),
+    "call": ([CALL, "call:f{a:", QUOTE, "b"], "tool_call"),
+    "call in a thought": ([CHANNEL, "thought\nHm", CALL, "call:f{"], "tool_call"),
+    "thought after a call in it": ([CHANNEL, "thought\nHm", CALL, "call:f{}", CALL_END], "thought"),
+    "closed thought": ([CHANNEL, "thought\n", CHANNEL_END], "answer"),
+    "closed call": ([CALL, "call:f{}", CALL_END], "answer"),
+    "text": (["So"], "answer"),
+    "nothing": ([], "answer"),
+    "closed by a turn": ([CHANNEL, "thought\nHm", CALL, "call:f{", *TURNS], "answer"),
 }
-UNREADABLE = [
-    *("{a:Rome}", "{a:1", "{a:1}}", "{a:1}{b:2}", "{a}", "{:1}", "{ :1}", "{a:}", "{a:1,}"),
-    *("{a:QbQQcQ}", "{a:Qb}", '{a:"b"}', "{a:\\1}", "{a:NaN}", "{a:-Infinity}", "{a:1e999}"),
-    *("{a:01}", "{a:" + "9" * 5000 + "}", "{a:" + "[" * 50_000 + "]" * 50_000 + "}"),
-    *("{a:None}", "{a\nb:1}{"),
-]
 
 
-@pytest.mark.parametrize(
-    "arguments", [*READABLE, *UNREADABLE], ids=lambda arguments: repr(arguments[:20])
-)
-def test_arguments_are_read_or_kept_as_written(arguments: str) -> None:
-    strings = f"call:f{arguments}".split("Q")
-    parts = [part for string in strings for part in (string, QUOTE)][:-1]
-    call = ToolCall("f", READABLE.get(arguments), '<|"|>'.join(strings))
-    assert calls(CALL, *parts, CALL_END) == [call]
+@pytest.mark.parametrize("what", OPENED)
+@pytest.mark.parametrize("before", [[], TURNS, [CHANNEL, "thought\nHm", *TURNS]])
+def test_output_starts_in_what_the_prompt_ends_in(what: str, before: list[str | int]) -> None:
+    opened, kind = OPENED[what]
+    prompt = [*before, *opened]
+    tokens, stream = spell(*prompt, "ght\n" if what == "half a name" else "", "x")
+    parser = ChannelParser(stream, tokens[: len(prompt)])
+    assert parser.kind == kind
+    pieces = [piece for token in tokens[len(prompt) :] for piece in parser.add(token)]
+    assert joined(pieces) == [Piece(kind, "x", tokens[len(prompt) :])]
 
 
-@pytest.mark.parametrize("raw", ["", "f{}", "call:", "call:f", "call:{}", "Hello"])
-def test_a_call_without_a_name_is_kept_as_written(raw: str) -> None:
-    assert calls(CALL, raw, CALL_END) == [ToolCall("", None, raw)]
+def test_a_call_that_the_prompt_opened_is_read_whole(text: Text) -> None:
+    whole = text.encode('<|tool_call>call:f{a:<|"|>é, or 😀<|"|>,b:[1]}<tool_call|>')
+    for length in range(1, len(whole)):
+        parser = ChannelParser(text.stream(["or"]), whole[:length])
+        pieces = [piece for token in whole[length:] for piece in parser.add(token)]
+        assert [piece.call.arguments for piece in pieces if piece.call] == [
+            {"a": "é, or 😀", "b": [1]}
+        ]
+        assert not parser.stopped
+
+
+def test_a_stop_string_in_the_prompt_stops_nothing(text: Text) -> None:
+    prompt = text.encode("<|turn>model\nSTOP<|channel>thought\nSTOP<channel|>STOP ST")
+    parser = ChannelParser(text.stream(["STOP"]), prompt)
+    assert not parser.stopped
+    said = [piece.text for token in text.encode("OP STOP") for piece in parser.add(token)]
+    assert ("".join(said), parser.stopped) == ("OP ", True)
 
 
 def test_a_quote_spelled_out_is_part_of_a_string() -> None:
     parts = [CALL, "call:f{a:", QUOTE, 'x<|"|>,b:<|"|>y', QUOTE, "}", CALL_END]
     assert calls(*parts)[0].arguments == {"a": 'x<|"|>,b:<|"|>y'}
     assert calls(CALL, 'call:f{a:<|"|>x<|"|>}', CALL_END)[0].arguments is None
-
-
-def test_reading_a_call_takes_time_in_proportion_to_its_length() -> None:
-    for junk in (" ", "{", "a", ",", "{a:", " a", "a :"):
-        assert calls(CALL, "call:f{" + junk * 100_000, CALL_END)[0].arguments is None
 
 
 def test_a_stop_string_counts_in_one_stretch_of_the_answer_only(text: Text) -> None:
@@ -207,12 +237,12 @@ def other_tokenizer(folder: Path, **renamed: str) -> Text:
 def test_markers_are_found_by_their_text(text: Text, tmp_path: Path) -> None:
     assert text.markers == MARKERS
     swapped = {"<|channel>": "<tool_call|>", "<tool_call|>": "<|channel>"}
-    assert other_tokenizer(tmp_path, **swapped).markers == Markers(49, 101, 48, 100, 52)
+    assert other_tokenizer(tmp_path, **swapped).markers == Markers(49, 101, 48, 100, 52, 105)
 
 
 def test_a_marker_without_its_counterpart_is_text(tmp_path: Path) -> None:
     gone = {"<channel|>": "<gone|>", "<|tool_call>": "<gone>", '<|"|>': "<gone|gone>"}
     lacking = other_tokenizer(tmp_path, **gone)
-    assert lacking.markers == Markers()
+    assert lacking.markers == Markers(turn=105)
     spelled = "<|channel>thought\nHm<tool_call|>"
     assert sorted_text(lacking.encode(spelled), lacking.stream()) == [("answer", spelled)]

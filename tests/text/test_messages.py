@@ -1,11 +1,13 @@
 """Conversations as a chat template shows them; nothing spelled out in one is a special token."""
 
+import copy
 import itertools
 import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.names import DEMO
+from mlx_gemma_mtp.text.calls import read_calls
 from mlx_gemma_mtp.text.messages import Message
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -97,6 +100,13 @@ def test_a_conversation_that_the_template_cannot_hold_is_refused(text: Text) -> 
 
 
 CALL = {"function": {"name": "f", "arguments": {}}}
+
+
+def assistant_calls(arguments: Any) -> Message:
+    function = {"name": "f", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]}
+
+
 WRONG: dict[str, list[Any]] = {
     "it must be an object": ["Hi"],
     "its role must be one of system, ": [
@@ -111,6 +121,7 @@ WRONG: dict[str, list[Any]] = {
     "its tool_calls must be": [
         {"role": "assistant", "tool_calls": "zzz"},
         {"role": "assistant", "content": "", "tool_calls": [{}]},
+        *(assistant_calls(arguments) for arguments in (5, True, [], ["a"])),
     ],
 }
 
@@ -122,6 +133,78 @@ def test_a_message_that_the_template_would_silently_leave_out_is_refused(
     for message in WRONG[why]:
         with pytest.raises(UsageError, match=f"^message 2: {re.escape(why)}"):
             text.chat([user("Hi"), message])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ('{"city": "Rome", "days": [1, null]}', 'city:<|"|>Rome<|"|>,days:[1,null]'),
+        *((empty, "") for empty in ("", " \n", "{}", {}, None)),
+        *((broken, f'unreadable:<|"|>{broken}<|"|>') for broken in ("city:Rome", '{"a": 1', "[1]")),
+        ('{"a": NaN}', 'unreadable:<|"|>{"a": NaN}<|"|>'),
+        ("[" * 100_000, f'unreadable:<|"|>{"[" * 100_000}<|"|>'),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_arguments_of_a_call_in_history_are_shown_as_the_model_writes_them(
+    text: Text, arguments: Any, shown: str
+) -> None:
+    messages = [user("Hi"), assistant_calls(arguments)]
+    before = copy.deepcopy(messages)
+    assert rendered(text, messages).endswith(f"<|tool_call>call:f{{{shown}}}<tool_call|>")
+    assert messages == before
+
+
+def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(
+        "{%- for call in messages[1].tool_calls -%}{%- if call.function.arguments is not mapping "
+        "-%}{{ raise_exception('no mapping') }}{%- endif -%}{{ call.id }}{%- endfor -%}"
+    )
+    strict = without_template(tmp_path)
+    for arguments in ('{"a": 1}', "", "broken", None, {}, MappingProxyType({"a": 1})):
+        assert strict.decode(strict.chat([user("Hi"), assistant_calls(arguments)])) == "<bos>1"
+    for call in read_calls(["call:f{a:Rome}call:g{"]):
+        strict.chat(
+            [user("Hi"), {**assistant("", "model"), "tool_calls": [{"function": call.function}]}]
+        )
+
+
+# What Google's templates do with the results of tools, in few words.
+GOOGLE = """{%- for m in messages -%}{%- if m.role != 'tool' -%}
+{%- for call in m.tool_calls or [] -%}call:{{ call.function.name }}{%- endfor -%}
+{%- if m.get('tool_responses') -%}
+{%- for r in m.tool_responses -%}response:{{ r.name }}{{ r.response }}{%- endfor -%}
+{%- elif m.get('tool_calls') -%}
+{%- for r in messages[loop.index:] -%}response:{{ r.tool_call_id }}
+{%- if r.content is string -%}{{ r.content }}
+{%- else -%}{%- for part in r.content -%}{{ part.get('text') }}{%- endfor -%}{%- endif -%}
+{%- endfor -%}{%- endif -%}{%- endif -%}{%- endfor -%}"""
+
+
+def test_results_of_tools_may_be_mappings_with_any_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(GOOGLE)
+    google = without_template(tmp_path)
+
+    def shown(*contents: Any) -> str:
+        calls = [{"id": str(n), **CALL} for n in range(len(contents))]
+        results = [
+            {"role": "tool", "tool_call_id": str(n), "content": content}
+            for n, content in enumerate(contents)
+        ]
+        messages = [user("Hi"), {"role": "assistant", "tool_calls": calls}, *results]
+        before = copy.deepcopy(messages)
+        written = google.decode(google.chat(messages))
+        assert messages == before
+        return written.removeprefix("<bos>" + "call:f" * len(contents))
+
+    assert shown({"a": 1}) == "response:f{'a': 1}"
+    assert shown(
+        "so", {"a": 1}, [{"type": "text", "text": "it"}, {"type": "text", "text": "is"}]
+    ) == ("response:fsoresponse:f{'a': 1}response:fitis")
+    assert shown("so") == "response:0so"
+    result = {"role": "tool", "name": "g", "content": {"a": 1}}  # without ids the name counts
+    messages = [user("Hi"), {"role": "assistant", "tool_calls": [CALL]}, result]
+    assert google.decode(google.chat(messages)) == "<bos>call:fresponse:g{'a': 1}"
 
 
 def test_all_kinds_of_messages_are_understood(text: Text) -> None:
@@ -189,9 +272,9 @@ def test_a_special_token_in_a_tool_its_call_or_its_answer_is_text(text: Text) ->
         return text.chat(messages, tools=[tool])
 
     for special in ("<turn|>", '<|"|>', "<tool_call|>"):
-        found, plain = tokens(f"a{special}b"), tokens("ab")
+        found, plain = tokens(f"x{special}z"), tokens("xz")
         assert special_ids(text, found) == special_ids(text, plain)
-        assert text.decode(found).count(f"a{special}b") == text.decode(plain).count("ab") == 11
+        assert text.decode(found).count(f"x{special}z") == text.decode(plain).count("xz") == 11
 
 
 def test_any_text_in_a_message_is_text(text: Text, rng: np.random.Generator) -> None:
@@ -241,7 +324,7 @@ def test_thinking_is_refused_if_the_template_cannot_switch_it(text: Text, tmp_pa
         assert text.prompt(prompt, thinking=True) == text.chat([user("Hi")], enable_thinking=True)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     unable = without_template(tmp_path)
-    assert unable.decode(unable.prompt("Hi")) == "Hi"
+    assert unable.decode(unable.prompt("Hi")) == "<bos>Hi"
     with pytest.raises(UsageError, match="thinking"):
         unable.prompt("Hi", thinking=True)
 

@@ -152,3 +152,11 @@ def test_without_stop_strings_nothing_is_held_back(text: Text) -> None:
     for string in TEXTS[:5]:
         tokens = text.encode(string)
         assert stream(text, tokens) == [*(text.decode([token]) for token in tokens), ""]
+
+
+def test_an_id_beyond_the_tokenizer_has_no_text(text: Text) -> None:
+    letter, emoji = text.encode("a"), text.encode("😀")
+    assert not text.has_token(2048)
+    assert stream(text, [*letter, 2048, 2111, *letter]) == ["a", "", "", "a", ""]
+    assert "".join(stream(text, [*emoji[:2], 2048, *emoji[2:]])) == "😀"
+    assert text.decode([*letter, 2048, *letter]) == "aa"

@@ -1,0 +1,53 @@
+"""A forked child cannot use its parent's engine or load one, and learns so at once."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from helpers.fake_target import PARAMS, fake_engine
+from mlx_gemma_mtp import Engine, MgmError, load
+
+SECONDS = 20  # after which a child that waits is ended
+
+USES: dict[str, Callable[[Engine], Any]] = {
+    "generate": lambda engine: engine.generate([5], PARAMS),
+    "stream": lambda engine: list(engine.stream([5], PARAMS)),
+    "submit": lambda engine: engine.submit([5], PARAMS),
+    "session": lambda engine: engine.session(),
+    "close": lambda engine: engine.close(),
+    "an engine of its own": lambda _: fake_engine(),
+    "load": lambda _: load("demo"),
+}
+
+
+def in_a_child(use: Callable[[], Any]) -> str:
+    """Return what the MgmError says that this raises in a forked child."""
+    end, start = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        try:
+            use()
+        except MgmError as error:
+            os.write(start, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(start)
+    with os.fdopen(end) as said:
+        words = said.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return words
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_forked_child_is_refused_and_the_parent_goes_on(
+    running: Engine, use: Callable[[Engine], Any]
+) -> None:
+    before = running.generate([5], PARAMS)[0].tokens
+    said = in_a_child(lambda: use(running))
+    assert "spawn" in said
+    assert "\n" not in said
+    assert running.generate([5], PARAMS)[0].tokens == before
