@@ -19,6 +19,7 @@ from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.published import best_fit
 from mlx_gemma_mtp.files.quantization import is_quantized
 from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.files.weights import num_bytes
@@ -207,19 +208,25 @@ def read_pair(
 
 
 def check(
-    need: int, have: int, what: str, *, ways: Iterable[tuple[str, int]] = (), despite: str = ""
+    need: int,
+    have: int,
+    what: str,
+    *,
+    ways: Iterable[tuple[str, int]] = (),
+    instead: str = "use a smaller model",
+    despite: str = "",
 ) -> None:
     """Raise NotEnoughMemoryError unless `need` bytes fit in `have`.
 
     what: the subject of the message. ways: alternatives with their bytes; those that fit are named.
-    despite: how to continue anyway.
+    instead: what to do if none fits. despite: how to continue anyway.
     """
     if need <= have:
         return
     fitting = [f"{way} ({decimal(size)})" for way, size in ways if size <= have]
     raise NotEnoughMemoryError(
         f"{what} needs {decimal(need)} of memory, but {decimal(max(have, 0))} is available: "
-        + (f"{' or '.join(fitting)} would fit" if fitting else "use a smaller model")
+        + (f"{' or '.join(fitting)} would fit" if fitting else instead)
         + (f"; {despite}" if despite else "")
     )
 
@@ -243,10 +250,16 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
         if beside is not None:
             yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load
 
+    have = device.available() - mx.get_active_memory()
+    size, in_bits = best_fit(have)
+    instead, smaller = "use a smaller model", size.needs(in_bits)
+    if smaller <= have:
+        instead += f", such as {size.short} ({decimal(smaller)})"
     check(
         pair.needs_to_load,
-        device.available() - mx.get_active_memory(),
+        have,
         f"{name}, with {context:,} tokens of context,",
         ways=ways(),
+        instead=instead,
         despite="force=True or --force loads it anyway",
     )

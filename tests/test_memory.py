@@ -296,6 +296,14 @@ def test_the_command_exits_with_4_and_can_be_forced(
     assert done.stdout.strip()
 
 
+def test_the_way_out_of_too_little_memory_is_what_fits_or_else_a_smaller_model() -> None:
+    ways = (("bits=8", 90), ("bits=4", 50), ("nothing", 49))
+    with pytest.raises(NotEnoughMemoryError, match=r"bits=4 \(50 bytes\) or nothing .* would fit"):
+        memory.check(100, 60, "this", ways=ways)
+    with pytest.raises(NotEnoughMemoryError, match="available: take that one; force it"):
+        memory.check(100, 10, "this", ways=ways, instead="take that one", despite="force it")
+
+
 # The README's table: what to type on each Mac.
 
 README = Path(__file__).parents[1] / "README.md"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mlx_gemma_mtp import show
-from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.cli.download import fetch_missing
 
 FLOAT16 = """warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with
@@ -18,7 +18,13 @@ these weights; other tools may write garbage. --dtype bfloat16 avoids that."""
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A folder, a Hub name, or demo.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A size (e2b, e4b, 12b, 26b, 31b), a folder, a Hub name, or demo.",
+            autocompletion=complete.models,
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="The folder to write [./NAME-4bit].")] = None,
     bits: Annotated[
         str, typer.Option(help="2, 3, 4, 5, 6, 8, mxfp4, mxfp8, nvfp4, q4_0 (for QAT) or none.")
@@ -42,7 +48,7 @@ def convert(
         ),
     ] = None,
     drafter: Annotated[
-        str, typer.Option(help="A folder or Hub name, none, or auto: <source>-assistant.")
+        str, typer.Option(help="A folder or Hub name, none, or auto: one that fits.")
     ] = "auto",
     drafter_bits: Annotated[
         str | None, typer.Option(help="Like --bits [8 if --bits is above 4, else 4].")
@@ -85,7 +91,7 @@ def convert(
         if any(plan.recipe.dtype == "float16" for plan in plans):
             print(FLOAT16, file=sys.stderr)
 
-    wanted = options.named_drafter(drafter)
+    source, wanted = options.original(source), options.named_drafter(drafter)
     out = out or conversion.default_out(source, chosen)
     try:
         if plan_only:

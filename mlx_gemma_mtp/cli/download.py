@@ -182,11 +182,14 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
         print(wrapped(line, columns(to)), file=to)
 
     width = max(len(one.name) for one in downloads)
+    if width + 10 > (columns(to) or 80):  # then sizes are not aligned
+        width = 0
     for one in downloads:
         note, here = "", one.total - one.missing
         if here:
             note = f", {decimal(here)} in the cache" if one.missing else ", in the cache"
-        show(f"{one.name:{width}}  {decimal(one.total):>8}{note}")
+        size = decimal(one.total)
+        show(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}  {size}{note}")
         if one.refused:
             print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
     if missing := sum(one.missing for one in downloads):

@@ -106,6 +106,18 @@ class Sampling:
             raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
 
 
+def original(model: str) -> str:
+    """Return the unquantized checkpoint that a short name means; say on stderr which."""
+    from mlx_gemma_mtp.files.names import is_folder
+    from mlx_gemma_mtp.files.published import size_of
+
+    size = None if is_folder(model) else size_of(model)
+    if size is None:
+        return model
+    print(f"{model}: {size.original}", file=sys.stderr)
+    return size.original
+
+
 def named_drafter(drafter: str) -> str | None:
     """Return --drafter as `load` takes it."""
     return None if drafter == "none" else drafter

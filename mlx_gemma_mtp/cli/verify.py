@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_gemma_mtp import show
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def verify(
         print("\n".join(faults or map(_line, verdicts)))
     if measure and not faults:
         with show.progress("items") as update:
-            origin = source or verification.source_of(target)
+            given = source and options.original(source)
+            origin = given or verification.source_of(target)
             measured = quality.measure(
                 origin, folder, text=text, prompts=prompts, num_tokens=tokens, on_progress=update
             )

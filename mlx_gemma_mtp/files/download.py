@@ -11,7 +11,7 @@ import glob
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +48,7 @@ def fetch(download: Download, on_progress: OnProgress = lambda _: None) -> Path:
     if download.refused is None:
         _remove_abandoned(hub.repository_folder(download.repository) / "blobs")
         with hub_errors(download.name):
+            _fetch_small(download, download.commit, ["config.json"])  # to be listed from now on
             _fetch_large(download, on_progress)
             _fetch_small(download, download.commit)
             on_progress(sum(file.size - file.here for file in download.files if not file.sha256))
@@ -80,14 +81,14 @@ def complete(name: str, cached: Path) -> Path:
         return cached
 
 
-def _fetch_small(download: Download, revision: str) -> None:
-    """Have the client fetch the files that are not here, and link all of them."""
+def _fetch_small(download: Download, revision: str, paths: Sequence[str] | None = None) -> None:
+    """Have the client fetch files that are not here, by default all, and link them."""
     import huggingface_hub
 
     huggingface_hub.snapshot_download(
         download.repository,
         revision=revision,
-        allow_patterns=[glob.escape(file.path) for file in download.files],
+        allow_patterns=[glob.escape(path) for path in paths or [f.path for f in download.files]],
         tqdm_class=no_bar(),
     )
 
@@ -144,8 +145,10 @@ def _fetch_file(
                     if failures == TRIES or (response and response.status_code not in BUSY):
                         raise
                     stop.wait(2**failures / 2)
-        if have < file.size:
+        if stop.is_set():
             return
+        if have < file.size:
+            raise ConnectionError("it sends no more data")
         if digest.hexdigest() != file.sha256:
             file.part.unlink()
             moved(-file.size)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
-from mlx_gemma_mtp.files.names import split_name
+from mlx_gemma_mtp.files.names import did_you_mean, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES
 
 # The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
@@ -28,7 +28,8 @@ REQUIRED = (
 )
 OLD_TEMPLATES = ("chat_template.json", "processor_config.json")  # needed without a *.jinja
 OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "README.md")
-DRAFTER_FOLDER = "drafter/"  # the only subfolder that is looked at
+# The only subfolders that are looked at: a drafter's, and templates with names.
+DRAFTER_FOLDER, TEMPLATES = "drafter/", "additional_chat_templates/*.jinja"
 
 
 def cache_folder() -> Path:
@@ -84,7 +85,7 @@ def may_lack_files(folder: Path) -> bool:
     """Return True if only the Hub knows whether this cached target's files are all there."""
     if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
         return False
-    return not (folder / "generation_config.json").is_file() or not any(folder.glob("*.jinja"))
+    return not (folder / "generation_config.json").is_file() or not _has_template(folder)
 
 
 @contextmanager
@@ -107,8 +108,10 @@ def hub_errors(name: str) -> Iterator[None]:
             f"{name} is gated: accept its terms at {page}, then set HF_TOKEN or run hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
+        meant = did_you_mean(name)
+        hint = f"did you mean {meant}?" if meant else "if it is private, set HF_TOKEN"
         raise ModelNotFoundError(
-            f"no folder and no Hub repository named {name!r}; if it is private, set HF_TOKEN"
+            f"no folder and no Hub repository named {name!r}; {hint}"
         ) from None
     except errors.RevisionNotFoundError:
         repository, revision = split_name(name)
@@ -149,10 +152,10 @@ def no_bar() -> type:
 
 def is_wanted(path: str) -> bool:
     """Return True for a file that is downloaded: of a checkpoint, or of the drafter inside it."""
-    patterns = (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL)
-    return any(fnmatch(path.removeprefix(DRAFTER_FOLDER), one) for one in patterns) and (
-        "/" not in path.removeprefix(DRAFTER_FOLDER)
-    )
+    name = path.removeprefix(DRAFTER_FOLDER)
+    if "/" in name:
+        return fnmatch(path, TEMPLATES) and path.count("/") == 1
+    return any(fnmatch(name, one) for one in (*REQUIRED, *OLD_TEMPLATES, *OPTIONAL))
 
 
 def _required(paths: Iterable[str]) -> list[str]:
@@ -173,6 +176,13 @@ def _listed(folder: Path) -> list[str] | None:
     except (errors.CachedRepoTreeNotFoundError, ValueError):  # ValueError: not a Hub name
         return None
     return [file.path for file in tree]
+
+
+def _has_template(folder: Path) -> bool:
+    configs = [folder / name for name in ("tokenizer_config.json", *OLD_TEMPLATES)]
+    return any(folder.glob("*.jinja")) or any(
+        b'"chat_template"' in path.read_bytes() for path in configs if path.is_file()
+    )
 
 
 def has_weights(folder: Path) -> bool:

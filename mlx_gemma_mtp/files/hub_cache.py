@@ -182,6 +182,8 @@ def _in_repository(repository: str) -> CachedModel | None:
             return None
         name = repository if revision == MAIN else f"{repository}@{revision}"
         if lacks := hub.missing_files(snapshot):
+            if not any((folder / "refs").glob("*")):  # a first download that was interrupted
+                name = repository
             what = f"incomplete ({', '.join(lacks[:3])} missing)"
             problem: str | None = f"{what}: mgm pull {name} downloads the rest"
         else:

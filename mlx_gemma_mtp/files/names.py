@@ -70,7 +70,7 @@ def did_you_mean(name: str) -> str | None:
         whole |= {short: short for short in SHORT}
     cutoff = 0.6 if len(name) < 5 else 0.8
     near = difflib.get_close_matches(name.casefold(), whole, 1, cutoff)
-    return whole[near[0]] if near else None
+    return whole[near[0]] if near and whole[near[0]] != name else None
 
 
 def check_format(name: str) -> None:

@@ -73,6 +73,8 @@ def test_a_size_means_a_cached_checkpoint_that_fits_before_any_other(hub_cache: 
     assert chosen(100) == ("google/gemma-4-E4B-it", None)
     assert chosen(100, 8) == ("google/gemma-4-E4B-it", 8)
     assert chosen(9) == ("unsloth/gemma-4-E4B-it-UD-MLX-4bit", None)
+    put(hub_cache, "zed/gemma-4-E4B-it-8bit", 8)
+    assert chosen(9) == ("zed/gemma-4-E4B-it-8bit", None)  # more bits
     assert hub_cache.network == []
 
 
@@ -180,6 +182,18 @@ def test_a_size_on_the_command_line_becomes_a_checkpoint_and_is_shown(
     for same in (options.Pair(model="demo"), options.Pair(model=str(DEMO))):
         assert same.chosen() == same
     assert capsys.readouterr().err == ""
+
+
+def test_converting_takes_the_unquantized_checkpoint_of_a_size(
+    hub_cache: HubCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert options.original("26b") == "google/gemma-4-26B-A4B-it"
+    assert capsys.readouterr().err == "26b: google/gemma-4-26B-A4B-it\n"
+    (tmp_path / "26b").mkdir()
+    for same in ("26b", "demo", "me/26b"):
+        assert options.original(same) == same
+    assert capsys.readouterr().err == ""
+    assert hub_cache.network == []
 
 
 def test_short_forms_of_help_and_list_work(mgm_here: Here, hub_cache: HubCache) -> None:

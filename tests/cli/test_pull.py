@@ -19,16 +19,21 @@ from helpers.fake_hub import (
     DRAFTER_FILES,
     NAME,
     NEWER,
+    TARGET_CONFIG,
     TARGET_FILES,
     FakeHub,
+    etag,
     folder_files,
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     model_files,
     needed,
+    real_weights,
     weights,
 )
+from mlx_gemma_mtp.cli.download import offer_drafter
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.download import ABANDONED_SECONDS
+from mlx_gemma_mtp.files.find import find_pair
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +134,21 @@ def test_a_file_that_is_cut_short_is_resumed(online: FakeHub, pull: Here) -> Non
     assert folder_files(online.cache.snapshot(NAME)) == needed(TARGET_FILES)
 
 
+def test_an_interrupted_first_download_is_listed_and_can_be_removed(
+    online: FakeHub, mgm_here: Here
+) -> None:
+    start = real_weights(TARGET_CONFIG, header_only=True)
+    online.add(NAME, TARGET_FILES | {"model.safetensors": start})
+    online.sizes["model.safetensors"] = 10**6  # of which the server has the start only
+    done = mgm_here("pull", NAME)
+    assert done.returncode == 3
+    assert "downloaded in part" in done.stderr
+    shown = mgm_here("list").stdout
+    assert re.search(rf"^{NAME}: incomplete \(.* missing\): mgm pull {NAME} ", shown, re.MULTILINE)
+    assert mgm_here("rm", NAME, "--yes").returncode == 0
+    assert not online.cache.repository(NAME).exists()
+
+
 def test_ctrl_c_in_an_update_ends_at_once_and_keeps_the_old_version_and_complete_files(
     online: FakeHub, pull: Here
 ) -> None:
@@ -146,7 +166,9 @@ def test_ctrl_c_in_an_update_ends_at_once_and_keeps_the_old_version_and_complete
     assert online.stalled.wait(SECONDS)
     blobs, new = online.cache.repository(NAME) / "blobs", online.cache.snapshot(NAME, NEWER)
     deadline = time.monotonic() + SECONDS
-    while [path.stat().st_size for path in blobs.glob("*.incomplete")] != [100_000]:
+    first = blobs / etag(TWO_SHARDS["model-1.safetensors"])
+    second = blobs / f"{etag(TWO_SHARDS['model-2.safetensors'])}.incomplete"
+    while not first.exists() or second.stat().st_size < 100_000:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -242,3 +264,47 @@ def test_a_full_disk_is_refused_before_anything_is_downloaded(
     assert online.fetched() == {"config.json"}
     leave(missing)
     pull(NAME, "--dry-run")
+
+
+def test_the_drafter_of_a_cached_target_is_named_or_downloaded_alone(
+    online: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, drafter = "me/medicine", "google/gemma-4-E4B-it-assistant"
+    online.cache.add(target, TARGET_FILES)
+    online.add(drafter, DRAFTER_FILES)
+    offer_drafter(target)
+    assert capsys.readouterr().err == f"No drafter here: mgm pull {drafter} (158.0 MB)\n"
+    assert online.requests == []
+    offer_drafter(target, yes=True)
+    assert find_pair(target, "auto") == (
+        online.cache.snapshot(target),
+        online.cache.snapshot(drafter),
+    )
+    assert not any(target in path for path in online.requests)
+    capsys.readouterr()
+    online.requests.clear()
+    offer_drafter(target)
+    offer_drafter("demo")
+    assert (capsys.readouterr().err, online.requests) == ("", [])
+
+
+def test_a_drafter_that_cannot_be_downloaded_is_a_line_and_no_error(
+    online: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    online.cache.add("me/medicine", TARGET_FILES)
+    offer_drafter("me/medicine", yes=True)
+    assert "mgm: decoding without a drafter: no folder and no Hub" in capsys.readouterr().err
+
+
+def test_pull_takes_a_drafter_that_fits_from_the_cache_before_any_other(
+    online: FakeHub, pull: Here
+) -> None:
+    online.add("me/medicine", TARGET_FILES)
+    online.add("google/gemma-4-E4B-it-assistant", DRAFTER_FILES)
+    cached = online.cache.add("mlx-community/gemma-4-E4B-it-assistant-8bit", DRAFTER_FILES)
+    online.add("mlx-community/gemma-4-E4B-it-assistant-8bit", DRAFTER_FILES)
+    done = pull("me/medicine")
+    assert done.stdout.splitlines() == [str(online.cache.snapshot("me/medicine")), str(cached)]
+    shutil.rmtree(online.cache.root)
+    done = pull("me/medicine")
+    assert "gemma-4-E4B-it-assistant" in done.stdout.splitlines()[1]

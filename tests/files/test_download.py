@@ -102,13 +102,15 @@ def test_two_downloads_at_once_fetch_each_byte_once(online: FakeHub) -> None:
     assert [sum(one) for one in came] == [one.missing for one in found]
 
 
-def test_files_in_subfolders_other_than_drafter_are_neither_fetched_nor_missed(
+def test_files_in_other_subfolders_are_neither_fetched_nor_missed(
     online: FakeHub,
 ) -> None:
-    online.add(NAME, TARGET_FILES | {"drafter/config.json": b"{}", "drafter/original/a.json": b""})
+    wanted = {"drafter/config.json": b"{}", "additional_chat_templates/tool_use.jinja": b"{}"}
+    unneeded = {"drafter/original/a.json": b"", "additional_chat_templates/a/b.jinja": b""}
+    online.add(NAME, TARGET_FILES | wanted | unneeded)
     folder = snapshot(NAME)
     got = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert got == needed(TARGET_FILES).keys() | {"drafter/config.json"}
+    assert got == needed(TARGET_FILES).keys() | wanted.keys()
     assert hub.missing_files(folder) == []
     assert hub.from_cache(NAME) == folder
 
@@ -168,6 +170,15 @@ def test_without_a_listing_a_template_is_asked_for_once_and_its_absence_is_no_er
     (online.cache.repository(NAME) / "trees").rename(online.cache.root / "away")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find_pair(NAME, None)[0] == online.cache.snapshot(NAME)
+
+
+@pytest.mark.parametrize("path", ["tokenizer_config.json", "chat_template.json"])
+def test_a_template_in_another_file_is_enough_without_a_listing(
+    hub_cache: HubCache, path: str
+) -> None:
+    hub_cache.add(NAME, without("chat_template.jinja") | {path: b'{"chat_template": "x"}'})
+    assert find_pair(NAME, None)[0] == hub_cache.snapshot(NAME)
+    assert hub_cache.network == []
 
 
 def test_an_incomplete_model_is_named_offline_with_the_command(hub_cache: HubCache) -> None:

@@ -37,6 +37,7 @@ PAIRS = {
     "lmstudio-community/gemma-4-31B-it-MLX-8bit": "google/gemma-4-31B-it-assistant",
     "agentmish/gemma-4-12B-it-mlx-8bit": "agentmish/gemma-4-12B-it-assistant-mlx-bf16",
     "somebody/medicine-31b-v2-4bit": "google/gemma-4-31B-it-assistant",
+    "somebody/medicine-e4b-qat-4bit": GOOGLE.format("E4B", QAT),
 }
 DRAFTERS = sorted({*PAIRS.values(), GOOGLE.format("31B", QAT), GOOGLE.format("12B", "")})
 
@@ -117,6 +118,14 @@ def test_the_model_card_names_the_model_that_a_renamed_one_comes_from(
     card = f"---\nlicense: apache-2.0\n{form.format(base)}\n---\n# Mine\n"
     cache.add("me/my-e4b-4bit", files | {"README.md": card.encode()})
     assert find_pair("me/my-e4b-4bit", "auto")[1] == cache.snapshot(GOOGLE.format("E4B", QAT))
+
+
+def test_a_drafter_of_the_model_that_the_card_names_comes_before_googles(cache: HubCache) -> None:
+    card = b"---\nbase_model: somebody/medicine-e4b\n---\n"
+    cache.add("me/mine-4bit", model_files(config("e4b-4bit")) | {"README.md": card})
+    assert find_pair("me/mine-4bit", "auto")[1] == cache.snapshot(GOOGLE.format("E4B", ""))
+    own = cache.add("somebody/medicine-e4b-assistant", model_files(config("e4b-assistant")))
+    assert find_pair("me/mine-4bit", "auto")[1] == own
 
 
 @pytest.mark.parametrize(
