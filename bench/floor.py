@@ -90,6 +90,8 @@ class Floor:
             _weights(target, part) for part in ("", ".experts.", "embed_tokens_per_layer.")
         )
         self._dense = whole - self._experts - looked_up  # a few rows of the latter are read
+        if "lm_head" in target:  # then they are of the embedding, too
+            self._dense = self._dense - _weights(target, "embed_tokens.")
         if drafter is not None:
             self._draft_step: np.ndarray = _weights(drafter)
             if drafter.config.use_ordered_embeddings:  # of the head, only the best clusters' rows

@@ -100,8 +100,8 @@ def refuse_unknown(model: Target | Drafter, tensors: Mapping[str, HasShape], fol
             if found[2] == "self_attn.v_proj" and layer.k_eq_v:
                 continue
         raise CheckpointError(
-            f"{folder} has tensor {name}, which is not part of Gemma 4 as config.json describes "
-            "it: its output would be wrong without it"
+            f"{folder} has tensor {name}, which a Gemma 4 with this config.json doesn't have; "
+            "without it the output would be wrong: use the original checkpoint"
         )
 
 

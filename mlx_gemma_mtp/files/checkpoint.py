@@ -19,6 +19,8 @@ Config = TypeVar("Config", TargetConfig, DrafterConfig)
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
+# Checkpoints of Google for other runtimes.
+_GOOGLES_QAT = re.compile(r"(gemma-4-[\w.-]+?-it-qat)-(w4a16|mobile|q4_0-gguf)", re.IGNORECASE)
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 
@@ -73,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder} lacks parts of its weights: download it again")
     elif folder / WHOLE not in files and (folder / WHOLE).exists():
         raise CheckpointError(
-            f"{folder} has {WHOLE} and other files that {INDEX} names: remove what is older"
+            f"{folder} has both {WHOLE} and the files that {INDEX} names: remove the older ones"
         )
     if not files:
         why = _instead(folder) or "other formats are not supported"
@@ -101,19 +103,29 @@ def read_index(folder: Path) -> dict[str, str]:
     return {} if stale and (folder / WHOLE).is_file() else dict(listed)
 
 
+def original_of(folder: Path) -> str:
+    """Return what to use instead of a checkpoint in a format that is not supported.
+
+    Google's own for other runtimes are known by the folder's path.
+    """
+    if found := _GOOGLES_QAT.search(str(folder)):
+        return f"google/{found[1]}-q4_0-unquantized"
+    return "the original checkpoint, or one in MLX's format"
+
+
 def _instead(folder: Path) -> str:
     """Return what a folder without safetensors of a model holds instead, and what to do."""
     if adapter := next((name for name in ADAPTERS if (folder / name).exists()), None):
         return f"{adapter} is an adapter: merge it into its model first, and use the result"
     for pattern, kind in (("*.gguf", "GGUF"), ("*.bin", "PyTorch"), ("*.npz", "older MLX")):
         if any(folder.glob(pattern)):
-            return f"{kind} files are not supported: use the model's safetensors"
+            return f"{kind} files are not supported: use {original_of(folder)}"
     return ""
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {hint}") from None
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import ADAPTERS
+from mlx_gemma_mtp.files.checkpoint import ADAPTERS, original_of
 from mlx_gemma_mtp.files.tensors import FLOATS, StoredTensor, is_text
 
 
@@ -38,21 +38,19 @@ class StoredFormat(NamedTuple):
     mode: str = "affine"
 
 
-_BY_NAME = {  # the ends of names that other tools give to what they pack
-    "weight_packed": "compressed-tensors",
-    "weight_scale": "compressed-tensors, fp8 or int8",
-    "weight_scale_inv": "fp8",
-    "weight_scale_2": "ModelOpt",
-    "weight_blocks": "MXFP4 of OpenAI's layout",
-    "qweight": "AWQ or GPTQ",
-    "g_idx": "GPTQ",
-    "absmax": "bitsandbytes",
-    "SCB": "bitsandbytes",
-    "_data": "Quanto",
+# What other tools call what they pack: patterns of the last part of a name.
+_BY_NAME = {
+    r"(weight|\w+_proj)_packed": "compressed-tensors",
+    r"(weight|\w+_proj)_scale_inv": "fp8",
+    r"(weight|\w+_proj)_scale_2": "ModelOpt",
+    r"((weight|\w+_proj|input|output|k|v)_scale|weight_(shape|zero_point))": "fp8 or int8",
+    r"(weight|\w+_proj)_blocks": "MXFP4 as OpenAI packs it",
+    r"qweight|qzeros": "AWQ or GPTQ",
+    r"g_idx": "GPTQ",
+    r"absmax|quant_map|SCB|bitsandbytes__\w+": "bitsandbytes",
+    r"_data": "Quanto",
 }
 _ADAPTED = re.compile(r"lora_|modules_to_save|base_layer|original_module")
-# Google's checkpoints for other runtimes; the full-precision one is made from the same training.
-_QAT = re.compile(r"(gemma-4-[\w.-]+?-it-qat)-(?:w4a16|mobile|q4_0-gguf)[\w-]*", re.IGNORECASE)
 _AFFINE_BITS, _AFFINE_GROUPS = (1, 2, 3, 4, 5, 6, 8), (32, 64, 128)
 _BY_SHAPE = {(32, 4): "mxfp4", (32, 8): "mxfp8", (16, 4): "nvfp4"}  # by group size and bits
 # Modules whose rows are as wide as a hidden state.
@@ -130,14 +128,15 @@ def check_readable(
                 "into its model first, for example with PEFT's merge_and_unload"
             )
         last = name.rpartition(".")[2]
-        matrix = last == "weight" and len(tensor.shape) > 1
-        packed = matrix and tensor.code not in FLOATS
+        by_name = next((who for key, who in _BY_NAME.items() if re.fullmatch(key, last)), None)
+        packed = last == "weight" and len(tensor.shape) > 1 and tensor.code not in FLOATS
         packed &= name.removesuffix("weight") + "scales" not in tensors or tensor.code != "U32"
-        if packed or last in _BY_NAME:
-            who = _method(config) or _BY_NAME.get(last) or "another tool"
+        if packed or by_name:
+            by_type = "fp8" if tensor.code.startswith("F8") else "another tool"
+            who = _method(config) or by_name or by_type
             raise CheckpointError(
-                f"{folder} is quantized by {who} (tensor {tensor.name}, {tensor.code}), which is "
-                f"not supported: use {_original(folder)}"
+                f"{folder} is quantized with {who} (tensor {tensor.name}, {tensor.code}), which is "
+                f"not supported: use {original_of(folder)}"
             )
     _check_block(config)
 
@@ -148,13 +147,6 @@ def _method(config: Mapping[str, Any]) -> str | None:
         if method := block.get("quant_method") or block.get("quant_type"):
             return str(method)
     return None
-
-
-def _original(folder: Path) -> str:
-    """Return what to use instead of a checkpoint in this folder, which its path may name."""
-    if found := _QAT.search(str(folder)):
-        return f"google/{found[1]}-q4_0-unquantized"
-    return "the original checkpoint, or one in MLX's format"
 
 
 def _check_block(config: Mapping[str, Any]) -> None:

@@ -173,7 +173,9 @@ def checked(
 ) -> Stored:
     """Return a tensor, or raise CheckpointError if it is missing or isn't what a model needs."""
     if found is None:
-        raise CheckpointError(f"{folder}: tensor {name} is missing: the checkpoint is incomplete")
+        raise CheckpointError(
+            f"{folder}: tensor {name} is missing: the checkpoint is incomplete, use another copy"
+        )
     real = mx.issubdtype(found.dtype, mx.floating)
     if mx.issubdtype(dtype, mx.floating) and not real:
         raise CheckpointError(
@@ -191,9 +193,10 @@ def checked(
 def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) -> Model:
     if bits is not None:
         check_bits(bits)
-        if is_quantized(read_tensors(folder)):
-            raise UsageError(f"{folder} is quantized already: leave bits out")
-    fill(model, open_arrays(model, folder), folder, dtype)
+    arrays = open_arrays(model, folder)
+    if bits is not None and is_quantized(arrays):
+        raise UsageError(f"{folder} is quantized already: leave bits out")
+    fill(model, arrays, folder, dtype)
     if bits is not None:
         quantize(model, bits)
     model.eval()

@@ -6,6 +6,7 @@ quantization.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ LayerKind = Literal["sliding_attention", "full_attention"]
 KINDS: tuple[LayerKind, LayerKind] = ("sliding_attention", "full_attention")
 
 TARGET_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+_ARCHITECTURE = re.compile(r"Gemma4(Unified)?(Text)?(ForCausalLM|ForConditionalGeneration|Model)")
 DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 
@@ -148,6 +150,9 @@ class TargetConfig(DecoderConfig):
                 f"not a Gemma 4 model (model_type {model_type!r}); "
                 "only Gemma 4 is supported: E2B, E4B, 12B, 26B-A4B and 31B"
             )
+        for name in raw.get("architectures") or []:
+            if not _ARCHITECTURE.fullmatch(str(name)):  # a classifier, or another tool's drafter
+                raise CheckpointError(f"config.json: architecture {name!r} is not supported")
         raw = with_integers(raw)
         text = text_section(raw)
         keys = ("num_experts", "top_k_experts", "moe_intermediate_size")

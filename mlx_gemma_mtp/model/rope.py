@@ -19,7 +19,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # Transformers', by layer kind
         "rope_theta": 1_000_000.0,
     },
 }
-# Transformers reads the first five, and of these two types it doesn't read the last.
+# What Transformers reads for these two types, and the one key that it ignores for both.
 _KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"),
     "original_max_position_embeddings",

@@ -11,7 +11,7 @@ from helpers.broken import Edit, each, load_refusal, put, refusal, refused_or_fi
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import SamplingParams, load
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files.checkpoint import read_generation_config
+from mlx_gemma_mtp.files.checkpoint import read_config, read_generation_config
 from mlx_gemma_mtp.files.hub import DEMO
 
 NOT_A_MODEL: dict[type[MgmError], list[Any]] = {
@@ -210,6 +210,11 @@ def test_whole_numbers_of_a_generation_config_may_be_written_as_floats(tmp_path:
     assert repr(found["top_k"]) == "64"
     assert repr(found["eos_token_id"]) == "1"
     assert found["temperature"] == 0.7
+
+
+def test_a_byte_order_mark_at_the_start_of_a_config_is_dropped(tmp_path: Path) -> None:
+    put(CONFIG, b'\xef\xbb\xbf{"model_type": "gemma4"}')(tmp_path)
+    assert read_config(tmp_path) == {"model_type": "gemma4"}
 
 
 @pytest.mark.parametrize("eos", [None, [], 1, [1, 50]])

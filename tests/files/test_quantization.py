@@ -12,7 +12,7 @@ import pytest
 from helpers.arrays import AFFINE, Arrays, assert_same_bits, quantize_arrays, to_mlx_names, write
 from helpers.broken import load_refusal
 from helpers.logits import assert_logits_agree, logits
-from helpers.stored import CONFIG, WIDTH, quantized, stored_anew
+from helpers.stored import CONFIG, WIDTH, quantized, rewritten
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.files.quantization import is_quantized, stored_bits
 from mlx_gemma_mtp.files.tensors import read_tensors
@@ -21,6 +21,7 @@ from mlx_gemma_mtp.files.weights import load_target, open_target
 MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 NVFP4 = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
 EIGHT = {"group_size": 64, "bits": 8}
+EXPERTS = "model.layers.0.experts"
 ROUTER, DOWN = "router.proj", "mlp.down_proj"
 
 # What the block says besides the common format, and where. All describe the same tensors: routers
@@ -116,7 +117,7 @@ def test_experts_stored_one_by_one_are_the_same_experts(
 
 
 def test_a_block_that_is_left_over_counts_for_nothing(mixture: Path, tmp_path: Path) -> None:
-    folder = stored_anew(mixture, tmp_path / "left", quantization=AFFINE | {"bits": 4})
+    folder = rewritten(mixture, tmp_path / "left", quantization=AFFINE | {"bits": 4})
     assert_same_bits(load_target(folder), load_target(mixture))
     assert not is_quantized(read_tensors(folder))
     assert stored_bits(read_tensors(folder), WIDTH) == 32
@@ -129,7 +130,7 @@ def test_bits_for_quantized_weights_are_refused_without_any_block(
     def change(arrays: Arrays) -> None:
         arrays |= quantized(arrays, "model.layers.0.mlp.up_proj.weight", **AFFINE)
 
-    folder = stored_anew(mixture, tmp_path / "one", change)
+    folder = rewritten(mixture, tmp_path / "one", change)
     with pytest.raises(UsageError, match="quantized already"):
         load_target(folder, bits=4)
     load_target(folder)
@@ -161,6 +162,21 @@ PACKED: dict[str, tuple[Callable[[Arrays], None], str | None, str]] = {
     "AWQ without a config": (packed("qweight", mx.int32, "scales"), None, "AWQ or GPTQ"),
     "bitsandbytes": (packed("weight", mx.uint8, "weight.absmax"), "bitsandbytes", "bitsandbytes"),
     "integers": (packed("weight", mx.uint32), None, "another tool"),
+    "experts": (
+        lambda arrays: arrays.update({f"{EXPERTS}.down_proj_packed": mx.ones((8, 64), mx.int32)}),
+        None,
+        "compressed-tensors",
+    ),
+    "experts as in gpt-oss": (
+        lambda arrays: arrays.update({f"{EXPERTS}.down_proj_blocks": mx.ones((8, 64), mx.uint8)}),
+        None,
+        "MXFP4 as OpenAI packs it",
+    ),
+    "activations": (
+        lambda arrays: arrays.update({"model.layers.0.self_attn.q_proj.input_scale": mx.ones(1)}),
+        "modelopt",
+        "modelopt",
+    ),
 }
 
 
@@ -170,8 +186,8 @@ def test_weights_that_another_tool_packed_are_refused_with_its_name(
 ) -> None:
     change, method, named = PACKED[case]
     block = {"quantization_config": {"quant_method": method}} if method else {}
-    message = load_refusal(stored_anew(mixture, tmp_path / "packed", change, **block), None)
-    assert f"is quantized by {named} " in message
+    message = load_refusal(rewritten(mixture, tmp_path / "packed", change, **block), None)
+    assert f"is quantized with {named} " in message
     assert "download" not in message
     assert "use the original checkpoint" in message
 
@@ -181,7 +197,7 @@ def test_what_to_use_instead_of_a_checkpoint_of_google_s_is_named(
 ) -> None:
     folder = tmp_path / "models--google--gemma-4-E4B-it-qat-w4a16-ct" / "snapshots" / "x"
     change, method, _ = PACKED["compressed-tensors"]
-    stored_anew(mixture, folder, change, quantization_config={"quant_method": method})
+    rewritten(mixture, folder, change, quantization_config={"quant_method": method})
     message = load_refusal(folder, None)
     assert message.endswith("use google/gemma-4-E4B-it-qat-q4_0-unquantized")
 
@@ -191,7 +207,7 @@ def test_full_precision_weights_load_whatever_tool_the_config_names(
     mixture: Path, tmp_path: Path, method: str | None
 ) -> None:
     block = {"quant_method": method, "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}
-    folder = stored_anew(mixture, tmp_path / "full", quantization_config=block)
+    folder = rewritten(mixture, tmp_path / "full", quantization_config=block)
     assert_same_bits(load_target(folder), load_target(mixture))
 
 
@@ -213,7 +229,7 @@ def test_what_is_none_of_the_formats_is_refused_with_its_tensor(
         NOT_MLX[case](arrays)
 
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj"):
-        load_target(stored_anew(mixture, tmp_path / "odd", change))
+        load_target(rewritten(mixture, tmp_path / "odd", change))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +246,7 @@ def test_what_is_none_of_the_formats_is_refused_with_its_tensor(
 def test_settings_of_a_block_that_are_not_understood_are_refused(
     mixture: Path, tmp_path: Path, block: dict[str, Any]
 ) -> None:
-    message = load_refusal(stored_anew(mixture, tmp_path / "odd", **block), None)
+    message = load_refusal(rewritten(mixture, tmp_path / "odd", **block), None)
     assert "quant" in message
 
 
@@ -240,7 +256,7 @@ def test_a_float16_checkpoint_is_used_in_bfloat16_where_weights_are_not_float32(
     def halve(arrays: Arrays) -> None:
         arrays |= {name: array.astype(mx.float16) for name, array in arrays.items()}
 
-    folder = stored_anew(mixture, tmp_path / "half", halve)
+    folder = rewritten(mixture, tmp_path / "half", halve)
     assert open_target(folder).dtype == mx.bfloat16
     assert open_target(folder, dtype=mx.float32).dtype == mx.float32
     assert open_target(mixture).dtype == mx.float32

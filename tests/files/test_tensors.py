@@ -15,7 +15,7 @@ from helpers.arrays import AFFINE, Arrays, assert_same_bits, parameters, read_ar
 from helpers.broken import load_refusal
 from helpers.logits import logits
 from helpers.random_pair import SHAPE
-from helpers.stored import CONFIG, quantized, stored_anew
+from helpers.stored import CONFIG, quantized, rewritten
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import INDEX, WHOLE
 from mlx_gemma_mtp.files.tensors import canonical_name, read_tensors
@@ -70,7 +70,7 @@ def test_a_tensor_twice_is_refused_if_nothing_decides(mixture: Path, shards: Pat
 
 def test_a_tensor_under_two_names_is_refused(mixture: Path, tmp_path: Path) -> None:
     other = {"model.language_model.norm.weight": STALE[NORM]}
-    folder = stored_anew(mixture, tmp_path / "two", lambda arrays: arrays.update(other))
+    folder = rewritten(mixture, tmp_path / "two", lambda arrays: arrays.update(other))
     assert "model.language_model.norm.weight" in load_refusal(folder, None)
 
 
@@ -101,7 +101,7 @@ def test_prefixes_of_other_tools_are_read(mixture: Path, tmp_path: Path, prefix:
         for name in list(arrays):
             arrays[name.replace("model.", prefix, 1)] = arrays.pop(name)
 
-    folder = stored_anew(mixture, tmp_path / "renamed", rename)
+    folder = rewritten(mixture, tmp_path / "renamed", rename)
     assert read_tensors(folder).keys() == read_tensors(mixture).keys()
     assert canonical_name(f"{prefix}lm_head.weight".replace("model._", "_")) == HEAD
 
@@ -124,7 +124,7 @@ def test_a_tensor_that_the_text_model_has_no_place_for_is_refused(
     mixture: Path, tmp_path: Path, case: str
 ) -> None:
     more = {UNKNOWN[case]: mx.ones((64, 64))}
-    folder = stored_anew(mixture, tmp_path / "more", lambda arrays: arrays.update(more))
+    folder = rewritten(mixture, tmp_path / "more", lambda arrays: arrays.update(more))
     message = load_refusal(folder, None)
     assert canonical_name(UNKNOWN[case]) in message.replace("base_model.model.", "")
     assert "download" not in message
@@ -139,7 +139,7 @@ HARMLESS = (
 
 def test_tensors_that_no_text_needs_are_left_in_their_files(mixture: Path, tmp_path: Path) -> None:
     more = {name: mx.ones((64, 64)) for name in HARMLESS}
-    folder = stored_anew(mixture, tmp_path / "more", lambda arrays: arrays.update(more))
+    folder = rewritten(mixture, tmp_path / "more", lambda arrays: arrays.update(more))
     assert_same_bits(load_target(folder), load_target(mixture))
 
 
@@ -162,6 +162,9 @@ def test_other_formats_are_named(mixture: Path, tmp_path: Path, file: str, kind:
     assert kind in load_refusal(tmp_path, None)
     shutil.copy(mixture / "config.json", tmp_path)
     assert kind in load_refusal(tmp_path, None)
+    google_s = shutil.copytree(tmp_path, tmp_path / "gemma-4-12B-it-qat-q4_0-gguf")
+    message = load_refusal(google_s, None)
+    assert message.endswith("use google/gemma-4-12B-it-qat-q4_0-unquantized")
 
 
 # How a stored head is changed, and whether it is then another one than the embedding.
@@ -188,7 +191,7 @@ def test_a_head_of_its_own_is_used_and_one_that_is_the_embedding_is_not_loaded(
             for name in (HEAD, EMBEDDING):
                 arrays |= quantized(arrays, name, **AFFINE | {"bits": 8})
 
-    folder = stored_anew(mixture, tmp_path / "head", add_head, **settings)
+    folder = rewritten(mixture, tmp_path / "head", add_head, **settings)
     found, plain = load_target(folder), load_target(mixture)
     if in_8_bits:
         nn.quantize(plain, bits=8, class_predicate=lambda path, _: path == "embed_tokens")
@@ -208,7 +211,7 @@ def test_a_head_of_its_own_is_counted_and_quantized(mixture: Path, tmp_path: Pat
     def add_head(arrays: Arrays) -> None:
         arrays[HEAD] = -arrays[EMBEDDING]
 
-    folder = stored_anew(mixture, tmp_path / "head", add_head)
+    folder = rewritten(mixture, tmp_path / "head", add_head)
     sizes = [loading_bytes(open_target(one), one) for one in (folder, mixture)]
     assert sizes[0] - sizes[1] == read_arrays(folder)[HEAD].nbytes
     assert load_target(folder, bits=4).lm_head.bits == 8
@@ -245,7 +248,7 @@ def test_a_drafter_with_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
 
     def with_head(name: str, factor: float) -> Path:
         head = {HEAD: factor * arrays[EMBEDDING]}
-        return stored_anew(plain, tmp_path / name, lambda arrays: arrays.update(head))
+        return rewritten(plain, tmp_path / name, lambda arrays: arrays.update(head))
 
     load_drafter(with_head("same", 1), target)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):

@@ -31,7 +31,7 @@ def mixture_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("mixture") / "model", CONFIG, arrays)
 
 
-def stored_anew(
+def rewritten(
     source: Path,
     folder: Path,
     change: Callable[[Arrays], object] = lambda _: None,

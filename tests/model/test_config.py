@@ -36,6 +36,10 @@ SPELLINGS: dict[str, tuple[dict[str, Any], str | None]] = {
     "no type": (ropes({"rope_theta": 1e4}), None),
     "default in full layers": (ropes(full=SLIDING), None),
     "the original length": (ropes(full=FULL | {"original_max_position_embeddings": 64}), None),
+    "more keys beside the kinds": (
+        {"rope_parameters": ropes()["rope_parameters"] | {"rope_theta": None, "rope_type": "x"}},
+        None,
+    ),
     "older keys that agree": (ropes(rope_theta=1e6, rope_local_base_freq=1e4), None),
     "empty": ({"rope_parameters": {}}, "rope_parameters.sliding_attention"),
     "flat": ({"rope_parameters": FULL}, "rope_parameters.sliding_attention"),
@@ -104,6 +108,8 @@ def test_a_factor_changes_the_rotation() -> None:
 
 KINDS = SHAPE["layer_types"]
 REFUSED: dict[str, dict[str, Any]] = {
+    "Gemma4DSparkModel": {"architectures": ["Gemma4DSparkModel"]},
+    "Gemma4ForSequenceClassification": {"architectures": ["Gemma4ForSequenceClassification"]},
     "attention_bias": {"attention_bias": True},
     "hidden_activation": {"hidden_activation": "gelu"},
     "use_bidirectional_attention": {"use_bidirectional_attention": "all"},
@@ -145,6 +151,7 @@ def test_without_layer_types_every_sixth_layer_and_the_last_are_full(count: int)
 
 
 HARMLESS: dict[str, Any] = {
+    "architectures": ["Gemma4UnifiedForConditionalGeneration"],
     "attention_dropout": 0.1,
     "initializer_range": 0.5,
     "use_cache": False,
