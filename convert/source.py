@@ -86,6 +86,7 @@ def _headers(name: str | Path) -> Source:
         canonical_name(tensor): parse_entry(tensor, vars(entry), folder / file, 0)
         for file, header in metadata.files_metadata.items()
         for tensor, entry in header.tensors.items()
+        if metadata.weight_map.get(tensor, file) == file  # as `read_tensors` decides
     }
     return Source(Origin(repository, commit), folder, read_config(Path(config).parent), tensors)
 

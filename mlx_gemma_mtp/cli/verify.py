@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A model's folder; best one that `mgm convert` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A model's folder.")],
     measure: Annotated[
         bool, typer.Option("--quality", help="Also measure what quantizing cost; see above.")
     ] = False,
