@@ -201,7 +201,7 @@ def read_pair(
     target, drafter = weights.open_target(folder, bits=bits, dtype=dtype), None
     loading = weights.loading_bytes(target, folder)
     if beside is not None:
-        own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
+        own_bits = weights.drafter_bits(folder, beside, bits)
         drafter = weights.open_drafter(beside, target.config, bits=own_bits, dtype=dtype)
         loading = max(loading, num_bytes(target) + weights.loading_bytes(drafter, beside))
     return Pair.of(target, drafter)._replace(loading=loading)

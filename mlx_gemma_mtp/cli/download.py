@@ -112,9 +112,9 @@ def offer_drafter(model: str, *, yes: bool = False) -> None:
 def _is_here(name: str) -> bool:
     """Return True if nothing of a model has to be downloaded, as far as that is known."""
     from mlx_gemma_mtp.files import hub
-    from mlx_gemma_mtp.files.names import is_folder
+    from mlx_gemma_mtp.files.names import is_local
 
-    if name in ("demo", "none") or is_folder(name):
+    if name == "none" or is_local(name):
         return True
     cached = hub.from_cache(name)
     return cached is not None and not hub.may_lack_files(cached)
@@ -146,9 +146,8 @@ def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
     """Return what a pair needs, from its configs and headers on the Hub. Raises MgmError."""
     from mlx_gemma_mtp import device, memory
     from mlx_gemma_mtp.engine.worker import mlx_worker
-    from mlx_gemma_mtp.files.checkpoint import read_config
+    from mlx_gemma_mtp.files.checkpoint import is_drafter
     from mlx_gemma_mtp.files.preview import named, preview
-    from mlx_gemma_mtp.model.config import DRAFTER_TYPES
 
     def read(folder: Path, beside: Path | None) -> Need:
         here = memory.read_pair(folder, beside, bits=bits).needs_to_load
@@ -164,7 +163,7 @@ def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
     names = [one.repository for one in downloads]
     with tempfile.TemporaryDirectory() as place, spinner(f"reading the headers of {names[0]}"):
         folders = [preview(one, Path(place)) for one in downloads]
-        if read_config(folders[0]).get("model_type") in DRAFTER_TYPES:
+        if is_drafter(folders[0]):
             return Need(None)
         try:
             return mlx_worker().run(partial(read, folders[0], (*folders[1:], None)[0]))

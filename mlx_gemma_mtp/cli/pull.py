@@ -37,8 +37,8 @@ def pull(
     Sizes, free disk and the memory needed come first. Asks only if this machine cannot run the
     model. If it is interrupted, the same command continues where it stopped.
     """
+    from mlx_gemma_mtp.files.checkpoint import is_drafter
     from mlx_gemma_mtp.files.choice import choose
-    from mlx_gemma_mtp.files.drafters import is_drafter
     from mlx_gemma_mtp.files.plan import check_room
 
     if revision is not None:

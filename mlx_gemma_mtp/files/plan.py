@@ -15,11 +15,11 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
 from mlx_gemma_mtp.files.drafters import Target, best, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
 from mlx_gemma_mtp.files.hub_cache import cached_drafters
-from mlx_gemma_mtp.files.names import MAIN, is_folder, split_name
+from mlx_gemma_mtp.files.names import MAIN, is_local, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
@@ -103,7 +103,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
     """Return what to download for one Hub name; arguments and errors as `plan_download`."""
     import huggingface_hub
 
-    if name == "demo" or is_folder(name):
+    if is_local(name):
         raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
     (repository, revision), cached = split_name(name), hub.snapshot_folder(name)
     asked = revision
@@ -122,8 +122,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
             RemoteFile(str(path.relative_to(cached)), size, size, path.resolve(), None)
             for path, size in sizes.items()
         )
-        is_drafter = read_config(cached).get("model_type") in DRAFTER_TYPES
-        alone = is_drafter or (cached / hub.DRAFTER_FOLDER).is_dir()
+        alone = is_drafter(cached) or (cached / hub.DRAFTER_FOLDER).is_dir()
         return Download(repository, revision, cached.name, files, alone, str(error))
     assert info.sha is not None  # the Hub always sends it for a single repository
     kind = (info.config or {}).get("model_type")

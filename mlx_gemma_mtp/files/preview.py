@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.hub import INDEX, has_weights, hub_errors, no_bar
+from mlx_gemma_mtp.files.checkpoint import INDEX
+from mlx_gemma_mtp.files.hub import has_weights, hub_errors, no_bar
 from mlx_gemma_mtp.files.plan import Download
 
 if TYPE_CHECKING:

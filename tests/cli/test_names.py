@@ -10,6 +10,7 @@ from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_plain
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
+    few_weights,
     folder_files,
     model_files,
 )
@@ -24,12 +25,11 @@ GB = 10**9
 E4B = "mlx-community/gemma-4-e4b-it-{}bit"
 
 
-def put(cache: HubCache, name: str, bits: int | None = None) -> None:
+def put(cache: HubCache, name: str, bits: int = 16) -> None:
     """Add a target of a published shape to the cache."""
-    quantization = {"quantization": {"bits": bits, "group_size": 64}} if bits else {}
     size = next(size for size in SIZES if size.kind.casefold() in name.casefold())
-    config = settings(size.kind)[0] | {"dtype": "bfloat16"} | quantization
-    cache.add(name, model_files(config) | {"tokenizer.json": b"{}", "chat_template.jinja": b"x"})
+    files = model_files(settings(size.kind)[0], few_weights(size.hidden_size, bits))
+    cache.add(name, files | {"tokenizer.json": b"{}", "chat_template.jinja": b"x"})
 
 
 @pytest.mark.parametrize(
