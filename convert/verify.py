@@ -26,7 +26,7 @@ from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.show import Update
+from mlx_gemma_mtp.progress import Update
 
 from .formats import Format
 from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, read_manifest

@@ -13,6 +13,7 @@ from typing import IO, Any, BinaryIO, TextIO
 
 from mlx_gemma_mtp import show
 from mlx_gemma_mtp.chat.page import Markdown, Page
+from mlx_gemma_mtp.progress import spinner
 
 
 class Screen:
@@ -92,7 +93,7 @@ class Screen:
 
     def spinner(self, what: str) -> AbstractContextManager[None]:
         """Show what is being done, at a terminal."""
-        return show.spinner(what, self.stderr)
+        return spinner(what, self.stderr)
 
     def resumed(self) -> None:
         """Take notice that the process was suspended, and that others wrote here."""

@@ -173,7 +173,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.folders import depth_file
     from mlx_gemma_mtp.files.remembered import save_depth
-    from mlx_gemma_mtp.show import progress
+    from mlx_gemma_mtp.progress import progress
 
     plan = measured.plan(pair)
     if shown.recommend and not {0, "auto"} < set(plan.num_draft_tokens):

@@ -21,7 +21,8 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.show import can_draw, clock, columns, progress, spinner, wrapped
+from mlx_gemma_mtp.progress import clock, progress, spinner
+from mlx_gemma_mtp.show import can_draw, columns, wrapped
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.plan import Download

@@ -18,7 +18,7 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     What people should know of the checkpoint goes to stderr too, once.
     """
     from mlx_gemma_mtp import load
-    from mlx_gemma_mtp.show import spinner
+    from mlx_gemma_mtp.progress import spinner
 
     fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
     if pair.drafter == "auto":
