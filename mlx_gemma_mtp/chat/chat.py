@@ -25,6 +25,7 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.text.messages import Message
 
@@ -95,6 +96,9 @@ class Chat:
         screen shows why, and the old one is loaded again. Raises what `load` does while the old one
         is still loaded, and MgmError if no pair is loaded any more.
         """
+        choice = choose(models.model, bits=models.bits)
+        if choice is not None:
+            models = models._replace(model=choice.name, bits=choice.bits)
         name = models.model
         if name != "demo" and not is_folder(name) and hub.from_cache(name) is None:
             raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")

@@ -64,11 +64,12 @@ class Pair:
     def chosen(self) -> Pair:
         """Return it with the checkpoint that a short name means here; say on stderr which."""
         from mlx_gemma_mtp.files.choice import choose
+        from mlx_gemma_mtp.show import columns, wrapped
 
         choice = choose(self.model, bits=self.bits)
         if choice is None:
             return self
-        print(choice, file=sys.stderr)
+        print(wrapped(str(choice), columns(sys.stderr)), file=sys.stderr)
         return replace(self, model=choice.name, bits=choice.bits)
 
 
