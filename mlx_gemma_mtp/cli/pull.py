@@ -38,6 +38,7 @@ def pull(
     model. If it is interrupted, the same command continues where it stopped.
     """
     from mlx_gemma_mtp.files.choice import choose
+    from mlx_gemma_mtp.files.drafters import is_drafter
     from mlx_gemma_mtp.files.plan import check_room
 
     if revision is not None:
@@ -63,6 +64,8 @@ def pull(
             raise type(need.problem)(f"{model} was not downloaded: add --yes to do it anyway")
         if not download.confirm("Download it anyway?", default=False):
             raise typer.Exit(1)
-    for folder in download.download(downloads):
+    found = download.download(downloads)
+    for folder in found:
         print(folder)
-    print(f"Next: mgm chat --model {downloads[0].name}", file=sys.stderr)
+    if not is_drafter(found[0]):
+        print(f"Next: mgm chat {downloads[0].name}", file=sys.stderr)

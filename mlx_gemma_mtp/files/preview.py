@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.hub import INDEX, hub_errors, no_bar
+from mlx_gemma_mtp.files.hub import INDEX, has_weights, hub_errors, no_bar
 from mlx_gemma_mtp.files.plan import Download
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def preview(download: Download, place: Path) -> Path:
     The files are as long as on the Hub, but take no room on the disk: unwritten bytes read as
     zeros. What is cached already is used as it is. Raises as `hub_errors` says, CheckpointError.
     """
-    if not download.missing:
+    if (download.folder / "config.json").is_file() and has_weights(download.folder):
         return download.folder
     import huggingface_hub
     from huggingface_hub import errors

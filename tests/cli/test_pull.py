@@ -81,7 +81,7 @@ def test_pull_downloads_the_pair_and_only_the_files_that_are_needed(
     *plan, measured, last = done.stderr.splitlines()
     assert len(plan) == 4  # no bars
     assert re.fullmatch(r"2\.6 MB downloaded in 0:\d\d \(.*/s\)", measured)
-    assert last == f"Next: mgm chat --model {NAME}"
+    assert last == f"Next: mgm chat {NAME}"
     for name, files in PAIR.items():
         assert folder_files(online.cache.snapshot(name)) == needed(files)
     assert online.fetched() == needed(TARGET_FILES).keys()
@@ -122,6 +122,7 @@ def test_pull_takes_the_drafter_that_exists_or_a_named_one_or_none(
     assert planned(NAME) == [NAME, DRAFTER]
     assert planned(NAME, "--drafter", "none") == [NAME]
     assert planned(DRAFTER) == [DRAFTER]
+    assert "Next" not in pull(DRAFTER).stderr
     online.add(NAME, TARGET_FILES | {"drafter/config.json": DRAFTER_FILES["config.json"]})
     assert planned(NAME) == [NAME]
 

@@ -202,6 +202,16 @@ def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(
     assert online.ranges == []
 
 
+def test_weights_that_are_cached_are_not_asked_for_again_to_look_at_them(
+    online: FakeHub, tmp_path: Path
+) -> None:
+    online.add(NAME, TARGET_FILES)
+    online.cache.add(NAME, without("tokenizer.json"))
+    [found] = plan_download(NAME, None)
+    assert preview(found, tmp_path) == online.cache.snapshot(NAME)
+    assert online.headers == []
+
+
 def test_the_drafter_to_download_is_found_by_what_the_target_is(online: FakeHub) -> None:
     drafter = "google/gemma-4-E4B-it-assistant"
     online.add("someone/my-tune", TARGET_FILES)
