@@ -36,7 +36,7 @@ SPELLINGS: dict[str, tuple[dict[str, Any], str | None]] = {
     "no type": (ropes({"rope_theta": 1e4}), None),
     "default in full layers": (ropes(full=SLIDING), None),
     "the original length": (ropes(full=FULL | {"original_max_position_embeddings": 64}), None),
-    "more keys beside the kinds": (
+    "more keys next to the kinds": (
         {"rope_parameters": ropes()["rope_parameters"] | {"rope_theta": None, "rope_type": "x"}},
         None,
     ),
