@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp import __version__, device
 
-PACKAGES = ("mlx", "mlx-lm", "numpy")
+PACKAGES = ("mlx", "numpy")
 CORES = os.cpu_count() or 1
 ANSWER_SECONDS = 5.0  # for a command
 BUSY = 0.2  # of all cores

@@ -56,7 +56,7 @@ with load("{name}") as engine:  # with its drafter, if it has one
     print(engine.generate("Why is the sky blue?")[0].text)
 ```
 
-mlx-lm loads it too, without the drafter."""
+mlx-lm loads it too, without the drafter; mlx-vlm loads both."""
 
 
 def card(name: str, plan: Plan, manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.files.checkpoint import weight_files
+from mlx_gemma_mtp.files.checkpoint import INDEX, weight_files
 from mlx_gemma_mtp.show import Update
 
 from . import output
@@ -102,5 +102,5 @@ def _started_with(plans: Sequence[Plan], options: Options) -> dict[str, Any]:
 
 def _fingerprint(folder: Path) -> list[list[str | int]]:
     """Return name, size and time of each file that a model is read from."""
-    files = [folder / "config.json", *weight_files(folder)]
+    files = [folder / "config.json", *folder.glob(INDEX), *weight_files(folder)]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -5,7 +5,6 @@ Tables are Markdown, which a terminal shows as well as a model card.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ OTHERS = "others"  # the last row of a table of formats
 
 
 def format_table(plan: Plan) -> str:
-    """Return formats, weights and bytes by module name, all layers together."""
+    """Return formats and bytes by module name, all layers together; at most 80 columns wide."""
     groups: dict[str, list[Parameter]] = defaultdict(list)
     for parameter in plan.parameters:
         name = re.sub(r"\.\d+\.", ".*.", parameter.path) if parameter.quantizable else OTHERS
@@ -36,12 +35,11 @@ def format_table(plan: Plan) -> str:
     for name, group in sorted(groups.items(), key=lambda item: item[0] == OTHERS):
         counts = Counter(dtype_name(p.dtype) if p.format is None else p.format.name for p in group)
         formats = [f"{chosen} ({count})" for chosen, count in counts.most_common()]
-        weights = sum(math.prod(parameter.shape) for parameter in group)
         size = decimal(sum(parameter.nbytes for parameter in group))
-        rows.append([name, ", ".join(formats if len(counts) > 1 else counts), f"{weights:,}", size])
+        rows.append([name, ", ".join(formats if len(counts) > 1 else counts), size])
     bits = f"{plan.bits_per_weight:.2f} bits per weight"
-    rows.append(["total", bits, f"{plan.num_weights:,}", decimal(plan.nbytes)])
-    return table(["module", "format", "weights", "size"], rows, markdown=True, left=2)
+    rows.append(["total", bits, decimal(plan.nbytes)])
+    return table(["module", "format", "size"], rows, markdown=True, left=2)
 
 
 def dry_run(plans: Sequence[Plan], options: Options) -> str:

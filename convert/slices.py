@@ -34,7 +34,7 @@ class Slice(NamedTuple):
 
     row: int
     tensor: StoredTensor
-    count: int
+    num_rows: int
     arrays: list[mx.array]
     finite: mx.array  # whether all of its numbers are
 

@@ -25,7 +25,7 @@ from mlx_gemma_mtp.files.find import target_name
 from mlx_gemma_mtp.files.hub_cache import CachedModel
 from mlx_gemma_mtp.files.published import best_fit
 
-PACKAGES = ("mlx", "mlx-lm", "huggingface_hub", "transformers")
+PACKAGES = ("mlx", "huggingface_hub", "tokenizers", "transformers")
 PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
 
 

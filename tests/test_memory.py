@@ -17,7 +17,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_gemma_mtp.bench import synthetic
 
 from helpers import checkpoints
 from helpers.checkpoints import PairPaths, make_pair
@@ -31,8 +30,9 @@ from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.checkpoint import read_config, read_target_config
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
+from mlx_gemma_mtp.files.published import SIZES, best_fit
 from mlx_gemma_mtp.files.weights import num_bytes
-from mlx_gemma_mtp.memory import Limits, Pair, read_pair
+from mlx_gemma_mtp.memory import Limits, read_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -296,28 +296,32 @@ def test_the_command_exits_with_4_and_can_be_forced(
     assert done.stdout.strip()
 
 
-# The README's table: a model for each Mac, and its bits and GB with 8k tokens of context.
-
-README = Path(__file__).parents[1] / "README.md"
-MACS = (8, 16, 24, 32, 48, 96)
-CONTEXT = 8192
-
-
-@pytest.mark.skipif(device.backend() == "cuda", reason="experts take more memory there")
-def test_the_readme_names_a_model_that_fits_for_each_mac() -> None:
-    cells = r"^\| (\d+) GB \| (\S+) \| (\d+) \| ([\d.]+) GB \|"
-    written = re.findall(cells, README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert [int(mac) for mac, *_ in written] == [*MACS]
-    for mac, size, bits, shown in written:
-        pair = Pair.of(*synthetic.random_pair(size, bits=int(bits) if int(bits) < 16 else None))
-        need = pair.needs(CONTEXT, 1)
-        assert need <= mac_limit(int(mac))
-        assert shown == f"{need / 1e9:.1f}"
-
-
 def test_the_way_out_of_too_little_memory_is_what_fits_or_else_a_smaller_model() -> None:
     ways = (("bits=8", 90), ("bits=4", 50), ("nothing", 49))
     with pytest.raises(NotEnoughMemoryError, match=r"bits=4 \(50 bytes\) or nothing .* would fit"):
         memory.check(100, 60, "this", ways=ways)
     with pytest.raises(NotEnoughMemoryError, match="available: take that one; force it"):
         memory.check(100, 10, "this", ways=ways, instead="take that one", despite="force it")
+
+
+# The README's table: what to type on each Mac.
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readme_names_the_best_model_for_each_mac() -> None:
+    rows = []
+    for macs in ("8 GB", "16 GB", "24 GB or 32 GB", "36 GB or more"):
+        size, bits = best_fit(mac_limit(int(macs.split()[0])))
+        assert all(
+            best_fit(mac_limit(int(mac))) == (size, bits) for mac in re.findall(r"\d+", macs)
+        )
+        what, needs = f"{size.kind}, {bits} bits", f"{size.needs(bits) / 1e9:.1f} GB"
+        rows.append(f"| {macs} | `mgm run {size.short}` | {what} | {needs} |")
+    written = re.findall(r"^\| \d+ GB.*", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert written == rows
+
+
+def test_31b_fits_from_32_gb_on() -> None:
+    needs = next(size for size in SIZES if size.kind == "31B").needs(4)
+    assert mac_limit(24) < needs <= mac_limit(32)

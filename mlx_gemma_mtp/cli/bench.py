@@ -100,10 +100,10 @@ def bench(
         bool, typer.Option("--check", help="Only compare the output with and without drafts.")
     ] = False,
 ) -> None:
-    """Measure whether drafting is worth it on this machine, and with how many draft tokens.
+    """Measure whether drafting is worth it on this machine.
 
-    Compares decoding with and without drafts, by task and batch size. Ctrl-C shows what is finished
-    so far. --check exits with 5 if outputs differ.
+    Compares decoding with and without drafts, by task and batch size, and says how many draft
+    tokens to use. Ctrl-C shows what is finished so far. --check exits with 5 if outputs differ.
     """
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}

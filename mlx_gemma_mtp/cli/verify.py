@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that `mgm convert` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A model's folder.")],
     measure: Annotated[
         bool, typer.Option("--quality", help="Also measure what quantizing cost; see above.")
     ] = False,
@@ -35,7 +35,7 @@ def verify(
     """Check a folder's files, tensors and pair.
 
     Lists the faults and exits with 5 if there are any. Without a manifest.json, it only checks
-    that tensors are complete and that the pair matches. --quality measures perplexity, KL
+    that the pair matches and would load. --quality measures perplexity, KL
     divergence and acceptance, compared with the source, and writes them to README.md.
     """
     from mlx_gemma_mtp.convert import quality
@@ -92,6 +92,6 @@ def _line(verdict: Verdict) -> str:
     """Return what was checked in a folder without faults."""
     checked, manifest = f"{verdict.num_tensors} tensors complete", verdict.manifest
     if manifest is None:
-        return f"{verdict.folder}: {checked}; no manifest.json, so files and bits were not compared"
+        return f"{verdict.folder}: {checked}; no manifest.json, so hashes were not compared"
     bits = f"{manifest.bits_per_weight:.2f} bits per weight"
     return f"{verdict.folder}: {checked}, {len(manifest.files)} files as in manifest.json, {bits}"

@@ -133,7 +133,7 @@ def stem(name: str) -> str:
 def base_models(folder: Path) -> list[str]:
     """Return the Hub names that the model card in a folder gives as its base models."""
     from huggingface_hub.repocard import metadata_load
-    from yaml import YAMLError  # type: ignore[import-untyped] # no stubs
+    from yaml import YAMLError
 
     try:
         found = (metadata_load(folder / "README.md") or {}).get("base_model")

@@ -43,7 +43,7 @@ def test_a_stamp_has_every_field_and_survives_json(monkeypatch: pytest.MonkeyPat
     assert datetime.fromisoformat(found.time).utcoffset() == timedelta(0)
     assert found.memory_bytes > 2**28
     assert "" not in (found.device, found.system)
-    assert found.versions.keys() == {"python", "mlx_gemma_mtp", "mlx", "mlx-lm", "numpy"}
+    assert found.versions.keys() == {"python", "mlx_gemma_mtp", "mlx", "numpy"}
     assert found.environment["MLX_MAX_OPS_PER_BUFFER"] == "8"
     assert "MLX_METAL_PATH" not in found.environment
 

@@ -16,7 +16,7 @@ from mlx_gemma_mtp.convert.manifest import read_manifest
 from mlx_gemma_mtp.convert.plan import Options
 
 from helpers.arrays import Arrays, parameters, read_arrays, write
-from helpers.checkpoints import CENTROID_KINDS, KINDS, PairPaths
+from helpers.checkpoints import CENTROID_KINDS, COMMON, KINDS, PairPaths
 from helpers.converted import MOE, Converted, assert_mlx_lm_agrees, assert_same_arrays, hashes
 from helpers.logits import logits
 from mlx_gemma_mtp import SamplingParams, load
@@ -128,6 +128,16 @@ def test_quantized_weights_equal_those_quantized_in_memory_and_load_in_mlx_lm(
     if kind in ("E2B", MOE) and options.bits == "4":  # the uniform recipe is that of loading
         target = load_target(converted(kind, Options(recipe="uniform")))
         assert_same_arrays(parameters(target), parameters(load_target(pair.target, bits=4)))
+
+
+def test_a_drafters_config_has_the_keys_that_mlx_vlm_reads(
+    pairs: dict[str, PairPaths], converted: Converted
+) -> None:
+    needed = {"hidden_size_per_layer_input": 0, "use_double_wide_mlp": False}
+    needed |= {"global_head_dim": COMMON["global_head_dim"], "num_kv_shared_layers": 4}
+    assert "global_head_dim" not in read_config(pairs["E2B"].drafter)["text_config"]
+    text = read_config(converted("E2B", Options()) / "drafter")["text_config"]
+    assert {key: text.get(key) for key in needed} == needed
 
 
 def test_another_type_is_cast_before_it_is_quantized(

@@ -191,3 +191,9 @@ def test_the_outputs_name_and_the_drafters_bits_follow_from_the_options(tmp_path
         ("demo", Options(bits="none"), "demo-mlx"),
     ):
         assert default_out(source, options) == Path(name)
+
+
+@pytest.mark.parametrize("size", ["E2B", "26B-A4B"])
+def test_a_plan_fits_a_terminal_of_80_columns(size: str) -> None:
+    found = dry_run(published(size, Options()), Options())
+    assert [line for line in found.splitlines() if len(line) > 80] == []

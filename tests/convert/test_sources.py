@@ -13,14 +13,16 @@ from mlx_gemma_mtp.convert.conversion import convert
 from mlx_gemma_mtp.convert.manifest import Origin
 from mlx_gemma_mtp.convert.plan import Options, plan_target
 from mlx_gemma_mtp.convert.source import Source
+from mlx_gemma_mtp.convert.streamed import final_hidden
 from mlx_gemma_mtp.convert.verify import verify
 
 from helpers.arrays import Arrays, assert_same_bits, read_arrays
 from helpers.broken import refusal
 from helpers.command import Here
 from helpers.converted import assert_mlx_lm_agrees, assert_same_arrays, hashes
-from helpers.logits import logits
+from helpers.logits import logits, text
 from helpers.stored import CONFIG, WIDTH, quantized, rewritten
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.files.checkpoint import INDEX, read_config
 from mlx_gemma_mtp.files.tensors import StoredTensor
@@ -116,6 +118,12 @@ def test_an_output_head_of_its_own_is_converted(mixture: Path, tmp_path: Path) -
     assert small.lm_head.bits == 8
     assert_mlx_lm_agrees(tmp_path / "small", small)
     assert [one.faults for one in verify(tmp_path / "small")] == [[]]
+
+    def streamed() -> np.ndarray:  # as its quality is measured
+        model, hidden = final_hidden(tmp_path / "small", text())
+        return np.array(model.logits(hidden)[0])
+
+    np.testing.assert_allclose(mlx_worker().run(streamed), logits(small), atol=1e-4)
 
 
 def test_a_head_that_is_the_embedding_is_left_out(
