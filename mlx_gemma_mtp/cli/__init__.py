@@ -59,7 +59,7 @@ app = typer.Typer(
 app.command()(chat)
 app.command("run", help="The same as chat: mgm run e4b.")(chat)
 app.command()(generate)
-app.command()(bench)
+app.command(short_help="Measure whether drafting is worth it here.")(bench)
 app.command(short_help="Quantize a target and its drafter for MLX.")(convert)
 app.command()(verify)
 app.command(short_help="Download a model and its drafter.")(pull)

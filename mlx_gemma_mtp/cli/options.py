@@ -64,11 +64,12 @@ class Pair:
     def chosen(self) -> Pair:
         """Return it with the checkpoint that a short name means here; say on stderr which."""
         from mlx_gemma_mtp.files.choice import choose
+        from mlx_gemma_mtp.show import columns, wrapped
 
         choice = choose(self.model, bits=self.bits)
         if choice is None:
             return self
-        print(choice, file=sys.stderr)
+        print(wrapped(str(choice), columns(sys.stderr)), file=sys.stderr)
         return replace(self, model=choice.name, bits=choice.bits)
 
 
@@ -83,7 +84,9 @@ class Sampling:
     top_k: Annotated[int | None, typer.Option(help="0: off [model's default].")] = None
     top_p: Annotated[float | None, typer.Option(help="1: off [model's default].")] = None
     seed: Annotated[int | None, typer.Option(help="Same seed, same output [random].")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="<str>", help="Stop at this text; repeatable.")
+    ] = None
     think: Annotated[bool, typer.Option("--think", help="Let the model think first.")] = False
     num_draft_tokens: Annotated[
         str, typer.Option(help="Draft tokens per round: auto, or 0 (off) to 15.")

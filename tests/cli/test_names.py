@@ -14,6 +14,7 @@ from helpers.fake_hub import (
     folder_files,
     model_files,
 )
+from mlx_gemma_mtp import load
 from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import ModelNotFoundError
 from mlx_gemma_mtp.files.choice import choose
@@ -194,6 +195,12 @@ def test_converting_takes_the_unquantized_checkpoint_of_a_size(
         assert options.original(same) == same
     assert capsys.readouterr().err == ""
     assert hub_cache.network == []
+
+
+def test_load_takes_a_size_too(hub_cache: HubCache) -> None:
+    with pytest.raises(ModelNotFoundError, match="mlx-community/gemma-4-31b-it-4bit is not down"):
+        load("31b", bits=4)
+    assert hub_cache.network
 
 
 def test_short_forms_of_help_and_list_work(mgm_here: Here, hub_cache: HubCache) -> None:
