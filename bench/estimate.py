@@ -106,11 +106,7 @@ def plan(model: str, *, bits: int | None = None) -> Planned:
     target: Target
     drafter: Drafter | None
     if is_local(model) or ("/" in model and hub.from_cache(model)):
-        folder, beside = find_pair(model, "auto")
-        target, drafter = weights.open_target(folder, bits=bits), None
-        if beside is not None:
-            own = weights.drafter_bits(folder, beside, bits)
-            drafter = weights.open_drafter(beside, target.config, bits=own)
+        target, drafter = weights.open_pair(*find_pair(model, "auto"), bits=bits)
         return Planned(model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
     on_hub = re.fullmatch(r"[\w-]+/[\w.-]+", model)
     size = size_within(model) if on_hub else size_of(model)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TextIO
 
 from rich.cells import cell_len
 
@@ -151,6 +151,12 @@ def wrapped(text: str, width: int | None) -> str:
     from rich.text import Text
 
     return text if width is None else "\n".join(line.plain for line in broken(Text(text), width))
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line, by default on stderr, wrapped if that is a terminal."""
+    to = stream or sys.stderr
+    print(wrapped(line, columns(to)), file=to, flush=True)
 
 
 def broken(text: Text, width: int) -> list[Text]:

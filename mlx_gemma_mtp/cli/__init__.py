@@ -109,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
         exit_code = MgmError.exit_code
         if isinstance(error, MgmError):
             line, exit_code = str(error), error.exit_code
-        from mlx_gemma_mtp.show import columns, wrapped
+        from mlx_gemma_mtp.show import say
 
-        print(wrapped(f"mgm: {line}", columns(sys.stderr)), file=sys.stderr)
+        say(f"mgm: {line}")
         sys.exit(exit_code)

@@ -64,12 +64,12 @@ class Pair:
     def chosen(self) -> Pair:
         """Return it with the checkpoint that a short name means here; say on stderr which."""
         from mlx_gemma_mtp.files.choice import choose
-        from mlx_gemma_mtp.show import columns, wrapped
+        from mlx_gemma_mtp.show import say
 
         choice = choose(self.model, bits=self.bits)
         if choice is None:
             return self
-        print(wrapped(str(choice), columns(sys.stderr)), file=sys.stderr)
+        say(str(choice))
         return replace(self, model=choice.name, bits=choice.bits)
 
 
@@ -113,11 +113,12 @@ def original(model: str) -> str:
     """Return the unquantized checkpoint that a short name means; say on stderr which."""
     from mlx_gemma_mtp.files.names import is_folder
     from mlx_gemma_mtp.files.published import size_of
+    from mlx_gemma_mtp.show import say
 
     size = None if is_folder(model) else size_of(model)
     if size is None:
         return model
-    print(f"{model}: {size.original}", file=sys.stderr)
+    say(f"{model}: {size.original}")
     return size.original
 
 

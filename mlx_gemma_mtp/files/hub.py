@@ -190,7 +190,13 @@ def _has_template(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Return True if the weight files of a checkpoint are all there."""
+    return weights_problem(folder) is None
+
+
+def weights_problem(folder: Path) -> str | None:
+    """Return what is wrong with the weight files of a checkpoint, as far as their names show it."""
     try:
-        return bool(weight_files(folder))
-    except CheckpointError:
-        return False
+        weight_files(folder)
+    except CheckpointError as error:
+        return str(error)
+    return None

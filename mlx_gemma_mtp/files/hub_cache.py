@@ -26,7 +26,6 @@ from mlx_gemma_mtp.files.checkpoint import (
     read_drafter_config,
     read_model_config,
     read_target_config,
-    weight_files,
 )
 from mlx_gemma_mtp.files.drafters import Candidate, Target, best
 from mlx_gemma_mtp.files.folders import shown
@@ -197,7 +196,7 @@ def _in_repository(repository: str) -> CachedModel | None:
             what = f"incomplete ({', '.join(lacks[:3])} missing)"
             problem: str | None = f"{what}: mgm pull {name} downloads the rest"
         else:
-            problem = _weights_problem(snapshot)
+            problem = hub.weights_problem(snapshot)
         return _described(name, snapshot, raw, size_on_disk(folder), problem)
     return None
 
@@ -219,18 +218,10 @@ def _snapshots(repository: Path) -> Iterator[tuple[str, Path]]:
 def _in_folder(folder: Path) -> CachedModel:
     """Return the model in a folder that is not a repository."""
     try:
-        raw, problem = read_config(folder), _weights_problem(folder)
+        raw, problem = read_config(folder), hub.weights_problem(folder)
     except CheckpointError as error:
         raw, problem = {}, str(error)
     return _described(str(folder), folder, raw, size_on_disk(folder), problem)
-
-
-def _weights_problem(folder: Path) -> str | None:
-    try:
-        weight_files(folder)
-    except CheckpointError as error:
-        return str(error)
-    return None
 
 
 def _described(

@@ -74,6 +74,17 @@ def open_drafter(
     return _open(Drafter(config), folder, bits, dtype)
 
 
+def open_pair(
+    folder: Path, beside: Path | None, *, bits: int | None = None, dtype: mx.Dtype | None = None
+) -> tuple[Target, Drafter | None]:
+    """Return the models in a target's and a drafter's folder, otherwise as `open_target`."""
+    target = open_target(folder, bits=bits, dtype=dtype)
+    if beside is None:
+        return target, None
+    bits = drafter_bits(folder, beside, bits)
+    return target, open_drafter(beside, target.config, bits=bits, dtype=dtype)
+
+
 def default_dtype() -> mx.Dtype | None:
     """Return the type that weights are loaded in here; None for the checkpoint's own.
 
