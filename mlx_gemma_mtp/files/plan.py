@@ -151,6 +151,19 @@ def look_up(name: str, *, update: bool = True) -> Download:
     return Download(repository, revision, info.sha, files, alone)
 
 
+def copy_file(download: Download, path: str, folder: Path) -> None:
+    """Download one small file to a folder outside the cache."""
+    import huggingface_hub
+
+    huggingface_hub.hf_hub_download(
+        download.repository,
+        path,
+        revision=download.commit,
+        local_dir=folder,
+        tqdm_class=hub.no_bar(),
+    )
+
+
 def check_room(downloads: Sequence[Download]) -> None:
     """Raise MgmError unless the disk of the cache has room for all of them."""
     missing, free = sum(one.missing for one in downloads), free_bytes(hub.cache_folder())
@@ -173,16 +186,8 @@ def _with_bytes_here(file: RemoteFile, snapshot: Path) -> RemoteFile:
 
 def _config_of(download: Download) -> dict[str, Any]:
     """Return a config.json, from the Hub if it is not cached."""
-    import huggingface_hub
-
     if (download.folder / "config.json").is_file():
         return read_config(download.folder)
     with hub.hub_errors(download.name), tempfile.TemporaryDirectory() as folder:
-        huggingface_hub.hf_hub_download(
-            download.repository,
-            "config.json",
-            revision=download.commit,
-            local_dir=folder,
-            tqdm_class=hub.no_bar(),
-        )
+        copy_file(download, "config.json", Path(folder))
         return read_config(Path(folder))
