@@ -19,7 +19,7 @@ from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.drafters import Target, best, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
 from mlx_gemma_mtp.files.hub_cache import cached_drafters
-from mlx_gemma_mtp.files.names import MAIN, is_folder, split_name
+from mlx_gemma_mtp.files.names import MAIN, check_format, is_folder, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
@@ -106,6 +106,8 @@ def look_up(name: str, *, update: bool = True) -> Download:
     if name == "demo" or is_folder(name):
         raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
     (repository, revision), cached = split_name(name), hub.snapshot_folder(name)
+    if cached is None:
+        check_format(name)
     asked = revision
     if cached is not None and not update and hub.has_weights(cached):
         asked = cached.name

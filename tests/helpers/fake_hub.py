@@ -56,6 +56,10 @@ DRAFTER_CONFIG = {
         **LAYERS,
     },
 }
+HUGE_CONFIG = TARGET_CONFIG | {  # 2 TB
+    "vocab_size": 400_000_000,
+    **dict.fromkeys(("head_dim", "global_head_dim", "intermediate_size"), 64),
+}
 Files = dict[str, bytes]
 
 
