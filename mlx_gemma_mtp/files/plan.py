@@ -75,6 +75,10 @@ class Download(NamedTuple):
         """Where the cache has it, or will have it."""
         return hub.repository_folder(self.repository) / "snapshots" / self.commit
 
+    def has(self, file: RemoteFile) -> bool:
+        """Return True if the cache has all of a file."""
+        return file.blob.is_file() or (self.folder / file.path).is_file()
+
 
 def plan_download(
     model: str, drafter: str | None = "auto", *, update: bool = True
