@@ -33,7 +33,7 @@ def converted_file() -> Path:
 
 
 def wants_raw() -> bool:
-    """True if the user wants answers in a chat as they are written, without Markdown layout."""
+    """True if the user wants answers as they are written, without Markdown layout."""
     return _raw_file().exists()
 
 
