@@ -153,6 +153,15 @@ def wrapped(text: str, width: int | None) -> str:
     return text if width is None else "\n".join(line.plain for line in broken(Text(text), width))
 
 
+def cut(text: str, width: int) -> str:
+    """Return a line of at most `width` columns: a longer one ends with an ellipsis."""
+    from rich.text import Text
+
+    line = Text(text)
+    line.truncate(width, overflow="ellipsis")
+    return line.plain
+
+
 def say(line: str, stream: TextIO | None = None) -> None:
     """Print a line, by default on stderr, wrapped if that is a terminal."""
     to = stream or sys.stderr

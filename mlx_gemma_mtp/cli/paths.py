@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from mlx_gemma_mtp.cli import options
 
@@ -11,8 +12,11 @@ def paths(
     as_json: options.Json = False,
 ) -> None:
     """Print the folders and files that mgm uses."""
+    from rich.cells import cell_len
+
     from mlx_gemma_mtp.files import folders, hub
     from mlx_gemma_mtp.files.names import DEMO
+    from mlx_gemma_mtp.show import columns
 
     found = {
         "sessions": folders.sessions_folder(),
@@ -26,5 +30,8 @@ def paths(
         shown = {"schema": 1} | {name: str(path) for name, path in found.items()}
         print(json.dumps(shown, ensure_ascii=False))
     else:
-        for name, path in found.items():
-            print(f"{name:<11}{path}")
+        lines = [f"{name:<11}{path}" for name, path in found.items()]
+        width = columns(sys.stdout)
+        if width and max(map(cell_len, lines)) > width:  # then each path gets a line of its own
+            lines = [f"{name}\n{path}" for name, path in found.items()]
+        print("\n".join(lines))

@@ -16,6 +16,9 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.store import Kept
 
+MOST = 50  # characters of a first message
+LEAST_MODEL = 8  # columns of a model's name
+MODEL, MESSAGE = 1, 5  # columns that are cut to fit
 HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
 
 sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -31,7 +34,7 @@ def list_sessions(
         return
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.files.folders import sessions_folder
-    from mlx_gemma_mtp.show import say, table
+    from mlx_gemma_mtp.show import columns, say, table
 
     kept, folder = store.kept(), str(sessions_folder())
     if as_json:
@@ -40,7 +43,7 @@ def list_sessions(
     elif not kept:
         print(f"no conversations in {folder}", file=sys.stderr)
     else:
-        print(table(HEADER, map(_row, kept), left=len(HEADER)))
+        print(table(HEADER, fitted([*map(_row, kept)], columns(sys.stdout)), left=len(HEADER)))
         for problem in [one.problem for one in kept if one.problem]:
             say(f"mgm: {problem}")
 
@@ -54,7 +57,10 @@ def remove(
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Remove conversations and their saved caches; one that is open elsewhere is kept."""
+    """Remove conversations and their saved caches.
+
+    A conversation that another process has open is kept.
+    """
     from mlx_gemma_mtp.chat import store
 
     if everything == bool(names):
@@ -87,9 +93,29 @@ def _row(one: Kept) -> tuple[str, ...]:
     size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
     if conversation is None:
         return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
-    model, turns = conversation.models.model, str(conversation.turns)
-    title = shortened(conversation.title, 50)
+    model, turns = conversation.models.shown.rpartition("/")[2], str(conversation.turns)
+    title = shortened(conversation.title, MOST)
     return (one.name, model, turns, ago(one.last_used), size, title)
+
+
+def fitted(rows: list[tuple[str, ...]], width: int | None) -> list[tuple[str, ...]]:
+    """Cut models and first messages so that each row is a line of this width, if that can be."""
+    from rich.cells import cell_len
+
+    from mlx_gemma_mtp.show import GAP, cut
+
+    if width is None:
+        return rows
+    widths = [max(map(cell_len, column)) for column in zip(HEADER, *rows, strict=True)]
+    rest = sum(widths) - widths[MODEL] - widths[MESSAGE]
+    room = width - 1 - GAP * (len(HEADER) - 1) - rest
+    message = max(room - widths[MODEL], len(HEADER[MESSAGE]))
+    model = room - message
+    if model < min(
+        widths[MODEL], LEAST_MODEL
+    ):  # then each cell gets a line of its own, after the longest header
+        model = message = width - len(HEADER[MESSAGE]) - GAP
+    return [(row[0], cut(row[1], model), *row[2:MESSAGE], cut(row[5], message)) for row in rows]
 
 
 def _as_json(one: Kept) -> dict[str, Any]:

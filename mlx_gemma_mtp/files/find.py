@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters, hub_cache
+from mlx_gemma_mtp.files.checkpoint import is_drafter
 from mlx_gemma_mtp.files.download import complete, fetch
 from mlx_gemma_mtp.files.drafters import Target
 from mlx_gemma_mtp.files.hub import from_cache, repository_of
@@ -71,12 +72,17 @@ def find_drafter(model: str | Path, folder: Path) -> Path | None:
 
 def target_without_drafter(model: str) -> Target | None:
     """Return a target that is on this disk, unless a drafter for it is too."""
-    folder = DEMO if model == "demo" else None
-    if folder is None:
-        folder = Path(model).expanduser() if is_folder(model) else from_cache(model)
+    folder = _on_disk(model)
     if folder is None or find_drafter(model, folder) is not None:
         return None
     return Target.at(folder, target_name(model, folder))
+
+
+def check_tokenizer(model: str) -> None:
+    """Raise CheckpointError if a target that is on this disk has no tokenizer."""
+    folder = _on_disk(model)
+    if folder and not is_drafter(folder) and not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"tokenizer.json is missing from {folder}: download it again")
 
 
 def target_name(model: str | Path, folder: Path) -> str:
@@ -97,6 +103,12 @@ def _to_download(model: str | Path, drafter: str | Path | None) -> list[Download
     if wanted in (None, "auto") or from_cache(wanted):
         return []
     return [look_up(wanted, update=False)]
+
+
+def _on_disk(model: str) -> Path | None:
+    if model == "demo":
+        return DEMO
+    return Path(model).expanduser() if is_folder(model) else from_cache(model)
 
 
 def _folder(name: str | Path) -> Path:
