@@ -111,9 +111,7 @@ def fitted(rows: list[tuple[str, ...]], width: int | None) -> list[tuple[str, ..
     room = width - 1 - GAP * (len(HEADER) - 1) - rest
     message = max(room - widths[MODEL], len(HEADER[MESSAGE]))
     model = room - message
-    if model < min(
-        widths[MODEL], LEAST_MODEL
-    ):  # then each cell gets a line of its own, after the longest header
+    if model < min(widths[MODEL], LEAST_MODEL):  # then each cell gets a line
         model = message = width - len(HEADER[MESSAGE]) - GAP
     return [(row[0], cut(row[1], model), *row[2:MESSAGE], cut(row[5], message)) for row in rows]
 

@@ -204,6 +204,7 @@ def test_ctrl_z_suspends_an_answer_and_fg_continues_it(tmp_path: Path) -> None:
 
 def test_a_dumb_terminal_gets_text_alone_and_no_keep_leaves_no_trace(tmp_path: Path) -> None:
     person = Person(tmp_path, "--temperature", "0", "--no-keep", columns=80, TERM="dumb")
+    assert "demo · drafts from gemma-4-demo-it-assistant" in person.seen
     assert "The demo is a toy" in person.seen
     assert SUM_ANSWER in person.say(SUM)
     person.type(CTRL_D)
