@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from mlx_gemma_mtp.cli import options
 
@@ -12,8 +14,6 @@ def paths(
     as_json: options.Json = False,
 ) -> None:
     """Print the folders and files that mgm uses."""
-    from rich.cells import cell_len
-
     from mlx_gemma_mtp.files import folders, hub
     from mlx_gemma_mtp.files.names import DEMO
     from mlx_gemma_mtp.show import columns
@@ -30,8 +30,14 @@ def paths(
         shown = {"schema": 1} | {name: str(path) for name, path in found.items()}
         print(json.dumps(shown, ensure_ascii=False))
     else:
-        lines = [f"{name:<11}{path}" for name, path in found.items()]
-        width = columns(sys.stdout)
-        if width and max(map(cell_len, lines)) > width:  # then each path gets a line of its own
-            lines = [f"{name}\n{path}" for name, path in found.items()]
-        print("\n".join(lines))
+        print("\n".join(laid_out(found, columns(sys.stdout))))
+
+
+def laid_out(found: Mapping[str, Path], width: int | None) -> list[str]:
+    """Return names and paths; each path on a line of its own if one would not fit next to it."""
+    from rich.cells import cell_len
+
+    lines = [f"{name:<11}{path}" for name, path in found.items()]
+    if width is None or max(map(cell_len, lines)) <= width:
+        return lines
+    return [line for name, path in found.items() for line in (name, f"{path}")]

@@ -12,6 +12,7 @@ from helpers.talk import Talk, reply
 from mlx_gemma_mtp import show
 from mlx_gemma_mtp.chat import store, transcript
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+from mlx_gemma_mtp.cli.paths import laid_out
 from mlx_gemma_mtp.cli.sessions import HEADER, fitted
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files import journal
@@ -237,6 +238,16 @@ def test_clear_starts_another_session_and_sessions_are_listed_and_removed_unless
     assert_one_line(mgm_here("chat", "-c"), 2, "no conversation")
     for keeping in (["-c"], ["--session", "x"], ["--keep-cache"]):
         assert_one_line(mgm_here("chat", "--no-keep", *keeping), 2, "--no-keep")
+
+
+def test_a_path_that_does_not_fit_next_to_its_name_gets_a_line_of_its_own() -> None:
+    paths = {"models": Path("/a/" + "long" * 6), "demo": Path("/b")}  # 27 columns and 2
+    assert (
+        laid_out(paths, 38)
+        == laid_out(paths, None)
+        == [f"models     /a/{'long' * 6}", "demo       /b"]
+    )
+    assert laid_out(paths, 37) == ["models", f"/a/{'long' * 6}", "demo", "/b"]
 
 
 def test_paths_are_those_of_the_system_or_of_the_variables(
