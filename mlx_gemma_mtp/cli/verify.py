@@ -35,8 +35,8 @@ def verify(
     """Check a folder's files, tensors and pair.
 
     Lists the faults and exits with 5 if there are any. Without a manifest.json, it only checks
-    that the pair matches and would load. --quality measures perplexity, KL
-    divergence and acceptance, compared with the source, and writes them to README.md.
+    that the pair matches and would load. --quality measures perplexity, KL divergence and
+    acceptance, compared with the source, and writes them to README.md.
     """
     from mlx_gemma_mtp.convert import quality
     from mlx_gemma_mtp.convert import verify as verification

@@ -134,9 +134,9 @@ def hub_errors(name: str) -> Iterator[None]:
         state, way = "is not downloaded", "check the connection, or use a local folder"
         if cached is not None and (lacks := missing_files(cached)):
             state = f"is incomplete in the cache ({', '.join(lacks[:3])} missing)"
-            way = f"when it can be, mgm pull {name} downloads the rest"
+            way = f"once it can be, mgm pull {name} downloads the rest"
         if any((repository_folder(split_name(name)[0]) / "blobs").glob("*.incomplete")):
-            state, way = "is downloaded in part", "the same command continues when it can be"
+            state, way = "is downloaded in part", "the same command continues once it can be"
         raise ModelNotFoundError(
             f"{name} {state}, and {host} cannot be reached ({reason}): {way}"
         ) from None
