@@ -5,12 +5,13 @@ Models in the Hub's cache are used without network; others are downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import drafters, hub_cache
+from mlx_gemma_mtp.files import drafters
 from mlx_gemma_mtp.files.download import complete, snapshot
-from mlx_gemma_mtp.files.drafters import Target
+from mlx_gemma_mtp.files.drafters import Candidate, Target
 from mlx_gemma_mtp.files.hub import from_cache, repository_of
 from mlx_gemma_mtp.files.names import (
     DEMO,
@@ -43,10 +44,13 @@ def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path
     return folder, found
 
 
-def find_drafter(model: str | Path, folder: Path) -> Path | None:
+def find_drafter(
+    model: str | Path, folder: Path, cached: Sequence[Candidate] | None = None
+) -> Path | None:
     """Return the folder of the best drafter on this disk; None if none fits. No network.
 
     folder: the target's. A drafter inside it, or next to it under its name, is taken as it is.
+    cached: the drafters of the Hub's cache, if they are known.
     """
     whole = folder.resolve()
     inside = [whole / name for name in drafters.INSIDE]
@@ -54,8 +58,9 @@ def find_drafter(model: str | Path, folder: Path) -> Path | None:
         if path.is_dir():
             return path
     target = Target.at(folder, target_name(model, folder))
-    beside, cached = drafters.near(folder), hub_cache.cached_drafters()
-    found = drafters.best(target, beside) or drafters.best(target, cached)
+    found = drafters.best(target, drafters.near(folder))
+    if found is None:
+        found = drafters.best(target, drafters.in_cache() if cached is None else cached)
     return None if found is None else found.folder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import INDEX, is_drafter, weight_files
-from mlx_gemma_mtp.files.names import did_you_mean, split_name
+from mlx_gemma_mtp.files.names import MAIN, did_you_mean, split_name
 
 # The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
 REQUIRED = (
@@ -45,6 +45,17 @@ def repository_folder(repository: str) -> Path:
 def repository_of(folder: Path) -> str:
     """Return the name of the repository that the cache keeps in this folder."""
     return folder.name.removeprefix("models--").replace("--", "/")
+
+
+def repositories() -> list[str]:
+    """Return the names of all model repositories that the cache has a folder for."""
+    names = []
+    for path in sorted(cache_folder().glob("models--*")):
+        name = repository_of(path)
+        with suppress(ModelNotFoundError):
+            if path.is_dir() and split_name(name) == (name, MAIN):
+                names.append(name)
+    return names
 
 
 def snapshot_folder(name: str) -> Path | None:

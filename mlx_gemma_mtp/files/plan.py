@@ -16,9 +16,8 @@ from rich.filesize import decimal
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
-from mlx_gemma_mtp.files.drafters import Target, best, to_pull
+from mlx_gemma_mtp.files.drafters import Target, best, in_cache, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
-from mlx_gemma_mtp.files.hub_cache import cached_drafters
 from mlx_gemma_mtp.files.names import MAIN, is_local, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
@@ -92,7 +91,7 @@ def plan_download(
     if target.alone:
         return [target]
     wants = Target(target.repository, _config_of(target))
-    cached = best(wants, cached_drafters())
+    cached = best(wants, in_cache())
     for name in [cached.name] if cached else to_pull(wants):
         with suppress(ModelNotFoundError):
             return [target, look_up(name, update=update)]

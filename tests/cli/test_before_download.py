@@ -15,8 +15,8 @@ from helpers.fake_hub import (
     FakeHub,
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     model_files,
-    real_weights,
 )
+from helpers.weight_files import real_weights
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 
 HUGE = TARGET_CONFIG | {  # 2 TB

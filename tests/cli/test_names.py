@@ -10,10 +10,10 @@ from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_plain
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
-    few_weights,
     folder_files,
     model_files,
 )
+from helpers.weight_files import few_weights
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import ModelNotFoundError
