@@ -18,7 +18,7 @@ from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
 from mlx_gemma_mtp.files.drafters import Target, best, in_cache, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
-from mlx_gemma_mtp.files.names import MAIN, is_local, split_name
+from mlx_gemma_mtp.files.names import MAIN, check_format, is_local, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
@@ -74,6 +74,10 @@ class Download(NamedTuple):
         """Where the cache has it, or will have it."""
         return hub.repository_folder(self.repository) / "snapshots" / self.commit
 
+    def has(self, file: RemoteFile) -> bool:
+        """Return True if the cache has all of a file."""
+        return file.blob.is_file() or (self.folder / file.path).is_file()
+
 
 def plan_download(
     model: str, drafter: str | None = "auto", *, update: bool = True
@@ -105,6 +109,8 @@ def look_up(name: str, *, update: bool = True) -> Download:
     if is_local(name):
         raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
     (repository, revision), cached = split_name(name), hub.snapshot_folder(name)
+    if cached is None:
+        check_format(name)
     asked = revision
     if cached is not None and not update and hub.has_weights(cached):
         asked = cached.name
