@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.hub import hub_errors, no_bar
+from mlx_gemma_mtp.files.hub import http_error, hub_errors, no_bar
 from mlx_gemma_mtp.files.plan import (
     Download,
     RemoteFile,
@@ -143,7 +143,7 @@ def _fetch_file(
                         failures = 0
                         if stop.is_set():
                             return
-                except _http_error() as error:
+                except http_error() as error:
                     response = getattr(error, "response", None)
                     if failures == TRIES or (response and response.status_code not in BUSY):
                         raise
@@ -230,10 +230,3 @@ def _remove_abandoned(blobs: Path) -> None:
         with suppress(FileNotFoundError):  # another process has just finished it
             if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                 part.unlink()
-
-
-def _http_error() -> type[Exception]:
-    """Return the base of the errors of the client's HTTP library, whichever it is."""
-    from huggingface_hub import errors
-
-    return errors.HTTPError  # type: ignore[attr-defined]

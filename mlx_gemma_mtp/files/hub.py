@@ -115,8 +115,6 @@ def hub_errors(name: str) -> Iterator[None]:
     except (ImportError, ValueError) as error:
         raise MgmError(f"the proxy in the environment cannot be used: {error}") from None
 
-    # Of the client's HTTP library, whichever it is: a download that ends half-way.
-    http_error = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
     except errors.HFValidationError:
@@ -136,7 +134,7 @@ def hub_errors(name: str) -> Iterator[None]:
         repository, revision = split_name(name)
         raise ModelNotFoundError(f"{repository} has no revision {revision!r}") from None
     # JSONDecodeError: something on the way answered in the Hub's place.
-    except (http_error, errors.LocalEntryNotFoundError, OSError, JSONDecodeError) as error:
+    except (http_error(), errors.LocalEntryNotFoundError, OSError, JSONDecodeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = re.sub(r"^\[Errno -?\d+\] ", "", reason)
         if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
@@ -162,6 +160,13 @@ def hub_errors(name: str) -> Iterator[None]:
         if any((repository_folder(split_name(name)[0]) / "blobs").glob("*.incomplete")):
             state, way = "is downloaded in part", "the same command continues it later"
         raise ModelNotFoundError(f"{name} {state}, and {trouble}: {way}") from None
+
+
+def http_error() -> type[Exception]:
+    """Return the base of the errors of the client's HTTP library, whichever it is."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
 
 
 def no_bar() -> type:
