@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli import complete, options
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.download import fetch_missing
 from mlx_gemma_mtp.progress import progress
 from mlx_gemma_mtp.show import can_draw
@@ -19,13 +19,7 @@ these weights; other tools may write garbage. --dtype bfloat16 avoids that."""
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A size (e2b, e4b, 12b, 26b, 31b), a folder, a Hub name, or demo.",
-            autocompletion=complete.models,
-        ),
-    ],
+    source: options.Model,
     out: Annotated[Path | None, typer.Option(help="The folder to write [./NAME-4bit].")] = None,
     bits: Annotated[
         str, typer.Option(help="2, 3, 4, 5, 6, 8, mxfp4, mxfp8, nvfp4, q4_0 (for QAT) or none.")
@@ -61,9 +55,7 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output, at the end; or start over.")
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Download a missing source without asking.")
-    ] = False,
+    yes: options.Yes = False,
     upload_repo: Annotated[
         str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
     ] = None,

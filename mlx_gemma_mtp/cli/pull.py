@@ -15,9 +15,7 @@ from mlx_gemma_mtp.show import say
 def pull(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A size (e2b, e4b, 12b, 26b, 31b) or a Hub name.", autocompletion=complete.sizes
-        ),
+        typer.Argument(help=f"{options.SIZES} or a Hub name.", autocompletion=complete.sizes),
     ],
     drafter: Annotated[
         str, typer.Option(help="A Hub name, none, or auto: one that fits the model.")
