@@ -138,7 +138,7 @@ def test_a_cached_model_loads_although_the_cache_cannot_be_written_to(online: Fa
     files = {name: body for name, body in TARGET_FILES.items() if name != "generation_config.json"}
     online.add(NAME, TARGET_FILES)
     cached = online.cache.add(NAME, needed(files))
-    (online.cache.repository(NAME) / "trees").write_text("no folder can be made here")
+    (online.cache.root / ".locks").write_text("no folder can be made here")
     assert hub.may_lack_files(cached)
     assert complete(NAME, cached) == cached
 
