@@ -20,7 +20,7 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import is_folder, no_such
+from mlx_gemma_mtp.files.names import is_local, no_such
 from mlx_gemma_mtp.files.published import size_of, size_within
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -105,12 +105,8 @@ def plan(model: str, *, bits: int | None = None) -> Planned:
     """
     target: Target
     drafter: Drafter | None
-    if model == "demo" or is_folder(model) or ("/" in model and hub.from_cache(model)):
-        folder, beside = find_pair(model, "auto")
-        target, drafter = weights.open_target(folder, bits=bits), None
-        if beside is not None:
-            own = weights.drafter_bits(folder, beside) if bits is None else bits
-            drafter = weights.open_drafter(beside, target.config, bits=own)
+    if is_local(model) or ("/" in model and hub.from_cache(model)):
+        target, drafter = weights.open_pair(*find_pair(model, "auto"), bits=bits)
         return Planned(model, bits, Floor(target, drafter), memory.Pair.of(target, drafter))
     on_hub = re.fullmatch(r"[\w-]+/[\w.-]+", model)
     size = size_within(model) if on_hub else size_of(model)

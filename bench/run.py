@@ -17,7 +17,7 @@ from mlx_gemma_mtp import Engine, SamplingParams, device
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import one_line
-from mlx_gemma_mtp.show import Update
+from mlx_gemma_mtp.progress import Update
 
 from .case import make_case
 from .floor import Floor

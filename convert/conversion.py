@@ -15,7 +15,7 @@ from typing import Any
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files.checkpoint import INDEX, weight_files
-from mlx_gemma_mtp.show import Update
+from mlx_gemma_mtp.progress import Update
 
 from . import output
 from .formats import AFFINE_BITS, UNQUANTIZED

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.weights import dtype_name
 from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.rope import RopeConfig
-from mlx_gemma_mtp.show import Update
+from mlx_gemma_mtp.progress import Update
 
 from . import card
 from .formats import parse_format

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.show import Update
+from mlx_gemma_mtp.progress import Update
 
 from .passage import Document
 from .streamed import final_hidden

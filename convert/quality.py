@@ -20,7 +20,8 @@ from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.checkpoint import read_target_config
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import is_folder
-from mlx_gemma_mtp.show import Update, table
+from mlx_gemma_mtp.progress import Update
+from mlx_gemma_mtp.show import table
 from mlx_gemma_mtp.text.tokenizer import Text
 
 from . import passage

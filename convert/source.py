@@ -18,7 +18,7 @@ from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.drafters import Target, to_pull
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import is_folder
+from mlx_gemma_mtp.files.names import is_local
 from mlx_gemma_mtp.files.plan import look_up
 from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.files.tensors import StoredTensor, read_tensors
@@ -55,16 +55,14 @@ def find_sources(
 
 
 def _is_here(name: str | Path | None) -> bool:
-    local = name == "demo" or isinstance(name, Path) or is_folder(str(name))
-    return local or hub.from_cache(str(name)) is not None
+    return isinstance(name, Path) or is_local(str(name)) or hub.from_cache(str(name)) is not None
 
 
 def _local(folder: Path) -> Source:
     """Read a folder; in the Hub's cache, its origin is the repository and the commit."""
-    origin, cached = Origin(folder.resolve().name, None), folder.parent.parent.name
-    if folder.parent.name == "snapshots" and cached.startswith("models--"):
-        name = cached.removeprefix("models--").replace("--", "/", 1)
-        origin = Origin(name, folder.name)
+    origin = Origin(folder.resolve().name, None)
+    if folder.parent.name == "snapshots":
+        origin = Origin(hub.repository_of(folder.parents[1]), folder.name)
     return Source(origin, folder, read_config(folder), read_tensors(folder))
 
 

@@ -23,10 +23,10 @@ from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import DEMO, is_folder
 from mlx_gemma_mtp.files.tensors import CODES, StoredTensor, read_tensors
 from mlx_gemma_mtp.files.weights import checked, dtype_name
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, check_pair
+from mlx_gemma_mtp.model.config import check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.show import Update
+from mlx_gemma_mtp.progress import Update
 
 from .formats import Format
 from .manifest import MANIFEST, UNLISTED, FileRecord, Manifest, read_manifest
@@ -139,7 +139,7 @@ def _tensor_faults(
     if manifest is not None:
         faults += _manifest_faults(folder, by_file_name, manifest)
     model: Target | Drafter
-    if checkpoint.read_config(folder).get("model_type") in DRAFTER_TYPES:
+    if checkpoint.is_drafter(folder):
         model = Drafter(checkpoint.read_drafter_config(folder))
     else:
         model = Target(checkpoint.read_target_config(folder))

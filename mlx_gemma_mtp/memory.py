@@ -198,11 +198,9 @@ def read_pair(
     UsageError.
     """
     dtype = None if on_mac else weights.default_dtype()
-    target, drafter = weights.open_target(folder, bits=bits, dtype=dtype), None
+    target, drafter = weights.open_pair(folder, beside, bits=bits, dtype=dtype)
     loading = weights.loading_bytes(target, folder)
-    if beside is not None:
-        own_bits = weights.drafter_bits(folder, beside) if bits is None else bits
-        drafter = weights.open_drafter(beside, target.config, bits=own_bits, dtype=dtype)
+    if drafter is not None and beside is not None:
         loading = max(loading, num_bytes(target) + weights.loading_bytes(drafter, beside))
     return Pair.of(target, drafter)._replace(loading=loading)
 

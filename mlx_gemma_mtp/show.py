@@ -1,30 +1,28 @@
-"""Tables and progress for a terminal. Knows nothing of what is shown."""
+"""Tables and lines that fit a terminal. Knows nothing of what is shown."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Literal, TextIO
 
 from rich.cells import cell_len
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, Task
+    from rich.console import Console
     from rich.text import Text
 
 GAP = 2  # between two columns of a table
 USUAL_SIZE = os.terminal_size((80, 24))
 MAX_WORD = 24  # longer words may be broken to fit a table
+LEAST = 12  # columns that names and signs at their side leave to a text
+UNLIMITED = 10_000  # columns
 
-# What is being done, how much of it is done, and the total (None if it is not known).
-Update = Callable[[str, float, float | None], None]
-
-SHORTEST_BAR = 10  # in columns
+Side = Literal["left", "center", "right"]
 
 
 def table(
@@ -37,37 +35,88 @@ def table(
 ) -> str:
     """Return a table as text without colors; the first `left` columns are aligned to the left.
 
-    markdown: with the rules that Markdown needs, else with one line under the header. width: the
-    most columns of a line, by default the width of stdout if that is a terminal. To fit, the left
-    columns wrap; if that is not enough, each row becomes lines of a name and a value. A Markdown
-    table is as wide as it is.
+    markdown: with the rules that Markdown needs, and as wide as it is. width: otherwise, the most
+    columns of a line, by default the width of stdout if that is a terminal. See `table_lines`.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    texts = [tuple(header), *map(tuple, rows)]
-    widths: list[int] | None = None
-    if not markdown and (width := width or columns(sys.stdout)):
-        widths = fitting(list(zip(*texts, strict=True)), left, width)
-        if widths is None:
-            return "\n\n".join(_record(header, row, width) for row in texts[1:])
+    sides: list[Side] = ["left" if number < left else "right" for number in range(len(header))]
+    cells = [[Text(cell) for cell in row] for row in (header, *rows)]
+    if markdown:
+        lines = _drawn(cells, sides, [None] * len(header), markdown=True)
+    else:
+        lines = table_lines(cells, sides, left, width or columns(sys.stdout) or UNLIMITED)
+    return "\n".join(line.plain for line in lines)
+
+
+def table_lines(
+    rows: Sequence[Sequence[Text]], sides: Sequence[Side], left: int, width: int
+) -> list[Text]:
+    """Return a table, its header first, as lines of at most `width` columns if words allow.
+
+    sides: how columns are aligned. To fit, the first `left` columns wrap; if that is not enough,
+    each row becomes lines of a name and a value.
+    """
+    from rich.text import Text
+
+    by_column = [
+        [line for cell in column for line in cell.plain.split("\n")]
+        for column in zip(*rows, strict=True)
+    ]
+    widths = _fitting(by_column, left, width)
+    if widths is not None:
+        return _drawn(rows, sides, widths)
+    header, *body = rows
+    names = max(cell.cell_len for cell in header) + GAP
+    lines: list[Text] = []
+    for row in body:
+        lines += [Text()] if lines else []
+        for name, value in zip(header, row, strict=True):
+            starts = Text.assemble(name, " " * (names - name.cell_len)), Text(" " * names)
+            values = broken(value, max(width - names, LEAST))
+            lines += [Text.assemble(starts[at > 0], one) for at, one in enumerate(values)]
+    return _stripped(lines)
+
+
+def _drawn(
+    rows: Sequence[Sequence[Text]],
+    sides: Sequence[Side],
+    widths: Sequence[int | None],
+    *,
+    markdown: bool = False,
+) -> list[Text]:
+    """Return the lines of a table with columns of these widths, None for as wide as they are."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     padding = (0, 1) if markdown else (0, 1, 0, 0)
     kind = box.MARKDOWN if markdown else box.SIMPLE_HEAD
-    drawn = Table(box=kind, pad_edge=markdown, padding=padding)
-    for number, name in enumerate(header):
-        justify: Literal["left", "right"] = "left" if number < left else "right"
-        own = widths[number] if widths else None
-        drawn.add_column(name, justify=justify, width=own, no_wrap=not widths, overflow="fold")
-    for row in texts[1:]:
+    drawn = Table(box=kind, pad_edge=markdown, padding=padding, header_style="")
+    for name, side, own in zip(rows[0], sides, widths, strict=True):
+        drawn.add_column(name, justify=side, width=own, no_wrap=own is None, overflow="fold")
+    for row in rows[1:]:
         drawn.add_row(*row)
-    out = io.StringIO()
-    console = Console(file=out, width=10_000, markup=False, highlight=False, color_system=None)
-    console.print(drawn)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+    lines = console().render_lines(drawn, pad=False)
+    texts = [Text.assemble(*((one.text, one.style or "") for one in line)) for line in lines]
+    return [line for line in _stripped(texts) if line]
 
 
-def fitting(cells: Sequence[Sequence[str]], left: int, width: int) -> list[int] | None:
+def _stripped(lines: list[Text]) -> list[Text]:
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+@cache
+def console() -> Console:
+    """Return the console that lays out lines of any length; it prints nothing."""
+    from rich.console import Console
+
+    return Console(width=UNLIMITED, color_system=None, markup=False, highlight=False)
+
+
+def _fitting(cells: Sequence[Sequence[str]], left: int, width: int) -> list[int] | None:
     """Return widths with which columns fit in a line, after a blank, or None if they cannot.
 
     cells: by column. The first `left` may wrap between words.
@@ -81,19 +130,6 @@ def fitting(cells: Sequence[Sequence[str]], left: int, width: int) -> list[int] 
         if 1 + sum(found) + GAP * (len(found) - 1) <= width:
             return found
     return None
-
-
-def _record(header: Sequence[str], row: Sequence[str], width: int) -> str:
-    """Return a row as lines of a name and a value."""
-    names = max(map(cell_len, header))
-    lines: list[str] = []
-    for name, value in zip(header, row, strict=True):
-        first, *more = wrapped(value, width - names - GAP).splitlines() or [""]
-        lines += [
-            f"{name:{names}}{' ' * GAP}{first}",
-            *(f"{'':{names + GAP}}{one}" for one in more),
-        ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def columns(stream: IO[Any]) -> int | None:
@@ -117,12 +153,19 @@ def wrapped(text: str, width: int | None) -> str:
     return text if width is None else "\n".join(line.plain for line in broken(Text(text), width))
 
 
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line, by default on stderr, wrapped if that is a terminal."""
+    to = stream or sys.stderr
+    print(wrapped(line, columns(to)), file=to, flush=True)
+
+
 def broken(text: Text, width: int) -> list[Text]:
     """Return the lines of a text, those that are too long broken between words.
 
     A word that is too long stays whole: a terminal breaks it, and what is copied is in one piece.
     """
     lines: list[Text] = []
+    width = max(width, 1)
     for line in text.split(allow_blank=True) or [text]:
         cuts, used = [], 0
         for word in re.finditer(r"\s*\S+\s*", line.plain):
@@ -132,112 +175,9 @@ def broken(text: Text, width: int) -> list[Text]:
                 used = 0
             used = (used + cell_len(word[0])) if length <= width else (used + length) % width + 1
         lines += line.divide(cuts)
-    for line in lines:
-        line.rstrip()
-    return lines
+    return _stripped(lines)
 
 
 def can_draw(stream: IO[Any] | None = None) -> bool:
     """Return True if a stream, by default stderr, is a terminal that can do more than print."""
     return (stream or sys.stderr).isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
-@contextmanager
-def progress(unit: Literal["bytes", "items"]) -> Iterator[Update]:
-    """Show progress on stderr inside the block; call the result whenever something was done.
-
-    One line with speed and time left, which disappears at the end. Does nothing unless `can_draw`.
-    """
-    if not can_draw():
-        yield lambda *_: None
-        return
-    from rich.progress import ProgressColumn
-
-    class Line(ProgressColumn):
-        def render(self, task: Task) -> Any:
-            return _progress_line(task, unit, shown.console.width)
-
-    shown = _display(None, Line())
-    task = shown.add_task("", total=None)
-
-    def update(what: str, done: float, total: float | None) -> None:
-        if not shown.live.is_started or done < shown.tasks[0].completed:
-            # What was done before this run, or in an earlier step, counts for nothing in the speed.
-            shown.reset(task, description=what, completed=int(done), total=total)
-            shown.start()
-        shown.update(task, description=what, completed=done, total=total)
-
-    try:
-        yield update
-    finally:
-        shown.stop()
-
-
-def _progress_line(task: Task, unit: Literal["bytes", "items"], width: int) -> Any:
-    """Return one line of progress. A narrow window gets the figures, without name and bar.
-
-    The figures have fixed widths, so that the line keeps its shape.
-    """
-    from rich.filesize import decimal
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-
-    def amount(number: float) -> str:
-        return decimal(int(number)) if unit == "bytes" else f"{number:,.0f}"
-
-    figures = amount(task.completed)
-    if task.total:
-        share = f"{int(task.percentage):>3}% of "
-        figures = f"{share if unit == 'bytes' else f'{figures}/'}{amount(task.total)}"
-    if unit == "bytes":
-        figures += f"{amount(task.speed or 0):>10}/s "
-    left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
-    figures += f"{left:>7} left" if width >= 60 else f"{left:>7}"
-    room = width - len(figures) - 4 - SHORTEST_BAR  # with room for ^C
-    if room < 0:
-        return figures
-    line = Table.grid(padding=(0, 1, 0, 0))
-    name = task.description if len(task.description) < room else ""
-    bar = ProgressBar(
-        task.total, task.completed, width=room + SHORTEST_BAR - len(name) - bool(name)
-    )
-    line.add_row(*([name] if name else []), bar, figures)
-    return line
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as 0:07, 12:30 or 1:02:30."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-@contextmanager
-def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Show `what` with the seconds that it takes, on stderr or another stream, inside the block."""
-    if not can_draw(stream):
-        yield
-        return
-    from rich import progress as bars
-
-    text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
-    shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
-    room = size(stream or sys.stderr).columns - len("| …  9,999 s")
-    shown.add_task(what if len(what) <= room else f"{what[:room]}…", total=None)
-    timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()  # it may be starting the display just now
-        shown.stop()
-
-
-def _display(stream: TextIO | None, *columns: Any) -> Progress:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(file=stream, stderr=True)
-    # With stdout redirected, an answer on its way to a file would go to the terminal.
-    return Progress(*columns, console=console, transient=True, redirect_stdout=False)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from mlx_gemma_mtp.show import _progress_line
+from mlx_gemma_mtp.progress import _progress_line
 
 TOTAL = 62_300_000_000
 

@@ -46,4 +46,11 @@ def test_lines_are_broken_between_words_only_if_they_are_too_long() -> None:
     assert wrapped(text, None) == text
     assert wrapped(text, 40) == text
     assert wrapped(text, 13) == "one two three\n  four five\nsix seven"
+    assert wrapped(text, 0).split() == text.split()
     assert wrapped("/a/long/path/without/blanks", 10) == "/a/long/path/without/blanks"
+
+
+@pytest.mark.parametrize("width", range(1, 40))
+def test_a_table_loses_nothing_in_the_narrowest_windows(width: int) -> None:
+    shown = "".join(table(HEADER, ROWS, left=1, width=width).split())
+    assert all(word in shown for row in ROWS for cell in row for word in cell.split())

@@ -25,7 +25,7 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.names import is_folder
+from mlx_gemma_mtp.files.names import is_local
 from mlx_gemma_mtp.text.messages import Message
 
 SHOWN = 200  # characters of an earlier message
@@ -96,7 +96,7 @@ class Chat:
         is still loaded, and MgmError if no pair is loaded any more.
         """
         name = models.model
-        if name != "demo" and not is_folder(name) and hub.from_cache(name) is None:
+        if not is_local(name) and hub.from_cache(name) is None:
             raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")
         try:
             engine = self.load(models)

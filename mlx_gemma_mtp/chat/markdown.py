@@ -10,24 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain, repeat
-from typing import Literal, NamedTuple, cast
+from itertools import repeat
+from typing import NamedTuple, cast
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.tree import SyntaxTreeNode
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from mlx_gemma_mtp.show import GAP, broken, fitting
+from mlx_gemma_mtp.show import LEAST, Side, broken, table_lines
 
 LEFT_AS_WRITTEN = ["entity", "html_block", "html_inline", "lheading", "reference"]
 ESCAPED = (
     "*_`#+-.~<"  # a backslash in front of these goes; in front of others it may be a formula's
 )
-LEAST = 12  # columns that deep lists leave to their text
 
 STYLES = {"strong": "bold", "em": "italic"}
 LISTS = ("bullet_list", "ordered_list")
@@ -162,37 +158,11 @@ class _Layout(NamedTuple):
         source = [Text(line) for line in self.source[first:end]]
         if not body or any(len(_BARS.findall(line.plain)) > len(header) - 1 for line in source):
             return source  # cells without a column would be lost
-        texts = [[cell.plain.split("\n") for cell in row] for row in rows]
-        by_column = [list(chain.from_iterable(column)) for column in zip(*texts, strict=True)]
-        widths = fitting(by_column, len(header), width)
-        if widths is None:
-            names = max(cell.cell_len for cell in header)
-            records = [self.record(header, row, names, width) for row in body]
-            return [line for record in records for line in [*record, Text()]][:-1]
-        kind, padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-        drawn = Table(box=kind, pad_edge=False, padding=padding, header_style="bold")
-        for cell, name, own in zip(parts[0], header, widths, strict=True):
-            side = str(cell.attrs.get("style", "")).removeprefix("text-align:")
-            justify = cast(Literal["left", "center", "right"], side or "left")
-            drawn.add_column(name, justify=justify, width=own, overflow="fold")
-        for row in body:
-            drawn.add_row(*row)
-        options = console().options.update_width(width + GAP)
-        lines = console().render_lines(drawn, options, pad=False)
-        found = [Text.assemble(*((one.text, one.style or "") for one in line)) for line in lines]
-        for line in found:
-            line.rstrip()
-        return [line for line in found if line]
-
-    def record(self, names: list[Text], row: list[Text], most: int, width: int) -> list[Text]:
-        """Return a row as lines of a name and a value."""
-        lines = []
-        for name, value in zip(names, row, strict=True):
-            start = Text.assemble((name.plain, "bold"), " " * (most + GAP - name.cell_len))
-            sides = (start, Text(" " * (most + GAP)))
-            texts = broken(value, max(width - most - GAP, LEAST))
-            lines += [Text.assemble(sides[at > 0], text) for at, text in enumerate(texts)]
-        return lines
+        for cell in header:
+            cell.stylize("bold")
+        styles = [str(cell.attrs.get("style", "text-align:left")) for cell in parts[0]]
+        sides = [cast(Side, style.removeprefix("text-align:")) for style in styles]
+        return table_lines(rows, sides, len(header), width)
 
     def inline(self, node: SyntaxTreeNode) -> Text:
         """Return the text of a node, with its styles."""
@@ -221,12 +191,6 @@ def _first(node: SyntaxTreeNode) -> int:
 
 def _after_blank(line: int, source: list[str]) -> bool:
     return line > 0 and not source[line - 1].strip(" >")
-
-
-@cache
-def console() -> Console:
-    """Return the console that lays out lines; it prints nothing."""
-    return Console(color_system=None, markup=False, highlight=False)
 
 
 @cache

@@ -16,7 +16,8 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.text import Text
 
-from mlx_gemma_mtp.chat.markdown import Part, console, parts
+from mlx_gemma_mtp.chat.markdown import Part, parts
+from mlx_gemma_mtp.show import console
 
 # Control characters could move the cursor: they are shown as pictures. Lines end with \n alone.
 PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32)}

@@ -59,7 +59,7 @@ app = typer.Typer(
 app.command()(chat)
 app.command("run", help="The same as chat: mgm run e4b.")(chat)
 app.command()(generate)
-app.command()(bench)
+app.command(short_help="Measure whether drafting is worth it here.")(bench)
 app.command(short_help="Quantize a target and its drafter for MLX.")(convert)
 app.command()(verify)
 app.command(short_help="Download a model and its drafter.")(pull)
@@ -109,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
         exit_code = MgmError.exit_code
         if isinstance(error, MgmError):
             line, exit_code = str(error), error.exit_code
-        from mlx_gemma_mtp.show import columns, wrapped
+        from mlx_gemma_mtp.show import say
 
-        print(wrapped(f"mgm: {line}", columns(sys.stderr)), file=sys.stderr)
+        say(f"mgm: {line}")
         sys.exit(exit_code)

@@ -23,7 +23,7 @@ from mlx_gemma_mtp.cli.engine import load_engine
 from mlx_gemma_mtp.cli.requests_file import Line, read
 from mlx_gemma_mtp.cli.results_file import ResultsFile
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.show import progress
+from mlx_gemma_mtp.progress import progress
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Completion, Engine

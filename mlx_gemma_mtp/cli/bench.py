@@ -105,8 +105,7 @@ def bench(
     Compares decoding with and without drafts, by task and batch size, and says how many draft
     tokens to use. Ctrl-C shows what is finished so far. --check exits with 5 if outputs differ.
     """
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    given = options.given(context)
     for applies, reason, excluded in (
         (shown.from_, "--from measures nothing", given - SHOWS),
         (check, "--check only compares", given - CHECKS),
@@ -173,7 +172,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.folders import depth_file
     from mlx_gemma_mtp.files.remembered import save_depth
-    from mlx_gemma_mtp.show import progress
+    from mlx_gemma_mtp.progress import progress
 
     plan = measured.plan(pair)
     if shown.recommend and not {0, "auto"} < set(plan.num_draft_tokens):

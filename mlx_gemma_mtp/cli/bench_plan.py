@@ -120,7 +120,7 @@ class Measured:
         from mlx_gemma_mtp.bench import prompts, subject
         from mlx_gemma_mtp.cli.download import fetch_missing
         from mlx_gemma_mtp.engine.worker import mlx_worker
-        from mlx_gemma_mtp.show import spinner
+        from mlx_gemma_mtp.progress import spinner
 
         if self.synthetic is not None:
             opened = subject.random(self.synthetic, bits=pair.bits, accept=plan.accept or [])

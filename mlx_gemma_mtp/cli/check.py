@@ -32,10 +32,11 @@ def check_batches(
     rounding does not explain.
     """
     from mlx_gemma_mtp import Engine, check, show
+    from mlx_gemma_mtp.progress import progress
 
     report, size = check.Report.of(pair), max(plan.batches)
     own = pair._replace(fingerprint=None)  # nothing that it learns here is kept
-    with Engine(own, max_batch=size, max_queue=size) as engine, show.progress("items") as update:
+    with Engine(own, max_batch=size, max_queue=size) as engine, progress("items") as update:
         asked = plan.batches, plan.num_draft_tokens, plan.tokens
         with suppress(KeyboardInterrupt):
             update("comparing", 0, None)
@@ -45,8 +46,10 @@ def check_batches(
             report.complete = True
     found = report.to_json()
     keep(found)
-    said = show.wrapped(str(report), show.columns(sys.stdout))
-    print(json.dumps(found, ensure_ascii=False) if as_json else said)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show.say(str(report), sys.stdout)
     if report.faults:
         raise VerificationError(report.summary)
     if not report.complete:

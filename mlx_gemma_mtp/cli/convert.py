@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from mlx_gemma_mtp import show
 from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.cli.download import fetch_missing
+from mlx_gemma_mtp.progress import progress
+from mlx_gemma_mtp.show import can_draw
 
 FLOAT16 = """warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with
 these weights; other tools may write garbage. --dtype bfloat16 avoids that."""
@@ -102,11 +103,11 @@ def convert(
             upload.check_upload(upload_repo)
         check_place(out, resume=resume, force=force)
         fetch_missing(source, drafter, yes=yes, to_run=False)
-        with show.progress("bytes") as update:
+        with progress("bytes") as update:
             steps = set[str]()
 
             def on_progress(what: str, done: float, total: float | None) -> None:
-                if what not in steps and not show.can_draw():
+                if what not in steps and not can_draw():
                     print(what, file=sys.stderr, flush=True)
                 steps.add(what)
                 update(what, done, total)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
     self_test: Annotated[
         bool, typer.Option(help="Compare completions with and without a drafter (10 seconds).")
     ] = True,

@@ -19,8 +19,10 @@ import typer
 from rich.filesize import decimal
 
 from mlx_gemma_mtp.cli import options
+from mlx_gemma_mtp.cli.question import can_ask, confirm
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.show import can_draw, clock, columns, progress, spinner, wrapped
+from mlx_gemma_mtp.progress import clock, progress, spinner
+from mlx_gemma_mtp.show import can_draw, columns, say, wrapped
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.plan import Download
@@ -59,7 +61,7 @@ def fetch_missing(
     except MgmError as error:
         if _is_here(model) or hub.from_cache(model) is None:
             raise
-        print(f"mgm: {model} may lack files: {error}", file=sys.stderr)
+        say(f"mgm: {model} may lack files: {error}")
         return
     missing = sum(one.missing for one in downloads)
     if not missing:
@@ -94,26 +96,26 @@ def offer_drafter(model: str, *, yes: bool = False) -> None:
         return
     found = googles(target)
     if found is None:
-        print("No drafter here fits; --drafter NAME uses another one.", file=sys.stderr)
+        say("No drafter here fits; --drafter NAME uses another one.")
         return
     name, size = found[0], decimal(found[1])
     if not yes and not can_ask():
-        print(f"No drafter here: mgm pull {name} ({size})", file=sys.stderr)
+        say(f"No drafter here: mgm pull {name} ({size})")
     elif yes or confirm(f"No drafter here. Download {name} ({size})?"):
         try:
             download(plan(name, "none"))
         except MgmError as error:
-            print(f"mgm: decoding without a drafter: {error}", file=sys.stderr)
+            say(f"mgm: decoding without a drafter: {error}")
     else:
-        print("Decoding without one; --drafter none does not ask.", file=sys.stderr)
+        say("Decoding without one; --drafter none does not ask.")
 
 
 def _is_here(name: str) -> bool:
     """Return True if nothing of a model has to be downloaded, as far as that is known."""
     from mlx_gemma_mtp.files import hub
-    from mlx_gemma_mtp.files.names import is_folder
+    from mlx_gemma_mtp.files.names import is_local
 
-    if name in ("demo", "none") or is_folder(name):
+    if name == "none" or is_local(name):
         return True
     cached = hub.from_cache(name)
     return cached is not None and not hub.may_lack_files(cached)
@@ -145,7 +147,7 @@ def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
     """Return what a pair needs, from its configs and headers on the Hub. Raises MgmError."""
     from mlx_gemma_mtp import device, memory
     from mlx_gemma_mtp.engine.worker import mlx_worker
-    from mlx_gemma_mtp.files.drafters import is_drafter
+    from mlx_gemma_mtp.files.checkpoint import is_drafter
     from mlx_gemma_mtp.files.preview import previews
 
     def read(folder: Path, beside: Path | None) -> Need:
@@ -173,10 +175,6 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
     from mlx_gemma_mtp.files import folders, hub
 
     to = sys.stdout if out else sys.stderr
-
-    def show(line: str) -> None:
-        print(wrapped(line, columns(to)), file=to)
-
     width = max(len(one.name) for one in downloads)
     if width + 10 > (columns(to) or 80):  # then sizes are not aligned
         width = 0
@@ -185,16 +183,16 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
         if here:
             note = f", {decimal(here)} in the cache" if one.missing else ", in the cache"
         size = decimal(one.total)
-        show(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}  {size}{note}")
+        say(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}  {size}{note}", to)
         if one.refused:
-            print(f"mgm: not compared with the Hub: {one.refused}", file=sys.stderr)
+            say(f"mgm: not compared with the Hub: {one.refused}")
     if missing := sum(one.missing for one in downloads):
         free = decimal(folders.free_bytes(hub.cache_folder()))
         place = folders.shown(hub.cache_folder())
-        show(f"Download: {decimal(missing)}; {free} free in {place}")
+        say(f"Download: {decimal(missing)}; {free} free in {place}", to)
     if need and need.needs:
         mac = f"the smallest Mac: {need.mac} GB" if need.mac else "more than any Mac has"
-        show(f"Memory: {decimal(need.needs)}; {decimal(need.available)} here; {mac}")
+        say(f"Memory: {decimal(need.needs)}; {decimal(need.available)} here; {mac}", to)
 
 
 def download(downloads: Sequence[Download]) -> list[Path]:
@@ -217,18 +215,8 @@ def download(downloads: Sequence[Download]) -> list[Path]:
     seconds = time.monotonic() - start
     if missing:
         speed = decimal(int(missing / seconds))
-        print(f"{decimal(missing)} downloaded in {clock(seconds)} ({speed}/s)", file=sys.stderr)
+        say(f"{decimal(missing)} downloaded in {clock(seconds)} ({speed}/s)")
     return found
-
-
-def can_ask() -> bool:
-    """Return True if somebody at a terminal can read a question and answer it."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def confirm(question: str, *, default: bool = True) -> bool:
-    """Ask on stderr; Enter means the default. Ctrl-C and Ctrl-D end the command."""
-    return typer.confirm(question, default=default, err=True)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.cli import options
@@ -18,7 +17,8 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     What people should know of the checkpoint goes to stderr too, once.
     """
     from mlx_gemma_mtp import load
-    from mlx_gemma_mtp.show import spinner
+    from mlx_gemma_mtp.progress import spinner
+    from mlx_gemma_mtp.show import say
 
     fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
     if pair.drafter == "auto":
@@ -27,5 +27,5 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     with spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)
     for note in engine.notes:
-        print(f"{pair.model}: {note}", file=sys.stderr)
+        say(f"{pair.model}: {note}")
     return engine

@@ -78,14 +78,14 @@ def generate(
         return
     if out is not None or max_batch is not None or restart:
         raise UsageError("--out, --max-batch and --restart need --batch-file")
-    from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.chat.screen import Screen, wants_raw
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.text.messages import with_system
 
     asked = with_system(_prompt(prompt, file), system)
     params = _checkable(sampling.params()) if check else sampling.params()
     with load_engine(pair.chosen()) as engine:
-        screen = Screen(sys.stdout.buffer, sys.stderr)
+        screen = Screen(sys.stdout.buffer, sys.stderr, raw=wants_raw())
         answer(engine, asked, params, screen, as_json, check)
 
 
@@ -134,14 +134,16 @@ def answer(
                 "without": asdict(differs.wanted),
             }
     if as_json:
-        screen.answer(json.dumps(found, ensure_ascii=False) + "\n")
+        screen.raw = True
+        screen.answer(json.dumps(found, ensure_ascii=False))
+        screen.end_answer()
     if check and differs:
         before = json.dumps(differs.before, ensure_ascii=False)
         same = f"{differs.position} tokens match, then after {before}"
         sides = f"{differs.found} with drafts, {differs.wanted} without"
         raise VerificationError(f"output differs: {same} {sides}")
     if check:
-        print(f"the same {len(tokens)} tokens with drafts and without", file=sys.stderr)
+        screen.say(f"the same {len(tokens)} tokens with drafts and without")
 
 
 def _prompt(argument: str | None, file: Path | None) -> str:
@@ -203,7 +205,7 @@ def _print_answer(
             screen.aside(chunk.text)
         if chunk.tool_call:
             screen.say(f"mgm: the model called the tool {chunk.tool_call.name}: see --json")
-    screen.answer("\n")
+    screen.end_answer()
     if chunk and chunk.kind != "answer":
         where = "while thinking" if chunk.kind == "thought" else "in a tool call"
         screen.say(f"mgm: cut off {where}: raise --max-tokens, or see it with --json")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
 
-from mlx_gemma_mtp.cli import complete
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.cli import complete, options
+from mlx_gemma_mtp.cli.question import confirm_removal
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.hub_cache import CachedModel
@@ -22,14 +21,14 @@ SECONDS = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3600, 
 
 
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the demo, and the models in the Hub's cache or from mgm convert that mgm can run.
 
     MODIFIED is when the weights were downloaded or written.
     """
     from mlx_gemma_mtp.files import hub, hub_cache
-    from mlx_gemma_mtp.show import columns, table, wrapped
+    from mlx_gemma_mtp.show import say, table
 
     models = hub_cache.models()
     if as_json:
@@ -44,7 +43,7 @@ def list_models(
     for model in models:
         for one in (model, model.drafter):
             if one is not None and one.problem:
-                print(wrapped(f"{one.name}: {one.problem}", columns(sys.stdout)))
+                say(f"{one.name}: {one.problem}", sys.stdout)
 
 
 def remove(
@@ -60,25 +59,10 @@ def remove(
     folders = {name: hub.repository_folder(name) for name in hub_cache.removable(model)}
     sizes = {name: decimal(hub_cache.size_on_disk(folder)) for name, folder in folders.items()}
     if not yes:
-        ask("Remove?", "rm", [f"{name}  {size}" for name, size in sizes.items()])
+        confirm_removal("Remove?", "rm", [f"{name}  {size}" for name, size in sizes.items()])
     for name, size in sizes.items():
         hub_cache.remove(name)
         print(f"removed {name}, {size} freed")
-
-
-def ask(question: str, command: str, lines: Sequence[str] = ()) -> None:
-    """Ask before something is removed, and end the command unless the answer is yes.
-
-    lines: shown before the question. Raises UsageError if nobody is there to answer.
-    """
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"{command} asks before it removes, but stdin is not a terminal: add --yes"
-        )
-    for line in lines:
-        print(line, file=sys.stderr)
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(1)
 
 
 def _row(model: CachedModel) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
 INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 
 
@@ -64,11 +66,12 @@ class Pair:
     def chosen(self) -> Pair:
         """Return it with the checkpoint that a short name means here; say on stderr which."""
         from mlx_gemma_mtp.files.choice import choose
+        from mlx_gemma_mtp.show import say
 
         choice = choose(self.model, bits=self.bits)
         if choice is None:
             return self
-        print(choice, file=sys.stderr)
+        say(str(choice))
         return replace(self, model=choice.name, bits=choice.bits)
 
 
@@ -83,7 +86,9 @@ class Sampling:
     top_k: Annotated[int | None, typer.Option(help="0: off [model's default].")] = None
     top_p: Annotated[float | None, typer.Option(help="1: off [model's default].")] = None
     seed: Annotated[int | None, typer.Option(help="Same seed, same output [random].")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="<str>", help="Stop at this text; repeatable.")
+    ] = None
     think: Annotated[bool, typer.Option("--think", help="Let the model think first.")] = False
     num_draft_tokens: Annotated[
         str, typer.Option(help="Draft tokens per round: auto, or 0 (off) to 15.")
@@ -106,15 +111,22 @@ class Sampling:
             raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
 
 
+def given(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that the command line gives."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+
+
 def original(model: str) -> str:
     """Return the unquantized checkpoint that a short name means; say on stderr which."""
     from mlx_gemma_mtp.files.names import is_folder
     from mlx_gemma_mtp.files.published import size_of
+    from mlx_gemma_mtp.show import say
 
     size = None if is_folder(model) else size_of(model)
     if size is None:
         return model
-    print(f"{model}: {size.original}", file=sys.stderr)
+    say(f"{model}: {size.original}")
     return size.original
 
 

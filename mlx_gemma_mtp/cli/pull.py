@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli import complete, download
+from mlx_gemma_mtp.cli import complete, download, options
+from mlx_gemma_mtp.cli.question import can_ask, confirm
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.show import say
 
 
 def pull(
@@ -37,35 +38,32 @@ def pull(
     Sizes, free disk and the memory needed come first. Asks only if this machine cannot run the
     model. If it is interrupted, the same command continues where it stopped.
     """
-    from mlx_gemma_mtp.files.choice import choose
-    from mlx_gemma_mtp.files.drafters import is_drafter
+    from mlx_gemma_mtp.files.checkpoint import is_drafter
     from mlx_gemma_mtp.files.plan import check_room
 
     if revision is not None:
         if "@" in model:
             raise UsageError(f"{model} already names a revision: leave --revision out")
         model = f"{model}@{revision}"
-    if choice := choose(model):
-        print(choice, file=sys.stderr)
-        model = choice.name
+    model = options.Pair(model).chosen().model
     downloads = download.plan(model, drafter)
     missing = sum(one.missing for one in downloads)
     need = download.look(downloads) if missing else None
     download.show_plan(downloads, need, out=dry_run)
     if drafter == "auto" and len(downloads) == 1 and not downloads[0].alone:
-        print(f"The Hub has no drafter for {downloads[0].repository}", file=sys.stderr)
+        say(f"The Hub has no drafter for {downloads[0].repository}")
     check_room(downloads)
     if need and need.problem:
-        print(f"mgm: cannot run here: {need.problem}", file=sys.stderr)
+        say(f"mgm: cannot run here: {need.problem}")
     if dry_run:
         return
     if need and need.problem and not yes:
-        if not download.can_ask():
+        if not can_ask():
             raise type(need.problem)(f"{model} was not downloaded: add --yes to do it anyway")
-        if not download.confirm("Download it anyway?", default=False):
+        if not confirm("Download it anyway?", default=False):
             raise typer.Exit(1)
     found = download.download(downloads)
     for folder in found:
         print(folder)
     if not is_drafter(found[0]):
-        print(f"Next: mgm chat {downloads[0].name}", file=sys.stderr)
+        say(f"Next: mgm chat {downloads[0].name}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_gemma_mtp.cli import complete
-from mlx_gemma_mtp.cli.models import ago, ask
+from mlx_gemma_mtp.cli import complete, options
+from mlx_gemma_mtp.cli.models import ago
+from mlx_gemma_mtp.cli.question import confirm_removal
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 @sessions.callback()
 def list_sessions(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the saved conversations, or remove some."""
     if context.invoked_subcommand is not None:
         return
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.files.folders import sessions_folder
-    from mlx_gemma_mtp.show import table
+    from mlx_gemma_mtp.show import say, table
 
     kept, folder = store.kept(), str(sessions_folder())
     if as_json:
@@ -41,7 +42,7 @@ def list_sessions(
     else:
         print(table(HEADER, map(_row, kept), left=len(HEADER)))
         for problem in [one.problem for one in kept if one.problem]:
-            print(f"mgm: {problem}", file=sys.stderr)
+            say(f"mgm: {problem}")
 
 
 @sessions.command("rm")
@@ -60,7 +61,7 @@ def remove(
         raise UsageError("name the conversations to remove, or use --all")
     chosen = [path.stem for path in store.paths()] if everything else names or []
     if everything and chosen and not yes:
-        ask(f"Remove all {len(chosen)} conversations?", "sessions rm --all")
+        confirm_removal(f"Remove all {len(chosen)} conversations?", "sessions rm --all")
     kept = None
     for name in chosen:
         try:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_gemma_mtp import show
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError, VerificationError
+from mlx_gemma_mtp.progress import progress
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.convert.verify import Verdict
@@ -30,7 +30,7 @@ def verify(
         Path | None, typer.Option(help="A file of prompts to draft for, one per line [mgm's].")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Maximum tokens of each text [all].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Check a folder's files, tensors and pair.
 
@@ -43,7 +43,7 @@ def verify(
 
     if not measure and (source, text, prompts, tokens) != (None, None, None, None):
         raise UsageError("--source, --text, --prompts and --tokens need --quality")
-    with show.progress("bytes") as update:
+    with progress("bytes") as update:
         verdicts = verification.verify(folder, update)
     target, drafter = verdicts[0], verdicts[1] if len(verdicts) > 1 else None
     faults = [fault for verdict in verdicts for fault in verdict.faults]
@@ -58,7 +58,7 @@ def verify(
     if not as_json:
         print("\n".join(faults or map(_line, verdicts)))
     if measure and not faults:
-        with show.progress("items") as update:
+        with progress("items") as update:
             given = source and options.original(source)
             origin = given or verification.source_of(target)
             measured = quality.measure(

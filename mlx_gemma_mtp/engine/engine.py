@@ -282,8 +282,9 @@ def load(
 ) -> Engine:
     """Load a target and its drafter.
 
-    model: a folder, a Hub name, or "demo", the embedded pair. drafter: the same; "auto" for
-    `<model>-assistant` if it is there, None for no drafter. bits: 4 or 8 quantizes both while
+    model: a folder, a Hub name, a size such as "e4b" (`files.choice.choose` says which checkpoint
+    that is here), or "demo", the embedded pair. drafter: a folder or a Hub name; "auto" for the
+    best on this disk that fits the target, None for no drafter. bits: 4 or 8 quantizes both while
     loading. If the target is quantized already, the drafter is quantized in the same way.
     max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
     force: load even if it may not fit in memory.

@@ -71,7 +71,7 @@ def open_pair(
         target = fuse_projections(weights.load_target(folder, bits=bits))
         if drafter_folder is None:
             return OpenPair(target, None, text, defaults, None, found)
-        own = weights.drafter_bits(folder, drafter_folder) if bits is None else bits
+        own = weights.drafter_bits(folder, drafter_folder, bits)
         drafter = fuse_projections(weights.load_drafter(drafter_folder, target.config, bits=own))
         sizes = [weights.num_bytes(model) for model in (target, drafter)]
         shape = repr((target.config, drafter.config, target.dtype, sizes))

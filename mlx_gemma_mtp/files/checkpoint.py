@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, DrafterConfig, TargetConfig
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
 
@@ -29,6 +29,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json", _instead(folder) or "is this a model folder?")
 
 
+def is_drafter(folder: Path) -> bool:
+    """Return True if the folder's config.json is a drafter's. Raises CheckpointError."""
+    return read_config(folder).get("model_type") in DRAFTER_TYPES
+
+
 def read_target_config(folder: Path) -> TargetConfig:
     """Return what the folder's config.json says of a target. Raises CheckpointError."""
     return parse_config(TargetConfig.from_dict, read_config(folder), folder)
@@ -37,6 +42,11 @@ def read_target_config(folder: Path) -> TargetConfig:
 def read_drafter_config(folder: Path) -> DrafterConfig:
     """Return what the folder's config.json says of a drafter. Raises CheckpointError."""
     return parse_config(DrafterConfig.from_dict, read_config(folder), folder)
+
+
+def read_model_config(folder: Path) -> TargetConfig | DrafterConfig:
+    """Return what the folder's config.json says, whichever it is of. Raises CheckpointError."""
+    return read_drafter_config(folder) if is_drafter(folder) else read_target_config(folder)
 
 
 def parse_config(

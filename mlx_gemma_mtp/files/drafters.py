@@ -1,8 +1,8 @@
 """Which drafter belongs to a target: by the shapes in both configs, then by names.
 
 A drafter fits if it was made for a target of this shape. Of those that fit, the names decide: the
-same model before another of its size, QAT for QAT, the same publisher, similar bits. Opens no
-weights and asks no network.
+same model before another of its size, QAT for QAT, the same publisher, similar bits. Reads
+headers of weight files, and asks no network.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import parse_config, read_config, read_drafter_config
 from mlx_gemma_mtp.files.names import DRAFTER_SUFFIX
 from mlx_gemma_mtp.files.published import Size, size_with
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TargetConfig, check_pair
+from mlx_gemma_mtp.files.quantization import stored_bits
+from mlx_gemma_mtp.model.config import TargetConfig, check_pair
 
 INSIDE = ("drafter", "assistant")  # folders in a target's own folder
-
-DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 # Parts of names that say how weights are stored, not which model they are.
 _STORED = re.compile(
@@ -32,17 +31,18 @@ _STORED = re.compile(
 
 class Target(NamedTuple):
     """A target. name: its Hub name or its folder's name. raw: its config.json. bases: Hub names of
-    the models that it comes from, by its model card.
+    the models that it comes from, by its model card. bits: of most weights, if they are here.
     """
 
     name: str
     raw: dict[str, Any]
     bases: Sequence[str] = ()
+    bits: int | None = None
 
     @classmethod
     def at(cls, folder: Path, name: str) -> Target:
         """Return the target in a folder. Raises CheckpointError without a config.json."""
-        return cls(name, read_config(folder), base_models(folder))
+        return cls(name, read_config(folder), base_models(folder), stored_bits(folder))
 
 
 class Candidate(NamedTuple):
@@ -65,17 +65,10 @@ def best(target: Target, drafters: Iterable[Candidate]) -> Candidate | None:
 def fits(target: TargetConfig, folder: Path) -> bool:
     """Return True if this folder has a drafter that was made for a target of this shape."""
     try:
-        if not is_drafter(folder):
-            return False
         check_pair(target, read_drafter_config(folder))
     except CheckpointError:
         return False
     return True
-
-
-def is_drafter(folder: Path) -> bool:
-    """Return True if the folder's config.json is a drafter's. Raises CheckpointError."""
-    return read_config(folder).get("model_type") in DRAFTER_TYPES
 
 
 def near(folder: Path) -> list[Candidate]:
@@ -111,19 +104,6 @@ def googles(target: Target) -> tuple[str, int] | None:
     return None if size is None else (size.drafter(qat=_is_for_qat(target)), size.drafter_bytes)
 
 
-def stored_bits(raw: dict[str, Any]) -> int | None:
-    """Return the bits of most weights, by a config.json; None if it doesn't say."""
-    quantization, text = raw.get("quantization"), raw.get("text_config")
-    if isinstance(quantization, dict):
-        found = quantization.get("bits")
-        return found if type(found) is int else None
-    for section in (raw, text if isinstance(text, dict) else {}):
-        for key in ("dtype", "torch_dtype"):  # Transformers' current and earlier name
-            if str(section.get(key)) in DTYPE_BITS:
-                return DTYPE_BITS[str(section[key])]
-    return None
-
-
 def stem(name: str) -> str:
     """Return which model a name means, without publisher and how it is stored: "gemma-4-e4b-it"."""
     parts = name.rpartition("/")[2].partition("@")[0].casefold().split("-")
@@ -148,13 +128,12 @@ def _ranking(target: Target, config: TargetConfig) -> Callable[[Candidate], Any]
     size = size_with(config.hidden_size)
     official = [] if size is None else [stem(size.drafter(qat=qat)) for qat in (False, True)]
     groups = [[own], bases, official]
-    stored = stored_bits(target.raw) or 16
 
     def rank(drafter: Candidate) -> tuple[int, bool, bool, int, str]:
         model = stem(drafter.name)
         group = next((i for i, stems in enumerate(groups) if model in stems), len(groups))
         publisher = drafter.name.rpartition("/")[0] != target.name.rpartition("/")[0]
-        difference = abs((stored_bits(read_config(drafter.folder)) or 16) - stored)
+        difference = abs((stored_bits(drafter.folder) or 16) - (target.bits or 16))
         return group, _is_qat(model) != qat, publisher, difference, drafter.name
 
     return rank

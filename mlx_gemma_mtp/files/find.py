@@ -12,12 +12,13 @@ from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters, hub_cache
 from mlx_gemma_mtp.files.download import complete, fetch
 from mlx_gemma_mtp.files.drafters import Target
-from mlx_gemma_mtp.files.hub import from_cache
+from mlx_gemma_mtp.files.hub import from_cache, repository_of
 from mlx_gemma_mtp.files.names import (
     DEMO,
     DEMO_DRAFTER,
     DRAFTER_SUFFIX,
     is_folder,
+    is_local,
     no_such,
     split_name,
 )
@@ -80,11 +81,11 @@ def target_without_drafter(model: str) -> Target | None:
 
 def target_name(model: str | Path, folder: Path) -> str:
     """Return the Hub name of a target without its revision, or its folder's name."""
-    if model != "demo" and not is_folder(model):
+    if not is_local(model):
         return split_name(str(model))[0]
     whole = folder.resolve()
     if whole.parent.name == "snapshots":  # in the Hub's cache
-        return whole.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        return repository_of(whole.parents[1])
     return whole.name
 
 

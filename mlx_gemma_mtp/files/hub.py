@@ -16,12 +16,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
-from mlx_gemma_mtp.files.checkpoint import read_config, weight_files
+from mlx_gemma_mtp.files.checkpoint import INDEX, is_drafter, weight_files
 from mlx_gemma_mtp.files.names import did_you_mean, split_name
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES
 
 # The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
-INDEX = "model.safetensors.index.json"
 REQUIRED = (
     *("config.json", "generation_config.json", "*.safetensors", INDEX),
     *("tokenizer.json", "tokenizer_config.json", "*.jinja"),
@@ -42,6 +40,11 @@ def cache_folder() -> Path:
 def repository_folder(repository: str) -> Path:
     """Return where the cache keeps a repository, whether it is there or not."""
     return cache_folder() / f"models--{repository.replace('/', '--')}"
+
+
+def repository_of(folder: Path) -> str:
+    """Return the name of the repository that the cache keeps in this folder."""
+    return folder.name.removeprefix("models--").replace("--", "/")
 
 
 def snapshot_folder(name: str) -> Path | None:
@@ -71,19 +74,19 @@ def missing_files(folder: Path) -> list[str]:
     a tokenizer, a drafter no tokenizer; see also `may_lack_files`.
     """
     try:
-        is_drafter = read_config(folder).get("model_type") in DRAFTER_TYPES
+        alone = is_drafter(folder)
     except CheckpointError:
         return ["config.json"]
     paths = _listed(folder)
     if paths is not None:
         return [path for path in _required(paths) if not (folder / path).is_file()]
-    lacks = [] if is_drafter or (folder / "tokenizer.json").is_file() else ["tokenizer.json"]
+    lacks = [] if alone or (folder / "tokenizer.json").is_file() else ["tokenizer.json"]
     return lacks if has_weights(folder) else [*lacks, "weights"]
 
 
 def may_lack_files(folder: Path) -> bool:
     """Return True if only the Hub knows whether this cached target's files are all there."""
-    if _listed(folder) is not None or read_config(folder).get("model_type") in DRAFTER_TYPES:
+    if _listed(folder) is not None or is_drafter(folder):
         return False
     return not (folder / "generation_config.json").is_file() or not _has_template(folder)
 
@@ -181,9 +184,9 @@ def _listed(folder: Path) -> list[str] | None:
     """Return the paths that the Hub listed for this cached commit; None if that is not cached."""
     from huggingface_hub import errors, get_cached_repo_tree
 
-    repository = folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    repository, cache = repository_of(folder.parents[1]), folder.parents[2]
     try:
-        tree = get_cached_repo_tree(repository, revision=folder.name, cache_dir=folder.parents[2])
+        tree = get_cached_repo_tree(repository, revision=folder.name, cache_dir=cache)
     except (errors.CachedRepoTreeNotFoundError, ValueError):  # ValueError: not a Hub name
         return None
     return [file.path for file in tree]
@@ -198,7 +201,13 @@ def _has_template(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """Return True if the weight files of a checkpoint are all there."""
+    return weights_problem(folder) is None
+
+
+def weights_problem(folder: Path) -> str | None:
+    """Return what is wrong with the weight files of a checkpoint, as far as their names show it."""
     try:
-        return bool(weight_files(folder))
-    except CheckpointError:
-        return False
+        weight_files(folder)
+    except CheckpointError as error:
+        return str(error)
+    return None

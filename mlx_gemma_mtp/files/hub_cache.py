@@ -1,7 +1,8 @@
 """The models on this disk that this runtime can run: what they are, and how to remove them.
 
 Reads the cache without network, whatever state it is in: half a download or a damaged repository
-must not hide the others. The embedded demo and converted models are listed too. Opens no weights.
+must not hide the others. The embedded demo and converted models are listed too. Of weight files
+only headers are read.
 """
 
 from __future__ import annotations
@@ -20,22 +21,30 @@ from typing import Any
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import converted, hub, published
 from mlx_gemma_mtp.files.checkpoint import (
+    is_drafter,
     read_config,
     read_drafter_config,
+    read_model_config,
     read_target_config,
-    weight_files,
 )
-from mlx_gemma_mtp.files.drafters import Candidate, Target, best, is_drafter, stored_bits
+from mlx_gemma_mtp.files.drafters import Candidate, Target, best
 from mlx_gemma_mtp.files.folders import shown
 from mlx_gemma_mtp.files.names import (
     DEMO,
     DEMO_DRAFTER,
     DRAFTER_SUFFIX,
     MAIN,
-    is_folder,
+    is_local,
     split_name,
 )
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES, check_pair
+from mlx_gemma_mtp.files.quantization import stored_bits
+from mlx_gemma_mtp.model.config import (
+    DRAFTER_TYPES,
+    TARGET_TYPES,
+    DrafterConfig,
+    TargetConfig,
+    check_pair,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class CachedModel:
     """A target, with its drafter if that is cached; or a drafter without its target.
 
     name: the name that `load` takes. kind: the published size that it is, or is made for. bits: of
-    most weights, None if the config doesn't say. size_bytes: on disk, all revisions together.
+    most weights, None if the files don't show it. size_bytes: on disk, all revisions together.
     modified: when the last weights were downloaded or written, in seconds since 1970. problem: why
     it cannot be loaded as it is.
     """
@@ -105,7 +114,7 @@ def repositories() -> list[str]:
     """Return the names of all model repositories that the cache has a folder for."""
     names = []
     for path in sorted(hub.cache_folder().glob("models--*")):
-        name = path.name.removeprefix("models--").replace("--", "/")
+        name = hub.repository_of(path)
         with suppress(ModelNotFoundError):
             if path.is_dir() and split_name(name) == (name, MAIN):
                 names.append(name)
@@ -117,7 +126,7 @@ def removable(name: str) -> list[str]:
 
     Raises UsageError for folders and the demo, ModelNotFoundError if the name is not cached.
     """
-    if name == "demo" or is_folder(name):
+    if is_local(name):
         raise UsageError(f"{name} is not in the Hub's cache: delete the folder yourself")
     cached = repositories()
     if name not in cached:
@@ -187,7 +196,7 @@ def _in_repository(repository: str) -> CachedModel | None:
             what = f"incomplete ({', '.join(lacks[:3])} missing)"
             problem: str | None = f"{what}: mgm pull {name} downloads the rest"
         else:
-            problem = _weights_problem(snapshot)
+            problem = hub.weights_problem(snapshot)
         return _described(name, snapshot, raw, size_on_disk(folder), problem)
     return None
 
@@ -209,38 +218,36 @@ def _snapshots(repository: Path) -> Iterator[tuple[str, Path]]:
 def _in_folder(folder: Path) -> CachedModel:
     """Return the model in a folder that is not a repository."""
     try:
-        raw, problem = read_config(folder), _weights_problem(folder)
+        raw, problem = read_config(folder), hub.weights_problem(folder)
     except CheckpointError as error:
         raw, problem = {}, str(error)
     return _described(str(folder), folder, raw, size_on_disk(folder), problem)
 
 
-def _weights_problem(folder: Path) -> str | None:
-    try:
-        weight_files(folder)
-    except CheckpointError as error:
-        return str(error)
-    return None
-
-
 def _described(
     name: str, folder: Path, raw: dict[str, Any], size_bytes: int, problem: str | None
 ) -> CachedModel:
-    width, is_drafter = 0, raw.get("model_type") in DRAFTER_TYPES
+    size = None
     try:
-        if is_drafter:
-            width = read_drafter_config(folder).backbone_hidden_size
-        else:
-            width = read_target_config(folder).hidden_size
+        match read_model_config(folder):
+            case DrafterConfig(backbone_hidden_size=width) | TargetConfig(hidden_size=width):
+                size = published.size_with(width)
     except CheckpointError as error:
         problem = problem or str(error)
     times = []
     for path in folder.glob("*.safetensors"):
         with suppress(OSError):  # a link to nothing
             times.append(path.stat().st_mtime)
-    modified, size = max(times, default=None), published.size_with(width)
-    kind, bits = size.kind if size else "", stored_bits(raw)
-    return CachedModel(name, folder, is_drafter, kind, bits, size_bytes, modified, problem)
+    return CachedModel(
+        name,
+        folder,
+        is_drafter=raw.get("model_type") in DRAFTER_TYPES,
+        kind=size.kind if size else "",
+        bits=stored_bits(folder),
+        size_bytes=size_bytes,
+        modified=max(times, default=None),
+        problem=problem,
+    )
 
 
 def _paired(target: CachedModel, drafter: CachedModel | None) -> CachedModel:

@@ -33,11 +33,16 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_folder(name: str | Path) -> bool:
-    """Return True if this is a folder, and so not looked for on the Hub."""
+    """Return True if this is a folder."""
     try:
         return str(name) != "" and Path(name).expanduser().is_dir()
     except (OSError, RuntimeError):  # a name too long to be one; a user without a home
         return False
+
+
+def is_local(name: str | Path) -> bool:
+    """Return True for a folder and for the demo, which are not looked for on the Hub."""
+    return name == "demo" or is_folder(name)
 
 
 def no_such(name: str | Path) -> ModelNotFoundError:

@@ -15,11 +15,11 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import read_config
+from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
 from mlx_gemma_mtp.files.drafters import Target, best, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
 from mlx_gemma_mtp.files.hub_cache import cached_drafters
-from mlx_gemma_mtp.files.names import MAIN, check_format, is_folder, split_name
+from mlx_gemma_mtp.files.names import MAIN, check_format, is_local, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
@@ -107,7 +107,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
     """Return what to download for one Hub name; arguments and errors as `plan_download`."""
     import huggingface_hub
 
-    if name == "demo" or is_folder(name):
+    if is_local(name):
         raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
     (repository, revision), cached = split_name(name), hub.snapshot_folder(name)
     if cached is None:
@@ -128,8 +128,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
             RemoteFile(str(path.relative_to(cached)), size, size, path.resolve(), None)
             for path, size in sizes.items()
         )
-        is_drafter = read_config(cached).get("model_type") in DRAFTER_TYPES
-        alone = is_drafter or (cached / hub.DRAFTER_FOLDER).is_dir()
+        alone = is_drafter(cached) or (cached / hub.DRAFTER_FOLDER).is_dir()
         return Download(repository, revision, cached.name, files, alone, str(error))
     assert info.sha is not None  # the Hub always sends it for a single repository
     kind = (info.config or {}).get("model_type")
@@ -158,6 +157,19 @@ def look_up(name: str, *, update: bool = True) -> Download:
     return Download(repository, revision, info.sha, files, alone)
 
 
+def copy_file(download: Download, path: str, folder: Path) -> None:
+    """Download one small file to a folder outside the cache."""
+    import huggingface_hub
+
+    huggingface_hub.hf_hub_download(
+        download.repository,
+        path,
+        revision=download.commit,
+        local_dir=folder,
+        tqdm_class=hub.no_bar(),
+    )
+
+
 def check_room(downloads: Sequence[Download]) -> None:
     """Raise MgmError unless the disk of the cache has room for all of them."""
     missing, free = sum(one.missing for one in downloads), free_bytes(hub.cache_folder())
@@ -180,16 +192,8 @@ def _with_bytes_here(file: RemoteFile, snapshot: Path) -> RemoteFile:
 
 def _config_of(download: Download) -> dict[str, Any]:
     """Return a config.json, from the Hub if it is not cached."""
-    import huggingface_hub
-
     if (download.folder / "config.json").is_file():
         return read_config(download.folder)
     with hub.hub_errors(download.name), tempfile.TemporaryDirectory() as folder:
-        huggingface_hub.hf_hub_download(
-            download.repository,
-            "config.json",
-            revision=download.commit,
-            local_dir=folder,
-            tqdm_class=hub.no_bar(),
-        )
+        copy_file(download, "config.json", Path(folder))
         return read_config(Path(folder))

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.hub import INDEX, has_weights, hub_errors, no_bar
-from mlx_gemma_mtp.files.plan import Download
+from mlx_gemma_mtp.files.checkpoint import INDEX
+from mlx_gemma_mtp.files.hub import has_weights, hub_errors
+from mlx_gemma_mtp.files.plan import Download, copy_file
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import SafetensorsFileMetadata  # type: ignore[attr-defined]
@@ -63,13 +64,7 @@ def _preview(download: Download, place: Path) -> Path:
 
     with hub_errors(download.name):
         for path in {"config.json", INDEX}.intersection(paths):
-            huggingface_hub.hf_hub_download(
-                download.repository,
-                path,
-                revision=download.commit,
-                local_dir=folder,
-                tqdm_class=no_bar(),
-            )
+            copy_file(download, path, folder)
         try:
             with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
                 for path, found in zip(weights, pool.map(header, weights), strict=True):

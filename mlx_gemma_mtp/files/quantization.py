@@ -7,7 +7,6 @@ shapes and types alone; reads no weights.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import ADAPTERS, original_of
-from mlx_gemma_mtp.files.tensors import FLOATS, StoredTensor, is_text
+from mlx_gemma_mtp.files.checkpoint import ADAPTERS, original_of, read_model_config
+from mlx_gemma_mtp.files.tensors import FLOATS, StoredTensor, is_text, read_tensors
 
 
 class HasShape(Protocol):
@@ -90,18 +89,22 @@ def format_of(path: str, width: int, tensors: Mapping[str, HasShape]) -> StoredF
     )
 
 
-def stored_bits(tensors: Mapping[str, HasShape], hidden_size: int) -> int | None:
-    """Return the bits that most of a model's weights have; None if that can't be seen.
+def stored_bits(folder: Path) -> int | None:
+    """Return the bits of most weights of a model; None if it is damaged or incomplete.
 
-    hidden_size: as config.json has it. Raises CheckpointError as `format_of`.
+    By the headers of its files: a config.json can't be trusted.
     """
     sizes: Counter[int] = Counter()
-    for name, tensor in tensors.items():
-        path, _, part = name.rpartition(".")
-        if part == "weight" and path.endswith(_FROM_HIDDEN):
-            chosen = format_of(path, hidden_size, tensors)
-            bits = 8 * tensor.dtype.size if chosen is None else chosen.bits
-            sizes[bits] += math.prod(tensor.shape) * tensor.dtype.size * 8 // bits
+    try:
+        width, tensors = read_model_config(folder).hidden_size, read_tensors(folder)
+        for name, tensor in tensors.items():
+            path, _, part = name.rpartition(".")
+            if part == "weight" and path.endswith(_FROM_HIDDEN):
+                chosen = format_of(path, width, tensors)
+                bits = 8 * tensor.dtype.size if chosen is None else chosen.bits
+                sizes[bits] += tensor.nbytes * 8 // bits
+    except CheckpointError:
+        return None
     return max(sizes, key=sizes.__getitem__, default=None)
 
 

@@ -203,7 +203,7 @@ class DrafterConfig(DecoderConfig):
         if raw.get("model_type") not in DRAFTER_TYPES:
             raise CheckpointError(
                 f"not a Gemma 4 drafter (model_type {raw.get('model_type')!r}); "
-                "the names of drafters end in -assistant"
+                "the names of drafters have -assistant in them"
             )
         raw = with_integers(raw)
         text = text_section(raw)
@@ -240,7 +240,7 @@ def check_pair(target: TargetConfig, drafter: DrafterConfig) -> None:
         if has != needs:
             raise CheckpointError(
                 f"this drafter belongs to another model: its {what} is {has}, the target's is "
-                f"{needs}; use the drafter whose name is the target's followed by -assistant"
+                f"{needs}; name another one with --drafter, or none"
             )
 
 

@@ -56,7 +56,7 @@ def test_versions_and_the_device_are_printed() -> None:
 
 
 COMMANDS = (
-    *("", "generate", "chat", "bench", "convert", "verify", "pull", "list", "rm", "doctor"),
+    *("", "generate", "chat", "run", "bench", "convert", "verify", "pull", "list", "rm", "doctor"),
     *("estimate", "sessions", "sessions rm", "paths"),
 )
 

@@ -32,6 +32,7 @@ from helpers.command import (
     mgm,
     start,
 )
+from helpers.talk import TerminalOut
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.cli.generate import answer
@@ -239,6 +240,17 @@ def test_a_check_compares_with_and_without_drafts(here: Here) -> None:
     assert one["text"] == done.stdout.removesuffix("\n")
     assert one["stats"]["drafted"] > 0  # also if auto would find that drafts do not pay
     assert one["check"] == {"identical": True, "tokens": 30}
+
+
+def test_at_a_terminal_an_answer_ends_its_line_and_json_is_as_written() -> None:
+    params = SamplingParams(temperature=0, num_draft_tokens=3)
+    with Engine(open_pair("demo"), max_batch=1) as engine:
+        for as_json in (False, True):
+            out = TerminalOut()
+            answer(engine, SUM, params, Screen(out, io.StringIO()), as_json, True)
+            shown = out.getvalue().decode()
+            assert shown.endswith("\n")
+            assert not as_json or json.loads(shown)["text"] == SUM_ANSWER
 
 
 def trust(drafts: mx.array, _: mx.array) -> mx.array:

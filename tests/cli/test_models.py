@@ -23,6 +23,7 @@ from helpers.fake_hub import (
     TARGET_FILES,
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
+    few_weights,
     folder_files,
     model_files,
     needed,
@@ -37,16 +38,19 @@ OTHER_FILES = TARGET_FILES | {"model-2.safetensors": b"w" * 9000}
 
 
 def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_here: Here) -> None:
-    quantized = TARGET_CONFIG | {"hidden_size": 1536, "quantization": {"bits": 4}}
+    # What the files hold counts, not what config.json says.
+    smaller = TARGET_CONFIG | {"hidden_size": 1536}
+    quantized = model_files(smaller | {"quantization": {"bits": 3}}, few_weights(1536, 4))
+    left_over = model_files(TARGET_CONFIG | {"quantization": {"bits": 4}}, few_weights(2560, 16))
     inside = TARGET_FILES | {
         f"drafter/{path}": body for path, body in needed(DRAFTER_FILES).items()
     }
-    smaller = TARGET_CONFIG | {"hidden_size": 1536}
     other = model_files(DRAFTER_CONFIG | {"backbone_hidden_size": 3840})
     for name, files in {
         "a/pair": TARGET_FILES,
         "a/pair-assistant": DRAFTER_FILES,
-        "b/alone": model_files(quantized),
+        "b/alone": quantized,
+        "b/left": left_over,
         "c/inside": inside,
         "d/llama": model_files({"model_type": "llama"}),
         "e/half": {"config.json": TARGET_FILES["config.json"]},
@@ -60,7 +64,16 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
 
     found = {model.name: model for model in cached.models()}
     assert list(found) == [
-        *("demo", "a/pair", "b/alone", "c/inside", "e/half", "f/lone-assistant", "g/mismatch"),
+        *(
+            "demo",
+            "a/pair",
+            "b/alone",
+            "b/left",
+            "c/inside",
+            "e/half",
+            "f/lone-assistant",
+            "g/mismatch",
+        ),
         *(f"h/detached@{NEWER}", "i/broken"),
     ]
     pair = found["a/pair"]
@@ -72,6 +85,7 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert pair.drafter is not None
     assert (pair.drafter.name, pair.drafter.problem) == ("a/pair-assistant", None)
     assert (found["b/alone"].bits, found["b/alone"].drafter) == (4, None)
+    assert found["b/left"].bits == 16
     assert found["c/inside"].drafter is not None
     assert found["c/inside"].drafter.folder == hub_cache.snapshot("c/inside") / "drafter"
     assert "mgm pull e/half" in str(found["e/half"].problem)

@@ -10,9 +10,11 @@ from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_plain
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
+    few_weights,
     folder_files,
     model_files,
 )
+from mlx_gemma_mtp import load
 from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import ModelNotFoundError
 from mlx_gemma_mtp.files.choice import choose
@@ -24,12 +26,11 @@ GB = 10**9
 E4B = "mlx-community/gemma-4-e4b-it-{}bit"
 
 
-def put(cache: HubCache, name: str, bits: int | None = None) -> None:
+def put(cache: HubCache, name: str, bits: int = 16) -> None:
     """Add a target of a published shape to the cache."""
-    quantization = {"quantization": {"bits": bits, "group_size": 64}} if bits else {}
     size = next(size for size in SIZES if size.kind.casefold() in name.casefold())
-    config = settings(size.kind)[0] | {"dtype": "bfloat16"} | quantization
-    cache.add(name, model_files(config) | {"tokenizer.json": b"{}", "chat_template.jinja": b"x"})
+    files = model_files(settings(size.kind)[0], few_weights(size.hidden_size, bits))
+    cache.add(name, files | {"tokenizer.json": b"{}", "chat_template.jinja": b"x"})
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,12 @@ def test_converting_takes_the_unquantized_checkpoint_of_a_size(
         assert options.original(same) == same
     assert capsys.readouterr().err == ""
     assert hub_cache.network == []
+
+
+def test_load_takes_a_size_too(hub_cache: HubCache) -> None:
+    with pytest.raises(ModelNotFoundError, match="mlx-community/gemma-4-31b-it-4bit is not down"):
+        load("31b", bits=4)
+    assert hub_cache.network
 
 
 def test_short_forms_of_help_and_list_work(mgm_here: Here, hub_cache: HubCache) -> None:

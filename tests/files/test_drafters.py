@@ -10,6 +10,7 @@ from mlx_gemma_mtp.bench.synthetic import settings
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
+    few_weights,
     model_files,
 )
 from mlx_gemma_mtp.files.drafters import Target, googles, to_pull
@@ -42,21 +43,26 @@ PAIRS = {
 DRAFTERS = sorted({*PAIRS.values(), GOOGLE.format("31B", QAT), GOOGLE.format("12B", "")})
 
 
-def config(name: str, **more: object) -> dict[str, Any]:
-    """Return a config of the published shape that this name stands for, quantized as it says."""
+def config(name: str) -> dict[str, Any]:
+    """Return a config of the published shape that this name stands for."""
     size = size_within(name)
     assert size is not None
-    found = settings(size.kind)["assistant" in name]
-    bits = next((bits for bits in (4, 8) if f"{bits}bit" in name), None)
-    quantization = {"quantization": {"bits": bits, "group_size": 64}} if bits else {}
-    return found | {"dtype": "bfloat16"} | quantization | more
+    return settings(size.kind)["assistant" in name] | {"dtype": "bfloat16"}
+
+
+def files(name: str) -> dict[str, bytes]:
+    """Return the files of a model of this name, with one row of weights in the bits it says."""
+    found = config(name)
+    width = found.get("text_config", found)["hidden_size"]
+    bits = next((bits for bits in (4, 8) if f"{bits}bit" in name), 16)
+    return model_files(found, few_weights(width, bits))
 
 
 def put(name: str, folder: Path) -> Path:
     """Write a model without weights worth the name to a folder."""
     folder.mkdir(parents=True)
     for path in ("config.json", "model.safetensors"):
-        (folder / path).write_bytes(model_files(config(name))[path])
+        (folder / path).write_bytes(files(name)[path])
     return folder
 
 
@@ -64,7 +70,7 @@ def put(name: str, folder: Path) -> Path:
 def cache(hub_cache: HubCache) -> HubCache:
     """A cache with all the drafters, of all sizes."""
     for name in DRAFTERS:
-        hub_cache.add(name, model_files(config(name)))
+        hub_cache.add(name, files(name))
     return hub_cache
 
 
@@ -72,20 +78,20 @@ def cache(hub_cache: HubCache) -> HubCache:
 def test_a_cached_target_gets_the_drafter_that_is_nearest_to_it(
     cache: HubCache, target: str
 ) -> None:
-    cache.add(target, model_files(config(target)))
+    cache.add(target, files(target))
     assert find_pair(target, "auto")[1] == cache.snapshot(PAIRS[target])
     assert cache.network == []
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.kind)
 def test_a_drafter_of_another_size_is_never_taken(hub_cache: HubCache, size: Any) -> None:
-    hub_cache.add(size.original, model_files(config(size.original)))
+    hub_cache.add(size.original, files(size.original))
     for other in SIZES:
         if other != size:
-            hub_cache.add(other.drafter(), model_files(config(other.drafter())))
+            hub_cache.add(other.drafter(), files(other.drafter()))
     # Not even under the name that would be right.
     wrong = next(other for other in SIZES if other != size)
-    hub_cache.add(size.drafter(), model_files(config(wrong.drafter())))
+    hub_cache.add(size.drafter(), files(wrong.drafter()))
     assert find_pair(size.original, "auto")[1] is None
     assert hub_cache.network == []
 
@@ -93,7 +99,7 @@ def test_a_drafter_of_another_size_is_never_taken(hub_cache: HubCache, size: Any
 def test_without_its_own_drafter_a_target_takes_one_for_the_same_size(hub_cache: HubCache) -> None:
     target, qat = "me/gemma-4-E4B-it-tuned-8bit", "me/gemma-4-E4B-it-qat-4bit"
     for name in (target, qat):
-        hub_cache.add(name, model_files(config(name)))
+        hub_cache.add(name, files(name))
     last = None
     for drafter in (  # each is nearer to the first target than those before it
         "another/medicine-e4b-assistant",
@@ -104,7 +110,7 @@ def test_without_its_own_drafter_a_target_takes_one_for_the_same_size(hub_cache:
         "me/gemma-4-E4B-it-tuned-assistant",
     ):
         assert find_pair(target, "auto")[1] == last
-        last = hub_cache.add(drafter, model_files(config(drafter)))
+        last = hub_cache.add(drafter, files(drafter))
     assert find_pair(target, "auto")[1] == last
     assert find_pair(qat, "auto")[1] == hub_cache.snapshot(GOOGLE.format("E4B", QAT))
 
@@ -113,18 +119,17 @@ def test_without_its_own_drafter_a_target_takes_one_for_the_same_size(hub_cache:
 def test_the_model_card_names_the_model_that_a_renamed_one_comes_from(
     cache: HubCache, form: str
 ) -> None:
-    files = model_files(config("my-e4b-4bit"))
     base = "google/gemma-4-E4B-it-qat-q4_0-unquantized"
     card = f"---\nlicense: apache-2.0\n{form.format(base)}\n---\n# Mine\n"
-    cache.add("me/my-e4b-4bit", files | {"README.md": card.encode()})
+    cache.add("me/my-e4b-4bit", files("my-e4b-4bit") | {"README.md": card.encode()})
     assert find_pair("me/my-e4b-4bit", "auto")[1] == cache.snapshot(GOOGLE.format("E4B", QAT))
 
 
 def test_a_drafter_of_the_model_that_the_card_names_comes_before_googles(cache: HubCache) -> None:
     card = b"---\nbase_model: somebody/medicine-e4b\n---\n"
-    cache.add("me/mine-4bit", model_files(config("e4b-4bit")) | {"README.md": card})
+    cache.add("me/mine-4bit", files("e4b-4bit") | {"README.md": card})
     assert find_pair("me/mine-4bit", "auto")[1] == cache.snapshot(GOOGLE.format("E4B", ""))
-    own = cache.add("somebody/medicine-e4b-assistant", model_files(config("e4b-assistant")))
+    own = cache.add("somebody/medicine-e4b-assistant", files("e4b-assistant"))
     assert find_pair("me/mine-4bit", "auto")[1] == own
 
 
@@ -132,7 +137,7 @@ def test_a_drafter_of_the_model_that_the_card_names_comes_before_googles(cache: 
     "card", [b"", b"---\nbase_model: [\n---\n", b"---\n- 1\n---\n", b"---\nbase_model: \xff\n---\n"]
 )
 def test_a_damaged_model_card_does_not_matter(cache: HubCache, card: bytes) -> None:
-    cache.add("me/my-e4b-4bit", model_files(config("my-e4b-4bit")) | {"README.md": card})
+    cache.add("me/my-e4b-4bit", files("my-e4b-4bit") | {"README.md": card})
     assert find_pair("me/my-e4b-4bit", "auto")[1] == cache.snapshot(GOOGLE.format("E4B", ""))
 
 
@@ -161,14 +166,14 @@ def test_a_folder_gets_the_drafter_that_is_kept_with_it(
     shutil.rmtree(drafter)
     assert find_pair(target, "auto") == (target, None)
     # Then the cache's.
-    cached = hub_cache.add(GOOGLE.format("31B", ""), model_files(config("31B-assistant")))
+    cached = hub_cache.add(GOOGLE.format("31B", ""), files("31B-assistant"))
     assert find_pair(target, "auto") == (target, cached)
     assert hub_cache.network == []
 
 
 def test_a_folder_of_the_cache_counts_under_its_hub_name(cache: HubCache) -> None:
     name = "mlx-community/gemma-4-26B-A4B-it-qat-4bit"
-    folder = cache.add(name, model_files(config(name)))
+    folder = cache.add(name, files(name))
     assert find_pair(folder, "auto")[1] == cache.snapshot(PAIRS[name])
 
 

@@ -70,6 +70,27 @@ def weights(num_bytes: int, fill: bytes = b"w") -> bytes:
     return struct.pack("<Q", len(header)) + header + fill * num_bytes
 
 
+def few_weights(width: int, bits: int) -> bytes:
+    """Return a safetensors file of one row of a map from `width` numbers, quantized to `bits`."""
+    name, groups = "model.layers.0.self_attn.q_proj", width // 64
+    if bits == 16:
+        entries = {"weight": ("BF16", width, 2 * width)}
+    else:
+        scales = ("BF16", groups, 2 * groups)
+        packed = ("U32", width * bits // 32, width * bits // 8)
+        entries = {"weight": packed, "scales": scales, "biases": scales}
+    header, end = {}, 0
+    for part, (dtype, length, size) in entries.items():
+        start, end = end, end + size
+        header[f"{name}.{part}"] = {
+            "dtype": dtype,
+            "shape": [1, length],
+            "data_offsets": [start, end],
+        }
+    head = json.dumps(header).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(end)
+
+
 def real_weights(config: Mapping[str, object], *, header_only: bool = False) -> bytes:
     """Return a safetensors file of zeros for the model of this config."""
     made: Target | Drafter
