@@ -12,7 +12,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -108,7 +108,8 @@ def _fetch_large(download: Download, on_progress: OnProgress) -> None:
 
     pool = ThreadPoolExecutor(FILES_AT_ONCE)
     try:
-        for one in [pool.submit(_fetch_file, download, file, moved, stop) for file in wanted]:
+        running = [pool.submit(_fetch_file, download, file, moved, stop) for file in wanted]
+        for one in wait(running, return_when=FIRST_EXCEPTION).done:
             one.result()
     finally:
         stop.set()
