@@ -29,6 +29,9 @@ OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "
 # The only subfolders that are looked at: a drafter's, and templates with names.
 DRAFTER_FOLDER, TEMPLATES = "drafter/", "additional_chat_templates/*.jinja"
 
+# Of a full disk, a quota, a file system that takes no large files, and a disk that fails.
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 def cache_folder() -> Path:
     """Return where the Hub's client keeps its downloads: HF_HUB_CACHE, or `hub` in HF_HOME."""
@@ -137,7 +140,7 @@ def hub_errors(name: str) -> Iterator[None]:
     except (http_error(), errors.LocalEntryNotFoundError, OSError, JSONDecodeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = re.sub(r"^\[Errno -?\d+\] ", "", reason)
-        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+        if isinstance(error, OSError) and (error.filename or error.errno in OF_A_DISK):
             raise MgmError(
                 f"{name} cannot be written to {cache_folder()} ({reason}): free some space "
                 "there, or set HF_HOME to another folder"
