@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
+from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.check import SelfTest
@@ -38,7 +39,7 @@ def doctor(
     if not as_json:
         print_report(report)
     if self_test:
-        print("running the self-test, about ten seconds ...", file=sys.stderr)
+        say("running the self-test, about ten seconds ...")
         device.exact_products()
         try:
             tested = check.self_test()
@@ -55,9 +56,9 @@ def print_report(report: Report) -> None:
 
     width = columns(sys.stdout)
 
-    def show(indent: int, name: str, text: str) -> None:
+    def show(start: str, indent: int, text: str) -> None:
         broken = wrapped(text, width and width - indent)
-        print(f"{name:{indent}}" + broken.replace("\n", "\n" + " " * indent))
+        print(start + broken.replace("\n", "\n" + " " * indent))
 
     best = report.best_fit
     fits = "" if best.fits else "nothing fits; the smallest is "
@@ -74,10 +75,10 @@ def print_report(report: Report) -> None:
         ("timings", _place(report.depth)),
         ("variables", ", ".join(variables) or "none"),
     ):
-        show(11, name, found)
+        show(f"{name:11}", 11, found)
     print("models")
     for one in report.models:
-        show(2, "", f"{one.model.name}: {_verdict(one)}")
+        show("  ", 4, f"{one.model.name}: {_verdict(one)}")
 
 
 def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
@@ -96,7 +97,7 @@ def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
             same = "NOT the same" if differences else "the same"
             print(f"self-test: {tested.completions} completions, {same} with and without drafter")
         for problem in problems:
-            print(f"problem: {problem}")
+            say(f"problem: {problem}", sys.stdout)
         if not problems:
             print("no problems found")
     if differences:

@@ -18,6 +18,7 @@ def estimate(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="A size (e2b, e4b, 12b, 26b, 31b), a folder, a Hub name, or demo.",
             autocompletion=complete.models,
         ),

@@ -16,7 +16,9 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
-            help="A size (e2b, e4b, 12b, 26b, 31b) or a Hub name.", autocompletion=complete.sizes
+            metavar="MODEL",
+            help="A size (e2b, e4b, 12b, 26b, 31b) or a Hub name.",
+            autocompletion=complete.sizes,
         ),
     ],
     drafter: Annotated[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A model's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model's folder.")],
     measure: Annotated[
         bool, typer.Option("--quality", help="Also measure what quantizing cost; see above.")
     ] = False,

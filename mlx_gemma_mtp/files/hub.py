@@ -131,7 +131,8 @@ def hub_errors(name: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
         cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
-        state, way = "is not downloaded", "check the connection, or use a local folder"
+        first = "unset that" if constants.HF_HUB_OFFLINE else "check the connection"
+        state, way = "is not downloaded", f"{first}, or use a local folder"
         if cached is not None and (lacks := missing_files(cached)):
             state = f"is incomplete in the cache ({', '.join(lacks[:3])} missing)"
             way = f"when it can be, mgm pull {name} downloads the rest"

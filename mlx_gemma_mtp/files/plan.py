@@ -19,7 +19,7 @@ from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
 from mlx_gemma_mtp.files.drafters import Target, best, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
 from mlx_gemma_mtp.files.hub_cache import cached_drafters
-from mlx_gemma_mtp.files.names import MAIN, is_local, split_name
+from mlx_gemma_mtp.files.names import MAIN, check_format, is_local, split_name
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
@@ -146,6 +146,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
     paths = {file.path for file in files}
     weights = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
     if "config.json" not in paths or not weights:
+        check_format(name)
         raise CheckpointError(f"{name} has no config.json with safetensors files")
     alone = kind in DRAFTER_TYPES or f"{hub.DRAFTER_FOLDER}config.json" in paths
     return Download(repository, revision, info.sha, files, alone)
