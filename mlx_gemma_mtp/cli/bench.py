@@ -37,7 +37,10 @@ class Shown:
         bool,
         typer.Option("--recommend", help="Print only the verdict; auto starts from this run."),
     ] = False
-    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
+    format: Annotated[
+        Literal["table", "md", "csv", "json"],
+        typer.Option(metavar="<str>", help="table, md, csv or json."),
+    ] = "table"
     out: Annotated[
         Path | None, typer.Option(help="Write a JSON file, updated after every task.")
     ] = None

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    self_test: Annotated[
-        bool, typer.Option(help="Compare completions with and without a drafter (10 seconds).")
-    ] = True,
+    no_self_test: Annotated[
+        bool, typer.Option("--no-self-test", help="Leave out the self-test (10 seconds).")
+    ] = False,
 ) -> None:
     """Check this machine and run a self-test.
 
@@ -38,7 +38,7 @@ def doctor(
     report, tested = doctor.examine(), None
     if not as_json:
         print_report(report)
-    if self_test:
+    if not no_self_test:
         say("running the self-test, about ten seconds ...")
         device.exact_products()
         try:

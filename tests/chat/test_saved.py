@@ -99,6 +99,7 @@ def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path) -> None:
 
 def test_each_conversation_has_one_line_of_80_columns(data: Path) -> None:
     messages = [{"role": "user", "content": "Why is the sky blue? " * 9}]
+    store.new_path().parent.mkdir(parents=True)
     for model in ("demo", "mlx-community/gemma-4-26b-a4b-it-qat-4bit"):
         Transcript(Conversation(Models(model), None, messages)).save(store.new_path())
     shown = table(HEADER, rows(store.kept(), 80), left=len(HEADER), width=80).splitlines()
