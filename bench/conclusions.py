@@ -89,8 +89,7 @@ def verdict(record: Record) -> Verdict:
         if one.gain.median > 1 + LEAST_GAIN and not one.gains:
             speeds[-1] += " but not reliably"
     condition = f", if drafts are accepted at {drawn}" if (drawn := accepts(record)) else ""
-    said = f"{QUESTION} {answer}: {', '.join(speeds)}{condition}."
-    return Verdict(said, _advice(found))
+    return Verdict(f"{QUESTION} {answer}: {', '.join(speeds)}{condition}.", _advice(found))
 
 
 def _advice(found: dict[int, Finding]) -> str:

@@ -106,16 +106,16 @@ def cells(case: Case) -> dict[str, str]:
 def text(record: Record, part: Part, *, markdown: bool = False, width: int | None = None) -> str:
     """The verdict; or with what it rests on, and again at the end. width: of plain text."""
 
-    def lines(found: Sequence[str]) -> str:
-        return show.wrapped("\n".join(f"- {one}" if markdown else one for one in found), width)
+    def lines(items: Sequence[str]) -> str:
+        return show.wrapped("\n".join(f"- {one}" if markdown else one for one in items), width)
 
-    said, details = verdict(record), part == "all"
-    last = show.wrapped(f"{said.answer} {said.advice}".strip(), width)
+    found, details = verdict(record), part == "all"
+    last = show.wrapped(f"{found.answer} {found.advice}".strip(), width)
     if part == "verdict":
         return "\n\n".join(filter(None, [lines(warnings(record)), last]))
     shown = summaries(record) + (tables(record) if details else [])
     parts = [
-        show.wrapped(said.answer, width),
+        show.wrapped(found.answer, width),
         lines([*heading(record, details=details), *warnings(record)]),
         *(table.markdown() if markdown else table.text(width) for table in shown),
         lines(reasons(record)),

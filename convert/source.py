@@ -6,7 +6,6 @@ headers can be fetched alone. Knows safetensors files; doesn't know what the ten
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from mlx_gemma_mtp.files.drafters import Target, to_pull
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import is_local
 from mlx_gemma_mtp.files.plan import look_up
-from mlx_gemma_mtp.files.preview import named, preview
+from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.files.tensors import StoredTensor, read_tensors
 
 from .manifest import Origin
@@ -71,14 +70,9 @@ def _headers(name: str | Path) -> Source:
     if _is_here(name):
         return _local(find_pair(name, None)[0])
     found = look_up(str(name))
-    with tempfile.TemporaryDirectory() as place:
-        folder = preview(found, Path(place))
-        try:
-            tensors = read_tensors(folder)
-        except CheckpointError as error:
-            raise named(error, [folder], [found.name]) from None
+    with previews([found]) as [folder]:
         origin = Origin(found.repository, found.commit)
-        return Source(origin, Path(found.name), read_config(folder), tensors)
+        return Source(origin, Path(found.name), read_config(folder), read_tensors(folder))
 
 
 def read_rows(tensor: StoredTensor, first: int, count: int) -> mx.array:

@@ -20,7 +20,7 @@ from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import folders, hub, hub_cache, remembered
 from mlx_gemma_mtp.files.choice import Choice, choose
-from mlx_gemma_mtp.files.drafters import Target, googles, to_pull
+from mlx_gemma_mtp.files.drafters import Target, googles
 from mlx_gemma_mtp.files.find import target_name
 from mlx_gemma_mtp.files.hub_cache import CachedModel
 from mlx_gemma_mtp.files.published import best_fit
@@ -59,9 +59,8 @@ class Report:
     """What was found. problems: of the machine; it is healthy without any.
 
     memory_bytes: the machine's; available_bytes: what a model may use of it. best_fit: the most
-    capable published model that runs in these. backend: metal, cuda
-    or cpu. versions: by package, None if it is not installed. variables: those that change what mgm
-    does, without secrets.
+    capable published model that runs in these. backend: metal, cuda or cpu. versions: by package,
+    None if it is not installed. variables: those that change what mgm does, without secrets.
     """
 
     chip: str
@@ -136,11 +135,10 @@ def check(model: CachedModel, available: int) -> Checked:
 def why_no_drafts(model: CachedModel) -> str | None:
     """Return why "auto" would not draft with this target; None if it would."""
     if model.drafter is None:
-        target = Target.at(model.folder, target_name(model.name, model.folder))
-        names, found = to_pull(target), googles(target)
-        if found is not None:
-            return f"no drafter here: mgm pull {found[0]} ({decimal(found[1])})"
-        return f"no drafter here{': mgm pull ' + names[0] + ', if it exists' if names else ' fits'}"
+        found = googles(Target.at(model.folder, target_name(model.name, model.folder)))
+        if found is None:
+            return "no drafter here fits; --drafter NAME uses another one"
+        return f"no drafter here: mgm pull {found[0]} ({decimal(found[1])})"
     if model.drafter.problem is not None:
         return model.drafter.problem
     learned = [*remembered.depths_of(model.folder.name)]  # with any bits

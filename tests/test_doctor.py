@@ -105,7 +105,7 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     }.items():
         hub_cache.add(name, files)
     models = report(hub_cache)
-    assert "mgm pull a/alone-assistant, if" in str(models["a/alone"].no_drafts)
+    assert "no drafter here fits; --drafter" in str(models["a/alone"].no_drafts)
     [published] = [one for one in cached.models() if one.name == "g/e4b"]
     reason = doctor.why_no_drafts(published)
     assert reason == "no drafter here: mgm pull google/gemma-4-E4B-it-assistant (158.0 MB)"

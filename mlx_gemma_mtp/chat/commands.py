@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_gemma_mtp.chat import clipboard, transcript
+from mlx_gemma_mtp.chat import clipboard, screen, transcript
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.editor import Editor
 from mlx_gemma_mtp.chat.syntax import SETTINGS, did_you_mean, help_text, named_file, parse
 from mlx_gemma_mtp.chat.transcript import Conversation, counted, shortened
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.files import folders
 from mlx_gemma_mtp.files.choice import choose
 
 SHOWN = 60  # characters of a message
@@ -100,7 +99,7 @@ def run(chat: Chat, command: str, rest: str) -> None:
             if rest not in ("", "on", "off"):
                 raise UsageError("/raw takes on or off; alone it switches")
             chat.screen.raw = rest == "on" if rest else not chat.screen.raw
-            folders.remember_raw(chat.screen.raw)
+            screen.remember_raw(chat.screen.raw)
             note("(answers as written)" if chat.screen.raw else "(answers with Markdown layout)")
         case "save":
             with _file(rest, "save") as path:

@@ -8,12 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import IO, Any, BinaryIO, TextIO
 
 from mlx_gemma_mtp import show
 from mlx_gemma_mtp.chat.page import Markdown, Page
+from mlx_gemma_mtp.files.atomic import keep
+from mlx_gemma_mtp.files.folders import raw_file
 from mlx_gemma_mtp.progress import spinner
+
+
+def wants_raw() -> bool:
+    """Return True if the user wants answers as they are written."""
+    return raw_file().exists()
+
+
+def remember_raw(wanted: bool) -> None:
+    """Remember that for later chats, if the disk permits."""
+    if wanted:
+        keep(raw_file(), b"")
+    else:
+        with suppress(OSError):
+            raw_file().unlink(missing_ok=True)
 
 
 class Screen:

@@ -113,8 +113,7 @@ def bench(
     Compares decoding with and without drafts, by task and batch size, and says how many draft
     tokens to use. Ctrl-C shows what is finished so far. --check exits with 5 if outputs differ.
     """
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    given = options.given(context)
     for applies, reason, excluded in (
         (shown.from_, "--from measures nothing", given - SHOWS),
         (check, "--check only compares", given - CHECKS),

@@ -62,7 +62,7 @@ def chat(
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.commands import answer_lines, talk
-    from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.chat.screen import Screen, wants_raw
     from mlx_gemma_mtp.chat.terminal import Interrupts, held
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.files import folders
@@ -78,7 +78,7 @@ def chat(
     editing = sys.stdin.isatty() and shown is not None
     keeps = (editing and not no_keep) or keep_cache
     named = store.last() if resume else None if session is None else store.path_of(session)
-    given = _given(context)
+    given = options.given(context)
     if model_name is not None:
         if "model" in given:
             raise UsageError("two models are given: leave --model out")
@@ -86,7 +86,7 @@ def chat(
     transcript = _transcript(named or (store.new_path() if keeps else None), given, pair.chosen())
     if system is not None:
         transcript.instruct(system)
-    screen = Screen(sys.stdout.buffer, sys.stderr, raw=raw or folders.wants_raw())
+    screen = Screen(sys.stdout.buffer, sys.stderr, raw=raw or wants_raw())
     interrupts = Interrupts() if editing else None
 
     def load(models: Models) -> Engine:
@@ -107,12 +107,6 @@ def chat(
             talk(here, Editor(shown, None if no_keep else folders.history_file(), interrupts))
         else:
             answer_lines(here, sys.stdin.buffer)
-
-
-def _given(context: typer.Context) -> set[str]:
-    """Return the names of the parameters that the command line gives."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
 def _transcript(path: Path | None, given: set[str], pair: options.Pair) -> Transcript:

@@ -46,8 +46,10 @@ def check_batches(
             report.complete = True
     found = report.to_json()
     keep(found)
-    said = show.wrapped(str(report), show.columns(sys.stdout))
-    print(json.dumps(found, ensure_ascii=False) if as_json else said)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show.say(str(report), sys.stdout)
     if report.faults:
         raise VerificationError(report.summary)
     if not report.complete:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
 from mlx_gemma_mtp.show import say
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
     no_self_test: Annotated[
         bool, typer.Option("--no-self-test", help="Leave out the self-test (10 seconds).")
     ] = False,

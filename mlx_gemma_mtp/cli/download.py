@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -149,7 +148,7 @@ def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
     from mlx_gemma_mtp import device, memory
     from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.checkpoint import is_drafter
-    from mlx_gemma_mtp.files.preview import named, preview
+    from mlx_gemma_mtp.files.preview import previews
 
     def read(folder: Path, beside: Path | None) -> Need:
         here = memory.read_pair(folder, beside, bits=bits).needs_to_load
@@ -162,15 +161,13 @@ def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
             problem = error
         return Need(problem, here, device.available(), next(sizes, None))
 
-    names = [one.repository for one in downloads]
-    with tempfile.TemporaryDirectory() as place, spinner(f"reading the headers of {names[0]}"):
-        folders = [preview(one, Path(place)) for one in downloads]
-        if is_drafter(folders[0]):
-            return Need(None)
-        try:
+    try:
+        with spinner(f"reading the headers of {downloads[0].name}"), previews(downloads) as folders:
+            if is_drafter(folders[0]):
+                return Need(None)
             return mlx_worker().run(partial(read, folders[0], (*folders[1:], None)[0]))
-        except CheckpointError as error:
-            return Need(named(error, folders, names))
+    except CheckpointError as error:
+        return Need(error)
 
 
 def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = False) -> None:

@@ -78,15 +78,14 @@ def generate(
         return
     if out is not None or max_batch is not None or restart:
         raise UsageError("--out, --max-batch and --restart need --batch-file")
-    from mlx_gemma_mtp.chat.screen import Screen
+    from mlx_gemma_mtp.chat.screen import Screen, wants_raw
     from mlx_gemma_mtp.cli.engine import load_engine
-    from mlx_gemma_mtp.files import folders
     from mlx_gemma_mtp.text.messages import with_system
 
     asked = with_system(_prompt(prompt, file), system)
     params = _checkable(sampling.params()) if check else sampling.params()
     with load_engine(pair.chosen()) as engine:
-        screen = Screen(sys.stdout.buffer, sys.stderr, raw=folders.wants_raw())
+        screen = Screen(sys.stdout.buffer, sys.stderr, raw=wants_raw())
         answer(engine, asked, params, screen, as_json, check)
 
 

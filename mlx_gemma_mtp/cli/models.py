@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from mlx_gemma_mtp.cli import complete
+from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.cli.question import confirm_removal
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SECONDS = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3600, 
 
 
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the demo, and the models in the Hub's cache or from mgm convert that mgm can run.
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
 INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 
 
@@ -107,6 +109,12 @@ class Sampling:
         except UsageError as error:  # it starts with the setting: name the option instead
             name, _, wrong = str(error).partition(" ")
             raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
+
+
+def given(context: typer.Context) -> set[str]:
+    """Return the names of the parameters that the command line gives."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
 def original(model: str) -> str:

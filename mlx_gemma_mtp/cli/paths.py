@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
-import typer
+from mlx_gemma_mtp.cli import options
 
 
 def paths(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print the folders and files that mgm uses."""
     from mlx_gemma_mtp.files import folders, hub

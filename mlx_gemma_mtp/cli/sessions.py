@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_gemma_mtp.cli import complete
+from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.cli.models import ago
 from mlx_gemma_mtp.cli.question import confirm_removal
 from mlx_gemma_mtp.errors import MgmError, UsageError
@@ -25,7 +25,7 @@ sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 @sessions.callback()
 def list_sessions(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the saved conversations, or remove some."""
     if context.invoked_subcommand is not None:

@@ -30,7 +30,7 @@ def verify(
         Path | None, typer.Option(help="A file of prompts to draft for, one per line [mgm's].")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Maximum tokens of each text [all].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Check a folder's files, tensors and pair.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,11 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import is_drafter
 from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.plan import Download
+from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.layers import fuse_projections
@@ -52,9 +56,11 @@ def open_pair(
     choice = choose(model, bits=bits) if isinstance(model, str) else None
     if choice is not None:
         model, bits = choice.name, choice.bits
-    folder, drafter_folder = find_pair(model, drafter)
-    if not force:
-        mlx_worker().run(partial(memory.check_load, folder, drafter_folder, str(model), bits=bits))
+    if force:
+        folder, drafter_folder = find_pair(model, drafter)
+    else:
+        folder, drafter_folder = find_pair(model, drafter, partial(check_downloads, bits=bits))
+        _check_load(folder, drafter_folder, str(model), bits)
 
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
     defaults = read_defaults(folder, text)
@@ -73,3 +79,17 @@ def open_pair(
         return OpenPair(target, drafter, text, defaults, key, found)
 
     return mlx_worker().run(read)
+
+
+def check_downloads(downloads: Sequence[Download], *, bits: int | None = None) -> None:
+    """Raise what `load` would raise after this download: if it is too large, or not loadable.
+
+    Asks the Hub for configs and headers only. A drafter alone passes.
+    """
+    with previews(downloads) as folders:
+        if not is_drafter(folders[0]):
+            _check_load(folders[0], (*folders[1:], None)[0], downloads[0].name, bits)
+
+
+def _check_load(folder: Path, beside: Path | None, name: str, bits: int | None) -> None:
+    mlx_worker().run(partial(memory.check_load, folder, beside, name, bits=bits))

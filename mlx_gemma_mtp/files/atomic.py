@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,6 +22,18 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def keep(path: Path, content: bytes) -> bool:
+    """Create or replace a file that mgm can do without; return False if that is not possible.
+
+    Its folder is made. A full disk, or a folder of somebody else, must not end what is being done.
+    """
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        return True
+    return False
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -6,20 +6,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
-from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.atomic import keep
 from mlx_gemma_mtp.files.folders import converted_file
 
 
 def remember(folder: Path) -> None:
     """Add a folder; do nothing if the file cannot be written."""
-    path, kept = converted_file(), [str(one) for one in remembered()]
-    names = [*dict.fromkeys([*kept, str(folder.resolve())])]
-    with suppress(OSError):  # a full disk must not fail a conversion that is done
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(names, indent=1).encode())
+    names = dict.fromkeys(map(str, [*remembered(), folder.resolve()]))
+    keep(converted_file(), json.dumps([*names], indent=1).encode())
 
 
 def remembered() -> list[Path]:

@@ -11,13 +11,13 @@ import glob
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.hub import hub_errors, no_bar
 from mlx_gemma_mtp.files.plan import (
@@ -30,6 +30,7 @@ from mlx_gemma_mtp.files.plan import (
 FILES_AT_ONCE = 4
 TRIES = 5  # in a row without a byte, with longer and longer pauses
 BUSY = (408, 429, 500, 502, 503, 504)  # HTTP codes of a server that may answer later
+LONGEST_PAUSE = 300.0  # seconds: the Hub counts requests in windows of five minutes
 
 # The client's own temporary files, which nothing continues. One that was not written to for this
 # long is abandoned.
@@ -73,11 +74,11 @@ def snapshot(name: str) -> Path:
 def complete(name: str, cached: Path) -> Path:
     """Return the cached folder of a Hub name, with the files that only the Hub knows of.
 
-    If the Hub cannot be asked, as it is. Otherwise raises as `fetch`.
+    As it is if the Hub cannot be asked, or the cache cannot be written to.
     """
     try:
         return snapshot(name) if hub.may_lack_files(cached) else cached
-    except ModelNotFoundError:
+    except MgmError:
         return cached
 
 
@@ -118,8 +119,10 @@ def _fetch_file(
     download: Download, file: RemoteFile, moved: OnProgress, stop: threading.Event
 ) -> None:
     """Fetch one file: what is there of it is continued, and checked with the rest."""
+    from huggingface_hub.file_download import are_symlinks_supported
+
     with _locked(download, file, moved, stop):
-        if file.blob.is_file() or stop.is_set():
+        if download.has(file) or stop.is_set():
             return
         with file.part.open("a+b", buffering=0) as out:
             if out.tell() > file.size:
@@ -127,7 +130,7 @@ def _fetch_file(
                 out.truncate(0)
             out.seek(0)
             digest = hashlib.sha256()
-            while chunk := out.read(2**20):
+            while not stop.is_set() and (chunk := out.read(2**20)):
                 digest.update(chunk)
             failures = 0
             while (have := out.tell()) < file.size and failures < TRIES and not stop.is_set():
@@ -144,7 +147,9 @@ def _fetch_file(
                     response = getattr(error, "response", None)
                     if failures == TRIES or (response and response.status_code not in BUSY):
                         raise
-                    stop.wait(2**failures / 2)
+                    stop.wait(
+                        max(2**failures / 2, asked_pause(response.headers if response else {}))
+                    )
         if stop.is_set():
             return
         if have < file.size:
@@ -153,7 +158,10 @@ def _fetch_file(
             file.part.unlink()
             moved(-file.size)
             raise MgmError(f"{file.path} of {download.name} arrived damaged: run this again")
-        file.part.replace(file.blob)
+        if are_symlinks_supported(hub.cache_folder()):
+            file.part.replace(file.blob)  # the client links it
+        else:
+            file.part.replace(download.folder / file.path)
 
 
 def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]:
@@ -172,6 +180,15 @@ def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]
             skip = max(0, skip - len(chunk))
 
 
+def asked_pause(headers: Mapping[str, str]) -> float:
+    """Return how many seconds a server that refused a request asks to wait; 0 if it does not."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    limit, seconds = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    asked = int(seconds) if seconds.isdecimal() else limit.reset_in_seconds if limit else 0
+    return float(min(asked, LONGEST_PAUSE))
+
+
 def _write(out: BinaryIO, chunk: bytes) -> None:
     """Write all of it: a disk that is nearly full takes a part, then raises OSError."""
     left = memoryview(chunk)
@@ -184,24 +201,21 @@ def _locked(
     download: Download, file: RemoteFile, moved: OnProgress, stop: threading.Event
 ) -> Iterator[None]:
     """Hold the client's lock for a file; until then report what another process fetches."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     repository = hub.repository_folder(download.repository)
     path = repository.parent / ".locks" / repository.name / f"{file.blob.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, have = FileLock(path, mode=0o664), file.here
-    while not stop.is_set():
-        with suppress(Timeout):
-            lock.acquire(timeout=0.5)
-        now = file.size if file.blob.is_file() else _size(file.part)
-        moved(now - have)
-        have = now
-        if lock.is_locked:
-            break
-    try:
+    have, lock = file.here, None
+    with ExitStack() as held:
+        while lock is None and not stop.is_set():
+            with suppress(Timeout):
+                lock = held.enter_context(WeakFileLock(path, timeout=0.5))
+            now = file.size if download.has(file) else _size(file.part)
+            moved(now - have)
+            have = now
         yield
-    finally:
-        lock.release()
 
 
 def _size(path: Path) -> int:

@@ -5,42 +5,52 @@ Models in the Hub's cache are used without network; others are downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters, hub_cache
-from mlx_gemma_mtp.files.download import complete, snapshot
+from mlx_gemma_mtp.files.download import complete, fetch
 from mlx_gemma_mtp.files.drafters import Target
 from mlx_gemma_mtp.files.hub import from_cache, repository_of
 from mlx_gemma_mtp.files.names import (
     DEMO,
     DEMO_DRAFTER,
     DRAFTER_SUFFIX,
-    check_format,
     is_folder,
     is_local,
     no_such,
     split_name,
 )
+from mlx_gemma_mtp.files.plan import Download, check_room, look_up, plan_download
 
 
-def find_pair(model: str | Path, drafter: str | Path | None) -> tuple[Path, Path | None]:
+def find_pair(
+    model: str | Path,
+    drafter: str | Path | None,
+    before_download: Callable[[Sequence[Download]], None] = lambda _: None,
+) -> tuple[Path, Path | None]:
     """Return the folders of a target and its drafter.
 
     Each is a folder, "demo" or a Hub name, which may end in @ and a revision: a branch, a tag or a
     commit. drafter "auto": the best that fits the target, in its folder, next to it or in the
-    cache; None if there is none. If the target has to be downloaded, its drafter is too. Raises
-    ModelNotFoundError, UsageError, and MgmError if the files cannot be written to disk.
+    cache; None if there is none. If the target has to be downloaded, its drafter is too.
+    before_download: gets what has to be downloaded, if anything, and may raise. Raises
+    ModelNotFoundError, UsageError, CheckpointError for what is not Gemma 4, and MgmError if the
+    files cannot be written to disk.
     """
-    folder, fetched = _find(model)
+    downloads = _to_download(model, drafter)
+    if downloads:
+        before_download(downloads)
+        check_room(downloads)
+    for one in downloads:
+        fetch(one)
+    folder = _folder(model)
+    if drafter is None:
+        return folder, None
     if drafter == "demo":
         return folder, DEMO_DRAFTER
-    if drafter != "auto":
-        return folder, None if drafter is None else _find(drafter)[0]
-    found = find_drafter(model, folder)
-    if found is None and fetched:
-        found = _download_drafter(str(model), folder)
-    return folder, found
+    return folder, find_drafter(model, folder) if drafter == "auto" else _folder(drafter)
 
 
 def find_drafter(model: str | Path, folder: Path) -> Path | None:
@@ -79,27 +89,34 @@ def target_name(model: str | Path, folder: Path) -> str:
     return whole.name
 
 
-def _download_drafter(model: str, folder: Path) -> Path | None:
-    for name in drafters.to_pull(Target.at(folder, target_name(model, folder))):
-        try:
-            return snapshot(name)
-        except ModelNotFoundError:
-            continue
-    return None
+def _to_download(model: str | Path, drafter: str | Path | None) -> list[Download]:
+    """Return what is not on this disk. Asks the Hub if anything is not."""
+    wanted = None if drafter is None or (drafter != "auto" and _is_local(drafter)) else str(drafter)
+    if not (_is_local(model) or from_cache(str(model))):
+        return plan_download(str(model), wanted, update=False)
+    if wanted in (None, "auto") or from_cache(wanted):
+        return []
+    return [look_up(wanted, update=False)]
 
 
-def _find(name: str | Path) -> tuple[Path, bool]:
-    """Return the folder, and True if it had to be downloaded."""
+def _folder(name: str | Path) -> Path:
+    """Return the folder of what is on this disk."""
+    if name == "demo":
+        return DEMO
+    if is_folder(name):
+        return Path(name).expanduser()
+    cached = from_cache(str(name))
+    if cached is None:
+        raise ModelNotFoundError(f"{name} was removed from the cache meanwhile: run this again")
+    return complete(str(name), cached)
+
+
+def _is_local(name: str | Path) -> bool:
+    """Return True for the demo and a folder, False for a Hub name. Raises for anything else."""
     if not isinstance(name, (str, Path)):
         raise UsageError(f"a model is a folder or a name, not {type(name).__name__}")
-    if name == "demo":
-        return DEMO, False
-    if is_folder(name):
-        return Path(name).expanduser(), False
+    if name == "demo" or is_folder(name):
+        return True
     if isinstance(name, Path):
         raise no_such(name)
-    cached = from_cache(name)
-    if cached is not None:
-        return complete(name, cached), False
-    check_format(name)
-    return snapshot(name), True
+    return False

@@ -32,20 +32,9 @@ def converted_file() -> Path:
     return _folder(user_data_dir, "MGM_DATA_DIR") / "converted.json"
 
 
-def wants_raw() -> bool:
-    """True if the user wants answers as they are written, without Markdown layout."""
-    return _raw_file().exists()
-
-
-def remember_raw(wanted: bool) -> None:
-    """Remember that for later chats, if the disk permits."""
-    path = _raw_file()
-    with suppress(OSError):
-        if wanted:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        else:
-            path.unlink(missing_ok=True)
+def raw_file() -> Path:
+    """Return the file that is there if the user wants answers without Markdown layout."""
+    return _folder(user_state_dir, "MGM_DATA_DIR") / "raw"
 
 
 def depth_file() -> Path:
@@ -70,10 +59,6 @@ def shown(path: Path) -> str:
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that the path is on, or will be."""
     return shutil.disk_usage(nearest(path)).free
-
-
-def _raw_file() -> Path:
-    return _folder(user_state_dir, "MGM_DATA_DIR") / "raw"
 
 
 def _folder(system: Callable[..., str], variable: str) -> Path:

@@ -95,9 +95,14 @@ def may_lack_files(folder: Path) -> bool:
 def hub_errors(name: str) -> Iterator[None]:
     """Turn what the Hub's client raises for this name into a ModelNotFoundError of one line.
 
-    An MgmError if the files cannot be written to disk.
+    An MgmError if the files cannot be written to disk, or if the proxy has no valid address.
     """
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, errors, get_session
+
+    try:
+        get_session()  # reads HTTPS_PROXY and the like
+    except (ImportError, ValueError) as error:
+        raise MgmError(f"the proxy in the environment cannot be used: {error}") from None
 
     # Of the client's HTTP library, whichever it is: a download that ends half-way.
     http_error = errors.HTTPError  # type: ignore[attr-defined]
@@ -133,14 +138,20 @@ def hub_errors(name: str) -> Iterator[None]:
         cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
         first = "unset that" if constants.HF_HUB_OFFLINE else "check the connection"
         state, way = "is not downloaded", f"{first}, or use a local folder"
+        trouble, response = f"{host} cannot be reached ({reason})", getattr(error, "response", None)
+        if response is not None:
+            trouble = f"{host} answered {response.status_code} {response.reason_phrase}"
+            way = "try again later, or use a local folder"
+            if response.status_code in (401, 403):
+                raise ModelNotFoundError(
+                    f"{trouble} for {name}: check HF_TOKEN, or run hf auth login"
+                ) from None
         if cached is not None and (lacks := missing_files(cached)):
             state = f"is incomplete in the cache ({', '.join(lacks[:3])} missing)"
-            way = f"when it can be, mgm pull {name} downloads the rest"
+            way = f"mgm pull {name} downloads the rest later"
         if any((repository_folder(split_name(name)[0]) / "blobs").glob("*.incomplete")):
-            state, way = "is downloaded in part", "the same command continues when it can be"
-        raise ModelNotFoundError(
-            f"{name} {state}, and {host} cannot be reached ({reason}): {way}"
-        ) from None
+            state, way = "is downloaded in part", "the same command continues it later"
+        raise ModelNotFoundError(f"{name} {state}, and {trouble}: {way}") from None
 
 
 def no_bar() -> type:

@@ -81,6 +81,10 @@ class Download(NamedTuple):
         """Where the cache has it, or will have it."""
         return hub.repository_folder(self.repository) / "snapshots" / self.commit
 
+    def has(self, file: RemoteFile) -> bool:
+        """Return True if the cache has all of a file."""
+        return file.blob.is_file() or (self.folder / file.path).is_file()
+
 
 def plan_download(
     model: str, drafter: str | None = "auto", *, update: bool = True
@@ -125,6 +129,8 @@ def look_up(name: str, *, update: bool = True) -> Download:
     if is_local(name):
         raise UsageError(f"{name} is already here: only models on the Hub can be downloaded")
     (repository, revision), cached = split_name(name), hub.snapshot_folder(name)
+    if cached is None:
+        check_format(name)
     asked = revision
     if cached is not None and not update and hub.has_weights(cached):
         asked = cached.name
@@ -171,6 +177,19 @@ def look_up(name: str, *, update: bool = True) -> Download:
     return Download(repository, revision, info.sha, files, alone)
 
 
+def copy_file(download: Download, path: str, folder: Path) -> None:
+    """Download one small file to a folder outside the cache."""
+    import huggingface_hub
+
+    huggingface_hub.hf_hub_download(
+        download.repository,
+        path,
+        revision=download.commit,
+        local_dir=folder,
+        tqdm_class=hub.no_bar(),
+    )
+
+
 def check_room(downloads: Sequence[Download]) -> None:
     """Raise MgmError unless the disk of the cache has room for all of them."""
     missing, free = sum(one.missing for one in downloads), free_bytes(hub.cache_folder())
@@ -193,16 +212,8 @@ def _with_bytes_here(file: RemoteFile, snapshot: Path) -> RemoteFile:
 
 def _config_of(download: Download) -> dict[str, Any]:
     """Return a config.json, from the Hub if it is not cached."""
-    import huggingface_hub
-
     if (download.folder / "config.json").is_file():
         return read_config(download.folder)
     with hub.hub_errors(download.name), tempfile.TemporaryDirectory() as folder:
-        huggingface_hub.hf_hub_download(
-            download.repository,
-            "config.json",
-            revision=download.commit,
-            local_dir=folder,
-            tqdm_class=hub.no_bar(),
-        )
+        copy_file(download, "config.json", Path(folder))
         return read_config(Path(folder))

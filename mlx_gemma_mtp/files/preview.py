@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import INDEX
-from mlx_gemma_mtp.files.hub import has_weights, hub_errors, no_bar
-from mlx_gemma_mtp.files.plan import Download
+from mlx_gemma_mtp.files.hub import has_weights, hub_errors
+from mlx_gemma_mtp.files.plan import Download, copy_file
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import SafetensorsFileMetadata  # type: ignore[attr-defined]
@@ -24,12 +26,27 @@ if TYPE_CHECKING:
 HEADERS_AT_ONCE = 8
 
 
-def preview(download: Download, place: Path) -> Path:
-    """Write a checkpoint's config and weight files without data under `place`; return the folder.
+@contextmanager
+def previews(downloads: Sequence[Download]) -> Iterator[list[Path]]:
+    """Yield a folder for each download: its config, and its weight files without their data.
 
     The files are as long as on the Hub, but take no room on the disk: unwritten bytes read as
-    zeros. What is cached already is used as it is. Raises as `hub_errors` says, CheckpointError.
+    zeros. What is cached already is used as it is. The folders are removed afterwards, and a
+    CheckpointError raised within names the models instead. Raises as `hub_errors` says,
+    CheckpointError.
     """
+    with tempfile.TemporaryDirectory() as place:
+        folders = [_preview(one, Path(place)) for one in downloads]
+        try:
+            yield folders
+        except CheckpointError as error:
+            message = str(error)
+            for folder, one in zip(folders, downloads, strict=True):
+                message = message.replace(str(folder), one.name)
+            raise CheckpointError(message) from None
+
+
+def _preview(download: Download, place: Path) -> Path:
     if (download.folder / "config.json").is_file() and has_weights(download.folder):
         return download.folder
     import huggingface_hub
@@ -47,13 +64,7 @@ def preview(download: Download, place: Path) -> Path:
 
     with hub_errors(download.name):
         for path in {"config.json", INDEX}.intersection(paths):
-            huggingface_hub.hf_hub_download(
-                download.repository,
-                path,
-                revision=download.commit,
-                local_dir=folder,
-                tqdm_class=no_bar(),
-            )
+            copy_file(download, path, folder)
         try:
             with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
                 for path, found in zip(weights, pool.map(header, weights), strict=True):
@@ -61,14 +72,6 @@ def preview(download: Download, place: Path) -> Path:
         except errors.SafetensorsParsingError:
             raise CheckpointError(f"{download.name} has a damaged safetensors file") from None
     return folder
-
-
-def named(error: CheckpointError, folders: Sequence[Path], names: Sequence[str]) -> CheckpointError:
-    """Return an error about previews, with the names of the models in place of the folders."""
-    message = str(error)
-    for folder, name in zip(folders, names, strict=True):
-        message = message.replace(str(folder), name)
-    return CheckpointError(message)
 
 
 def _write(path: Path, found: SafetensorsFileMetadata) -> None:

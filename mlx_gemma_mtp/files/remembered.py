@@ -6,7 +6,6 @@ it cannot be written nothing is kept.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.atomic import keep
 from mlx_gemma_mtp.files.folders import depth_file
 
 FORMAT = 2  # of the file; another one counts as empty
@@ -47,16 +46,11 @@ def save_depth(key: str, depth: Depth) -> bool:
 
     Saved costs of other batch sizes, and other keys, stay.
     """
-    path, entries, found = depth_file(), _entries(), depth.to_json()
+    entries, found = _entries(), depth.to_json()
     if (earlier := _read(entries.get(key))) is not None:
         found["costs"] = earlier.to_json()["costs"] | found["costs"]
     text = json.dumps({"format": FORMAT, "entries": {**entries, key: found}}, indent=1)
-    # A full disk or a folder that is not ours must not end a run: the next one measures again.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())
-        return True
-    return False
+    return keep(depth_file(), text.encode())
 
 
 def _here() -> str:

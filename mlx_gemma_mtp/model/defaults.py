@@ -36,6 +36,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "hidden_activation": ("gelu_pytorch_tanh",),
     "use_bidirectional_attention": ("vision", False, None),
+    "is_causal": (True, None),
 }
 # Counts and sizes. Some tools write them as floats.
 _INTEGERS = {

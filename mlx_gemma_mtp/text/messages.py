@@ -6,8 +6,8 @@ Plain dictionaries, as chat templates take them. Knows nothing of tokens and tem
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile, zip_longest
 from typing import Any
 
 from mlx_gemma_mtp.errors import UsageError
@@ -31,8 +31,16 @@ def check_messages(messages: Sequence[Any]) -> None:
         raise UsageError("there are no messages")
     for number, message in enumerate(messages, 1):
         wrong = _wrong(message)
+        if wrong is None and message["role"] == "tool" and not _answers_call(messages[:number]):
+            wrong = "the result of a tool must follow the message with its call"
         if wrong:
             raise UsageError(f"message {number}: {wrong}")
+
+
+def _answers_call(messages: Sequence[Any]) -> bool:
+    """Return True if the last message with another role than "tool" calls tools."""
+    last = next((one for one in reversed(messages) if one["role"] != "tool"), None)
+    return last is not None and bool(last.get("tool_calls"))
 
 
 def _wrong(message: Any) -> str | None:
@@ -68,25 +76,66 @@ def _is_text(part: Any) -> bool:
 def for_template(messages: Sequence[Message]) -> list[Message]:
     """Return copies of checked messages, as chat templates take them.
 
-    The thoughts at the start of a model's message are left out, and the arguments of its calls are
-    mappings. If a tool's result is a mapping, the results are also the "tool_responses" of the
-    message with the calls: Google's templates take mappings only there.
+    The thoughts at the start of a model's message are left out, the arguments of its calls are
+    mappings, and a system message is one string. Results of tools are also the "tool_responses" of
+    the message with the calls if one is a mapping, which Google's templates take only there, or
+    doesn't name its call: they would give it the name of the last one.
     """
     shown = [_for_template(message) for message in messages]
-    for at, message in enumerate(shown, 1):
-        results = list(takewhile(lambda one: one["role"] == "tool", shown[at:]))
-        if message.get("tool_calls") and any(isinstance(r["content"], Mapping) for r in results):
-            message["tool_responses"] = [_response(one, message["tool_calls"]) for one in results]
+    for message, results in _with_results(shown):
+        if any(isinstance(r["content"], Mapping) or not r.get("tool_call_id") for r in results):
+            message["tool_responses"] = _responses(message, results)
     return shown
 
 
-def _response(result: Message, calls: Sequence[Message]) -> Message:
-    ids = {call["id"]: call["function"]["name"] for call in calls if call.get("id")}
-    name = ids.get(result.get("tool_call_id")) or result.get("name") or "tool"
-    content = result["content"]
-    if isinstance(content, list):
-        content = "".join(part["text"] for part in content)
-    return {"name": name, "response": content}
+def without_tool_turns(messages: Sequence[Message]) -> list[Message]:
+    """Return messages of `for_template` with the results of tools as "tool_responses" alone.
+
+    Google's first templates take them only so, with the answer in the same message, and write text
+    of that message after the results.
+    """
+    kept: list[Message] = []
+    for message, results in _with_results(messages):
+        if message["role"] == "tool":
+            continue
+        if results and message.get("content"):  # the text before the calls, as a turn of its own
+            kept.append({"role": message["role"], "content": message["content"]})
+        if results:
+            responses = _responses(message, results)
+            kept.append(message | {"content": "", "tool_responses": responses})
+        elif kept and kept[-1].get("tool_responses") and _is_answer(message):
+            kept[-1] = kept[-1] | {"content": message["content"]}
+        else:
+            kept.append(message)
+    return kept
+
+
+def _is_answer(message: Message) -> bool:
+    return message["role"] in MODEL_ROLES and not message.get("tool_calls")
+
+
+def _with_results(messages: Sequence[Message]) -> Iterator[tuple[Message, list[Message]]]:
+    """Yield each message with the results of its calls."""
+    for at, message in enumerate(messages, 1):
+        results = takewhile(lambda one: one["role"] == "tool", messages[at:])
+        yield message, list(results) if message.get("tool_calls") else []
+
+
+def _responses(message: Message, results: Sequence[Message]) -> list[Message]:
+    """Return results as "tool_responses", named by the id of the call, or else by its place."""
+    calls = message["tool_calls"]
+    by_id = {call["id"]: call["function"]["name"] for call in calls if call.get("id")}
+    found = []
+    for result, call in zip_longest(results, calls[: len(results)], fillvalue=calls[-1]):
+        name = by_id.get(result.get("tool_call_id")) or result.get("name")
+        content = _joined(result["content"])
+        found.append({"name": name or call["function"]["name"], "response": content})
+    return found
+
+
+def _joined(content: Any) -> Any:
+    """Return a list of text parts as one string, and anything else as it is."""
+    return "".join(one["text"] for one in content) if isinstance(content, list) else content
 
 
 def _for_template(message: Message) -> Message:
@@ -94,6 +143,8 @@ def _for_template(message: Message) -> Message:
     changes: Message = {}
     if content and message["role"] in MODEL_ROLES:
         changes["content"] = _without_thoughts(content)
+    if message["role"] in ("system", "developer"):
+        changes["content"] = _joined(content)
     if calls:
         changes["tool_calls"] = [_with_mapping(call) for call in calls]
     return {**message, **changes}

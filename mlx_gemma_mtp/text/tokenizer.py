@@ -16,7 +16,12 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
-from mlx_gemma_mtp.text.messages import Message, check_messages, for_template
+from mlx_gemma_mtp.text.messages import (
+    Message,
+    check_messages,
+    for_template,
+    without_tool_turns,
+)
 
 NOTHING = r"(?!)"  # a pattern that never matches
 FIRST_DISGUISE = 0xD800  # and up: lone surrogates, which no UTF-8 text contains
@@ -42,6 +47,7 @@ MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', 
 BOS = "<bos>"
 # What ends a model's turn: its own end, and the result of a tool, which another writes.
 TURN_ENDS = ("<turn|>", "<|tool_response>")
+TOOL_TURN = "<|turn>tool\n"  # how a template that doesn't know the role shows a tool's result
 
 
 class Text:
@@ -124,6 +130,11 @@ class Text:
             raise UsageError("these messages are nested too deeply for a chat template") from None
         options = self._named | options
         written = template.render(chosen, shown, add_generation_prompt=True, **options)
+        if TOOL_TURN in written and "tool_responses" in chosen:
+            shown = without_tool_turns(shown)
+            written = template.render(chosen, shown, add_generation_prompt=True, **options)
+        if written.rstrip().endswith(TURN_ENDS[0]):
+            written += self._model_turn(chosen, options)
         return self._after_bos(self._encode_disguised(written))
 
     def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
@@ -159,6 +170,18 @@ class Text:
         if self.bos is None:
             return ids
         return [self.bos, *dropwhile(self.bos.__eq__, ids)]
+
+    def _model_turn(self, chosen: str, options: Mapping[str, Any]) -> str:
+        """Return what a template opens the model's turn with.
+
+        Google's leave it out after the result of a call that has text in its message.
+        """
+        turns = [{"role": "user", "content": "Hi"}]
+        before, after = (
+            template.render(chosen, turns, add_generation_prompt=opens, **options)
+            for opens in (False, True)
+        )
+        return after.removeprefix(before) if after != before else ""
 
     def _turn_end(self) -> str | None:
         """Return the special token with which the template closes an answer, if it does."""

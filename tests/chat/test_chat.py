@@ -12,12 +12,11 @@ import pytest
 from helpers.command import SUM
 from helpers.talk import FakeEngine, Talk, Terminal, reply
 from mlx_gemma_mtp import MgmError, SamplingParams, errors, load
-from mlx_gemma_mtp.chat import clipboard, statistics
+from mlx_gemma_mtp.chat import clipboard, screen, statistics
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
 from mlx_gemma_mtp.engine.results import Generation, Stats
-from mlx_gemma_mtp.files import folders
 from mlx_gemma_mtp.text.calls import ToolCall
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
@@ -135,12 +134,12 @@ def test_an_answer_is_laid_out_at_a_terminal_and_unchanged_if_the_user_wants_it_
     talk.ask(SUM)
     assert b"**" not in talk.out.getvalue()
     talk.run("/raw")
-    assert folders.wants_raw()
+    assert screen.wants_raw()
     talk.out.truncate(0)
     talk.ask(SUM)
     assert talk.out.getvalue().endswith(b"**42**\n")
     talk.run("/raw off")
-    assert not folders.wants_raw()
+    assert not screen.wants_raw()
     assert not talk.chat.screen.raw
     with pytest.raises(MgmError, match="on or off"):
         talk.run("/raw please")

@@ -9,6 +9,7 @@ from helpers.command import MGM, Done, Here, assert_one_line, assert_plain, envi
 from helpers.fake_hub import (
     DRAFTER,
     DRAFTER_FILES,
+    HUGE_CONFIG,
     NAME,
     TARGET_CONFIG,
     TARGET_FILES,
@@ -18,11 +19,6 @@ from helpers.fake_hub import (
     real_weights,
 )
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
-
-HUGE = TARGET_CONFIG | {  # 2 TB
-    "vocab_size": 400_000_000,
-    **dict.fromkeys(("head_dim", "global_head_dim", "intermediate_size"), 64),
-}
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def large(online: FakeHub) -> FakeHub:
 @pytest.fixture
 def huge(online: FakeHub) -> FakeHub:
     """A Hub with a model that no machine can run."""
-    online.add(NAME, model_files(HUGE, real_weights(HUGE, header_only=True)))
+    online.add(NAME, model_files(HUGE_CONFIG, real_weights(HUGE_CONFIG, header_only=True)))
     return online
 
 

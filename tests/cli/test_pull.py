@@ -212,12 +212,14 @@ def test_a_pull_that_is_refused_is_one_line_and_an_exit_code(
     online: FakeHub, mgm_here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online.add("org/llama", model_files({"model_type": "llama"}))
+    online.add("org/bare", {"config.json": b"{}"})
     online.add("org/gguf", {"config.json": b"{}", "model.gguf": b"w"})
     online.add("org/here", TARGET_FILES)
     for exit_code, word, *arguments in (
         (3, "no Hub repository", NAME),
         (1, "llama", "org/llama"),
-        (1, "safetensors", "org/gguf"),
+        (1, "safetensors", "org/bare"),
+        (3, "gguf weights", "org/gguf"),
         (3, "no revision 'v2'", "org/here", "--revision", "v2"),
         (2, "--revision", "org/here@v1.0", "--revision", "v1.0"),
         (2, "demo", "demo"),

@@ -28,7 +28,7 @@ from mlx_gemma_mtp.files.download import fetch, snapshot
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 from mlx_gemma_mtp.files.plan import Download, RemoteFile, look_up, plan_download
-from mlx_gemma_mtp.files.preview import preview
+from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.memory import read_pair
 
 WEIGHTS = TARGET_FILES["model.safetensors"]
@@ -187,28 +187,24 @@ def test_an_incomplete_model_is_named_offline_with_the_command(hub_cache: HubCac
         find_pair(NAME, None)
 
 
-def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(
-    online: FakeHub, tmp_path: Path
-) -> None:
+def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(online: FakeHub) -> None:
     names = ["google/gemma-4-demo-it", "google/gemma-4-demo-it-assistant"]
     for name, folder in zip(names, (DEMO, DEMO_DRAFTER), strict=True):
         online.add(name, folder_files(folder))
-    folders = [preview(one, tmp_path) for one in plan_download(names[0])]
-    assert read_pair(*folders) == read_pair(DEMO, DEMO_DRAFTER)
-    assert read_config(folders[0]) == read_config(DEMO)
-    files = [path.stat() for path in tmp_path.rglob("*.safetensors")]
+    with previews(plan_download(names[0])) as folders:
+        assert read_pair(*folders) == read_pair(DEMO, DEMO_DRAFTER)
+        assert read_config(folders[0]) == read_config(DEMO)
+        files = [path.stat() for one in folders for path in one.glob("*.safetensors")]
     assert sum(file.st_size for file in files) > 20_000_000
     assert sum(512 * file.st_blocks for file in files) < 500_000
     assert online.ranges == []
 
 
-def test_weights_that_are_cached_are_not_asked_for_again_to_look_at_them(
-    online: FakeHub, tmp_path: Path
-) -> None:
+def test_weights_that_are_cached_are_not_asked_for_again_to_look_at_them(online: FakeHub) -> None:
     online.add(NAME, TARGET_FILES)
     online.cache.add(NAME, without("tokenizer.json"))
-    [found] = plan_download(NAME, None)
-    assert preview(found, tmp_path) == online.cache.snapshot(NAME)
+    with previews(plan_download(NAME, None)) as folders:
+        assert folders == [online.cache.snapshot(NAME)]
     assert online.headers == []
 
 

@@ -56,6 +56,10 @@ DRAFTER_CONFIG = {
         **LAYERS,
     },
 }
+HUGE_CONFIG = TARGET_CONFIG | {  # 2 TB
+    "vocab_size": 400_000_000,
+    **dict.fromkeys(("head_dim", "global_head_dim", "intermediate_size"), 64),
+}
 Files = dict[str, bytes]
 
 
@@ -205,6 +209,9 @@ class FakeHub(ThreadingHTTPServer):
         self.stalled = threading.Event()
         self.resume = threading.Event()  # sends the rest of what was stalled
         self.ranged = True  # False: it ignores which bytes were asked for
+        self.refusals: dict[str, list[tuple[int, dict[str, str]]]] = {}  # path -> first answers
+        self.linked = False  # True: content is at another address, which expires when it was used
+        self.links: set[str] = set()
         self.requests: list[str] = []
         self.ranges: list[str] = []
         self.headers: list[str] = []  # ranges with an end
@@ -245,7 +252,8 @@ class Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
     def do_GET(self) -> None:
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        address = urlsplit(self.path)
+        parts = unquote(address.path).strip("/").split("/")
         self.server.requests.append(f"{self.command} {urlsplit(self.path).path}")
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             name, what, rest = "/".join(parts[2:4]), parts[4:5], parts[5:]
@@ -258,7 +266,7 @@ class Handler(BaseHTTPRequestHandler):
         elif commit is None:
             self.reply(b"", 404, {"X-Error-Code": "RevisionNotFound"})
         elif what == ["resolve"]:
-            self.file(self.server.commits[name, commit], "/".join(rest[1:]), commit)
+            self.resolve(name, "/".join(rest[1:]), commit, address.query)
         else:
             files = self.server.commits[name, commit]
             # As in a model's listing and in a folder's: the client takes the keys that it knows.
@@ -274,6 +282,21 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(json.dumps(listed if what == ["tree"] else model).encode())
 
     do_HEAD = do_GET
+
+    def resolve(self, name: str, path: str, commit: str, query: str) -> None:
+        """Send a file, where it is, or a refusal."""
+        refusals = self.server.refusals.get(path)
+        if self.command == "GET" and refusals and self.headers.get("Range", "-").endswith("-"):
+            self.reply(b"", *refusals.pop(0))
+        elif self.command == "GET" and self.server.linked and not query:
+            link = f"{urlsplit(self.path).path}?signature={len(self.server.links)}"
+            self.server.links.add(link)
+            self.reply(b"", 302, {"Location": link})
+        elif query and self.path not in self.server.links:
+            self.reply(b"", 403)
+        else:
+            self.server.links.discard(self.path)
+            self.file(self.server.commits[name, commit], path, commit)
 
     def file(self, files: Files, path: str, commit: str) -> None:
         token = self.server.token

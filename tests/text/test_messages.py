@@ -96,7 +96,7 @@ def test_a_conversation_that_the_template_cannot_hold_is_refused(text: Text) -> 
     endless: dict[str, Any] = {}
     endless["sky"] = endless
     with pytest.raises(UsageError, match="chat template"):
-        text.chat([user("Hi"), {"role": "tool", "content": endless}])
+        text.chat([user("Hi"), assistant_calls({}), {"role": "tool", "content": endless}])
 
 
 CALL = {"function": {"name": "f", "arguments": {}}}
@@ -169,48 +169,19 @@ def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> N
         )
 
 
-# What Google's templates do with the results of tools, in few words.
-GOOGLE = """{%- for m in messages -%}{%- if m.role != 'tool' -%}
-{%- for call in m.tool_calls or [] -%}call:{{ call.function.name }}{%- endfor -%}
-{%- if m.get('tool_responses') -%}
-{%- for r in m.tool_responses -%}response:{{ r.name }}{{ r.response }}{%- endfor -%}
-{%- elif m.get('tool_calls') -%}
-{%- for r in messages[loop.index:] -%}response:{{ r.tool_call_id }}
-{%- if r.content is string -%}{{ r.content }}
-{%- else -%}{%- for part in r.content -%}{{ part.get('text') }}{%- endfor -%}{%- endif -%}
-{%- endfor -%}{%- endif -%}{%- endif -%}{%- endfor -%}"""
-
-
-def test_results_of_tools_may_be_mappings_with_any_template(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_text(GOOGLE)
-    google = without_template(tmp_path)
-
-    def shown(*contents: Any) -> str:
-        calls = [{"id": str(n), **CALL} for n in range(len(contents))]
-        results = [
-            {"role": "tool", "tool_call_id": str(n), "content": content}
-            for n, content in enumerate(contents)
-        ]
-        messages = [user("Hi"), {"role": "assistant", "tool_calls": calls}, *results]
-        before = copy.deepcopy(messages)
-        written = google.decode(google.chat(messages))
-        assert messages == before
-        return written.removeprefix("<bos>" + "call:f" * len(contents))
-
-    assert shown({"a": 1}) == "response:f{'a': 1}"
-    assert shown(
-        "so", {"a": 1}, [{"type": "text", "text": "it"}, {"type": "text", "text": "is"}]
-    ) == ("response:fsoresponse:f{'a': 1}response:fitis")
-    assert shown("so") == "response:0so"
-    result = {"role": "tool", "name": "g", "content": {"a": 1}}  # without ids the name counts
-    messages = [user("Hi"), {"role": "assistant", "tool_calls": [CALL]}, result]
-    assert google.decode(google.chat(messages)) == "<bos>call:fresponse:g{'a': 1}"
+def test_a_system_message_in_parts_is_shown_as_one_text(text: Text) -> None:
+    parts = [{"type": "text", "text": part} for part in ("Be ", "brief.")]
+    for role in ("system", "developer"):
+        shown = text.chat([{"role": role, "content": parts}, user("Hi")])
+        assert shown == text.chat([{"role": role, "content": "Be brief."}, user("Hi")])
 
 
 def test_all_kinds_of_messages_are_understood(text: Text) -> None:
     parts = [{"type": "text", "text": "Hi"}]
-    contents = [("developer", "Be brief."), ("user", parts), ("model", "Hello"), ("tool", {"a": 1})]
-    text.chat([{"role": role, "content": content} for role, content in contents])
+    contents = [("developer", "Be brief."), ("user", parts), ("model", "Hello"), ("user", "Well?")]
+    result = {"role": "tool", "content": {"a": 1}}
+    messages = [{"role": role, "content": content} for role, content in contents]
+    text.chat([*messages, assistant_calls({}), result, result])
     text.chat([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [CALL]}])
 
 
