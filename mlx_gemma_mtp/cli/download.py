@@ -181,7 +181,7 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
         if here:
             note = f", {decimal(here)} in the cache" if one.missing else ", in the cache"
         size = decimal(one.total)
-        say(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}  {size}{note}", to)
+        say(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}\n  {size}{note}", to)
         if one.refused:
             say(f"mgm: not compared with the Hub: {one.refused}")
     if missing := sum(one.missing for one in downloads):

@@ -15,7 +15,9 @@ from mlx_gemma_mtp.show import say
 def pull(
     model: Annotated[
         str,
-        typer.Argument(help=f"{options.SIZES} or a Hub name.", autocompletion=complete.sizes),
+        typer.Argument(
+            metavar="MODEL", help=f"{options.SIZES} or a Hub name.", autocompletion=complete.sizes
+        ),
     ],
     drafter: Annotated[
         str, typer.Option(help="A Hub name, none, or auto: one that fits the model.")

@@ -148,7 +148,8 @@ def hub_errors(name: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
         cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
-        state, way = "is not downloaded", "check the connection, or use a local folder"
+        first = "unset that" if constants.HF_HUB_OFFLINE else "check the connection"
+        state, way = "is not downloaded", f"{first}, or use a local folder"
         trouble, response = f"{host} cannot be reached ({reason})", getattr(error, "response", None)
         if response is not None:
             trouble = f"{host} answered {response.status_code} {response.reason_phrase}"

@@ -67,6 +67,20 @@ def test_a_model_that_cannot_run_here_is_refused_before_it_is_downloaded(
     assert huge.fetched() == {"config.json"}
 
 
+def test_a_drafter_of_this_size_that_does_not_fit_is_not_downloaded(
+    online: FakeHub, mgm_here: Here
+) -> None:
+    online.add(
+        "me/finetune",
+        model_files(config := TARGET_CONFIG | {"vocab_size": 96}, real_weights(config)),
+    )
+    online.add("google/gemma-4-E4B-it-assistant", DRAFTER_FILES)
+    done = mgm_here("pull", "me/finetune")
+    assert done.returncode == 0, done.stderr
+    assert "The Hub has no drafter for me/finetune" in done.stderr
+    assert done.stdout.count("\n") == 1
+
+
 def test_pull_of_a_model_that_cannot_run_here_needs_yes(huge: FakeHub, mgm_here: Here) -> None:
     done = mgm_here("pull", NAME)
     assert done.returncode == 4

@@ -93,8 +93,8 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert hub_cache.network == []
 
     shown = mgm_here("list").stdout
-    assert re.search(r"^ a/pair +E4B +16 +1\.5 MB +1\.0 MB +just now$", shown, re.MULTILINE)
-    assert re.search(r"^ b/alone +E2B +4 +\d+\.\d kB +none ", shown, re.MULTILINE)
+    assert re.search(r"^ a/pair +16 +1\.5 MB +1\.0 MB +just now$", shown, re.MULTILINE)
+    assert re.search(r"^ b/alone +4 +\d+\.\d kB +none ", shown, re.MULTILINE)
     assert re.search(r"^ e/half .*unusable", shown, re.MULTILINE)
     assert "e/half: incomplete (tokenizer.json, weights missing)" in shown
     assert re.search(r"^ g/mismatch .* [kM]B, unusable", shown, re.MULTILINE)
