@@ -12,8 +12,8 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
+from mlx_gemma_mtp.files.checkpoint import is_drafter
 from mlx_gemma_mtp.files.choice import choose
-from mlx_gemma_mtp.files.drafters import is_drafter
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.plan import Download
 from mlx_gemma_mtp.files.preview import previews

@@ -113,6 +113,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "attention_bias": {"attention_bias": True},
     "hidden_activation": {"hidden_activation": "gelu"},
     "use_bidirectional_attention": {"use_bidirectional_attention": "all"},
+    "is_causal": {"is_causal": False},
     "layer_types": {"layer_types": KINDS[:-1]},
     "the last of layer_types": {"layer_types": KINDS[::-1]},
     "sliding_window_pattern": {"layer_types": None, "sliding_window_pattern": 2},
