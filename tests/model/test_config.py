@@ -122,6 +122,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "query heads": {"num_key_value_heads": 3},
     "hidden_size": {"hidden_size": 64.5},
     "num_kv_shared_layers": {"num_kv_shared_layers": 5},
+    "vocab_size_per_layer_input": {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size": 8,
+        "vocab_size_per_layer_input": 7,
+    },
 }
 
 
