@@ -27,7 +27,11 @@ SIZES = "A size (e2b, e4b, 12b, 26b, 31b)"  # the start of help texts
 
 Model = Annotated[
     str,
-    typer.Argument(help=f"{SIZES}, a folder, a Hub name, or demo.", autocompletion=complete.models),
+    typer.Argument(
+        metavar="MODEL",
+        help=f"{SIZES}, a folder, a Hub name, or demo.",
+        autocompletion=complete.models,
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
