@@ -22,7 +22,7 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
 
     fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
     if pair.drafter == "auto":
-        offer_drafter(pair.model, yes=pair.yes)
+        offer_drafter(pair.model, bits=pair.bits, yes=pair.yes, force=pair.force)
     drafter = options.named_drafter(pair.drafter)
     with spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)

@@ -136,7 +136,10 @@ def hub_errors(name: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
         cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
-        state, way = "is not downloaded", "check the connection, or use a local folder"
+        state = "is not downloaded"
+        way = "check the connection, or use a local folder (mgm list shows what is here)"
+        if "@" not in name and Path(name).parent.is_dir():
+            state = "is not a folder here, nor a downloaded model"
         trouble, response = f"{host} cannot be reached ({reason})", getattr(error, "response", None)
         if response is not None:
             trouble = f"{host} answered {response.status_code} {response.reason_phrase}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -115,7 +116,7 @@ def repositories() -> list[str]:
     names = []
     for path in sorted(hub.cache_folder().glob("models--*")):
         name = hub.repository_of(path)
-        with suppress(ModelNotFoundError):
+        with suppress(MgmError):
             if path.is_dir() and split_name(name) == (name, MAIN):
                 names.append(name)
     return names
@@ -127,7 +128,13 @@ def removable(name: str) -> list[str]:
     Raises UsageError for folders and the demo, ModelNotFoundError if the name is not cached.
     """
     if is_local(name):
-        raise UsageError(f"{name} is not in the Hub's cache: delete the folder yourself")
+        folder = Path(name).expanduser().absolute()
+        if name == "demo" or folder.resolve() in (DEMO, DEMO_DRAFTER):
+            raise UsageError("the demo is part of mgm and cannot be removed")
+        raise UsageError(
+            f"{name} is a folder, not in the Hub's cache: to remove it, run "
+            f"rm -r {shlex.quote(str(folder))}"
+        )
     cached = repositories()
     if name not in cached:
         near = difflib.get_close_matches(name, cached)

@@ -98,7 +98,7 @@ def plan_download(
     wants = Target(target.repository, _config_of(target))
     cached = best(wants, cached_drafters())
     for name in [cached.name] if cached else to_pull(wants):
-        with suppress(ModelNotFoundError):
+        with suppress(ModelNotFoundError, CheckpointError):  # not published under this name
             return [target, look_up(name, update=update)]
     return [target]
 

@@ -170,7 +170,7 @@ def test_an_incomplete_cached_snapshot_is_completed_online_and_the_hub_never_ask
 
 def answer(kind: Callable[..., Exception], status: int) -> Exception:
     """Return what the Hub's client raises for this HTTP status."""
-    response = SimpleNamespace(headers={}, request=None, status_code=status)
+    response = SimpleNamespace(headers={}, request=None, status_code=status, reason_phrase="No")
     return kind("Many\nlines of text", response=response)
 
 
