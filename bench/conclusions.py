@@ -78,7 +78,7 @@ def verdict(record: Record) -> Verdict:
         if record.subject.drafter_bytes is None:
             return Verdict(f"{QUESTION} Not measured: the model has no drafter.", "")
         compared = "Type --num-draft-tokens 0,3,auto to compare."
-        return Verdict(f"{QUESTION} Not measured: it takes plain decoding and drafts.", compared)
+        return Verdict(f"{QUESTION} Not measured: this needs plain decoding and drafts.", compared)
     paying = [batch for batch, one in found.items() if one.gains]
     answer = "Yes" if len(paying) == len(found) else "No"
     if 0 < len(paying) < len(found):

@@ -76,7 +76,11 @@ DRAWN_GAIN = replace(GAINS, plan=DRAWN.plan)
             "3 at batch 1, 0 at batch 2",
         ),
         (DRAWN_GAIN, f"Yes: 2.00x {AT_1}, if drafts are accepted at 0.8, 0.5", "3"),
-        (speeds(k3=9), "Not measured: it takes plain decoding and drafts", "0,3,auto to compare"),
+        (
+            speeds(k3=9),
+            "Not measured: this needs plain decoding and drafts",
+            "0,3,auto to compare",
+        ),
         (BARE, "Not measured: the model has no drafter", None),
         (EMPTY, "Not measured: the run ended too early", None),
     ],

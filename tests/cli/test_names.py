@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 from mlx_gemma_mtp.bench.synthetic import settings
+from mlx_gemma_mtp.convert.formats import AFFINE_BITS
 
 from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_one_line, assert_plain
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
-    few_weights,
     folder_files,
     model_files,
 )
+from helpers.weight_files import few_weights
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
@@ -22,6 +23,7 @@ from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import DEMO, check_format, check_target, drafter_called
 from mlx_gemma_mtp.files.published import SHORT, SIZES, size_of
+from mlx_gemma_mtp.files.weights import CONVERTED_ONLY
 
 GB = 10**9
 E4B = "mlx-community/gemma-4-e4b-it-{}bit"
@@ -151,6 +153,24 @@ def test_an_error_about_the_default_model_names_the_variable(
     done = mgm_here("generate", SUM, "-m", "zzz")
     assert_one_line(done, 3, "no folder 'zzz'")
     assert "MGM_MODEL" not in done.stderr
+
+
+def test_files_that_git_left_as_pointers_are_called_so(mgm_here: Here, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for file in ("model.safetensors", "config.json"):
+        folder = shutil.copytree(DEMO, tmp_path / file)
+        for path in folder.glob("*.safetensors"):
+            path.write_text(pointer)
+        (folder / file).write_text(pointer)
+        done = mgm_here("generate", SUM, "-m", str(folder), "--drafter", "demo")
+        assert_one_line(done, 1, "git lfs pull")
+
+
+def test_bits_that_only_convert_writes_are_said_to_be(mgm_here: Here) -> None:
+    done = mgm_here("generate", SUM, "-m", "demo", "--bits", "3")
+    assert_one_line(done, 2, "mgm convert --bits 3 writes such a model")
+    assert "convert" not in mgm_here("generate", SUM, "-m", "demo", "--bits", "7").stderr
+    assert {*map(str, CONVERTED_ONLY)} == {*AFFINE_BITS} - {"4", "8"}
 
 
 def test_other_names_are_no_sizes(hub_cache: HubCache, tmp_path: Path) -> None:
