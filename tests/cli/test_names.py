@@ -157,11 +157,10 @@ def test_an_error_about_the_default_model_names_the_variable(
 
 def test_files_that_git_left_as_pointers_are_called_so(mgm_here: Here, tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-    for file in ("model.safetensors", "config.json"):
-        folder = shutil.copytree(DEMO, tmp_path / file)
-        for path in folder.glob("*.safetensors"):
+    for pattern in ("*.safetensors", "config.json"):
+        folder = shutil.copytree(DEMO, tmp_path / pattern.strip("*."))
+        for path in folder.glob(pattern):
             path.write_text(pointer)
-        (folder / file).write_text(pointer)
         done = mgm_here("generate", SUM, "-m", str(folder), "--drafter", "demo")
         assert_one_line(done, 1, "git lfs pull")
 
