@@ -87,8 +87,9 @@ def convert(
             place.publish()
     except OSError as error:
         reason = error.strerror or str(error)
+        way = "; choose another folder with --out"
         file = f" ({error.filename})" if error.filename else ""
-        raise MgmError(f"cannot convert to {out}: {reason}{file}{then}") from None
+        raise MgmError(f"cannot convert to {out}: {reason}{file}{then or way}") from None
 
 
 def _started_with(plans: Sequence[Plan], options: Options) -> dict[str, Any]:

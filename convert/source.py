@@ -18,7 +18,7 @@ from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.drafters import Target, to_pull
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import is_local
+from mlx_gemma_mtp.files.names import drafter_called, is_local
 from mlx_gemma_mtp.files.plan import look_up
 from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.files.tensors import StoredTensor, read_tensors
@@ -42,6 +42,7 @@ def find_sources(
 
     Arguments and errors are those of `find_pair`. headers_only: download no weights.
     """
+    drafter = drafter_called(drafter)
     here = _is_here(model) and (drafter in (None, "auto") or _is_here(drafter))
     if here or not headers_only:
         return [_local(folder) for folder in find_pair(model, drafter) if folder is not None]
@@ -49,7 +50,7 @@ def find_sources(
     if drafter != "auto":
         return [target] if drafter is None else [target, _headers(drafter)]
     for name in to_pull(Target(target.origin.name, target.config)):
-        with suppress(ModelNotFoundError):
+        with suppress(ModelNotFoundError, CheckpointError):
             return [target, _headers(name)]
     return [target]
 

@@ -44,6 +44,16 @@ def available(meminfo: Path = MEMINFO) -> int:
     return int(found[1]) * 1024 + mx.get_active_memory() + mx.get_cache_memory()
 
 
+def usable(meminfo: Path = MEMINFO) -> int:
+    """Return the bytes that MLX may hold on this machine when nothing else runs on it.
+
+    On the CPU as much as on a Mac of this size, see `mac_limit`: the rest is left to the system.
+    """
+    if backend() == "cpu":
+        return mac_limit(round(installed() / 2**30))
+    return available(meminfo)
+
+
 def installed() -> int:
     """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -58,9 +58,10 @@ class Checked:
 class Report:
     """What was found. problems: of the machine; it is healthy without any.
 
-    memory_bytes: the machine's; available_bytes: what a model may use of it. best_fit: the most
-    capable published model that runs in these. backend: metal, cuda or cpu. versions: by package,
-    None if it is not installed. variables: those that change what mgm does, without secrets.
+    memory_bytes: the machine's; available_bytes: what a model may use of it now. best_fit: the most
+    capable published model that runs here while nothing else does. backend: metal, cuda or cpu.
+    versions: by package, None if it is not installed. variables: those that change what mgm does,
+    without secrets.
     """
 
     chip: str
@@ -95,7 +96,8 @@ def examine(packages: Sequence[str] = PACKAGES) -> Report:
     cache, file = _place(hub.cache_folder()), folders.depth_file()
     depth = replace(_place(file.parent), path=str(file))  # the file is replaced, not written to
     backend, available = device.backend(), device.available()
-    best = choose(best_fit(available)[0].short, available=available)
+    usable = device.usable()
+    best = choose(best_fit(usable)[0].short, available=usable, free=available)
     assert best is not None  # it is a short name
     return Report(
         chip=device.chip_name(),
@@ -137,7 +139,7 @@ def why_no_drafts(model: CachedModel) -> str | None:
     if model.drafter is None:
         found = googles(Target.at(model.folder, target_name(model.name, model.folder)))
         if found is None:
-            return "no drafter here fits; --drafter NAME uses another one"
+            return "no drafter in its folder, next to it or in the Hub's cache"
         return f"no drafter here: mgm pull {found[0]} ({decimal(found[1])})"
     if model.drafter.problem is not None:
         return model.drafter.problem

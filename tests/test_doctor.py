@@ -105,7 +105,7 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     }.items():
         hub_cache.add(name, files)
     models = report(hub_cache)
-    assert "no drafter here fits; --drafter" in str(models["a/alone"].no_drafts)
+    assert "no drafter in its folder, next to it or in" in str(models["a/alone"].no_drafts)
     [published] = [one for one in cached.models() if one.name == "g/e4b"]
     reason = doctor.why_no_drafts(published)
     assert reason == "no drafter here: mgm pull google/gemma-4-E4B-it-assistant (158.0 MB)"
@@ -118,7 +118,7 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     done = mgm_here("doctor", "--no-self-test")
     assert done.returncode == 0
     assert re.search(r"^  d/half: .*mgm pull d/half", done.stdout, re.MULTILINE)
-    assert re.search(r"^  a/alone: .*no drafts: no drafter here", done.stdout, re.MULTILINE)
+    assert re.search(r"^  a/alone: .*no drafts: no drafter in", done.stdout, re.MULTILINE)
 
 
 def test_the_report_names_the_most_capable_model_that_fits(

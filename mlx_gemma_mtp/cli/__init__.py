@@ -7,7 +7,9 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,18 +28,29 @@ from mlx_gemma_mtp.cli.paths import paths
 from mlx_gemma_mtp.cli.pull import pull
 from mlx_gemma_mtp.cli.sessions import sessions
 from mlx_gemma_mtp.cli.verify import verify
-from mlx_gemma_mtp.errors import MgmError, one_line
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError, one_line
 
+# click's UsageError: of the package, or of the copy of it inside newer versions of typer.
+CLICKS_ERROR: Any = typer.BadParameter.__base__
 BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit code that shells give to SIGPIPE
 
 
 class Commands(TyperGroup):
-    """All commands. If the reader of their output goes away, they end quietly, as others do."""
+    """All commands. If the reader of their output goes away, they end quietly, as others do.
+
+    Errors in a command line are UsageErrors, of one line as all others.
+    """
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the options that come before the command. Raises UsageError."""
+        with _usage_errors():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run one, to the last byte of its output."""
+        """Run one, to the last byte of its output. Raises UsageError."""
         try:
-            result = super().invoke(ctx)
+            with _usage_errors():
+                result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
             # The rest of the buffers goes nowhere, without a complaint.
@@ -46,6 +59,31 @@ class Commands(TyperGroup):
                 os.dup2(nowhere, number)
             raise typer.Exit(BROKEN_PIPE) from None
         return result
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn what click says of a command line into a UsageError that names the way out."""
+    try:
+        yield
+    except CLICKS_ERROR as error:
+        context, option = error.ctx, getattr(error, "option_name", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # it prints the help
+            raise
+        message = error.format_message().rstrip(".")
+        if context is None:  # an option without its value
+            raise UsageError(f"{message[0].lower()}{message[1:]}") from None
+        if option is not None and hasattr(error, "possibilities"):
+            names = [name for one in context.command.params for name in one.opts]
+            near = [name for name in names if name.startswith(option)]
+            near = near or get_close_matches(option, names, 1)
+            message = f"No such option: {option}"
+            message += f"; did you mean {' or '.join(near)}?" if near else ""
+        what = "commands" if hasattr(context.command, "commands") else "options"
+        end = "" if message.endswith("?") else ";"
+        raise UsageError(
+            f"{message[0].lower()}{message[1:]}{end} {context.command_path} --help lists the {what}"
+        ) from None
 
 
 app = typer.Typer(
@@ -95,6 +133,13 @@ def bare(version: Annotated[bool, VERSION] = False) -> None:
     """Options of `mgm` without a command. Its help is the one of the app."""
 
 
+def _from_environment(error: MgmError, args: Sequence[str]) -> str:
+    """Return a note if an error is about a model that only the environment names."""
+    model = os.environ.get("MGM_MODEL")
+    about = isinstance(error, (CheckpointError, ModelNotFoundError)) and str(model) in str(error)
+    return f" (MGM_MODEL is {model!r})" if model and about and model not in args else ""
+
+
 def _help_width() -> int:
     """Return the columns of help texts, as usual, but also in windows that are narrower than 50."""
     return min(shutil.get_terminal_size().columns, 80) - 2
@@ -115,6 +160,7 @@ def main(args: Sequence[str] | None = None) -> None:
         exit_code = MgmError.exit_code
         if isinstance(error, MgmError):
             line, exit_code = str(error), error.exit_code
+            line += _from_environment(error, sys.argv[1:] if args is None else args)
         from mlx_gemma_mtp.show import say
 
         say(f"mgm: {line}")

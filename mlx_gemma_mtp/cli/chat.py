@@ -157,8 +157,8 @@ def _greet(chat: Chat) -> None:
             note("(the last message has no answer: /regen answers it)")
     elif chat.models.model == "demo":
         note(f"The demo is a toy: it {DEMO}.", f"Try: {TRY}")
-        size, bits = best_fit(available := device.available())
-        if (needs := size.needs(bits)) <= available:
+        size, bits = best_fit(usable := device.usable())
+        if (needs := size.needs(bits)) <= usable:
             fits = f"{bits} bits, {decimal(needs)} of memory: it fits this machine"
             note(f"For real answers: mgm chat {size.short}", fits)
 

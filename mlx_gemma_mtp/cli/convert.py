@@ -45,7 +45,7 @@ def convert(
         ),
     ] = None,
     drafter: Annotated[
-        str, typer.Option(help="A folder or Hub name, none, or auto: one that fits.")
+        str, typer.Option(help="A size, folder or Hub name, none, or auto: one that fits.")
     ] = "auto",
     drafter_bits: Annotated[
         str | None, typer.Option(help="Like --bits [8 if --bits is above 4, else 4].")

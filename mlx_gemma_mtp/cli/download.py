@@ -48,8 +48,11 @@ def fetch_missing(
     afterwards, and as `plan_download` says.
     """
     from mlx_gemma_mtp.files import hub
+    from mlx_gemma_mtp.files.names import check_target
     from mlx_gemma_mtp.files.plan import check_room
 
+    check_target(model)
+    drafter = options.named_drafter(drafter) or "none"
     wanted = drafter if drafter == "auto" or not _is_here(drafter) else "none"
     try:
         if not _is_here(model):
@@ -83,20 +86,34 @@ def fetch_missing(
     download(downloads)
 
 
-def offer_drafter(model: str, *, yes: bool = False) -> None:
+def offer_drafter(
+    model: str, *, bits: int | None = None, yes: bool = False, force: bool = False
+) -> None:
     """Offer to download the drafter of a model that has none here; without a terminal, name it.
 
-    yes: do not ask. If it cannot be downloaded, the reason goes to stderr.
+    yes: do not ask. If it cannot be downloaded, the reason goes to stderr. bits, force: of `load`.
+    Raises what `load` would raise for the target alone, so that nothing is offered for it.
     """
+    from mlx_gemma_mtp import memory
+    from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.drafters import googles
     from mlx_gemma_mtp.files.find import target_without_drafter
+    from mlx_gemma_mtp.files.folders import shown
 
-    target = target_without_drafter(model)
-    if target is None:
+    alone = target_without_drafter(model)
+    if alone is None:
         return
+    folder, target = alone
+    if force:
+        mlx_worker().run(partial(memory.read_pair, folder, None, bits=bits))
+    else:
+        mlx_worker().run(partial(memory.check_load, folder, None, model, bits=bits))
     found = googles(target)
     if found is None:
-        say("No drafter here fits; --drafter NAME uses another one.")
+        say(
+            f"No drafter in {shown(folder)}, next to it or in the Hub's cache: running without "
+            "drafts."
+        )
         return
     name, size = found[0], decimal(found[1])
     if not yes and not can_ask():

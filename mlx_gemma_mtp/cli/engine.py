@@ -28,7 +28,7 @@ def load_engine(
     fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
     check_tokenizer(pair.model)
     if pair.drafter == "auto":
-        offer_drafter(pair.model, yes=pair.yes)
+        offer_drafter(pair.model, bits=pair.bits, yes=pair.yes, force=pair.force)
     drafter = options.named_drafter(pair.drafter)
     with within or nullcontext(), spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)

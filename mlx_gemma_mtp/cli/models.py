@@ -50,12 +50,17 @@ def remove(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A name from mgm list.", autocompletion=complete.repositories
+            metavar="MODEL",
+            help="A Hub name from mgm list.",
+            autocompletion=complete.repositories,
         ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove a model and its drafter from the Hub's cache."""
+    """Remove a model and its drafter from the Hub's cache.
+
+    A converted model is a folder of yours: remove it as any other.
+    """
     from mlx_gemma_mtp.files import hub, hub_cache
 
     folders = {name: hub.repository_folder(name) for name in hub_cache.removable(model)}

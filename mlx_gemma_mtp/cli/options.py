@@ -62,7 +62,7 @@ class Pair:
     drafter: Annotated[
         str,
         typer.Option(
-            help="A folder or Hub name, none, or auto: one on this disk that fits.",
+            help="A size, folder or Hub name, none, or auto: one on this disk that fits.",
             autocompletion=complete.drafters,
         ),
     ] = "auto"
@@ -140,8 +140,11 @@ def original(model: str) -> str:
 
 
 def named_drafter(drafter: str) -> str | None:
-    """Return --drafter as `load` takes it."""
-    return None if drafter == "none" else drafter
+    """Return --drafter as `load` takes it. Raises ModelNotFoundError."""
+    from mlx_gemma_mtp.files.names import drafter_called
+
+    found = drafter_called(drafter)
+    return None if found is None or found == "none" else str(found)
 
 
 def interruption(line: str) -> str:

@@ -20,7 +20,7 @@ def pull(
         ),
     ],
     drafter: Annotated[
-        str, typer.Option(help="A Hub name, none, or auto: one that fits the model.")
+        str, typer.Option(help="A size or Hub name, none, or auto: one that fits the model.")
     ] = "auto",
     revision: Annotated[
         str | None,

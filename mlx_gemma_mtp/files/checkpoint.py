@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files.published import SIZES, size_within
 from mlx_gemma_mtp.model.config import DRAFTER_TYPES, DrafterConfig, TargetConfig
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
@@ -21,6 +22,7 @@ WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 # Checkpoints of Google for other runtimes.
 _GOOGLES_QAT = re.compile(r"(gemma-4-[\w.-]+?-it-qat)-(w4a16|mobile|q4_0-gguf)", re.IGNORECASE)
+LFS_POINTER = "version https://git-lfs"  # how the file starts that Git has in place of a large one
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 
@@ -126,27 +128,42 @@ def original_of(folder: Path) -> str:
     """
     if found := _GOOGLES_QAT.search(str(folder)):
         return f"google/{found[1]}-q4_0-unquantized"
-    return "the original checkpoint, or one in MLX's format"
+    size = size_within(folder.resolve().name) or SIZES[1]
+    return f"the original checkpoint, such as {size.original}, or one in MLX's format"
 
 
 def _instead(folder: Path) -> str:
     """Return what a folder without safetensors of a model holds instead, and what to do."""
     if adapter := next((name for name in ADAPTERS if (folder / name).exists()), None):
-        return f"{adapter} is an adapter: merge it into its model first, and use the result"
+        tool = "mlx_lm.fuse" if adapter.startswith("adapters") else "PEFT's merge_and_unload"
+        return f"{adapter} is an adapter: merge it into its model with {tool}, and use the result"
     for pattern, kind in (("*.gguf", "GGUF"), ("*.bin", "PyTorch"), ("*.npz", "older MLX")):
         if any(folder.glob(pattern)):
             return f"{kind} files are not supported: use {original_of(folder)}"
     return ""
 
 
+def lfs_pointer(path: Path) -> CheckpointError:
+    """Return the error for a file that Git LFS has not downloaded yet."""
+    return CheckpointError(
+        f"{path} is only a Git LFS pointer: run git lfs pull in {path.parent}, or download the "
+        "model again"
+    )
+
+
 def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     """Return the object in a JSON file. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith(LFS_POINTER):
+            raise lfs_pointer(path)
+        found = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {hint}") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}): download it again"
+        ) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return found

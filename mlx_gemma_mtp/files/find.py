@@ -18,6 +18,8 @@ from mlx_gemma_mtp.files.names import (
     DEMO,
     DEMO_DRAFTER,
     DRAFTER_SUFFIX,
+    check_target,
+    drafter_called,
     is_folder,
     is_local,
     no_such,
@@ -34,12 +36,14 @@ def find_pair(
     """Return the folders of a target and its drafter.
 
     Each is a folder, "demo" or a Hub name, which may end in @ and a revision: a branch, a tag or a
-    commit. drafter "auto": the best that fits the target, in its folder, next to it or in the
-    cache; None if there is none. If the target has to be downloaded, its drafter is too.
-    before_download: gets what has to be downloaded, if anything, and may raise. Raises
-    ModelNotFoundError, UsageError, CheckpointError for what is not Gemma 4, and MgmError if the
-    files cannot be written to disk.
+    commit. drafter: also a size, for Google's drafter of that size. "auto": the best that fits the
+    target, in its folder, next to it or in the cache; None if there is none. If the target has to
+    be downloaded, its drafter is too. before_download: gets what has to be downloaded, if anything,
+    and may raise. Raises ModelNotFoundError, UsageError, CheckpointError for what is not Gemma 4,
+    and MgmError if the files cannot be written to disk.
     """
+    check_target(model)
+    drafter = drafter_called(drafter)
     downloads = _to_download(model, drafter)
     if downloads:
         before_download(downloads)
@@ -74,12 +78,12 @@ def find_drafter(
     return None if found is None else found.folder
 
 
-def target_without_drafter(model: str) -> Target | None:
-    """Return a target that is on this disk, unless a drafter for it is too."""
+def target_without_drafter(model: str) -> tuple[Path, Target] | None:
+    """Return a target that is on this disk, and its folder, unless a drafter for it is too."""
     folder = _on_disk(model)
     if folder is None or find_drafter(model, folder) is not None:
         return None
-    return Target.at(folder, target_name(model, folder))
+    return folder, Target.at(folder, target_name(model, folder))
 
 
 def check_tokenizer(model: str) -> None:

@@ -55,7 +55,7 @@ def repositories() -> list[str]:
     names = []
     for path in sorted(cache_folder().glob("models--*")):
         name = repository_of(path)
-        with suppress(ModelNotFoundError):
+        with suppress(MgmError):
             if path.is_dir() and split_name(name) == (name, MAIN):
                 names.append(name)
     return names
@@ -149,7 +149,10 @@ def hub_errors(name: str) -> Iterator[None]:
             reason = "HF_HUB_OFFLINE is set"
         cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
         first = "unset that" if constants.HF_HUB_OFFLINE else "check the connection"
-        state, way = "is not downloaded", f"{first}, or use a local folder"
+        state = "is not downloaded"
+        way = f"{first}, or use a local folder (mgm list shows what is here)"
+        if "@" not in name and Path(name).parent.is_dir():
+            state = "is not a folder here, nor a downloaded model"
         trouble, response = f"{host} cannot be reached ({reason})", getattr(error, "response", None)
         if response is not None:
             trouble = f"{host} answered {response.status_code} {response.reason_phrase}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -108,7 +109,13 @@ def removable(name: str) -> list[str]:
     Raises UsageError for folders and the demo, ModelNotFoundError if the name is not cached.
     """
     if is_local(name):
-        raise UsageError(f"{name} is not in the Hub's cache: delete the folder yourself")
+        folder = Path(name).expanduser().absolute()
+        if name == "demo" or folder.resolve().is_relative_to(DEMO.parent.resolve()):
+            raise UsageError("the demo is part of mgm and cannot be removed")
+        raise UsageError(
+            f"{name} is a folder, not in the Hub's cache: to remove it, run "
+            f"rm -r {shlex.quote(str(folder))}"
+        )
     cached = hub.repositories()
     if name not in cached:
         near = difflib.get_close_matches(name, cached)

@@ -9,7 +9,7 @@ import difflib
 import re
 from pathlib import Path
 
-from mlx_gemma_mtp.errors import ModelNotFoundError
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.published import SHORT, SIZES, size_of, size_within
 
 DEMO = Path(__file__).parents[1] / "demo" / "gemma-4-demo-it"
@@ -19,13 +19,15 @@ MAIN = "main"  # the revision that a name without one means
 
 _HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 _HUB_PAGE = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w-][\w.-]*/[\w.-]+)")
+_OTHER_GEMMA = re.compile(r"(?<![a-z])gemma-?[1-3]n?(?=[-_]|$)", re.IGNORECASE)
+_DRAFTER = re.compile(r"gemma-4-[\w.]+-it(-qat-q4_0-unquantized)?-assistant", re.IGNORECASE)
 _OTHER_FORMAT = re.compile(
     r"GGUF|AWQ|GPTQ|w4a16-ct|mobile-ct|LiteRT|ONNX|bnb-4bit|(?<![a-z])FP8(?=-|$)", re.IGNORECASE
 )
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return a Hub name's repository and revision. Raises ModelNotFoundError."""
+    """Return a Hub name's repository and revision. Raises what `no_such` returns."""
     match = _HUB_NAME.fullmatch(name)
     if match is None:
         raise no_such(name)
@@ -45,11 +47,11 @@ def is_local(name: str | Path) -> bool:
     return name == "demo" or is_folder(name)
 
 
-def no_such(name: str | Path) -> ModelNotFoundError:
+def no_such(name: str | Path) -> MgmError:
     """Return the error for a name that is neither a folder, nor a Hub name, nor the demo."""
     short = str(name)[:200]
     if short.casefold().endswith(".gguf"):
-        return ModelNotFoundError(f"{short}: GGUF files are not supported; {_instead(short)}")
+        return CheckpointError(f"{short}: GGUF files are not supported; {_instead(short)}")
     if Path(short).suffix in (".safetensors", ".json"):
         return ModelNotFoundError(f"{short} is a file: give the folder that holds the model")
     meant = did_you_mean(short)
@@ -59,6 +61,37 @@ def no_such(name: str | Path) -> ModelNotFoundError:
         f"no folder {short!r}: give a size ({', '.join(SHORT)}), a folder, a Hub name such as "
         f"{SIZES[1].original}, or demo"
     )
+
+
+def drafter_called(name: str | Path | None) -> str | Path | None:
+    """Return what a drafter's name means: for a size, Google's drafter of that size.
+
+    Raises ModelNotFoundError for anything that is not a drafter's name.
+    """
+    if not isinstance(name, str) or name in ("auto", "none", "demo") or is_folder(name):
+        return name
+    if (size := size_of(name)) is not None:
+        return size.drafter()
+    if _HUB_NAME.fullmatch(name):
+        return name
+    names = {one.drafter().rpartition("/")[2].casefold(): one.drafter() for one in SIZES}
+    near = difflib.get_close_matches(name.casefold(), names, 1, 0.9)
+    way = (
+        f"did you mean {names[near[0]]}?"
+        if near
+        else f"give a size ({', '.join(SHORT)}), a folder, a Hub name such as "
+        f"{SIZES[1].drafter()}, auto or none"
+    )
+    raise ModelNotFoundError(f"no drafter {name[:200]!r}: {way}")
+
+
+def check_target(name: str | Path) -> None:
+    """Raise CheckpointError if a name is that of a published drafter, which cannot run alone."""
+    found = _DRAFTER.search(name) if isinstance(name, str) and not is_folder(name) else None
+    size = size_within(found[0]) if found else None
+    if found and size:
+        target = f"{size.original}{found[1] or ''}"
+        raise CheckpointError(f"{name} is a drafter: run its target, such as {target}")
 
 
 def did_you_mean(name: str) -> str | None:
@@ -79,16 +112,22 @@ def did_you_mean(name: str) -> str | None:
 
 
 def check_format(name: str) -> None:
-    """Raise ModelNotFoundError if a Hub name says that its weights are not safetensors for us."""
-    format = _OTHER_FORMAT.search(name.rpartition("/")[2])
+    """Raise CheckpointError if a Hub name says that it is an older Gemma, or in another format."""
+    own = name.rpartition("/")[2]
+    older, format = _OTHER_GEMMA.search(own), _OTHER_FORMAT.search(own)
+    if older is not None and "gemma-4" not in own.casefold():
+        raise CheckpointError(
+            f"{name} is not a Gemma 4 model; give a size ({', '.join(SHORT)}), or the Hub name of "
+            "a Gemma 4 model"
+        )
     if format is not None:
-        raise ModelNotFoundError(f"{name}: {format[0]} weights are not supported; {_instead(name)}")
+        raise CheckpointError(f"{name}: {format[0]} weights are not supported; {_instead(name)}")
 
 
 def _instead(name: str) -> str:
     size = size_within(name)
     if size is None:
-        return "give a folder with safetensors, or a Hub name"
+        return f"use the original checkpoint, such as {SIZES[1].original}"
     if "qat" in name.casefold():
         return f"take {size.original}-qat-q4_0-unquantized with --bits 4"
     return f"take {size.quantized(4)}"

@@ -103,7 +103,7 @@ def plan_download(
     wants = Target(target.repository, _config_of(target))
     cached = best(wants, in_cache())
     for name in [cached.name] if cached else to_pull(wants):
-        with suppress(ModelNotFoundError):
+        with suppress(ModelNotFoundError, CheckpointError):  # not published under this name
             found = look_up(name, update=update)
             if _fit(wants, found):
                 return [target, found]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import read_index, weight_files
+from mlx_gemma_mtp.files.checkpoint import LFS_POINTER, lfs_pointer, read_index, weight_files
 
 # The names that safetensors has for MLX's types.
 DTYPES = {
@@ -109,6 +109,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """
     with path.open("rb") as file:
         start = file.read(8)
+        if LFS_POINTER.startswith(start.decode(errors="replace") or "-"):
+            raise lfs_pointer(path)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else path.stat().st_size
         try:
             header = json.loads(file.read(size)) if size < path.stat().st_size else None

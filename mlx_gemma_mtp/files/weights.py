@@ -33,6 +33,7 @@ Stored = TypeVar("Stored", bound=HasShape)
 Format = Callable[[str, nn.Module], dict[str, Any] | bool]  # of a module, by its path
 
 GROUP_SIZE = 64
+CONVERTED_ONLY = (2, 3, 5, 6)  # bits that MLX has, and `mgm convert` writes
 # The modules that low precision hurts most keep 8 bits, whatever the others get.
 EIGHT_BIT = (
     *("router.proj", "embed_tokens", "embed_tokens_per_layer", "masked_embedding.centroids"),
@@ -117,7 +118,9 @@ def drafter_bits(target: Path, drafter: Path, bits: int | None) -> int | None:
 def check_bits(bits: int) -> None:
     """Raise UsageError unless `bits=` takes this."""
     if not is_count(bits) or bits not in (4, 8):
-        raise UsageError(f"bits must be 4 or 8, not {bits!r}")
+        other = is_count(bits) and bits in CONVERTED_ONLY
+        way = f": mgm convert --bits {bits} writes such a model" if other else ""
+        raise UsageError(f"bits must be 4 or 8, not {bits!r}{way}")
 
 
 def quantize(model: Target | Drafter, bits: int) -> None:
@@ -216,7 +219,7 @@ def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) 
         check_bits(bits)
     arrays = open_arrays(model, folder)
     if bits is not None and is_quantized(arrays):
-        raise UsageError(f"{folder} is quantized already: leave bits out")
+        raise UsageError(f"{folder} is quantized already: leave bits (--bits) out")
     fill(model, arrays, folder, dtype)
     if bits is not None:
         quantize(model, bits)

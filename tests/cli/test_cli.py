@@ -48,7 +48,27 @@ def test_a_command_line_that_makes_no_sense_exits_with_2(mgm_here: Here, line: s
     done = mgm_here(*line.split())
     assert_plain(done)
     assert done.returncode == 2
-    assert "Usage: mgm" in done.stderr + done.stdout
+    if line:
+        assert_one_line(done, 2, "--help lists the ")
+    assert "mgm" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("chat --temp 1", "did you mean --temperature? mgm chat --help lists the options"),
+        ("generate --max-tokns 1", "did you mean --max-tokens?"),
+        ("chta", "Did you mean 'chat'?"),
+        ("frobnicate", "no such command 'frobnicate'; mgm --help lists the commands"),
+        ("sessions frobnicate", "mgm sessions --help lists the commands"),
+        ("rm", "missing argument"),
+        ("generate --model", "requires an argument"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_gets_the_right_one(
+    mgm_here: Here, line: str, word: str
+) -> None:
+    assert_one_line(mgm_here(*line.split()), 2, word)
 
 
 def test_versions_and_the_device_are_printed() -> None:

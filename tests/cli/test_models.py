@@ -114,7 +114,9 @@ def test_the_list_shows_converted_models_until_they_are_gone(
     assert found.problem is found.drafter.problem is None
     os.utime(out / "model-00001-of-00002.safetensors", (written + 9e8, written))  # was read
     assert [model.modified for model in cached.models() if model == found] == [written]
-    assert_one_line(mgm_here("rm", found.name, "--yes"), 2, "delete the folder yourself")
+    assert_one_line(mgm_here("rm", found.name, "--yes"), 2, f"rm -r {out}")
+    assert_one_line(mgm_here("rm", "demo", "--yes"), 2, "cannot be removed")
+    assert_one_line(mgm_here("rm", str(DEMO), "--yes"), 2, "cannot be removed")
     out.rename(elsewhere)
     assert [model.name for model in cached.models()] == ["demo"]
     folders.converted_file().write_text("{")

@@ -1,12 +1,14 @@
 """How a model is named on the command line: sizes, the default, unknown names, Tab."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from mlx_gemma_mtp.bench.synthetic import settings
+from mlx_gemma_mtp.convert.formats import AFFINE_BITS
 
-from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_plain
+from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_one_line, assert_plain
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
@@ -16,11 +18,12 @@ from helpers.fake_hub import (
 from helpers.weight_files import few_weights
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.cli import complete, options
-from mlx_gemma_mtp.errors import ModelNotFoundError
+from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError
 from mlx_gemma_mtp.files.choice import choose
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import DEMO, check_format
+from mlx_gemma_mtp.files.names import DEMO, check_format, check_target, drafter_called
 from mlx_gemma_mtp.files.published import SHORT, SIZES, size_of
+from mlx_gemma_mtp.files.weights import CONVERTED_ONLY
 
 GB = 10**9
 E4B = "mlx-community/gemma-4-e4b-it-{}bit"
@@ -52,7 +55,6 @@ def test_a_size_means_the_best_published_checkpoint_that_fits(
     assert found.fits == (available > 1)
     line = str(found)
     assert line.startswith(f"e4b: {found.name} (")
-    assert len(line) <= 80
     assert hub_cache.network == []
 
 
@@ -84,11 +86,90 @@ def test_the_line_says_if_a_checkpoint_is_quantized_and_if_it_does_not_fit(
 ) -> None:
     put(hub_cache, "google/gemma-4-26B-A4B-it")
     assert str(choose("26b", available=30 * GB)) == (
-        "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (needs 28.3 GB, 30.0 GB available)"
+        "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (needs 28.3 of 30.0 GB of memory)"
     )
-    assert str(choose("31b", available=10 * GB)).endswith("(needs 21.3 GB, 10.0 GB available)")
-    for size in SIZES:  # the longest name of all fits a line
-        assert len(str(choose(size.kind, available=100 * GB))) <= 80
+    assert str(choose("31b", available=10 * GB)).endswith(
+        "(needs 21.3 GB, 10.0 GB available; about 18 GB to download)"
+    )
+
+
+def test_memory_that_others_hold_now_changes_no_choice_but_is_shown(hub_cache: HubCache) -> None:
+    idle, busy = (choose("e4b", available=9 * GB, free=free * GB) for free in (9, 5))
+    assert idle is not None
+    assert busy is not None
+    assert idle.name == busy.name
+    assert idle.fits
+    assert busy.fits
+    assert "free now" not in str(idle)
+    assert "needs 8.4 of 9.0 GB of memory, but 5.0 GB is free now; about 8 GB" in str(busy)
+
+
+def test_a_size_as_the_drafter_means_googles(hub_cache: HubCache, mgm_here: Here) -> None:
+    for name in ("e4b", "gemma4:e4b", "E4B-it"):
+        assert drafter_called(name) == "google/gemma-4-E4B-it-assistant"
+    done = mgm_here("generate", SUM, "--drafter", "e4b")
+    assert_one_line(done, 3, "google/gemma-4-E4B-it-assistant is not downloaded")
+    for name in ("auto", "none", "demo", "me/mine", None, DEMO):
+        assert drafter_called(name) == name
+
+
+def test_a_wrong_name_of_a_drafter_gets_names_of_drafters(mgm_here: Here) -> None:
+    for name, word in {
+        "nosuch": "such as google/gemma-4-E4B-it-assistant, auto or none",
+        "gemma-4-e4b-it-asistant": "did you mean google/gemma-4-E4B-it-assistant?",
+    }.items():
+        assert_one_line(mgm_here("generate", SUM, "--drafter", name), 3, word)
+        with pytest.raises(ModelNotFoundError, match=re.escape(word)):
+            load("demo", name)
+
+
+def test_a_target_is_refused_before_a_word_about_drafters(
+    hub_cache: HubCache, mgm_here: Here, tmp_path: Path
+) -> None:
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    assert_one_line(mgm_here("generate", SUM, "-m", "llama"), 1, "not a Gemma 4 model")
+    shutil.copytree(DEMO, tmp_path / "alone")
+    done = mgm_here("generate", SUM, "-m", "alone", *GREEDY)
+    assert (done.returncode, done.stdout) == (0, f"{SUM_ANSWER}\n")
+    assert done.stderr == (
+        "No drafter in alone, next to it or in the Hub's cache: running without drafts.\n"
+    )
+
+
+def test_a_name_below_a_folder_that_is_here_is_said_to_be_no_folder(
+    hub_cache: HubCache, mgm_here: Here, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    for name, word in {"models/typo": "models/typo is not a folder", "me/it": "not down"}.items():
+        assert_one_line(mgm_here("generate", SUM, "-m", name), 3, word)
+
+
+def test_an_error_about_the_default_model_names_the_variable(
+    mgm_here: Here, hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MGM_MODEL", "zzz")
+    assert_one_line(mgm_here("generate", SUM), 3, "(MGM_MODEL is 'zzz')")
+    done = mgm_here("generate", SUM, "-m", "zzz")
+    assert_one_line(done, 3, "no folder 'zzz'")
+    assert "MGM_MODEL" not in done.stderr
+
+
+def test_files_that_git_left_as_pointers_are_called_so(mgm_here: Here, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for pattern in ("*.safetensors", "config.json"):
+        folder = shutil.copytree(DEMO, tmp_path / pattern.strip("*."))
+        for path in folder.glob(pattern):
+            path.write_text(pointer)
+        done = mgm_here("generate", SUM, "-m", str(folder), "--drafter", "demo")
+        assert_one_line(done, 1, "git lfs pull")
+
+
+def test_bits_that_only_convert_writes_are_said_to_be(mgm_here: Here) -> None:
+    done = mgm_here("generate", SUM, "-m", "demo", "--bits", "3")
+    assert_one_line(done, 2, "mgm convert --bits 3 writes such a model")
+    assert "convert" not in mgm_here("generate", SUM, "-m", "demo", "--bits", "7").stderr
+    assert {*map(str, CONVERTED_ONLY)} == {*AFFINE_BITS} - {"4", "8"}
 
 
 def test_other_names_are_no_sizes(hub_cache: HubCache, tmp_path: Path) -> None:
@@ -106,11 +187,11 @@ def test_an_unknown_name_gets_the_one_that_was_meant(hub_cache: HubCache) -> Non
         "https://huggingface.co/google/gemma-4-31B-it/tree/main": "google/gemma-4-31B-it?",
         "hf.co/me/model": "did you mean me/model?",
         "gemma4": f"give a size ({', '.join(SHORT)}), a folder, a Hub name",
-        "llama.gguf": "GGUF files are not supported; give a folder with safetensors",
+        "llama.gguf": "GGUF files are not supported; use the original checkpoint",
         "gemma-4-12b-it-Q4_K_M.GGUF": "take mlx-community/gemma-4-12B-it-4bit",
         "model.safetensors": "is a file: give the folder",
     }.items():
-        with pytest.raises(ModelNotFoundError, match=re.escape(word)):
+        with pytest.raises((CheckpointError, ModelNotFoundError), match=re.escape(word)):
             find_pair(name, "auto")
     assert hub_cache.network == []
 
@@ -123,14 +204,21 @@ def test_weights_that_cannot_be_loaded_are_refused_before_they_are_downloaded(
         "google/gemma-4-E4B-it-qat-w4a16-ct": "E4B-it-qat-q4_0-unquantized with --bits 4",
         "me/gemma-4-31B-it-AWQ": "AWQ weights are not supported",
         "me/gemma-4-31B-it-FP8-dynamic": "FP8 weights are not supported",
+        "google/gemma-3-4b-it": "not a Gemma 4 model",
+        "unsloth/gemma-3n-E4B-it": "not a Gemma 4 model",
+        "google/gemma-4-E4B-it-assistant": "run its target, such as google/gemma-4-E4B-it",
+        "mlx-community/gemma-4-E2B-it-assistant-bf16": "such as google/gemma-4-E2B-it",
+        "google/gemma-4-31B-it-qat-q4_0-unquantized-assistant": "gemma-4-31B-it-qat-q4_0-unqua",
     }.items():
-        with pytest.raises(ModelNotFoundError, match=re.escape(word)):
+        with pytest.raises(CheckpointError, match=re.escape(word)):
             find_pair(name, "auto")
     assert hub_cache.network == []
     for size in SIZES:
         for name in (size.original, size.quantized(4), size.drafter(qat=True)):
             check_format(name)
-    check_format("mlx-community/gemma-4-12B-it-mxfp8")
+    for name in ("mlx-community/gemma-4-12B-it-mxfp8", "me/gemma-4-E4B-it-like-gemma-3"):
+        check_format(name)
+    check_target("me/gemma-4-E4B-it-coding-assistant")
 
 
 def test_the_model_may_stand_anywhere_and_the_prompt_too(

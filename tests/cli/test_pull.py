@@ -218,13 +218,14 @@ def test_a_pull_that_is_refused_is_one_line_and_an_exit_code(
         (3, "no Hub repository", NAME),
         (1, "llama", "org/llama"),
         (1, "safetensors", "org/bare"),
-        (3, "gguf weights", "org/gguf"),
+        (1, "gguf weights", "org/gguf"),
         (3, "no revision 'v2'", "org/here", "--revision", "v2"),
         (2, "--revision", "org/here@v1.0", "--revision", "v1.0"),
         (2, "demo", "demo"),
         (2, ".", "."),
         (3, "google/gemma", "gemma"),
-        (3, "GGUF", "model.gguf"),
+        (1, "GGUF", "model.gguf"),
+        (1, "not a Gemma 4 model", "google/gemma-3-4b-it"),
     ):
         assert_one_line(mgm_here("pull", *map(str, arguments)), int(exit_code), str(word))
         assert online.fetched() == set()
