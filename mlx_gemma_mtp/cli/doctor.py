@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def doctor(
     as_json: options.Json = False,
     self_test: Annotated[
-        bool, typer.Option(help="Compare completions with and without a drafter (10 seconds).")
+        bool,
+        typer.Option(help="Compare completions with and without a drafter (up to 30 seconds)."),
     ] = True,
 ) -> None:
     """Check this machine and run a self-test.
@@ -39,7 +40,7 @@ def doctor(
     if not as_json:
         print_report(report)
     if self_test:
-        print("running the self-test, about ten seconds ...", file=sys.stderr)
+        print("running the self-test, up to half a minute ...", file=sys.stderr)
         device.exact_products()
         try:
             tested = check.self_test()
