@@ -103,7 +103,9 @@ def bench(
     """Measure whether drafting is worth it on this machine.
 
     Compares decoding with and without drafts, by task and batch size, and says how many draft
-    tokens to use. Ctrl-C shows what is finished so far. --check exits with 5 if outputs differ.
+    tokens to use. Takes a minute or two for the demo on a CPU, longer for larger models: a line
+    shows the time left; fewer --tasks, --batch or --repeat take less. Ctrl-C shows what is finished
+    so far. --check exits with 5 if outputs differ.
     """
     given = options.given(context)
     for applies, reason, excluded in (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.subject import Opened
 
 PEERS = ("mlx-lm", "mlx-vlm")
-# Default batches and tokens of a row. On a CPU a pass takes nearly as long as it has tokens.
-TIMED, TIMED_ON_CPU = ("1,2,4,8", 64), ("1,4", 12)
-CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128), ("1,2,4,8", 32)
+# Default batches, tokens of a row and turns. On a CPU a pass takes nearly as long as it has tokens.
+TIMED, TIMED_ON_CPU = ("1,2,4,8", 64, 5), ("1,4", 12, 3)
+CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128, 1), ("1,2,4,8", 32, 1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ class Measured:
         int | None,
         typer.Option(help="Tokens of each row: timed [64; on a CPU 12] or checked [128; 32]."),
     ] = None
-    repeat: Annotated[int, typer.Option(help="Repetitions; reports median, min and max.")] = 5
+    repeat: Annotated[
+        int | None,
+        typer.Option(help="Repetitions; reports median, min and max [5; on a CPU 3]."),
+    ] = None
     delay: Annotated[float, typer.Option(help="Seconds to wait between two measurements.")] = 0.0
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     peer: Annotated[
@@ -67,11 +72,12 @@ class Measured:
         from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 
         on_gpu, on_cpu = (CHECKED, CHECKED_ON_CPU) if check else (TIMED, TIMED_ON_CPU)
-        batch, tokens = on_cpu if device.backend() == "cpu" else on_gpu
+        batch, tokens, repeat = on_cpu if device.backend() == "cpu" else on_gpu
         tokens = tokens if self.max_tokens is None else self.max_tokens
+        repeat = repeat if self.repeat is None else self.repeat
         for name, value, least in (
             ("--max-tokens", tokens, 1),
-            ("--repeat", self.repeat, 1),
+            ("--repeat", repeat, 1),
             ("--delay", self.delay, 0),
             ("--depth", self.depth, 0),
         ):
@@ -99,7 +105,7 @@ class Measured:
             batches=options.batches(self.batch or batch),
             num_draft_tokens=list(dict.fromkeys(drafts)),
             tokens=tokens,
-            repeat=self.repeat,
+            repeat=repeat,
             delay=self.delay,
             temperature=self.temperature,
             depth=self.depth,
@@ -112,7 +118,7 @@ class Measured:
         """Return the tasks that there are prompts for."""
         from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
 
-        return DEMO_TASKS if pair.model == "demo" and self.synthetic is None else TASKS
+        return DEMO_TASKS if self.synthetic is None and _is_demo(pair.model) else TASKS
 
     def open(self, pair: options.Pair, plan: Plan) -> tuple[Opened, Prompts]:
         """Load or draw the pair, with its prompts. Raises if the context or memory is too small."""
@@ -138,7 +144,7 @@ class Measured:
             if self.tasks or self.depth:
                 raise UsageError("without a tokenizer prompts are random: leave --tasks out")
             found = prompts.of_noise(opened.pair.target.config.vocab_size, lengths)
-        elif pair.model == "demo":
+        elif _is_demo(pair.model):
             found = prompts.of_demo(text, plan.tasks)
         else:
             found = prompts.of_tasks(text, plan.tasks, lengths, depth=self.depth)
@@ -152,6 +158,16 @@ class Measured:
             print(f"drawing random weights of {self.synthetic}", file=sys.stderr)
             opened = opened.draw()
         return opened, found
+
+
+def _is_demo(model: str) -> bool:
+    """True for the demo, and for a folder made from it: that has its tokenizer."""
+    from mlx_gemma_mtp.files.names import DEMO, is_folder
+
+    if not is_folder(model):
+        return model == "demo"
+    tokenizer = Path(model).expanduser() / "tokenizer.json"
+    return tokenizer.is_file() and filecmp.cmp(tokenizer, DEMO / tokenizer.name, shallow=False)
 
 
 def _count(part: str) -> NumDrafts:
