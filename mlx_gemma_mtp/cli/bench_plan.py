@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PEERS = ("mlx-lm", "mlx-vlm")
 # Default batches, tokens of a row and turns. On a CPU a pass takes nearly as long as it has tokens.
 TIMED, TIMED_ON_CPU = ("1,2,4,8", 64, 5), ("1,4", 12, 3)
+DRAFTS, DRAFTS_ON_CPU = "0,1,2,3,5,auto", "0,1,3,auto"
 CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128, 1), ("1,2,4,8", 32, 1)
 
 
@@ -34,8 +35,11 @@ class Measured:
     ] = None
     batch: Annotated[str | None, typer.Option(help="Batch sizes [1,2,4,8; on a CPU 1,4].")] = None
     num_draft_tokens: Annotated[
-        str, typer.Option(help="Draft tokens per round: 0 to 15, auto.")
-    ] = "0,1,2,3,5,auto"
+        str | None,
+        typer.Option(
+            help=f"Draft tokens per round: 0 to 15, auto [{DRAFTS}; on a CPU {DRAFTS_ON_CPU}]."
+        ),
+    ] = None
     prompt_tokens: Annotated[
         str | None, typer.Option(help="Tokens of each row's prompt [various, up to 840].")
     ] = None
@@ -72,7 +76,8 @@ class Measured:
         from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 
         on_gpu, on_cpu = (CHECKED, CHECKED_ON_CPU) if check else (TIMED, TIMED_ON_CPU)
-        batch, tokens, repeat = on_cpu if device.backend() == "cpu" else on_gpu
+        is_cpu = device.backend() == "cpu"
+        batch, tokens, repeat = on_cpu if is_cpu else on_gpu
         tokens = tokens if self.max_tokens is None else self.max_tokens
         repeat = repeat if self.repeat is None else self.repeat
         for name, value, least in (
@@ -93,7 +98,7 @@ class Measured:
         counts: list[NumDrafts] = ["auto", *range(MAX_DRAFT_TOKENS + 1)]
         drafts = options.listed(
             "--num-draft-tokens",
-            self.num_draft_tokens,
+            self.num_draft_tokens or (DRAFTS_ON_CPU if is_cpu else DRAFTS),
             _count,
             counts.__contains__,
             f"0 to {counts[-1]} and auto",
