@@ -80,7 +80,7 @@ def verdict(record: Record) -> str:
         if record.subject.drafter_bytes is None:
             return f"{QUESTION} Not measured: the model has no drafter."
         compare = "type --num-draft-tokens 0,3,auto to compare"
-        return f"{QUESTION} Not measured: it takes plain decoding and drafts; {compare}."
+        return f"{QUESTION} Not measured: this needs plain decoding and drafts; {compare}."
     # Batches with one answer share a sentence.
     alike: dict[tuple[str, NumDrafts], list[int]] = {}
     for batch, one in found.items():

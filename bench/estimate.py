@@ -73,7 +73,7 @@ def predict(
     counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
     speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
     needs = planned.pair.needs(context, batch)
-    fits = tuple(size for size in chip.sizes if needs <= device.mac_limit(size))
+    fits = tuple(device.macs_with(needs, chip.sizes))
     return Prediction(batch, speeds, speeds.index(max(speeds)), needs, fits)
 
 

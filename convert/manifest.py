@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_gemma_mtp.errors import CheckpointError
+from mlx_gemma_mtp.files.checkpoint import read_json
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -79,13 +80,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a converted folder. Raises CheckpointError."""
     path = folder / MANIFEST
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {MANIFEST}: mgm convert writes one") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if isinstance(raw, dict) and raw.get("schema") not in (None, SCHEMA):
+    raw = read_json(path, "mgm convert writes one")
+    if raw.get("schema") not in (None, SCHEMA):
         raise CheckpointError(
             f"{path} has schema {raw['schema']!r}, but this version reads {SCHEMA}: update mgm"
         )

@@ -122,7 +122,7 @@ def _config_json(plan: Plan) -> str:
                 section[key] = plan.recipe.dtype
         for key in ("quantization", "quantization_config"):  # left over, as the weights are not
             section.pop(key, None)
-    text |= _for_mlx(plan.config)
+    text |= mlx_settings(plan.config)
     if isinstance(plan.config, TargetConfig):
         own_head = any(one.path == "lm_head" for one in plan.parameters)
         config["tie_word_embeddings"] = text["tie_word_embeddings"] = not own_head
@@ -142,7 +142,7 @@ def _config_json(plan: Plan) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _for_mlx(config: TargetConfig | DrafterConfig) -> dict[str, Any]:
+def mlx_settings(config: TargetConfig | DrafterConfig) -> dict[str, Any]:
     """Return the keys for which mlx-lm and mlx-vlm would use E2B's values, or that they need.
 
     Transformers leaves out keys that equal its own defaults, and MLX's tools ignore

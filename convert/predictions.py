@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_gemma_mtp.decode.sampling import capped
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.progress import Update
 
@@ -88,10 +89,7 @@ def _scores(
 
 
 def _log_probabilities(target: Target, hidden: mx.array) -> mx.array:
-    logits = target.logits(hidden)
-    softcap = target.config.final_logit_softcapping
-    if softcap is not None:
-        logits = mx.tanh(logits / softcap) * softcap
+    logits = capped(target.logits(hidden), target.config.final_logit_softcapping)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 

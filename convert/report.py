@@ -74,7 +74,7 @@ def _memory(plans: Sequence[Plan]) -> str:
 
     def cell(context: int, batch: int) -> str:
         total = pair.needs(context, batch)
-        macs = [mac for mac in device.MAC_SIZES if device.mac_limit(mac) >= total]
+        macs = device.macs_with(total)
         return f"{decimal(total)}: {f'{min(macs)} GB Mac' if macs else 'no Mac'}"
 
     contexts = [c for c in CONTEXTS if c < config.max_position_embeddings]

@@ -36,7 +36,7 @@ class Slice(NamedTuple):
     tensor: StoredTensor
     num_rows: int
     arrays: list[mx.array]
-    finite: mx.array  # whether all of its numbers are
+    finite: mx.array  # True if all of its numbers are finite
 
 
 def peak_bytes(plans: Sequence[Plan], options: Options) -> int:

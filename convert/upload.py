@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import MgmError, UsageError, one_line
+from mlx_gemma_mtp.files.hub import http_error
 
 
 def check_upload(repository: str) -> None:
@@ -40,7 +41,6 @@ def upload(folder: Path, repository: str) -> str:
 def _readable_errors(repository: str, then: str) -> Iterator[None]:
     from huggingface_hub import errors
 
-    http_error = errors.HTTPError  # type: ignore[attr-defined] # of the client's HTTP library
     try:
         yield
     except errors.HFValidationError:
@@ -49,5 +49,5 @@ def _readable_errors(repository: str, then: str) -> Iterator[None]:
         ) from None
     except errors.LocalTokenNotFoundError:
         raise MgmError(f"no Hub token: set HF_TOKEN, or run hf auth login{then}") from None
-    except (http_error, OSError) as error:
+    except (http_error(), OSError) as error:
         raise MgmError(f"cannot upload to {repository} ({one_line(error)}){then}") from None

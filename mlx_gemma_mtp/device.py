@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,11 @@ def mac_limit(gigabytes: int) -> int:
     """
     size = gigabytes * 2**30
     return size * 2 // 3 if gigabytes < 36 else size * 3 // 4
+
+
+def macs_with(needed: int, sizes: Sequence[int] = MAC_SIZES) -> list[int]:
+    """Return which of these memory sizes of Macs, in GB, leave this many bytes to the GPU."""
+    return [size for size in sizes if needed <= mac_limit(size)]
 
 
 def chip_name() -> str:

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import prefill
+from mlx_gemma_mtp.decode.sampling import capped
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
@@ -90,9 +91,7 @@ def scores(
     scaled = logits.astype(mx.float32)
     if not params.temperature:
         return np.array(scaled), np.where(barred, -np.inf, np.inf)
-    if softcap is not None:
-        scaled = mx.tanh(scaled / softcap) * softcap
-    scaled = scaled / params.temperature
+    scaled = capped(scaled, softcap) / params.temperature
     noise = mx.random.gumbel(logits.shape, key=mx.array([params.seed, position], mx.uint32))
     slack = _slack(np.where(barred, -np.inf, np.array(scaled)), params)
     return np.array(scaled + noise), slack

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GAP = 2  # between two columns of a table
 USUAL_SIZE = os.terminal_size((80, 24))
-MAX_WORD = 24  # longer words may be broken to fit a table
+MAX_WORD = 24  # longer words are broken if a table fits in no other way
 LEAST = 12  # columns that names and signs at their side leave to a text
 UNLIMITED = 10_000  # columns
 
@@ -123,12 +123,13 @@ def _fitting(cells: Sequence[Sequence[str]], left: int, width: int) -> list[int]
     """
     natural = [max(map(cell_len, column)) for column in cells]
     words = [[cell_len(word) for cell in column for word in cell.split()] for column in cells]
-    least = [min(max(lengths, default=0), MAX_WORD) for lengths in words]
-    least[left:] = natural[left:]
-    for most in range(max(natural, default=0), -1, -1):
-        found = [max(low, min(one, most)) for one, low in zip(natural, least, strict=True)]
-        if 1 + sum(found) + GAP * (len(found) - 1) <= width:
-            return found
+    for unbroken in (UNLIMITED, MAX_WORD):
+        least = [min(max(lengths, default=0), unbroken) for lengths in words]
+        least[left:] = natural[left:]
+        for most in range(max(natural, default=0), -1, -1):
+            found = [max(low, min(one, most)) for one, low in zip(natural, least, strict=True)]
+            if 1 + sum(found) + GAP * (len(found) - 1) <= width:
+                return found
     return None
 
 

@@ -79,3 +79,15 @@ def test_importing_the_package_is_quick_and_loads_nothing_heavy(tmp_path: Path) 
         assert heavy == "[]"
         seconds.append(float(took))
     assert min(seconds) < IMPORT_SECONDS
+
+
+@pytest.mark.parametrize("command", ["--help", "list"])
+def test_a_command_that_runs_no_model_loads_nothing_heavy(command: str) -> None:
+    script = (
+        f"import sys; from mlx_gemma_mtp.cli import main; sys.argv = ['mgm', {command!r}]\n"
+        "try: main()\n"
+        f"finally: print([name for name in {SLOW_TO_IMPORT} if name in sys.modules])"
+    )
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"

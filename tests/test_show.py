@@ -22,6 +22,13 @@ def test_a_table_fits_a_width_and_loses_nothing(width: int) -> None:
     assert letters[0] <= letters[1]
 
 
+def test_a_long_word_is_broken_only_if_the_table_fits_in_no_other_way() -> None:
+    name = "mlx-community/gemma-4-26b-a4b-it"
+    rows = [(name, "12 minutes ago")]
+    assert name in table(("NAME", "MODIFIED"), rows, left=2, width=45)
+    assert name not in table(("NAME", "MODIFIED"), rows, left=2, width=40)
+
+
 def test_a_table_in_a_pipe_and_in_markdown_is_as_wide_as_it_is() -> None:
     for shown in (table(HEADER, ROWS), table(HEADER, ROWS, markdown=True, width=40)):
         assert ROWS[0][3].strip() in shown

@@ -12,9 +12,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_gemma_mtp.convert.output import mlx_settings
 
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.model.config import DecoderConfig
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -29,36 +30,9 @@ PARTS = {
 ROOTS = ("", "model.")  # theirs keep embedding, layers and norm below `model`
 
 
-def settings(config: DecoderConfig) -> dict[str, Any]:
-    """Their text configuration: our fields, and those with other names."""
-    kinds = {layer.kind: layer for layer in config.layers}
-    sliding, full = kinds["sliding_attention"], kinds["full_attention"]
-    first, last = config.layers[0], config.layers[-1]
-    ropes = {
-        kind: {
-            "rope_type": "default" if (rope.rotated, rope.factor) == (1, 1) else "proportional",
-            "rope_theta": rope.theta,
-            "partial_rotary_factor": rope.rotated,
-            "factor": rope.factor,
-        }
-        for kind, rope in config.rope.items()
-    }
-    named_otherwise = {
-        "intermediate_size": first.intermediate_size,
-        "use_double_wide_mlp": last.intermediate_size > first.intermediate_size,
-        "num_hidden_layers": len(config.layers),
-        "num_kv_shared_layers": sum(not layer.owns_kv for layer in config.layers),
-        "layer_types": [layer.kind for layer in config.layers],
-        "num_key_value_heads": sliding.num_key_value_heads,
-        "num_global_key_value_heads": full.num_key_value_heads,
-        "head_dim": sliding.head_dim,
-        "global_head_dim": full.head_dim,
-        "attention_k_eq_v": full.k_eq_v,
-        "rope_parameters": ropes,
-        "enable_moe_block": getattr(config, "num_experts", 0) > 0,
-    }
-    no_per_layer_embedding = {"hidden_size_per_layer_input": 0}  # a drafter's config lacks it
-    return no_per_layer_embedding | vars(config) | named_otherwise
+def settings(config: TargetConfig | DrafterConfig) -> dict[str, Any]:
+    """Return their text configuration: our fields, and those with other names."""
+    return vars(config) | mlx_settings(config)
 
 
 def lend(ours: Target | Drafter, theirs: nn.Module, *, plain: Collection[str] = ()) -> None:

@@ -37,6 +37,7 @@ class Page:
         self._seen = size()
         self._lines: list[Text] = []  # that can still change
         self._gone = ""  # the letters of those before them
+        self._unended = False  # True if the cursor is at the end of those
         self.moved = False  # set it if others wrote here: the cursor is on a new line now
 
     @property
@@ -57,6 +58,8 @@ class Page:
         if left is None:  # what scrolled away is different now: all of it once more
             self.keep()
             left = lines
+        elif self._unended:
+            left = self._end_line(lines, left)
         old = self._lines
         pairs = zip(old, left, strict=False)
         first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -74,17 +77,31 @@ class Page:
 
     def keep(self) -> None:
         """Leave the lines as they are; the next ones come below."""
-        if self._lines:
+        if self._lines or self._unended:
             self._write("\n")
-        self._lines, self._gone = [], ""
+        self._lines, self._gone, self._unended = [], "", False
 
     def _freeze(self) -> None:
-        """Leave the lines as they are, and continue on a new line."""
-        if self._lines and not self.moved:
-            self._write("\n")
+        """Leave the lines as they are, and continue on a new line, once the last word is whole."""
+        self._unended = (self._unended or bool(self._lines)) and not self.moved
         self.moved = False
         self._gone += "".join(map(_letters, self._lines))
         self._lines = []
+
+    def _end_line(self, lines: list[Text], left: list[Text]) -> list[Text]:
+        """Write the end of a word that was cut, then a new line; return what is left of `lines`."""
+        if not left:
+            return left
+        line, rest = lines[-len(left)].plain, left[0].plain
+        if not f" {line}"[-len(rest) - 1].isspace():
+            word = rest.split(maxsplit=1)[0]
+            self._write(word)
+            self._gone += word
+            left = _after(lines, self._gone) or []
+        if left:
+            self._write("\n")
+            self._unended = False
+        return left
 
     def _follow_size(self) -> None:
         """If the window became wider or narrower, nobody knows where the lines are now."""

@@ -52,6 +52,19 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def unechoed(keyboard: TextIO) -> Iterator[None]:
+    """Inside the block, keys are not echoed: they wait for whoever reads next."""
+    modes, quiet = termios.tcgetattr(keyboard), termios.tcgetattr(keyboard)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        with suppress(OSError, termios.error):  # the terminal may be gone
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, modes)
+
+
+@contextmanager
 def held(screen: TextIO, interrupts: Interrupts, resumed: Callable[[], object]) -> Iterator[None]:
     """Inside the block, keys are not echoed but wait for the next prompt, and signals are handled.
 

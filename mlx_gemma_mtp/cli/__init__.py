@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,11 @@ def bare(version: Annotated[bool, VERSION] = False) -> None:
     """Options of `mgm` without a command. Its help is the one of the app."""
 
 
+def _help_width() -> int:
+    """Return the columns of help texts, as usual, but also in windows that are narrower than 50."""
+    return min(shutil.get_terminal_size().columns, 80) - 2
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command, by default the one of this process; an error becomes one line and a code."""
     # If a stream is closed at the start, the next file that is opened would take its place.
@@ -101,7 +107,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the process ends
     try:
-        app(args, prog_name="mgm")
+        app(args, prog_name="mgm", terminal_width=_help_width())
     except Exception as error:
         if os.environ.get("MGM_DEBUG"):
             raise

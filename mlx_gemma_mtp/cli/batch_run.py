@@ -7,7 +7,6 @@ settings and the seed, so the results are the same as those of an uninterrupted 
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -24,6 +23,7 @@ from mlx_gemma_mtp.cli.requests_file import Line, read
 from mlx_gemma_mtp.cli.results_file import ResultsFile
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.progress import progress
+from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp import Completion, Engine
@@ -49,14 +49,14 @@ def run(
         lines = [line.seeded(results.seed) for line in requests]
         todo = [line for line in lines if line.number not in results.done]
         if results.done and todo:
-            print(f"{len(results.done)} results are already done", file=sys.stderr)
+            say(f"{len(results.done)} results are already done")
         try:
             failures = _answer(pair, todo, results, max_batch) if todo else {}
             results.publish(failures)
         except KeyboardInterrupt:
             command = "the same command again" + (" without --restart" if restart else "")
             kept = f"interrupted; {len(results.done)} of {len(lines)} results are kept"
-            print(options.interruption(f"{kept}: run {command} to continue"), file=sys.stderr)
+            say(options.interruption(f"{kept}: run {command} to continue"))
             raise typer.Exit(options.INTERRUPTED) from None
         if failures:
             first = min(failures)
@@ -98,7 +98,7 @@ def _answer(
     count = len(todo) - len(failures)
     drafts = f", {accepted / drafted:.0%} of {drafted} drafts accepted" if drafted else ""
     answers = f"{count} answer{'' if count == 1 else 's'}"
-    print(f"{answers}, {tokens} tokens, {speed}{drafts}", file=sys.stderr)
+    say(f"{answers}, {tokens} tokens, {speed}{drafts}")
     return failures
 
 

@@ -16,6 +16,7 @@ from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.bench_plan import Measured
 from mlx_gemma_mtp.cli.check import check_batches
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_line
+from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Record
@@ -36,13 +37,20 @@ class Shown:
         bool,
         typer.Option("--recommend", help="Print only the verdict; auto starts from this run."),
     ] = False
-    format: Annotated[Literal["table", "md", "csv", "json"], typer.Option()] = "table"
+    format: Annotated[
+        Literal["table", "md", "csv", "json"],
+        typer.Option(metavar="<str>", help="table, md, csv or json."),
+    ] = "table"
     out: Annotated[
         Path | None, typer.Option(help="Write a JSON file, updated after every task.")
     ] = None
     from_: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Show a file of --out instead of measuring; repeatable."),
+        typer.Option(
+            "--from",
+            metavar="<path>",
+            help="Show a file of --out instead of measuring; repeatable.",
+        ),
     ] = None
     plot: Annotated[Path | None, typer.Option(help="Write plots (SVG) to this folder.")] = None
     share: Annotated[
@@ -87,7 +95,7 @@ class Shown:
             shown = (report.text(one, part, markdown=markdown, width=width) for one in records)
             print("\n\n".join(shown))
         if self.plot is not None:
-            print(*plot(records, self.plot), sep="\n", file=sys.stderr)
+            say("\n".join(map(str, plot(records, self.plot))))
 
 
 @options.spread
@@ -186,7 +194,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
         asked = measured.num_draft_tokens not in (None, "0")
         if shown.recommend or asked:
             raise ModelNotFoundError(f"{pair.model} has no drafter: name one with --drafter")
-        print(f"{pair.model}: no drafter found; measuring plain decoding only", file=sys.stderr)
+        say(f"{pair.model}: no drafter found; measuring plain decoding only")
         plan = replace(plan, num_draft_tokens=[0])
     plan = replace(plan, tasks=prompts.tasks)
     peers = []
@@ -213,7 +221,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     record.warnings += [text for text in later if text not in before.warnings]
     own = opened.pair.fingerprint
     if shown.recommend and record.complete and own and not save_depth(own, depth):
-        print(f"cannot write {depth_file()}: auto will not know this run", file=sys.stderr)
+        say(f"cannot write {depth_file()}: auto will not know this run")
     keep()
     shown.show([record])
     if isinstance(ended, KeyboardInterrupt):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.prompts import Prompts
@@ -55,7 +55,8 @@ class Measured:
     delay: Annotated[float, typer.Option(help="Seconds to wait between two measurements.")] = 0.0
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     peer: Annotated[
-        list[str] | None, typer.Option(help="Compare with mlx-lm or mlx-vlm; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="<str>", help="Compare with mlx-lm or mlx-vlm; repeatable."),
     ] = None
     synthetic: Annotated[
         str | None,
@@ -160,7 +161,7 @@ class Measured:
                 have, copies = mlx_worker().run(device.available), len({*(self.peer or [])})
                 room, batch = longest + 4 * plan.tokens, max(plan.batches)  # windows and around
                 opened.check_room(have=have, context=room, batch=batch, copies=copies)
-            print(f"drawing random weights of {self.synthetic}", file=sys.stderr)
+            say(f"drawing random weights of {self.synthetic}")
             opened = opened.draw()
         return opened, found
 

@@ -63,7 +63,7 @@ def chat(
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.commands import answer_lines, talk
     from mlx_gemma_mtp.chat.screen import Screen, wants_raw
-    from mlx_gemma_mtp.chat.terminal import Interrupts, held
+    from mlx_gemma_mtp.chat.terminal import Interrupts, held, unechoed
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.files import folders
 
@@ -90,7 +90,8 @@ def chat(
     interrupts = Interrupts() if editing else None
 
     def load(models: Models) -> Engine:
-        return load_engine(replace(pair, **models._asdict()), max_batch=1)
+        within = unechoed(sys.stdin) if editing else None
+        return load_engine(replace(pair, **models._asdict()), max_batch=1, within=within)
 
     with ExitStack() as stack:
         here = Chat(load, transcript, params, screen, interrupts, keeps, stats)

@@ -13,18 +13,18 @@ def models(typed: str) -> list[str]:
 
 def drafters(typed: str) -> list[str]:
     """Return auto, none and the cached drafters that start with this."""
-    from mlx_gemma_mtp.files import hub_cache
+    from mlx_gemma_mtp.files import hub, hub_cache
 
     both = [one for model in hub_cache.models() for one in (model, model.drafter) if one]
     cached = {one.name for one in both if one.is_drafter}
-    return _starting(["auto", "none", *sorted(cached & {*hub_cache.repositories()})], typed)
+    return _starting(["auto", "none", *sorted(cached & {*hub.repositories()})], typed)
 
 
 def repositories(typed: str) -> list[str]:
     """Return the repositories in the cache that start with this."""
-    from mlx_gemma_mtp.files import hub_cache
+    from mlx_gemma_mtp.files import hub
 
-    return _starting(hub_cache.repositories(), typed)
+    return _starting(hub.repositories(), typed)
 
 
 def sizes(typed: str) -> list[str]:

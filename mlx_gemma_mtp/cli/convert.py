@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mlx_gemma_mtp.cli import complete, options
+from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.download import fetch_missing
 from mlx_gemma_mtp.progress import progress
-from mlx_gemma_mtp.show import can_draw
+from mlx_gemma_mtp.show import can_draw, say
 
-FLOAT16 = """warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with
-these weights; other tools may write garbage. --dtype bfloat16 avoids that."""
+FLOAT16 = (
+    "warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with these "
+    "weights; other tools may write garbage. --dtype bfloat16 avoids that."
+)
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A size (e2b, e4b, 12b, 26b, 31b), a folder, a Hub name, or demo.",
-            autocompletion=complete.models,
-        ),
-    ],
+    source: options.Model,
     out: Annotated[Path | None, typer.Option(help="The folder to write [./NAME-4bit].")] = None,
     bits: Annotated[
         str, typer.Option(help="2, 3, 4, 5, 6, 8, mxfp4, mxfp8, nvfp4, q4_0 (for QAT) or none.")
@@ -45,7 +40,8 @@ def convert(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="PATTERN=FORMAT, such as '*.down_proj=6' or 'drafter.*=8/32'; repeatable."
+            metavar="<str>",
+            help="PATTERN=FORMAT, such as '*.down_proj=6' or 'drafter.*=8/32'; repeatable.",
         ),
     ] = None,
     drafter: Annotated[
@@ -61,9 +57,7 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the output, at the end; or start over.")
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Download a missing source without asking.")
-    ] = False,
+    yes: options.Yes = False,
     upload_repo: Annotated[
         str | None, typer.Option(help="Upload to this Hub repository; a new one is public.")
     ] = None,
@@ -86,11 +80,11 @@ def convert(
 
     def on_plan(plans: Sequence[Plan]) -> None:
         for plan in plans:
-            print(f"{plan.kind} {plan.source.origin.name}: {plan.size}", file=sys.stderr)
+            say(f"{plan.kind} {plan.source.origin.name}: {plan.size}")
         if len(plans) == 1:
-            print("no drafter", file=sys.stderr)
+            say("no drafter")
         if any(plan.recipe.dtype == "float16" for plan in plans):
-            print(FLOAT16, file=sys.stderr)
+            say(FLOAT16)
 
     source, wanted = options.original(source), options.named_drafter(drafter)
     out = out or conversion.default_out(source, chosen)
@@ -108,7 +102,7 @@ def convert(
 
             def on_progress(what: str, done: float, total: float | None) -> None:
                 if what not in steps and not can_draw():
-                    print(what, file=sys.stderr, flush=True)
+                    say(what)
                 steps.add(what)
                 update(what, done, total)
 
@@ -125,8 +119,8 @@ def convert(
         converted.remember(out)
         print(out)
         if upload_repo is not None:
-            print(f"uploaded to {upload.upload(out, upload_repo)}", file=sys.stderr)
+            say(f"uploaded to {upload.upload(out, upload_repo)}")
     except KeyboardInterrupt:
         then = "; add --resume to continue" if partial_of(out).exists() else ""
-        print(options.interruption(f"interrupted{then}"), file=sys.stderr)
+        say(options.interruption(f"interrupted{then}"))
         raise typer.Exit(options.INTERRUPTED) from None

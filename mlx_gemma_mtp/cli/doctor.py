@@ -11,6 +11,7 @@ import typer
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import MgmError, VerificationError, one_line
+from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.check import SelfTest
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
 
 def doctor(
     as_json: options.Json = False,
-    self_test: Annotated[
-        bool,
-        typer.Option(help="Compare completions with and without a drafter (up to 30 seconds)."),
-    ] = True,
+    no_self_test: Annotated[
+        bool, typer.Option("--no-self-test", help="Leave out the self-test (up to 30 seconds).")
+    ] = False,
 ) -> None:
     """Check this machine and run a self-test.
 
@@ -39,8 +39,8 @@ def doctor(
     report, tested = doctor.examine(), None
     if not as_json:
         print_report(report)
-    if self_test:
-        print("running the self-test, up to half a minute ...", file=sys.stderr)
+    if not no_self_test:
+        say("running the self-test, up to half a minute ...")
         device.exact_products()
         try:
             tested = check.self_test()
@@ -57,9 +57,9 @@ def print_report(report: Report) -> None:
 
     width = columns(sys.stdout)
 
-    def show(indent: int, name: str, text: str) -> None:
+    def show(start: str, indent: int, text: str) -> None:
         broken = wrapped(text, width and width - indent)
-        print(f"{name:{indent}}" + broken.replace("\n", "\n" + " " * indent))
+        print(start + broken.replace("\n", "\n" + " " * indent))
 
     best = report.best_fit
     fits = "" if best.fits else "nothing fits; the smallest is "
@@ -76,10 +76,10 @@ def print_report(report: Report) -> None:
         ("timings", _place(report.depth)),
         ("variables", ", ".join(variables) or "none"),
     ):
-        show(11, name, found)
+        show(f"{name:11}", 11, found)
     print("models")
     for one in report.models:
-        show(2, "", f"{one.model.name}: {_verdict(one)}")
+        show("  ", 4, f"{one.model.name}: {_verdict(one)}")
 
 
 def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
@@ -98,7 +98,7 @@ def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:
             same = "NOT the same" if differences else "the same"
             print(f"self-test: {tested.completions} completions, {same} with and without drafter")
         for problem in problems:
-            print(f"problem: {problem}")
+            say(f"problem: {problem}", sys.stdout)
         if not problems:
             print("no problems found")
     if differences:

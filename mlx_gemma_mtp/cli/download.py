@@ -123,7 +123,6 @@ def _is_here(name: str) -> bool:
 
 def plan(model: str, drafter: str, *, update: bool = True) -> list[Download]:
     """Return `plan_download` of what a command's options name."""
-
     from mlx_gemma_mtp.files.plan import plan_download
 
     with spinner(f"asking the Hub for {model}"):
@@ -153,13 +152,12 @@ def look(downloads: Sequence[Download], bits: int | None = None) -> Need:
     def read(folder: Path, beside: Path | None) -> Need:
         here = memory.read_pair(folder, beside, bits=bits).needs_to_load
         on_mac = memory.read_pair(folder, beside, bits=bits, on_mac=True).needs_to_load
-        sizes = (size for size in device.MAC_SIZES if on_mac <= device.mac_limit(size))
         problem = None
         try:
             memory.check_load(folder, beside, downloads[0].repository, bits=bits)
         except NotEnoughMemoryError as error:
             problem = error
-        return Need(problem, here, device.available(), next(sizes, None))
+        return Need(problem, here, device.available(), min(device.macs_with(on_mac), default=None))
 
     try:
         with spinner(f"reading the headers of {downloads[0].name}"), previews(downloads) as folders:
@@ -183,7 +181,7 @@ def show_plan(downloads: Sequence[Download], need: Need | None, *, out: bool = F
         if here:
             note = f", {decimal(here)} in the cache" if one.missing else ", in the cache"
         size = decimal(one.total)
-        say(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}  {size}{note}", to)
+        say(f"{one.name:{width}}  {size:>8}{note}" if width else f"{one.name}\n  {size}{note}", to)
         if one.refused:
             say(f"mgm: not compared with the Hub: {one.refused}")
     if missing := sum(one.missing for one in downloads):

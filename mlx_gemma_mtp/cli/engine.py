@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.cli import options
@@ -11,10 +12,13 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp import Engine
 
 
-def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
+def load_engine(
+    pair: options.Pair, *, max_batch: int = 8, within: AbstractContextManager[None] | None = None
+) -> Engine:
     """Load the models. A drafter that is not here is offered, or named on stderr.
 
-    What people should know of the checkpoint goes to stderr too, once.
+    What people should know of the checkpoint goes to stderr too, once. within: entered while they
+    are loaded, after all questions.
     """
     from mlx_gemma_mtp import load
     from mlx_gemma_mtp.progress import spinner
@@ -24,7 +28,7 @@ def load_engine(pair: options.Pair, *, max_batch: int = 8) -> Engine:
     if pair.drafter == "auto":
         offer_drafter(pair.model, yes=pair.yes)
     drafter = options.named_drafter(pair.drafter)
-    with spinner(f"loading {pair.model}"):
+    with within or nullcontext(), spinner(f"loading {pair.model}"):
         engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)
     for note in engine.notes:
         say(f"{pair.model}: {note}")

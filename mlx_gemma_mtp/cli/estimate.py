@@ -8,20 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from mlx_gemma_mtp.cli import complete, options
+from mlx_gemma_mtp.cli import options
 
 SCHEMA = 2
 CONTEXT = 4096  # or the model's maximum if that is less
 
 
 def estimate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A size (e2b, e4b, 12b, 26b, 31b), a folder, a Hub name, or demo.",
-            autocompletion=complete.models,
-        ),
-    ],
+    model: options.Model,
     chip: Annotated[
         str | None, typer.Option(help='Such as "M4 Max" or "M4 Max 32-core" [this Mac\'s].')
     ] = None,

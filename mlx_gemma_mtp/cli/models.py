@@ -16,8 +16,8 @@ from mlx_gemma_mtp.cli.question import confirm_removal
 if TYPE_CHECKING:
     from mlx_gemma_mtp.files.hub_cache import CachedModel
 
-HEADER = ("NAME", "KIND", "BITS", "SIZE", "DRAFTER", "MODIFIED")
-SECONDS = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3600, "minute": 60}
+HEADER = ("NAME", "BITS", "SIZE", "DRAFTER", "MODIFIED")
+SECONDS = {"year": 31_557_600, "month": 2_629_800, "day": 86_400, "hour": 3600, "min": 60}
 
 
 def list_models(
@@ -49,7 +49,9 @@ def list_models(
 def remove(
     model: Annotated[
         str,
-        typer.Argument(help="A name from mgm list.", autocompletion=complete.repositories),
+        typer.Argument(
+            metavar="MODEL", help="A name from mgm list.", autocompletion=complete.repositories
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -76,7 +78,7 @@ def _row(model: CachedModel) -> tuple[str, ...]:
             drafter += ", unusable"
     size = decimal(model.size_bytes) + (", unusable" if model.problem else "")
     bits = "?" if model.bits is None else str(model.bits)
-    return (model.name, model.kind or "other", bits, size, drafter, ago(model.modified))
+    return (model.name, bits, size, drafter, ago(model.modified))
 
 
 def ago(seconds: float | None) -> str:
@@ -87,5 +89,6 @@ def ago(seconds: float | None) -> str:
     for unit, length in SECONDS.items():
         if passed >= length:
             count = int(passed / length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+            plural = "s" if count > 1 and unit != "min" else ""
+            return f"{count} {unit}{plural} ago"
     return "just now"

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SIZES = "A size (e2b, e4b, 12b, 26b, 31b)"  # the start of help texts
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=f"{SIZES}, a folder, a Hub name, or demo.",
+        autocompletion=complete.models,
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
@@ -42,7 +53,7 @@ class Pair:
         typer.Option(
             "--model",
             "-m",
-            help="A size (e2b, e4b, 12b, 26b, 31b), a folder or a Hub name [MGM_MODEL, or demo].",
+            help=f"{SIZES}, a folder or a Hub name [MGM_MODEL, or demo].",
             default_factory=default_model,
             show_default=False,
             autocompletion=complete.models,
@@ -59,9 +70,7 @@ class Pair:
     force: Annotated[
         bool, typer.Option("--force", help="Load even if it may not fit in memory.")
     ] = False
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")
-    ] = False
+    yes: Yes = False
 
     def chosen(self) -> Pair:
         """Return it with the checkpoint that a short name means here; say on stderr which."""

@@ -16,7 +16,7 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
-            help="A size (e2b, e4b, 12b, 26b, 31b) or a Hub name.", autocompletion=complete.sizes
+            metavar="MODEL", help=f"{options.SIZES} or a Hub name.", autocompletion=complete.sizes
         ),
     ],
     drafter: Annotated[

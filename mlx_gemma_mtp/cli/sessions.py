@@ -16,7 +16,8 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.store import Kept
 
-HEADER = ("NAME", "MODEL", "TURNS", "LAST USED", "SIZE", "FIRST MESSAGE")
+HEADER = ("NAME", "MODEL", "LAST USED", "FIRST MESSAGE")
+TITLE = 15, 50  # columns of a first message, at least and at most
 
 sessions = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -29,18 +30,22 @@ def list_sessions(
     """List the saved conversations, or remove some."""
     if context.invoked_subcommand is not None:
         return
+    from rich.filesize import decimal
+
     from mlx_gemma_mtp.chat import store
     from mlx_gemma_mtp.files.folders import sessions_folder
-    from mlx_gemma_mtp.show import say, table
+    from mlx_gemma_mtp.show import columns, say, table
 
     kept, folder = store.kept(), str(sessions_folder())
     if as_json:
         found = {"schema": 1, "folder": folder, "sessions": [_as_json(one) for one in kept]}
         print(json.dumps(found, ensure_ascii=False))
     elif not kept:
-        print(f"no conversations in {folder}", file=sys.stderr)
+        say(f"no conversations in {folder}")
     else:
-        print(table(HEADER, map(_row, kept), left=len(HEADER)))
+        print(table(HEADER, rows(kept, columns(sys.stdout)), left=len(HEADER)))
+        size = decimal(sum(one.size_bytes + one.cache_bytes for one in kept))
+        say(f"{size} in {folder}")
         for problem in [one.problem for one in kept if one.problem]:
             say(f"mgm: {problem}")
 
@@ -49,7 +54,9 @@ def list_sessions(
 def remove(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Names from mgm sessions.", autocompletion=complete.sessions),
+        typer.Argument(
+            metavar="NAMES", help="Names from mgm sessions.", autocompletion=complete.sessions
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
@@ -78,18 +85,25 @@ def remove(
         raise kept
 
 
-def _row(one: Kept) -> tuple[str, ...]:
-    from rich.filesize import decimal
+def rows(kept: list[Kept], width: int | None) -> list[list[str]]:
+    """Return the rows of the table. width: of the terminal, which the first messages fill."""
+    from rich.cells import cell_len
 
     from mlx_gemma_mtp.chat.transcript import shortened
+    from mlx_gemma_mtp.show import GAP
 
-    conversation = one.conversation
-    size = decimal(one.size_bytes + one.cache_bytes) + (" with cache" if one.cache_bytes else "")
-    if conversation is None:
-        return (one.name, "?", "?", ago(one.last_used), size, "(cannot be read)")
-    model, turns = conversation.models.model, str(conversation.turns)
-    title = shortened(conversation.title, 50)
-    return (one.name, model, turns, ago(one.last_used), size, title)
+    found: list[list[str]] = []
+    for one in kept:
+        model = one.conversation.models.model.rpartition("/")[2] if one.conversation else "?"
+        found.append([one.name, model, ago(one.last_used)])
+    least, most = TITLE
+    if width is not None:
+        widths = [max(map(cell_len, column)) for column in zip(HEADER, *found, strict=False)]
+        most = max(least, min(most, width - 1 - sum(widths) - GAP * len(widths)))
+    for row, one in zip(found, kept, strict=True):
+        title = one.conversation.title if one.conversation else "(cannot be read)"
+        row.append(shortened(title, most))
+    return found
 
 
 def _as_json(one: Kept) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +13,14 @@ import typer
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.errors import UsageError, VerificationError
 from mlx_gemma_mtp.progress import progress
+from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.convert.verify import Verdict
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A model's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model's folder.")],
     measure: Annotated[
         bool, typer.Option("--quality", help="Also measure what quantizing cost; see above.")
     ] = False,
@@ -35,8 +37,8 @@ def verify(
     """Check a folder's files, tensors and pair.
 
     Lists the faults and exits with 5 if there are any. Without a manifest.json, it only checks
-    that the pair matches and would load. --quality measures perplexity, KL
-    divergence and acceptance, compared with the source, and writes them to README.md.
+    that the pair matches and would load. --quality measures perplexity, KL divergence and
+    acceptance, compared with the source, and writes them to README.md.
     """
     from mlx_gemma_mtp.convert import quality
     from mlx_gemma_mtp.convert import verify as verification
@@ -56,7 +58,7 @@ def verify(
         "quality": None,
     }
     if not as_json:
-        print("\n".join(faults or map(_line, verdicts)))
+        say("\n".join(faults or map(_line, verdicts)), sys.stdout)
     if measure and not faults:
         with progress("items") as update:
             given = source and options.original(source)

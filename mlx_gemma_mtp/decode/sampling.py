@@ -54,6 +54,11 @@ def row_settings(
     )
 
 
+def capped(logits: mx.array, softcap: float | None) -> mx.array:
+    """Return logits after the softcap of a target's config, if it has one."""
+    return logits if softcap is None else mx.tanh(logits / softcap) * softcap
+
+
 def choose(
     logits: mx.array,
     position: mx.array,
@@ -78,7 +83,7 @@ def choose(
         temperature = settings.temperature[..., None]  # [B, 1, 1]
         scores = logits.astype(mx.float32)
         if softcap is not None:
-            scores = mx.tanh(scores / softcap) * softcap + barred  # the cap made -inf finite
+            scores = capped(scores, softcap) + barred  # the cap made -inf finite
         scores = scores / mx.where(temperature > 0, temperature, 1)
         if settings.filtered:
             scores = _filter(scores, settings.top_k[..., None], settings.top_p[..., None])

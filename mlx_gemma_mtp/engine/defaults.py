@@ -81,7 +81,7 @@ def notes(defaults: Mapping[str, Any], text: Text | None) -> tuple[str, ...]:
     ]
     found = []
     if text is not None and not text.has_template:
-        found.append("no chat template found: a text is continued as it is, not answered")
+        found.append("no chat template found: prompts are continued, not answered")
     if asked:
         they = "which is" if len(asked) == 1 else "which are"
         found.append(f"{GENERATION} asks for {', '.join(asked)}, {they} not applied")

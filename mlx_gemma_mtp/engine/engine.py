@@ -289,7 +289,9 @@ def load(
     max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
     force: load even if it may not fit in memory.
 
-    Raises ModelNotFoundError, CheckpointError, UsageError, NotEnoughMemoryError.
+    What is not on this disk is downloaded, after its config and headers have shown that it can be
+    loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
+    NotEnoughMemoryError.
     """
     if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
         raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")

@@ -88,17 +88,19 @@ class Worker:
             self.submit(lambda: None).exception(EXIT_SECONDS)
 
 
-@functools.cache
-def _first_worker() -> Worker:
-    return Worker()
+_starting = threading.Lock()
+_worker: Worker | None = None
 
 
 def mlx_worker() -> Worker:
     """Return this process's worker, started on first use. Raises MgmError in a forked child."""
-    worker = _first_worker()
-    if worker.process != os.getpid():
+    global _worker
+    if _worker is None:
+        with _starting:
+            _worker = _worker or Worker()
+    if _worker.process != os.getpid():
         raise MgmError(
             "this process was forked from one that had loaded a model, which MLX does not survive: "
             'load it in the child only, or start the child with multiprocessing\'s "spawn" method'
         )
-    return worker
+    return _worker

@@ -37,10 +37,7 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         stored = f", quantized to {self.bits} bits" if self.bits else ""
-        needs, available = f"{self.needs / 1e9:.1f}", f"{self.available / 1e9:.1f} GB"
-        room = f"{needs} of {available} memory"
-        if not self.fits:
-            room = f"needs {needs} GB, {available} available"
+        room = f"needs {self.needs / 1e9:.1f} GB, {self.available / 1e9:.1f} GB available"
         return f"{self.asked}: {self.name}{stored} ({room})"
 
 

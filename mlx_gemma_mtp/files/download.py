@@ -12,14 +12,14 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.hub import hub_errors, no_bar
+from mlx_gemma_mtp.files.hub import http_error, hub_errors, no_bar
 from mlx_gemma_mtp.files.plan import (
     Download,
     RemoteFile,
@@ -108,7 +108,8 @@ def _fetch_large(download: Download, on_progress: OnProgress) -> None:
 
     pool = ThreadPoolExecutor(FILES_AT_ONCE)
     try:
-        for one in [pool.submit(_fetch_file, download, file, moved, stop) for file in wanted]:
+        running = [pool.submit(_fetch_file, download, file, moved, stop) for file in wanted]
+        for one in wait(running, return_when=FIRST_EXCEPTION).done:
             one.result()
     finally:
         stop.set()
@@ -136,14 +137,14 @@ def _fetch_file(
             while (have := out.tell()) < file.size and failures < TRIES and not stop.is_set():
                 failures += 1
                 try:
-                    for chunk in _chunks(download, file, have):
+                    for chunk in chunks(download, file, have):
                         _write(out, chunk)
                         digest.update(chunk)
                         moved(len(chunk))
                         failures = 0
                         if stop.is_set():
                             return
-                except _http_error() as error:
+                except http_error() as error:
                     response = getattr(error, "response", None)
                     if failures == TRIES or (response and response.status_code not in BUSY):
                         raise
@@ -164,13 +165,20 @@ def _fetch_file(
             file.part.replace(download.folder / file.path)
 
 
-def _chunks(download: Download, file: RemoteFile, start: int) -> Iterator[bytes]:
-    """Yield a file's content from byte `start` on, as it arrives."""
+def chunks(
+    download: Download, file: RemoteFile, start: int, end: int | None = None
+) -> Iterator[bytes]:
+    """Yield a file's content from byte `start` on, as it arrives.
+
+    end: after the last byte that is needed; there may be more if the server ignores it.
+    """
     from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = hf_hub_url(download.repository, file.path, revision=download.commit)
     headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+    if end is not None:
+        headers["Range"] += str(end - 1)
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
@@ -230,10 +238,3 @@ def _remove_abandoned(blobs: Path) -> None:
         with suppress(FileNotFoundError):  # another process has just finished it
             if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                 part.unlink()
-
-
-def _http_error() -> type[Exception]:
-    """Return the base of the errors of the client's HTTP library, whichever it is."""
-    from huggingface_hub import errors
-
-    return errors.HTTPError  # type: ignore[attr-defined]

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.errors import CheckpointError
-from mlx_gemma_mtp.files.checkpoint import parse_config, read_config, read_drafter_config
+from mlx_gemma_mtp.files import hub
+from mlx_gemma_mtp.files.checkpoint import (
+    is_drafter,
+    parse_config,
+    read_config,
+    read_drafter_config,
+)
 from mlx_gemma_mtp.files.names import DRAFTER_SUFFIX
 from mlx_gemma_mtp.files.published import Size, size_with
 from mlx_gemma_mtp.files.quantization import stored_bits
@@ -86,6 +92,12 @@ def near(folder: Path) -> list[Candidate]:
         with suppress(OSError):  # not a folder, or one that cannot be listed
             found += sorted(path for path in place.iterdir() if _sounds_like_one(path.name))
     return [Candidate(path.name, path) for path in found if path.is_dir()]
+
+
+def in_cache() -> list[Candidate]:
+    """Return the drafters that are whole in the Hub's cache."""
+    found = [(name, hub.from_cache(name)) for name in hub.repositories()]
+    return [Candidate(name, folder) for name, folder in found if folder and is_drafter(folder)]
 
 
 def to_pull(target: Target) -> list[str]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.files import drafters, hub_cache
+from mlx_gemma_mtp.files import drafters
 from mlx_gemma_mtp.files.download import complete, fetch
-from mlx_gemma_mtp.files.drafters import Target
+from mlx_gemma_mtp.files.drafters import Candidate, Target
 from mlx_gemma_mtp.files.hub import from_cache, repository_of
 from mlx_gemma_mtp.files.names import (
     DEMO,
@@ -53,10 +53,13 @@ def find_pair(
     return folder, find_drafter(model, folder) if drafter == "auto" else _folder(drafter)
 
 
-def find_drafter(model: str | Path, folder: Path) -> Path | None:
+def find_drafter(
+    model: str | Path, folder: Path, cached: Sequence[Candidate] | None = None
+) -> Path | None:
     """Return the folder of the best drafter on this disk; None if none fits. No network.
 
     folder: the target's. A drafter inside it, or next to it under its name, is taken as it is.
+    cached: the drafters of the Hub's cache, if they are known.
     """
     whole = folder.resolve()
     inside = [whole / name for name in drafters.INSIDE]
@@ -64,16 +67,15 @@ def find_drafter(model: str | Path, folder: Path) -> Path | None:
         if path.is_dir():
             return path
     target = Target.at(folder, target_name(model, folder))
-    beside, cached = drafters.near(folder), hub_cache.cached_drafters()
-    found = drafters.best(target, beside) or drafters.best(target, cached)
+    found = drafters.best(target, drafters.near(folder))
+    if found is None:
+        found = drafters.best(target, drafters.in_cache() if cached is None else cached)
     return None if found is None else found.folder
 
 
 def target_without_drafter(model: str) -> Target | None:
     """Return a target that is on this disk, unless a drafter for it is too."""
-    folder = DEMO if model == "demo" else None
-    if folder is None:
-        folder = Path(model).expanduser() if is_folder(model) else from_cache(model)
+    folder = _on_disk(model)
     if folder is None or find_drafter(model, folder) is not None:
         return None
     return Target.at(folder, target_name(model, folder))
@@ -101,22 +103,23 @@ def _to_download(model: str | Path, drafter: str | Path | None) -> list[Download
 
 def _folder(name: str | Path) -> Path:
     """Return the folder of what is on this disk."""
+    folder = _on_disk(name)
+    if folder is None:
+        raise ModelNotFoundError(f"{name} was removed from the cache meanwhile: run this again")
+    return folder if is_local(name) else complete(str(name), folder)
+
+
+def _on_disk(name: str | Path) -> Path | None:
+    """Return the folder of a name if it is whole on this disk."""
     if name == "demo":
         return DEMO
-    if is_folder(name):
-        return Path(name).expanduser()
-    cached = from_cache(str(name))
-    if cached is None:
-        raise ModelNotFoundError(f"{name} was removed from the cache meanwhile: run this again")
-    return complete(str(name), cached)
+    return Path(name).expanduser() if is_folder(name) else from_cache(str(name))
 
 
 def _is_local(name: str | Path) -> bool:
     """Return True for the demo and a folder, False for a Hub name. Raises for anything else."""
     if not isinstance(name, (str, Path)):
         raise UsageError(f"a model is a folder or a name, not {type(name).__name__}")
-    if name == "demo" or is_folder(name):
-        return True
-    if isinstance(name, Path):
+    if isinstance(name, Path) and not is_folder(name):
         raise no_such(name)
-    return False
+    return is_local(name)

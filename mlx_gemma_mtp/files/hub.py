@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files.checkpoint import INDEX, is_drafter, weight_files
-from mlx_gemma_mtp.files.names import did_you_mean, split_name
+from mlx_gemma_mtp.files.names import MAIN, did_you_mean, split_name
 
 # The files of a checkpoint, as far as a repository has them; none of the REQUIRED may be missing.
 REQUIRED = (
@@ -28,6 +28,9 @@ OLD_TEMPLATES = ("chat_template.json", "processor_config.json")  # needed withou
 OPTIONAL = ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "README.md")
 # The only subfolders that are looked at: a drafter's, and templates with names.
 DRAFTER_FOLDER, TEMPLATES = "drafter/", "additional_chat_templates/*.jinja"
+
+# Of a full disk, a quota, a file system that takes no large files, and a disk that fails.
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def cache_folder() -> Path:
@@ -45,6 +48,17 @@ def repository_folder(repository: str) -> Path:
 def repository_of(folder: Path) -> str:
     """Return the name of the repository that the cache keeps in this folder."""
     return folder.name.removeprefix("models--").replace("--", "/")
+
+
+def repositories() -> list[str]:
+    """Return the names of all model repositories that the cache has a folder for."""
+    names = []
+    for path in sorted(cache_folder().glob("models--*")):
+        name = repository_of(path)
+        with suppress(ModelNotFoundError):
+            if path.is_dir() and split_name(name) == (name, MAIN):
+                names.append(name)
+    return names
 
 
 def snapshot_folder(name: str) -> Path | None:
@@ -104,8 +118,6 @@ def hub_errors(name: str) -> Iterator[None]:
     except (ImportError, ValueError) as error:
         raise MgmError(f"the proxy in the environment cannot be used: {error}") from None
 
-    # Of the client's HTTP library, whichever it is: a download that ends half-way.
-    http_error = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
     except errors.HFValidationError:
@@ -125,10 +137,10 @@ def hub_errors(name: str) -> Iterator[None]:
         repository, revision = split_name(name)
         raise ModelNotFoundError(f"{repository} has no revision {revision!r}") from None
     # JSONDecodeError: something on the way answered in the Hub's place.
-    except (http_error, errors.LocalEntryNotFoundError, OSError, JSONDecodeError) as error:
+    except (http_error(), errors.LocalEntryNotFoundError, OSError, JSONDecodeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = re.sub(r"^\[Errno -?\d+\] ", "", reason)
-        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+        if isinstance(error, OSError) and (error.filename or error.errno in OF_A_DISK):
             raise MgmError(
                 f"{name} cannot be written to {cache_folder()} ({reason}): free some space "
                 "there, or set HF_HOME to another folder"
@@ -136,7 +148,8 @@ def hub_errors(name: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
         cached, host = snapshot_folder(name), urlsplit(constants.ENDPOINT).hostname
-        state, way = "is not downloaded", "check the connection, or use a local folder"
+        first = "unset that" if constants.HF_HUB_OFFLINE else "check the connection"
+        state, way = "is not downloaded", f"{first}, or use a local folder"
         trouble, response = f"{host} cannot be reached ({reason})", getattr(error, "response", None)
         if response is not None:
             trouble = f"{host} answered {response.status_code} {response.reason_phrase}"
@@ -151,6 +164,13 @@ def hub_errors(name: str) -> Iterator[None]:
         if any((repository_folder(split_name(name)[0]) / "blobs").glob("*.incomplete")):
             state, way = "is downloaded in part", "the same command continues it later"
         raise ModelNotFoundError(f"{name} {state}, and {trouble}: {way}") from None
+
+
+def http_error() -> type[Exception]:
+    """Return the base of the errors of the client's HTTP library, whichever it is."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError  # type: ignore[attr-defined]
 
 
 def no_bar() -> type:

@@ -21,21 +21,19 @@ from typing import Any
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import converted, hub, published
 from mlx_gemma_mtp.files.checkpoint import (
-    is_drafter,
     read_config,
     read_drafter_config,
     read_model_config,
     read_target_config,
 )
-from mlx_gemma_mtp.files.drafters import Candidate, Target, best
+from mlx_gemma_mtp.files.drafters import Candidate
+from mlx_gemma_mtp.files.find import find_drafter
 from mlx_gemma_mtp.files.folders import shown
 from mlx_gemma_mtp.files.names import (
     DEMO,
-    DEMO_DRAFTER,
     DRAFTER_SUFFIX,
     MAIN,
     is_local,
-    split_name,
 )
 from mlx_gemma_mtp.files.quantization import stored_bits
 from mlx_gemma_mtp.model.config import (
@@ -77,48 +75,31 @@ class CachedModel:
 
 
 def models() -> list[CachedModel]:
-    """Return the demo, the cached and the converted models, by name."""
-    found = {name: model for name in repositories() if (model := _in_repository(name)) is not None}
-    drafter = _in_folder(DEMO_DRAFTER)
-    demo = dataclasses.replace(_in_folder(DEMO), name="demo", kind="demo", drafter=drafter)
-    drafters = [one for one in found.values() if one.is_drafter]
-    usable = [Candidate(one.name, one.folder) for one in drafters if not one.problem]
-    targets = [demo]
-    for name, model in found.items():
-        if model.is_drafter:
-            continue
-        if (model.folder / "drafter").is_dir():
-            targets.append(_paired(model, _in_folder(model.folder / "drafter")))
-        else:
-            of_its_own = found.get(name + DRAFTER_SUFFIX)  # shown even if it has a problem
-            chosen = best(Target.at(model.folder, name), usable)
-            targets.append(_paired(model, found[chosen.name] if chosen else of_its_own))
-    for folder in converted.remembered():
-        model = dataclasses.replace(_in_folder(folder), name=shown(folder))
-        inside = folder / "drafter"
-        targets.append(_paired(model, _in_folder(inside) if inside.is_dir() else None))
-    paired = [one.drafter.name for one in targets if one.drafter]
+    """Return the demo, the cached and the converted models, by name.
+
+    Each target has the drafter that "auto" takes; or else the one of its name, with its problem.
+    """
+    found = [one for name in hub.repositories() if (one := _in_repository(name)) is not None]
+    drafters = {one.folder: one for one in found if one.is_drafter}
+    usable = [Candidate(one.name, one.folder) for one in drafters.values() if not one.problem]
+    targets = [
+        dataclasses.replace(_in_folder(DEMO), name="demo", kind="demo"),
+        *(one for one in found if not one.is_drafter),
+        *(dataclasses.replace(_in_folder(one), name=shown(one)) for one in converted.remembered()),
+    ]
+    paired = []
+    for target in targets:
+        own = next((d for d in drafters.values() if d.name == target.name + DRAFTER_SUFFIX), None)
+        with suppress(CheckpointError):  # a damaged config.json, which is its problem already
+            folder = find_drafter(target.folder, target.folder, usable)
+            if folder is not None:
+                own = drafters.get(folder) or _in_folder(folder)
+        paired.append(_paired(target, own))
+    taken = [one.drafter.name for one in paired if one.drafter]
     return sorted(
-        [*targets, *(one for one in drafters if one.name not in paired)],
+        [*paired, *(one for one in drafters.values() if one.name not in taken)],
         key=lambda one: (one.name != "demo", one.name),
     )
-
-
-def cached_drafters() -> list[Candidate]:
-    """Return the drafters that are whole in the cache."""
-    found = [(name, hub.from_cache(name)) for name in repositories()]
-    return [Candidate(name, folder) for name, folder in found if folder and is_drafter(folder)]
-
-
-def repositories() -> list[str]:
-    """Return the names of all model repositories that the cache has a folder for."""
-    names = []
-    for path in sorted(hub.cache_folder().glob("models--*")):
-        name = hub.repository_of(path)
-        with suppress(ModelNotFoundError):
-            if path.is_dir() and split_name(name) == (name, MAIN):
-                names.append(name)
-    return names
 
 
 def removable(name: str) -> list[str]:
@@ -128,7 +109,7 @@ def removable(name: str) -> list[str]:
     """
     if is_local(name):
         raise UsageError(f"{name} is not in the Hub's cache: delete the folder yourself")
-    cached = repositories()
+    cached = hub.repositories()
     if name not in cached:
         near = difflib.get_close_matches(name, cached)
         hint = f"did you mean {' or '.join(near)}?" if near else "mgm list shows what is there"

@@ -15,12 +15,17 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
-from mlx_gemma_mtp.files.drafters import Target, best, to_pull
+from mlx_gemma_mtp.files.checkpoint import is_drafter, parse_config, read_config
+from mlx_gemma_mtp.files.drafters import Target, best, in_cache, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
-from mlx_gemma_mtp.files.hub_cache import cached_drafters
 from mlx_gemma_mtp.files.names import MAIN, check_format, is_local, split_name
-from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
+from mlx_gemma_mtp.model.config import (
+    DRAFTER_TYPES,
+    TARGET_TYPES,
+    DrafterConfig,
+    TargetConfig,
+    check_pair,
+)
 
 
 class RemoteFile(NamedTuple):
@@ -96,11 +101,24 @@ def plan_download(
     if target.alone:
         return [target]
     wants = Target(target.repository, _config_of(target))
-    cached = best(wants, cached_drafters())
+    cached = best(wants, in_cache())
     for name in [cached.name] if cached else to_pull(wants):
         with suppress(ModelNotFoundError):
-            return [target, look_up(name, update=update)]
+            found = look_up(name, update=update)
+            if _fit(wants, found):
+                return [target, found]
     return [target]
+
+
+def _fit(target: Target, drafter: Download) -> bool:
+    """Return True if a drafter on the Hub was made for a target of this shape."""
+    try:
+        config = parse_config(TargetConfig.from_dict, target.raw, Path(target.name))
+        found = parse_config(DrafterConfig.from_dict, _config_of(drafter), Path(drafter.name))
+        check_pair(config, found)
+    except CheckpointError:
+        return False
+    return True
 
 
 def look_up(name: str, *, update: bool = True) -> Download:
@@ -152,6 +170,7 @@ def look_up(name: str, *, update: bool = True) -> Download:
     paths = {file.path for file in files}
     weights = [path for path in paths if path.endswith(".safetensors") and "/" not in path]
     if "config.json" not in paths or not weights:
+        check_format(name)
         raise CheckpointError(f"{name} has no config.json with safetensors files")
     alone = kind in DRAFTER_TYPES or f"{hub.DRAFTER_FOLDER}config.json" in paths
     return Download(repository, revision, info.sha, files, alone)

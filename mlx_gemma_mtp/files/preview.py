@@ -7,23 +7,21 @@ count bytes, and to see whether it could be loaded at all.
 from __future__ import annotations
 
 import json
-import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import INDEX
+from mlx_gemma_mtp.files.download import chunks
 from mlx_gemma_mtp.files.hub import has_weights, hub_errors
-from mlx_gemma_mtp.files.plan import Download, copy_file
-
-if TYPE_CHECKING:
-    from huggingface_hub.utils import SafetensorsFileMetadata  # type: ignore[attr-defined]
+from mlx_gemma_mtp.files.plan import Download, RemoteFile, copy_file
 
 HEADERS_AT_ONCE = 8
+FIRST_BYTES = 100_000  # of a weight file; a longer header takes a second request
 
 
 @contextmanager
@@ -49,38 +47,42 @@ def previews(downloads: Sequence[Download]) -> Iterator[list[Path]]:
 def _preview(download: Download, place: Path) -> Path:
     if (download.folder / "config.json").is_file() and has_weights(download.folder):
         return download.folder
-    import huggingface_hub
-    from huggingface_hub import errors
-
     folder = place / download.repository
     folder.mkdir(parents=True)
-    paths = [file.path for file in download.files if "/" not in file.path]
-    weights = [path for path in paths if path.endswith(".safetensors")]
-
-    def header(path: str) -> SafetensorsFileMetadata:
-        return huggingface_hub.HfApi().parse_safetensors_file_metadata(
-            download.repository, path, revision=download.commit
-        )
-
+    files = [file for file in download.files if "/" not in file.path]
+    weights = [file for file in files if file.path.endswith(".safetensors")]
     with hub_errors(download.name):
-        for path in {"config.json", INDEX}.intersection(paths):
+        for path in {"config.json", INDEX}.intersection(file.path for file in files):
             copy_file(download, path, folder)
-        try:
-            with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-                for path, found in zip(weights, pool.map(header, weights), strict=True):
-                    _write(folder / path, found)
-        except errors.SafetensorsParsingError:
-            raise CheckpointError(f"{download.name} has a damaged safetensors file") from None
+        with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+            headers = pool.map(partial(_header, download), weights)
+            for file, header in zip(weights, headers, strict=True):
+                with (folder / file.path).open("wb") as out:
+                    out.write(header)
+                    out.truncate(_length(header))
     return folder
 
 
-def _write(path: Path, found: SafetensorsFileMetadata) -> None:
-    entries = {
-        name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
-        for name, one in found.tensors.items()
-    }
-    header = json.dumps(entries).encode()
-    ends = [one.data_offsets[1] for one in found.tensors.values()]
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + max(ends, default=0))
+def _header(download: Download, file: RemoteFile) -> bytes:
+    """Return the header of a safetensors file, with its length in front; no more than is there."""
+    data, wanted = b"", min(FIRST_BYTES, file.size)
+    while len(data) < wanted:
+        before = len(data)
+        for chunk in chunks(download, file, before, wanted):
+            data += chunk
+            if len(data) >= wanted:  # the server may go on to the end of the file
+                break
+        if len(data) == before:
+            break
+        wanted = min(8 + int.from_bytes(data[:8], "little"), file.size)
+    return data[:wanted]
+
+
+def _length(header: bytes) -> int:
+    """Return the bytes of the file that starts with this header; of the header if it is damaged."""
+    try:
+        entries = json.loads(header[8:])
+        ends = [one["data_offsets"][1] for name, one in entries.items() if name != "__metadata__"]
+        return len(header) + int(max(ends, default=0))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return len(header)

@@ -65,8 +65,8 @@ def is_quantized(tensors: Mapping[str, HasShape]) -> bool:
 def format_of(path: str, width: int, tensors: Mapping[str, HasShape]) -> StoredFormat | None:
     """Return how the module at this path is stored; None if it is not quantized.
 
-    width: of the weight's rows, as config.json has it. Raises CheckpointError for shapes that are
-    none of MLX's formats.
+    width: of the weight's rows, as config.json has it. Raises CheckpointError for shapes
+    that belong to no format of MLX.
     """
     weight, scales = (tensors.get(f"{path}.{part}") for part in ("weight", "scales"))
     if weight is None or scales is None:
@@ -85,7 +85,7 @@ def format_of(path: str, width: int, tensors: Mapping[str, HasShape]) -> StoredF
             return StoredFormat(group_size, bits, mode)
     raise CheckpointError(
         f"tensor {path}.weight has shape {list(weight.shape)} and scales {list(scales.shape)}, "
-        f"which is none of MLX's formats for rows of {width}"
+        f"which is not one of MLX's formats for rows of {width}"
     )
 
 

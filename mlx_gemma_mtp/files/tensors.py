@@ -34,10 +34,10 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 # How the names of a text model's tensors start; others belong to towers or to heads for training.
 _TEXT = (
     *("layers.", "norm.", "embed_tokens", "per_layer_", "lm_head."),
-    *("masked_embedding.", "pre_projection.", "post_projection."),
+    *("masked_embedding.", "pre_projection.", "post_projection.", "language_model."),
 )
 _WRAPPERS = ("base_model.model.", "_orig_mod.", "module.")  # PEFT, torch.compile, DataParallel
-_PREFIX = re.compile(r"(model\.)?(language_model\.)?(model\.)?")
+_PREFIX = re.compile(r"((model|language_model)\.)*")
 
 
 class StoredTensor(NamedTuple):
@@ -74,8 +74,8 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return a checkpoint's tensors by our names; reads headers only.
 
     A tensor that the index names comes from that file, wherever else the name occurs. Raises
-    CheckpointError for files that are missing, incomplete or inconsistent, and for a tensor that is
-    stored twice.
+    CheckpointError for files that are missing, incomplete or inconsistent, for a tensor that is
+    stored twice, and if all names are another model's.
     """
     listed = read_index(folder)
     found: dict[str, StoredTensor] = {}
@@ -94,6 +94,11 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
                 if theirs:
                     continue
             found[own_name] = tensor
+    if not any(map(is_text, found)):
+        raise CheckpointError(
+            f"{folder} has no tensor with a name of Gemma 4's text model, only such as "
+            f"{min(found, default='none')}: save it under the names that Transformers gives them"
+        )
     return found
 
 
@@ -139,11 +144,16 @@ def parse_entry(name: str, entry: Any, path: Path, start: int) -> StoredTensor:
 
 
 def canonical_name(name: str) -> str:
-    """Return our name for a tensor: the text-only checkpoint's, without its `model.`."""
+    """Return our name for a tensor: the text-only checkpoint's, without its `model.`.
+
+    An unknown one within a `language_model.` keeps that, since it belongs to the text model.
+    """
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "", 1) if name.startswith(wrapper) else name
-    name = _PREFIX.sub("", name.replace("._orig_mod.", "."), count=1)
-    name = name.replace(".experts.switch_glu.", ".experts.")
+    whole_name = name.replace("._orig_mod.", ".")
+    name = _PREFIX.sub("", whole_name, count=1).replace(".experts.switch_glu.", ".experts.")
+    if not name.startswith(_TEXT) and "language_model." in whole_name:
+        return f"language_model.{name}"
     whole = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
     return f"{name}.weight" if whole else name
 

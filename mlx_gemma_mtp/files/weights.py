@@ -53,7 +53,15 @@ def load_drafter(
     folder: Path, target: TargetConfig, *, bits: int | None = None, dtype: mx.Dtype | None = None
 ) -> Drafter:
     """Return the drafter in a folder, for this target; arguments and errors as `load_target`."""
-    return _read(open_drafter(folder, target, bits=bits, dtype=dtype or default_dtype()))
+    drafter = _read(open_drafter(folder, target, bits=bits, dtype=dtype or default_dtype()))
+    if drafter.config.use_ordered_embeddings:
+        ids = drafter.masked_embedding.token_ordering
+        if mx.any((ids < 0) | (ids >= target.vocab_size)).item():  # MLX would read beyond arrays
+            raise CheckpointError(
+                f"{folder}: masked_embedding.token_ordering holds numbers that are no token ids: "
+                "the checkpoint is damaged, use another copy"
+            )
+    return drafter
 
 
 def open_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None = None) -> Target:
@@ -193,6 +201,8 @@ def checked(
             f"{folder}: tensor {name} holds {found.dtype}, not floating-point numbers: "
             "quantized by another tool? Use the original checkpoint"
         )
+    if real and not mx.issubdtype(dtype, mx.floating):
+        raise CheckpointError(f"{folder}: tensor {name} holds {found.dtype}, not integers")
     if found.shape != shape:
         raise CheckpointError(
             f"{folder}: tensor {name} has shape {list(found.shape)}, but config.json asks "

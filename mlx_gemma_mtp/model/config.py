@@ -127,6 +127,11 @@ class TargetConfig(DecoderConfig):
                 )
         if self.hidden_size_per_layer_input:
             check_sizes(self, "hidden_size_per_layer_input", "vocab_size_per_layer_input")
+            if self.vocab_size_per_layer_input < self.vocab_size:  # MLX would read beyond the table
+                raise CheckpointError(
+                    "config.json: vocab_size_per_layer_input is "
+                    f"{self.vocab_size_per_layer_input}, but there are {self.vocab_size} tokens"
+                )
         for kind in KINDS:
             if not any(layer.owns_kv and layer.kind == kind for layer in self.layers):
                 raise CheckpointError(

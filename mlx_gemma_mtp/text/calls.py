@@ -122,7 +122,10 @@ class _Reader:
         found = {}
         for _ in self._items("}"):
             key = self._take(_KEY).strip()
-            found[key[1:-1] if key[0] in f"{MARK}\"'" else key] = self._value()
+            key = key[1:-1] if key[0] in f"{MARK}\"'" else key
+            if key in found:
+                raise ValueError("a key is there twice")
+            found[key] = self._value()
         return found
 
     def _items(self, closer: str) -> Iterator[None]:

@@ -48,9 +48,9 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        """Return the text that is complete with this token; U+FFFD for bytes that are no text."""
+        """Return the text that is complete with this token; U+FFFD for bytes that aren't text."""
         return self._decoder.decode(self._bytes_of.get(token, b""))
 
     def finish(self) -> str:
-        """Return U+FFFD if the last character is not complete. Further tokens start afresh."""
+        """Return U+FFFD if the last character is not complete. Further tokens start over."""
         return self._decoder.decode(b"", final=True)

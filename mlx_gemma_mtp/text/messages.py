@@ -147,6 +147,7 @@ def _for_template(message: Message) -> Message:
         changes["content"] = _joined(content)
     if calls:
         changes["tool_calls"] = [_with_mapping(call) for call in calls]
+        changes.setdefault("content", content or "")  # OpenAI's clients send null
     return {**message, **changes}
 
 

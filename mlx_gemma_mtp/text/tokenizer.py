@@ -69,6 +69,9 @@ class Text:
             self._bytes_of = token_bytes(self._tokenizer)
         except Exception as error:  # tokenizers raises bare Exception for a broken file
             raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
+        # Training tools save the length that they cut and pad their texts to.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._templates = template.read_templates(folder)
         self._named = _special_tokens(folder)
         self.bos = self._bos(folder)

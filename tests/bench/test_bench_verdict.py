@@ -100,7 +100,7 @@ SLOWER = "at best 0.90 times as fast, so use --num-draft-tokens 0."
         ),
         (
             speeds(k3=9),
-            "Not measured: it takes plain decoding and drafts; type --num-draft-tokens 0,3,auto "
+            "Not measured: this needs plain decoding and drafts; type --num-draft-tokens 0,3,auto "
             "to compare.",
         ),
         (BARE, "Not measured: the model has no drafter."),

@@ -20,8 +20,9 @@ PICTURE = Path(mlx_gemma_mtp.chat.__file__).with_name("chat.svg")
 COLUMNS = 80
 
 with tempfile.TemporaryDirectory() as folder:
-    person = Person(Path(folder), "--think", "--temperature", "0", columns=COLUMNS)
-    for text in (SUM, "/stats on", STORY, "/mtp off", "/regen"):
+    options = ("--think", "--temperature", "0", "--num-draft-tokens", "3")
+    person = Person(Path(folder), *options, columns=COLUMNS)
+    for text in (SUM, "/stats on", STORY):
         person.say(text)
     person.child.close(force=True)
 console = Console(record=True, width=COLUMNS, file=io.StringIO())

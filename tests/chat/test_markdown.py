@@ -267,6 +267,14 @@ def test_after_a_resize_or_lines_of_others_an_answer_continues_on_a_new_line() -
     assert window.lines[2:] == ["eight", "nine", "$ fg", "and ten"]
 
 
+def test_a_resize_cuts_no_word() -> None:
+    window = Window(20)
+    for piece, width in (("one, tw", 40), ("o, th", 30), ("r", 20), ("ee", 40), (" and four", 40)):
+        window.write(piece)
+        window.paper.resize(columns=width)
+    assert window.lines == ["one, two,", "three", "and four"]
+
+
 def test_lines_that_are_no_longer_there_are_erased() -> None:
     window = Window()
     window.page.show([Text("one, which is longer"), Text("two"), Text("three")])

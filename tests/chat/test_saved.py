@@ -10,8 +10,10 @@ from helpers.command import Here, assert_one_line, found
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp.chat import store, transcript
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+from mlx_gemma_mtp.cli.sessions import HEADER, rows
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files import journal
+from mlx_gemma_mtp.show import table
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
 
@@ -93,6 +95,17 @@ def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path) -> None:
         for _ in range(2):  # the first try releases it
             with pytest.raises(MgmError, match=r"name another one|remove it"):
                 Transcript.reopened(path)
+
+
+def test_each_conversation_has_one_line_of_80_columns(data: Path) -> None:
+    messages = [{"role": "user", "content": "Why is the sky blue? " * 9}]
+    store.new_path().parent.mkdir(parents=True)
+    for model in ("demo", "mlx-community/gemma-4-26b-a4b-it-qat-4bit"):
+        Transcript(Conversation(Models(model), None, messages)).save(store.new_path())
+    shown = table(HEADER, rows(store.kept(), 80), left=len(HEADER), width=80).splitlines()
+    assert len(shown) == 4
+    assert all("Why is" in line for line in shown[2:])
+    assert max(map(len, shown)) <= 80
 
 
 def test_clear_starts_another_session_and_sessions_are_listed_and_removed_unless_they_are_open(

@@ -4,6 +4,8 @@ One chat serves most tests, each from /clear on. Messages are read from its conv
 """
 
 import base64
+import os
+import pty
 import re
 import signal
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from helpers.command import LONG, STORY, SUM, SUM_ANSWER
 from helpers.person import COLUMNS, Person
+from mlx_gemma_mtp.chat.terminal import unechoed
 
 pytestmark = pytest.mark.slow
 
@@ -212,3 +215,15 @@ def test_a_dumb_terminal_gets_text_alone_and_no_keep_leaves_no_trace(tmp_path: P
     assert "to continue" not in person.seen
     assert not (tmp_path / "history").exists()
     assert not (tmp_path / "sessions").exists()
+
+
+def test_keys_that_are_typed_while_a_model_loads_are_not_shown_and_wait() -> None:
+    person, keyboard = pty.openpty()
+    with os.fdopen(keyboard) as stdin:
+        with unechoed(stdin):
+            os.write(person, b"early\n")
+            assert stdin.readline() == "early\n"
+        os.write(person, b"late\n")
+        assert stdin.readline() == "late\n"
+        assert os.read(person, 100) == b"late\r\n"
+    os.close(person)

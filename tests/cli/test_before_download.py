@@ -16,8 +16,8 @@ from helpers.fake_hub import (
     FakeHub,
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     model_files,
-    real_weights,
 )
+from helpers.weight_files import real_weights
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
 
 
@@ -65,6 +65,20 @@ def test_a_model_that_cannot_run_here_is_refused_before_it_is_downloaded(
     assert re.search(r"^Memory: \d\.\d TB; .* here; more than any Mac has$", done.stderr, re.M)
     assert re.search(rf"^mgm: {NAME}, .* needs .* TB of memory, but .*--force", done.stderr, re.M)
     assert huge.fetched() == {"config.json"}
+
+
+def test_a_drafter_of_this_size_that_does_not_fit_is_not_downloaded(
+    online: FakeHub, mgm_here: Here
+) -> None:
+    online.add(
+        "me/finetune",
+        model_files(config := TARGET_CONFIG | {"vocab_size": 96}, real_weights(config)),
+    )
+    online.add("google/gemma-4-E4B-it-assistant", DRAFTER_FILES)
+    done = mgm_here("pull", "me/finetune")
+    assert done.returncode == 0, done.stderr
+    assert "The Hub has no drafter for me/finetune" in done.stderr
+    assert done.stdout.count("\n") == 1
 
 
 def test_pull_of_a_model_that_cannot_run_here_needs_yes(huge: FakeHub, mgm_here: Here) -> None:

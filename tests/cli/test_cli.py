@@ -1,6 +1,7 @@
 """`mgm` as a person or a script uses it: processes of its own, the demo pair."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,12 +62,17 @@ COMMANDS = (
 )
 
 
+@pytest.mark.parametrize("width", [80, 40])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_80_columns(mgm_here: Here, name: str) -> None:
+def test_help_fits_the_window_and_has_no_names_of_python_types(
+    mgm_here: Here, monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     done = mgm_here(*name.split(), "--help")
     assert_plain(done)
     assert done.returncode == 0
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert max(map(len, done.stdout.splitlines())) <= width
+    assert not re.search(r"--\S+ <list|\{[a-z]", done.stdout)
 
 
 def test_python_dash_m_is_the_same_command() -> None:

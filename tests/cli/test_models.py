@@ -23,11 +23,11 @@ from helpers.fake_hub import (
     TARGET_FILES,
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
-    few_weights,
     folder_files,
     model_files,
     needed,
 )
+from helpers.weight_files import few_weights
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import converted, folders, hub
 from mlx_gemma_mtp.files import hub_cache as cached
@@ -64,17 +64,8 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
 
     found = {model.name: model for model in cached.models()}
     assert list(found) == [
-        *(
-            "demo",
-            "a/pair",
-            "b/alone",
-            "b/left",
-            "c/inside",
-            "e/half",
-            "f/lone-assistant",
-            "g/mismatch",
-        ),
-        *(f"h/detached@{NEWER}", "i/broken"),
+        *("demo", "a/pair", "b/alone", "b/left", "c/inside", "e/half", "f/lone-assistant"),
+        *("g/mismatch", f"h/detached@{NEWER}", "i/broken"),
     ]
     pair = found["a/pair"]
     assert (pair.folder, pair.kind, pair.bits) == (hub_cache.snapshot("a/pair"), "E4B", 16)
@@ -102,8 +93,8 @@ def test_the_list_shows_each_target_with_its_drafter(hub_cache: HubCache, mgm_he
     assert hub_cache.network == []
 
     shown = mgm_here("list").stdout
-    assert re.search(r"^ a/pair +E4B +16 +1\.5 MB +1\.0 MB +just now$", shown, re.MULTILINE)
-    assert re.search(r"^ b/alone +E2B +4 +\d+\.\d kB +none ", shown, re.MULTILINE)
+    assert re.search(r"^ a/pair +16 +1\.5 MB +1\.0 MB +just now$", shown, re.MULTILINE)
+    assert re.search(r"^ b/alone +4 +\d+\.\d kB +none ", shown, re.MULTILINE)
     assert re.search(r"^ e/half .*unusable", shown, re.MULTILINE)
     assert "e/half: incomplete (tokenizer.json, weights missing)" in shown
     assert re.search(r"^ g/mismatch .* [kM]B, unusable", shown, re.MULTILINE)
@@ -128,6 +119,27 @@ def test_the_list_shows_converted_models_until_they_are_gone(
     assert [model.name for model in cached.models()] == ["demo"]
     folders.converted_file().write_text("{")
     assert converted.remembered() == []
+
+
+@pytest.mark.parametrize("place", ["inside", "next to it", "in the cache"])
+def test_the_list_shows_the_drafter_that_a_chat_would_take(
+    hub_cache: HubCache, tmp_path: Path, place: str
+) -> None:
+    out = tmp_path / "models"
+    for name, body in needed(TARGET_FILES).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(body)
+    converted.remember(out)
+    if place == "in the cache":
+        hub_cache.add("me/any-name-assistant", DRAFTER_FILES)
+    else:
+        folder = out / "assistant" if place == "inside" else tmp_path / "mine-drafter"
+        folder.mkdir()
+        for name, body in needed(DRAFTER_FILES).items():
+            (folder / name).write_bytes(body)
+    [found] = [model for model in cached.models() if model.name == "./models"]
+    assert found.drafter is not None
+    assert found.drafter.folder == find_pair(out, "auto")[1]
 
 
 def strange_things(root: Path) -> None:

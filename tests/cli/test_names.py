@@ -10,10 +10,10 @@ from helpers.command import GREEDY, SUM, SUM_ANSWER, Here, assert_plain
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
-    few_weights,
     folder_files,
     model_files,
 )
+from helpers.weight_files import few_weights
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.cli import complete, options
 from mlx_gemma_mtp.errors import ModelNotFoundError
@@ -84,7 +84,7 @@ def test_the_line_says_if_a_checkpoint_is_quantized_and_if_it_does_not_fit(
 ) -> None:
     put(hub_cache, "google/gemma-4-26B-A4B-it")
     assert str(choose("26b", available=30 * GB)) == (
-        "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (28.3 of 30.0 GB memory)"
+        "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (needs 28.3 GB, 30.0 GB available)"
     )
     assert str(choose("31b", available=10 * GB)).endswith("(needs 21.3 GB, 10.0 GB available)")
     for size in SIZES:  # the longest name of all fits a line

@@ -27,9 +27,8 @@ from helpers.fake_hub import (
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     model_files,
     needed,
-    real_weights,
-    weights,
 )
+from helpers.weight_files import real_weights, weights
 from mlx_gemma_mtp.cli.download import offer_drafter
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.download import ABANDONED_SECONDS

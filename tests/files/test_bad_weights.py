@@ -1,6 +1,7 @@
 """Weights that are damaged, missing or of a wrong shape are refused in one line that names them."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,6 +155,16 @@ def test_a_missing_or_misshapen_tensor_of_a_drafter_is_named(broken: PairPaths, 
     assert name.removeprefix("model.") in load_refusal(broken.target)
     change_arrays(lambda arrays: arrays.pop(name))(broken.drafter)
     assert name.removeprefix("model.") in load_refusal(broken.target)
+
+
+@pytest.mark.parametrize("wrong", [lambda ids: -ids - 1, lambda ids: ids + 1, lambda ids: ids / 1])
+def test_token_ids_of_a_drafters_head_must_be_token_ids(
+    pairs: dict[str, PairPaths], tmp_path: Path, wrong: Callable[[mx.array], mx.array]
+) -> None:
+    name, target = "masked_embedding.token_ordering", pairs["E2B"].target
+    drafter = shutil.copytree(pairs["E2B"].drafter, tmp_path / "drafter")
+    change_arrays(lambda arrays: arrays.update({name: wrong(arrays[name])}))(drafter)
+    assert name in load_refusal(target, drafter)
 
 
 @pytest.mark.parametrize("dtype", [mx.int32, mx.uint8])  # MLX reads FP8 weights as uint8

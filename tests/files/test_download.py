@@ -1,5 +1,7 @@
 """Downloads from a fake Hub: interrupted ones continue, in another run or next to one."""
 
+import json
+import struct
 import threading
 import time
 from pathlib import Path
@@ -21,7 +23,8 @@ from helpers.fake_hub import (
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     needed,
 )
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError
+from mlx_gemma_mtp.engine.pair import check_downloads
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.download import fetch, snapshot
@@ -187,7 +190,11 @@ def test_an_incomplete_model_is_named_offline_with_the_command(hub_cache: HubCac
         find_pair(NAME, None)
 
 
-def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(online: FakeHub) -> None:
+@pytest.mark.parametrize("ranged", [True, False])
+def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(
+    online: FakeHub, *, ranged: bool
+) -> None:
+    online.ranged = ranged
     names = ["google/gemma-4-demo-it", "google/gemma-4-demo-it-assistant"]
     for name, folder in zip(names, (DEMO, DEMO_DRAFTER), strict=True):
         online.add(name, folder_files(folder))
@@ -198,6 +205,19 @@ def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(online: Fake
     assert sum(file.st_size for file in files) > 20_000_000
     assert sum(512 * file.st_blocks for file in files) < 500_000
     assert online.ranges == []
+
+
+def test_a_long_header_and_a_damaged_one_are_read_as_far_as_they_go(online: FakeHub) -> None:
+    long = json.dumps({"__metadata__": {"note": "x" * 300_000}}).encode()
+    for name, start, words in (
+        ("me/long", struct.pack("<Q", len(long)) + long, "missing"),
+        ("me/damaged", struct.pack("<Q", 2**60) + b"?" * 300_000, "me/damaged/model.safetensors"),
+    ):
+        online.add(name, TARGET_FILES | {"model.safetensors": start})
+        with previews(plan_download(name, None)) as [folder]:
+            assert (folder / "model.safetensors").read_bytes() == start
+        with pytest.raises(CheckpointError, match=words):
+            find_pair(name, None, check_downloads)
 
 
 def test_weights_that_are_cached_are_not_asked_for_again_to_look_at_them(online: FakeHub) -> None:

@@ -10,9 +10,9 @@ from mlx_gemma_mtp.bench.synthetic import settings
 from helpers.fake_hub import (
     HubCache,
     empty_hub_cache,  # noqa: F401 - the fixture `hub_cache`
-    few_weights,
     model_files,
 )
+from helpers.weight_files import few_weights
 from mlx_gemma_mtp.files.drafters import Target, googles, to_pull
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.published import SIZES, size_within

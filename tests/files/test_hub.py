@@ -1,5 +1,6 @@
 """From a name to its folders: which folder, which drafter, when the network is used, failures."""
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -170,7 +171,7 @@ def test_an_incomplete_cached_snapshot_is_completed_online_and_the_hub_never_ask
 
 def answer(kind: Callable[..., Exception], status: int) -> Exception:
     """Return what the Hub's client raises for this HTTP status."""
-    response = SimpleNamespace(headers={}, request=None, status_code=status)
+    response = SimpleNamespace(headers={}, request=None, status_code=status, reason_phrase="No")
     return kind("Many\nlines of text", response=response)
 
 
@@ -186,6 +187,8 @@ REFUSALS: dict[str, tuple[Exception, str, int]] = {
     "folder of somebody else's": (PermissionError(13, "Permission denied", "/hub"), "HF_HOME", 1),
     "not the Hub": (JSONDecodeError("Expecting value", "<html>", 0), "Expecting value", 3),
     "disk full": (OSError(28, "No space left on device"), "No space left on device", 1),
+    "too large for FAT": (OSError(errno.EFBIG, "File too large"), "HF_HOME", 1),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "HF_HOME", 1),
 }
 
 

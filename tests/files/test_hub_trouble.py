@@ -4,6 +4,9 @@ caches on disks that lack links or locks."""
 import errno
 import fcntl
 import os
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -19,11 +22,13 @@ from helpers.fake_hub import (
     folder_files,
     hub_for_this_process,  # noqa: F401 - the fixture `online`
     needed,
+    weights,
 )
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError
 from mlx_gemma_mtp.files import hub
 from mlx_gemma_mtp.files.download import LONGEST_PAUSE, asked_pause, complete, snapshot
 from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.plan import look_up
 
 WEIGHTS = "model.safetensors"
 
@@ -101,6 +106,34 @@ def test_a_proxy_that_cannot_be_used_is_one_line(
     find_pair(NAME, None)
 
 
+def test_a_killed_download_continues_with_what_it_had(online: FakeHub) -> None:
+    online.add(NAME, TARGET_FILES)
+    online.stall[WEIGHTS] = 500_000
+    code = f"from mlx_gemma_mtp.files.download import snapshot; snapshot({NAME!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], env=online.environment)
+    part = next(file.part for file in look_up(NAME).files if file.path == WEIGHTS)
+    assert online.stalled.wait(60)
+    while part.stat().st_size < 500_000:
+        time.sleep(0.01)
+    process.kill()
+    process.wait(60)
+    online.stall.clear()
+    snapshot(NAME)
+    assert online.ranges == [f"{WEIGHTS} bytes=0-", f"{WEIGHTS} bytes=500000-"]
+    assert folder_files(online.cache.snapshot(NAME)) == needed(TARGET_FILES)
+
+
+def test_a_file_that_is_refused_ends_the_download_while_others_still_come(online: FakeHub) -> None:
+    online.add(NAME, TARGET_FILES | {"model-2.safetensors": weights(5000)})
+    online.stall[WEIGHTS] = 500_000
+    online.refusals["model-2.safetensors"] = [(410, {})]
+    start = time.monotonic()
+    with pytest.raises(ModelNotFoundError, match="410 Gone"):
+        snapshot(NAME)
+    assert time.monotonic() - start < 5
+    online.resume.set()
+
+
 def refuse(*_: object, **__: object) -> None:
     raise OSError(errno.ENOTSUP, "not on this disk")
 
@@ -138,7 +171,7 @@ def test_a_cached_model_loads_although_the_cache_cannot_be_written_to(online: Fa
     files = {name: body for name, body in TARGET_FILES.items() if name != "generation_config.json"}
     online.add(NAME, TARGET_FILES)
     cached = online.cache.add(NAME, needed(files))
-    (online.cache.repository(NAME) / "trees").write_text("no folder can be made here")
+    (online.cache.root / ".locks").write_text("no folder can be made here")
     assert hub.may_lack_files(cached)
     assert complete(NAME, cached) == cached
 

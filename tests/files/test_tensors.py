@@ -94,6 +94,7 @@ def test_a_whole_file_next_to_shards_is_refused_unless_one_of_them_is_incomplete
     [
         *("model.language_model.", "language_model.model.", "language_model.", "", "model.model."),
         *("base_model.model.model.", "module.model.", "_orig_mod.model.", "model._orig_mod."),
+        *("model.model.model.", "language_model.model.language_model."),
     ],
 )
 def test_prefixes_of_other_tools_are_read(mixture: Path, tmp_path: Path, prefix: str) -> None:
@@ -114,6 +115,7 @@ UNKNOWN = {
     "sinks": "model.layers.3.self_attn.sinks",
     "a layer too many": "model.layers.4.mlp.up_proj.weight",
     "a module of another kind": "model.per_layer_model_projection.weight",
+    "a module within the language model": "model.language_model.embed_scale",
     "scales of nothing": "model.layers.0.input_layernorm.scales",
     "an expert too few": "model.layers.0.experts.1.down_proj.weight",
 }
@@ -128,6 +130,19 @@ def test_a_tensor_that_the_text_model_has_no_place_for_is_refused(
     message = load_refusal(folder, None)
     assert canonical_name(UNKNOWN[case]) in message.replace("base_model.model.", "")
     assert "download" not in message
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "model.text_model."])
+def test_names_of_another_tool_are_named_not_called_missing(
+    mixture: Path, tmp_path: Path, prefix: str
+) -> None:
+    def rename(arrays: Arrays) -> None:
+        for name in list(arrays):
+            arrays[f"{prefix}{name}"] = arrays.pop(name)
+
+    message = load_refusal(rewritten(mixture, tmp_path / "renamed", rename), None)
+    assert f"only such as {prefix.removeprefix('model.')}" in message
+    assert "missing" not in message
 
 
 HARMLESS = (

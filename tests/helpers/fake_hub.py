@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import socket
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
-from mlx.utils import tree_flatten
 
-from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
-from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.target import Target
+from helpers.weight_files import real_weights, weights
 
 NAME = "google/gemma-4-tiny-it"
 DRAFTER = f"{NAME}-assistant"
@@ -61,51 +57,6 @@ HUGE_CONFIG = TARGET_CONFIG | {  # 2 TB
     **dict.fromkeys(("head_dim", "global_head_dim", "intermediate_size"), 64),
 }
 Files = dict[str, bytes]
-
-
-def weights(num_bytes: int, fill: bytes = b"w") -> bytes:
-    """Return a safetensors file of one tensor."""
-    entry = {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}
-    header = json.dumps({"model.norm.weight": entry}).encode()
-    return struct.pack("<Q", len(header)) + header + fill * num_bytes
-
-
-def few_weights(width: int, bits: int) -> bytes:
-    """Return a safetensors file of one row of a map from `width` numbers, quantized to `bits`."""
-    name, groups = "model.layers.0.self_attn.q_proj", width // 64
-    if bits == 16:
-        entries = {"weight": ("BF16", width, 2 * width)}
-    else:
-        scales = ("BF16", groups, 2 * groups)
-        packed = ("U32", width * bits // 32, width * bits // 8)
-        entries = {"weight": packed, "scales": scales, "biases": scales}
-    header, end = {}, 0
-    for part, (dtype, length, size) in entries.items():
-        start, end = end, end + size
-        header[f"{name}.{part}"] = {
-            "dtype": dtype,
-            "shape": [1, length],
-            "data_offsets": [start, end],
-        }
-    head = json.dumps(header).encode()
-    return struct.pack("<Q", len(head)) + head + bytes(end)
-
-
-def real_weights(config: Mapping[str, object], *, header_only: bool = False) -> bytes:
-    """Return a safetensors file of zeros for the model of this config."""
-    made: Target | Drafter
-    if "backbone_hidden_size" in config:
-        made = Drafter(DrafterConfig.from_dict(dict(config)))
-    else:
-        made = Target(TargetConfig.from_dict(dict(config)))
-    entries: dict[str, object] = {}
-    end = 0
-    for name, array in dict(tree_flatten(made.parameters())).items():
-        start, end = end, end + 2 * array.size
-        stored = name if name.startswith(("pre_", "post_")) else f"model.{name}"
-        entries[stored] = {"dtype": "BF16", "shape": array.shape, "data_offsets": [start, end]}
-    header = json.dumps(entries).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(0 if header_only else end)
 
 
 def model_files(config: Mapping[str, object], body: bytes = weights(5000)) -> Files:

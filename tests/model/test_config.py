@@ -113,6 +113,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "attention_bias": {"attention_bias": True},
     "hidden_activation": {"hidden_activation": "gelu"},
     "use_bidirectional_attention": {"use_bidirectional_attention": "all"},
+    "is_causal": {"is_causal": False},
     "layer_types": {"layer_types": KINDS[:-1]},
     "the last of layer_types": {"layer_types": KINDS[::-1]},
     "sliding_window_pattern": {"layer_types": None, "sliding_window_pattern": 2},
@@ -121,6 +122,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "query heads": {"num_key_value_heads": 3},
     "hidden_size": {"hidden_size": 64.5},
     "num_kv_shared_layers": {"num_kv_shared_layers": 5},
+    "vocab_size_per_layer_input": {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size": 8,
+        "vocab_size_per_layer_input": 7,
+    },
 }
 
 

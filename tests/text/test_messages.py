@@ -169,6 +169,19 @@ def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> N
         )
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_a_template_that_takes_only_text_takes_a_message_that_is_only_calls(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text(
+        "{%- if messages[1].content is not string -%}{{ raise_exception('no text') }}{%- endif -%}"
+        "{{ messages[1].tool_calls | length }}"
+    )
+    calls = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], **content}
+    strict = without_template(tmp_path)
+    assert strict.decode(strict.chat([user("Hi"), calls])) == "<bos>1"
+
+
 def test_a_system_message_in_parts_is_shown_as_one_text(text: Text) -> None:
     parts = [{"type": "text", "text": part} for part in ("Be ", "brief.")]
     for role in ("system", "developer"):

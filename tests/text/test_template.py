@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from helpers.broken import put, set_values
 from helpers.small_files import CONFIG, GENERATION, NAMES, TEMPLATE, TOKENIZER, WRITTEN, small_files
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
 BOM = "\ufeff"
@@ -185,3 +187,13 @@ def test_a_tokenizer_of_another_kind_is_refused_in_one_line(tmp_path: Path) -> N
     set_values({"decoder": {"type": "Fuse"}}, TOKENIZER)(folder)
     with pytest.raises(CheckpointError, match=r"\A[^\n]*tokenizer\.json[^\n]*decoder[^\n]*\Z"):
         Text(folder)
+
+
+def test_a_length_saved_by_a_training_tool_neither_cuts_nor_pads_a_prompt(
+    text: Text, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_str((DEMO / TOKENIZER).read_text())
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=512)
+    put(TOKENIZER, tokenizer.to_str())(small_files(tmp_path))
+    assert Text(tmp_path).prompt("Hi there") == text.prompt("Hi there")
