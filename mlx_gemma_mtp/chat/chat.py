@@ -45,18 +45,31 @@ class Chat:
     keeps: bool = False  # True if conversations that start here are saved
     shows_stats: bool = False  # after every answer
     folds: bool = False  # True if thoughts are counted, not shown
+    wanted: Models | None = None  # to continue with, instead of those of the conversation
     last: Stats | None = None
     engine: Engine = field(init=False)
     session: Session = field(init=False)
     context: int = field(init=False)  # tokens of the longest conversation that fits in memory
 
     def __post_init__(self) -> None:
-        self._use(self.load(self.models))
+        models = self.wanted or self.models
+        self._use(self.load(models))
+        if models != self.models:  # saved only now that they are known to load
+            self.transcript.use(models)
+            self._warn_if_unsaved()
 
     @property
     def models(self) -> Models:
         """The pair that answers."""
         return self.transcript.conversation.models
+
+    @property
+    def drafts(self) -> str:
+        """Where draft tokens come from, for people."""
+        if not self.engine.has_drafter:
+            return "no drafter"
+        off = self.params.num_draft_tokens == 0
+        return "drafts off" if off else f"drafts from {self.engine.drafter_name}"
 
     def ask(self, text: str) -> None:
         """Answer this message. If that raises MgmError, the message waits for `regen`."""
@@ -95,6 +108,7 @@ class Chat:
         screen shows why, and the old one is loaded again. Raises what `load` does while the old one
         is still loaded, and MgmError if no pair is loaded any more.
         """
+        models = models.located()
         name = models.model
         if not is_local(name) and hub.from_cache(name) is None:
             raise ModelNotFoundError(f"{name} is not downloaded: run mgm pull {name}")

@@ -45,6 +45,8 @@ def answer_lines(chat: Chat, lines: Iterable[bytes]) -> None:
             text = line.decode("utf-8-sig")  # a byte-order mark starts some files
         except UnicodeDecodeError:
             raise UsageError("the input is not UTF-8 text") from None
+        if "\0" in text:
+            raise UsageError("the input is not text")
         if not take(chat, text.removesuffix("\n").removesuffix("\r")):
             return
 
@@ -123,7 +125,7 @@ def run(chat: Chat, command: str, rest: str) -> None:
         case "model":
             if rest:
                 _switch(chat, rest)
-            note(f"(model: {chat.models.model})")
+            note(f"(model: {chat.models.shown}; {chat.drafts})")
 
 
 def _think(chat: Chat, rest: str) -> None:
@@ -173,7 +175,9 @@ def _read_setting(name: str, value: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise UsageError(f"{name} cannot be {value!r}") from None
+        if name == "stop":
+            raise UsageError('stop takes a text, "a text" or ["a", "list"]') from None
+        return value  # which the settings refuse, and say which values they take
 
 
 def _mtp(chat: Chat, rest: str) -> None:
@@ -185,7 +189,8 @@ def _mtp(chat: Chat, rest: str) -> None:
         chat.params = replace(chat.params, num_draft_tokens=int(rest))
     elif rest:
         raise UsageError(f"/mtp takes off, auto, or 1 to {MAX_DRAFT_TOKENS}")
-    chat.screen.note(f"(drafts: {chat.params.num_draft_tokens or 'off'})")
+    drafts = f"drafts: {chat.params.num_draft_tokens or 'off'}"
+    chat.screen.note(f"({drafts if chat.engine.has_drafter else chat.drafts})")
 
 
 def _read(chat: Chat, rest: str) -> None:
@@ -210,6 +215,8 @@ def _names_a_file(reading: tuple[str, str]) -> bool:
 def _send(chat: Chat, name: str, text: str) -> None:
     with _file(name, "read") as path:
         content = path.read_text(encoding="utf-8-sig")
+    if "\0" in content:
+        raise UsageError(f"{name} is not text")
     lines = len(content.splitlines())
     chat.screen.note(f"(sending {path}, {lines:,} line{'s' * (lines != 1)})")
     chat.ask(f"{text.strip()}\n\n{content}" if text.strip() else content)

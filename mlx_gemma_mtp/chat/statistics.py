@@ -10,7 +10,7 @@ MIN_COMPARED = 32  # tokens: fewer rounds are too few to compare speeds
 
 
 def parts(stats: Stats, *, plain: float | None, context: int, memory: int) -> list[str]:
-    """Return `182 tok`, `61.4 tok/s (1.9x vs 32.6)`, `first token 0.31 s` and more.
+    """Return `182 tok`, `61.4 tok/s (1.9x plain speed, 32.6)`, `first token 0.31 s` and more.
 
     plain: tokens/s measured without drafts, if any. context: its size in tokens. memory: bytes that
     MLX holds.
@@ -18,7 +18,7 @@ def parts(stats: Stats, *, plain: float | None, context: int, memory: int) -> li
     found = [f"{stats.generated_tokens} tok"]
     if speed := stats.decode_tokens_per_second:
         compared = plain and stats.drafted and stats.generated_tokens >= MIN_COMPARED
-        gain = f" ({speed / plain:.1f}x vs {plain:.1f})" if plain and compared else ""
+        gain = f" ({speed / plain:.1f}x plain speed, {plain:.1f})" if plain and compared else ""
         found.append(f"{speed:.1f} tok/s{gain}")
     if stats.first_token_seconds:
         found.append(f"first token {stats.first_token_seconds:.2f} s")
@@ -26,7 +26,7 @@ def parts(stats: Stats, *, plain: float | None, context: int, memory: int) -> li
         found.append("no drafts")
     else:
         length, rate = stats.acceptance_length, stats.acceptance_rate
-        found.append(f"MTP {length:.1f} tok/round, {rate:.0%} accepted")
+        found.append(f"{length:.1f} tok/round, {rate:.0%} of draft tokens accepted")
     used = short(stats.prompt_tokens + stats.generated_tokens)
     reused = f" ({short(stats.reused_tokens)} reused)" if stats.reused_tokens else ""
     return [*found, f"ctx {used}/{short(context)}{reused}", decimal(memory)]

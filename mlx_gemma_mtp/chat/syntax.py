@@ -38,13 +38,13 @@ COMMANDS = (
     Command(
         "think",
         "[on|off|open|fold]",
-        "turn thinking on or off; show (open) or hide (fold) thoughts; alone: show the last one",
+        "think first; open shows thoughts, fold hides them",
         ("on", "off", "open", "fold"),
     ),
     Command(
         "set",
         "[NAME VALUE]",
-        f'change a sampling setting: {", ".join(SETTINGS)}; "default" restores the model\'s',
+        f'{", ".join(SETTINGS)}; the value "default" is the model\'s',
         SETTINGS,
     ),
     Command(
@@ -53,7 +53,7 @@ COMMANDS = (
     Command(
         "mtp",
         "[off|auto|N]",
-        "draft tokens per round: off, auto (fastest) or a number; the text stays the same",
+        "draft tokens per round, auto: fastest; same text",
         ("off", "auto"),
     ),
     Command("raw", "[on|off]", "show answers as written, without Markdown layout", ("on", "off")),
@@ -67,11 +67,10 @@ BY_NAME = {command.name: command for command in COMMANDS}
 ALIASES = {"quit": "exit", "bye": "exit"}
 
 KEYS = '''\
-Enter sends, Alt-Enter starts a new line. """ starts a multi-line message, """ ends it. \
-Pasted lines are one message. A file dragged here is sent, with text after its name. \
-A space before /name sends it as text.
-Tab completes, Up recalls, Ctrl-X Ctrl-E opens $EDITOR. Ctrl-C stops an answer and keeps \
-what is there, Ctrl-Z suspends.'''
+Enter sends, Alt-Enter starts a new line, """ starts and ends several. Pasted lines are one \
+message. A file dragged here is sent, with text after its name. A space before /name sends it as \
+text. Tab completes, Up recalls, Ctrl-X Ctrl-E opens $EDITOR. Ctrl-C stops an answer, which is \
+kept. Ctrl-Z suspends.'''
 
 # The first word as shells read it: a terminal writes the name of a dragged file like this.
 _SHELL_WORD = re.compile(

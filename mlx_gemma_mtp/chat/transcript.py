@@ -5,14 +5,16 @@ If the last message is the user's, it waits for an answer. Knows nothing of engi
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError
+from mlx_gemma_mtp.files.atomic import more_room, write_whole
 from mlx_gemma_mtp.files.journal import Event, Journal, encode, read
+from mlx_gemma_mtp.files.names import is_folder
 from mlx_gemma_mtp.text.messages import Message
 
 FORMAT = "mgm conversation 1"
@@ -25,6 +27,24 @@ class Models(NamedTuple):
     model: str = "demo"
     drafter: str = "auto"
     bits: int | None = None
+
+    def located(self) -> Models:
+        """Return it with whole paths in place of folders, which then mean the same everywhere."""
+        return self._replace(model=_located(self.model), drafter=_located(self.drafter))
+
+    def check_folders(self, *, replaced: Container[str] = ()) -> None:
+        """Raise ModelNotFoundError if a folder is gone, unless its field is replaced."""
+        for option, name in (("model", self.model), ("drafter", self.drafter)):
+            if option not in replaced and Path(name).is_absolute() and not is_folder(name):
+                raise ModelNotFoundError(
+                    f"the folder {name} of this conversation is gone: name another {option} with "
+                    f"--{option}"
+                )
+
+    @property
+    def shown(self) -> str:
+        """The model's name, or that of its folder."""
+        return Path(self.model).name if Path(self.model).is_absolute() else self.model
 
 
 @dataclass
@@ -167,7 +187,13 @@ class Transcript:
         except OSError as error:
             self.close()
             self.path = None
-            self.problem = f"{error.strerror}: make room, or set MGM_DATA_DIR to another folder"
+            remedy = f"{more_room(error)}set MGM_DATA_DIR to another folder"
+            self.problem = f"{error.strerror}: {remedy}"
+
+
+def _located(name: str) -> str:
+    is_path = name not in ("demo", "auto", "none") and is_folder(name)
+    return str(Path(name).expanduser().absolute()) if is_path else name
 
 
 def load(path: Path) -> Conversation:

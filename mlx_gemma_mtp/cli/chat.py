@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.chat.chat import Chat
     from mlx_gemma_mtp.chat.transcript import Models, Transcript
 
+DEMO = (
+    "calculates with small numbers, counts, sorts, spells, converts units, "
+    "makes small talk and tells three stories"
+)
 TRY = "What is 17 + 25?"  # the demo knows the answer
 
 
@@ -83,9 +87,6 @@ def chat(
         if "model" in given:
             raise UsageError("two models are given: leave --model out")
         pair, given = replace(pair, model=model_name), {*given, "model"}
-    transcript = _transcript(named or (store.new_path() if keeps else None), given, pair.chosen())
-    if system is not None:
-        transcript.instruct(system)
     screen = Screen(sys.stdout.buffer, sys.stderr, raw=raw or wants_raw())
     interrupts = Interrupts() if editing else None
 
@@ -94,8 +95,12 @@ def chat(
         return load_engine(replace(pair, **models._asdict()), max_batch=1, within=within)
 
     with ExitStack() as stack:
-        here = Chat(load, transcript, params, screen, interrupts, keeps, stats)
+        path = named or (store.new_path() if keeps else None)
+        transcript, models = _transcript(stack, path, given, pair.chosen())
+        here = Chat(load, transcript, params, screen, interrupts, keeps, stats, wanted=models)
         stack.callback(_leave, here, keep_cache)
+        if system is not None:
+            transcript.instruct(system)
         cache = store.cache_of(transcript.path) if transcript.path else None
         if cache and cache.exists():
             here.restore(cache)
@@ -110,24 +115,28 @@ def chat(
             answer_lines(here, sys.stdin.buffer)
 
 
-def _transcript(path: Path | None, given: set[str], pair: options.Pair) -> Transcript:
-    """Return the conversation in this file, or a new one, with the models of the command line."""
+def _transcript(
+    stack: ExitStack, path: Path | None, given: set[str], pair: options.Pair
+) -> tuple[Transcript, Models]:
+    """Return the conversation in this file, or a new one, and the models to continue it with.
+
+    stack: closes it. Raises ModelNotFoundError if these are folders that are gone.
+    """
     from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
 
-    models = Models(pair.model, pair.drafter, pair.bits)
+    models = Models(pair.model, pair.drafter, pair.bits).located()
     if path is None or not path.exists():
-        return Transcript(Conversation(models), path)
+        return Transcript(Conversation(models), path), models
     try:
-        transcript = Transcript.reopened(path)
+        transcript = stack.enter_context(closing(Transcript.reopened(path)))
     except OSError as error:
         raise MgmError(f"{path} cannot be opened: {error.strerror}") from None
-    before = transcript.conversation.models
     if "model" not in given:
         own = {name: getattr(models, name) for name in Models._fields if name in given}
+        before = transcript.conversation.models
+        before.check_folders(replaced=own)
         models = before._replace(**own)
-    if models != before:
-        transcript.use(models)
-    return transcript
+    return transcript, models
 
 
 def _greet(chat: Chat) -> None:
@@ -140,14 +149,14 @@ def _greet(chat: Chat) -> None:
 
     transcript, note = chat.transcript, chat.screen.note
     context = f"{chat.context:,}-token context"
-    note(chat.models.model, context, "/help for commands", "Ctrl-D to quit")
+    note(chat.models.shown, chat.drafts, context, "/help for commands", "Ctrl-D to quit")
     if transcript.conversation.messages and transcript.path:
         note(f"(continuing {transcript.path.stem}: {counted(transcript.conversation.turns)})")
         chat.show_last()
         if transcript.question is not None:
             note("(the last message has no answer: /regen answers it)")
     elif chat.models.model == "demo":
-        note("The demo is a toy: it does small sums and tells three stories.", f"Try: {TRY}")
+        note(f"The demo is a toy: it {DEMO}.", f"Try: {TRY}")
         size, bits = best_fit(available := device.available())
         if (needs := size.needs(bits)) <= available:
             fits = f"{bits} bits, {decimal(needs)} of memory: it fits this machine"

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 def load_engine(
     pair: options.Pair, *, max_batch: int = 8, within: AbstractContextManager[None] | None = None
 ) -> Engine:
-    """Load the models. A drafter that is not here is offered, or named on stderr.
+    """Load the models, which must have a tokenizer.
 
-    What people should know of the checkpoint goes to stderr too, once. within: entered while they
-    are loaded, after all questions.
+    A drafter that is not here is offered, or named on stderr. What people should know of the
+    checkpoint goes to stderr too, once. within: entered while they are loaded, after all questions.
     """
     from mlx_gemma_mtp import load
+    from mlx_gemma_mtp.files.find import check_tokenizer
     from mlx_gemma_mtp.progress import spinner
     from mlx_gemma_mtp.show import say
 
     fetch_missing(pair.model, pair.drafter, bits=pair.bits, yes=pair.yes, force=pair.force)
+    check_tokenizer(pair.model)
     if pair.drafter == "auto":
         offer_drafter(pair.model, yes=pair.yes)
     drafter = options.named_drafter(pair.drafter)

@@ -181,11 +181,14 @@ def _piped(*, needed: bool) -> bytes:
 
 def _text(content: bytes, where: str) -> str:
     """Return a part of the prompt, without a byte-order mark and the line ends after it."""
+    start = content.find(b"\0")  # which other files have, also texts in UTF-16
     try:
-        return content.decode("utf-8-sig").rstrip("\r\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = f"byte number {error.start + 1}{where}"
-        raise UsageError(f"the prompt is not UTF-8 text ({place})") from None
+        start = error.start
+    if start >= 0:
+        raise UsageError(f"the prompt is not UTF-8 text (byte number {start + 1}{where})")
+    return text.rstrip("\r\n")
 
 
 def _print_answer(

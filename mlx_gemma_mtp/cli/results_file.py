@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.files.atomic import write_whole
+from mlx_gemma_mtp.files.atomic import more_room, write_whole
 from mlx_gemma_mtp.files.journal import Event, Journal, encode, read
 
 FORMAT = "mgm batch 2"
@@ -78,5 +78,5 @@ class ResultsFile:
         except OSError as error:
             raise MgmError(
                 f"cannot write {self.out} or {self.path.name} ({error.strerror}): "
-                "make room, or choose another file with --out"
+                f"{more_room(error)}choose another file with --out"
             ) from None

@@ -61,7 +61,10 @@ def remove(
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Remove conversations and their saved caches; one that is open elsewhere is kept."""
+    """Remove conversations and their saved caches.
+
+    A conversation that another process has open is kept.
+    """
     from mlx_gemma_mtp.chat import store
 
     if everything == bool(names):

@@ -45,7 +45,8 @@ class Engine:
     """A loaded pair, made by `load`. A context manager; any thread may use it.
 
     notes: what people should know of the checkpoint, one line each: that it has no chat template,
-    and which settings of its generation_config are not applied.
+    and which settings of its generation_config are not applied. drafter_name: its Hub name, or that
+    of its folder; None without one, or if the pair was not opened from files.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class Engine:
 
         depth: replaces what earlier runs learned; it is not saved.
         """
-        target, drafter, self.text, self._defaults, fingerprint, self.notes = pair
+        target, drafter, self.text, self._defaults, fingerprint, self.notes, name = pair
         key = fingerprint if depth is None else None
         self._depth = depth or (Depth() if key is None else load_depth(key))
         self.config = target.config
         self.has_drafter = drafter is not None
+        self.drafter_name = name
         self._pair = memory.Pair.of(target, drafter)
         self._identity = mlx_worker().run(lambda: model_identity(target))
         self._max_batch = max_batch

@@ -14,7 +14,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.checkpoint import is_drafter
 from mlx_gemma_mtp.files.choice import choose
-from mlx_gemma_mtp.files.find import find_pair
+from mlx_gemma_mtp.files.find import find_pair, target_name
 from mlx_gemma_mtp.files.plan import Download
 from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.files.remembered import depth_key
@@ -29,7 +29,8 @@ class OpenPair(NamedTuple):
 
     defaults: the checkpoint's generation_config, see `defaults`. fingerprint: the key under which
     the measured depth is saved, made of all that the cost of a round depends on; None to save
-    nothing. notes: what people should know of the checkpoint, one line each.
+    nothing. notes: what people should know of the checkpoint, one line each. drafter_name: its Hub
+    name, or that of its folder.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class OpenPair(NamedTuple):
     defaults: dict[str, Any]
     fingerprint: str | None
     notes: tuple[str, ...] = ()
+    drafter_name: str | None = None
 
     def default_tokens(self, key: str) -> list[int]:
         """Return the token ids of an entry of the defaults. Raises CheckpointError."""
@@ -76,7 +78,8 @@ def open_pair(
         sizes = [weights.num_bytes(model) for model in (target, drafter)]
         shape = repr((target.config, drafter.config, target.dtype, sizes))
         key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-        return OpenPair(target, drafter, text, defaults, key, found)
+        name = target_name(drafter_folder, drafter_folder)
+        return OpenPair(target, drafter, text, defaults, key, found, name)
 
     return mlx_worker().run(read)
 

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 
@@ -22,6 +23,11 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def more_room(error: OSError) -> str:
+    """Return `free some space, or ` if that would help against an error of writing, else ``."""
+    return "free some space, or " if error.errno in (ENOSPC, EDQUOT) else ""
 
 
 def keep(path: Path, content: bytes) -> bool:

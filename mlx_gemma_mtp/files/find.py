@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters
+from mlx_gemma_mtp.files.checkpoint import is_drafter
 from mlx_gemma_mtp.files.download import complete, fetch
 from mlx_gemma_mtp.files.drafters import Candidate, Target
 from mlx_gemma_mtp.files.hub import from_cache, repository_of
@@ -79,6 +80,13 @@ def target_without_drafter(model: str) -> Target | None:
     if folder is None or find_drafter(model, folder) is not None:
         return None
     return Target.at(folder, target_name(model, folder))
+
+
+def check_tokenizer(model: str) -> None:
+    """Raise CheckpointError if a target that is on this disk has no tokenizer."""
+    folder = _on_disk(model)
+    if folder and not is_drafter(folder) and not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"tokenizer.json is missing from {folder}: download it again")
 
 
 def target_name(model: str | Path, folder: Path) -> str:

@@ -57,10 +57,10 @@ def test_the_statistics_hold_what_was_measured_and_no_more() -> None:
     )
     found = statistics.parts(stats, plain=32.6, context=32_000, memory=9_200_000_000)
     assert " · ".join(found) == (
-        "182 tok · 61.4 tok/s (1.9x vs 32.6) · first token 0.31 s · "
-        "MTP 2.7 tok/round, 78% accepted · ctx 4.1k/32k (3.8k reused) · 9.2 GB"
+        "182 tok · 61.4 tok/s (1.9x plain speed, 32.6) · first token 0.31 s · "
+        "2.7 tok/round, 78% of draft tokens accepted · ctx 4.1k/32k (3.8k reused) · 9.2 GB"
     )
-    assert " vs " not in statistics.parts(stats, plain=None, context=32_000, memory=1)[1]
+    assert "plain" not in statistics.parts(stats, plain=None, context=32_000, memory=1)[1]
     few = Stats(prompt_tokens=9, generated_tokens=1, decode_seconds=0.1)
     expected = ["1 tok", "no drafts", "ctx 10/4.1k", "48.0 MB"]
     assert statistics.parts(few, plain=32.6, context=4096, memory=48_000_000) == expected

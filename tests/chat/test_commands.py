@@ -35,6 +35,7 @@ def test_commands_are_completed_with_their_values() -> None:
 @pytest.mark.parametrize("width", [120, 80, 40])
 def test_help_names_every_command_and_setting_and_fits_the_width(width: int) -> None:
     shown = syntax.help_text(width)
+    assert width < 80 or len(shown.splitlines()) <= 22  # of 24, with a blank line and the prompt
     assert max(map(len, shown.splitlines())) <= width
     for word in (*(f"/{command.name}" for command in syntax.COMMANDS), *syntax.SETTINGS):
         assert word in shown
@@ -58,7 +59,8 @@ def test_piped_lines_are_messages_or_commands_in_utf_8() -> None:
         "/etc/hosts",
     ]
     assert talk.chat.params.seed == 7
-    for line, why in ((b"\xff\n", "not UTF-8 text"), (b"/hlep", "no command /hlep")):
+    refused = {b"\xff\n": "not UTF-8 text", b"a\0b": "not text", b"/hlep": "no command /hlep"}
+    for line, why in refused.items():
         with pytest.raises(UsageError, match=why):
             commands.answer_lines(talk.chat, [line])
 
@@ -88,6 +90,17 @@ def test_drafts_and_settings_are_taken_as_typed() -> None:
     assert talk.chat.params.stop_strings == ()
 
 
+def test_a_chat_shows_whether_it_drafts() -> None:
+    talk = Talk()
+    assert talk.chat.drafts == "drafts from a drafter"
+    talk.run("/mtp off", "/model")
+    assert talk.chat.drafts == "drafts off"
+    assert "(drafts: off) (model: demo; drafts off)" in talk.words
+    talk.engine.has_drafter = False
+    talk.run("/mtp", "/mtp auto", "/model")
+    assert talk.words.endswith("(no drafter) (no drafter) (model: demo; no drafter)")
+
+
 def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Path) -> None:
     talk = Talk(reply("one"))
     talk.engine.has_drafter = False
@@ -95,11 +108,14 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
     params = talk.chat.params
     (other := tmp_path / "other.txt").write_text("precious")
     (tmp_path / "odd").write_bytes(b"\xff")
+    (tmp_path / "zeros").write_bytes(bytes(100))
     for typed, why in [
         ("/mtp 99", "off, auto, or 1 to 15"),
         ("/mtp 3", "mgm chat --drafter"),
         ("/set seed -1", "seed must"),
-        ("/set top_p no", "top_p cannot be"),
+        ("/set top_p no", "top_p must be above 0 and at most 1"),
+        ("/set temperature hot", "temperature must be 0 (greedy) or above"),
+        ("/set stop [1", 'stop takes a text, "a text" or ["a", "list"]'),
         ("/set speed 3", "no setting 'speed'"),
         ("/set temp 1", "did you mean temperature?"),
         ("/think x", "on, off, open or fold"),
@@ -111,6 +127,7 @@ def test_a_command_that_fails_says_so_in_a_line_and_changes_nothing(tmp_path: Pa
         ("/zzz", "/help lists them"),
         ("/read /no/such/file", "No such file"),
         (f"/read {tmp_path}/odd", "not UTF-8"),
+        (f"/read {tmp_path}/zeros", "zeros is not text"),
         (f"/read {tmp_path}/no {'long ' * 100}", "No such file"),
         ("/load /no/such/file", "No such file"),
         ("/load ~nobody-of-this-name/file", "home directory"),

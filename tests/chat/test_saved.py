@@ -10,9 +10,11 @@ from helpers.command import Here, assert_one_line, found
 from helpers.talk import Talk, reply
 from mlx_gemma_mtp.chat import store, transcript
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
+from mlx_gemma_mtp.cli.paths import laid_out
 from mlx_gemma_mtp.cli.sessions import HEADER, rows
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.files import journal
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.show import table
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"
@@ -56,7 +58,7 @@ def test_a_full_disk_is_reported_once_and_the_chat_continues(
 
     monkeypatch.setattr(os, "write", full)
     talk.ask("second", "third")
-    assert talk.shown.count("not saved: No space left on device: make room") == 1
+    assert talk.words.count("not saved: No space left on device: free some space, or set") == 1
     assert talk.shown.count("not saved") == 1
     assert path.read_bytes() == before
     assert talk.messages[-1] == ("assistant", "three")
@@ -95,6 +97,78 @@ def test_a_file_that_is_not_a_conversation_is_refused(tmp_path: Path) -> None:
         for _ in range(2):  # the first try releases it
             with pytest.raises(MgmError, match=r"name another one|remove it"):
                 Transcript.reopened(path)
+
+
+def test_a_disk_that_is_read_only_is_not_said_to_be_full(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    talk = Talk(reply("one"))
+    talk.chat.transcript.path = tmp_path / "file" / "folder" / "session.jsonl"
+    talk.ask("first")
+    assert "is not saved: Not a directory: set MGM_DATA_DIR to another folder" in talk.words
+
+
+@pytest.fixture
+def saved() -> Path:
+    """A conversation with a model in a folder that is gone."""
+    path = store.path_of("t1")
+    transcript = Transcript(Conversation(Models("/no/such/model"), "Be kind."), path)
+    transcript.ask("Hi")
+    transcript.close()
+    return path
+
+
+@pytest.mark.parametrize("resume", [["-c"], ["--session", "t1"]])
+def test_a_model_that_does_not_load_leaves_the_conversation_as_it_was(
+    mgm_here: Here, saved: Path, resume: list[str]
+) -> None:
+    before = saved.read_bytes()
+    for options in (["typo"], ["demo", "--drafter", "/no/drafter"]):
+        done = mgm_here("chat", *options, *resume, "--system", "Be rude.")
+        assert_one_line(done, 3, options[-1])
+    assert saved.read_bytes() == before
+
+
+def test_a_model_that_loads_is_saved_with_the_conversation(saved: Path) -> None:
+    Talk(path=saved, wanted=Models("demo")).chat.transcript.close()
+    assert transcript.load(saved).models == Models("demo")
+
+
+def test_a_folder_that_is_gone_is_named_and_never_looked_for_elsewhere(
+    mgm_here: Here, saved: Path
+) -> None:
+    gone = "the folder /no/such/model of this conversation is gone: name another model with --model"
+    assert_one_line(mgm_here("chat", "-c"), 3, gone)
+    again = Transcript.reopened(saved)
+    again.use(Models("demo", "/no/such/drafter"))
+    again.close()
+    assert_one_line(mgm_here("chat", "-c"), 3, "another drafter with --drafter")
+
+
+def test_a_folder_means_the_same_wherever_a_conversation_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    whole = Models(str(tmp_path / "toy"), str(tmp_path / "toy"))
+    assert Models("toy", "~/toy").located() == Models("./toy/", "toy").located() == whole
+    assert (whole.shown, Models("a/b").shown) == ("toy", "a/b")
+    for same in (Models("demo"), Models("a/b", "none"), Models("no-such", "a/c", 4)):
+        assert same.located() == same
+    talk = Talk()
+    talk.loads = [talk.engine]
+    talk.run("/model toy")
+    assert talk.chat.models == Models(str(tmp_path / "toy"))
+
+
+def test_a_checkpoint_without_tokenizer_is_refused_before_it_is_loaded(
+    mgm_here: Here, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((DEMO / "config.json").read_bytes())
+    why = f"tokenizer.json is missing from {tmp_path}: download it again"
+    assert_one_line(mgm_here("chat", tmp_path), 1, why)
+    assert_one_line(mgm_here("generate", "Hi", "--model", tmp_path), 1, why)
 
 
 def test_each_conversation_has_one_line_of_80_columns(data: Path) -> None:
@@ -157,6 +231,16 @@ def test_clear_starts_another_session_and_sessions_are_listed_and_removed_unless
     assert_one_line(mgm_here("chat", "-c"), 2, "no conversation")
     for keeping in (["-c"], ["--session", "x"], ["--keep-cache"]):
         assert_one_line(mgm_here("chat", "--no-keep", *keeping), 2, "--no-keep")
+
+
+def test_a_path_that_does_not_fit_next_to_its_name_gets_a_line_of_its_own() -> None:
+    paths = {"models": Path("/a/" + "long" * 6), "demo": Path("/b")}  # 27 columns and 2
+    assert (
+        laid_out(paths, 38)
+        == laid_out(paths, None)
+        == [f"models     /a/{'long' * 6}", "demo       /b"]
+    )
+    assert laid_out(paths, 37) == ["models", f"/a/{'long' * 6}", "demo", "/b"]
 
 
 def test_paths_are_those_of_the_system_or_of_the_variables(

@@ -37,6 +37,8 @@ def test_input_that_is_not_text_is_one_line_and_exit_code_2(handling: str, tmp_p
     for arguments in (["generate"], ["generate", bad], ["generate", "--file", str(file)]):
         done = mgm(arguments, bad, PYTHONIOENCODING=f"utf-8:{handling}")
         assert_one_line(done, 2, "byte number 4")
+    file.write_text("Hi", encoding="utf-16-le")  # which is UTF-8, too, with zeros
+    assert_one_line(mgm(["generate", "--file", str(file)]), 2, f"byte number 2 of {file}")
     done = mgm(["chat"], bad, PYTHONIOENCODING=f"utf-8:{handling}")
     assert_one_line(done, 2, "UTF-8 text")
 

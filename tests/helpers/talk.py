@@ -39,6 +39,7 @@ class FakeEngine:
     """Gives prepared answers, and remembers its prompts."""
 
     has_drafter = True
+    drafter_name = "a drafter"
     config = SimpleNamespace(max_position_embeddings=8192)
     room = 4096
     closed = False
@@ -86,8 +87,15 @@ def reply(text: str, thought: str = "", finish_reason: Any = "stop") -> Completi
 class Talk:
     """A chat, its engine, and its two streams."""
 
-    def __init__(self, *answers: Answer, terminal: bool = True, renders: bool = False) -> None:
-        """renders: True if stdout is a terminal, too."""
+    def __init__(
+        self,
+        *answers: Answer,
+        terminal: bool = True,
+        renders: bool = False,
+        path: Path | None = None,
+        wanted: Models | None = None,
+    ) -> None:
+        """renders: True if stdout is a terminal, too. path: of a saved conversation."""
         self.out = TerminalOut() if renders else io.BytesIO()
         self.err = Terminal() if terminal else io.StringIO()
         self.engine = FakeEngine(*answers)
@@ -96,11 +104,12 @@ class Talk:
         self.loaded: list[tuple[str, bool]] = []  # models, and if the first engine was closed then
         self.chat = Chat(
             self._load,
-            Transcript(Conversation(), store.new_path()),
+            Transcript.reopened(path) if path else Transcript(Conversation(), store.new_path()),
             SamplingParams(),
             Screen(self.out, self.err),
             self.interrupts if terminal else None,
             keeps=True,
+            wanted=wanted,
         )
 
     def _load(self, models: Models) -> Any:
