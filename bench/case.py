@@ -35,8 +35,7 @@ def make_case(
     rates = [window.rate for window in windows]
     found: dict[str, Any] = {}
     if plain is not None:
-        gains = [rate / one.window.rate for rate, one in zip(rates, plain, strict=True)]
-        found["speedup"] = Spread.of(gains)
+        found["speedup"] = Spread.ratio(rates, [turn.window.rate for turn in plain])
     if turns[0].stats:  # ours
         found |= _acceptance(turns, num_draft_tokens)
         tokens = sum(window.tokens for window in windows)

@@ -5,10 +5,10 @@ The tables, the first and the last line of a report, and `--share` all take it f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
-from .record import Case, Record, Spread, by_speed
+from .record import Case, NumDrafts, Record, Spread, by_speed
 
 LEAST_GAIN = 0.02  # a smaller gain over plain decoding doesn't count
 BEHIND = 0.05  # auto is preferred to a fixed number up to this much faster
@@ -25,6 +25,15 @@ class Finding(NamedTuple):
     @property
     def gains(self) -> bool:
         return gains(self.drafted)
+
+    @property
+    def answer(self) -> Literal["Yes", "No", "Unclear", "Idle"]:
+        """Whether to draft. Unclear: faster, but not in every turn. Idle: auto didn't draft."""
+        if self.gains:
+            return "Yes"
+        if self.drafted.drafted_per_round == 0:
+            return "Idle"
+        return "Unclear" if self.gain.median > 1 + LEAST_GAIN else "No"
 
     @property
     def use(self) -> Case:
@@ -62,51 +71,51 @@ def finding(cases: Sequence[Case]) -> Finding | None:
     return Finding(plain, drafted, drafted.speedup)
 
 
-class Verdict(NamedTuple):
-    """answer: a sentence, with the gains that it rests on. advice: what to type."""
-
-    answer: str
-    advice: str
-
-
-def verdict(record: Record) -> Verdict:
-    """The verdict on all batches that were measured plainly and with drafts."""
+def verdict(record: Record) -> str:
+    """The verdict on all batches that were measured plainly and with drafts, and what to type."""
     found = {batch: one for batch in record.batches if (one := finding(record.at(batch)))}
     if not record.cases:
-        return Verdict(f"{QUESTION} Not measured: the run ended too early.", "")
+        return f"{QUESTION} Not measured: the run ended too early."
     if not found:
         if record.subject.drafter_bytes is None:
-            return Verdict(f"{QUESTION} Not measured: the model has no drafter.", "")
-        compared = "Type --num-draft-tokens 0,3,auto to compare."
-        return Verdict(f"{QUESTION} Not measured: this needs plain decoding and drafts.", compared)
-    paying = [batch for batch, one in found.items() if one.gains]
-    answer = "Yes" if len(paying) == len(found) else "No"
-    if 0 < len(paying) < len(found):
-        answer = f"Only at batch {', '.join(map(str, paying))}"
-    speeds: list[str] = []
+            return f"{QUESTION} Not measured: the model has no drafter."
+        compare = "type --num-draft-tokens 0,3,auto to compare"
+        return f"{QUESTION} Not measured: this needs plain decoding and drafts; {compare}."
+    # Batches with one answer share a sentence.
+    alike: dict[tuple[str, NumDrafts], list[int]] = {}
     for batch, one in found.items():
-        speeds.append(f"{one.gain.median:.2f}x {'the plain speed ' * (not speeds)}at batch {batch}")
-        if one.gain.median > 1 + LEAST_GAIN and not one.gains:
-            speeds[-1] += " but not reliably"
-    condition = f", if drafts are accepted at {drawn}" if (drawn := accepts(record)) else ""
-    return Verdict(f"{QUESTION} {answer}: {', '.join(speeds)}{condition}.", _advice(found))
+        alike.setdefault((one.answer, one.use.num_draft_tokens), []).append(batch)
+    said = [QUESTION]
+    for (answer, count), batches in alike.items():
+        where = f"at batch {_listed(map(str, batches))}"
+        gains = [found[batch].gain for batch in batches]
+        use = f"--num-draft-tokens {count}{', the default' * (count == 'auto')}"
+        times = f"{_listed(f'{gain.median:.2f}' for gain in gains)} times as fast"
+        if answer == "Yes":
+            said.append(f"Yes {where}: {times} with {use}.")
+        elif answer == "Unclear":
+            spans = _listed(f"{gain.low:.2f}x to {gain.high:.2f}x" for gain in gains)
+            said.append(f"Unclear {where}: the turns differ too much ({spans}), so use {use}.")
+        elif answer == "Idle":
+            said.append(f"No {where}: auto did not draft, so use {use}.")
+        else:
+            said.append(f"No {where}: at best {times}, so use {use}.")
+    if drawn := accepts(record):
+        said.append(f"This assumes that drafts are accepted at {drawn}.")
+    return " ".join(said)
 
 
-def _advice(found: dict[int, Finding]) -> str:
-    counts = {batch: one.use.num_draft_tokens for batch, one in found.items()}
-    if len({*counts.values()}) > 1:
-        by_batch = ", ".join(f"{count} at batch {batch}" for batch, count in counts.items())
-        return f"Type --num-draft-tokens {by_batch}."
-    count = next(iter(counts.values()))
-    return f"Type --num-draft-tokens {count}{', the default' * (count == 'auto')}."
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def reasons(record: Record) -> list[str]:
-    """Why drafts don't gain, for each batch where they don't."""
+    """Why drafts don't gain, for each batch where they clearly don't."""
     found = []
     for batch in record.batches:
         one = finding(record.at(batch))
-        if one is None or one.gains:
+        if one is None or one.answer in ("Yes", "Unclear"):
             continue
         cost, tokens = one.drafted.round_ms.median, one.drafted.acceptance_length
         if tokens is None:
@@ -129,7 +138,7 @@ class Duel(NamedTuple):
 
     ours: Case
     theirs: Case
-    times: Spread  # ours over theirs, turn by turn
+    times: Spread  # ours over theirs
 
 
 def duels(record: Record) -> list[Duel]:
@@ -142,9 +151,8 @@ def duels(record: Record) -> list[Duel]:
             same = [c for c in record.at(batch) if c.num_draft_tokens in tried or tried == {0}]
             if theirs is not None and same:
                 ours = max(same, key=by_speed)
-                pairs = zip(ours.windows, theirs.windows, strict=True)
-                times = Spread.of([own.rate / other.rate for own, other in pairs])
-                found.append(Duel(ours, theirs, times))
+                rates = ([window.rate for window in case.windows] for case in (ours, theirs))
+                found.append(Duel(ours, theirs, Spread.ratio(*rates)))
     return found
 
 

@@ -96,6 +96,15 @@ def speed(
     return share * len(lengths) * expected_tokens(accept, num_draft_tokens) / total
 
 
+def plans(model: str, *, bits: int | None = None) -> list[Planned]:
+    """What a name may mean: a size without bits is in bfloat16, 8 and 4 bits; else it is one.
+
+    Raises as `plan`.
+    """
+    is_size = bits is None and not is_local(model) and size_of(model) is not None
+    return [plan(model, bits=each) for each in ((None, 8, 4) if is_size else (bits,))]
+
+
 def plan(model: str, *, bits: int | None = None) -> Planned:
     """A size such as e4b, a folder or a Hub name, with its drafter; as `--model` takes them.
 

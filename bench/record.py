@@ -21,7 +21,7 @@ from mlx_gemma_mtp.files.atomic import write_whole
 
 from .stamp import Stamp
 
-SCHEMA = 4  # increases when a key is removed or changes its meaning
+SCHEMA = 5  # increases when a key is removed or changes its meaning
 OURS = "mlx-gemma-mtp"
 ALL = "all"  # the task of a case that adds up several tasks, each measured alone
 MIXED = "mixed"  # the task of a case whose rows belong to different tasks
@@ -41,6 +41,13 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
+
+    @classmethod
+    def ratio(cls, values: Sequence[float], others: Sequence[float]) -> Spread:
+        """Of two medians; low and high are those of single turns, each over its own."""
+        turns = [value / other for value, other in zip(values, others, strict=True)]
+        middle = statistics.median(values) / statistics.median(others)
+        return cls(middle, min(turns), max(turns))
 
 
 @dataclass(frozen=True)

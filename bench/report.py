@@ -109,18 +109,17 @@ def text(record: Record, part: Part, *, markdown: bool = False, width: int | Non
     def lines(items: Sequence[str]) -> str:
         return show.wrapped("\n".join(f"- {one}" if markdown else one for one in items), width)
 
-    found, details = verdict(record), part == "all"
-    last = show.wrapped(f"{found.answer} {found.advice}".strip(), width)
+    found, details = show.wrapped(verdict(record), width), part == "all"
     if part == "verdict":
-        return "\n\n".join(filter(None, [lines(warnings(record)), last]))
+        return "\n\n".join(filter(None, [lines(warnings(record)), found]))
     shown = summaries(record) + (tables(record) if details else [])
     parts = [
-        show.wrapped(found.answer, width),
+        found,
         lines([*heading(record, details=details), *warnings(record)]),
         *(table.markdown() if markdown else table.text(width) for table in shown),
         lines(reasons(record)),
         "" if details or markdown else show.wrapped(MORE, width),
-        last,
+        found,
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -152,9 +151,12 @@ def summaries(record: Record) -> list[Table]:
         ]
         for one in duels(record)
     ]
-    title = "Tokens per second of all rows: plain, and with the best number of drafts"
+    title = (
+        "Tokens per second of all rows: plain, and with the best number of drafts. In brackets: "
+        "the gain of single turns"
+    )
     header = ["", "plain", "drafts", "tok/s", "gain", "accepted"]
-    theirs = "Other engines, and how much faster ours is, turn by turn"
+    theirs = "Other engines, and how much faster ours is. In brackets: in single turns"
     heads = ["batch", "engine", "tok/s", "drafts", "ours", "drafts", "gain"]
     both = [Table(title, header, rows), Table(theirs, heads, peers, left=2)]
     return [table for table in both if table.rows]

@@ -111,7 +111,9 @@ def bench(
     """Measure whether drafting is worth it on this machine.
 
     Compares decoding with and without drafts, by task and batch size, and says how many draft
-    tokens to use. Ctrl-C shows what is finished so far. --check exits with 5 if outputs differ.
+    tokens to use. The demo takes one to three minutes on a CPU, larger models longer: a line
+    shows the time left; fewer --tasks, --batch or --repeat take less. Ctrl-C shows what is finished
+    so far. --check exits with 5 if outputs differ.
     """
     given = options.given(context)
     for applies, reason, excluded in (
@@ -189,7 +191,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     before = stamp.stamp()  # first: loading the model is load, too
     opened, prompts = measured.open(pair, plan)
     if opened.pair.drafter is None:
-        asked = measured.num_draft_tokens not in (Measured.num_draft_tokens, "0")
+        asked = measured.num_draft_tokens not in (None, "0")
         if shown.recommend or asked:
             raise ModelNotFoundError(f"{pair.model} has no drafter: name one with --drafter")
         say(f"{pair.model}: no drafter found; measuring plain decoding only")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.subject import Opened
 
 PEERS = ("mlx-lm", "mlx-vlm")
-# Default batches and tokens of a row. On a CPU a pass takes nearly as long as it has tokens.
-TIMED, TIMED_ON_CPU = ("1,2,4,8", 64), ("1,4", 12)
-CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128), ("1,2,4,8", 32)
+# Default batches, tokens of a row and turns. On a CPU a pass takes nearly as long as it has tokens.
+TIMED, TIMED_ON_CPU = ("1,2,4,8", 64, 5), ("1,4", 12, 3)
+DRAFTS, DRAFTS_ON_CPU = "0,1,2,3,5,auto", "0,1,3,auto"
+CHECKED, CHECKED_ON_CPU = ("1,2,4,8", 128, 1), ("1,2,4,8", 32, 1)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,11 @@ class Measured:
     ] = None
     batch: Annotated[str | None, typer.Option(help="Batch sizes [1,2,4,8; on a CPU 1,4].")] = None
     num_draft_tokens: Annotated[
-        str, typer.Option(help="Draft tokens per round: 0 to 15, auto.")
-    ] = "0,1,2,3,5,auto"
+        str | None,
+        typer.Option(
+            help=f"Draft tokens per round: 0 to 15, auto [{DRAFTS}; on a CPU {DRAFTS_ON_CPU}]."
+        ),
+    ] = None
     prompt_tokens: Annotated[
         str | None, typer.Option(help="Tokens of each row's prompt [various, up to 840].")
     ] = None
@@ -42,7 +48,10 @@ class Measured:
         int | None,
         typer.Option(help="Tokens of each row: timed [64; on a CPU 12] or checked [128; 32]."),
     ] = None
-    repeat: Annotated[int, typer.Option(help="Repetitions; reports median, min and max.")] = 5
+    repeat: Annotated[
+        int | None,
+        typer.Option(help="Repetitions; reports median, min and max [5; on a CPU 3]."),
+    ] = None
     delay: Annotated[float, typer.Option(help="Seconds to wait between two measurements.")] = 0.0
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     peer: Annotated[
@@ -68,11 +77,13 @@ class Measured:
         from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 
         on_gpu, on_cpu = (CHECKED, CHECKED_ON_CPU) if check else (TIMED, TIMED_ON_CPU)
-        batch, tokens = on_cpu if device.backend() == "cpu" else on_gpu
+        is_cpu = device.backend() == "cpu"
+        batch, tokens, repeat = on_cpu if is_cpu else on_gpu
         tokens = tokens if self.max_tokens is None else self.max_tokens
+        repeat = repeat if self.repeat is None else self.repeat
         for name, value, least in (
             ("--max-tokens", tokens, 1),
-            ("--repeat", self.repeat, 1),
+            ("--repeat", repeat, 1),
             ("--delay", self.delay, 0),
             ("--depth", self.depth, 0),
         ):
@@ -88,7 +99,7 @@ class Measured:
         counts: list[NumDrafts] = ["auto", *range(MAX_DRAFT_TOKENS + 1)]
         drafts = options.listed(
             "--num-draft-tokens",
-            self.num_draft_tokens,
+            self.num_draft_tokens or (DRAFTS_ON_CPU if is_cpu else DRAFTS),
             _count,
             counts.__contains__,
             f"0 to {counts[-1]} and auto",
@@ -100,7 +111,7 @@ class Measured:
             batches=options.batches(self.batch or batch),
             num_draft_tokens=list(dict.fromkeys(drafts)),
             tokens=tokens,
-            repeat=self.repeat,
+            repeat=repeat,
             delay=self.delay,
             temperature=self.temperature,
             depth=self.depth,
@@ -113,7 +124,7 @@ class Measured:
         """Return the tasks that there are prompts for."""
         from mlx_gemma_mtp.bench.prompts import DEMO_TASKS, TASKS
 
-        return DEMO_TASKS if pair.model == "demo" and self.synthetic is None else TASKS
+        return DEMO_TASKS if self.synthetic is None and _is_demo(pair.model) else TASKS
 
     def open(self, pair: options.Pair, plan: Plan) -> tuple[Opened, Prompts]:
         """Load or draw the pair, with its prompts. Raises if the context or memory is too small."""
@@ -139,7 +150,7 @@ class Measured:
             if self.tasks or self.depth:
                 raise UsageError("without a tokenizer prompts are random: leave --tasks out")
             found = prompts.of_noise(opened.pair.target.config.vocab_size, lengths)
-        elif pair.model == "demo":
+        elif _is_demo(pair.model):
             found = prompts.of_demo(text, plan.tasks)
         else:
             found = prompts.of_tasks(text, plan.tasks, lengths, depth=self.depth)
@@ -153,6 +164,16 @@ class Measured:
             say(f"drawing random weights of {self.synthetic}")
             opened = opened.draw()
         return opened, found
+
+
+def _is_demo(model: str) -> bool:
+    """True for the demo, and for a folder made from it: that has its tokenizer."""
+    from mlx_gemma_mtp.files.names import DEMO, is_folder
+
+    if not is_folder(model):
+        return model == "demo"
+    tokenizer = Path(model).expanduser() / "tokenizer.json"
+    return tokenizer.is_file() and filecmp.cmp(tokenizer, DEMO / tokenizer.name, shallow=False)
 
 
 def _count(part: str) -> NumDrafts:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def doctor(
     as_json: options.Json = False,
     no_self_test: Annotated[
-        bool, typer.Option("--no-self-test", help="Leave out the self-test (10 seconds).")
+        bool, typer.Option("--no-self-test", help="Leave out the self-test (up to 30 seconds).")
     ] = False,
 ) -> None:
     """Check this machine and run a self-test.
@@ -40,7 +40,7 @@ def doctor(
     if not as_json:
         print_report(report)
     if not no_self_test:
-        say("running the self-test, about ten seconds ...")
+        say("running the self-test, up to half a minute ...")
         device.exact_products()
         try:
             tested = check.self_test()

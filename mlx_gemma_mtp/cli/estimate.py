@@ -10,7 +10,7 @@ import typer
 
 from mlx_gemma_mtp.cli import options
 
-SCHEMA = 1
+SCHEMA = 2
 CONTEXT = 4096  # or the model's maximum if that is less
 
 
@@ -23,9 +23,15 @@ def estimate(
     context: Annotated[
         int | None, typer.Option(help=f"Tokens of each row, with its prompt [{CONTEXT}].")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="As if quantized to 4 or 8 bits.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="As if quantized to 4 or 8 bits [a size: all three].")
+    ] = None,
     accept: Annotated[
-        str, typer.Option(help="Chance that each draft is accepted, by position.")
+        str,
+        typer.Option(
+            help="Chance that a draft is accepted if those before it are, by position; the last "
+            "one repeats."
+        ),
     ] = ".84,.71,.64,.70",  # what vLLM's users saw with 26B
     output: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
 ) -> None:
@@ -42,56 +48,79 @@ def estimate(
     from mlx_gemma_mtp.show import columns, table, wrapped
 
     chances, batches = options.chances(accept), options.batches(batch)
+    plans = estimate.plans(model, bits=bits)
     found = find_chip(chip) if chip else own_chip(chip_name())
-    planned = estimate.plan(model, bits=bits)
-    pair = planned.pair
-    tokens = context or min(CONTEXT, pair.target.max_position_embeddings)
-    predictions = [
-        estimate.predict(planned, found, batch=rows, context=tokens, accept=chances)
-        for rows in batches
+    tokens = context or min(CONTEXT, plans[0].pair.target.max_position_embeddings)
+    predicted = [
+        [
+            estimate.predict(planned, found, batch=rows, context=tokens, accept=chances)
+            for rows in batches
+        ]
+        for planned in plans
     ]
     if output == "json":
         described = {
             "schema": SCHEMA,
             "kind": "prediction from bandwidth and compute, not a measurement",
             "share_assumed": estimate.SHARE,
-            "model": planned.name,
-            "bits": planned.bits,
-            "target_bytes": pair.target_bytes,
-            "drafter_bytes": pair.drafter_bytes if pair.drafter else None,
+            "model": plans[0].name,
             "chip": found._asdict(),
-            "predictions": [one._asdict() for one in predictions],
             "context": tokens,
             "accept": chances,
+            "weights": [
+                {
+                    "bits": planned.bits,
+                    "target_bytes": planned.pair.target_bytes,
+                    "drafter_bytes": planned.pair.drafter_bytes if planned.pair.drafter else None,
+                    "predictions": [one._asdict() for one in predictions],
+                }
+                for planned, predictions in zip(plans, predicted, strict=True)
+            ],
         }
         print(json.dumps(described, ensure_ascii=False))
         return
     width = columns(sys.stdout)
-    size = f" in {planned.bits} bits" if planned.bits else ""
-    size += f" ({decimal(pair.target_bytes)}"
-    size += f", drafter {decimal(pair.drafter_bytes)})" if pair.drafter else ")"
     chip_speed = f"{found.bandwidth / 1e9:.0f} GB/s, {found.compute / 1e12:.1f} TFLOP/s"
+    *first, last = (f"{chance:.0%}" for chance in chances)
+    by_position = ", ".join([*first, f"{last} from position {len(chances)} on"])
     lines = [
-        f"{planned.name}{size} on {found.name} ({chip_speed})",
+        f"{plans[0].name} on {found.name} ({chip_speed}), {tokens:,} tokens a row",
         "A prediction, not a measurement. It assumes that rounds reach "
-        f"{estimate.SHARE:.0%} of the chip's bandwidth and compute, and that drafts are accepted "
-        f"at {', '.join(f'{chance:.0%}' for chance in chances)} by position. It may be far too "
-        "high for small models on fast chips, where the host's work counts.",
+        f"{estimate.SHARE:.0%} of the chip's bandwidth and compute, and these chances by position "
+        f"that a draft is accepted if those before it are: {by_position}. It may be far too high "
+        "for small models on fast chips, where the host's work counts.",
     ]
-    if pair.target.num_experts:
+    if plans[0].pair.target.num_experts:
         lines.append("Experts count as if chosen evenly: text whose tokens share them is faster.")
     print(wrapped("\n".join(lines), width))
-    counts = range(1, len(predictions[0].tokens_per_second))
-    print(wrapped(f"\nTokens/s of all rows by number of drafts; {tokens:,} tokens a row", width))
-    speeds = [
-        [str(one.batch), *(f"{rate:.{0 if rate >= 100 else 1}f}" for rate in one.tokens_per_second)]
-        for one in predictions
-    ]
-    print(table(["batch", "plain", *map(str, counts)], speeds, left=0, width=width))
     rows = []
-    for one in predictions:
-        gain = one.tokens_per_second[one.best] / one.tokens_per_second[0]
-        fits = ", ".join(map(str, one.fits)) + " GB" if one.fits else "none"
-        rows.append([str(one.batch), str(one.best), f"{gain:.2f}x", decimal(one.needs), fits])
-    header = ["batch", "best", "gain", "memory", f"Macs with {found.name}"]
-    print(f"\n{table(header, rows, left=0, width=width)}")
+    for planned, predictions in zip(plans, predicted, strict=True):
+        stored = "bfloat16" if len(plans) > 1 else "as stored"
+        for one in predictions:
+            rates = one.tokens_per_second
+            rows.append(
+                [
+                    f"{planned.bits} bits" if planned.bits else stored,
+                    str(one.batch),
+                    _speed(rates[0]),
+                    str(one.best),
+                    _speed(rates[one.best]),
+                    f"{rates[one.best] / rates[0]:.2f}x",
+                    decimal(one.needs),
+                    ", ".join(map(str, one.fits)) + " GB" if one.fits else "none",
+                ]
+            )
+    header = ["weights", "batch", "plain", "drafts", "tok/s", "gain", "memory", "Macs"]
+    print(wrapped("\nTokens/s of all rows: plain, and with the best number of drafts", width))
+    print(table(header, rows, width=width))
+    if len(plans) > 1:
+        print(wrapped("\nBy number of drafts: add --bits 4 or 8.", width))
+        return
+    counts = range(1, len(predicted[0][0].tokens_per_second))
+    print(wrapped("\nTokens/s of all rows by number of drafts", width))
+    speeds = [[str(one.batch), *map(_speed, one.tokens_per_second)] for one in predicted[0]]
+    print(table(["batch", "plain", *map(str, counts)], speeds, left=0, width=width))
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:.{0 if rate >= 100 else 1}f}"

@@ -222,6 +222,9 @@ def test_a_case_has_medians_and_what_the_rounds_accepted(pair: PairOf) -> None:
     found = case_of(pair, 3, [8, 9], turns, [turn(10, 10, 1.0)] * 3)
     assert found.tokens_per_second == Spread(20.0, 10.0, 40.0)
     assert found.speedup == Spread(2.0, 1.0, 4.0)  # each turn over its own
+    plain = [turn(10, 10, seconds) for seconds in (0.25, 1.0, 1.0)]  # 40, 10, 10 tokens/s
+    uneven = case_of(pair, 3, [8, 9], turns, plain).speedup
+    assert uneven == Spread(20 / 10, 20 / 40, 4.0)  # as the two medians shown next to it
     assert found.round_ms == Spread(250.0, 125.0, 500.0)
     assert found.prefill_tokens_per_second.median == 100.0
     assert found.first_token_ms is not None

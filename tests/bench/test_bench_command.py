@@ -275,6 +275,15 @@ def test_the_tasks_can_be_listed(here: Any) -> None:
     assert "translate" in here("--tasks", "list", "--synthetic", "E2B").stdout.split()
 
 
+def test_a_folder_made_from_the_demo_has_the_tasks_of_the_demo(here: Any, tmp_path: Path) -> None:
+    demo = find_pair("demo", "auto")[0]
+    made = shutil.copytree(demo, tmp_path / "made", ignore=shutil.ignore_patterns("*.safetensors"))
+    listed = "--tasks", "list", "--model", made
+    assert here(*listed).stdout == here("--tasks", "list").stdout
+    (made / "tokenizer.json").write_text("{}")
+    assert "translate" in here(*listed).stdout.split()
+
+
 def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: Path) -> None:
     out = tmp_path / "check.json"
     asked = f"--check --tasks json --batch 1,2 --num-draft-tokens 2 --max-tokens 6 --out {out}"

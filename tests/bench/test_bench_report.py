@@ -39,7 +39,7 @@ def test_a_record_comes_back_from_its_json(record: Record, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [("{", "was not written by"), ('{"schema": 1}', "was not written by"),
-     ('{"schema": 3, "cases": []}', "has schema 3, not 4: measure again")],
+     ('{"schema": 3, "cases": []}', "has schema 3, not 5: measure again")],
 )  # fmt: skip
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "run.json").write_text(content)

@@ -215,12 +215,29 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     assert f"{estimate.SHARE:.0%}" in shown.stdout
     said = found(mgm_here(*arguments, "--format", "json"))
     assert said["share_assumed"] == estimate.SHARE
-    for one in said["predictions"]:
+    (weights,) = said["weights"]
+    for one in weights["predictions"]:
         speeds = one["tokens_per_second"]
         assert len(speeds) == 1 + estimate.MOST_DRAFTS
         assert speeds[one["best"]] == max(speeds)
-        assert f"{one['best']}  {max(speeds) / speeds[0]:.2f}x" in shown.stdout
+        assert f"{max(speeds) / speeds[0]:.2f}x" in shown.stdout
         assert one["fits"] == [48, 64, 128]
+
+
+def test_a_size_is_predicted_in_bfloat16_8_and_4_bits(mgm_here: Here) -> None:
+    arguments = ["estimate", "26b", "--chip", "M4 Max", "--batch", "1"]
+    shown = mgm_here(*arguments).stdout
+    assert max(map(len, shown[shown.index("Tokens/s") :].splitlines())) <= 80
+    said = found(mgm_here(*arguments, "--format", "json"))["weights"]
+    assert [one["bits"] for one in said] == [None, 8, 4]
+    rows = [line.split() for line in shown.splitlines() if line.startswith((" bf", " 8", " 4"))]
+    smallest = [one["predictions"][0]["fits"][0] for one in said]
+    assert smallest == sorted(smallest, reverse=True)
+    for row, one in zip(rows, said, strict=True):
+        assert one["predictions"][0]["fits"] == [
+            int(part.strip(",")) for part in row[row.index("GB") + 1 : -1]
+        ]
+    assert len(estimate.plans("demo")) == len(estimate.plans("google/gemma-4-E4B-it")) == 1
 
 
 @pytest.mark.parametrize(
@@ -228,6 +245,7 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     [
         (["12B", "--chip", "M4 Mx"], 2, "nearest are M4 Max"),
         (["12B", "--chip", "?"], 2, "M1 Ultra"),
+        (["poem"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
         (["poem", "--chip", "M4"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
         (["someone/else", "--chip", "M4"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
         (["./no/e4b", "--chip", "M4"], 3, "give a size (e2b, e4b, 12b, 26b, 31b)"),
