@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import drafters
-from mlx_gemma_mtp.files.checkpoint import is_drafter
+from mlx_gemma_mtp.files.checkpoint import read_target_config
 from mlx_gemma_mtp.files.download import complete, fetch
 from mlx_gemma_mtp.files.drafters import Candidate, Target
 from mlx_gemma_mtp.files.hub import from_cache, repository_of
@@ -87,9 +87,12 @@ def target_without_drafter(model: str) -> tuple[Path, Target] | None:
 
 
 def check_tokenizer(model: str) -> None:
-    """Raise CheckpointError if a target that is on this disk has no tokenizer."""
+    """Raise CheckpointError if a folder that is on this disk has no target, or no tokenizer."""
     folder = _on_disk(model)
-    if folder and not is_drafter(folder) and not (folder / "tokenizer.json").is_file():
+    if folder is None:
+        return
+    read_target_config(folder)
+    if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"tokenizer.json is missing from {folder}: download it again")
 
 

@@ -94,10 +94,12 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
                 if theirs:
                     continue
             found[own_name] = tensor
+    if not found:
+        raise CheckpointError(f"{folder} has no tensors in its weight files: download it again")
     if not any(map(is_text, found)):
         raise CheckpointError(
             f"{folder} has no tensor with a name of Gemma 4's text model, only such as "
-            f"{min(found, default='none')}: save it under the names that Transformers gives them"
+            f"{min(found)}: save it under the names that Transformers gives them"
         )
     return found
 

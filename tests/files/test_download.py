@@ -210,7 +210,7 @@ def test_a_preview_needs_what_the_real_files_need_and_takes_no_room(
 def test_a_long_header_and_a_damaged_one_are_read_as_far_as_they_go(online: FakeHub) -> None:
     long = json.dumps({"__metadata__": {"note": "x" * 300_000}}).encode()
     for name, start, words in (
-        ("me/long", struct.pack("<Q", len(long)) + long, "missing"),
+        ("me/long", struct.pack("<Q", len(long)) + long, "no tensors"),
         ("me/damaged", struct.pack("<Q", 2**60) + b"?" * 300_000, "me/damaged/model.safetensors"),
     ):
         online.add(name, TARGET_FILES | {"model.safetensors": start})
