@@ -35,9 +35,12 @@ Scale = Callable[[Rng], Floats | float]
 
 
 def typical(bound: float, measure: Callable[[], float]) -> float:
-    """Return a measurement, or the median of 21 if it isn't below the bound: one can be unlucky."""
-    first = measure()
-    return first if first < bound else float(np.median([first, *(measure() for _ in range(20))]))
+    """Return a median: of 1 measurement, or of 21, or of 101 until it is below the bound."""
+    found = [measure()]
+    for more in (20, 80):  # one can be unlucky, and rarely 21
+        if np.median(found) >= bound:
+            found += [measure() for _ in range(more)]
+    return float(np.median(found))
 
 
 def behind(rng: Rng, bound: float, name: str, text: Text, scale: Scale = lambda _: 1.0) -> float:
