@@ -19,12 +19,11 @@ from mlx_gemma_mtp.files.checkpoint import (
     is_drafter,
     parse_config,
     read_config,
-    read_drafter_config,
 )
 from mlx_gemma_mtp.files.names import DRAFTER_SUFFIX
 from mlx_gemma_mtp.files.published import Size, size_with
 from mlx_gemma_mtp.files.quantization import stored_bits
-from mlx_gemma_mtp.model.config import TargetConfig, check_pair
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig, check_pair
 
 INSIDE = ("drafter", "assistant")  # folders in a target's own folder
 
@@ -60,18 +59,20 @@ class Candidate(NamedTuple):
 
 def best(target: Target, drafters: Iterable[Candidate]) -> Candidate | None:
     """Return the best of the drafters that fit the target; None if none fits."""
-    try:
-        config = parse_config(TargetConfig.from_dict, target.raw, Path(target.name))
-    except CheckpointError:
-        return None
-    fitting = [one for one in drafters if fits(config, one.folder)]
-    return min(fitting, key=_ranking(target, config), default=None)
+    fitting = []
+    for one in drafters:
+        with suppress(CheckpointError):  # no config.json, or a damaged one
+            if fits(target, read_config(one.folder)):
+                fitting.append(one)
+    return min(fitting, key=_ranking(target), default=None)
 
 
-def fits(target: TargetConfig, folder: Path) -> bool:
-    """Return True if this folder has a drafter that was made for a target of this shape."""
+def fits(target: Target, raw: dict[str, Any]) -> bool:
+    """Return True if this config.json is that of a drafter for a target of this shape."""
+    where = Path(target.name)  # of errors that nobody sees
     try:
-        check_pair(target, read_drafter_config(folder))
+        config = parse_config(TargetConfig.from_dict, target.raw, where)
+        check_pair(config, parse_config(DrafterConfig.from_dict, raw, where))
     except CheckpointError:
         return False
     return True
@@ -134,10 +135,10 @@ def base_models(folder: Path) -> list[str]:
     return [one for one in (found if isinstance(found, list) else [found]) if type(one) is str]
 
 
-def _ranking(target: Target, config: TargetConfig) -> Callable[[Candidate], Any]:
+def _ranking(target: Target) -> Callable[[Candidate], Any]:
     """Return the key to sort drafters of this target by; the smallest is best."""
     own, bases, qat = stem(target.name), [*map(stem, target.bases)], _is_for_qat(target)
-    size = size_with(config.hidden_size)
+    size = _size(target)
     official = [] if size is None else [stem(size.drafter(qat=qat)) for qat in (False, True)]
     groups = [[own], bases, official]
 

@@ -15,17 +15,11 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files import hub
-from mlx_gemma_mtp.files.checkpoint import is_drafter, parse_config, read_config
-from mlx_gemma_mtp.files.drafters import Target, best, in_cache, to_pull
+from mlx_gemma_mtp.files.checkpoint import is_drafter, read_config
+from mlx_gemma_mtp.files.drafters import Target, best, fits, in_cache, to_pull
 from mlx_gemma_mtp.files.folders import free_bytes
 from mlx_gemma_mtp.files.names import MAIN, check_format, is_local, split_name
-from mlx_gemma_mtp.model.config import (
-    DRAFTER_TYPES,
-    TARGET_TYPES,
-    DrafterConfig,
-    TargetConfig,
-    check_pair,
-)
+from mlx_gemma_mtp.model.config import DRAFTER_TYPES, TARGET_TYPES
 
 
 class RemoteFile(NamedTuple):
@@ -105,20 +99,9 @@ def plan_download(
     for name in [cached.name] if cached else to_pull(wants):
         with suppress(ModelNotFoundError, CheckpointError):  # not published under this name
             found = look_up(name, update=update)
-            if _fit(wants, found):
+            if fits(wants, _config_of(found)):
                 return [target, found]
     return [target]
-
-
-def _fit(target: Target, drafter: Download) -> bool:
-    """Return True if a drafter on the Hub was made for a target of this shape."""
-    try:
-        config = parse_config(TargetConfig.from_dict, target.raw, Path(target.name))
-        found = parse_config(DrafterConfig.from_dict, _config_of(drafter), Path(drafter.name))
-        check_pair(config, found)
-    except CheckpointError:
-        return False
-    return True
 
 
 def look_up(name: str, *, update: bool = True) -> Download:

@@ -7,7 +7,6 @@ read. Every parameter must be there in the right shape; other tensors stay in th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +26,7 @@ from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
-
-
 Stored = TypeVar("Stored", bound=HasShape)
-Format = Callable[[str, nn.Module], dict[str, Any] | bool]  # of a module, by its path
 
 GROUP_SIZE = 64
 CONVERTED_ONLY = (2, 3, 5, 6)  # bits that MLX has, and `mgm convert` writes
@@ -126,14 +122,22 @@ def check_bits(bits: int) -> None:
 def quantize(model: Target | Drafter, bits: int) -> None:
     """Quantize as `bits=` does, sensitive modules to 8 bits. Computes nothing yet.
 
-    Raises UsageError.
+    Raises UsageError, and CheckpointError for a width that can't be quantized.
     """
     check_bits(bits)
 
-    def format_of(path: str, _: nn.Module) -> dict[str, Any]:
+    def format_of(path: str, module: nn.Module) -> dict[str, Any] | bool:
+        if not hasattr(module, "to_quantized"):
+            return False
+        width = module.weight.shape[-1]
+        if width % GROUP_SIZE:
+            raise CheckpointError(
+                f"cannot quantize {path}: its width {width} is not a multiple of the group size "
+                f"{GROUP_SIZE}; load it without bits"
+            )
         return {"group_size": GROUP_SIZE, "bits": 8 if path.endswith(EIGHT_BIT) else bits}
 
-    _quantize(model, format_of)
+    nn.quantize(model, class_predicate=format_of)
 
 
 def num_bytes(model: nn.Module) -> int:
@@ -233,19 +237,3 @@ def _read(model: Model) -> Model:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())
     return model
-
-
-def _quantize(model: nn.Module, format_of: Format) -> None:
-    def checked(path: str, module: nn.Module) -> dict[str, Any] | bool:
-        if not hasattr(module, "to_quantized"):
-            return False
-        chosen = format_of(path, module)
-        width = module.weight.shape[-1]
-        if isinstance(chosen, dict) and width % chosen["group_size"]:
-            raise CheckpointError(
-                f"cannot quantize {path}: its width {width} is not a multiple of the group size "
-                f"{chosen['group_size']}; load it without bits"
-            )
-        return chosen
-
-    nn.quantize(model, class_predicate=checked)
