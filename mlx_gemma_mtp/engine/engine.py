@@ -291,6 +291,10 @@ def load(
     max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
     force: load even if it may not fit in memory.
 
+    On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
+    buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
+    set. If MLX was in use before, its own limits stay.
+
     What is not on this disk is downloaded, after its config and headers have shown that it can be
     loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
     NotEnoughMemoryError.
