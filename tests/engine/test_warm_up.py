@@ -18,6 +18,7 @@ from helpers.fake_target import (
 )
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.round import Round, RoundPlayer
 from mlx_gemma_mtp.engine.warm_up import DRAFTS, PROMPT
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
@@ -40,14 +41,14 @@ class Watched:
         self.began.set()
         assert self.gate.wait(SECONDS)
 
-    def _player(self, *models: Any) -> Any:
-        play_round = fake_player(*models)
+    def _player(self, *models: Any) -> RoundPlayer:
+        player = fake_player(*models)
 
-        def play(*arguments: Any) -> Any:
-            self._note("round", arguments[-1])
-            return play_round(*arguments)
+        def verify(*arguments: Any) -> Round:
+            self._note("round", arguments[-1].shape[1])
+            return player.verify(*arguments)
 
-        return play
+        return player._replace(verify=verify)
 
 
 def wait_for(engine: Engine) -> None:
