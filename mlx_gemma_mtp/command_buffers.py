@@ -1,7 +1,7 @@
 """How much work MLX puts into one command buffer of a Mac's GPU.
 
 MLX ends a command buffer once it has more than `max_ops` kernel launches, or once the arrays it
-uses have more than `max_mb` * 2**20 elements: MLX's names say MB, and count elements. It reads both
+uses have more than `max_mb` * 2**20 elements: MLX calls them MB, but counts elements. It reads both
 limits from the environment when it first uses the GPU, and never again (backend/metal/device.cpp of
 MLX 0.32.4). Knows nothing of files or of what is running.
 """
@@ -44,7 +44,7 @@ class Shape(NamedTuple):
         return self.num_layers * (53 if self.is_mixture else 28)
 
 
-NAMES = ("MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER")  # of the two, in the environment
+NAMES = ("MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER")  # in the environment
 
 # MLX's own limits by the last letter of the GPU's architecture, such as applegpu_g16s.
 OWN = {"p": BufferLimits(20, 40), "s": BufferLimits(50, 50), "d": BufferLimits(50, 50)}
