@@ -62,10 +62,7 @@ class Batch:
         self._depth = depth
         self.limits = limits
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
-        self._suppress: mx.array | None = None
-        if suppressed:
-            self._suppress = mx.zeros((target.config.vocab_size,))
-            self._suppress[mx.array(list(suppressed))] = -mx.inf
+        self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
         self._num_drafts = 0  # of the last round
