@@ -34,15 +34,16 @@ FREE = SamplingParams(temperature=1, top_k=1, top_p=1, seed=0)
 class RowSettings(NamedTuple):
     """Sampling settings of every row on the device, and which steps the batch needs."""
 
-    temperature: mx.array  # float32 [B, 1]
+    temperature: mx.array  # float32 [B, 1], 1 if greedy
     top_k: mx.array  # int32 [B, 1]
     top_p: mx.array  # float32 [B, 1]
     seed: mx.array  # uint32 [B, 1]
     suppress: mx.array | None  # int32 [S], the tokens that must not be chosen
+    is_greedy: mx.array | None  # bool [B, 1], temperature 0; None if no row is
     greedy: bool  # every row is at temperature 0
-    some_greedy: bool  # some row is
     filtered: bool  # some row sets top_k or top_p
-    full: bool  # sort the whole vocabulary: some row sets no top_k or a large one
+    narrow: bool  # some row sets a top_k up to MOST_TOP_K
+    full: bool  # choose among the whole vocabulary, because some row doesn't
 
 
 class Chosen(NamedTuple):
@@ -65,20 +66,23 @@ def row_settings(
     def column(values: list[Any], dtype: mx.Dtype) -> mx.array:
         return mx.array(values, dtype)[:, None]
 
-    temperatures = [row.temperature or 0.0 for row in filled]
-    temperatures = [value if value >= LEAST_TEMPERATURE else 0.0 for value in temperatures]
-    taken = [(row, value) for row, value in zip(rows, temperatures, strict=True) if row]
-    sampled = [row for row, value in taken if value]
+    is_greedy = [(row.temperature or 0.0) < LEAST_TEMPERATURE for row in filled]
+    temperatures = [
+        1 if flag else row.temperature for row, flag in zip(filled, is_greedy, strict=True)
+    ]
+    sampled = [row for row, flag in zip(rows, is_greedy, strict=True) if row and not flag]
+    is_narrow = [1 <= (row.top_k or 0) <= MOST_TOP_K for row in sampled]
     return RowSettings(
         temperature=column(temperatures, mx.float32),
         top_k=column([row.top_k for row in filled], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),
         suppress=suppress,
+        is_greedy=column(is_greedy, mx.bool_) if any(is_greedy) else None,
         greedy=not sampled,
-        some_greedy=len(sampled) < len(taken),
         filtered=any(row.top_k or row.top_p != 1 for row in sampled),
-        full=not all(1 <= (row.top_k or 0) <= MOST_TOP_K for row in sampled),
+        narrow=any(is_narrow),
+        full=not all(is_narrow),
     )
 
 
@@ -106,32 +110,49 @@ def choose(
     logits = _bar(logits, ids, settings.suppress)
     if settings.greedy:
         return Chosen(_best(logits, ids, size), None)
-    greedy = _best(logits, ids, size) if settings.some_greedy else None
-    temperature, top_k, top_p = (column[..., None] for column in settings[:3])  # [B, 1, 1]
-    outside = None
-    if not settings.full and _narrows(logits.shape[-1]):
-        logits, ids, outside = _candidates(logits, ids)
-    scores = _scores(logits, temperature, softcap)
-    tokens = mx.arange(size) if ids is None else ids
-    values = scores + gumbel(settings.seed, position, tokens)
-    sure = None
+    narrows = not settings.full and _narrows(logits.shape[-1])
+    draw = _among_candidates if narrows else _among_all
+    tokens, sure = draw(logits, position, settings, softcap, ids, size)
+    if settings.is_greedy is not None:
+        tokens = mx.where(settings.is_greedy, _best(logits, ids, size), tokens)
+        sure = None if sure is None else sure | settings.is_greedy
+    return Chosen(tokens, sure)
+
+
+def _among_all(
+    logits: mx.array,
+    position: mx.array,
+    settings: RowSettings,
+    softcap: float | None,
+    ids: mx.array | None,
+    size: int,
+) -> Chosen:
+    """Sort and draw from all logits."""
+    scores = _scores(logits, settings, softcap)
+    values = scores + gumbel(settings.seed, position, mx.arange(size) if ids is None else ids)
     if settings.filtered:
-        ranked = mx.sort(scores, axis=-1)  # ascending
-        kth = _kth(ranked, top_k)
-        if outside is None:
-            threshold = _threshold_among_all(ranked, kth, top_p)
-        else:
-            threshold = _threshold(ranked, kth, top_p)
-            outside = _scores(outside, temperature, softcap)
-            sure = (outside + ROUNDING * mx.abs(outside) < kth) | (outside == -mx.inf)
-            sure = sure[..., 0]
-        values = mx.where(scores >= threshold, values, -mx.inf)
-    chosen = _best(values, ids, size)
-    if greedy is not None:
-        is_greedy = settings.temperature == 0
-        chosen = mx.where(is_greedy, greedy, chosen)
-        sure = None if sure is None else sure | is_greedy
-    return Chosen(chosen, sure)
+        values = mx.where(scores >= _threshold_of_all(scores, settings), values, -mx.inf)
+    return Chosen(_best(values, ids, size), None)
+
+
+def _among_candidates(
+    logits: mx.array,
+    position: mx.array,
+    settings: RowSettings,
+    softcap: float | None,
+    ids: mx.array | None,
+    size: int,
+) -> Chosen:
+    """Sort and draw from the best NUM_CANDIDATES logits. Every row has a small top_k."""
+    logits, ids, left_out = _candidates(logits, ids)
+    scores = _scores(logits, settings, softcap)
+    ranked = mx.sort(scores, axis=-1)
+    kth = _kth(ranked, settings.top_k[..., None])
+    threshold = _threshold(ranked, kth, settings.top_p[..., None])
+    values = scores + gumbel(settings.seed, position, ids)
+    values = mx.where(scores >= threshold, values, -mx.inf)
+    sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))
+    return Chosen(_best(values, ids, size), sure[..., 0])
 
 
 def gumbel(seed: mx.array, position: mx.array, tokens: mx.array) -> mx.array:
@@ -139,9 +160,11 @@ def gumbel(seed: mx.array, position: mx.array, tokens: mx.array) -> mx.array:
 
     Each number is a function of its own three: it doesn't depend on which other tokens there are.
     """
-    seed, position, tokens = (part.astype(mx.uint32) for part in (seed, position, tokens))
-    rows = _threefry(mx.where(mx.array([True, False]), seed[..., None], position[..., None]))
-    keys = rows[..., None, :] ^ (tokens[..., None] * mx.array([0, 1], mx.uint32))
+    seed, position, tokens = (
+        part[..., None].astype(mx.uint32) for part in (seed, position, tokens)
+    )
+    rows = _threefry(mx.where(mx.array([True, False]), seed, position))
+    keys = rows[..., None, :] ^ (tokens * mx.array([0, 1], mx.uint32))
     # Near 0, where the large noise comes from, a float32 holds all 32 bits.
     uniform = _threefry(keys)[..., 0].astype(mx.float32) * 2.0**-32
     uniform = mx.clip(uniform, 2.0**-33, 1 - 2.0**-24)  # neither 0 nor 1
@@ -172,12 +195,12 @@ def _best(values: mx.array, ids: mx.array | None, size: int) -> mx.array:
     return mx.where(is_best, ids, size - 1).min(axis=-1).astype(mx.int32)
 
 
-def _scores(logits: mx.array, temperature: mx.array, softcap: float | None) -> mx.array:
+def _scores(logits: mx.array, settings: RowSettings, softcap: float | None) -> mx.array:
     """Return logits / temperature in float32; -inf stays, which the softcap would make finite."""
     scores = capped(logits.astype(mx.float32), softcap)
     if softcap is not None:
         scores = mx.where(logits == -mx.inf, -mx.inf, scores)
-    return scores / mx.where(temperature > 0, temperature, 1)
+    return scores / settings.temperature[..., None]
 
 
 def _narrows(size: int) -> bool:
@@ -203,7 +226,7 @@ def _candidates(logits: mx.array, ids: mx.array | None) -> tuple[mx.array, mx.ar
         best = order[..., -num_kept:, None]
         logits = mx.take_along_axis(blocks, best, axis=-2).reshape(*rows, -1)
         if ids is None:
-            ids = best * size + mx.array(list(range(size)), mx.uint32)
+            ids = best.astype(mx.int32) * size + mx.array(list(range(size)), mx.int32)
         else:
             ids = mx.take_along_axis(ids.reshape(*rows, NUM_BLOCKS, size), best, axis=-2)
         ids = ids.reshape(*rows, -1)
@@ -213,11 +236,11 @@ def _candidates(logits: mx.array, ids: mx.array | None) -> tuple[mx.array, mx.ar
 
 
 def _kth(ranked: mx.array, top_k: mx.array) -> mx.array:
-    """Return the k-th largest [B, T, 1] of ascending scores; -inf without top_k."""
+    """Return the k-th largest [B, T, 1] of ascending scores; the largest for k = 0."""
     size = ranked.shape[-1]
     place = mx.clip(size - top_k, 0, size - 1)
     place = mx.broadcast_to(place, (*ranked.shape[:-1], 1))
-    return mx.where(top_k == NO_FILTER, -mx.inf, mx.take_along_axis(ranked, place, axis=-1))
+    return mx.take_along_axis(ranked, place, axis=-1)
 
 
 def _threshold(ranked: mx.array, kth: mx.array, top_p: mx.array) -> mx.array:
@@ -233,15 +256,21 @@ def _threshold(ranked: mx.array, kth: mx.array, top_p: mx.array) -> mx.array:
     return mx.maximum(kth, lowest)
 
 
-def _threshold_among_all(ranked: mx.array, kth: mx.array, top_p: mx.array) -> mx.array:
-    """As `_threshold`, from all scores, with the same bits as among candidates.
+def _is_below(score: mx.array, kth: mx.array) -> mx.array:
+    """True if tokens of this score or less are outside top_k."""
+    return (score < kth) | (score == -mx.inf)
 
-    Sums of other lengths are rounded differently. So it counts NUM_CANDIDATES scores, as if there
-    were candidates, unless top_k leaves more.
-    """
+
+def _threshold_of_all(scores: mx.array, settings: RowSettings) -> mx.array:
+    """Return the `_threshold` [B, T, 1] of each row in the scores of the whole vocabulary."""
+    top_k, top_p = settings.top_k[..., None], settings.top_p[..., None]
+    ranked = mx.sort(scores, axis=-1)
+    kth = mx.where(top_k == NO_FILTER, -mx.inf, _kth(ranked, top_k))
     threshold = _threshold(ranked, kth, top_p)
-    if ranked.shape[-1] <= NUM_CANDIDATES:
+    if not settings.narrow or not _narrows(scores.shape[-1]):
         return threshold
-    following, first = ranked[..., -NUM_CANDIDATES - 1, None], ranked[..., -NUM_CANDIDATES:]
-    fits = (following < kth) | (following == -mx.inf)
-    return mx.where(fits, _threshold(first, kth, top_p), threshold)
+    # Sums of other lengths are rounded differently. So a row that might have candidates sums up as
+    # many scores, unless top_k leaves more.
+    following, best = ranked[..., -NUM_CANDIDATES - 1, None], ranked[..., -NUM_CANDIDATES:]
+    fits = (top_k >= 1) & (top_k <= MOST_TOP_K) & _is_below(following, kth)
+    return mx.where(fits, _threshold(best, kth, top_p), threshold)
