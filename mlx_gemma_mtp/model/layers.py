@@ -18,6 +18,9 @@ from mlx_gemma_mtp.model.rope import Rope
 
 ON_METAL = backend() == "metal"
 
+# The most bytes of attention scores at a time. Longer queries are processed in pieces.
+MAX_SCORES_BYTES = 256 << 20
+
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:
     """Root-mean-square norm without a weight, computed in float32."""
@@ -29,7 +32,13 @@ def gelu_tanh(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-def attend(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+def attend(
+    q: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    mask: mx.array,
+    max_scores_bytes: int = MAX_SCORES_BYTES,
+) -> mx.array:
     """Softmax attention with a scale of 1: q [B, heads, T, head_dim] -> [B, heads, T, head_dim].
 
     keys, values [B, kv_heads, S, head_dim]; mask is boolean, [B, 1, T, S]. If MLX has no fused
@@ -39,11 +48,27 @@ def attend(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.
     1.3.
     """
     batch, heads, length, head_dim = q.shape
-    kv_heads = keys.shape[1]
-    sharing = heads // kv_heads
+    sharing = heads // keys.shape[1]
     # Metal's vector kernel takes at most 8 queries, and 32 with those that share a key/value head.
     if ON_METAL and head_dim <= 256 and length <= 8 and length * sharing <= 32:
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
+    most = max(1, max_scores_bytes // (batch * heads * keys.shape[2] * keys.itemsize))
+    num_queries = -(-length // -(-length // most))  # pieces of one size
+    pieces: list[mx.array] = []
+    for first in range(0, length, num_queries):
+        piece = q[:, :, first : first + num_queries]
+        if pieces:  # one after the other, so that the scores of one piece are in memory
+            piece = mx.depends(piece, pieces[-1])
+        part = mask[:, :, first : first + num_queries]
+        pieces.append(_attend_unfused(piece, keys, values, part))
+    return mx.concatenate(pieces, axis=2)
+
+
+def _attend_unfused(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+    """`attend` as two products, with the scores of all queries in memory."""
+    batch, heads, length, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    sharing = heads // kv_heads
     scores = q.reshape(batch, kv_heads, sharing * length, head_dim) @ keys.swapaxes(-1, -2)
     scores = scores.reshape(batch, kv_heads, sharing, length, -1)
     scores = mx.where(mask[:, :, None], scores, -mx.inf)
