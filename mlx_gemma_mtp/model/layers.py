@@ -41,16 +41,15 @@ def attend(
 ) -> mx.array:
     """Softmax attention with a scale of 1: q [B, heads, T, head_dim] -> [B, heads, T, head_dim].
 
-    keys, values [B, kv_heads, S, head_dim]; mask is boolean, [B, 1, T, S]. If MLX has no fused
+    keys, values [B, kv_heads, S, head_dim]; mask is boolean, [B, 1, T, S] or as `laid_out` returns
+    it. max_scores_bytes: of the scores that are in memory at a time. If MLX has no fused
     kernel for the shape, the queries that share a key/value head become the rows of one product,
     so that keys and values are read once for all of them. On an H100, in 16 shapes of 31B and
     26B-A4B, that takes 0.3 to 0.75 of the time of MLX's own fallback, except for one that takes
     1.3.
     """
     batch, heads, length, head_dim = q.shape
-    sharing = heads // keys.shape[1]
-    # Metal's vector kernel takes at most 8 queries, and 32 with those that share a key/value head.
-    if ON_METAL and head_dim <= 256 and length <= 8 and length * sharing <= 32:
+    if has_fused_kernel(head_dim, length, heads // keys.shape[1]):
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
     most = max(1, max_scores_bytes // (batch * heads * keys.shape[2] * keys.itemsize))
     num_queries = -(-length // -(-length // most))  # pieces of one size
@@ -62,6 +61,29 @@ def attend(
         part = mask[:, :, first : first + num_queries]
         pieces.append(_attend_unfused(piece, keys, values, part))
     return mx.concatenate(pieces, axis=2)
+
+
+def has_fused_kernel(
+    head_dim: int, num_queries: int, sharing: int, on_metal: bool = ON_METAL
+) -> bool:
+    """True if one kernel of MLX computes this attention; sharing: heads per key/value head.
+
+    Metal's takes at most 8 queries, and 32 with those that share a key/value head.
+    """
+    return on_metal and head_dim <= 256 and num_queries <= 8 and num_queries * sharing <= 32
+
+
+def laid_out(mask: mx.array, heads: int, layer: LayerConfig, on_metal: bool = ON_METAL) -> mx.array:
+    """A mask [B, 1, T, S], as `heads` query heads can read it in all layers without a copy.
+
+    layer: one that owns the keys and values. In each layer, MLX's fused kernel copies a mask that
+    the heads share: it gets [B, heads, T, S] instead. That of a single row needs no copy.
+    """
+    batch, _, length, slots = mask.shape
+    sharing = heads // layer.num_key_value_heads
+    if batch == 1 or not has_fused_kernel(layer.head_dim, length, sharing, on_metal):
+        return mask
+    return mx.contiguous(mx.broadcast_to(mask, (batch, heads, length, slots)))
 
 
 def _attend_unfused(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:

@@ -1,10 +1,25 @@
-"""Attention by itself: against a plain one in float64, and in pieces."""
+"""Attention by itself: against a plain one in float64, in pieces, and how often masks are made."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gemma_mtp.model.layers import attend
+from helpers.random_pair import SHAPE, random_pair
+from helpers.rounds import GREEDY
+from mlx_gemma_mtp.decode.round import Newest, draft
+from mlx_gemma_mtp.decode.sampling import row_settings
+from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.layers import attend, laid_out
+
+VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Unflatten"}
+CAPACITY = 96
 
 
 def reference(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> np.ndarray:
@@ -29,3 +44,81 @@ def test_queries_in_pieces_see_what_they_see_at_once(
     bound = int(queries_at_once * batch * heads * slots * q.itemsize)
     out = attend(q, keys, values, mask, bound)
     np.testing.assert_allclose(np.array(out), reference(q, keys, values, mask), atol=1e-5)
+
+
+def mask_operations(function: Callable[..., mx.array], *arguments: mx.array) -> list[str]:
+    """Names of the operations that make a boolean array over the slots, views included."""
+    found: list[str] = []
+
+    def read(entry: dict[str, Any]) -> None:
+        if entry["type"] == "primitive":
+            for _, shape, dtype in entry["outputs"]:
+                if dtype == mx.bool_ and shape and shape[-1] == CAPACITY:
+                    found.append(entry["name"])
+
+    mx.export_function(read, function, *arguments)
+    return found
+
+
+def test_the_masks_of_a_forward_are_made_once_for_all_layers(rng: np.random.Generator) -> None:
+    def made(num_layers: int) -> list[str]:
+        kinds = ["sliding_attention", "full_attention"] * (num_layers // 2)
+        shape = {"num_hidden_layers": num_layers, "layer_types": kinds, "sliding_window": 80}
+        target = random_pair(rng, experts=shape).target
+
+        def forward(tokens: mx.array) -> mx.array:
+            cache = KVCache.empty(
+                target.config, len(tokens), capacity=CAPACITY, most=3, dtype=mx.float32
+            )
+            assert {cache.capacity(kind) for kind in target.config.kinds} == {CAPACITY}
+            return target(tokens, cache)
+
+        names = mask_operations(forward, mx.zeros((2, 3), mx.int32))
+        return [name for name in names if name not in VIEWS]
+
+    assert made(2) == made(6)
+    assert made(2)
+
+
+def test_the_masks_of_drafts_are_made_once_for_all_steps(rng: np.random.Generator) -> None:
+    pair = random_pair(rng)
+    assert pair.drafter is not None
+    settings = row_settings([GREEDY] * 2)
+
+    def made(num_drafts: int) -> list[str]:
+        def drafted(token: mx.array, hidden: mx.array) -> mx.array:
+            cache = KVCache.empty(
+                pair.target.config, 2, capacity=CAPACITY, most=8, dtype=mx.float32
+            )
+            newest = Newest(token, hidden)
+            return draft(pair.target, pair.drafter, cache, newest, settings, num_drafts)
+
+        hidden = mx.zeros((2, 1, pair.target.config.hidden_size))
+        names = mask_operations(drafted, mx.zeros((2,), mx.int32), hidden)
+        return [name for name in names if name not in VIEWS]
+
+    assert made(1) == made(4)
+    assert made(1)
+
+
+def test_layers_with_the_fused_kernel_copy_the_mask_of_a_batch_once() -> None:
+    config = TargetConfig.from_dict(SHAPE)
+    layer, heads, batch, num_layers = config.layers[0], config.num_attention_heads, 3, 4
+    q = mx.zeros((batch, heads, 2, layer.head_dim))
+    keys = mx.zeros((batch, layer.num_key_value_heads, CAPACITY, layer.head_dim))
+
+    def operations(mask: mx.array) -> Counter[str]:
+        out = q
+        for _ in range(num_layers):
+            out = mx.fast.scaled_dot_product_attention(out, keys, keys, scale=1.0, mask=mask)
+        graph = io.StringIO()
+        mx.export_to_dot(graph, out)
+        return Counter(re.findall(r'label ="(\w+)"', graph.getvalue()))
+
+    mask = mx.zeros((batch, 1, 2, CAPACITY), mx.bool_)
+    whole = mx.zeros((batch, heads, 2, CAPACITY), mx.bool_)
+    mx.eval(mask, whole)
+    found = laid_out(mask, heads, layer, on_metal=True)
+    assert operations(found) - operations(whole) == {"Broadcast": 1, "Contiguous": 1}
+    assert (operations(mask) - operations(whole))["Broadcast"] == num_layers  # a copy in each
+    assert laid_out(mask[:1], heads, layer, on_metal=True).shape == (1, 1, 2, CAPACITY)
