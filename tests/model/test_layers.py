@@ -1,4 +1,4 @@
-"""Attention by itself: against a plain one in float64, in pieces, and how often masks are made."""
+"""Attention by itself: against a plain one in float32, in pieces, and how often masks are made."""
 
 import io
 import re
@@ -16,20 +16,30 @@ from mlx_gemma_mtp.decode.round import Newest, draft
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import TargetConfig
-from mlx_gemma_mtp.model.layers import attend, laid_out
+from mlx_gemma_mtp.model.layers import (
+    MAX_FUSED_HEAD_DIM,
+    attend,
+    key_dtype,
+    laid_out,
+    rms_norm,
+)
 
 VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Unflatten"}
 CAPACITY = 96
 
 
 def reference(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> np.ndarray:
-    """Softmax attention in float64."""
-    sharing = q.shape[1] // keys.shape[1]
-    wide = [np.array(x.astype(mx.float32), np.float64) for x in (q, keys, values)]
-    q64, k64, v64 = wide[0], *(np.repeat(x, sharing, axis=1) for x in wide[1:])
-    scores = np.where(np.array(mask), q64 @ k64.swapaxes(-1, -2), -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)) @ v64
+    """Softmax attention in float32, one query head at a time."""
+    whole = [np.array(x.astype(mx.float32)) for x in (q, keys, values)]
+    out = np.empty_like(whole[0])
+    for row, head in np.ndindex(q.shape[:2]):
+        key_head = head * keys.shape[1] // q.shape[1]
+        scores = whole[0][row, head] @ whole[1][row, key_head].T
+        scores = np.where(np.array(mask[row, 0]), scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out[row, head] = weights @ whole[2][row, key_head]
+    return out
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 16, 33])
@@ -122,3 +132,42 @@ def test_layers_with_the_fused_kernel_copy_the_mask_of_a_batch_once() -> None:
     assert operations(found) - operations(whole) == {"Broadcast": 1, "Contiguous": 1}
     assert (operations(mask) - operations(whole))["Broadcast"] == num_layers  # a copy in each
     assert laid_out(mask[:1], heads, layer, on_metal=True).shape == (1, 1, 2, CAPACITY)
+
+
+def test_scores_of_long_contexts_are_nearly_those_of_float32(rng: np.random.Generator) -> None:
+    """Normed queries and keys with scores up to about 30, in the types of a head_dim of 512."""
+    heads, length, slots, head_dim = 4, 4, 32_768, 64
+
+    def normal(*shape: int) -> mx.array:
+        return mx.array(rng.standard_normal(shape, np.float32))
+
+    def normed(x: mx.array) -> mx.array:
+        return rms_norm(x.astype(mx.bfloat16), 1e-6)
+
+    # Groups of 32 keys that resemble each other, so that several share a query's attention.
+    group = normal(slots // 32, 1, head_dim)
+    k = (group + 0.35 * normal(slots // 32, 32, head_dim)).reshape(1, 1, slots, head_dim)
+    aimed = mx.array(rng.integers(0, slots // 32, heads * length))
+    q = normed(group[aimed] + 0.3 * normal(len(aimed), 1, head_dim))
+    q = q.reshape(1, heads, length, head_dim)
+    keys = (0.5 * normed(k)).astype(key_dtype(512, mx.bfloat16))
+    values = normed(normal(*keys.shape))
+    mask = mx.broadcast_to(mx.arange(slots) < slots - 5, (1, 1, length, slots))
+
+    expected = reference(q, keys, values, mask)
+    found = np.array(attend(q, keys, values, mask).astype(mx.float32))
+    errors = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert errors.mean() < 0.008  # with keys in bfloat16, 0.033
+
+
+def test_keys_of_large_heads_stay_in_float16_and_values_do_not(rng: np.random.Generator) -> None:
+    shape = {"global_head_dim": 2 * MAX_FUSED_HEAD_DIM}
+    target = random_pair(rng, mx.bfloat16, experts=shape).target
+    cache = KVCache.empty(target.config, 1, capacity=32, most=4, dtype=target.dtype)
+    assert target(mx.zeros((1, 4), mx.int32), cache).dtype == mx.bfloat16
+    for layer, keys, values in zip(target.config.layers, cache.keys, cache.values, strict=True):
+        large = layer.kind == "full_attention"
+        assert (layer.head_dim > MAX_FUSED_HEAD_DIM) == large
+        assert keys.dtype == (mx.float16 if large else mx.bfloat16)
+        assert values.dtype == mx.bfloat16
+    assert key_dtype(2 * MAX_FUSED_HEAD_DIM, mx.float32) == mx.float32
