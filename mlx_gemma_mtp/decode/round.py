@@ -65,7 +65,7 @@ def draft(
     token, hidden = newest
     if drafter is None or num_draft_tokens == 0:
         return mx.zeros((len(token), 0), mx.int32)
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     query_position = mx.maximum(cache.offset + drafter.config.query_position, 0)
     drafts: list[mx.array] = []
     for step in range(1, num_draft_tokens + 1):
