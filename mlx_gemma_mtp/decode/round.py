@@ -31,7 +31,7 @@ class Round(NamedTuple):
     """The result of one round: row b's new tokens are tokens[b, : accepted[b] + 1]."""
 
     tokens: mx.array  # int32 [B, K + 1]
-    accepted: mx.array  # int32 [B]
+    accepted: mx.array  # int32 [B]; -1 for a row that stayed where it was
     newest: Newest
 
 
@@ -65,7 +65,7 @@ def draft(
     token, hidden = newest
     if drafter is None or num_draft_tokens == 0:
         return mx.zeros((len(token), 0), mx.int32)
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     query_position = mx.maximum(cache.offset + drafter.config.query_position, 0)
     drafts: list[mx.array] = []
     for step in range(1, num_draft_tokens + 1):
@@ -73,7 +73,7 @@ def draft(
         logits, ids = drafter.candidates(state)
         position = cache.offset[:, None] + step
         size = drafter.config.vocab_size
-        token = choose(logits, position, settings, ids=ids, vocab_size=size)[:, 0]
+        token = choose(logits, position, settings, ids=ids, vocab_size=size).tokens[:, 0]
         drafts.append(token)
     return mx.stack(drafts, axis=1)
 
@@ -100,16 +100,21 @@ def verify(
 
     max_accepted [B]: how many drafts a row may accept; -1 leaves a free row where it is.
     K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
+    A choice that is not sure ends the prefix before it. A row whose first one is not sure accepts
+    -1 and stays where it is; it needs a pass with `settings.full`.
     """
     tokens = mx.concatenate([newest.token[:, None], drafts], axis=1)  # [B, K + 1]
     hidden = target(tokens, cache)
     position = cache.offset[:, None] + 1 + mx.arange(tokens.shape[1])
     softcap = target.config.final_logit_softcapping
-    chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
+    chosen, sure = choose(target.logits(hidden), position, settings, softcap=softcap)
     accepted = mx.minimum(agree(drafts, chosen), max_accepted)
-    last = mx.maximum(accepted, 0)[:, None]
-    token = mx.take_along_axis(chosen, last, axis=1)[:, 0]
+    if sure is not None:
+        accepted = mx.minimum(accepted, mx.cumprod(sure.astype(mx.int32), axis=1).sum(axis=1) - 1)
+    stays, last = accepted < 0, mx.maximum(accepted, 0)[:, None]
+    token = mx.where(stays, newest.token, mx.take_along_axis(chosen, last, axis=1)[:, 0])
     hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
+    hidden = mx.where(stays[:, None, None], newest.hidden, hidden)
     cache.offset = cache.offset + accepted + 1
     return Round(chosen, accepted, Newest(token, hidden))
 
@@ -164,5 +169,6 @@ def first_token(target: Target, cache: KVCache, hidden: mx.array, settings: RowS
     """Choose the token after the prompt, from the hidden state [B, 1, H] of its last token."""
     position = cache.offset[:, None]
     softcap = target.config.final_logit_softcapping
+    settings = settings._replace(full=True)  # the caller needs a token at once
     chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
-    return Newest(chosen[:, 0], hidden)
+    return Newest(chosen.tokens[:, 0], hidden)

@@ -77,14 +77,12 @@ class Batch:
         self._depth = depth
         self.limits = limits
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
-        self._suppress: mx.array | None = None
-        if suppressed:
-            self._suppress = mx.zeros((target.config.vocab_size,))
-            self._suppress[mx.array(list(suppressed))] = -mx.inf
+        self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
         self._num_drafts = 0  # of the last round
         self._same_drafts: bool  # the next round takes the same number
+        self._full = False  # the next round must choose on the full path: see `verify`
         self._spare_rounds: int  # in succession that would have fitted into the next smaller size
         self._flight: Flight | None
         self._rows: list[Row | None]  # None for a free one
@@ -184,8 +182,11 @@ class Batch:
             if row is None or row.request.ended:
                 continue
             drafted = min(row.request.most_drafts, guess.num_draft_tokens)
-            row.acceptance.seen(drafted, accepted[index])
             row.length -= guess.num_draft_tokens - accepted[index]
+            if accepted[index] < 0:
+                self._full = True
+                continue
+            row.acceptance.seen(drafted, accepted[index])
             row.request.take(tokens[index][: accepted[index] + 1], drafted)
 
     def free_ended(self) -> None:
@@ -227,8 +228,10 @@ class Batch:
         for row in self._rows:
             if row:
                 row.length += guess.num_draft_tokens + 1
+        full = self._settings.full or self._full
+        settings, self._full = self._settings._replace(full=full), False
         played = self._player.verify(
-            self._cache, self._newest, self._settings, self._max_accepted, guess.drafts
+            self._cache, self._newest, settings, self._max_accepted, guess.drafts
         )
         mx.async_eval(played)
         self._newest = played.newest

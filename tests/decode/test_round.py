@@ -231,7 +231,7 @@ def test_a_round_makes_no_host_read(
     models: Models, rng: np.random.Generator, num_draft_tokens: int
 ) -> None:
     at = start(models.target, rng, [40, 0, 25])
-    suppress = mx.where(mx.arange(VOCAB) < 5, -mx.inf, 0.0)
+    suppress = mx.arange(5)
     for rows in ([GREEDY] * 3, [SAMPLED, None, SAMPLED], [GREEDY, None, FILTERED]):
         trace(models, at, row_settings(rows), num_draft_tokens)
         trace(models, at, row_settings(rows, suppress), num_draft_tokens)

@@ -55,7 +55,7 @@ def assert_drafts_equal(
     """Each chained draft step has the candidates and logits of Transformers'."""
     target, drafter = models
     assert newest.token.tolist() == [expected.newest]
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     position = cache.offset + position_offset
     token, hidden = newest
     for step in range(NUM_STEPS):
