@@ -1,7 +1,7 @@
 """The shapes of a first chat, played once before it comes: MLX compiles kernels when it meets them.
 
-That takes seconds in a process's first rounds. Leaves no trace: has rows, requests and a depth of
-its own, and shares only the player of the rounds. Knows nothing of real requests.
+A process's first rounds are slow because of that. Leaves no trace: has rows, requests and a depth
+of its own, and shares only the player of the rounds. Knows nothing of real requests.
 """
 
 from __future__ import annotations
