@@ -1,8 +1,9 @@
 """Simulated machines and texts, to see how far a choice of K stays behind the best fixed one.
 
 A machine is a table of round times by K, played with noise, outliers, changes and compilations:
-made up, measured on NVIDIA GPUs, or a Mac's as `mgm estimate` predicts it. A text is a chance for each row, round and draft. Speeds are counted from what was to be expected of
-the K played, so that only the choices count, not luck. Nothing sleeps: the clock is a sum.
+made up, measured on NVIDIA GPUs, or a Mac's as `mgm estimate` predicts it. A text is a chance for
+each row, round and draft. Speeds are counted from what was to be expected of the K played, so that
+only the choices count, not luck. Nothing sleeps: the clock is a sum.
 """
 
 from collections.abc import Callable
@@ -106,9 +107,7 @@ def planned(size: str) -> Floor:
     return plan(size, bits=4).floor
 
 
-def machine(
-    name: str | tuple[str, str, int], rounds: int, scale: Floats | float = 1.0
-) -> Machine:
+def machine(name: str | tuple[str, str, int], rounds: int, scale: Floats | float = 1.0) -> Machine:
     """Return a machine whose times are scaled by a number, or by one for each round [, and K]."""
     table = np.array(MACHINES[name] if isinstance(name, str) else mac(*name)) / 1e3
     scales = np.asarray(scale, float)
