@@ -24,6 +24,8 @@ from mlx_gemma_mtp.model.cache import KVCache
 
 pytestmark = pytest.mark.slow
 
+README = Path(__file__).parents[2] / "README.md"
+
 
 @cache
 def planned(size: str, bits: int | None = None) -> estimate.Planned:
@@ -290,6 +292,33 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
         assert speeds[one["best"]] == max(speeds)
         assert f"{max(speeds) / speeds[0]:.2f}x" in shown.stdout
         assert one["fits"] == [48, 64, 128]
+
+
+@pytest.mark.parametrize("size", ["26B-A4B", "31B"])
+def test_the_table_in_the_readme_is_what_is_predicted(size: str) -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    at = next(number for number, line in enumerate(lines) if line == "## Predicted, not measured")
+    shown = {}
+    for line in lines[at:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == "model":
+            names = cells[2:]
+        elif cells[0] == size:
+            shown |= {
+                (int(cells[1]), chip): cell for chip, cell in zip(names, cells[2:], strict=True)
+            }
+    assert len(shown) == 9
+    chances = [0.84, 0.71, 0.64, 0.70]
+    for (batch, name), cell in shown.items():
+        one = estimate.predict(
+            planned(size, 4), find_chip(name), batch=batch, context=4096, accept=chances
+        )
+        plain, best = one.tokens_per_second[0], one.tokens_per_second[one.best]
+        assert cell == f"{plain:.0f} → {best:.0f} (K = {one.best})"
+    error = reported.error()
+    text = " ".join(lines[at:])
+    assert f"{error.low:.2f} to {error.high:.2f} times the measured speed" in text
+    assert f"For {error.points} published speeds" in text
 
 
 def test_a_size_is_predicted_in_bfloat16_8_and_4_bits(mgm_here: Here) -> None:
