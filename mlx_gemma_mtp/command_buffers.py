@@ -114,6 +114,16 @@ def limits_set(architecture: str, environ: Mapping[str, str] = os.environ) -> Bu
     return BufferLimits(*map(number, NAMES, own))
 
 
+def rounds_may_overlap(config: TargetConfig) -> bool:
+    """True if a round can be dispatched before the one before it has ended, without copies.
+
+    That takes LEAST command buffers on Metal; MLX has no other backend that we know to copy.
+    """
+    if device.backend() != "metal":
+        return True
+    return num_buffers(config, limits_set(str(mx.device_info()["architecture"]))) >= LEAST
+
+
 def num_buffers(config: TargetConfig, limits: BufferLimits) -> int:
     """Return how many command buffers a round of a model in 4 bits has at least, roughly."""
     launches = Shape.of(config).launches

@@ -45,7 +45,8 @@ class Limits:
     max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
     last prompt and of the one before it. slot_step: see `KVCache.empty`. pause_seconds: how long
     decoding rows may wait for a chunk. shrink_after: rounds with spare rows before the batch
-    shrinks, because that copies the cache.
+    shrinks, because that copies the cache. overlap: False to read each round before the next one
+    starts, so that its parts can be timed.
     """
 
     chunks: tuple[int, ...] = (64, 128, 256, 512)
@@ -54,6 +55,16 @@ class Limits:
     slot_step: int = SLOT_STEP
     pause_seconds: float = 0.25
     shrink_after: int = 16
+    overlap: bool = True
+
+    @property
+    def most_beyond(self) -> int:
+        """The most positions that a row writes beyond the end of its output.
+
+        Those of the round that ended it, and of a plain one dispatched before that was known. A
+        session that takes the row over still needs the window before the end.
+        """
+        return self.max_draft_tokens + 2
 
 
 def _sliding(cache: KVCache) -> int:
@@ -156,8 +167,8 @@ class Pair(NamedTuple):
         rows = KVCache.empty(
             self.target,
             batch,
-            capacity=capacity_for(context + MOST + 1),
-            most=limits.max_draft_tokens + 1,
+            capacity=capacity_for(context + MOST + 2),
+            most=limits.most_beyond,
             dtype=dtype,
         )
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
