@@ -10,7 +10,7 @@ MLX updates a buffer in place only while nothing else refers to it: keep no view
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -18,13 +18,24 @@ import mlx.core as mx
 from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
 
 SLOT_STEP = 32  # capacities are multiples of this
+SEEN_STEP = 256  # a prompt's queries attend to a multiple of this many slots
+CUT = 512  # queries of a prompt that attend together in a sliding layer
+ALIGNED = 8  # products of 16-bit rows are slow if the rows do not start at multiples of 16 bytes
 
 
 class Reach(NamedTuple):
-    """Where one forward of T positions writes and what its queries see, for one layer kind."""
+    """Where one forward of T positions writes and what its queries see, for one layer kind.
 
-    slots: mx.array  # int32 [B, 1, T, 1]
-    mask: mx.array  # bool [B, 1, T, capacity]
+    slots: int32 [B, 1, W, 1], of the last W positions; earlier ones are not kept. mask: bool
+    [B, 1, T, S], for the keys and values that `KVCache.write` returns: the first S slots, or, with
+    `earlier`, the contents of these slots before they are overwritten, followed by the T positions.
+    cuts: queries that attend together, and the keys that they may see.
+    """
+
+    slots: mx.array
+    mask: mx.array
+    earlier: mx.array | None = None  # int32 [E]
+    cuts: tuple[tuple[slice, slice], ...] = ((slice(None), slice(None)),)
 
 
 class Buffers(NamedTuple):
@@ -84,8 +95,9 @@ class KVCache:
         """Zero-filled buffers for `batch` rows, nothing committed.
 
         capacity: slots of a full-attention layer. most: the largest number of positions that one
-        forward will write. A sliding layer gets `window + most` slots or a few more, so that
-        neither a forward's own writes nor stale drafts fall into the window of its queries.
+        round will write. A sliding layer gets `window + most` slots or a few more, so that neither
+        a forward's own writes nor stale drafts fall into the window of its queries. Negative if no
+        row will have that many positions. Reading prompts alone needs the window only.
         """
         sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
         shapes = [
@@ -114,6 +126,42 @@ class KVCache:
         query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
         return Reach(query % self.capacity(kind), self._visible(kind, query))
 
+    def prompt_reach(self, kind: LayerKind, num_positions: int, start: int) -> Reach:
+        """`reach` if all rows stand at position `start`, which the host knows.
+
+        Queries attend to the used slots only. A sliding layer need not hold more than its window
+        for it: queries see what was there before, and the pass itself.
+        """
+        end = start + num_positions
+        capacity, query = self.capacity(kind), mx.arange(start, end)[:, None]
+        kept = mx.arange(max(start, end - capacity), end)
+        slots = (kept % capacity)[None, None, :, None]
+        if kind == "full_attention":
+            num_seen = min(_rounded(end, SEEN_STEP), capacity)
+            return Reach(slots, (mx.arange(num_seen) <= query)[None, None])
+        window = self.config.sliding_window
+        first = max(0, start - window)
+        key = mx.arange(first, first + _rounded(end - first, ALIGNED))
+        mask = (key <= query) & (key > query - window)
+        size = _rounded(-(-num_positions // -(-num_positions // CUT)), ALIGNED)
+        cuts = []
+        for query_at in range(0, num_positions, size):
+            lowest = max(0, start + query_at - window - first)
+            until = start + query_at + size - first if query_at + size < num_positions else None
+            cuts.append((slice(query_at, query_at + size), slice(lowest, until)))
+        earlier = mx.arange(first, start) % capacity
+        return Reach(slots, mask[None, None], earlier, tuple(cuts))
+
+    def last_reach(self, kind: LayerKind, last: mx.array, end: int) -> Reach:
+        """What the query at position `last` [B] of each row sees, of positions before `end`.
+
+        For layers without keys and values of their own, so nothing is written.
+        """
+        mask = self._visible(kind, last[:, None, None, None])
+        if kind == "full_attention":
+            mask = mask[..., : _rounded(end, SEEN_STEP)]
+        return Reach(last, mask)
+
     def shared(self, kind: LayerKind) -> SharedKV:
         """The last layer of this kind, for a drafter: it sees committed positions only."""
         last = mx.maximum(self.offset - 1, 0)  # a free row sees one empty slot
@@ -135,10 +183,25 @@ class KVCache:
         held = last - (last - slot) % len(slot)
         return (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
 
-    def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
-        """Put k, v [B, kv_heads, T, head_dim] into layer index at slots [B, 1, T, 1]."""
-        self.keys[index] = mx.put_along_axis(self.keys[index], slots, k, axis=2)
-        self.values[index] = mx.put_along_axis(self.values[index], slots, v, axis=2)
+    def write(
+        self, index: int, k: mx.array, v: mx.array, reach: Reach
+    ) -> tuple[mx.array, mx.array]:
+        """Put k, v [B, kv_heads, T, head_dim] into layer index.
+
+        Returns the keys and values that the queries see: views, which must not outlive the forward.
+        """
+        seen = []
+        for part, new in ((self.keys, k), (self.values, v)):
+            if reach.earlier is not None:
+                seen.append(_following(part[index], reach, new))
+            kept = new[:, :, new.shape[2] - reach.slots.shape[2] :]
+            part[index] = mx.put_along_axis(part[index], reach.slots, kept, axis=2)
+        return (seen[0], seen[1]) if seen else self.seen(index, reach)
+
+    def seen(self, index: int, reach: Reach) -> tuple[mx.array, mx.array]:
+        """The slots of layer index that the mask covers: views, see `write`."""
+        num_slots = reach.mask.shape[-1]
+        return self.keys[index][:, :, :num_slots], self.values[index][:, :, :num_slots]
 
     def grow(self, capacity: int) -> None:
         """Make room for this many positions in the full-attention layers; never shrinks."""
@@ -174,15 +237,17 @@ class KVCache:
         self.values[index] = _arranged(self.values[index], rows, slots)
         self.keys[index] = keys
 
-    def take_over(self, row: int, other: KVCache, length: int) -> None:
-        """Move the `length` committed positions of a one-row cache into this row.
+    def take_over(self, other: KVCache, moves: Iterable[tuple[int, int, int]]) -> None:
+        """Move rows of another cache into this one.
 
-        Empties `other` layer by layer. The caller has grown this cache, and sets the offset.
-        Nothing else stays in the row: a masked slot has weight 0, but 0 times an infinite value
-        is NaN.
+        moves: a row here, the row there, and how many committed positions it has. Empties `other`
+        layer by layer. The caller has grown this cache, and sets the offsets. Nothing else stays in
+        the rows: a masked slot has weight 0, but 0 times an infinite value is NaN.
         """
+        moves = list(moves)
         for index in range(len(self.keys)):
-            self._copy_layer(index, row, other, 0, length)
+            for row, source, length in moves:
+                self._copy_layer(index, row, other, source, length)
             other.keys[index] = other.values[index] = mx.zeros((0,))
 
     def copy_row(self, other: KVCache, row: int, length: int) -> None:
@@ -202,6 +267,21 @@ class KVCache:
             blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
             mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
             mx.eval(mine[index])
+
+
+def _rounded(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _following(buffer: mx.array, reach: Reach, new: mx.array) -> mx.array:
+    """The earlier slots of a buffer, `new` [B, :, T, :], and zeros, as many as the mask covers."""
+    parts = [new]
+    if reach.earlier is not None and reach.earlier.size:
+        parts.insert(0, mx.take(buffer, reach.earlier, axis=2))
+    missing = reach.mask.shape[-1] - sum(part.shape[2] for part in parts)
+    if missing:
+        parts.append(mx.zeros((*new.shape[:2], missing, new.shape[3]), new.dtype))
+    return mx.concatenate(parts, axis=2)
 
 
 def _arranged(buffer: mx.array, rows: Sequence[int | None], slots: int) -> mx.array:
