@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import prefill
-from mlx_gemma_mtp.decode.sampling import capped
+from mlx_gemma_mtp.decode.sampling import capped, gumbel
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
@@ -93,7 +93,8 @@ def scores(
     if not params.temperature:
         return np.array(scaled), np.where(barred, -np.inf, np.inf)
     scaled = capped(scaled, softcap) / params.temperature
-    noise = mx.random.gumbel(logits.shape, key=mx.array([params.seed, position], mx.uint32))
+    seed, at = mx.array([[params.seed]], mx.uint32), mx.array([[position]])
+    noise = gumbel(seed, at, mx.arange(len(logits)))[0, 0]
     slack = _slack(np.where(barred, -np.inf, np.array(scaled)), params)
     return np.array(scaled + noise), slack
 

@@ -44,12 +44,10 @@ class Limits:
     what the shortest prompt counts for. decoding_chunk: the largest while rows are decoding.
     pause_seconds: how long they may wait for a chunk. start_seconds: how long rows that have only
     their first token may wait for the prompts that came with them.
-    max_draft_tokens: the most drafts of a round. rounds_ahead: a row can be two rounds past the end
-    of its output, the one that ended it and the next; a session that takes the row over still needs
-    the window before the end. snapshots: what a session keeps, the end of the last prompt and of
-    the one before it. rollback: how many tokens a session can go back without one. slot_step: see
-    `KVCache.empty`. shrink_after: rounds with spare rows before the batch shrinks, because that
-    copies the cache.
+    max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
+    last prompt and of the one before it. rollback: how many tokens a session can go back without
+    one. slot_step: see `KVCache.empty`. shrink_after: rounds with spare rows before the batch
+    shrinks, because that copies the cache.
     """
 
     chunks: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -57,7 +55,6 @@ class Limits:
     pause_seconds: float = 0.25
     start_seconds: float = 3.0
     max_draft_tokens: int = MAX_DRAFT_TOKENS
-    rounds_ahead: int = 2
     snapshots: int = 2
     rollback: int = 512
     slot_step: int = SLOT_STEP
@@ -164,8 +161,8 @@ class Pair(NamedTuple):
         rows = KVCache.empty(
             self.target,
             batch,
-            capacity=capacity_for(context + limits.rounds_ahead * (MOST + 1)),
-            most=limits.rounds_ahead * (limits.max_draft_tokens + 1),
+            capacity=capacity_for(context + MOST + 1),
+            most=limits.max_draft_tokens + 1,
             dtype=dtype,
         )
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))

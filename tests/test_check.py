@@ -16,7 +16,7 @@ from helpers.random_pair import EXPERTS, SUPPRESSED, random_pair
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.check import Report, compare
 from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix, round_player
-from mlx_gemma_mtp.decode.sampling import choose, row_settings
+from mlx_gemma_mtp.decode.sampling import choose, gumbel, row_settings
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ModelNotFoundError
@@ -165,10 +165,10 @@ def test_a_margin_is_the_difference_of_two_scores(rng: np.random.Generator) -> N
         return np.array(logits[0, -1].astype(mx.float32), np.float64)
 
     logits = mlx_worker().run(raw)
-    gumbel = np.array(mx.random.gumbel((VOCAB,), key=mx.array([7, len(ids)], mx.uint32)))
+    noise = np.array(gumbel(mx.array([[7]]), mx.array([[len(ids)]]), mx.arange(VOCAB)))[0, 0]
     for params, values in [
         (GREEDY, logits),
-        (UNFILTERED, 30 * np.tanh(logits / 30) / 0.8 + gumbel),
+        (UNFILTERED, 30 * np.tanh(logits / 30) / 0.8 + noise),
     ]:
         values[SUPPRESSED] = -np.inf
         best = int(values.argmax())
@@ -188,12 +188,11 @@ def test_a_token_that_rounding_can_choose_is_within_its_margin(
 ) -> None:
     num, off = 100, 0.1
     logits = rng.standard_normal((num, VOCAB)).astype(np.float32) * 3
-    suppress = mx.zeros((VOCAB,))
-    suppress[mx.array(SUPPRESSED)] = -mx.inf
+    suppress = mx.array(SUPPRESSED)
 
     def chosen(logits: np.ndarray) -> list[int]:
         settings = row_settings([params], suppress)
-        tokens = choose(mx.array(logits)[None], mx.arange(num)[None], settings, softcap=30.0)
+        tokens = choose(mx.array(logits)[None], mx.arange(num)[None], settings, softcap=30.0).tokens
         return tokens[0].tolist()
 
     found = [scores(mx.array(logits[at]), at, params, 30.0, SUPPRESSED) for at in range(num)]

@@ -8,6 +8,7 @@ tokens a round yields. Nothing here reads the device from the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -30,13 +31,26 @@ class Round(NamedTuple):
     """The result of one round: row b's new tokens are tokens[b, : accepted[b] + 1]."""
 
     tokens: mx.array  # int32 [B, K + 1]
-    accepted: mx.array  # int32 [B]
+    accepted: mx.array  # int32 [B]; -1 for a row that stayed where it was
     newest: Newest
 
 
 Draft = Callable[[Target, Drafter | None, KVCache, Newest, RowSettings, int], mx.array]
 Agree = Callable[[mx.array, mx.array], mx.array]
-PlayRound = Callable[[KVCache, Newest, RowSettings, mx.array, int], Round]
+
+
+class RoundPlayer(NamedTuple):
+    """The two halves of a round for one pair, so that the host can do something in between.
+
+    draft(cache, newest, settings, num_draft_tokens) returns drafts [B, K] and changes nothing.
+    verify(cache, newest, settings, max_accepted, drafts) returns the Round and advances the cache.
+    """
+
+    draft: Callable[[KVCache, Newest, RowSettings, int], mx.array]
+    verify: Callable[[KVCache, Newest, RowSettings, mx.array, mx.array], Round]
+
+
+MOST_CAPACITIES = 8  # whose compiled rounds are kept
 
 
 def draft(
@@ -51,7 +65,7 @@ def draft(
     token, hidden = newest
     if drafter is None or num_draft_tokens == 0:
         return mx.zeros((len(token), 0), mx.int32)
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     query_position = mx.maximum(cache.offset + drafter.config.query_position, 0)
     drafts: list[mx.array] = []
     for step in range(1, num_draft_tokens + 1):
@@ -59,7 +73,7 @@ def draft(
         logits, ids = drafter.candidates(state)
         position = cache.offset[:, None] + step
         size = drafter.config.vocab_size
-        token = choose(logits, position, settings, ids=ids, vocab_size=size)[:, 0]
+        token = choose(logits, position, settings, ids=ids, vocab_size=size).tokens[:, 0]
         drafts.append(token)
     return mx.stack(drafts, axis=1)
 
@@ -82,63 +96,62 @@ def verify(
     *,
     agree: Agree = agreeing_prefix,
 ) -> Round:
-    """Run the target over the newest token and the drafts [B, K]; commit the agreeing prefix."""
+    """Run the target over the newest token and the drafts [B, K]; commit the agreeing prefix.
+
+    max_accepted [B]: how many drafts a row may accept; -1 leaves a free row where it is.
+    K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
+    A choice that is not sure ends the prefix before it. A row whose first one is not sure accepts
+    -1 and stays where it is; it needs a pass with `settings.full`.
+    """
     tokens = mx.concatenate([newest.token[:, None], drafts], axis=1)  # [B, K + 1]
     hidden = target(tokens, cache)
     position = cache.offset[:, None] + 1 + mx.arange(tokens.shape[1])
     softcap = target.config.final_logit_softcapping
-    chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
+    chosen, sure = choose(target.logits(hidden), position, settings, softcap=softcap)
     accepted = mx.minimum(agree(drafts, chosen), max_accepted)
-    last = mx.maximum(accepted, 0)[:, None]
-    token = mx.take_along_axis(chosen, last, axis=1)[:, 0]
+    if sure is not None:
+        accepted = mx.minimum(accepted, mx.cumprod(sure.astype(mx.int32), axis=1).sum(axis=1) - 1)
+    stays, last = accepted < 0, mx.maximum(accepted, 0)[:, None]
+    token = mx.where(stays, newest.token, mx.take_along_axis(chosen, last, axis=1)[:, 0])
     hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
+    hidden = mx.where(stays[:, None, None], newest.hidden, hidden)
     cache.offset = cache.offset + accepted + 1
     return Round(chosen, accepted, Newest(token, hidden))
 
 
-def speculate(
-    target: Target,
-    drafter: Drafter | None,
-    cache: KVCache,
-    newest: Newest,
-    settings: RowSettings,
-    max_accepted: mx.array,
-    num_draft_tokens: int,
-    *,
-    draft: Draft = draft,
-    agree: Agree = agreeing_prefix,
-) -> Round:
-    """Draft K tokens, verify them in one pass of the target, accept the agreeing prefix.
-
-    max_accepted [B]: how many drafts a row may accept; -1 leaves a free row where it is.
-    K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
-    """
-    drafts = draft(target, drafter, cache, newest, settings, num_draft_tokens)
-    return verify(target, cache, newest, settings, max_accepted, drafts, agree=agree)
-
-
 def round_player(
     target: Target, drafter: Drafter | None, *, draft: Draft = draft, agree: Agree = agreeing_prefix
-) -> PlayRound:
-    """`speculate` for this pair, compiled if the device is a GPU.
+) -> RoundPlayer:
+    """Both halves for this pair, compiled if the device is a GPU.
 
-    It is traced again for each number of rows and of drafts and each capacity. On a CPU,
-    `mx.compile` would need a C++ compiler at run time, so the function runs as it is.
+    They are traced again for each number of rows and of drafts and each capacity; the traces of
+    the capacities that were used last are kept. On a CPU, `mx.compile` would need a C++ compiler at
+    run time, so the functions run as they are.
     """
 
-    def play(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
+    def guess(buffers: Buffers, *rest: Any) -> mx.array:
+        return draft(target, drafter, KVCache(target.config, buffers), *rest)
+
+    def check(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
         cache = KVCache(target.config, buffers)
-        played = speculate(target, drafter, cache, *rest, draft=draft, agree=agree)
-        return played, cache.buffers
+        return verify(target, cache, *rest, agree=agree), cache.buffers
 
-    if device.backend() != "cpu":
-        play = mx.compile(play)
+    @lru_cache(MOST_CAPACITIES)
+    def halves(_capacity: int) -> tuple[Any, Any]:
+        if device.backend() == "cpu":
+            return guess, check
+        return mx.compile(guess), mx.compile(check)
 
-    def play_round(cache: KVCache, *rest: Any) -> Round:
-        played, cache.buffers = play(cache.buffers, *rest)
+    def play_draft(cache: KVCache, *rest: Any) -> mx.array:
+        drafts: mx.array = halves(cache.capacity("full_attention"))[0](cache.buffers, *rest)
+        return drafts
+
+    def play_verify(cache: KVCache, *rest: Any) -> Round:
+        played: Round
+        played, cache.buffers = halves(cache.capacity("full_attention"))[1](cache.buffers, *rest)
         return played
 
-    return play_round
+    return RoundPlayer(play_draft, play_verify)
 
 
 def prefill(
@@ -150,7 +163,7 @@ def prefill(
     has; the rest is padding. Rows that end at different positions cannot be continued here. Returns
     the hidden state [B, 1, H] of each row's last token.
     """
-    num_tokens = mx.array(lengths, mx.int32)
+    num_tokens = mx.array(list(lengths), mx.int32)
     hidden = target.read(tokens, cache, start, num_tokens)
     cache.offset = cache.offset + num_tokens
     return hidden
@@ -160,5 +173,6 @@ def first_token(target: Target, cache: KVCache, hidden: mx.array, settings: RowS
     """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token."""
     position = cache.offset[:, None]
     softcap = target.config.final_logit_softcapping
+    settings = settings._replace(full=True)  # the caller needs a token at once
     chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
-    return Newest(chosen[:, 0], hidden)
+    return Newest(chosen.tokens[:, 0], hidden)

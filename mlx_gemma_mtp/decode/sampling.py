@@ -4,7 +4,8 @@ The token at position p of a request with seed s is
     arg max over v of  filtered_logits[v] / temperature + gumbel(s, p, v)
 which is a draw from the softmax (Gumbel-max: Gumbel 1954; Maddison et al. 2014). The noise depends
 on seed, position and token only. So target and drafter share it, whatever was drafted, batched or
-rejected before. Temperature 0 leaves the noise out. Knows nothing of models or caches.
+rejected before. Temperature 0 leaves the noise out. With a small top_k, only the tokens that can
+be chosen are sorted and get noise. Knows nothing of models or caches.
 """
 
 from __future__ import annotations
@@ -18,39 +19,70 @@ from mlx_gemma_mtp.decode.params import NO_FILTER, SamplingParams
 
 LEAST_TEMPERATURE = 1e-6  # logits divided by much less would overflow float32
 
+# Metal sorts up to 2,048 numbers in one launch, and 262,144 in 16 that move 132 bytes per number.
+NUM_BLOCKS = 2048
+NUM_BEST = 128  # blocks to keep; more while there are fewer than NUM_CANDIDATES numbers in them
+NUM_CANDIDATES = 1024
+MOST_TOP_K = 64  # half of NUM_BEST, so that many tokens may tie with the last one
+# A softcap may swap two logits that differ by a unit in the last place of float32.
+ROUNDING = 1e-6
+
+# What a free row plays with. Its filter is as small as any, so it asks for no step of its own.
+FREE = SamplingParams(temperature=1, top_k=1, top_p=1, seed=0)
+
 
 class RowSettings(NamedTuple):
     """Sampling settings of every row on the device, and which steps the batch needs."""
 
-    temperature: mx.array  # float32 [B, 1]
+    temperature: mx.array  # float32 [B, 1], 1 if greedy
     top_k: mx.array  # int32 [B, 1]
     top_p: mx.array  # float32 [B, 1]
     seed: mx.array  # uint32 [B, 1]
-    suppress: mx.array | None  # float32 [V], -inf at tokens that must not be chosen
+    suppress: mx.array | None  # int32 [S], the tokens that must not be chosen
+    is_greedy: mx.array | None  # bool [B, 1], temperature 0; None if no row is
     greedy: bool  # every row is at temperature 0
     filtered: bool  # some row sets top_k or top_p
+    narrow: bool  # some row sets a top_k up to MOST_TOP_K
+    full: bool  # choose among the whole vocabulary, because some row doesn't
+
+
+class Chosen(NamedTuple):
+    """Tokens, and whether the candidates that they were chosen from were enough.
+
+    sure is False if tokens that equal the last of the top_k may be missing. Then choose again with
+    `full` set. None stands for True everywhere.
+    """
+
+    tokens: mx.array  # int32 [B, T]
+    sure: mx.array | None  # bool [B, T]
 
 
 def row_settings(
     rows: Sequence[SamplingParams | None], suppress: mx.array | None = None
 ) -> RowSettings:
-    """Resolved settings as arrays; None is a free row."""
-    filled = [row or SamplingParams(temperature=0, top_k=0, top_p=1, seed=0) for row in rows]
+    """Resolved settings as arrays; None is a free row. suppress: token ids int32 [S]."""
+    filled = [row or FREE for row in rows]
 
     def column(values: list[Any], dtype: mx.Dtype) -> mx.array:
         return mx.array(values, dtype)[:, None]
 
-    temperatures = [row.temperature or 0.0 for row in filled]
-    temperatures = [value if value >= LEAST_TEMPERATURE else 0.0 for value in temperatures]
-    sampled = [row for row, value in zip(filled, temperatures, strict=True) if value]
+    is_greedy = [(row.temperature or 0.0) < LEAST_TEMPERATURE for row in filled]
+    temperatures = [
+        1 if flag else row.temperature for row, flag in zip(filled, is_greedy, strict=True)
+    ]
+    sampled = [row for row, flag in zip(rows, is_greedy, strict=True) if row and not flag]
+    is_narrow = [1 <= (row.top_k or 0) <= MOST_TOP_K for row in sampled]
     return RowSettings(
         temperature=column(temperatures, mx.float32),
         top_k=column([row.top_k for row in filled], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),
         suppress=suppress,
+        is_greedy=column(is_greedy, mx.bool_) if any(is_greedy) else None,
         greedy=not sampled,
         filtered=any(row.top_k or row.top_p != 1 for row in sampled),
+        narrow=any(is_narrow),
+        full=not all(is_narrow),
     )
 
 
@@ -67,57 +99,178 @@ def choose(
     softcap: float | None = None,
     ids: mx.array | None = None,
     vocab_size: int | None = None,
-) -> mx.array:
-    """Choose the tokens for position [B, T] from raw logits [B, T, C]: int32 [B, T].
+) -> Chosen:
+    """Choose the tokens for position [B, T] from raw logits [B, T, C].
 
     ids [B, T, C] names the token of each logit, out of vocab_size; without ids C is the
-    vocabulary. The softcap is monotone, so a greedy choice skips it.
+    vocabulary. The softcap is monotone, so a greedy choice skips it. Equal values go to the lowest
+    token id. The result is the same with and without `settings.full`, if it is sure.
     """
-    barred = mx.array(0.0)
-    if settings.suppress is not None:
-        barred = settings.suppress if ids is None else settings.suppress[ids]
-        logits = logits + barred
+    size = vocab_size or logits.shape[-1]
+    logits = _bar(logits, ids, settings.suppress)
     if settings.greedy:
-        best = mx.argmax(logits, axis=-1)
-    else:
-        temperature = settings.temperature[..., None]  # [B, 1, 1]
-        scores = logits.astype(mx.float32)
-        if softcap is not None:
-            scores = capped(scores, softcap) + barred  # the cap made -inf finite
-        scores = scores / mx.where(temperature > 0, temperature, 1)
-        if settings.filtered:
-            scores = _filter(scores, settings.top_k[..., None], settings.top_p[..., None])
-        size = vocab_size or logits.shape[-1]
-        scores = scores + _noise(settings.seed, position, size, ids)
-        best = mx.argmax(mx.where(temperature > 0, scores, logits), axis=-1)
-    if ids is not None:
-        best = mx.take_along_axis(ids, best[..., None], axis=-1)[..., 0]
-    return best.astype(mx.int32)
+        return Chosen(_best(logits, ids, size), None)
+    narrows = not settings.full and _narrows(logits.shape[-1])
+    draw = _among_candidates if narrows else _among_all
+    tokens, sure = draw(logits, position, settings, softcap, ids, size)
+    if settings.is_greedy is not None:
+        tokens = mx.where(settings.is_greedy, _best(logits, ids, size), tokens)
+        sure = None if sure is None else sure | settings.is_greedy
+    return Chosen(tokens, sure)
 
 
-def _filter(scores: mx.array, top_k: mx.array, top_p: mx.array) -> mx.array:
-    """Set scores outside the top_k best, or outside the smallest set of probability top_p, to -inf.
+def _among_all(
+    logits: mx.array,
+    position: mx.array,
+    settings: RowSettings,
+    softcap: float | None,
+    ids: mx.array | None,
+    size: int,
+) -> Chosen:
+    """Sort and draw from all logits."""
+    scores = _scores(logits, settings, softcap)
+    values = scores + gumbel(settings.seed, position, mx.arange(size) if ids is None else ids)
+    if settings.filtered:
+        values = mx.where(scores >= _threshold_of_all(scores, settings), values, -mx.inf)
+    return Chosen(_best(values, ids, size), None)
 
-    Both use a threshold, so equal scores stay or go together. top_k comes first, as in
-    Transformers.
+
+def _among_candidates(
+    logits: mx.array,
+    position: mx.array,
+    settings: RowSettings,
+    softcap: float | None,
+    ids: mx.array | None,
+    size: int,
+) -> Chosen:
+    """Sort and draw from the best NUM_CANDIDATES logits. Every row has a small top_k."""
+    logits, ids, left_out = _candidates(logits, ids)
+    scores = _scores(logits, settings, softcap)
+    ranked = mx.sort(scores, axis=-1)
+    kth = _kth(ranked, settings.top_k[..., None])
+    threshold = _threshold(ranked, kth, settings.top_p[..., None])
+    values = scores + gumbel(settings.seed, position, ids)
+    values = mx.where(scores >= threshold, values, -mx.inf)
+    sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))
+    return Chosen(_best(values, ids, size), sure[..., 0])
+
+
+def gumbel(seed: mx.array, position: mx.array, tokens: mx.array) -> mx.array:
+    """Gumbel noise float32 [B, T, C] of seed [B, 1], position [B, T] and tokens [B, T, C] or [C].
+
+    Each number is a function of its own three: it doesn't depend on which other tokens there are.
     """
-    size = scores.shape[-1]
-    ranked = -mx.sort(-scores, axis=-1)
-    last = mx.clip(top_k - 1, 0, size - 1)
-    last = mx.broadcast_to(last, (*scores.shape[:2], 1))
-    kth = mx.where(top_k == NO_FILTER, -mx.inf, mx.take_along_axis(ranked, last, axis=-1))
-    ranked = mx.where(ranked >= kth, ranked, -mx.inf)
-    probabilities = mx.softmax(ranked, axis=-1)
-    before = mx.cumsum(probabilities, axis=-1) - probabilities
-    inside = (before < top_p) | (top_p >= 1)
+    seed, position, tokens = (
+        part[..., None].astype(mx.uint32) for part in (seed, position, tokens)
+    )
+    rows = _threefry(mx.where(mx.array([True, False]), seed, position))
+    keys = rows[..., None, :] ^ (tokens * mx.array([0, 1], mx.uint32))
+    # Near 0, where the large noise comes from, a float32 holds all 32 bits.
+    uniform = _threefry(keys)[..., 0].astype(mx.float32) * 2.0**-32
+    uniform = mx.clip(uniform, 2.0**-33, 1 - 2.0**-24)  # neither 0 nor 1
+    return -mx.log(-mx.log1p(-uniform))
+
+
+def _threefry(keys: mx.array) -> mx.array:
+    """Two random words uint32 [..., 2] for each key [..., 2] (Threefry: Salmon et al. 2011)."""
+    return mx.vmap(lambda key: mx.random.split(key, 1))(keys.reshape(-1, 2)).reshape(keys.shape)
+
+
+def _bar(logits: mx.array, ids: mx.array | None, suppress: mx.array | None) -> mx.array:
+    """Set the logits of suppressed tokens to -inf, in place if nobody else holds the logits."""
+    if suppress is None:
+        return logits
+    least = mx.array(-mx.inf, logits.dtype)
+    if ids is not None:
+        return mx.where((ids[..., None] == suppress).any(axis=-1), least, logits)
+    places = mx.broadcast_to(suppress, (*logits.shape[:-1], len(suppress)))
+    return mx.put_along_axis(logits, places, least, axis=-1)
+
+
+def _best(values: mx.array, ids: mx.array | None, size: int) -> mx.array:
+    """Return the token int32 [B, T] of the largest value [B, T, C]; the lowest id of equal ones."""
+    if ids is None:
+        return mx.argmax(values, axis=-1).astype(mx.int32)
+    is_best = values == values.max(axis=-1, keepdims=True)
+    return mx.where(is_best, ids, size - 1).min(axis=-1).astype(mx.int32)
+
+
+def _scores(logits: mx.array, settings: RowSettings, softcap: float | None) -> mx.array:
+    """Return logits / temperature in float32; -inf stays, which the softcap would make finite."""
+    scores = capped(logits.astype(mx.float32), softcap)
+    if softcap is not None:
+        scores = mx.where(logits == -mx.inf, -mx.inf, scores)
+    return scores / settings.temperature[..., None]
+
+
+def _narrows(size: int) -> bool:
+    """True if `_candidates` can narrow this many numbers down to NUM_CANDIDATES."""
+    return size >= NUM_BLOCKS and size.bit_count() == 1
+
+
+def _candidates(logits: mx.array, ids: mx.array | None) -> tuple[mx.array, mx.array, mx.array]:
+    """Return NUM_CANDIDATES logits, their ids, and the largest logit [B, T, 1] left out.
+
+    Keeps the blocks with the best maxima, divides what they hold into smaller blocks, and so on.
+    """
+    outside: mx.array | None = None
+    rows = logits.shape[:-1]
+    while logits.shape[-1] > NUM_CANDIDATES:
+        size = logits.shape[-1] // NUM_BLOCKS
+        num_kept = max(NUM_BEST, NUM_CANDIDATES // size)
+        blocks = logits.reshape(*rows, NUM_BLOCKS, size)
+        maxima = blocks.max(axis=-1)
+        order = mx.argsort(maxima, axis=-1)
+        next_best = mx.take_along_axis(maxima, order[..., -num_kept - 1 : -num_kept], axis=-1)
+        outside = next_best if outside is None else mx.maximum(outside, next_best)
+        best = order[..., -num_kept:, None]
+        logits = mx.take_along_axis(blocks, best, axis=-2).reshape(*rows, -1)
+        if ids is None:
+            ids = best.astype(mx.int32) * size + mx.array(list(range(size)), mx.int32)
+        else:
+            ids = mx.take_along_axis(ids.reshape(*rows, NUM_BLOCKS, size), best, axis=-2)
+        ids = ids.reshape(*rows, -1)
+    assert ids is not None
+    assert outside is not None
+    return logits, ids, outside
+
+
+def _kth(ranked: mx.array, top_k: mx.array) -> mx.array:
+    """Return the k-th largest [B, T, 1] of ascending scores; the largest for k = 0."""
+    size = ranked.shape[-1]
+    place = mx.clip(size - top_k, 0, size - 1)
+    place = mx.broadcast_to(place, (*ranked.shape[:-1], 1))
+    return mx.take_along_axis(ranked, place, axis=-1)
+
+
+def _threshold(ranked: mx.array, kth: mx.array, top_p: mx.array) -> mx.array:
+    """Return the least score [B, T, 1] inside top_k and top_p, from ascending scores.
+
+    top_k comes first, as in Transformers; top_p is the smallest set of that probability in what is
+    left. Equal scores stay or go together.
+    """
+    probabilities = mx.softmax(mx.where(ranked >= kth, ranked, -mx.inf), axis=-1)
+    larger = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
+    inside = (larger < top_p) | (top_p >= 1)
     lowest = mx.where(inside, ranked, mx.inf).min(axis=-1, keepdims=True)
-    return mx.where(scores >= mx.maximum(kth, lowest), scores, -mx.inf)
+    return mx.maximum(kth, lowest)
 
 
-def _noise(seed: mx.array, position: mx.array, vocabulary: int, ids: mx.array | None) -> mx.array:
-    """Gumbel noise [B, T, C], a function of seed [B, 1], position [B, T] and token alone."""
-    pair = mx.broadcast_arrays(seed, position.astype(mx.uint32))
-    key = mx.stack(list(pair), axis=-1)  # [B, T, 2]
-    flat = mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(key.reshape(-1, 2))
-    noise = flat.reshape(*position.shape, vocabulary)
-    return noise if ids is None else mx.take_along_axis(noise, ids, axis=-1)
+def _is_below(score: mx.array, kth: mx.array) -> mx.array:
+    """True if tokens of this score or less are outside top_k."""
+    return (score < kth) | (score == -mx.inf)
+
+
+def _threshold_of_all(scores: mx.array, settings: RowSettings) -> mx.array:
+    """Return the `_threshold` [B, T, 1] of each row in the scores of the whole vocabulary."""
+    top_k, top_p = settings.top_k[..., None], settings.top_p[..., None]
+    ranked = mx.sort(scores, axis=-1)
+    kth = mx.where(top_k == NO_FILTER, -mx.inf, _kth(ranked, top_k))
+    threshold = _threshold(ranked, kth, top_p)
+    if not settings.narrow or not _narrows(scores.shape[-1]):
+        return threshold
+    # Sums of other lengths are rounded differently. So a row that might have candidates sums up as
+    # many scores, unless top_k leaves more.
+    following, best = ranked[..., -NUM_CANDIDATES - 1, None], ranked[..., -NUM_CANDIDATES:]
+    fits = (top_k >= 1) & (top_k <= MOST_TOP_K) & _is_below(following, kth)
+    return mx.where(fits, _threshold(best, kth, top_p), threshold)

@@ -149,7 +149,7 @@ class Scheduler:
         Returns how many tokens it counts for: a few take as long as the smallest chunk.
         """
         num_tokens, requests, limits = most, prefill.requests, self._batch.limits
-        apart: list[Request] = []
+        apart: Sequence[Request] = ()
         try:
             start = time.perf_counter()
             num_tokens = prefill.advance(most)

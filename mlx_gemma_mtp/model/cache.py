@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.layers import key_dtype, laid_out
 
 SLOT_STEP = 32  # capacities are multiples of this
 SEEN_STEP = 256  # a prompt's queries attend to a multiple of this many slots
@@ -27,8 +28,9 @@ class Reach(NamedTuple):
     """Where one forward of T positions writes and what its queries see, for one layer kind.
 
     slots: int32 [B, 1, W, 1], of the last W positions; earlier ones are not kept. mask: bool
-    [B, 1, T, S], for the keys and values that `KVCache.write` returns: the first S slots, or, with
-    `earlier`, the contents of these slots before they are overwritten, followed by the T positions.
+    [B, 1, T, S], `laid_out` for the layers of that kind, over the keys and values that
+    `KVCache.write` returns: the first S slots, or, with `earlier`, the contents of those slots
+    before they are overwritten, and then the T positions.
     cuts: queries that attend together, and the keys that they may see.
     """
 
@@ -51,7 +53,7 @@ class SharedKV(NamedTuple):
 
     keys: mx.array  # [B, kv_heads, capacity, head_dim]
     values: mx.array
-    mask: mx.array  # bool [B, 1, 1, capacity]
+    mask: mx.array  # bool [B, 1, 1, capacity], `laid_out` for the layers that read it
 
 
 def capacity_for(length: int, slot_step: int = SLOT_STEP) -> int:
@@ -98,8 +100,10 @@ class KVCache:
         round will write. A sliding layer gets `window + most` slots or a few more, so that neither
         a forward's own writes nor stale drafts fall into the window of its queries. Negative if no
         row will have that many positions. Reading prompts alone needs the window only.
+        dtype: of the model's activations and of the values; see `key_dtype` for the keys.
         """
         sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
+        layers = config.layers[: config.num_kv_layers]
         shapes = [
             (
                 batch,
@@ -107,9 +111,13 @@ class KVCache:
                 sliding if layer.kind == "sliding_attention" else capacity,
                 layer.head_dim,
             )
-            for layer in config.layers[: config.num_kv_layers]
+            for layer in layers
         ]
-        keys, values = ([mx.zeros(shape, dtype) for shape in shapes] for _ in range(2))
+        dtypes = [key_dtype(layer.head_dim, dtype) for layer in layers]
+        keys, values = (
+            [*map(mx.zeros, shapes, dtypes)],
+            [mx.zeros(shape, dtype) for shape in shapes],
+        )
         return cls(config, Buffers(mx.zeros((batch,), mx.int32), keys, values))
 
     def capacity(self, kind: LayerKind) -> int:
@@ -124,7 +132,8 @@ class KVCache:
     def reach(self, kind: LayerKind, num_positions: int) -> Reach:
         """Slots and mask of a forward over the next num_positions positions of every row."""
         query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
-        return Reach(query % self.capacity(kind), self._visible(kind, query))
+        mask = self._visible(kind, query, self.config.num_attention_heads)
+        return Reach(query % self.capacity(kind), mask)
 
     def prompt_reach(self, kind: LayerKind, num_positions: int, start: int) -> Reach:
         """`reach` if all rows stand at position `start`, which the host knows.
@@ -157,31 +166,35 @@ class KVCache:
 
         For layers without keys and values of their own, so nothing is written.
         """
-        mask = self._visible(kind, last[:, None, None, None])
+        mask = self._visible(kind, last[:, None, None, None], self.config.num_attention_heads)
         if kind == "full_attention":
             mask = mask[..., : _rounded(end, SEEN_STEP)]
         return Reach(last, mask)
 
-    def shared(self, kind: LayerKind) -> SharedKV:
-        """The last layer of this kind, for a drafter: it sees committed positions only."""
+    def shared(self, config: DecoderConfig) -> dict[LayerKind, SharedKV]:
+        """The last layer of each kind, for a drafter: it sees committed positions only."""
         last = mx.maximum(self.offset - 1, 0)  # a free row sees one empty slot
-        index = self.config.last_owner(kind)
-        mask = self._visible(kind, last[:, None, None, None])
-        return SharedKV(self.keys[index], self.values[index], mask)
+        found: dict[LayerKind, SharedKV] = {}
+        for kind in config.kinds:
+            index = self.config.last_owner(kind)
+            mask = self._visible(kind, last[:, None, None, None], config.num_attention_heads)
+            found[kind] = SharedKV(self.keys[index], self.values[index], mask)
+        return found
 
-    def _visible(self, kind: LayerKind, query: mx.array) -> mx.array:
+    def _visible(self, kind: LayerKind, query: mx.array, heads: int) -> mx.array:
         """The slots that each query position [B, 1, T, 1] sees, once the last one is written.
 
-        Returns bool [B, 1, T, capacity].
+        Returns bool [B, 1, T, capacity], `laid_out` for this many query heads.
         """
         slot = mx.arange(self.capacity(kind))
-        if kind == "full_attention":
-            return slot <= query
-        # The position in each slot, negative if nothing was written. A stale later position counts
-        # as one a whole ring earlier, which is outside every window.
-        last = query[:, :, -1:]
-        held = last - (last - slot) % len(slot)
-        return (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
+        mask = slot <= query
+        if kind == "sliding_attention":
+            # The position in each slot, negative if nothing was written. A stale later position
+            # counts as one a whole ring earlier, which is outside every window.
+            last = query[:, :, -1:]
+            held = last - (last - slot) % len(slot)
+            mask = (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
+        return laid_out(mask, heads, self.config.layers[self.config.last_owner(kind)])
 
     def write(
         self, index: int, k: mx.array, v: mx.array, reach: Reach

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -55,8 +57,7 @@ class Target(nn.Module):
         h = self.embed(tokens)
         extra = self._per_layer_inputs(tokens, h)
         reaches = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
-        layers = range(len(self.layers))
-        return self.norm(self._through(layers, h, extra, cache.offset, cache, reaches))
+        return self.norm(self._through(self.layers, h, extra, cache.offset, cache, reaches))
 
     def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
         """Like a call, for the next tokens [B, T] of prompts; returns [B, 1, H].
@@ -67,21 +68,21 @@ class Target(nn.Module):
         """
         h, kinds, end = self.embed(tokens), self.config.kinds, start + tokens.shape[1]
         extra = self._per_layer_inputs(tokens, h)
-        owners = range(self.config.num_kv_layers)
+        owners = self.config.num_kv_layers
         reaches = {kind: cache.prompt_reach(kind, tokens.shape[1], start) for kind in kinds}
-        h = self._through(owners, h, extra, cache.offset, cache, reaches)
+        h = self._through(self.layers[:owners], h, extra, cache.offset, cache, reaches)
         last = (lengths - 1)[:, None, None]
         h = mx.take_along_axis(h, last, axis=1)
         if extra is not None:
-            extra = mx.take_along_axis(extra, last[..., None], axis=1)
+            extra = mx.take_along_axis(extra, last[..., None], axis=1)[:, :, owners:]
         position = start + lengths - 1
         reaches = {kind: cache.last_reach(kind, position, end) for kind in kinds}
-        others = range(len(owners), len(self.layers))
-        return self.norm(self._through(others, h, extra, position, cache, reaches))
+        h = self._through(self.layers[owners:], h, extra, position, cache, reaches)
+        return self.norm(h)
 
     def _through(
         self,
-        layers: range,
+        layers: Iterable[TargetLayer],
         h: mx.array,
         extra: mx.array | None,
         position: mx.array,
@@ -90,12 +91,11 @@ class Target(nn.Module):
     ) -> mx.array:
         """h [B, T, H], whose rows start at position [B], after these layers.
 
-        extra: the per-layer embeddings of its tokens, if any.
+        extra: the per-layer embeddings of its tokens for these layers, if any.
         """
-        for index in layers:
-            reach = reaches[self.config.layers[index].kind]
+        for index, layer in enumerate(layers):
             own = None if extra is None else extra[:, :, index]
-            h = self.layers[index](h, position, cache, reach, own)
+            h = layer(h, position, cache, reaches, own)
         return h
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
@@ -121,7 +121,7 @@ class TargetLayer(DecoderLayer):
         super().__init__(config, layer)
         size, eps = config.hidden_size, config.rms_norm_eps
         self._eps = eps
-        self._owns_kv, self._kv_source = layer.owns_kv, layer.kv_source
+        self._kind, self._owns_kv, self._kv_source = layer.kind, layer.owns_kv, layer.kv_source
         self._has_experts = config.num_experts > 0
         if self._has_experts:
             self.router = ExpertRouter(config)
@@ -140,14 +140,14 @@ class TargetLayer(DecoderLayer):
         h: mx.array,
         position: mx.array,
         cache: KVCache,
-        reach: Reach,
+        reaches: dict[LayerKind, Reach],
         per_layer_input: mx.array | None,
     ) -> mx.array:
         """h [B, T, H], whose rows start at position [B] -> the next layer's h.
 
         per_layer_input: this layer's embeddings [B, T, W] of the tokens.
         """
-        x = self.input_layernorm(h)
+        x, reach = self.input_layernorm(h), reaches[self._kind]
         if self._owns_kv:
             q, k, v = self.self_attn.queries_keys_values(x, position)
             keys, values = cache.write(self._kv_source, k, v, reach)

@@ -37,13 +37,13 @@ def is_decisive(target: Target, row: Row, suppressed: Sequence[int]) -> bool:
     logits = target.logits(target(mx.array([ids]), whole)[:, len(row.prompt) - 1 :])
     tokens = mx.array([row.tokens])
     handicap = LEAST_LEAD * (mx.arange(VOCAB) == tokens[..., None])
-    suppress = mx.array([-np.inf if token in suppressed else 0.0 for token in range(VOCAB)])
+    suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
     chosen = choose(
         logits - handicap,
         mx.arange(len(row.prompt), len(ids) + 1)[None],
         row_settings([row.params.resolved({})], suppress),
         softcap=target.config.final_logit_softcapping,
-    )
+    ).tokens
     return bool((chosen == tokens).all().item())
 
 

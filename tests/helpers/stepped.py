@@ -47,9 +47,10 @@ class Stepped:
         self.max_accepted: mx.array
         self.passes: list[list[int]] = []  # tokens of each row, of every pass over prompts
         target = target or FakeTarget(self._read)
-        self._play_round = fake_player(target, FakeDrafter())
+        self._player = fake_player(target, FakeDrafter())
         depth, limits = depth or Depth(), limits or Limits()
-        batch = Batch(target, self._play, depth, [], max_batch, limits)
+        player = self._player._replace(verify=self._verify)
+        batch = Batch(target, player, depth, [], max_batch, limits)
         self.scheduler = Scheduler(batch, max_queue=64)
 
     @property
@@ -85,11 +86,11 @@ class Stepped:
         self.passes.append([len(prompt) for prompt in prompts])
         self._note(Event("chunk", sum(self.passes[-1])))
 
-    def _play(self, cache: KVCache, *others: Any) -> Round:
-        played = self._play_round(cache, *others)
-        self.cache, self.max_accepted = cache, others[2]
-        capacity = cache.capacity("full_attention")
-        self._note(Event("round", played.accepted.shape[0], capacity, others[3]))
+    def _verify(self, cache: KVCache, *others: Any) -> Round:
+        played = self._player.verify(cache, *others)
+        _, _, self.max_accepted, drafts = others
+        self.cache, capacity = cache, cache.capacity("full_attention")
+        self._note(Event("round", len(drafts), capacity, drafts.shape[1]))
         return played
 
 

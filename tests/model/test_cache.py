@@ -62,8 +62,8 @@ def test_a_query_sees_the_committed_positions_of_its_window_and_itself(
                     assert_sees(kind, row, mask[row, 0, i], query + 1)
         offset = offset + rng.integers(0, num_positions + 1, size)  # the rest is rolled back
         cache.offset = mx.array(offset.astype(np.int32))
-        for kind in held:
-            mask = np.array(cache.shared(kind).mask)
+        for kind, shared in cache.shared(CONFIG).items():
+            mask = np.array(shared.mask)
             for row in np.flatnonzero(offset):
                 assert_sees(kind, row, mask[row, 0, 0], offset[row])
 
