@@ -19,9 +19,6 @@ from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.layers import key_dtype, laid_out
 
 SLOT_STEP = 32  # capacities are multiples of this
-SEEN_STEP = 256  # a prompt's queries attend to a multiple of this many slots
-CUT = 512  # queries of a prompt that attend together in a sliding layer
-ALIGNED = 8  # products of 16-bit rows are slow if the rows do not start at multiples of 16 bytes
 
 
 class Reach(NamedTuple):
@@ -132,44 +129,8 @@ class KVCache:
     def reach(self, kind: LayerKind, num_positions: int) -> Reach:
         """Slots and mask of a forward over the next num_positions positions of every row."""
         query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
-        mask = self._visible(kind, query, self.config.num_attention_heads)
+        mask = self.visible(kind, query, self.config.num_attention_heads)
         return Reach(query % self.capacity(kind), mask)
-
-    def prompt_reach(self, kind: LayerKind, num_positions: int, start: int) -> Reach:
-        """`reach` if all rows stand at position `start`, which the host knows.
-
-        Queries attend to the used slots only. A sliding layer need not hold more than its window
-        for it: queries see what was there before, and the pass itself.
-        """
-        end = start + num_positions
-        capacity, query = self.capacity(kind), mx.arange(start, end)[:, None]
-        kept = mx.arange(max(start, end - capacity), end)
-        slots = (kept % capacity)[None, None, :, None]
-        if kind == "full_attention":
-            num_seen = min(_rounded(end, SEEN_STEP), capacity)
-            return Reach(slots, (mx.arange(num_seen) <= query)[None, None])
-        window = self.config.sliding_window
-        first = max(0, start - window)
-        key = mx.arange(first, first + _rounded(end - first, ALIGNED))
-        mask = (key <= query) & (key > query - window)
-        size = _rounded(-(-num_positions // -(-num_positions // CUT)), ALIGNED)
-        cuts = []
-        for query_at in range(0, num_positions, size):
-            lowest = max(0, start + query_at - window - first)
-            until = start + query_at + size - first if query_at + size < num_positions else None
-            cuts.append((slice(query_at, query_at + size), slice(lowest, until)))
-        earlier = mx.arange(first, start) % capacity
-        return Reach(slots, mask[None, None], earlier, tuple(cuts))
-
-    def last_reach(self, kind: LayerKind, last: mx.array, end: int) -> Reach:
-        """What the query at position `last` [B] of each row sees, of positions before `end`.
-
-        For layers without keys and values of their own, so nothing is written.
-        """
-        mask = self._visible(kind, last[:, None, None, None], self.config.num_attention_heads)
-        if kind == "full_attention":
-            mask = mask[..., : _rounded(end, SEEN_STEP)]
-        return Reach(last, mask)
 
     def shared(self, config: DecoderConfig) -> dict[LayerKind, SharedKV]:
         """The last layer of each kind, for a drafter: it sees committed positions only."""
@@ -177,11 +138,11 @@ class KVCache:
         found: dict[LayerKind, SharedKV] = {}
         for kind in config.kinds:
             index = self.config.last_owner(kind)
-            mask = self._visible(kind, last[:, None, None, None], config.num_attention_heads)
+            mask = self.visible(kind, last[:, None, None, None], config.num_attention_heads)
             found[kind] = SharedKV(self.keys[index], self.values[index], mask)
         return found
 
-    def _visible(self, kind: LayerKind, query: mx.array, heads: int) -> mx.array:
+    def visible(self, kind: LayerKind, query: mx.array, heads: int) -> mx.array:
         """The slots that each query position [B, 1, T, 1] sees, once the last one is written.
 
         Returns bool [B, 1, T, capacity], `laid_out` for this many query heads.
@@ -280,10 +241,6 @@ class KVCache:
             blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
             mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
             mx.eval(mine[index])
-
-
-def _rounded(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 def _following(buffer: mx.array, reach: Reach, new: mx.array) -> mx.array:

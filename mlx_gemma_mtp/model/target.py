@@ -11,6 +11,7 @@ from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import LayerConfig, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.experts import ExpertRouter, Experts
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
+from mlx_gemma_mtp.model.prompt import last_reach, prompt_reach
 
 
 class Target(nn.Module):
@@ -69,14 +70,14 @@ class Target(nn.Module):
         h, kinds, end = self.embed(tokens), self.config.kinds, start + tokens.shape[1]
         extra = self._per_layer_inputs(tokens, h)
         owners = self.config.num_kv_layers
-        reaches = {kind: cache.prompt_reach(kind, tokens.shape[1], start) for kind in kinds}
+        reaches = {kind: prompt_reach(cache, kind, tokens.shape[1], start) for kind in kinds}
         h = self._through(self.layers[:owners], h, extra, cache.offset, cache, reaches)
         last = (lengths - 1)[:, None, None]
         h = mx.take_along_axis(h, last, axis=1)
         if extra is not None:
             extra = mx.take_along_axis(extra, last[..., None], axis=1)[:, :, owners:]
         position = start + lengths - 1
-        reaches = {kind: cache.last_reach(kind, position, end) for kind in kinds}
+        reaches = {kind: last_reach(cache, kind, position, end) for kind in kinds}
         h = self._through(self.layers[owners:], h, extra, position, cache, reaches)
         return self.norm(h)
 

@@ -18,6 +18,7 @@ from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import KINDS, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.prompt import prompt_reach
 
 VOCAB = 97  # a prime, so that no factor below loses information
 WINDOW = 12
@@ -76,7 +77,7 @@ class FakeTarget:
 
     def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
         num_tokens, rows = tokens.shape[1], zip(tokens.tolist(), lengths.tolist(), strict=True)
-        reaches = {k: cache.prompt_reach(k, num_tokens, start) for k in KINDS}
+        reaches = {k: prompt_reach(cache, k, num_tokens, start) for k in KINDS}
         hidden = self._through(tokens, cache, reaches)
         self._on_pass([row[:length] for row, length in rows])
         return mx.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
