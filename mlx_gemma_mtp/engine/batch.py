@@ -105,9 +105,9 @@ class Batch:
         return [row.request for row in self._rows if row and not row.request.ended]
 
     @property
-    def full(self) -> bool:
-        """True if every row is taken."""
-        return len(self.active) == self._sizes[-1]
+    def num_free(self) -> int:
+        """How many more requests may have a row."""
+        return self._sizes[-1] - len(self.active)
 
     def clear(self) -> None:
         """Drop every row and return the memory."""
@@ -120,31 +120,55 @@ class Batch:
         self.clear()
 
     def add(self, prefill: Prefill) -> None:
-        """Give a request its first token, and a row if it continues. Its prefill is finished.
+        """Give requests their first token, and rows to those that continue; prefill is finished.
 
-        No round may be in flight. If this fails, the other rows are as they were.
+        No round may be in flight. If memory runs out, the last requests fail. If this fails, the
+        other rows are as they were.
         """
         assert self._flight is None
-        request, length = prefill.request, len(prefill.request.ids)
-        settings = row_settings([request.params], self._suppress)
+        settings = row_settings([request.params for request in prefill.requests], self._suppress)
         newest = first_token(self.target, prefill.cache, prefill.hidden, settings)
-        request.take(cast(list[int], newest.token.tolist()))
-        if request.ended:
+        tokens = cast(list[int], newest.token.tolist())
+        for request, token in zip(prefill.requests, tokens, strict=True):
+            request.take([token])
+        self.free_ended()
+        joining = [n for n, request in enumerate(prefill.requests) if not request.ended]
+        if not joining:
             prefill.stop()
             return
-        self.free_ended()
-        if None not in self._rows:
-            size = next(size for size in self._sizes if size > len(self._rows))
-            self._resize(size, length)
-        index = self._rows.index(None)
+        joining = self._make_room(joining, prefill.requests)
+        free = [index for index, row in enumerate(self._rows) if row is None]
+        moves = [
+            (index, source, len(prefill.requests[source].ids))
+            for index, source in zip(free, joining, strict=False)
+        ]
         offset = prefill.cache.offset
-        self._cache.grow(self._capacity(length))
-        self._cache.take_over(index, prefill.cache, length)
-        self._cache.offset = _put(self._cache.offset, index, offset)
+        self._cache.take_over(prefill.cache, moves)
+        self._cache.offset = _put(self._cache.offset, offset, moves)
         pairs = zip(self._newest, newest, strict=True)
-        self._newest = Newest(*(_put(array, index, value) for array, value in pairs))
-        self._rows[index] = Row(request, self._depth.row(request.num_draft_tokens), length)
+        self._newest = Newest(*(_put(array, values, moves) for array, values in pairs))
+        for index, source, length in moves:
+            request = prefill.requests[source]
+            self._rows[index] = Row(request, self._depth.row(request.num_draft_tokens), length)
         self._lay_out()
+
+    def _make_room(self, joining: list[int], requests: Sequence[Request]) -> list[int]:
+        """Have free rows for these requests, all at once; those that are left if memory ran out."""
+        while True:
+            longest = max(len(requests[n].ids) for n in joining)
+            num_rows = len(joining) + sum(row is not None for row in self._rows)
+            try:
+                if num_rows > len(self._rows):
+                    size = next(size for size in self._sizes if size >= num_rows)
+                    self._resize(size, longest)
+                self._cache.grow(self._capacity(longest))
+            except (RuntimeError, MemoryError) as error:
+                if len(joining) == 1:
+                    raise
+                requests[joining[-1]].fail(error)
+                joining = joining[:-1]
+            else:
+                return joining
 
     def play(self, *, settled: bool) -> None:
         """Dispatch the drafts of the next round, read the round before, then verify the drafts.
@@ -333,6 +357,12 @@ class Batch:
         self._max_accepted = mx.array(most, mx.int32)
 
 
-def _put(array: mx.array, row: int, value: mx.array) -> mx.array:
-    """array [B, ...] with this row replaced by value [1, ...]; the old array stays as it was."""
-    return mx.concatenate([array[:row], value.astype(array.dtype), array[row + 1 :]])
+def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int, int]]) -> mx.array:
+    """array [B, ...] with rows replaced by rows of values, see `KVCache.take_over`.
+
+    The old array stays as it was.
+    """
+    order = list(range(len(array)))
+    for index, source, _ in moves:
+        order[index] = len(array) + source
+    return mx.concatenate([array, values.astype(array.dtype)])[mx.array(order)]

@@ -7,6 +7,7 @@ come in as arguments.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import mlx.core as mx
@@ -168,9 +169,20 @@ class Attention(nn.Module):
         q, k = (q * self.q_norm.weight).astype(dtype), (k * self.k_norm.weight).astype(dtype)
         return self._rope(q, position), self._rope(k, position), v
 
-    def __call__(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
-        """`attend`, projected to [B, T, H]."""
-        out = attend(q, keys, values, mask).swapaxes(1, 2)  # [B, T, heads, head_dim]
+    def __call__(
+        self,
+        q: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        mask: mx.array,
+        cuts: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
+    ) -> mx.array:
+        """`attend`, projected to [B, T, H]. cuts: some queries each, and the keys they may see."""
+        parts = [
+            attend(q[:, :, some], keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
+            for some, seen in cuts
+        ]
+        out = mx.concatenate(parts, axis=2).swapaxes(1, 2)  # [B, T, heads, head_dim]
         return self.o_proj(out.reshape(*out.shape[:2], -1))
 
 
