@@ -1,7 +1,7 @@
-"""Where a round's time goes: a round in step, with a wait between drafting and verifying.
+"""Where a round's time goes: a round in step, with a wait after each of its halves.
 
-Nothing overlaps in step. The launch of its kernels counts to each part; the rest of a round is the
-host's work between two of them.
+Nothing overlaps in step. The launch of its kernels counts to each half; the rest of a round is the
+host's work.
 """
 
 from __future__ import annotations
@@ -9,55 +9,62 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import device
-from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, draft, verify
-from mlx_gemma_mtp.model.cache import Buffers, KVCache
+from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
+from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
 
+class Times(NamedTuple):
+    """When a round started, and what its halves took, in seconds."""
+
+    start: float
+    draft: float
+    verify: float
+
+
 class Stopwatch:
-    """Plays rounds in step. rounds: when each started, had drafted and had verified, in seconds."""
+    """Plays rounds in step, and keeps their times."""
 
     def __init__(self) -> None:
-        self.rounds: list[tuple[float, float, float]] = []
+        self.rounds: list[Times] = []
 
     def split(self, last: int) -> dict[str, Any]:
         """The medians of the last rounds, at least two, by the names in a case."""
         rounds = self.rounds[-last - 1 :]
+        others = [
+            after.start - before.start - before.draft - before.verify
+            for before, after in pairwise(rounds)
+        ]
         return {
-            "draft_ms": 1e3 * median(drafted - start for start, drafted, _ in rounds),
-            "verify_ms": 1e3 * median(verified - drafted for _, drafted, verified in rounds),
-            "host_ms": 1e3 * median(after[0] - before[2] for before, after in pairwise(rounds)),
+            "draft_ms": 1e3 * median(times.draft for times in rounds),
+            "verify_ms": 1e3 * median(times.verify for times in rounds),
+            "host_ms": 1e3 * median(others),
         }
 
-    def player(self, target: Target, drafter: Drafter | None, *, draft: Draft = draft) -> PlayRound:
-        """Like `round_player`, but each half of a round is compiled, waited for and timed."""
+    def player(self, target: Target, drafter: Drafter | None, **functions: Any) -> RoundPlayer:
+        """Like `round_player`, but each half of a round is waited for and timed."""
+        player = round_player(target, drafter, **functions)
+        started = drafting = 0.0
 
-        def guess(buffers: Buffers, *rest: Any) -> mx.array:
-            return draft(target, drafter, KVCache(target.config, buffers), *rest)
-
-        def check(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
-            cache = KVCache(target.config, buffers)
-            return verify(target, cache, *rest), cache.buffers
-
-        if device.backend() != "cpu":
-            guess, check = mx.compile(guess), mx.compile(check)
-
-        def play_round(cache: KVCache, *rest: Any) -> Round:
-            newest, settings, max_accepted, num_draft_tokens = rest
-            mx.eval(max_accepted, newest, cache.offset)  # recomputed when a row joins or leaves
-            start = time.perf_counter()
-            drafts = guess(cache.buffers, newest, settings, num_draft_tokens)
+        def draft(cache: KVCache, newest: Newest, *rest: Any) -> mx.array:
+            nonlocal started, drafting
+            mx.eval(newest, cache.offset)  # recomputed when a row joins or leaves
+            started = time.perf_counter()
+            drafts = player.draft(cache, newest, *rest)
             mx.eval(drafts)
-            drafted = time.perf_counter()
-            played, cache.buffers = check(cache.buffers, newest, settings, max_accepted, drafts)
+            drafting = time.perf_counter() - started
+            return drafts
+
+        def verify(cache: KVCache, *rest: Any) -> Round:
+            start = time.perf_counter()
+            played = player.verify(cache, *rest)
             mx.eval(played, cache.buffers)
-            self.rounds.append((start, drafted, time.perf_counter()))
+            self.rounds.append(Times(started, drafting, time.perf_counter() - start))
             return played
 
-        return play_round
+        return RoundPlayer(draft, verify)

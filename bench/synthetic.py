@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_gemma_mtp.decode.round import PlayRound, Round, agreeing_prefix, round_player
+from mlx_gemma_mtp.decode.round import Round, RoundPlayer, agreeing_prefix, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files import published
@@ -121,18 +121,17 @@ class Draws:
         points = [math.modf(self._round * math.sqrt(prime))[0] for prime in PRIMES[:num_rows]]
         return [sum(point < chance for chance in reached) for point in points]
 
-    def player(self, target: Target, drafter: Drafter | None) -> PlayRound:
+    def player(self, target: Target, drafter: Drafter | None) -> RoundPlayer:
         """Rounds in which all drafts agree, up to the number drawn for each row."""
-        play_round = round_player(target, drafter, agree=all_agree)
+        player = round_player(target, drafter, agree=all_agree)
 
-        def play(cache: KVCache, *rest: Any) -> Round:
-            newest, settings, max_accepted, num_draft_tokens = rest
+        def verify(cache: KVCache, *rest: Any) -> Round:
+            newest, settings, max_accepted, drafts = rest
             # Through an argument: a compiled round would repeat the first numbers drawn.
-            drawn = mx.array(self(len(max_accepted), num_draft_tokens), mx.int32)
-            at_most = mx.minimum(max_accepted, drawn)
-            return play_round(cache, newest, settings, at_most, num_draft_tokens)
+            drawn = mx.array(self(*drafts.shape), mx.int32)
+            return player.verify(cache, newest, settings, mx.minimum(max_accepted, drawn), drafts)
 
-        return play
+        return player._replace(verify=verify)
 
 
 def all_agree(drafts: mx.array, chosen: mx.array) -> mx.array:

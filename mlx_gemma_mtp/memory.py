@@ -42,17 +42,14 @@ class Limits:
 
     chunks: sizes in which prompts are read, in tokens, ascending; few, so that few shapes are
     compiled. The smallest is also what the shortest prompt counts for.
-    max_draft_tokens: the most drafts of a round. rounds_ahead: a row can be two rounds past the end
-    of its output, the one that ended it and the next; a session that takes the row over still needs
-    the window before the end. snapshots: what a session keeps, the end of the last prompt and of
-    the one before it. slot_step: see `KVCache.empty`. pause_seconds: how long decoding rows may
-    wait for a chunk. shrink_after: rounds with spare rows before the batch shrinks, because that
-    copies the cache.
+    max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
+    last prompt and of the one before it. slot_step: see `KVCache.empty`. pause_seconds: how long
+    decoding rows may wait for a chunk. shrink_after: rounds with spare rows before the batch
+    shrinks, because that copies the cache.
     """
 
     chunks: tuple[int, ...] = (64, 128, 256, 512)
     max_draft_tokens: int = MAX_DRAFT_TOKENS
-    rounds_ahead: int = 2
     snapshots: int = 2
     slot_step: int = SLOT_STEP
     pause_seconds: float = 0.25
@@ -159,8 +156,8 @@ class Pair(NamedTuple):
         rows = KVCache.empty(
             self.target,
             batch,
-            capacity=capacity_for(context + limits.rounds_ahead * (MOST + 1)),
-            most=limits.rounds_ahead * (limits.max_draft_tokens + 1),
+            capacity=capacity_for(context + MOST + 1),
+            most=limits.max_draft_tokens + 1,
             dtype=dtype,
         )
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))

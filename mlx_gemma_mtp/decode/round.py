@@ -8,6 +8,7 @@ tokens a round yields. Nothing here reads the device from the host.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -36,7 +37,20 @@ class Round(NamedTuple):
 
 Draft = Callable[[Target, Drafter | None, KVCache, Newest, RowSettings, int], mx.array]
 Agree = Callable[[mx.array, mx.array], mx.array]
-PlayRound = Callable[[KVCache, Newest, RowSettings, mx.array, int], Round]
+
+
+class RoundPlayer(NamedTuple):
+    """The two halves of a round for one pair, so that the host can do something in between.
+
+    draft(cache, newest, settings, num_draft_tokens) returns drafts [B, K] and changes nothing.
+    verify(cache, newest, settings, max_accepted, drafts) returns the Round and advances the cache.
+    """
+
+    draft: Callable[[KVCache, Newest, RowSettings, int], mx.array]
+    verify: Callable[[KVCache, Newest, RowSettings, mx.array, mx.array], Round]
+
+
+MOST_CAPACITIES = 8  # whose compiled rounds are kept
 
 
 def draft(
@@ -84,6 +98,8 @@ def verify(
 ) -> Round:
     """Run the target over the newest token and the drafts [B, K]; commit the agreeing prefix.
 
+    max_accepted [B]: how many drafts a row may accept; -1 leaves a free row where it is.
+    K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
     A choice that is not sure ends the prefix before it. A row whose first one is not sure accepts
     -1 and stays where it is; it needs a pass with `settings.full`.
     """
@@ -103,49 +119,39 @@ def verify(
     return Round(chosen, accepted, Newest(token, hidden))
 
 
-def speculate(
-    target: Target,
-    drafter: Drafter | None,
-    cache: KVCache,
-    newest: Newest,
-    settings: RowSettings,
-    max_accepted: mx.array,
-    num_draft_tokens: int,
-    *,
-    draft: Draft = draft,
-    agree: Agree = agreeing_prefix,
-) -> Round:
-    """Draft K tokens, verify them in one pass of the target, accept the agreeing prefix.
-
-    max_accepted [B]: how many drafts a row may accept; -1 leaves a free row where it is.
-    K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
-    """
-    drafts = draft(target, drafter, cache, newest, settings, num_draft_tokens)
-    return verify(target, cache, newest, settings, max_accepted, drafts, agree=agree)
-
-
 def round_player(
     target: Target, drafter: Drafter | None, *, draft: Draft = draft, agree: Agree = agreeing_prefix
-) -> PlayRound:
-    """`speculate` for this pair, compiled if the device is a GPU.
+) -> RoundPlayer:
+    """Both halves for this pair, compiled if the device is a GPU.
 
-    It is traced again for each number of rows and of drafts and each capacity. On a CPU,
-    `mx.compile` would need a C++ compiler at run time, so the function runs as it is.
+    They are traced again for each number of rows and of drafts and each capacity; the traces of
+    the capacities that were used last are kept. On a CPU, `mx.compile` would need a C++ compiler at
+    run time, so the functions run as they are.
     """
 
-    def play(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
+    def guess(buffers: Buffers, *rest: Any) -> mx.array:
+        return draft(target, drafter, KVCache(target.config, buffers), *rest)
+
+    def check(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
         cache = KVCache(target.config, buffers)
-        played = speculate(target, drafter, cache, *rest, draft=draft, agree=agree)
-        return played, cache.buffers
+        return verify(target, cache, *rest, agree=agree), cache.buffers
 
-    if device.backend() != "cpu":
-        play = mx.compile(play)
+    @lru_cache(MOST_CAPACITIES)
+    def halves(_capacity: int) -> tuple[Any, Any]:
+        if device.backend() == "cpu":
+            return guess, check
+        return mx.compile(guess), mx.compile(check)
 
-    def play_round(cache: KVCache, *rest: Any) -> Round:
-        played, cache.buffers = play(cache.buffers, *rest)
+    def play_draft(cache: KVCache, *rest: Any) -> mx.array:
+        drafts: mx.array = halves(cache.capacity("full_attention"))[0](cache.buffers, *rest)
+        return drafts
+
+    def play_verify(cache: KVCache, *rest: Any) -> Round:
+        played: Round
+        played, cache.buffers = halves(cache.capacity("full_attention"))[1](cache.buffers, *rest)
         return played
 
-    return play_round
+    return RoundPlayer(play_draft, play_verify)
 
 
 def prefill(target: Target, cache: KVCache, tokens: mx.array) -> mx.array:

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, first_token
+from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, first_token
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
@@ -35,14 +35,29 @@ class Row:
     length: int  # the most positions it may have committed
 
 
+class Guess(NamedTuple):
+    """The first half of a round: its drafts, dispatched before the round before them is read.
+
+    follows: that round was in flight, so the device did not wait. compiled_from: when this half was
+    dispatched, if it is the first of its shape.
+    """
+
+    drafts: mx.array  # int32 [B, K]
+    follows: bool
+    compiled_from: float | None
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """K."""
+        return self.drafts.shape[1]
+
+
 class Flight(NamedTuple):
-    """A round that was dispatched and is not read yet."""
+    """A round whose both halves are dispatched, and that is not read yet."""
 
     round: Round
     rows: list[Row | None]
-    num_draft_tokens: int
-    follows: bool  # it was dispatched while the round before was in flight
-    compiled_from: float | None  # when it was dispatched, if it is the first of its shape
+    guess: Guess
 
 
 class Batch:
@@ -51,14 +66,14 @@ class Batch:
     def __init__(
         self,
         target: Target,
-        play_round: PlayRound,
+        player: RoundPlayer,
         depth: Depth,
         suppressed: Sequence[int],
         max_batch: int,
         limits: Limits,
     ) -> None:
         self.target = target
-        self._play_round = play_round
+        self._player = player
         self._depth = depth
         self.limits = limits
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
@@ -122,9 +137,11 @@ class Batch:
         self._lay_out()
 
     def play(self, *, settled: bool) -> None:
-        """Dispatch the next round, then read the one before it.
+        """Dispatch the drafts of the next round, read the round before, then verify the drafts.
 
-        So the device never waits for the host. Tokens past the end of a request are dropped.
+        So the device is busy with the drafts while the host reads; tokens are handed out when they
+        are ready, a request that has ended costs no further pass of the target, and MLX updates
+        every buffer in place, because nothing that reads it is left.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
@@ -132,40 +149,40 @@ class Batch:
             self._shrink()
         in_flight = 0 if self._flight is None else 1
         continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
-        following = self._dispatch() if continues else None
-        self.land(following)
-        self._flight = following
+        guess = self._dispatch_drafts() if continues else None
+        self.land(guess)
         self.free_ended()  # a session gets its cache as soon as its request has ended
         if not self.active:
             self.clear()
+        elif guess is not None:
+            self._dispatch_verify(guess)
 
-    def land(self, following: Flight | None = None) -> None:
+    def land(self, following: Guess | None = None) -> None:
         """Wait for the round in flight, if any, and give its tokens to the requests.
 
-        following: the round that was dispatched after it.
+        following: the drafts that were dispatched after it.
         """
         if self._flight is None:
             return
         flight, self._flight = self._flight, None
         tokens = cast(list[list[int]], flight.round.tokens.tolist())
         accepted = cast(list[int], flight.round.accepted.tolist())
-        now = time.perf_counter()
-        if flight.compiled_from is not None:
-            took = now - flight.compiled_from
-            self._depth.round_compiled(len(flight.rows), flight.num_draft_tokens, took)
-        # If the device is faster than the host, a landing waits for the dispatch of the next round.
-        # The time between two landings is that of a round if the next one has the same shape.
-        alike = following is not None and following.num_draft_tokens == flight.num_draft_tokens
-        if flight.follows and alike:
-            seconds = now - self._landed_at
-            self._depth.round_took(len(flight.rows), flight.num_draft_tokens, seconds)
+        now, guess = time.perf_counter(), flight.guess
+        shape = len(flight.rows), guess.num_draft_tokens
+        if guess.compiled_from is not None:
+            self._depth.round_compiled(*shape, now - guess.compiled_from)
+        # If the device is faster than the host, a landing waits for the dispatch of the next
+        # drafts. The time between two landings is that of a round if the next one has as many.
+        alike = following is not None and following.num_draft_tokens == guess.num_draft_tokens
+        if guess.follows and alike:
+            self._depth.round_took(*shape, now - self._landed_at)
         self._landed_at = now
         for index, row in enumerate(flight.rows):
             if row is None or row.request.ended:
                 continue
-            drafted = min(row.request.most_drafts, flight.num_draft_tokens)
+            drafted = min(row.request.most_drafts, guess.num_draft_tokens)
             row.acceptance.seen(drafted, accepted[index])
-            row.length -= flight.num_draft_tokens - accepted[index]
+            row.length -= guess.num_draft_tokens - accepted[index]
             row.request.take(tokens[index][: accepted[index] + 1], drafted)
 
     def free_ended(self) -> None:
@@ -183,8 +200,8 @@ class Batch:
         if ended:
             self._lay_out()
 
-    def _dispatch(self) -> Flight | None:
-        """Start a round; None if no row is left to play it."""
+    def _dispatch_drafts(self) -> Guess | None:
+        """Start the first half of a round; None if no row is left to play it."""
         drafts = self._choose_drafts()
         held = self._cache.capacity("full_attention")
         longest = max(row.length for row in self._rows if row)
@@ -198,16 +215,21 @@ class Batch:
                 return None
         start = time.perf_counter()
         self._shapes.add(shape)
+        guessed = self._player.draft(self._cache, self._newest, self._settings, drafts)
+        mx.async_eval(guessed)
+        return Guess(guessed, self._flight is not None, start if is_new else None)
+
+    def _dispatch_verify(self, guess: Guess) -> None:
+        """Start the second half of a round."""
         for row in self._rows:
             if row:
-                row.length += drafts + 1
-        played = self._play_round(
-            self._cache, self._newest, self._settings, self._max_accepted, drafts
+                row.length += guess.num_draft_tokens + 1
+        played = self._player.verify(
+            self._cache, self._newest, self._settings, self._max_accepted, guess.drafts
         )
         mx.async_eval(played)
         self._newest = played.newest
-        follows, compiled_from = self._flight is not None, start if is_new else None
-        return Flight(played, list(self._rows), drafts, follows, compiled_from)
+        self._flight = Flight(played, list(self._rows), guess)
 
     def _choose_drafts(self) -> int:
         """The number of drafts of the next round. A new number comes twice, to be timed once."""
@@ -243,7 +265,7 @@ class Batch:
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
         config, dtype, limits = self.target.config, self.target.dtype, self.limits
-        most, step = limits.rounds_ahead * (limits.max_draft_tokens + 1), limits.slot_step
+        most, step = limits.max_draft_tokens + 1, limits.slot_step
         self._flight = None
         self._rows = [None] * size
         self._spare_rounds = 0

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
-from mlx_gemma_mtp.decode.round import PlayRound, round_player
+from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.batch import SIZES, Batch
 from mlx_gemma_mtp.engine.defaults import STOP
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
@@ -34,7 +34,7 @@ from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.messages import Prompt
 
-Player = Callable[[Target, Drafter | None], PlayRound]
+Player = Callable[[Target, Drafter | None], RoundPlayer]
 
 MAX_QUEUE = 256
 DEFAULT_LIMITS = Limits()
@@ -59,7 +59,7 @@ class Engine:
         limits: Limits = DEFAULT_LIMITS,
         depth: Depth | None = None,
     ) -> None:
-        """player: makes the function that plays the rounds of this pair.
+        """player: makes the two halves of the rounds of this pair.
 
         depth: replaces what earlier runs learned; it is not saved.
         """
@@ -76,11 +76,11 @@ class Engine:
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
         suppressed = pair.default_tokens("suppress_tokens")
-        play_round = player(target, drafter)
+        rounds = player(target, drafter)
         on_idle = None if key is None else partial(save_depth, key, self._depth)
 
         def scheduler() -> Scheduler:
-            batch = Batch(target, play_round, self._depth, suppressed, max_batch, limits)
+            batch = Batch(target, rounds, self._depth, suppressed, max_batch, limits)
             return Scheduler(batch, max_queue=max_queue, on_idle=on_idle)
 
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)

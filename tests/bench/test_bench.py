@@ -22,7 +22,7 @@ from mlx_gemma_mtp.bench.synthetic import Draws, expected_tokens
 from mlx_gemma_mtp.bench.turn import Rounds, Turn, our_rounds, timed
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, PlayRound, draft, round_player
+from mlx_gemma_mtp.decode.round import Newest, RoundPlayer, draft, round_player
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
@@ -54,14 +54,15 @@ def test_a_few_rounds_are_already_near_the_rates_and_rows_are_independent() -> N
     assert both[~np.eye(8, dtype=bool)] == pytest.approx(0.64, abs=0.03)
 
 
-def played(target: Target, play: PlayRound, counts: list[int], num_rows: int = 2) -> list[Any]:
+def played(target: Target, player: RoundPlayer, counts: list[int], num_rows: int = 2) -> list[Any]:
     """Accepted drafts, offsets and tokens of rounds with these numbers of drafts."""
     cache = KVCache.empty(target.config, num_rows, capacity=64, most=4, dtype=mx.float32)
     hidden = mx.zeros((num_rows, 1, target.config.hidden_size))
     newest, settings = Newest(mx.arange(1, num_rows + 1), hidden), row_settings([GREEDY] * num_rows)
     found = []
     for count in counts:
-        result = play(cache, newest, settings, mx.full(num_rows, 3), count)
+        drafts = player.draft(cache, newest, settings, count)
+        result = player.verify(cache, newest, settings, mx.full(num_rows, 3), drafts)
         newest, accepted = result.newest, result.accepted.tolist()
         kept = [row[: one + 1] for row, one in zip(result.tokens.tolist(), accepted, strict=True)]
         found.append((accepted, cache.offset.tolist(), kept))

@@ -36,7 +36,6 @@ LIMITS = Limits(
     pause_seconds=np.inf,
     slot_step=1,
     max_draft_tokens=MOST,
-    rounds_ahead=1,
     shrink_after=2,
 )
 PROMPT_LENGTHS = (1, 2, 5, 8, 11, 16, 18, 24, 25, 33, 60, 90)

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from helpers.random_pair import SHAPE
 from mlx_gemma_mtp import Engine, SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, PlayRound, Round, round_player
+from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import KINDS, TargetConfig
@@ -123,16 +123,16 @@ class Rounds:
         self.sizes: list[int] = []  # rows in each round
         self.then: Callable[[], object] = lambda: None
 
-    def player(self, *models: Any) -> PlayRound:
-        play_round = fake_player(*models)
+    def player(self, *models: Any) -> RoundPlayer:
+        player = fake_player(*models)
 
-        def play(*arguments: Any) -> Round:
-            played = play_round(*arguments)
+        def verify(*arguments: Any) -> Round:
+            played = player.verify(*arguments)
             self.sizes.append(played.accepted.shape[0])
             self.then()
             return played
 
-        return play
+        return player._replace(verify=verify)
 
 
 def fake_pair(target: FakeTarget | None = None, text: object = None) -> OpenPair:

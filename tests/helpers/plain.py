@@ -27,9 +27,8 @@ some_kind = pytest.mark.parametrize("kind", ["E2B"], indirect=True)  # if all ki
 LONG_ROWS = (0, 2, 4, 6, 7)
 FULL = 256  # the first capacity of full-attention layers by default
 
-# One round ahead is enough if no session takes a row over. Without a limit to the pause, all short
-# prompts are prefilled before the next round.
-LIMITS = Limits(rounds_ahead=1, pause_seconds=np.inf)
+# Without a limit to the pause, all short prompts are prefilled before the next round.
+LIMITS = Limits(pause_seconds=np.inf)
 # Sliding layers get the smallest ring that the largest K allows, so that short outputs wrap it.
 TIGHT = replace(LIMITS, slot_step=1, max_draft_tokens=max(DRAFTS))
 
@@ -52,7 +51,7 @@ class Plain:
 
     def ring_under(self, limits: Limits) -> int:
         """Slots of a sliding layer in an engine with these limits."""
-        most, step = limits.rounds_ahead * (limits.max_draft_tokens + 1), limits.slot_step
+        most, step = limits.max_draft_tokens + 1, limits.slot_step
         sizes = {"capacity": FULL, "most": most, "slot_step": step}
         rows = KVCache.empty(self.pair.target.config, 1, dtype=mx.float32, **sizes)
         return rows.capacity("sliding_attention")

@@ -11,13 +11,17 @@ import numpy as np
 from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import (
+    Agree,
+    Draft,
     Newest,
-    PlayRound,
     Round,
+    RoundPlayer,
+    agreeing_prefix,
+    draft,
     first_token,
     prefill,
     round_player,
-    speculate,
+    verify,
 )
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.engine.pair import open_pair
@@ -91,6 +95,23 @@ def prefilled(target: Target, prompts: mx.array, settings: RowSettings) -> Start
     return Start(cache, first_token(target, cache, prefill(target, cache, prompts), settings))
 
 
+def speculate(
+    target: Target,
+    drafter: Drafter,
+    cache: KVCache,
+    newest: Newest,
+    settings: RowSettings,
+    max_accepted: mx.array,
+    num_draft_tokens: int,
+    *,
+    draft: Draft = draft,
+    agree: Agree = agreeing_prefix,
+) -> Round:
+    """Both halves of a round."""
+    drafts = draft(target, drafter, cache, newest, settings, num_draft_tokens)
+    return verify(target, cache, newest, settings, max_accepted, drafts, agree=agree)
+
+
 def play(
     models: Models,
     at: Start,
@@ -109,10 +130,11 @@ def play(
 
 
 def watched_engine(pair: PairPaths, watch: Callable[..., Round]) -> Engine:
-    """An engine that plays its rounds by watch(play_round, arguments of the round)."""
+    """An engine that verifies by watch(verify, arguments of verify)."""
 
-    def player(*models: Any) -> PlayRound:
-        return partial(watch, round_player(*models))
+    def player(*models: Any) -> RoundPlayer:
+        halves = round_player(*models)
+        return halves._replace(verify=partial(watch, halves.verify))
 
     return Engine(open_pair(*pair), player=player)
 

@@ -20,7 +20,7 @@ from helpers.forced import Row, is_decisive
 from helpers.spelled import spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
-from mlx_gemma_mtp.decode.round import Draft, PlayRound, Round, round_player
+from mlx_gemma_mtp.decode.round import Draft, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits
@@ -88,13 +88,13 @@ class Clock:
         with self._changed:
             assert self._changed.wait_for(come, SECONDS), f"round {moment} never came"
 
-    def player(self, *models: Any) -> PlayRound:
+    def player(self, *models: Any) -> RoundPlayer:
         """Stands in for `round_player`: its rounds are counted."""
-        play_round = round_player(*models, draft=self._draft)
+        player = round_player(*models, draft=self._draft)
 
-        def play(kv_cache: KVCache, *others: Any) -> Round:
+        def verify(kv_cache: KVCache, *others: Any) -> Round:
             before = kv_cache.offset
-            played = play_round(kv_cache, *others)
+            played = player.verify(kv_cache, *others)
             self._moves.append((self.talking, others[2], before, kv_cache.offset))
             with self._changed:
                 self.now += 1
@@ -102,7 +102,7 @@ class Clock:
                 self._changed.notify_all()
             return played
 
-        return play
+        return player._replace(verify=verify)
 
     def assert_free_rows_stayed(self) -> None:
         """In every round as many rows moved as requests were talking, and no others."""

@@ -46,9 +46,10 @@ class Stepped:
         self.cache: KVCache  # of the last round
         self.max_accepted: mx.array
         target = target or FakeTarget(lambda tokens: self._note(Event("chunk", len(tokens))))
-        self._play_round = fake_player(target, FakeDrafter())
+        self._player = fake_player(target, FakeDrafter())
         depth, limits = depth or Depth(), limits or Limits()
-        batch = Batch(target, self._play, depth, [], max_batch, limits)
+        player = self._player._replace(verify=self._verify)
+        batch = Batch(target, player, depth, [], max_batch, limits)
         self.scheduler = Scheduler(batch, max_queue=64)
 
     @property
@@ -80,11 +81,11 @@ class Stepped:
         self.events.append(event)
         self.then(event)
 
-    def _play(self, cache: KVCache, *others: Any) -> Round:
-        played = self._play_round(cache, *others)
-        self.cache, self.max_accepted = cache, others[2]
-        capacity = cache.capacity("full_attention")
-        self._note(Event("round", played.accepted.shape[0], capacity, others[3]))
+    def _verify(self, cache: KVCache, *others: Any) -> Round:
+        played = self._player.verify(cache, *others)
+        _, _, self.max_accepted, drafts = others
+        self.cache, capacity = cache, cache.capacity("full_attention")
+        self._note(Event("round", len(drafts), capacity, drafts.shape[1]))
         return played
 
 
