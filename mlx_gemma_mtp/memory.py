@@ -31,8 +31,8 @@ from mlx_gemma_mtp.model.target import Target
 
 LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
 
-# The float32 copies of the logits in `sampling.choose`: capped, divided, negated, ranked, as
-# probabilities, summed up, filtered, noise, their sum.
+# The float32 copies of the logits in `sampling.choose` if it sorts the whole vocabulary: capped,
+# divided, ranked, as probabilities, summed up, filtered, the keys and bits of the noise, their sum.
 LOGITS_COPIES = 10
 
 
