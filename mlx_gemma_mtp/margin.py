@@ -45,7 +45,7 @@ def margin(
     ids: Sequence[int],
     tokens: tuple[int, int],
     params: SamplingParams,
-    chunk: int = 512,  # tokens that one forward reads, as in an engine
+    chunk: int = 2048,  # tokens that one forward reads, as in an engine
 ) -> Margin:
     """Return the margin between two tokens that were chosen after `ids`, prompt and completion.
 
@@ -56,7 +56,8 @@ def margin(
     most, capacity = min(chunk, len(ids)), capacity_for(len(ids))
     cache = KVCache.empty(target.config, 1, capacity=capacity, most=most, dtype=target.dtype)
     for start in range(0, len(ids), most):
-        hidden = prefill(target, cache, mx.array([ids[start : start + most]]))
+        piece = ids[start : start + most]
+        hidden = prefill(target, cache, mx.array([piece]), start, [len(piece)])
         mx.eval(hidden, cache.buffers)
     logits = target.logits(hidden)[0, 0]
     params, suppressed = params.resolved(pair.defaults), pair.default_tokens("suppress_tokens")
@@ -93,7 +94,7 @@ def scores(
         return np.array(scaled), np.where(barred, -np.inf, np.inf)
     scaled = capped(scaled, softcap) / params.temperature
     seed, at = mx.array([[params.seed]], mx.uint32), mx.array([[position]])
-    noise = gumbel(seed, at, mx.arange(len(logits)))[0, 0]
+    noise = gumbel(seed, at, len(logits))[0, 0]
     slack = _slack(np.where(barred, -np.inf, np.array(scaled)), params)
     return np.array(scaled + noise), slack
 

@@ -86,7 +86,7 @@ def test_take_over_moves_the_committed_positions_and_nothing_else(
             part[index] = mx.array(content)
     mine.grow(capacity_for(length))
     before = copies(mine)
-    mine.take_over(1, other, length)
+    mine.take_over(other, [(1, 0, length)])
 
     layers = [*CONFIG.layers[: CONFIG.num_kv_layers]] * 2
     for number, (layer, old, new) in enumerate(zip(layers, before, copies(mine), strict=True)):
