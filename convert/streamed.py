@@ -20,7 +20,7 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.tensors import read_tensors
-from mlx_gemma_mtp.model.cache import Buffers, KVCache
+from mlx_gemma_mtp.model.cache import Buffers, KVCache, Reach
 from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
 from mlx_gemma_mtp.model.target import Target, TargetLayer
 
@@ -105,8 +105,11 @@ class _TextCache(KVCache):
     def capacity(self, kind: LayerKind) -> int:
         return self._length
 
-    def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
+    def write(
+        self, index: int, k: mx.array, v: mx.array, reach: Reach
+    ) -> tuple[mx.array, mx.array]:
         read_later = {layer.kv_source for layer in self.config.layers[index:]}
         for done in set(range(index)) - read_later:
             self.keys[done] = self.values[done] = mx.zeros((0,))
         self.keys[index], self.values[index] = k, v
+        return k, v

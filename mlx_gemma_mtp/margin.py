@@ -45,7 +45,7 @@ def margin(
     ids: Sequence[int],
     tokens: tuple[int, int],
     params: SamplingParams,
-    chunk: int = 512,  # tokens that one forward reads, as in an engine
+    chunk: int = 2048,  # tokens that one forward reads, as in an engine
 ) -> Margin:
     """Return the margin between two tokens that were chosen after `ids`, prompt and completion.
 
@@ -56,7 +56,8 @@ def margin(
     most, capacity = min(chunk, len(ids)), capacity_for(len(ids))
     cache = KVCache.empty(target.config, 1, capacity=capacity, most=most, dtype=target.dtype)
     for start in range(0, len(ids), most):
-        hidden = prefill(target, cache, mx.array([ids[start : start + most]]))
+        piece = ids[start : start + most]
+        hidden = prefill(target, cache, mx.array([piece]), start, [len(piece)])
         mx.eval(hidden, cache.buffers)
     logits = target.logits(hidden)[0, 0]
     params, suppressed = params.resolved(pair.defaults), pair.default_tokens("suppress_tokens")

@@ -40,20 +40,36 @@ LOGITS_COPIES = 10
 class Limits:
     """What an engine may hold, and how it paces its work.
 
-    chunks: sizes in which prompts are read, in tokens, ascending; few, so that few shapes are
-    compiled. The smallest is also what the shortest prompt counts for.
+    chunks: sizes in which prompts are read, in tokens of a pass, ascending. The smallest is also
+    what the shortest prompt counts for. decoding_chunk: the largest while rows are decoding.
+    pause_seconds: how long they may wait for a chunk. start_seconds: how long rows that have only
+    their first token may wait for the prompts that came with them.
     max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
-    last prompt and of the one before it. slot_step: see `KVCache.empty`. pause_seconds: how long
-    decoding rows may wait for a chunk. shrink_after: rounds with spare rows before the batch
-    shrinks, because that copies the cache.
+    last prompt and of the one before it. rollback: how many tokens a session can go back without
+    one. slot_step: see `KVCache.empty`. shrink_after: rounds with spare rows before the batch
+    shrinks, because that copies the cache. overlap: False to read each round before the next one
+    starts, so that its parts can be timed.
     """
 
-    chunks: tuple[int, ...] = (64, 128, 256, 512)
+    chunks: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    decoding_chunk: int = 512
+    pause_seconds: float = 0.25
+    start_seconds: float = 3.0
     max_draft_tokens: int = MAX_DRAFT_TOKENS
     snapshots: int = 2
+    rollback: int = 512
     slot_step: int = SLOT_STEP
-    pause_seconds: float = 0.25
     shrink_after: int = 16
+    overlap: bool = True
+
+    @property
+    def most_beyond(self) -> int:
+        """The most positions that a row writes beyond the end of its output.
+
+        Those of the round that ended it, and of a plain one dispatched before that was known. A
+        session that takes the row over still needs the window before the end.
+        """
+        return self.max_draft_tokens + 2
 
 
 def _sliding(cache: KVCache) -> int:
@@ -156,8 +172,8 @@ class Pair(NamedTuple):
         rows = KVCache.empty(
             self.target,
             batch,
-            capacity=capacity_for(context + MOST + 1),
-            most=limits.max_draft_tokens + 1,
+            capacity=capacity_for(context + MOST + 2),
+            most=limits.most_beyond,
             dtype=dtype,
         )
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))

@@ -7,7 +7,7 @@ tokens a round yields. Nothing here reads the device from the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def draft(
     token, hidden = newest
     if drafter is None or num_draft_tokens == 0:
         return mx.zeros((len(token), 0), mx.int32)
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     query_position = mx.maximum(cache.offset + drafter.config.query_position, 0)
     drafts: list[mx.array] = []
     for step in range(1, num_draft_tokens + 1):
@@ -154,19 +154,23 @@ def round_player(
     return RoundPlayer(play_draft, play_verify)
 
 
-def prefill(target: Target, cache: KVCache, tokens: mx.array) -> mx.array:
+def prefill(
+    target: Target, cache: KVCache, tokens: mx.array, start: int, lengths: Sequence[int]
+) -> mx.array:
     """Run the next tokens [B, T] of the prompts through the target and commit them.
 
-    Returns the hidden state [B, 1, H] of the last token. A long prompt comes in several calls,
-    each of at most the cache's `most` positions.
+    start: how many positions every row has committed. lengths: how many of the T tokens each row
+    has; the rest is padding. Rows that end at different positions cannot be continued here. Returns
+    the hidden state [B, 1, H] of each row's last token.
     """
-    hidden = target(tokens, cache, last_only=True)
-    cache.offset = cache.offset + tokens.shape[1]
+    num_tokens = mx.array(list(lengths), mx.int32)
+    hidden = target.read(tokens, cache, start, num_tokens)
+    cache.offset = cache.offset + num_tokens
     return hidden
 
 
 def first_token(target: Target, cache: KVCache, hidden: mx.array, settings: RowSettings) -> Newest:
-    """Choose the token after the prompt, from the hidden state [B, 1, H] of its last token."""
+    """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token."""
     position = cache.offset[:, None]
     softcap = target.config.final_logit_softcapping
     settings = settings._replace(full=True)  # the caller needs a token at once

@@ -1,11 +1,13 @@
-"""Reading a prompt into the cache chunk by chunk, and how large a chunk may be.
+"""Reading prompts into a cache pass by pass: which of them together, and how much at a time.
 
-Knows nothing of batches or of the requests that wait.
+Knows nothing of batches or of how the queue is kept.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import mlx.core as mx
 
@@ -15,73 +17,118 @@ from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
+MOST_COMPUTED = 4 / 3  # of what prompts take alone: at most a quarter of a pass is padding
+
 
 class Pace:
-    """How long prefill takes on this machine, so how much of it fits between two rounds."""
+    """How long prefill takes on this machine, so how much of it fits into a pause."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._seconds_per_token = math.inf  # a running mean; infinite until measured
 
     def measure(self, num_tokens: int, seconds: float) -> None:
-        """Record the duration of one chunk."""
+        """Record the duration of one pass."""
         if num_tokens < self._limits.chunks[0]:
-            return  # each token of a short chunk takes longer
+            return  # each token of a short pass takes longer
         now, before = seconds / num_tokens, self._seconds_per_token
         self._seconds_per_token = now if before == math.inf else (before + now) / 2
 
-    def chunk(self, *, decoding: bool) -> int:
-        """The most tokens of the next chunk.
+    def chunk(self, pause: float = math.inf, *, most: float = math.inf) -> int:
+        """The largest chunk that should take no longer than `pause` seconds, and is `most` or less.
 
-        While rows are decoding, the largest size that should take no longer than `pause_seconds`;
-        the smallest if all take longer or nothing was measured.
+        The smallest if all take longer or nothing was measured.
         """
-        chunks, pause = self._limits.chunks, self._limits.pause_seconds
-        if not decoding:
-            return chunks[-1]
+        chunks = [chunk for chunk in self._limits.chunks if chunk <= most]
         quick = [chunk for chunk in chunks if chunk * self._seconds_per_token <= pause]
-        return max(quick, default=chunks[0])
+        return max(quick, default=self._limits.chunks[0])
+
+
+def num_together(waiting: Iterable[Request], num_rows: int, most: int, limits: Limits) -> int:
+    """How many of these requests, from the first on, one pass of `most` tokens reads; at least 1.
+
+    All of them fit whole, and little of the pass is padding. A session brings a cache of its own,
+    so its prompt is read alone. A short prompt counts for the smallest chunk, which takes as long.
+    """
+    count = longest = alone = 0
+    for request in islice(waiting, num_rows):
+        longest = max(longest, len(request.ids))
+        alone += max(len(request.ids), limits.chunks[0])
+        computed = (count + 1) * longest
+        if request.session or computed > min(most, MOST_COMPUTED * alone):
+            break
+        count += 1
+    return max(count, 1)
 
 
 class Prefill:
-    """One request's prompt, and the one-row cache it is read into."""
+    """The prompts of some requests, and the cache with a row for each that they are read into.
 
-    def __init__(self, target: Target, request: Request, limits: Limits) -> None:
-        request.start()
-        self.request = request
+    Several are read in one pass, each from its start; one alone in as many as it takes.
+    """
+
+    def __init__(self, target: Target, requests: Sequence[Request], limits: Limits) -> None:
+        for request in requests:
+            request.start()
+        self.requests = requests
+        self.cache: KVCache  # from the first pass on
+        self.hidden: mx.array  # [B, 1, H] of the last token of each so far
         self._target = target
-        self._capacity = capacity_for(len(request.ids), limits.slot_step)
-        session, largest, step = request.session, limits.chunks[-1], limits.slot_step
-        lent = session.lend(request.ids) if session else None
-        if lent:
-            self.cache, request.stats.reused_tokens = lent
-        else:
-            config, dtype, capacity = target.config, target.dtype, self._capacity
-            most = largest if session else min(largest, len(request.ids))
-            self.cache = KVCache.empty(
-                config, 1, capacity=capacity, most=most, dtype=dtype, slot_step=step
-            )
-        self.hidden: mx.array  # [1, 1, H] of the last token so far
-        self._left = request.ids[request.stats.reused_tokens :]
+        self._limits = limits
+        self._longest = max(len(request.ids) for request in requests)
+        self._done: int | None = None  # tokens of each prompt that are in the cache
 
     @property
     def finished(self) -> bool:
-        """True if the whole prompt is in the cache."""
-        return not self._left
+        """True if all prompts are in the cache."""
+        return self._done == self._longest
 
     def advance(self, most: int) -> int:
-        """Run up to `most` more tokens and wait for them; returns how many they were."""
-        self.cache.grow(self._capacity)
-        chunk, self._left = self._left[:most], self._left[most:]
-        self.hidden = prefill(self._target, self.cache, mx.array([chunk]))
-        # Wait, so that the activations of only one chunk are in memory.
-        mx.eval(self.hidden, self.cache.keys, self.cache.values)
-        if self.finished and self.request.session:
-            self.request.session.remember_prompt(self.cache, self.request.ids)
-        return len(chunk)
+        """Run up to `most` more tokens and wait for them; returns how many were computed.
+
+        If there are several prompts, each must be that short.
+        """
+        start = self._open() if self._done is None else self._done
+        chunks = [request.ids[start : start + most] for request in self.requests]
+        lengths = [len(chunk) for chunk in chunks]
+        width = max(lengths)
+        padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
+        hidden = prefill(self._target, self.cache, mx.array(padded), start, lengths)
+        # Wait, so that the activations of only one pass are in memory.
+        mx.eval(hidden, self.cache.buffers)
+        self.hidden, self._done = hidden, start + width
+        session = self.requests[0].session
+        if self.finished and session:
+            session.remember_prompt(self.cache, self.requests[0].ids)
+        return len(chunks) * width
 
     def stop(self) -> None:
         """Return the cache to the request's session, if it has one."""
-        if self.request.session:
-            done = len(self.request.ids) - len(self._left)
-            self.request.session.take_back(self.cache, self.request.ids[:done])
+        request = self.requests[0]
+        if request.session:
+            request.session.take_back(self.cache, request.ids[: self._done])
+
+    def _open(self) -> int:
+        """Make the cache, or borrow that of a session; returns how many tokens are in it."""
+        first, window = self.requests[0], self._target.config.sliding_window
+        step = self._limits.slot_step
+        capacity = capacity_for(self._longest, step)
+        lent = first.session.lend(first.ids) if first.session else None
+        if lent:
+            self.cache, first.stats.reused_tokens = lent
+            self.cache.grow(capacity)
+            return first.stats.reused_tokens
+        if first.session:
+            most = self._limits.rollback
+        else:  # no round runs here; in a group, sliding layers hold the padding as well
+            held = self._longest if len(self.requests) > 1 else min(self._longest, window)
+            most = held - window
+        self.cache = KVCache.empty(
+            self._target.config,
+            len(self.requests),
+            capacity=capacity,
+            most=most,
+            dtype=self._target.dtype,
+            slot_step=step,
+        )
+        return 0

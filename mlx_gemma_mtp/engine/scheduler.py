@@ -10,13 +10,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import mlx.core as mx
 
 from mlx_gemma_mtp.engine.batch import Batch
-from mlx_gemma_mtp.engine.prefill import Pace, Prefill
+from mlx_gemma_mtp.engine.prefill import Pace, Prefill, num_together
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import MgmError, QueueFullError
 
@@ -37,6 +37,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._prefill: Prefill | None = None
         self._pace = Pace(batch.limits)
+        self._start_by = math.inf  # when rows that have only their first token start to decode
         self._closed = False
 
     def reserve(self, *, patient: bool = False) -> None:
@@ -63,7 +64,8 @@ class Scheduler:
         try:
             self._drop_cancelled()
             self._read_prompts()
-            self._for_all_rows(partial(self._batch.play, settled=self._prefill is None))
+            if not self._gathering:
+                self._play()
         except BaseException as error:  # noqa: BLE001 - nobody may wait forever for a result
             self._end(error)
         if self._waiting or self._prefill is not None or self._batch.active:
@@ -78,17 +80,16 @@ class Scheduler:
         while self._waiting:
             self._next_waiting().fail(error)
         if self._prefill is not None:
-            self._prefill.request.fail(error)
-            self._prefill = None
+            self._fail(self._prefill.requests, error)
         self._batch.fail(error)
 
     def _drop_cancelled(self) -> None:
         """End the requests that were cancelled, wherever they are."""
-        reading = [] if self._prefill is None else [self._prefill.request]
+        reading = [] if self._prefill is None else self._prefill.requests
         for request in [*self._waiting, *reading, *self._batch.active]:
             if request.generation.stopping:
                 request.cancel()
-        if self._prefill is not None and self._prefill.request.ended:
+        if self._prefill is not None and all(request.ended for request in reading):
             self._prefill.stop()
             self._prefill = None
         self._for_all_rows(self._batch.free_ended)
@@ -96,34 +97,59 @@ class Scheduler:
             self._waiting.remove(request)
             self._places.release()
 
+    @property
+    def _gathering(self) -> bool:
+        """True if rows wait for prompts that came with theirs: best for the first tokens of all."""
+        more = self._prefill is not None or (self._waiting and self._batch.num_free)
+        return bool(more) and self._time_to_start > self._batch.limits.pause_seconds
+
+    @property
+    def _time_to_start(self) -> float:
+        """Seconds until the rows must start to decode; 0 if they have."""
+        return max(0.0, self._start_by - time.perf_counter()) if self._batch.active else math.inf
+
+    def _play(self) -> None:
+        self._for_all_rows(partial(self._batch.play, settled=self._prefill is None))
+        self._start_by = 0.0
+
+    def _chunk(self) -> int:
+        """The most tokens of the next pass over prompts."""
+        limits, left = self._batch.limits, self._time_to_start
+        if left == math.inf or left > limits.pause_seconds:
+            return self._pace.chunk(left)
+        return self._pace.chunk(limits.pause_seconds, most=limits.decoding_chunk)
+
     def _read_prompts(self) -> None:
-        """Prefill between two rounds: one chunk, or several short prompts instead."""
+        """Prefill between two rounds: one pass, or several over short prompts instead."""
+        if not self._batch.active:
+            self._start_by = math.inf
         self._start_prefill(math.inf)
         if self._prefill is None:
             return
         self._for_all_rows(self._batch.land)  # so that no tokens wait for the prefill
-        left = self._pace.chunk(decoding=False)
+        left = self._chunk()
         while self._prefill is not None and left > 0:
-            left = min(left, self._pace.chunk(decoding=bool(self._batch.active)))
+            left = min(left, self._chunk())
             left -= self._read(self._prefill, left)
             self._start_prefill(left)
 
     def _start_prefill(self, most: float) -> None:
-        """Start with the first request that waits, if there's a row for it and it is this short."""
-        may = self._prefill is None and not self._batch.full
+        """Start with the first requests that wait, if rows are free and the first is this short."""
+        may = self._prefill is None and self._batch.num_free > 0
         if may and self._waiting and len(self._waiting[0].ids) <= most:
-            request = self._next_waiting()
-            try:
-                self._prefill = Prefill(self._batch.target, request, self._batch.limits)
-            except BaseException as error:  # noqa: BLE001 - the submitter gets it
-                request.fail(error)
+            size, limits = int(min(most, self._chunk())), self._batch.limits
+            count = num_together(self._waiting, self._batch.num_free, size, limits)
+            requests = [self._next_waiting() for _ in range(count)]
+            self._prefill = Prefill(self._batch.target, requests, limits)
 
     def _read(self, prefill: Prefill, most: int) -> int:
-        """Prefill one chunk, and give the request a row after the last. An error ends it alone.
+        """Run one pass, and give the requests rows after the last.
 
+        An error ends its request alone: if a pass over several fails, they are read one by one.
         Returns how many tokens it counts for: a few take as long as the smallest chunk.
         """
-        num_tokens = most
+        num_tokens, requests, limits = most, prefill.requests, self._batch.limits
+        apart: Sequence[Request] = ()
         try:
             start = time.perf_counter()
             num_tokens = prefill.advance(most)
@@ -131,10 +157,25 @@ class Scheduler:
             if prefill.finished:
                 self._prefill = None
                 self._batch.add(prefill)
-        except BaseException as error:  # noqa: BLE001 - the submitter gets it
-            self._prefill = None
-            prefill.request.fail(error)
-        return max(num_tokens, self._batch.limits.chunks[0])
+                self._start_by = min(self._start_by, time.perf_counter() + limits.start_seconds)
+        except BaseException as error:  # noqa: BLE001 - the submitters get it
+            if self._prefill is None or len(requests) == 1:
+                self._fail(requests, error)
+            else:
+                apart = requests
+        if apart:
+            del prefill  # its memory is free before they are read again
+            for request in apart:
+                self._prefill = Prefill(self._batch.target, [request], limits)
+                self._read(self._prefill, most)
+        return max(num_tokens, limits.chunks[0])
+
+    def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
+        """End requests that were being read."""
+        self._prefill = None
+        for request in requests:
+            if not request.ended:
+                request.fail(error)
 
     def _for_all_rows(self, action: Callable[[], None]) -> None:
         """Do something that all rows depend on. An error ends all of them."""

@@ -10,21 +10,31 @@ MLX updates a buffer in place only while nothing else refers to it: keep no view
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.layers import kv_dtype, laid_out
 
 SLOT_STEP = 32  # capacities are multiples of this
 
 
 class Reach(NamedTuple):
-    """Where one forward of T positions writes and what its queries see, for one layer kind."""
+    """Where one forward of T positions writes and what its queries see, for one layer kind.
 
-    slots: mx.array  # int32 [B, 1, T, 1]
-    mask: mx.array  # bool [B, 1, T, capacity]
+    slots: int32 [B, 1, W, 1], of the last W positions; earlier ones are not kept. mask: bool
+    [B, 1, T, S], `laid_out` for the layers of that kind, over the keys and values that
+    `KVCache.write` returns: the first S slots, or, with `earlier`, the contents of those slots
+    before they are overwritten, and then the T positions.
+    cuts: queries that attend together, and the keys that they may see.
+    """
+
+    slots: mx.array
+    mask: mx.array
+    earlier: mx.array | None = None  # int32 [E]
+    cuts: tuple[tuple[slice, slice], ...] = ((slice(None), slice(None)),)
 
 
 class Buffers(NamedTuple):
@@ -40,7 +50,7 @@ class SharedKV(NamedTuple):
 
     keys: mx.array  # [B, kv_heads, capacity, head_dim]
     values: mx.array
-    mask: mx.array  # bool [B, 1, 1, capacity]
+    mask: mx.array  # bool [B, 1, 1, capacity], `laid_out` for the layers that read it
 
 
 def capacity_for(length: int, slot_step: int = SLOT_STEP) -> int:
@@ -84,10 +94,13 @@ class KVCache:
         """Zero-filled buffers for `batch` rows, nothing committed.
 
         capacity: slots of a full-attention layer. most: the largest number of positions that one
-        forward will write. A sliding layer gets `window + most` slots or a few more, so that
-        neither a forward's own writes nor stale drafts fall into the window of its queries.
+        round will write. A sliding layer gets `window + most` slots or a few more, so that neither
+        a forward's own writes nor stale drafts fall into the window of its queries. Negative if no
+        row will have that many positions. Reading prompts alone needs the window only.
+        dtype: of the model's activations; `kv_dtype` says which one the buffers get.
         """
         sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
+        layers = config.layers[: config.num_kv_layers]
         shapes = [
             (
                 batch,
@@ -95,9 +108,10 @@ class KVCache:
                 sliding if layer.kind == "sliding_attention" else capacity,
                 layer.head_dim,
             )
-            for layer in config.layers[: config.num_kv_layers]
+            for layer in layers
         ]
-        keys, values = ([mx.zeros(shape, dtype) for shape in shapes] for _ in range(2))
+        dtypes = [kv_dtype(layer.head_dim, dtype) for layer in layers]
+        keys, values = ([*map(mx.zeros, shapes, dtypes)] for _ in range(2))
         return cls(config, Buffers(mx.zeros((batch,), mx.int32), keys, values))
 
     def capacity(self, kind: LayerKind) -> int:
@@ -112,33 +126,53 @@ class KVCache:
     def reach(self, kind: LayerKind, num_positions: int) -> Reach:
         """Slots and mask of a forward over the next num_positions positions of every row."""
         query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
-        return Reach(query % self.capacity(kind), self._visible(kind, query))
+        mask = self.visible(kind, query, self.config.num_attention_heads)
+        return Reach(query % self.capacity(kind), mask)
 
-    def shared(self, kind: LayerKind) -> SharedKV:
-        """The last layer of this kind, for a drafter: it sees committed positions only."""
+    def shared(self, config: DecoderConfig) -> dict[LayerKind, SharedKV]:
+        """The last layer of each kind, for a drafter: it sees committed positions only."""
         last = mx.maximum(self.offset - 1, 0)  # a free row sees one empty slot
-        index = self.config.last_owner(kind)
-        mask = self._visible(kind, last[:, None, None, None])
-        return SharedKV(self.keys[index], self.values[index], mask)
+        found: dict[LayerKind, SharedKV] = {}
+        for kind in config.kinds:
+            index = self.config.last_owner(kind)
+            mask = self.visible(kind, last[:, None, None, None], config.num_attention_heads)
+            found[kind] = SharedKV(self.keys[index], self.values[index], mask)
+        return found
 
-    def _visible(self, kind: LayerKind, query: mx.array) -> mx.array:
+    def visible(self, kind: LayerKind, query: mx.array, heads: int) -> mx.array:
         """The slots that each query position [B, 1, T, 1] sees, once the last one is written.
 
-        Returns bool [B, 1, T, capacity].
+        Returns bool [B, 1, T, capacity], `laid_out` for this many query heads.
         """
         slot = mx.arange(self.capacity(kind))
-        if kind == "full_attention":
-            return slot <= query
-        # The position in each slot, negative if nothing was written. A stale later position counts
-        # as one a whole ring earlier, which is outside every window.
-        last = query[:, :, -1:]
-        held = last - (last - slot) % len(slot)
-        return (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
+        mask = slot <= query
+        if kind == "sliding_attention":
+            # The position in each slot, negative if nothing was written. A stale later position
+            # counts as one a whole ring earlier, which is outside every window.
+            last = query[:, :, -1:]
+            held = last - (last - slot) % len(slot)
+            mask = (held <= query) & (held >= 0) & (held > query - self.config.sliding_window)
+        return laid_out(mask, heads, self.config.layers[self.config.last_owner(kind)])
 
-    def write(self, index: int, k: mx.array, v: mx.array, slots: mx.array) -> None:
-        """Put k, v [B, kv_heads, T, head_dim] into layer index at slots [B, 1, T, 1]."""
-        self.keys[index] = mx.put_along_axis(self.keys[index], slots, k, axis=2)
-        self.values[index] = mx.put_along_axis(self.values[index], slots, v, axis=2)
+    def write(
+        self, index: int, k: mx.array, v: mx.array, reach: Reach
+    ) -> tuple[mx.array, mx.array]:
+        """Put k, v [B, kv_heads, T, head_dim] into layer index.
+
+        Returns the keys and values that the queries see: views, which must not outlive the forward.
+        """
+        seen = []
+        for part, new in ((self.keys, k), (self.values, v)):
+            if reach.earlier is not None:
+                seen.append(_following(part[index], reach, new))
+            kept = new[:, :, new.shape[2] - reach.slots.shape[2] :]
+            part[index] = mx.put_along_axis(part[index], reach.slots, kept, axis=2)
+        return (seen[0], seen[1]) if seen else self.seen(index, reach)
+
+    def seen(self, index: int, reach: Reach) -> tuple[mx.array, mx.array]:
+        """The slots of layer index that the mask covers: views, see `write`."""
+        num_slots = reach.mask.shape[-1]
+        return self.keys[index][:, :, :num_slots], self.values[index][:, :, :num_slots]
 
     def grow(self, capacity: int) -> None:
         """Make room for this many positions in the full-attention layers; never shrinks."""
@@ -174,15 +208,17 @@ class KVCache:
         self.values[index] = _arranged(self.values[index], rows, slots)
         self.keys[index] = keys
 
-    def take_over(self, row: int, other: KVCache, length: int) -> None:
-        """Move the `length` committed positions of a one-row cache into this row.
+    def take_over(self, other: KVCache, moves: Iterable[tuple[int, int, int]]) -> None:
+        """Move rows of another cache into this one.
 
-        Empties `other` layer by layer. The caller has grown this cache, and sets the offset.
-        Nothing else stays in the row: a masked slot has weight 0, but 0 times an infinite value
-        is NaN.
+        moves: a row here, the row there, and how many committed positions it has. Empties `other`
+        layer by layer. The caller has grown this cache, and sets the offsets. Nothing else stays in
+        the rows: a masked slot has weight 0, but 0 times an infinite value is NaN.
         """
+        moves = list(moves)
         for index in range(len(self.keys)):
-            self._copy_layer(index, row, other, 0, length)
+            for row, source, length in moves:
+                self._copy_layer(index, row, other, source, length)
             other.keys[index] = other.values[index] = mx.zeros((0,))
 
     def copy_row(self, other: KVCache, row: int, length: int) -> None:
@@ -202,6 +238,17 @@ class KVCache:
             blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
             mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
             mx.eval(mine[index])
+
+
+def _following(buffer: mx.array, reach: Reach, new: mx.array) -> mx.array:
+    """The earlier slots of a buffer, `new` [B, :, T, :], and zeros, as many as the mask covers."""
+    parts = [new]
+    if reach.earlier is not None and reach.earlier.size:
+        parts.insert(0, mx.take(buffer, reach.earlier, axis=2))
+    missing = reach.mask.shape[-1] - sum(part.shape[2] for part in parts)
+    if missing:
+        parts.append(mx.zeros((*new.shape[:2], missing, new.shape[3]), new.dtype))
+    return mx.concatenate(parts, axis=2)
 
 
 def _arranged(buffer: mx.array, rows: Sequence[int | None], slots: int) -> mx.array:

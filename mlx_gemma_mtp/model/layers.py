@@ -7,6 +7,7 @@ come in as arguments.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import mlx.core as mx
@@ -17,6 +18,11 @@ from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig
 from mlx_gemma_mtp.model.rope import Rope
 
 ON_METAL = backend() == "metal"
+
+# The most bytes of attention scores at a time. Longer queries are processed in pieces.
+MAX_SCORES_BYTES = 256 << 20
+
+MAX_FUSED_HEAD_DIM = 256  # of MLX's fused attention on Metal
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:
@@ -29,21 +35,87 @@ def gelu_tanh(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-def attend(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+def kv_dtype(head_dim: int, dtype: mx.Dtype) -> mx.Dtype:
+    """Type of keys and values of a layer, in a model whose activations have this type.
+
+    Without a fused kernel, scores are rounded to the type of queries and keys. Near 30 bfloat16 is
+    wrong by up to 0.06, which is 6% of a weight, and float16 by 0.008. On an H200, with 32,768
+    positions, it takes 1% more time (median of 16 shapes), and float32 50 to 190%. Normed keys and
+    values are far from float16's largest number, and weights below its smallest normal number are
+    kept: neither Apple's GPUs nor CUDA flush them.
+    """
+    if dtype == mx.float32:
+        return dtype
+    return mx.float16 if head_dim > MAX_FUSED_HEAD_DIM else mx.bfloat16
+
+
+def attend(
+    q: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    mask: mx.array,
+    max_scores_bytes: int = MAX_SCORES_BYTES,
+) -> mx.array:
     """Softmax attention with a scale of 1: q [B, heads, T, head_dim] -> [B, heads, T, head_dim].
 
-    keys, values [B, kv_heads, S, head_dim]; mask is boolean, [B, 1, T, S]. If MLX has no fused
-    kernel for the shape, the queries that share a key/value head become the rows of one product,
-    so that keys and values are read once for all of them. On an H100, in 16 shapes of 31B and
-    26B-A4B, that takes 0.3 to 0.75 of the time of MLX's own fallback, except for one that takes
-    1.3.
+    keys, values [B, kv_heads, S, head_dim], of the type that the result gets. mask is boolean,
+    [B, 1, T, S] or as `laid_out` returns it. max_scores_bytes: of the scores that are in memory at
+    a time.
+
+    If MLX has no fused kernel for the shape, the queries that share a key/value head become the
+    rows of one product, so that keys and values are read once for all of them. On an H100, in 16
+    shapes of 31B and 26B-A4B, that takes 0.3 to 0.75 of the time of MLX's own fallback, except for
+    one that takes 1.3.
     """
+    batch, heads, length, head_dim = q.shape
+    if has_fused_kernel(head_dim, length, heads // keys.shape[1]):
+        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
+    q = q.astype(keys.dtype)
+    most = max(1, max_scores_bytes // (batch * heads * keys.shape[2] * keys.itemsize))
+    num_queries = -(-length // -(-length // most))  # pieces of one size
+    pieces: list[mx.array] = []
+    for first in range(0, length, num_queries):
+        piece = q[:, :, first : first + num_queries]
+        if pieces:  # one after the other, so that the scores of one piece are in memory
+            piece = mx.depends(piece, pieces[-1])
+        part = mask[:, :, first : first + num_queries]
+        pieces.append(_attend_unfused(piece, keys, values, part))
+    return mx.concatenate(pieces, axis=2)
+
+
+def has_fused_kernel(
+    head_dim: int, num_queries: int, sharing: int, on_metal: bool = ON_METAL
+) -> bool:
+    """True if one kernel of MLX computes this attention; sharing: heads per key/value head.
+
+    Metal's takes at most 8 queries, and 32 with those that share a key/value head.
+    """
+    return (
+        on_metal
+        and head_dim <= MAX_FUSED_HEAD_DIM
+        and num_queries <= 8
+        and num_queries * sharing <= 32
+    )
+
+
+def laid_out(mask: mx.array, heads: int, layer: LayerConfig, on_metal: bool = ON_METAL) -> mx.array:
+    """A mask [B, 1, T, S], as `heads` query heads can read it in all layers without a copy.
+
+    layer: one that owns the keys and values. In each layer, MLX's fused kernel copies a mask that
+    the heads share: it gets [B, heads, T, S] instead. That of a single row needs no copy.
+    """
+    batch, _, length, slots = mask.shape
+    sharing = heads // layer.num_key_value_heads
+    if batch == 1 or not has_fused_kernel(layer.head_dim, length, sharing, on_metal):
+        return mask
+    return mx.contiguous(mx.broadcast_to(mask, (batch, heads, length, slots)))
+
+
+def _attend_unfused(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+    """`attend` as two products, with the scores of all queries in memory."""
     batch, heads, length, head_dim = q.shape
     kv_heads = keys.shape[1]
     sharing = heads // kv_heads
-    # Metal's vector kernel takes at most 8 queries, and 32 with those that share a key/value head.
-    if ON_METAL and head_dim <= 256 and length <= 8 and length * sharing <= 32:
-        return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
     scores = q.reshape(batch, kv_heads, sharing * length, head_dim) @ keys.swapaxes(-1, -2)
     scores = scores.reshape(batch, kv_heads, sharing, length, -1)
     scores = mx.where(mask[:, :, None], scores, -mx.inf)
@@ -95,13 +167,26 @@ class Attention(nn.Module):
         q, k, v = mx.split(normed, [self._heads, self._heads + self._kv_heads], axis=1)
         if self._k_eq_v:
             v = k
-        q = self._rope(q * self.q_norm.weight, position)
-        return q, self._rope(k * self.k_norm.weight, position), v
+        dtype = kv_dtype(self._head_dim, x.dtype)
+        q, k = (q * self.q_norm.weight).astype(dtype), (k * self.k_norm.weight).astype(dtype)
+        return self._rope(q, position), self._rope(k, position), v.astype(dtype)
 
-    def __call__(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
-        """`attend`, projected to [B, T, H]."""
-        out = attend(q, keys, values, mask).swapaxes(1, 2)  # [B, T, heads, head_dim]
-        return self.o_proj(out.reshape(*out.shape[:2], -1))
+    def __call__(
+        self,
+        q: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        mask: mx.array,
+        cuts: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
+    ) -> mx.array:
+        """`attend`, projected to [B, T, H]. cuts: some queries each, and the keys they may see."""
+        parts = [
+            attend(q[:, :, some], keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
+            for some, seen in cuts
+        ]
+        out = mx.concatenate(parts, axis=2).swapaxes(1, 2)  # [B, T, heads, head_dim]
+        dtype = self.q_norm.weight.dtype  # not that of `kv_dtype`
+        return self.o_proj(out.reshape(*out.shape[:2], -1).astype(dtype))
 
 
 class MLP(nn.Module):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.model.cache import KVCache, Reach
-from mlx_gemma_mtp.model.config import LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.config import LayerConfig, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.experts import ExpertRouter, Experts
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
+from mlx_gemma_mtp.model.prompt import last_reach, prompt_reach
 
 
 class Target(nn.Module):
@@ -46,26 +49,55 @@ class Target(nn.Module):
             return self.lm_head(hidden)
         return self.embed_tokens.as_linear(hidden)
 
-    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
         """Hidden states [B, T, H] after the final norm, of tokens [B, T].
 
         The tokens stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys
         and values are written to the cache; they count once the caller advances its offset.
-        last_only: return the last position's state alone, [B, 1, H]. The other positions then skip
-        the layers that write no keys and values (more than half of E2B and E4B).
         """
         h = self.embed(tokens)
-        position = cache.offset
-        per_layer = self._per_layer_inputs(tokens, h)
+        extra = self._per_layer_inputs(tokens, h)
         reaches = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
-        for index, (layer, config) in enumerate(zip(self.layers, self.config.layers, strict=True)):
-            reach = reaches[config.kind]
-            if last_only and not config.owns_kv:
-                h, position = h[:, -1:], cache.offset + tokens.shape[1] - 1
-                reach = Reach(reach.slots, reach.mask[:, :, -1:])
-            extra = None if per_layer is None else per_layer[:, -h.shape[1] :, index]
-            h = layer(h, position, cache, reach, extra)
-        return self.norm(h[:, -1:] if last_only else h)
+        return self.norm(self._through(self.layers, h, extra, cache.offset, cache, reaches))
+
+    def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
+        """Like a call, for the next tokens [B, T] of prompts; returns [B, 1, H].
+
+        start: the offset of every row, known to the host. lengths [B]: how many of the T tokens
+        each row has; the rest is padding. Returns the state of each row's last token alone. The
+        others skip the layers that write no keys and values (more than half of E2B and E4B).
+        """
+        h, kinds, end = self.embed(tokens), self.config.kinds, start + tokens.shape[1]
+        extra = self._per_layer_inputs(tokens, h)
+        owners = self.config.num_kv_layers
+        reaches = {kind: prompt_reach(cache, kind, tokens.shape[1], start) for kind in kinds}
+        h = self._through(self.layers[:owners], h, extra, cache.offset, cache, reaches)
+        last = (lengths - 1)[:, None, None]
+        h = mx.take_along_axis(h, last, axis=1)
+        if extra is not None:
+            extra = mx.take_along_axis(extra, last[..., None], axis=1)[:, :, owners:]
+        position = start + lengths - 1
+        reaches = {kind: last_reach(cache, kind, position, end) for kind in kinds}
+        h = self._through(self.layers[owners:], h, extra, position, cache, reaches)
+        return self.norm(h)
+
+    def _through(
+        self,
+        layers: Iterable[TargetLayer],
+        h: mx.array,
+        extra: mx.array | None,
+        position: mx.array,
+        cache: KVCache,
+        reaches: dict[LayerKind, Reach],
+    ) -> mx.array:
+        """h [B, T, H], whose rows start at position [B], after these layers.
+
+        extra: the per-layer embeddings of its tokens for these layers, if any.
+        """
+        for index, layer in enumerate(layers):
+            own = None if extra is None else extra[:, :, index]
+            h = layer(h, position, cache, reaches, own)
+        return h
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
         """Per-layer embeddings, what each layer gets of its token besides h: [B, T, layers, W]."""
@@ -90,7 +122,7 @@ class TargetLayer(DecoderLayer):
         super().__init__(config, layer)
         size, eps = config.hidden_size, config.rms_norm_eps
         self._eps = eps
-        self._owns_kv, self._kv_source = layer.owns_kv, layer.kv_source
+        self._kind, self._owns_kv, self._kv_source = layer.kind, layer.owns_kv, layer.kv_source
         self._has_experts = config.num_experts > 0
         if self._has_experts:
             self.router = ExpertRouter(config)
@@ -109,21 +141,22 @@ class TargetLayer(DecoderLayer):
         h: mx.array,
         position: mx.array,
         cache: KVCache,
-        reach: Reach,
+        reaches: dict[LayerKind, Reach],
         per_layer_input: mx.array | None,
     ) -> mx.array:
         """h [B, T, H], whose rows start at position [B] -> the next layer's h.
 
         per_layer_input: this layer's embeddings [B, T, W] of the tokens.
         """
-        x = self.input_layernorm(h)
+        x, reach = self.input_layernorm(h), reaches[self._kind]
         if self._owns_kv:
             q, k, v = self.self_attn.queries_keys_values(x, position)
-            cache.write(self._kv_source, k, v, reach.slots)
+            keys, values = cache.write(self._kv_source, k, v, reach)
         else:
             q = self.self_attn.queries(x, position)
-        keys, values = cache.keys[self._kv_source], cache.values[self._kv_source]
-        h = h + self.post_attention_layernorm(self.self_attn(q, keys, values, reach.mask))
+            keys, values = cache.seen(self._kv_source, reach)
+        attended = self.self_attn(q, keys, values, reach.mask, reach.cuts)
+        h = h + self.post_attention_layernorm(attended)
 
         if self._has_experts:
             normed = rms_norm(h, self._eps)  # one norm for three readers, each with its own weight

@@ -198,7 +198,7 @@ def test_drafts_among_candidates_share_the_noise_of_the_whole_vocabulary(
     cache, newest = at.cache, at.newest
     drafts = draft(target, drafter, cache, newest, settings, 1)
 
-    shared = {layers: cache.shared(layers) for layers in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     position = cache.offset + drafter.config.query_position
     embedding = target.embed(newest.token[:, None])
     logits, ids = drafter.candidates(drafter(embedding, newest.hidden, shared, position)[0])

@@ -38,12 +38,15 @@ class PromptsReadOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
-        if not last_only or cache.offset.item() > 0:  # a later chunk depends on the ones before it
-            return self._target(tokens, cache, last_only=last_only)
-        key = (cache.capacity("full_attention"), *np.array(tokens)[0].tolist())
+    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
+        return self._target(tokens, cache)
+
+    def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
+        if start > 0:  # a later chunk depends on the ones before it
+            return self._target.read(tokens, cache, start, lengths)
+        key = (cache.capacity("full_attention"), *lengths.tolist(), *np.array(tokens).flatten())
         if key not in self._made:
-            hidden = self._target(tokens, cache, last_only=True)
+            hidden = self._target.read(tokens, cache, start, lengths)
             self._made[key] = hidden, Buffers(cache.offset, list(cache.keys), list(cache.values))
         hidden, cache.buffers = self._made[key]
         return hidden

@@ -14,7 +14,7 @@ import pytest
 from helpers.fake_target import VOCAB, output
 from helpers.stepped import LONG, Stepped
 from helpers.traffic import tokens_of
-from mlx_gemma_mtp import Chunk
+from mlx_gemma_mtp import Chunk, MgmError
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.prefill import Pace
 from mlx_gemma_mtp.engine.request import Request
@@ -37,25 +37,26 @@ def test_requests_start_in_their_order(rng: np.random.Generator) -> None:
     assert list(started) == list(range(len(lengths)))
     waits = [one.stats.queue_seconds for one in requests]
     assert waits[0] < waits[-1]
-    assert stepped.events[0] == ("chunk", lengths[0], 0, 0)
+    assert stepped.passes[0][0] == lengths[0]
 
 
 # Pauses
 
 
-def test_a_chunk_is_the_largest_that_keeps_others_waiting_a_quarter_second() -> None:
+def test_a_chunk_is_the_largest_that_takes_no_longer_than_a_pause() -> None:
     fresh = Pace(Limits())
-    assert (fresh.chunk(decoding=False), fresh.chunk(decoding=True)) == (CHUNKS[-1], CHUNKS[0])
+    assert (fresh.chunk(), fresh.chunk(0.25)) == (CHUNKS[-1], CHUNKS[0])
     fresh.measure(CHUNKS[0] - 1, 0.001)  # too few tokens to count
-    assert fresh.chunk(decoding=True) == CHUNKS[0]
-    for seconds_per_token, chunk in [(1e-6, 512), (0.2 / 512, 512), (0.2 / 128, 128), (1.0, 64)]:
+    assert fresh.chunk(0.25) == CHUNKS[0]
+    for seconds_per_token, chunk in [(1e-6, 2048), (0.2 / 512, 512), (0.2 / 128, 128), (1.0, 64)]:
         pace = Pace(Limits())
         pace.measure(100, 100 * seconds_per_token)
-        assert pace.chunk(decoding=True) == chunk
-        assert pace.chunk(decoding=False) == CHUNKS[-1]
+        assert pace.chunk(0.25) == chunk
+        assert pace.chunk(0.25, most=256) == min(chunk, 256)
+        assert pace.chunk() == CHUNKS[-1]
         for _ in range(20):
             pace.measure(100, 1e-6)  # it was a hiccup
-        assert pace.chunk(decoding=True) == CHUNKS[-1]
+        assert pace.chunk(0.25) == CHUNKS[-1]
 
 
 def test_others_decode_between_the_chunks_of_a_long_prompt(
@@ -74,16 +75,90 @@ def test_others_decode_between_the_chunks_of_a_long_prompt(
     assert chunk_seconds < first.stats.longest_pause_seconds < 5 * chunk_seconds
 
 
-@pytest.mark.parametrize(("smallest", "together"), [(64, 8), (256, 2), (512, 1)])
-def test_short_prompts_share_a_chunk(
-    prompts: list[list[int]], smallest: int, together: int
+def test_a_chunk_is_smaller_while_rows_decode(rng: np.random.Generator) -> None:
+    """At most 512 tokens, however quick the machine is."""
+    stepped = Stepped(limits=Limits(pause_seconds=1e9))
+    first = stepped.submit(rng.integers(0, VOCAB, 900).tolist(), LONG)
+    stepped.step(3)
+    second = stepped.submit(rng.integers(0, VOCAB, 900).tolist())
+    stepped.finish(first, second)
+    assert stepped.passes == [[900], [512], [388]]
+
+
+# Prompts in one pass
+
+
+@pytest.mark.parametrize(
+    ("lengths", "passes"),
+    [
+        ([256] * 8, [[256] * 8]),
+        ([257] * 8, [[257] * 7, [257]]),
+        ([5, 60, 64, 1], [[5, 60, 64, 1]]),  # short ones count for the smallest chunk
+        ([200, 256, 100], [[200, 256], [100]]),  # a quarter of a pass may be padding
+        ([64, 500, 500, 10], [[64], [500, 500], [10]]),
+        ([800, 800, 800, 900], [[800, 800], [800, 900]]),
+        ([3000, 30, 40], [[2048], [952], [30, 40]]),  # by itself, in as many as it takes
+    ],
+)
+def test_prompts_that_wait_are_read_together_in_their_order(
+    rng: np.random.Generator, lengths: list[int], passes: list[list[int]]
 ) -> None:
-    """As many as count for one chunk: each of them takes as long as the smallest size."""
-    stepped = Stepped(limits=Limits(chunks=(smallest, 512), pause_seconds=np.inf))
-    requests = [stepped.submit(prompt) for prompt in prompts]
-    stepped.step()
-    assert [event.what for event in stepped.events] == ["chunk"] * together + ["round"]
+    stepped = Stepped(limits=Limits(start_seconds=1e9))
+    requests = [
+        stepped.submit(rng.integers(0, VOCAB, length).tolist(), drafts=int(rng.integers(4)))
+        for length in lengths
+    ]
     stepped.finish(*requests)
+    assert stepped.passes == passes
+    # Those that came together start together.
+    assert [event.what for event in stepped.events[: len(passes)]] == ["chunk"] * len(passes)
+    assert stepped.rounds[0].size >= len(lengths)
+
+
+def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
+    rng: np.random.Generator,
+) -> None:
+    limits, seconds = Limits(start_seconds=0.5, pause_seconds=0.01), 0.1
+    stepped = Stepped(limits=limits)
+    stepped.then = lambda event: time.sleep(seconds * (event.what == "chunk"))
+    requests = [stepped.submit(rng.integers(0, VOCAB, 2048).tolist(), LONG) for _ in range(8)]
+    while not stepped.rounds:
+        stepped.step()
+    before = len(stepped.passes)
+    assert 2 <= before <= 1 + limits.start_seconds / seconds + 1
+    stepped.step(2)
+    # Now as among rows that have long been decoding.
+    assert stepped.passes[before:] == [[CHUNKS[0]]] * 2
+    assert requests[0].stats.longest_pause_seconds < limits.start_seconds + 3 * seconds
+    for request in requests:
+        request.generation.cancel()
+    stepped.finish()
+
+
+def test_a_request_of_a_group_that_is_cancelled_or_fails_is_the_only_one(
+    prompts: list[list[int]],
+) -> None:
+    def broken(chunk: Chunk) -> None:
+        raise ValueError("broken")
+
+    stepped = Stepped()
+    stepped.then = lambda _: requests[1].generation.cancel()  # during the pass
+    requests = [
+        stepped.submit(prompt, LONG, on_chunk=broken if number == 2 else None)
+        for number, prompt in enumerate(prompts)
+    ]
+    stepped.step()
+    assert stepped.passes == [[len(prompt) for prompt in prompts]]
+    stepped.finish(*requests[:1], *requests[3:])
+    assert requests[1].generation.result(0).finish_reason == "cancelled"
+    assert isinstance(requests[2].generation.exception(0), MgmError)
+
+
+def test_first_tokens_that_end_their_requests_take_no_row(prompts: list[list[int]]) -> None:
+    stepped = Stepped()
+    requests = [stepped.submit(p, (1, 9)[n % 2]) for n, p in enumerate(prompts[:4])]
+    stepped.finish(*requests)
+    assert sizes(stepped)[0] == 2
 
 
 # Cancelling
@@ -146,8 +221,8 @@ class Timed(Depth):
         return next(self._choices) if self._choices else super().choose(*arguments)
 
     def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
-        # Of the round after it only the drafts are dispatched.
-        number = len(self.stepped.rounds) - 1
+        # The round after it has been laid out already.
+        number = len(self.stepped.rounds) - 2
         round_ = self.stepped.rounds[number]
         assert (round_.size, round_.drafts) == (batch, num_draft_tokens)
         assert seconds > 0

@@ -34,7 +34,9 @@ from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError
 from mlx_gemma_mtp.memory import Limits
 
-LIMITS = Limits(chunks=(8, 24), max_draft_tokens=7, slot_step=1)  # rings as tight as possible
+LIMITS = Limits(
+    chunks=(8, 24), rollback=24, max_draft_tokens=7, slot_step=1
+)  # rings as tight as possible
 PARAMS = replace(ENDLESS, max_tokens=16, num_draft_tokens=7)
 WAYS = ("continued", "continued", "rewritten", "cut", "reworded", "undone", "again")
 
@@ -262,7 +264,7 @@ def test_a_damaged_session_or_one_of_another_model_is_refused(
             engine.session(path)
 
 
-TIGHT = Limits(chunks=(8, 24), max_draft_tokens=7, slot_step=1)
+TIGHT = Limits(chunks=(8, 24), rollback=24, max_draft_tokens=7, slot_step=1)
 BEYOND = 16  # tokens past its end up to which forced drafts know an output
 RIGHT = SamplingParams(temperature=1, top_k=0, top_p=1, ignore_eos=True, num_draft_tokens=7)
 

@@ -16,8 +16,9 @@ from helpers.random_pair import SHAPE
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import KINDS, TargetConfig
+from mlx_gemma_mtp.model.cache import KVCache, Reach
+from mlx_gemma_mtp.model.config import KINDS, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.prompt import prompt_reach
 
 VOCAB = 97  # a prime, so that no factor below loses information
 WINDOW = 12
@@ -49,17 +50,19 @@ def output(prompt: Sequence[int], num_tokens: int) -> list[int]:
 class FakeTarget:
     """Stands in for `Target`. Its hidden state is the next token.
 
-    on_chunk is called after each chunk of a prompt, with its tokens. certainty: the distance of
-    neighbouring logits; a small one leaves the choice to the sampler.
+    on_pass is called after each pass over prompts, with the tokens of each row. certainty: the
+    distance of neighbouring logits; a small one leaves the choice to the sampler.
     """
 
     config = CONFIG
     dtype = mx.float32
 
     def __init__(
-        self, on_chunk: Callable[[list[int]], object] = lambda _: None, certainty: float = 1000.0
+        self,
+        on_pass: Callable[[list[list[int]]], object] = lambda _: None,
+        certainty: float = 1000.0,
     ) -> None:
-        self._on_chunk = on_chunk
+        self._on_pass = on_pass
         self._certainty = certainty
 
     def parameters(self) -> dict[str, Any]:
@@ -68,21 +71,33 @@ class FakeTarget:
     def logits(self, hidden: mx.array) -> mx.array:
         return -self._certainty * mx.abs(mx.arange(VOCAB) - hidden)
 
-    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
         num_tokens = tokens.shape[1]
-        length = cache.offset[:, None] + mx.arange(1, num_tokens + 1)
+        return self._through(tokens, cache, {k: cache.reach(k, num_tokens) for k in KINDS})
+
+    def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
+        num_tokens, rows = tokens.shape[1], zip(tokens.tolist(), lengths.tolist(), strict=True)
+        reaches = {k: prompt_reach(cache, k, num_tokens, start) for k in KINDS}
+        hidden = self._through(tokens, cache, reaches)
+        self._on_pass([row[:length] for row, length in rows])
+        return mx.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+
+    def _through(
+        self, tokens: mx.array, cache: KVCache, reaches: dict[LayerKind, Reach]
+    ) -> mx.array:
+        length = cache.offset[:, None] + mx.arange(1, tokens.shape[1] + 1)
         result = (3 * tokens + length).astype(mx.float32)
         for index, layer in enumerate(self.config.layers):
-            slots, mask = cache.reach(layer.kind, num_tokens)
+            reach = reaches[layer.kind]
             k = mx.repeat(tokens[:, None, :, None].astype(mx.float32), 2, axis=3)
-            cache.write(index, k, 2 * k, slots)
-            both = cache.keys[index][..., :1] + cache.values[index][..., 1:]
-            result = result + (mask.astype(mx.float32) @ both)[:, 0, :, 0]
-        hidden = (result % VOCAB)[..., None]
-        if last_only:
-            self._on_chunk(tokens[0].tolist())
-            return hidden[:, -1:]
-        return hidden
+            keys, values = cache.write(index, k, 2 * k, reach)
+            both = keys[..., :1] + values[..., 1:]
+            sums = [
+                reach.mask[..., some, seen].astype(mx.float32) @ both[:, :, seen]
+                for some, seen in reach.cuts
+            ]
+            result = result + mx.concatenate(sums, axis=2)[:, 0, :, 0]
+        return (result % VOCAB)[..., None]
 
 
 class FakeDrafter:

@@ -92,7 +92,9 @@ def start(
 def prefilled(target: Target, prompts: mx.array, settings: RowSettings) -> Start:
     """Rows whose prompts [B, T] were just read."""
     cache = KVCache.empty(target.config, len(prompts), capacity=32, most=MOST, dtype=mx.float32)
-    return Start(cache, first_token(target, cache, prefill(target, cache, prompts), settings))
+    size, length = prompts.shape
+    hidden = prefill(target, cache, prompts, 0, [length] * size)
+    return Start(cache, first_token(target, cache, hidden, settings))
 
 
 def speculate(

@@ -163,9 +163,12 @@ class Reading:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def __call__(self, tokens: mx.array, cache: KVCache, *, last_only: bool = False) -> mx.array:
-        hidden = self._target(tokens, cache, last_only=last_only)
-        if last_only and (one := self._at.get(tuple(tokens[0].tolist()))):
+    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
+        return self._target(tokens, cache)
+
+    def read(self, tokens: mx.array, cache: KVCache, *others: Any) -> mx.array:
+        hidden = self._target.read(tokens, cache, *others)
+        if one := self._at.get(tuple(tokens[0].tolist())):
             one.read.set()
             assert one.cancelled.wait(SECONDS)
         return hidden

@@ -45,7 +45,8 @@ class Stepped:
         self.then: Callable[[Event], object] = lambda _: None
         self.cache: KVCache  # of the last round
         self.max_accepted: mx.array
-        target = target or FakeTarget(lambda tokens: self._note(Event("chunk", len(tokens))))
+        self.passes: list[list[int]] = []  # tokens of each row, of every pass over prompts
+        target = target or FakeTarget(self._read)
         self._player = fake_player(target, FakeDrafter())
         depth, limits = depth or Depth(), limits or Limits()
         player = self._player._replace(verify=self._verify)
@@ -80,6 +81,10 @@ class Stepped:
     def _note(self, event: Event) -> None:
         self.events.append(event)
         self.then(event)
+
+    def _read(self, prompts: list[list[int]]) -> None:
+        self.passes.append([len(prompt) for prompt in prompts])
+        self._note(Event("chunk", sum(self.passes[-1])))
 
     def _verify(self, cache: KVCache, *others: Any) -> Round:
         played = self._player.verify(cache, *others)

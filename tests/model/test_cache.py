@@ -62,8 +62,8 @@ def test_a_query_sees_the_committed_positions_of_its_window_and_itself(
                     assert_sees(kind, row, mask[row, 0, i], query + 1)
         offset = offset + rng.integers(0, num_positions + 1, size)  # the rest is rolled back
         cache.offset = mx.array(offset.astype(np.int32))
-        for kind in held:
-            mask = np.array(cache.shared(kind).mask)
+        for kind, shared in cache.shared(CONFIG).items():
+            mask = np.array(shared.mask)
             for row in np.flatnonzero(offset):
                 assert_sees(kind, row, mask[row, 0, 0], offset[row])
 
@@ -86,7 +86,7 @@ def test_take_over_moves_the_committed_positions_and_nothing_else(
             part[index] = mx.array(content)
     mine.grow(capacity_for(length))
     before = copies(mine)
-    mine.take_over(1, other, length)
+    mine.take_over(other, [(1, 0, length)])
 
     layers = [*CONFIG.layers[: CONFIG.num_kv_layers]] * 2
     for number, (layer, old, new) in enumerate(zip(layers, before, copies(mine), strict=True)):

@@ -40,8 +40,10 @@ def new_cache(target: Target) -> KVCache:
 def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Newest]:
     """A cache that holds ids, prefilled in chunks, and the greedy token after them."""
     cache = new_cache(target)
+    start = 0
     for piece in chunks(ids):
-        hidden = prefill(target, cache, piece)
+        hidden = prefill(target, cache, piece, start, [piece.size])
+        start += piece.size
     return cache, first_token(target, cache, hidden, GREEDY)
 
 
@@ -55,7 +57,7 @@ def assert_drafts_equal(
     """Each chained draft step has the candidates and logits of Transformers'."""
     target, drafter = models
     assert newest.token.tolist() == [expected.newest]
-    shared = {kind: cache.shared(kind) for kind in drafter.config.kinds}
+    shared = cache.shared(drafter.config)
     position = cache.offset + position_offset
     token, hidden = newest
     for step in range(NUM_STEPS):

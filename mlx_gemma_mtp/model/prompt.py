@@ -1,0 +1,62 @@
+"""What the queries of one pass over prompts see: more than one row at a time, all at one position.
+
+The host knows that position, so queries attend to the used slots only, and sliding layers to the
+pass itself and the window before it. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_gemma_mtp.model.cache import KVCache, Reach
+from mlx_gemma_mtp.model.config import LayerKind
+
+SEEN_STEP = 256  # queries of a full layer attend to a multiple of this many slots
+CUT = 512  # queries of a sliding layer that attend together
+ALIGNED = 8  # products of 16-bit rows are slow if the rows do not start at multiples of 16 bytes
+
+
+def prompt_reach(cache: KVCache, kind: LayerKind, num_positions: int, start: int) -> Reach:
+    """`KVCache.reach` if all rows stand at position `start`.
+
+    A sliding layer need not hold more than its window for it.
+    """
+    capacity, end = cache.capacity(kind), start + num_positions
+    query = mx.arange(start, end)[:, None]
+    kept = mx.arange(max(start, end - capacity), end)
+    slots = (kept % capacity)[None, None, :, None]
+    if kind == "full_attention":
+        num_seen = min(_rounded(end, SEEN_STEP), capacity)
+        return Reach(slots, (mx.arange(num_seen) <= query)[None, None])
+    window = cache.config.sliding_window
+    first = max(0, start - window)
+    key = mx.arange(first, first + _rounded(end - first, ALIGNED))
+    mask = (key <= query) & (key > query - window)
+    earlier = mx.arange(first, start) % capacity
+    return Reach(slots, mask[None, None], earlier, _cuts(num_positions, start - first, window))
+
+
+def last_reach(cache: KVCache, kind: LayerKind, last: mx.array, end: int) -> Reach:
+    """What the query at position `last` [B] of each row sees, all of them before position `end`.
+
+    For layers without keys and values of their own, so nothing is written.
+    """
+    heads = cache.config.num_attention_heads
+    mask = cache.visible(kind, last[:, None, None, None], heads)
+    if kind == "full_attention":
+        mask = mask[..., : _rounded(end, SEEN_STEP)]
+    return Reach(last, mask)
+
+
+def _cuts(num_positions: int, num_earlier: int, window: int) -> tuple[tuple[slice, slice], ...]:
+    """Pieces of these positions, and the keys that their windows cover, earlier ones included."""
+    num_pieces = -(-num_positions // CUT)
+    size = _rounded(-(-num_positions // num_pieces), ALIGNED)
+    return tuple(
+        (slice(at, at + size), slice(max(0, num_earlier + at - window), num_earlier + at + size))
+        for at in range(0, num_positions, size)
+    )
+
+
+def _rounded(number: int, step: int) -> int:
+    return -(-number // step) * step
