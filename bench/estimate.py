@@ -1,17 +1,22 @@
-"""How fast a chip could run a pair: predicted from bandwidth and compute, not measured.
+"""How fast a Mac could run a pair: predicted from others' measurements of its kernels.
 
-    pass = max(bytes / bandwidth, 2 x multiply-adds / compute) / share
+    product(rows) = (bytes + 9/16 byte x weights x (cost(rows) - 1)) / bandwidth    if quantized
+                  = max(bytes / bandwidth, 2 x weights x rows of whole tiles / compute)    if not
+    experts = bytes of one x (token, expert) pairs / bandwidth    below 512 pairs in a layer
+            = bytes of those chosen x tiles of 16 rows x cost(32) / 2 / bandwidth    from there on
+    attention = (bytes of sliding layers + 3 x bytes of full layers) / bandwidth
+    pass(rows) = (product + experts + attention) / share + launches x seconds of a launch
     round(K) = the target's pass over K + 1 tokens of every row + K draft steps
-    tokens of a round, per row = 1 + p1 + p1 p2 + ... + p1 ... pK
-    tokens/s = rows x tokens of a round, per row / round(K)
+    tokens/s = rows x (1 + p1 + p1 p2 + ... + p1 ... pK) / round(K)
 
-with bytes and multiply-adds from `floor`, and pi the chance that draft i is accepted if those
-before it are. Doesn't know kernels, whose cost jumps at certain numbers of rows, nor the host's
-work, heat or sampling: if those decide, as for small models on fast chips, it promises too much.
+with bytes and weights from `floor`, cost and launches from `metal`, pi the chance that draft i is
+accepted if those before it are, and one share for all chips, set by `reported`. Doesn't know heat,
+low power mode, prefill, nor sampling, which is small next to the rest.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,17 +27,18 @@ from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.files.find import find_pair
 from mlx_gemma_mtp.files.names import is_local, no_such
 from mlx_gemma_mtp.files.published import size_of, size_within
+from mlx_gemma_mtp.model.config import DecoderConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
+from . import metal
 from .chips import Chip
-from .floor import Floor, Work
+from .floor import Floor, Work, expert_share
 from .synthetic import expected_tokens, random_pair
 
-# The share of its maker's bandwidth and compute that a chip is assumed to reach. Rounds of 31B in
-# bfloat16 on an H100 (3.35 TB/s by its datasheet) reached 0.51 to 0.73, median 0.59; on another
-# such machine 0.52. See README.md.
-SHARE = 0.55
+# The share of its maker's bandwidth and compute that a chip reaches apart from launches: fitted to
+# plain decoding of one row on the Macs of reported.json, where it is the median machine's.
+SHARE = 0.78
 
 MOST_DRAFTS = 8
 
@@ -83,17 +89,74 @@ def speed(
     lengths: Sequence[int],
     num_draft_tokens: int,
     accept: Sequence[float],
-    share: float = SHARE,
 ) -> float:
     """Tokens per second of rows of these lengths together, by the formulas above."""
+    seconds = predicted_round(planned.floor, chip, lengths, num_draft_tokens).seconds()
+    return len(lengths) * expected_tokens(accept, num_draft_tokens) / seconds
 
-    def seconds(work: Work) -> float:
-        return max(work.bytes / chip.bandwidth, 2 * work.products / chip.compute)
 
-    total = seconds(planned.floor.verify(lengths, num_draft_tokens + 1))
+class Round(NamedTuple):
+    """Seconds of a round: of its kernels with all bandwidth and compute, and of its launches."""
+
+    kernels: float
+    launches: float
+
+    def seconds(self, share: float = SHARE) -> float:
+        """Seconds of the round with this share of bandwidth and compute."""
+        return self.kernels / share + self.launches
+
+
+def predicted_round(
+    floor: Floor, chip: Chip, lengths: Sequence[int], num_draft_tokens: int
+) -> Round:
+    """A round of rows of these lengths, by the formulas above."""
+    kernels, target = metal.kernels(chip.name), floor.target
+    rows = len(lengths) * (num_draft_tokens + 1)
+    per_layer = metal.LAUNCHES_PER_LAYER
+    seconds = _product(floor.dense, rows, chip) + _attention(floor, target, lengths, chip)
+    if target.num_experts:
+        per_layer = metal.LAUNCHES_PER_MIXTURE_LAYER
+        seconds += _experts(floor, rows, chip)
+    launches = per_layer * len(target.layers)
     if num_draft_tokens:
-        total += num_draft_tokens * seconds(planned.floor.draft(lengths))
-    return share * len(lengths) * expected_tokens(accept, num_draft_tokens) / total
+        assert floor.drafter is not None
+        step = _product(floor.draft_step, len(lengths), chip)
+        step += _attention(floor, floor.drafter, lengths, chip)
+        seconds += num_draft_tokens * step
+        launches += num_draft_tokens * metal.LAUNCHES_PER_DRAFT
+    return Round(seconds, launches * kernels.launch_seconds)
+
+
+def _product(weights: Work, rows: int, chip: Chip) -> float:
+    """Seconds of rows of activations with these weights, all bandwidth and compute given."""
+    kernels, (num_bytes, numbers) = metal.kernels(chip.name), weights
+    if num_bytes < 2 * numbers:  # quantized
+        more = metal.FOUR_BITS * numbers * (kernels.cost(rows) - 1)
+        return (num_bytes + more) / chip.bandwidth
+    reads = num_bytes / chip.bandwidth
+    if rows <= kernels.few_rows:
+        return reads * (metal.FEW_ROWS_COST if rows > 1 else 1)
+    tiles = math.ceil(rows / metal.BFLOAT16_TILE) if rows > 1 else 1 / metal.BFLOAT16_TILE
+    return max(reads, 2 * numbers * tiles * metal.BFLOAT16_TILE / chip.compute)
+
+
+def _experts(floor: Floor, rows: int, chip: Chip) -> float:
+    """Seconds of the experts of all layers, all bandwidth given. Routing counts as even."""
+    config = floor.target
+    pairs = rows * config.top_k_experts
+    if pairs < metal.SORTED_PAIRS:
+        return pairs * floor.experts.bytes / config.num_experts / chip.bandwidth
+    chosen = floor.experts.bytes * expert_share(config, rows)
+    tiles = math.ceil(pairs / config.num_experts / metal.EXPERT_TILE)
+    tile = metal.kernels(chip.name).cost(metal.TILE) * metal.EXPERT_TILE / metal.TILE
+    return chosen * tiles * tile / chip.bandwidth
+
+
+def _attention(floor: Floor, config: DecoderConfig, lengths: Sequence[int], chip: Chip) -> float:
+    """Seconds of the attention of a model's layers, all bandwidth given."""
+    sliding = floor.attention(config, lengths, "sliding_attention").bytes
+    full = floor.attention(config, lengths, "full_attention").bytes
+    return (sliding + metal.FULL_ATTENTION_COST * full) / chip.bandwidth
 
 
 def plans(model: str, *, bits: int | None = None) -> list[Planned]:

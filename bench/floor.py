@@ -16,7 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import device
-from mlx_gemma_mtp.model.config import DecoderConfig, TargetConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
 
@@ -81,39 +81,46 @@ class Floor:
     lengths, in all methods: the committed positions of each row. Experts are counted as if routing
     were even, which is the most that a round reads: tokens of one text share experts. Keeps numbers
     only, no arrays.
+
+    dense, experts, draft_step: the bytes of the target's weights that every token passes, of all
+    its experts, and of what a draft step reads of the drafter; with the multiply-adds of one row
+    with all of them.
     """
 
     def __init__(self, target: Target, drafter: Drafter | None) -> None:
-        self._target, self._drafter = target.config, None if drafter is None else drafter.config
+        self.target, self.drafter = target.config, None if drafter is None else drafter.config
         self._dtype_bytes = target.dtype.size
-        whole, self._experts, looked_up = (
+        whole, experts, looked_up = (
             _weights(target, part) for part in ("", ".experts.", "embed_tokens_per_layer.")
         )
-        self._dense = whole - self._experts - looked_up  # a few rows of the latter are read
+        dense = whole - experts - looked_up  # a few rows of the latter are read
         if "lm_head" in target:  # then they are of the embedding, too
-            self._dense = self._dense - _weights(target, "embed_tokens.")
+            dense = dense - _weights(target, "embed_tokens.")
+        self.dense, self.experts = Work(*dense.tolist()), Work(*experts.tolist())
+        self.draft_step = Work(0, 0)
         if drafter is not None:
-            self._draft_step: np.ndarray = _weights(drafter)
+            step = _weights(drafter)
             if drafter.config.use_ordered_embeddings:  # of the head, only the best clusters' rows
                 config = drafter.config
                 unread = 1 - config.centroid_intermediate_top_k / config.num_centroids
                 head = _weights(drafter, "embed_tokens.") + _weights(drafter, ".token_ordering")
-                self._draft_step = self._draft_step - unread * head
+                step = step - unread * head
+            self.draft_step = Work(*step.tolist())
 
     def verify(self, lengths: Sequence[int], tokens: float) -> Work:
         """The target's pass over this many new tokens of every row."""
-        config, num_tokens = self._target, tokens * len(lengths)
+        config, num_tokens = self.target, tokens * len(lengths)
         chosen = config.top_k_experts / config.num_experts if config.num_experts else 0
-        cached, attention = self._attention(config, lengths)
-        num_bytes = self._dense[0] + self._experts[0] * expert_share(config, num_tokens)
-        products = self._dense[1] + self._experts[1] * chosen
+        cached, attention = self.attention(config, lengths)
+        num_bytes = self.dense.bytes + self.experts.bytes * expert_share(config, num_tokens)
+        products = self.dense.products + self.experts.products * chosen
         return Work(num_bytes + cached, num_tokens * products + tokens * attention)
 
     def draft(self, lengths: Sequence[int]) -> Work:
         """One draft step of all rows. Needs a drafter."""
-        assert self._drafter is not None
-        cached, attention = self._attention(self._drafter, lengths)
-        num_bytes, products = self._draft_step
+        assert self.drafter is not None
+        cached, attention = self.attention(self.drafter, lengths)
+        num_bytes, products = self.draft_step
         return Work(num_bytes + cached, products * len(lengths) + attention)
 
     def round_bytes(self, lengths: Sequence[int], num_draft_tokens: float) -> float:
@@ -121,13 +128,20 @@ class Floor:
         verify = self.verify(lengths, num_draft_tokens + 1).bytes
         return verify + (num_draft_tokens and num_draft_tokens * self.draft(lengths).bytes)
 
-    def _attention(self, config: DecoderConfig, lengths: Sequence[int]) -> Work:
-        """One query in every row, with the keys and the values that it sees: the target's."""
+    def attention(
+        self, config: DecoderConfig, lengths: Sequence[int], kind: LayerKind | None = None
+    ) -> Work:
+        """One query in every row, with the keys and the values that it sees: the target's.
+
+        kind: only of layers of this kind.
+        """
         num_bytes = products = 0
         for layer in config.layers:
-            owner = self._target.layers[self._target.last_owner(layer.kind)]
+            if kind not in (None, layer.kind):
+                continue
+            owner = self.target.layers[self.target.last_owner(layer.kind)]
             sliding = layer.kind == "sliding_attention"
-            most = self._target.sliding_window if sliding else max(lengths)
+            most = self.target.sliding_window if sliding else max(lengths)
             visible = sum(min(length, most) for length in lengths)
             num_bytes += 2 * owner.num_key_value_heads * owner.head_dim * visible
             products += 2 * config.num_attention_heads * layer.head_dim * visible

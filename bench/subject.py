@@ -20,6 +20,7 @@ from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.weights import dtype_name, num_bytes
+from mlx_gemma_mtp.memory import Limits
 
 from . import synthetic
 from .record import Subject
@@ -48,10 +49,18 @@ class Opened(NamedTuple):
         )
 
     def engine(self, batch: int, depth: Depth, player: Player | None = None) -> Engine:
-        """An engine for up to this many rows. depth: learns what rounds cost."""
+        """An engine for up to this many rows. depth: learns what rounds cost.
+
+        player: one that waits, so that nothing overlaps.
+        """
         own = self.draws.player if self.draws else round_player
         return Engine(
-            self.pair, max_batch=batch, max_queue=batch, player=player or own, depth=depth
+            self.pair,
+            max_batch=batch,
+            max_queue=batch,
+            player=player or own,
+            limits=Limits(overlap=player is None),
+            depth=depth,
         )
 
     def draw(self) -> Opened:

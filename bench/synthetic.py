@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_gemma_mtp.command_buffers import Shape, choose_limits
 from mlx_gemma_mtp.decode.round import Round, RoundPlayer, agreeing_prefix, round_player
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
@@ -58,8 +59,10 @@ def random_pair(
     sizes, but take no memory until `draw`.
     """
     target, drafter = settings(size)
+    config = TargetConfig.from_dict(target)
+    choose_limits(Shape.of(config))
     return (
-        _noise(Target(TargetConfig.from_dict(target)), dtype, bits),
+        _noise(Target(config), dtype, bits),
         _noise(Drafter(DrafterConfig.from_dict(drafter)), dtype, bits),
     )
 

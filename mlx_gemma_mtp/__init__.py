@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.decode.params import SamplingParams
-    from mlx_gemma_mtp.engine.engine import Engine, load
+    from mlx_gemma_mtp.engine.engine import Engine
+    from mlx_gemma_mtp.engine.load import load
     from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
     from mlx_gemma_mtp.engine.session import Session
     from mlx_gemma_mtp.errors import MgmError
@@ -40,7 +41,7 @@ _HOMES = {
     "SamplingParams": "decode.params",
     "Session": "engine.session",
     "ToolCall": "text.calls",
-    "load": "engine.engine",
+    "load": "engine.load",
 }
 
 

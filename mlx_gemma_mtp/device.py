@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +105,13 @@ def macs_with(needed: int, sizes: Sequence[int] = MAC_SIZES) -> list[int]:
 def chip_name() -> str:
     """Return the chip's name as MLX reports it."""
     return str(mx.device_info().get("device_name", platform.machine()))
+
+
+@cache
+def chip_brand() -> str:
+    """Return the chip's name on a Mac, such as "Apple M4 Pro", without starting MLX's GPU."""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def system_name() -> str:

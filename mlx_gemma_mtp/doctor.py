@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from rich.filesize import decimal
 
 from mlx_gemma_mtp import __version__, device, memory
+from mlx_gemma_mtp.command_buffers import (
+    LEAST,
+    NAMES,
+    OTHERS,
+    BufferLimits,
+    limits_set,
+    num_buffers,
+)
 from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import folders, hub, hub_cache, remembered
+from mlx_gemma_mtp.files.checkpoint import read_target_config
 from mlx_gemma_mtp.files.choice import Choice, choose
 from mlx_gemma_mtp.files.drafters import Target, googles
 from mlx_gemma_mtp.files.find import target_name
 from mlx_gemma_mtp.files.hub_cache import CachedModel
 from mlx_gemma_mtp.files.published import best_fit
+from mlx_gemma_mtp.model.config import TargetConfig
 
 PACKAGES = ("mlx", "huggingface_hub", "tokenizers", "transformers")
 PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
@@ -55,13 +66,44 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Buffers:
+    """The limits of Metal's command buffers, see `command_buffers`.
+
+    set_by_user: otherwise MLX's own, which `load` raises for the models that gain from it.
+    """
+
+    max_ops: int
+    max_mb: int
+    set_by_user: bool
+
+    @classmethod
+    def here(cls, architecture: str, environ: Mapping[str, str] = os.environ) -> Buffers:
+        """Return the limits with a GPU of this architecture, as `mx.device_info` names it."""
+        return cls(*limits_set(architecture, environ), any(name in environ for name in NAMES))
+
+    def problems(self, models: Iterable[tuple[str, TargetConfig]]) -> Iterator[str]:
+        """Yield what these limits do to models if the user set them too high."""
+        limits = BufferLimits(self.max_ops, self.max_mb)
+        for name, config in models:
+            few = num_buffers(config, limits)
+            # Tiny models never have enough.
+            if self.set_by_user and few < LEAST <= num_buffers(config, OTHERS):
+                yield (
+                    f"{' and '.join(NAMES)} are set so high that a round of {name} may have only "
+                    f"{few} command buffers, not {LEAST}: MLX may then copy the KV cache in every "
+                    "round; unset both"
+                )
+                return
+
+
+@dataclass(frozen=True)
 class Report:
     """What was found. problems: of the machine; it is healthy without any.
 
     memory_bytes: the machine's; available_bytes: what a model may use of it now. best_fit: the most
     capable published model that runs here while nothing else does. backend: metal, cuda or cpu.
-    versions: by package, None if it is not installed. variables: those that change what mgm does,
-    without secrets.
+    buffers: None without Metal. versions: by package, None if it is not installed. variables: those
+    that change what mgm does, without secrets.
     """
 
     chip: str
@@ -71,6 +113,7 @@ class Report:
     available_bytes: int
     best_fit: Choice
     backend: str
+    buffers: Buffers | None
     versions: dict[str, str | None]
     cache: Place
     depth: Place
@@ -99,6 +142,11 @@ def examine(packages: Sequence[str] = PACKAGES) -> Report:
     usable = device.usable()
     best = choose(best_fit(usable)[0].short, available=usable, free=available)
     assert best is not None  # it is a short name
+    models = [one for one in hub_cache.models() if not one.is_drafter]
+    buffers, shapes = None, []
+    if backend == "metal":
+        buffers = Buffers.here(str(mx.device_info()["architecture"]))
+        shapes = [(one.name, read_target_config(one.folder)) for one in models if not one.problem]
     return Report(
         chip=device.chip_name(),
         system=device.system_name(),
@@ -107,6 +155,7 @@ def examine(packages: Sequence[str] = PACKAGES) -> Report:
         available_bytes=available,
         best_fit=best,
         backend=backend,
+        buffers=buffers,
         versions=versions,
         cache=cache,
         depth=depth,
@@ -115,8 +164,12 @@ def examine(packages: Sequence[str] = PACKAGES) -> Report:
             for key, value in sorted(os.environ.items())
             if key.startswith(PREFIXES)
         },
-        models=[check(one, available) for one in hub_cache.models() if not one.is_drafter],
-        problems=[*_problems(backend, versions, cache, depth)],
+        models=[check(one, available) for one in models],
+        problems=[
+            *_problems(backend, versions, cache, depth),
+            *(buffers.problems(shapes) if buffers else ()),
+            *mlx_problems(device.chip_name(), Path(mx.__file__)),
+        ],
     )
 
 
@@ -167,6 +220,15 @@ def _problems(
         yield f"{cache.path} is not writable, so nothing can be downloaded: set HF_HOME"
     if not depth.writable:
         yield f"{depth.path} is not writable, so timings are not kept: set MGM_CACHE_DIR"
+
+
+def mlx_problems(chip: str, path: Path) -> Iterator[str]:
+    """Yield what is wrong with this chip's MLX. path: its module.
+
+    Homebrew's bottle of 0.32.0 was measured at a quarter of the speed of PyPI's wheel (AX Engine).
+    """
+    if "M5" in chip and "Cellar" in path.resolve().parts:
+        yield "Homebrew's MLX lacks the fast products of the M5: install mlx with pip instead"
 
 
 def _version(package: str) -> str | None:

@@ -94,7 +94,7 @@ def scores(
         return np.array(scaled), np.where(barred, -np.inf, np.inf)
     scaled = capped(scaled, softcap) / params.temperature
     seed, at = mx.array([[params.seed]], mx.uint32), mx.array([[position]])
-    noise = gumbel(seed, at, mx.arange(len(logits)))[0, 0]
+    noise = gumbel(seed, at, len(logits))[0, 0]
     slack = _slack(np.where(barred, -np.inf, np.array(scaled)), params)
     return np.array(scaled + noise), slack
 

@@ -34,8 +34,8 @@ from mlx_gemma_mtp.model.target import Target
 
 LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
 
-# The float32 copies of the logits in `sampling.choose`: capped, divided, negated, ranked, as
-# probabilities, summed up, filtered, noise, their sum.
+# The float32 copies of the logits in `sampling.choose` if it sorts the whole vocabulary: capped,
+# divided, ranked, as probabilities, summed up, filtered, the keys and bits of the noise, their sum.
 LOGITS_COPIES = 10
 
 
@@ -50,7 +50,8 @@ class Limits:
     max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
     last prompt and of the one before it. rollback: how many tokens a session can go back without
     one. slot_step: see `KVCache.empty`. shrink_after: rounds with spare rows before the batch
-    shrinks, because that copies the cache.
+    shrinks, because that copies the cache. overlap: False to read each round before the next one
+    starts, so that its parts can be timed.
     """
 
     chunks: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -62,6 +63,16 @@ class Limits:
     rollback: int = 512
     slot_step: int = SLOT_STEP
     shrink_after: int = 16
+    overlap: bool = True
+
+    @property
+    def most_beyond(self) -> int:
+        """The most positions that a row writes beyond the end of its output.
+
+        Those of the round that ended it, and of a plain one dispatched before that was known. A
+        session that takes the row over still needs the window before the end.
+        """
+        return self.max_draft_tokens + 2
 
 
 def _sliding(cache: KVCache) -> int:
@@ -78,33 +89,39 @@ def _round(cache: KVCache, length: int) -> int:
     """Return what a round over the next `length` positions of every row allocates, without K/V."""
     config, num_tokens = cache.config, cache.offset.size * length
     slots = {kind: cache.capacity(kind) for kind in config.kinds}
-    most = max(_layer(config, layer, num_tokens, slots[layer.kind]) for layer in config.layers)
+    size, queries = cache.values[0].itemsize, num_tokens * config.num_attention_heads
+    most = max(
+        _layer(config, layer, num_tokens, queries * slots[layer.kind], size)
+        for layer in config.layers
+    )
     return _forward(cache, num_tokens, most, masks=num_tokens * sum(slots.values()))
 
 
-def _reading(cache: KVCache, length: int) -> int:
-    """Return what a pass over the next `length` positions of prompts allocates, without K/V.
+def _reading(cache: KVCache, context: int, length: int) -> int:
+    """Return what a pass over the last `length` positions of prompts allocates, without K/V.
 
-    Layers that own no keys and values see one position only. A sliding layer puts the keys and
-    values that its queries see in a row, a window before them included.
+    Layers that own no keys and values see one position only. Queries attend in pieces, of which two
+    are in memory. A sliding layer puts the keys and values that its queries see in a row, a window
+    before them included.
     """
-    config, batch = cache.config, cache.offset.size
-    num_tokens, total = batch * length, cache.capacity("full_attention")
-    window = min(config.sliding_window, total - length)
+    config, batch, size = cache.config, cache.offset.size, cache.values[0].itemsize
+    num_tokens, window = batch * length, min(config.sliding_window, context - length)
+    pieces = min(length, CUT), min(max(0, length - CUT), CUT)
     most = masks = 0
     for layer in config.layers[: config.num_kv_layers]:
+        seen, kv = context, 0
         if layer.kind == "sliding_attention":
-            seen = window + min(length, CUT)
-            kv = 2 * layer.num_key_value_heads * layer.head_dim * batch * (window + length)
-        else:
-            seen, kv = total, 0
-        most = max(most, _layer(config, layer, num_tokens, seen) + kv)
+            seen = window + pieces[0]
+            kv = 2 * layer.num_key_value_heads * layer.head_dim * batch * (window + length) * size
+        scores = pieces[0] * seen + pieces[1] * (seen - pieces[0])
+        scores *= batch * config.num_attention_heads
+        most = max(most, _layer(config, layer, num_tokens, scores, size) + kv)
         masks = max(masks, length * seen)
     return _forward(cache, num_tokens, most, masks)
 
 
 def _forward(cache: KVCache, num_tokens: int, most: int, masks: int) -> int:
-    """Return the bytes that a pass allocates. most: the numbers alive in one layer.
+    """Return the bytes that a pass allocates. most: those alive in one layer.
 
     MLX allocates an operation's output when it schedules it, frees the inputs once it has run, and
     schedules some 50 operations ahead: while a layer's attention, by far its slowest part, is
@@ -113,19 +130,21 @@ def _forward(cache: KVCache, num_tokens: int, most: int, masks: int) -> int:
     """
     config, itemsize = cache.config, cache.values[0].itemsize
     per_layer = config.hidden_size_per_layer_input * len(config.layers)
-    return itemsize * (most + num_tokens * per_layer) + masks
+    return most + itemsize * num_tokens * per_layer + masks
 
 
-def _layer(config: TargetConfig, layer: LayerConfig, num_tokens: int, seen: int) -> int:
-    """Return the most numbers alive in this layer: in its attention or its experts.
+def _layer(
+    config: TargetConfig, layer: LayerConfig, num_tokens: int, scores: int, itemsize: int
+) -> int:
+    """Return the most bytes alive in this layer: in its attention or its experts.
 
-    seen: the keys that a query attends to.
+    scores: numbers of them, if they are in memory all at once.
     """
     heads = config.num_attention_heads * layer.head_dim
     kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
     # Queries, keys and values; the weighted values, and the same with heads in a row.
     attention = num_tokens * (heads + layer.owns_kv * kv + 2 * heads)
-    attention += min(num_tokens * config.num_attention_heads * seen, MAX_SCORES_BYTES // 4)
+    attention += min(scores, MAX_SCORES_BYTES // itemsize)
     width, size = config.moe_intermediate_size, config.hidden_size
     if not config.num_experts:
         experts = 0
@@ -137,7 +156,7 @@ def _layer(config: TargetConfig, layer: LayerConfig, num_tokens: int, seen: int)
     mlp = 4 * layer.intermediate_size
     # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
     hidden = 11 * size
-    return num_tokens * (mlp + hidden) + max(attention, num_tokens * experts)
+    return itemsize * (num_tokens * (mlp + hidden) + max(attention, num_tokens * experts))
 
 
 class Pair(NamedTuple):
@@ -185,8 +204,8 @@ class Pair(NamedTuple):
         )
         rows = empty(
             batch,
-            capacity=capacity_for(context + MOST + 1),
-            most=limits.max_draft_tokens + 1,
+            capacity=capacity_for(context + MOST + 2),
+            most=limits.most_beyond,
         )
         capacity, chunk = capacity_for(context), min(largest, context)
         held = limits.rollback if sessions else min(0, context - window)
@@ -198,7 +217,7 @@ class Pair(NamedTuple):
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
         others = kept - prompt.nbytes if sessions else 0  # one of them lends its cache
         rows_then = rows.nbytes if batch > together else 0  # allocated after the first prompts
-        reading = others + rows_then + group.nbytes + _reading(group, chunk)
+        reading = others + rows_then + group.nbytes + _reading(group, context, chunk)
         # While a buffer is copied, old and new are both held.
         joining = others + rows_then + group.nbytes + max(keys.nbytes for keys in rows.keys)
         logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size

@@ -165,7 +165,7 @@ def test_a_margin_is_the_difference_of_two_scores(rng: np.random.Generator) -> N
         return np.array(logits[0, -1].astype(mx.float32), np.float64)
 
     logits = mlx_worker().run(raw)
-    noise = np.array(gumbel(mx.array([[7]]), mx.array([[len(ids)]]), mx.arange(VOCAB)))[0, 0]
+    noise = np.array(gumbel(mx.array([[7]]), mx.array([[len(ids)]]), VOCAB))[0, 0]
     for params, values in [
         (GREEDY, logits),
         (UNFILTERED, 30 * np.tanh(logits / 30) / 0.8 + noise),

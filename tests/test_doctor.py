@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import mlx.core as mx
 import pytest
+from mlx_gemma_mtp.bench import synthetic
 
 from helpers.command import Here, assert_plain, found
 from helpers.fake_hub import (
@@ -31,8 +32,10 @@ from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.files import folders, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
+from mlx_gemma_mtp.files.checkpoint import read_target_config
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
-from mlx_gemma_mtp.files.published import SHORT
+from mlx_gemma_mtp.files.published import SHORT, SIZES
+from mlx_gemma_mtp.model.config import TargetConfig
 
 TARGET_FILES, DRAFTER_FILES = folder_files(DEMO), folder_files(DEMO_DRAFTER)
 GOOD = SelfTest(10, [], 0.6)
@@ -57,8 +60,8 @@ def test_the_report_shows_the_machine_and_its_models(
     shown = found(done)
     assert list(shown) == [
         *("schema", "chip", "system", "architecture", "memory_bytes", "available_bytes"),
-        *("best_fit", "backend", "versions", "cache", "depth", "variables", "models", "problems"),
-        *("self_test", "healthy"),
+        *("best_fit", "backend", "buffers", "versions", "cache", "depth", "variables", "models"),
+        *("problems", "self_test", "healthy"),
     ]
     assert (shown["schema"], shown["healthy"], shown["self_test"]) == (2, True, None)
     assert shown["chip"] == mx.device_info()["device_name"]
@@ -224,6 +227,42 @@ def test_the_conclusion_shows_the_self_test_and_has_its_exit_code(
     assert conclude(failed, None, as_json=True) == 1
     shown = json.loads(capsys.readouterr().out)
     assert (shown["self_test"], shown["problems"]) == (None, failed.problems)
+
+
+def test_command_buffers_that_the_user_made_too_large_are_a_problem(
+    hub_cache: HubCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [
+        (one.kind, TargetConfig.from_dict(synthetic.settings(one.kind)[0])) for one in SIZES[2:]
+    ]
+    models.insert(0, ("demo", read_target_config(DEMO)))
+    gpu = "applegpu_g16s"
+    advised = {"MLX_MAX_OPS_PER_BUFFER": "1000", "MLX_MAX_MB_PER_BUFFER": "1000"}
+    [problem] = doctor.Buffers.here(gpu, advised).problems(models)
+    assert re.search(
+        r"round of 12B may have only 1 command buffers, not 18: .* unset both", problem
+    )
+    for fine in ({}, {"MLX_MAX_OPS_PER_BUFFER": "80"}, {"MLX_MAX_MB_PER_BUFFER": "90"}):
+        assert not [*doctor.Buffers.here(gpu, fine).problems(models)]
+    report = doctor.examine()
+    for environ, shown in (
+        ({}, "up to 50 launches or 50 MB, MLX's own; raised for models that gain from it"),
+        (advised, "up to 1000 launches or 1000 MB, set by you"),
+    ):
+        print_report(replace(report, buffers=doctor.Buffers.here(gpu, environ)))
+        assert f"\nbuffers    {shown}\n" in capsys.readouterr().out
+    print_report(report)
+    assert ("\nbuffers " in capsys.readouterr().out) == (device.backend() == "metal")
+
+
+def test_homebrews_mlx_is_a_problem_on_an_m5() -> None:
+    module = "lib/python3.13/site-packages/mlx/core.so"
+    bottle = Path("/opt/homebrew/Cellar/mlx/0.32.0") / module
+    wheel = Path("/opt/homebrew") / module
+    [problem] = doctor.mlx_problems("Apple M5 Pro", bottle)
+    assert "pip" in problem
+    assert not [*doctor.mlx_problems("Apple M4", bottle)]
+    assert not [*doctor.mlx_problems("Apple M5", wheel)]
 
 
 @pytest.mark.slow

@@ -11,7 +11,18 @@ import pytest
 
 # A room, or a file of the front hall, imports only from those to its left.
 ROOMS = [
-    *("errors", "device", "model", "decode", "files", "text", "memory", "engine", "__init__"),
+    *(
+        "errors",
+        "device",
+        "model",
+        "command_buffers",
+        "decode",
+        "files",
+        "text",
+        "memory",
+        "engine",
+        "__init__",
+    ),
     *("show", "progress", "margin", "check", "doctor", "chat", "convert", "bench"),
     *("cli", "__main__"),
 ]

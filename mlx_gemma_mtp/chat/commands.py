@@ -25,7 +25,10 @@ UNSET = {"seed": "random each time", "max_tokens": "until the context is full", 
 
 def talk(chat: Chat, editor: Editor) -> None:
     """Chat until the user leaves. Errors are shown, and the chat continues."""
-    while (text := editor.read()) is not None:
+    while True:
+        chat.engine.warm_up()  # while the first message to a model is typed
+        if (text := editor.read()) is None:
+            return
         try:
             if dragged := _dragged(text):
                 _send(chat, *dragged)

@@ -6,13 +6,13 @@ prompt_toolkit does the work. Knows nothing of what a message is for.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import create_app_session
+from prompt_toolkit.application import create_app_session, get_app
 from prompt_toolkit.completion import (
     CompleteEvent,
     Completer,
@@ -34,15 +34,26 @@ from mlx_gemma_mtp.chat.terminal import MARK_PASTES, Interrupts
 from mlx_gemma_mtp.show import can_draw
 
 BLOCK = '"""'
+REFRESH_SECONDS = 0.5  # until a status is seen to be over
 
 
 class Editor:
     """Asks for one message after another."""
 
-    def __init__(self, screen: TextIO, history: Path | None, interrupts: Interrupts) -> None:
-        """screen: the terminal. history: the file of earlier messages; None to keep none."""
+    def __init__(
+        self,
+        screen: TextIO,
+        history: Path | None,
+        interrupts: Interrupts,
+        status: Callable[[], str] = str,
+    ) -> None:
+        """screen: the terminal. history: the file of earlier messages; None to keep none.
+
+        status: what to show at the right of a message that is being typed, if anything.
+        """
         self._screen = screen
         self._interrupts = interrupts
+        self._status = status
         output: Output = PlainTextOutput(screen)
         if can_draw(screen):
             output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
@@ -53,6 +64,7 @@ class Editor:
                 [("bold", "> ")],
                 multiline=True,
                 prompt_continuation="  ",
+                rprompt=self._right if can_draw(screen) else None,
                 key_bindings=_keys(),
                 history=_History(history) if history else InMemoryHistory(),
                 completer=Commands(),
@@ -70,7 +82,8 @@ class Editor:
         while True:
             self._interrupts.pressed = False
             try:
-                return unblocked(self._session.prompt())
+                refresh = REFRESH_SECONDS if self._status() else 0
+                return unblocked(self._session.prompt(refresh_interval=refresh))
             except EOFError:
                 return None
             except KeyboardInterrupt:
@@ -82,6 +95,9 @@ class Editor:
                 if can_draw(self._screen):
                     self._screen.write(MARK_PASTES)
                     self._screen.flush()
+
+    def _right(self) -> str:
+        return "" if get_app().is_done else self._status()
 
 
 def unblocked(text: str) -> str:

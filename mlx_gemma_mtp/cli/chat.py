@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,7 +111,8 @@ def chat(
             stack.callback(_say_how_to_continue, here)
             stack.enter_context(held(shown, interrupts, screen.resumed))
             _greet(here)
-            talk(here, Editor(shown, None if no_keep else folders.history_file(), interrupts))
+            history = None if no_keep else folders.history_file()
+            talk(here, Editor(shown, history, interrupts, partial(_status, here)))
         else:
             answer_lines(here, sys.stdin.buffer)
 
@@ -161,6 +163,11 @@ def _greet(chat: Chat) -> None:
         if (needs := size.needs(bits)) <= usable:
             fits = f"{bits} bits, {decimal(needs)} of memory: it fits this machine"
             note(f"For real answers: mgm chat {size.short}", fits)
+
+
+def _status(chat: Chat) -> str:
+    """Return what the engine does while a message is typed."""
+    return "warming up" if chat.engine.warming else ""
 
 
 def _say_how_to_continue(chat: Chat) -> None:

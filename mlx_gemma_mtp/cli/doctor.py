@@ -15,7 +15,7 @@ from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.check import SelfTest
-    from mlx_gemma_mtp.doctor import Checked, Place, Report
+    from mlx_gemma_mtp.doctor import Buffers, Checked, Place, Report
 
 
 def doctor(
@@ -70,6 +70,7 @@ def print_report(report: Report) -> None:
         ("machine", f"{report.chip}, {decimal(report.memory_bytes)}"),
         ("system", f"{report.system}, {report.architecture}"),
         ("backend", f"{report.backend}, {available} available to a model"),
+        *([("buffers", _buffers(report.buffers))] if report.buffers else []),
         ("best fit", f"{fits}mgm chat {best.asked}: {best.name}, {decimal(best.needs)}"),
         ("versions", ", ".join(versions)),
         ("cache", _place(report.cache)),
@@ -120,6 +121,11 @@ def _verdict(one: Checked) -> str:
         f"{decimal(one.model.size_bytes)} on disk; {decimal(one.needs_bytes)} for "
         f"{LOAD_CONTEXT:,} tokens; {room}; {drafts}"
     )
+
+
+def _buffers(buffers: Buffers) -> str:
+    of = "set by you" if buffers.set_by_user else "MLX's own; raised for models that gain from it"
+    return f"up to {buffers.max_ops} launches or {buffers.max_mb} MB, {of}"
 
 
 def _place(place: Place) -> str:

@@ -31,7 +31,14 @@ def load_engine(
         offer_drafter(pair.model, bits=pair.bits, yes=pair.yes, force=pair.force)
     drafter = options.named_drafter(pair.drafter)
     with within or nullcontext(), spinner(f"loading {pair.model}"):
-        engine = load(pair.model, drafter, bits=pair.bits, max_batch=max_batch, force=pair.force)
+        engine = load(
+            pair.model,
+            drafter,
+            bits=pair.bits,
+            max_batch=max_batch,
+            force=pair.force,
+            warm_up=False,  # most commands send a request at once; a chat warms up by itself
+        )
     for note in engine.notes:
         say(f"{pair.model}: {note}")
     return engine

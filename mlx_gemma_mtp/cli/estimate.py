@@ -10,7 +10,7 @@ import typer
 
 from mlx_gemma_mtp.cli import options
 
-SCHEMA = 2
+SCHEMA = 3
 CONTEXT = 4096  # or the model's maximum if that is less
 
 
@@ -38,12 +38,14 @@ def estimate(
     """Predict speed and memory on a Mac. Downloads nothing.
 
     Tokens per second, the best number of draft tokens, and which Macs have the memory: a prediction
-    from the chip's bandwidth and compute, not a measurement.
+    from what others measured of the chip's kernels, not a measurement.
     """
     from rich.filesize import decimal
 
     from mlx_gemma_mtp.bench import estimate
     from mlx_gemma_mtp.bench.chips import find_chip, own_chip
+    from mlx_gemma_mtp.bench.metal import kernels
+    from mlx_gemma_mtp.bench.reported import error
     from mlx_gemma_mtp.device import chip_name
     from mlx_gemma_mtp.show import columns, table, wrapped
 
@@ -61,8 +63,10 @@ def estimate(
     if output == "json":
         described = {
             "schema": SCHEMA,
-            "kind": "prediction from bandwidth and compute, not a measurement",
-            "share_assumed": estimate.SHARE,
+            "kind": "prediction from what others measured of kernels, not a measurement",
+            "share": estimate.SHARE,
+            "error": error()._asdict(),
+            "sources": [found.source, *kernels(found.name).sources],
             "model": plans[0].name,
             "chip": found._asdict(),
             "context": tokens,
@@ -83,15 +87,17 @@ def estimate(
     chip_speed = f"{found.bandwidth / 1e9:.0f} GB/s, {found.compute / 1e12:.1f} TFLOP/s"
     *first, last = (f"{chance:.0%}" for chance in chances)
     by_position = ", ".join([*first, f"{last} from position {len(chances)} on"])
+    known = error()
+    of_chip = known.chips.get(found.name)
     lines = [
         f"{plans[0].name} on {found.name} ({chip_speed}), {tokens:,} tokens a row",
-        "A prediction, not a measurement. It assumes that rounds reach "
-        f"{estimate.SHARE:.0%} of the chip's bandwidth and compute, and these chances by position "
-        f"that a draft is accepted if those before it are: {by_position}. It may be far too high "
-        "for small models on fast chips, where the host's work counts.",
+        "A prediction, not a measurement. For Gemma 4 on Macs that others measured "
+        f"({known.points} speeds, {len(known.chips)} Macs) it gives {known.low:.2f} to "
+        f"{known.high:.2f} times the measured speed, in the median {known.median:.2f}"
+        f"{f', on this chip {of_chip:.2f}' if of_chip else ''}. "
+        "Assumed chances by position that a draft is accepted if those before it are: "
+        f"{by_position}.",
     ]
-    if plans[0].pair.target.num_experts:
-        lines.append("Experts count as if chosen evenly: text whose tokens share them is faster.")
     print(wrapped("\n".join(lines), width))
     rows = []
     for planned, predictions in zip(plans, predicted, strict=True):

@@ -37,6 +37,7 @@ GAIN = 1.01  # the best K is left only for one this much faster
 TRIAL_ROUNDS = 8  # a trial without enough timings ends after this many rounds,
 TRIAL_PAUSE = 256  # and that K gets the next one this many rounds after its start
 PROBE_SHARE = 0.01  # of all time: what probes may lose
+HIDDEN_SHARE = 0.005  # the same for K that were never timed, which a known one may hide
 PROBE_ROUNDS = 2  # the engine plays a K that differs from the last one twice, to time it
 SAVED_ROUNDS = 8  # rounds' time that may be saved up for probes
 SPACING = 6  # rounds from a probe to the next, however little it loses
@@ -52,6 +53,7 @@ class _State:
     cold_until: int = 0  # the round from which on the machine counts as warm; 0: it does
     trial: int = 0  # the K of the last trial
     tried: dict[int, int] = field(default_factory=dict)  # when a K last had a trial or a probe
+    saved: float = 0.0  # seconds, for the next probe of a K that was never timed
 
 
 class Depth:
@@ -162,21 +164,31 @@ class Depth:
         speed = tokens[best] / seconds
         per_draft = tokens[best] - tokens[best - 1] if best else tokens[0]
 
-        def could_win(k: int) -> bool:
-            """True if K would win if it were cheap and all drafts beyond the best K accepted."""
-            hoped = tokens[k] if k < best else tokens[best] + per_draft * (k - best)
-            return hoped / costs[k].least > GAIN * speed
+        def hoped(k: int) -> float:
+            """The speed of K if it were cheap and all drafts beyond the best K accepted."""
+            most = tokens[k] if k < best else tokens[best] + per_draft * (k - best)
+            return most / costs[k].least
 
-        able = [k for k in options if k != best and could_win(k)]
+        def loss_of(k: int) -> float:
+            rounds = PROBE_ROUNDS if k in known else PROBE_ROUNDS + KNOWN
+            return max(0.0, rounds * (costs[k].expected - tokens[k] / speed))
+
+        able = [k for k in options if k != best and hoped(k) > GAIN * speed]
+        rested = state.round >= max(state.tried.values(), default=0) + SPACING
+        if best and (hidden := [k for k in able if k not in known]):
+            probe = min(hidden, key=lambda k: abs(k - best))  # the nearest
+            loss = loss_of(probe)
+            state.saved = min(state.saved + HIDDEN_SHARE * seconds, loss)
+            if rested and state.saved >= loss:
+                state.saved = 0.0
+                return probe
         sides = [k for k in able if k < best], [k for k in able if k > best]
         # On either side of the best K the one that should lose least, as a rule the nearest.
         nearest = [max(side, key=lambda k: tokens[k] / costs[k].expected) for side in sides if side]
         probe = min(nearest, key=lambda k: state.tried.get(k, 0), default=best)
-        rounds = PROBE_ROUNDS if probe in known else PROBE_ROUNDS + KNOWN
-        loss = max(0.0, rounds * (costs[probe].expected - tokens[probe] / speed))
+        loss = loss_of(probe)
         most = max(loss, SAVED_ROUNDS * seconds)
         self._saved = max(min(self._saved + PROBE_SHARE * seconds, most), -most)
-        rested = state.round >= max(state.tried.values(), default=0) + SPACING
         if probe == best or self._saved < loss or not rested:
             return best
         self._saved -= loss

@@ -129,7 +129,7 @@ def _among_all(
 ) -> Chosen:
     """Sort and draw from all logits."""
     scores = _scores(logits, settings, softcap)
-    values = scores + gumbel(settings.seed, position, mx.arange(size) if ids is None else ids)
+    values = scores + gumbel(settings.seed, position, size, ids)
     if settings.filtered:
         values = mx.where(scores >= _threshold_of_all(scores, settings), values, -mx.inf)
     return Chosen(_best(values, ids, size), None)
@@ -149,26 +149,30 @@ def _among_candidates(
     ranked = mx.sort(scores, axis=-1)
     kth = _kth(ranked, settings.top_k[..., None])
     threshold = _threshold(ranked, kth, settings.top_p[..., None])
-    values = scores + gumbel(settings.seed, position, ids)
+    values = scores + gumbel(settings.seed, position, size, ids)
     values = mx.where(scores >= threshold, values, -mx.inf)
     sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))
     return Chosen(_best(values, ids, size), sure[..., 0])
 
 
-def gumbel(seed: mx.array, position: mx.array, tokens: mx.array) -> mx.array:
-    """Gumbel noise float32 [B, T, C] of seed [B, 1], position [B, T] and tokens [B, T, C] or [C].
+def gumbel(seed: mx.array, position: mx.array, size: int, ids: mx.array | None = None) -> mx.array:
+    """Gumbel noise float32 [B, T, C] of seed [B, 1], position [B, T] and token `ids` [B, T, C].
 
-    Each number is a function of its own three: it doesn't depend on which other tokens there are.
+    Without ids, of all `size` tokens. Each number is a function of its own three: it doesn't depend
+    on which other tokens there are. Two tokens share a key, which gives two random words.
     """
-    seed, position, tokens = (
-        part[..., None].astype(mx.uint32) for part in (seed, position, tokens)
-    )
+    seed, position = seed[..., None].astype(mx.uint32), position[..., None].astype(mx.uint32)
     rows = _threefry(mx.where(mx.array([True, False]), seed, position))
-    keys = rows[..., None, :] ^ (tokens * mx.array([0, 1], mx.uint32))
-    # Near 0, where the large noise comes from, a float32 holds all 32 bits.
-    uniform = _threefry(keys)[..., 0].astype(mx.float32) * 2.0**-32
-    uniform = mx.clip(uniform, 2.0**-33, 1 - 2.0**-24)  # neither 0 nor 1
-    return -mx.log(-mx.log1p(-uniform))
+    pairs = mx.arange((size + 1) // 2)[:, None] if ids is None else ids[..., None] >> 1
+    keys = rows[..., None, :] ^ (pairs.astype(mx.uint32) * mx.array([0, 1], mx.uint32))
+    words = _threefry(keys)
+    if ids is None:
+        words = words.reshape(*rows.shape[:-1], -1)[..., :size]
+    else:
+        words = mx.where((ids & 1) == 0, words[..., 0], words[..., 1])
+    # A uniform number in (-1, 0). Near 0, where the large noise comes from, all 32 bits count.
+    minus_uniform = mx.minimum(words.astype(mx.float32) * -(2.0**-32 - 2.0**-56), -(2.0**-33))
+    return mx.log(-1 / mx.log1p(minus_uniform))  # -log(-log(1 - uniform))
 
 
 def _threefry(keys: mx.array) -> mx.array:

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, first_token
@@ -60,6 +61,13 @@ class Flight(NamedTuple):
     guess: Guess
 
 
+class Verify(NamedTuple):
+    """The second half of a round, not dispatched yet, and the cache as it will be then."""
+
+    flight: Flight
+    cache: KVCache
+
+
 class Batch:
     """Up to max_batch requests that decode together; none at first."""
 
@@ -76,6 +84,7 @@ class Batch:
         self._player = player
         self._depth = depth
         self.limits = limits
+        self._ahead = limits.overlap and rounds_may_overlap(target.config)
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
         self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
@@ -164,23 +173,34 @@ class Batch:
     def play(self, *, settled: bool) -> None:
         """Dispatch the drafts of the next round, read the round before, then verify the drafts.
 
-        So the device is busy with the drafts while the host reads; tokens are handed out when they
+        So the device is busy with the drafts while the host reads, tokens are handed out when they
         are ready, a request that has ended costs no further pass of the target, and MLX updates
-        every buffer in place, because nothing that reads it is left.
+        every buffer in place, because nothing that reads it is left. Without drafts the device
+        would wait for the host: that pass is dispatched before the read, if that copies no buffer.
+        On an H200, reading first made plain rounds of 26B-A4B at batch 8 16% slower.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
         if settled:
             self._shrink()
+        if not self.limits.overlap:
+            self.land()
         in_flight = 0 if self._flight is None else 1
         continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
         guess = self._dispatch_drafts() if continues else None
+        following = None if guess is None else self._lay_out_verify(guess)
+        ahead = self._ahead and guess is not None and guess.num_draft_tokens == 0
+        if following and ahead:
+            self._dispatch_verify(following)
         self.land(guess)
         self.free_ended()  # a session gets its cache as soon as its request has ended
         if not self.active:
             self.clear()
-        elif guess is not None:
-            self._dispatch_verify(guess)
+        elif following and guess:
+            if not ahead:
+                following = self._lay_out_verify(guess) if self._full else following
+                self._dispatch_verify(following)
+            self._flight = following.flight
 
     def land(self, following: Guess | None = None) -> None:
         """Wait for the round in flight, if any, and give its tokens to the requests.
@@ -247,19 +267,26 @@ class Batch:
         mx.async_eval(guessed)
         return Guess(guessed, self._flight is not None, start if is_new else None)
 
-    def _dispatch_verify(self, guess: Guess) -> None:
-        """Start the second half of a round."""
-        for row in self._rows:
-            if row:
-                row.length += guess.num_draft_tokens + 1
+    def _lay_out_verify(self, guess: Guess) -> Verify:
+        """Lay out the second half of a round, which takes the host a while, and run nothing yet."""
         full = self._settings.full or self._full
         settings, self._full = self._settings._replace(full=full), False
+        cache = self._cache
+        if self._flight is not None:  # the request may end in it, then this cache is needed
+            cache = KVCache(self.target.config, self._cache.buffers)
         played = self._player.verify(
-            self._cache, self._newest, settings, self._max_accepted, guess.drafts
+            cache, self._newest, settings, self._max_accepted, guess.drafts
         )
-        mx.async_eval(played)
-        self._newest = played.newest
-        self._flight = Flight(played, list(self._rows), guess)
+        return Verify(Flight(played, list(self._rows), guess), cache)
+
+    def _dispatch_verify(self, verify: Verify) -> None:
+        """Start the second half of a round."""
+        flight, self._cache = verify
+        for row in self._rows:
+            if row:
+                row.length += flight.guess.num_draft_tokens + 1
+        self._newest = flight.round.newest
+        mx.async_eval(flight.round)
 
     def _choose_drafts(self) -> int:
         """The number of drafts of the next round. A new number comes twice, to be timed once."""
@@ -295,7 +322,7 @@ class Batch:
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
         config, dtype, limits = self.target.config, self.target.dtype, self.limits
-        most, step = limits.max_draft_tokens + 1, limits.slot_step
+        most, step = limits.most_beyond, limits.slot_step
         self._flight = None
         self._rows = [None] * size
         self._spare_rounds = 0

@@ -16,16 +16,17 @@ import mlx.core as mx
 
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.params import SamplingParams, is_count
+from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.batch import SIZES, Batch
 from mlx_gemma_mtp.engine.defaults import STOP
-from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
+from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.warm_up import DRAFTS, WarmUp
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.remembered import load_depth, save_depth
@@ -84,6 +85,9 @@ class Engine:
             return Scheduler(batch, max_queue=max_queue, on_idle=on_idle)
 
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
+        rows = partial(Batch, target, rounds, Depth(), suppressed, 1, limits)
+        params = SamplingParams(seed=0).resolved(self._defaults)
+        self._warm_up = WarmUp(rows, params, DRAFTS if self.has_drafter else DRAFTS[:1])
 
     def __enter__(self) -> Engine:
         return self
@@ -100,9 +104,25 @@ class Engine:
         mlx_worker().check_may_wait()
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
+            mlx_worker().run(self._warm_up.stop)
             mlx_worker().run(scheduler.close)
             del scheduler  # and with it the models
             mlx_worker().run(mx.clear_cache)
+
+    def warm_up(self, *, on_cpu: bool = False) -> None:
+        """Compile what a first short chat needs, in the background, in short steps.
+
+        A request goes first, and the rest is left out. It changes no output and no statistics. Does
+        nothing the second time, after a request, and on a CPU, where nothing is compiled, unless
+        on_cpu.
+        """
+        if self._warm_up.possible and (on_cpu or device.backend() != "cpu"):
+            mlx_worker().run(self._warm_up.start)
+
+    @property
+    def warming(self) -> bool:
+        """True while `warm_up` is at work."""
+        return self._warm_up.running
 
     def submit(
         self,
@@ -210,6 +230,7 @@ class Engine:
             raise
 
         def serve() -> None:
+            self._warm_up.stop()
             scheduler.add(request)
             mlx_worker().repeat(scheduler.step)
 
@@ -271,33 +292,3 @@ def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion
     for generation in ended:
         generation.result()
     return left
-
-
-def load(
-    model: str | Path,
-    drafter: str | Path | None = "auto",
-    *,
-    bits: int | None = None,
-    max_batch: int = SIZES[-1],
-    max_queue: int = MAX_QUEUE,
-    force: bool = False,
-) -> Engine:
-    """Load a target and its drafter.
-
-    model: a folder, a Hub name, a size such as "e4b" (`files.choice.choose` says which checkpoint
-    that is here), or "demo", the embedded pair. drafter: a folder or a Hub name; "auto" for the
-    best on this disk that fits the target, None for no drafter. bits: 4 or 8 quantizes both while
-    loading. If the target is quantized already, the drafter is quantized in the same way.
-    max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
-    force: load even if it may not fit in memory.
-
-    What is not on this disk is downloaded, after its config and headers have shown that it can be
-    loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
-    NotEnoughMemoryError.
-    """
-    if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
-        raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
-    if not is_count(max_queue) or max_queue < 1:
-        raise UsageError(f"max_queue must be at least 1, not {max_queue!r}")
-    pair = open_pair(model, drafter, bits=bits, force=force)
-    return Engine(pair, max_batch=int(max_batch), max_queue=int(max_queue))

@@ -26,7 +26,7 @@ from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
-FORMAT = "mgm session 1"
+FORMAT = "mgm session 2"
 PARTS = ("keys", "values")
 
 
@@ -118,7 +118,7 @@ class Session:
 
     def copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
         """Own a copy of a batch's row that holds these tokens."""
-        length, step, dtype = len(tokens), self._limits.slot_step, cache.values[0].dtype
+        length, step, dtype = len(tokens), self._limits.slot_step, cache.keys[0].dtype
         capacity, most = capacity_for(length, step), self._limits.rollback
         copy = KVCache.empty(
             self._config, 1, capacity=capacity, most=most, dtype=dtype, slot_step=step

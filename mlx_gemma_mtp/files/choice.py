@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mlx_gemma_mtp import device
+from mlx_gemma_mtp.command_buffers import Shape, choose_limits
 from mlx_gemma_mtp.files import hub_cache, published
 from mlx_gemma_mtp.files.drafters import stem
 from mlx_gemma_mtp.files.names import is_folder
@@ -67,6 +68,8 @@ def choose(
     size = None if is_folder(asked) else published.size_of(asked)
     if size is None:
         return None
+    if available is None:  # asking for the memory starts the GPU
+        choose_limits(Shape(size.num_layers, size.hidden_size, size.is_mixture))
     have = device.usable() if available is None else available
     now = device.available() if available is None else have if free is None else free
     choices = [

@@ -19,16 +19,23 @@ _SPELLED = re.compile(
 class Size(NamedTuple):
     """One size of Gemma 4, and its drafter.
 
-    hidden_size: of the target, which differs for every size. weights: bytes of the target's text
-    weights, by bits. drafter_bytes: unquantized. room: bytes for CONTEXT tokens at batch 1. The
-    bytes are computed from the published shapes; a test compares them with `memory`.
+    hidden_size: of the target, which differs for every size. num_layers: of the target. weights:
+    bytes of the target's text weights, by bits. drafter_bytes: unquantized. room: bytes for CONTEXT
+    tokens at batch 1. The bytes are computed from the published shapes; a test compares them with
+    `memory`.
     """
 
     kind: str
     hidden_size: int
+    num_layers: int
     weights: dict[int, int]
     drafter_bytes: int
     room: int
+
+    @property
+    def is_mixture(self) -> bool:
+        """True if it has experts."""
+        return self.kind.endswith("-A4B")
 
     @property
     def short(self) -> str:
@@ -55,17 +62,17 @@ class Size(NamedTuple):
         return self.weights.get(bits, whole * bits // 16) + self.drafter_bytes + self.room
 
 
-def _size(kind: str, hidden_size: int, *megabytes: int) -> Size:
+def _size(kind: str, hidden_size: int, num_layers: int, *megabytes: int) -> Size:
     bf16, int8, int4, drafter, room = (count * 10**6 for count in megabytes)
-    return Size(kind, hidden_size, {16: bf16, 8: int8, 4: int4}, drafter, room)
+    return Size(kind, hidden_size, num_layers, {16: bf16, 8: int8, 4: int4}, drafter, room)
 
 
 SIZES = (
-    _size("E2B", 1536, 9257, 4918, 3980, 157, 200),
-    _size("E4B", 2560, 14926, 7930, 5944, 158, 344),
-    _size("12B", 3840, 23815, 12652, 7202, 846, 909),
-    _size("26B-A4B", 2816, 50466, 26811, 14569, 839, 688),
-    _size("31B", 5376, 61395, 32617, 17974, 939, 2404),
+    _size("E2B", 1536, 35, 9257, 4918, 3980, 157, 200),
+    _size("E4B", 2560, 42, 14926, 7930, 5944, 158, 344),
+    _size("12B", 3840, 48, 23815, 12652, 7202, 846, 909),
+    _size("26B-A4B", 2816, 30, 50466, 26811, 14569, 839, 688),
+    _size("31B", 5376, 60, 61395, 32617, 17974, 939, 2404),
 )
 SHORT = tuple(size.short for size in SIZES)
 

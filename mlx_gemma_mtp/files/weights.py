@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_gemma_mtp.command_buffers import Shape, choose_limits
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
@@ -67,7 +68,9 @@ def open_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     Arguments and errors as `load_target`, but dtype is the checkpoint's own by default; bfloat16
     for float16, in which Gemma 4 overflows.
     """
-    return _open(Target(read_target_config(folder)), folder, bits, dtype)
+    config = read_target_config(folder)
+    choose_limits(Shape.of(config))  # the first array starts the GPU
+    return _open(Target(config), folder, bits, dtype)
 
 
 def open_drafter(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
-from mlx_gemma_mtp.model.layers import key_dtype, laid_out
+from mlx_gemma_mtp.model.layers import kv_dtype, laid_out
 
 SLOT_STEP = 32  # capacities are multiples of this
 
@@ -97,7 +97,7 @@ class KVCache:
         round will write. A sliding layer gets `window + most` slots or a few more, so that neither
         a forward's own writes nor stale drafts fall into the window of its queries. Negative if no
         row will have that many positions. Reading prompts alone needs the window only.
-        dtype: of the model's activations and of the values; see `key_dtype` for the keys.
+        dtype: of the model's activations; `kv_dtype` says which one the buffers get.
         """
         sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
         layers = config.layers[: config.num_kv_layers]
@@ -110,11 +110,8 @@ class KVCache:
             )
             for layer in layers
         ]
-        dtypes = [key_dtype(layer.head_dim, dtype) for layer in layers]
-        keys, values = (
-            [*map(mx.zeros, shapes, dtypes)],
-            [mx.zeros(shape, dtype) for shape in shapes],
-        )
+        dtypes = [kv_dtype(layer.head_dim, dtype) for layer in layers]
+        keys, values = ([*map(mx.zeros, shapes, dtypes)] for _ in range(2))
         return cls(config, Buffers(mx.zeros((batch,), mx.int32), keys, values))
 
     def capacity(self, kind: LayerKind) -> int:

@@ -35,14 +35,18 @@ def gelu_tanh(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-def key_dtype(head_dim: int, dtype: mx.Dtype) -> mx.Dtype:
-    """Type of the keys of a layer, in a model whose activations have this type.
+def kv_dtype(head_dim: int, dtype: mx.Dtype) -> mx.Dtype:
+    """Type of keys and values of a layer, in a model whose activations have this type.
 
     Without a fused kernel, scores are rounded to the type of queries and keys. Near 30 bfloat16 is
-    wrong by up to 0.06, which is 6% of a weight, and float16 by 0.008. Normed keys are far from
-    float16's largest number.
+    wrong by up to 0.06, which is 6% of a weight, and float16 by 0.008. On an H200, with 32,768
+    positions, it takes 1% more time (median of 16 shapes), and float32 50 to 190%. Normed keys and
+    values are far from float16's largest number, and weights below its smallest normal number are
+    kept: neither Apple's GPUs nor CUDA flush them.
     """
-    return mx.float16 if head_dim > MAX_FUSED_HEAD_DIM and dtype == mx.bfloat16 else dtype
+    if dtype == mx.float32:
+        return dtype
+    return mx.float16 if head_dim > MAX_FUSED_HEAD_DIM else mx.bfloat16
 
 
 def attend(
@@ -54,9 +58,9 @@ def attend(
 ) -> mx.array:
     """Softmax attention with a scale of 1: q [B, heads, T, head_dim] -> [B, heads, T, head_dim].
 
-    keys, values [B, kv_heads, S, head_dim]; keys may be of `key_dtype`. mask is boolean,
+    keys, values [B, kv_heads, S, head_dim], of the type that the result gets. mask is boolean,
     [B, 1, T, S] or as `laid_out` returns it. max_scores_bytes: of the scores that are in memory at
-    a time, in float32.
+    a time.
 
     If MLX has no fused kernel for the shape, the queries that share a key/value head become the
     rows of one product, so that keys and values are read once for all of them. On an H100, in 16
@@ -66,7 +70,8 @@ def attend(
     batch, heads, length, head_dim = q.shape
     if has_fused_kernel(head_dim, length, heads // keys.shape[1]):
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=1.0, mask=mask)
-    most = max(1, max_scores_bytes // (batch * heads * keys.shape[2] * mx.float32.size))
+    q = q.astype(keys.dtype)
+    most = max(1, max_scores_bytes // (batch * heads * keys.shape[2] * keys.itemsize))
     num_queries = -(-length // -(-length // most))  # pieces of one size
     pieces: list[mx.array] = []
     for first in range(0, length, num_queries):
@@ -111,13 +116,10 @@ def _attend_unfused(q: mx.array, keys: mx.array, values: mx.array, mask: mx.arra
     batch, heads, length, head_dim = q.shape
     kv_heads = keys.shape[1]
     sharing = heads // kv_heads
-    rows = q.astype(keys.dtype).reshape(batch, kv_heads, sharing * length, head_dim)
-    scores = rows @ keys.swapaxes(-1, -2)
+    scores = q.reshape(batch, kv_heads, sharing * length, head_dim) @ keys.swapaxes(-1, -2)
     scores = scores.reshape(batch, kv_heads, sharing, length, -1)
-    if keys.dtype != values.dtype:  # many small weights would vanish in float16
-        scores = scores.astype(mx.float32)
     scores = mx.where(mask[:, :, None], scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1, precise=True).astype(values.dtype)
+    weights = mx.softmax(scores, axis=-1, precise=True)
     out = weights.reshape(batch, kv_heads, sharing * length, -1) @ values
     return out.reshape(batch, heads, length, head_dim)
 
@@ -165,9 +167,9 @@ class Attention(nn.Module):
         q, k, v = mx.split(normed, [self._heads, self._heads + self._kv_heads], axis=1)
         if self._k_eq_v:
             v = k
-        dtype = key_dtype(self._head_dim, x.dtype)
+        dtype = kv_dtype(self._head_dim, x.dtype)
         q, k = (q * self.q_norm.weight).astype(dtype), (k * self.k_norm.weight).astype(dtype)
-        return self._rope(q, position), self._rope(k, position), v
+        return self._rope(q, position), self._rope(k, position), v.astype(dtype)
 
     def __call__(
         self,
@@ -178,12 +180,16 @@ class Attention(nn.Module):
         cuts: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
     ) -> mx.array:
         """`attend`, projected to [B, T, H]. cuts: some queries each, and the keys they may see."""
-        parts = [
-            attend(q[:, :, some], keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
-            for some, seen in cuts
-        ]
+        parts: list[mx.array] = []
+        for some, seen in cuts:
+            piece = q[:, :, some]
+            if parts:  # one after the other: see `attend`
+                piece = mx.depends(piece, parts[-1])
+            part = attend(piece, keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
+            parts.append(part)
         out = mx.concatenate(parts, axis=2).swapaxes(1, 2)  # [B, T, heads, head_dim]
-        return self.o_proj(out.reshape(*out.shape[:2], -1))
+        dtype = self.q_norm.weight.dtype  # not that of `kv_dtype`
+        return self.o_proj(out.reshape(*out.shape[:2], -1).astype(dtype))
 
 
 class MLP(nn.Module):

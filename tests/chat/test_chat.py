@@ -12,7 +12,7 @@ import pytest
 from helpers.command import SUM
 from helpers.talk import FakeEngine, Talk, Terminal, reply
 from mlx_gemma_mtp import MgmError, SamplingParams, errors, load
-from mlx_gemma_mtp.chat import clipboard, screen, statistics
+from mlx_gemma_mtp.chat import clipboard, commands, screen, statistics
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
@@ -226,6 +226,17 @@ def test_if_the_old_model_cannot_come_back_the_error_says_that_none_is_loaded() 
     assert talk.chat.context == 8192  # the model's own, if no context seems to fit in memory
     talk.ask("Hi")
     assert talk.out.getvalue() == b"here\n"
+
+
+def test_a_model_warms_up_while_the_first_message_to_it_is_typed() -> None:
+    talk, other = Talk(), FakeEngine(reply("here"))
+    talk.loads.append(other)
+    talk.type("/model demo", "Hi")
+    assert talk.engine.warmed_up
+    assert other.warmed_up
+    piped = Talk(reply("here"), terminal=False)
+    commands.answer_lines(piped.chat, [b"Hi"])  # it comes at once
+    assert not piped.engine.warmed_up
 
 
 def test_an_answer_goes_to_the_clipboard_of_the_system_or_of_the_terminal(

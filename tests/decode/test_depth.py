@@ -9,7 +9,7 @@ import pytest
 
 from helpers.machines import (
     MACHINES,
-    STEPS,
+    MACS,
     TEXTS,
     Floats,
     Played,
@@ -30,6 +30,11 @@ NEAR = 0.03  # how far from the best fixed K
 LEARNING = 2000  # rounds that it may take from an empty table
 REMEMBERING = 300  # and from a remembered one
 
+# Where worse K hide the best: four rows with 7 drafts fill a tile that is paid for from 2 drafts
+# on, and eight rows with 7 drafts choose enough experts to read each once.
+HIDDEN = {("31B", 4): 0.10, ("26B-A4B", 8): 0.16}
+
+Name = str | tuple[str, str, int]
 Text = str | list[str]
 Scale = Callable[[Rng], Floats | float]
 
@@ -43,7 +48,7 @@ def typical(bound: float, measure: Callable[[], float]) -> float:
     return float(np.median(found))
 
 
-def behind(rng: Rng, bound: float, name: str, text: Text, scale: Scale = lambda _: 1.0) -> float:
+def behind(rng: Rng, bound: float, name: Name, text: Text, scale: Scale = lambda _: 1.0) -> float:
     """How far the choice typically stays behind the best fixed K, starting from nothing."""
 
     def measure() -> float:
@@ -61,6 +66,16 @@ def test_a_steady_text_is_within_3_percent_of_the_best_fixed_k(
     assert behind(rng, NEAR, name, text) < NEAR
 
 
+@pytest.mark.parametrize("text", ["0.8", "published"])
+@pytest.mark.parametrize("name", MACS, ids=str)
+def test_on_a_mac_a_steady_text_is_near_the_best_fixed_k(
+    rng: Rng, name: tuple[str, str, int], text: str
+) -> None:
+    _, size, batch = name
+    near = HIDDEN.get((size, batch), NEAR)
+    assert behind(rng, near, name, [text] * batch) < near
+
+
 @pytest.mark.parametrize("name", ["flat", "jump at 4", "mixture"])
 def test_rows_that_differ_share_the_best_k(rng: Rng, name: str) -> None:
     texts = ["0.95", "0.95", "0.8", "0.8", "published", "0.5", "0.2", "0"]
@@ -76,8 +91,8 @@ def test_a_machine_that_slows_down_and_recovers_is_followed(
     assert behind(rng, 0.05, name, text, lambda rng: scale(rng, LEARNING)) < 0.05
 
 
-@pytest.mark.parametrize("name", [*MACHINES, *STEPS])
-def test_drafts_that_are_never_right_cost_less_than_5_percent(rng: Rng, name: str) -> None:
+@pytest.mark.parametrize("name", [*MACHINES, *(mac for mac in MACS if mac[2] == 1)], ids=str)
+def test_drafts_that_are_never_right_cost_less_than_5_percent(rng: Rng, name: Name) -> None:
     rounds = 1000
     played = play(rng, Depth(), machine(name, rounds), steady("0", rounds))
     assert played.behind_plain() < 0.05

@@ -221,8 +221,8 @@ class Timed(Depth):
         return next(self._choices) if self._choices else super().choose(*arguments)
 
     def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
-        # Of the round after it only the drafts are dispatched.
-        number = len(self.stepped.rounds) - 1
+        # The round after it has been laid out already.
+        number = len(self.stepped.rounds) - 2
         round_ = self.stepped.rounds[number]
         assert (round_.size, round_.drafts) == (batch, num_draft_tokens)
         assert seconds > 0

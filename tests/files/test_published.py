@@ -11,7 +11,10 @@ GB = 10**9
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.kind)
 def test_the_figures_are_those_of_the_published_shapes(size: Size) -> None:
-    assert size.hidden_size == synthetic.settings(size.kind)[0]["hidden_size"]
+    shape = synthetic.settings(size.kind)[0]
+    assert size.hidden_size == shape["hidden_size"]
+    assert size.num_layers == shape["num_hidden_layers"]
+    assert size.is_mixture == bool(shape.get("enable_moe_block"))
     for bits in (16, 8, 4):
         made = synthetic.random_pair(size.kind, bits=None if bits == 16 else bits)
         pair = memory.Pair.of(*made)

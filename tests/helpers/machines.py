@@ -1,14 +1,19 @@
 """Simulated machines and texts, to see how far a choice of K stays behind the best fixed one.
 
-A machine is a table of round times by K, played with noise, outliers, changes and compilations; a
-text is a chance for each row, round and draft. Speeds are counted from what was to be expected of
-the K played, so that only the choices count, not luck. Nothing sleeps: the clock is a sum.
+A machine is a table of round times by K, played with noise, outliers, changes and compilations:
+made up, measured on NVIDIA GPUs, or a Mac's as `mgm estimate` predicts it. A text is a chance for
+each row, round and draft. Speeds are counted from what was to be expected of the K played, so that
+only the choices count, not luck. Nothing sleeps: the clock is a sum.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from mlx_gemma_mtp.bench.chips import find_chip
+from mlx_gemma_mtp.bench.estimate import plan, predicted_round
+from mlx_gemma_mtp.bench.floor import Floor
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import MOST, Depth
@@ -30,11 +35,14 @@ MACHINES = {
     # 26B-A4B with an expert path that sorts from 8 rows on: 4 times as slow there.
     "H100 26B": [11.0, 11.1, 12.9, 14.7, 16.4, 18.1, 19.2, 47.0, 49.0],
 }
-# Steps of Metal's 4-bit kernels: M4 Pro (ml-explore/mlx#3852), and M1, where six rows fill a tile.
-STEPS = {
-    "M4 Pro": [25.0, 28.5, 34.3, 42.8, 51.8, 61.3, 71.0, 82.4, 103.9],
-    "M1": [25.0, 53.5, 80.0, 106.5, 133.0, 139.5, 141.0, 142.5, 144.0],
-}
+# In 4 bits, with this many rows. Costs have steps where Metal's kernels change.
+MACS = [
+    (chip, size, batch)
+    for chip in ("M1 Max", "M3 Max", "M4 Pro", "M5 Max")
+    for size in ("31B", "26B-A4B")
+    for batch in (1, 4, 8)
+]
+MAC_CONTEXT = 1000  # tokens of each row
 # The chance of each draft to be accepted if those before it are. The last: published for a drafter.
 TEXTS = {
     "0.95": [0.95] * MOST,
@@ -84,9 +92,24 @@ class Played:
         return self._behind(0, start, end)
 
 
-def machine(name: str, rounds: int, scale: Floats | float = 1.0) -> Machine:
+@cache
+def mac(chip: str, size: str, batch: int) -> list[float]:
+    """Return the predicted milliseconds of a round with K = 0 .. 8 drafts."""
+    floor, found = planned(size), find_chip(chip)
+    lengths = [MAC_CONTEXT] * batch
+    rounds = (predicted_round(floor, found, lengths, k) for k in range(MOST + 1))
+    return [1e3 * one.seconds() for one in rounds]
+
+
+@cache
+def planned(size: str) -> Floor:
+    """Return what the rounds of a size in 4 bits read and multiply."""
+    return plan(size, bits=4).floor
+
+
+def machine(name: str | tuple[str, str, int], rounds: int, scale: Floats | float = 1.0) -> Machine:
     """Return a machine whose times are scaled by a number, or by one for each round [, and K]."""
-    table = np.array((MACHINES | STEPS)[name]) / 1e3
+    table = np.array(MACHINES[name] if isinstance(name, str) else mac(*name)) / 1e3
     scales = np.asarray(scale, float)
     return Machine(np.ones((rounds, 1)) * table * (scales if scales.ndim != 1 else scales[:, None]))
 

@@ -51,7 +51,7 @@ class Plain:
 
     def ring_under(self, limits: Limits) -> int:
         """Slots of a sliding layer in an engine with these limits."""
-        most, step = limits.max_draft_tokens + 1, limits.slot_step
+        most, step = limits.most_beyond, limits.slot_step
         sizes = {"capacity": FULL, "most": most, "slot_step": step}
         rows = KVCache.empty(self.pair.target.config, 1, dtype=mx.float32, **sizes)
         return rows.capacity("sliding_attention")

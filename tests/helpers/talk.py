@@ -43,6 +43,7 @@ class FakeEngine:
     config = SimpleNamespace(max_position_embeddings=8192)
     room = 4096
     closed = False
+    warmed_up = 0  # times
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -69,6 +70,9 @@ class FakeEngine:
         on_chunk(Chunk(answer.text, [4], answer.finish_reason, answer.stats))
         generation.set_result(answer)
         return generation
+
+    def warm_up(self) -> None:
+        self.warmed_up += 1
 
     def plain_tokens_per_second(self) -> float | None:
         return None

@@ -19,7 +19,7 @@ from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.layers import (
     MAX_FUSED_HEAD_DIM,
     attend,
-    key_dtype,
+    kv_dtype,
     laid_out,
     rms_norm,
 )
@@ -150,8 +150,8 @@ def test_scores_of_long_contexts_are_nearly_those_of_float32(rng: np.random.Gene
     aimed = mx.array(rng.integers(0, slots // 32, heads * length))
     q = normed(group[aimed] + 0.3 * normal(len(aimed), 1, head_dim))
     q = q.reshape(1, heads, length, head_dim)
-    keys = (0.5 * normed(k)).astype(key_dtype(512, mx.bfloat16))
-    values = normed(normal(*keys.shape))
+    keys = (0.5 * normed(k)).astype(kv_dtype(512, mx.bfloat16))
+    values = normed(normal(*keys.shape)).astype(keys.dtype)
     mask = mx.broadcast_to(mx.arange(slots) < slots - 5, (1, 1, length, slots))
 
     expected = reference(q, keys, values, mask)
@@ -160,7 +160,7 @@ def test_scores_of_long_contexts_are_nearly_those_of_float32(rng: np.random.Gene
     assert errors.mean() < 0.008  # with keys in bfloat16, 0.033
 
 
-def test_keys_of_large_heads_stay_in_float16_and_values_do_not(rng: np.random.Generator) -> None:
+def test_keys_and_values_of_large_heads_stay_in_float16(rng: np.random.Generator) -> None:
     shape = {"global_head_dim": 2 * MAX_FUSED_HEAD_DIM}
     target = random_pair(rng, mx.bfloat16, experts=shape).target
     cache = KVCache.empty(target.config, 1, capacity=32, most=4, dtype=target.dtype)
@@ -168,6 +168,5 @@ def test_keys_of_large_heads_stay_in_float16_and_values_do_not(rng: np.random.Ge
     for layer, keys, values in zip(target.config.layers, cache.keys, cache.values, strict=True):
         large = layer.kind == "full_attention"
         assert (layer.head_dim > MAX_FUSED_HEAD_DIM) == large
-        assert keys.dtype == (mx.float16 if large else mx.bfloat16)
-        assert values.dtype == mx.bfloat16
-    assert key_dtype(2 * MAX_FUSED_HEAD_DIM, mx.float32) == mx.float32
+        assert keys.dtype == values.dtype == (mx.float16 if large else mx.bfloat16)
+    assert kv_dtype(2 * MAX_FUSED_HEAD_DIM, mx.float32) == mx.float32

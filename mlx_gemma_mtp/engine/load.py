@@ -1,0 +1,50 @@
+"""Loading a pair, from its names to its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlx_gemma_mtp.decode.params import is_count
+from mlx_gemma_mtp.engine.batch import SIZES
+from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
+from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.errors import UsageError
+
+
+def load(
+    model: str | Path,
+    drafter: str | Path | None = "auto",
+    *,
+    bits: int | None = None,
+    max_batch: int = SIZES[-1],
+    max_queue: int = MAX_QUEUE,
+    force: bool = False,
+    warm_up: bool = True,
+) -> Engine:
+    """Load a target and its drafter.
+
+    model: a folder, a Hub name, a size such as "e4b" (`files.choice.choose` says which checkpoint
+    that is here), or "demo", the embedded pair. drafter: a folder or a Hub name; "auto" for the
+    best on this disk that fits the target, None for no drafter. bits: 4 or 8 quantizes both while
+    loading. If the target is quantized already, the drafter is quantized in the same way.
+    max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
+    force: load even if it may not fit in memory. warm_up: compile in the background what a first
+    chat needs, see `Engine.warm_up`.
+
+    On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
+    buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
+    set. If MLX was in use before, its own limits stay.
+
+    What is not on this disk is downloaded, after its config and headers have shown that it can be
+    loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
+    NotEnoughMemoryError.
+    """
+    if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
+        raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
+    if not is_count(max_queue) or max_queue < 1:
+        raise UsageError(f"max_queue must be at least 1, not {max_queue!r}")
+    pair = open_pair(model, drafter, bits=bits, force=force)
+    engine = Engine(pair, max_batch=int(max_batch), max_queue=int(max_queue))
+    if warm_up:
+        engine.warm_up()
+    return engine
