@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.experts import ALL_EXPERTS_FROM
+from mlx_gemma_mtp.model.layers import MAX_SCORES_BYTES
+from mlx_gemma_mtp.model.prompt import CUT
 from mlx_gemma_mtp.model.target import Target
 
 LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
@@ -82,31 +85,66 @@ def _sliding(cache: KVCache) -> int:
     )
 
 
-def _forward(cache: KVCache, length: int, *, last_only: bool = False) -> int:
-    """Return what a pass over the next `length` positions of every row allocates, without K/V.
+def _round(cache: KVCache, length: int) -> int:
+    """Return what a round over the next `length` positions of every row allocates, without K/V."""
+    config, num_tokens = cache.config, cache.offset.size * length
+    slots = {kind: cache.capacity(kind) for kind in config.kinds}
+    size, queries = cache.values[0].itemsize, num_tokens * config.num_attention_heads
+    most = max(
+        _layer(config, layer, num_tokens, queries * slots[layer.kind], size)
+        for layer in config.layers
+    )
+    return _forward(cache, num_tokens, most, masks=num_tokens * sum(slots.values()))
+
+
+def _reading(cache: KVCache, context: int, length: int) -> int:
+    """Return what a pass over the last `length` positions of prompts allocates, without K/V.
+
+    Layers that own no keys and values see one position only. Queries attend in pieces, of which two
+    are in memory. A sliding layer puts the keys and values that its queries see in a row, a window
+    before them included.
+    """
+    config, batch, size = cache.config, cache.offset.size, cache.values[0].itemsize
+    num_tokens, window = batch * length, min(config.sliding_window, context - length)
+    pieces = min(length, CUT), min(max(0, length - CUT), CUT)
+    most = masks = 0
+    for layer in config.layers[: config.num_kv_layers]:
+        seen, kv = context, 0
+        if layer.kind == "sliding_attention":
+            seen = window + pieces[0]
+            kv = 2 * layer.num_key_value_heads * layer.head_dim * batch * (window + length) * size
+        scores = pieces[0] * seen + pieces[1] * (seen - pieces[0])
+        scores *= batch * config.num_attention_heads
+        most = max(most, _layer(config, layer, num_tokens, scores, size) + kv)
+        masks = max(masks, length * seen)
+    return _forward(cache, num_tokens, most, masks)
+
+
+def _forward(cache: KVCache, num_tokens: int, most: int, masks: int) -> int:
+    """Return the bytes that a pass allocates. most: those alive in one layer.
 
     MLX allocates an operation's output when it schedules it, frees the inputs once it has run, and
     schedules some 50 operations ahead: while a layer's attention, by far its slowest part, is
     computed, the rest up to the end of the MLP is already allocated. Elementwise operations reuse
     the memory of an input that nothing else holds.
-    last_only: the layers that own no keys and values see one position only.
     """
-    config = cache.config
-    slots = {kind: cache.capacity(kind) for kind in config.kinds}
-    layers = [layer for layer in config.layers if layer.owns_kv or not last_only]
-    most = max(_layer(config, layer, slots[layer.kind]) for layer in layers)
+    config, itemsize = cache.config, cache.values[0].itemsize
     per_layer = config.hidden_size_per_layer_input * len(config.layers)
-    masks = sum(slots.values())  # a byte each
-    tokens = cache.offset.size * length
-    return tokens * (cache.keys[0].itemsize * (most + per_layer) + masks)
+    return most + itemsize * num_tokens * per_layer + masks
 
 
-def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
-    """Return the most numbers per token alive in this layer: in its attention or its experts."""
+def _layer(
+    config: TargetConfig, layer: LayerConfig, num_tokens: int, scores: int, itemsize: int
+) -> int:
+    """Return the most bytes alive in this layer: in its attention or its experts.
+
+    scores: numbers of them, if they are in memory all at once.
+    """
     heads = config.num_attention_heads * layer.head_dim
     kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
-    # Queries, keys and values; scores; the weighted values, and the same with heads in a row.
-    attention = heads + layer.owns_kv * kv + config.num_attention_heads * slots + 2 * heads
+    # Queries, keys and values; the weighted values, and the same with heads in a row.
+    attention = num_tokens * (heads + layer.owns_kv * kv + 2 * heads)
+    attention += min(scores, MAX_SCORES_BYTES // itemsize)
     width, size = config.moe_intermediate_size, config.hidden_size
     if not config.num_experts:
         experts = 0
@@ -118,7 +156,7 @@ def _layer(config: TargetConfig, layer: LayerConfig, slots: int) -> int:
     mlp = 4 * layer.intermediate_size
     # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
     hidden = 11 * size
-    return mlp + hidden + max(attention, experts)
+    return itemsize * (num_tokens * (mlp + hidden) + max(attention, num_tokens * experts))
 
 
 class Pair(NamedTuple):
@@ -153,37 +191,37 @@ class Pair(NamedTuple):
         sessions: how many conversations of that length are kept (`Engine.session`), including those
         in rows.
 
-        The peak is the largest of four moments: a prompt is read while the other rows decode, its
+        The peak is the largest of four moments: prompts are read while other rows decode, their
         cache joins theirs, a round is played, a session gets its row. An upper bound if it depends
-        on timing: it counts the largest chunks of prompts and the most drafts of "auto", which a
+        on timing: it counts the largest passes over prompts and the most drafts of "auto", which a
         slow machine doesn't reach. Compared with measurements on MLX's CPU backend.
         """
         context = min(context, self.target.max_position_embeddings)
         limits = Limits()
-        chunk = min(limits.chunks[-1], context)
-        dtype = mx.float32 if self.dtype_bytes == 4 else mx.bfloat16
-        prompt = KVCache.empty(
-            self.target,
-            1,
-            capacity=capacity_for(context),
-            most=limits.chunks[-1] if sessions else chunk,
-            dtype=dtype,
+        window, largest = self.target.sliding_window, limits.chunks[-1]
+        empty = partial(
+            KVCache.empty, self.target, dtype=mx.float32 if self.dtype_bytes == 4 else mx.bfloat16
         )
-        rows = KVCache.empty(
-            self.target,
+        rows = empty(
             batch,
             capacity=capacity_for(context + MOST + 2),
             most=limits.most_beyond,
-            dtype=dtype,
         )
+        capacity, chunk = capacity_for(context), min(largest, context)
+        held = limits.rollback if sessions else min(0, context - window)
+        prompt = empty(1, capacity=capacity, most=held)
+        together = max(1, min(batch, largest // context))
+        group = prompt
+        if together > 1:
+            group = empty(together, capacity=capacity, most=context - window)
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
         others = kept - prompt.nbytes if sessions else 0  # one of them lends its cache
-        rows_then = rows.nbytes if batch > 1 else 0  # a single row is allocated after its prompt
-        reading = others + rows_then + prompt.nbytes + _forward(prompt, chunk, last_only=True)
+        rows_then = rows.nbytes if batch > together else 0  # allocated after the first prompts
+        reading = others + rows_then + group.nbytes + _reading(group, context, chunk)
         # While a buffer is copied, old and new are both held.
-        joining = others + rows_then + prompt.nbytes + max(keys.nbytes for keys in rows.keys)
+        joining = others + rows_then + group.nbytes + max(keys.nbytes for keys in rows.keys)
         logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size
-        playing = others + rows.nbytes + max(_forward(rows, MOST + 1), logits)
+        playing = others + rows.nbytes + max(_round(rows, MOST + 1), logits)
         leaving = kept + rows.nbytes
         return self.target_bytes + self.drafter_bytes + max(reading, joining, playing, leaving)
 

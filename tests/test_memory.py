@@ -73,7 +73,7 @@ def peak_of(work: Callable[[], object]) -> int:
         ("E2B", 40, 1, GREEDY),
         ("E2B", 300, 2, GREEDY),
         ("E2B", 1024, 1, GREEDY),
-        ("26B-A4B", 40, 4, SAMPLED),
+        ("26B-A4B", 80, 4, SAMPLED),
         ("26B-A4B", 300, 2, GREEDY),
         ("31B", 130, 4, GREEDY),
         ("31B", 700, 1, GREEDY),

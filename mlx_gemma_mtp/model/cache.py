@@ -161,12 +161,15 @@ class KVCache:
 
         Returns the keys and values that the queries see: views, which must not outlive the forward.
         """
-        seen = []
+        seen: list[mx.array] = []
         for part, new in ((self.keys, k), (self.values, v)):
-            if reach.earlier is not None:
-                seen.append(_following(part[index], reach, new))
+            following = None if reach.earlier is None else _following(part[index], reach, new)
             kept = new[:, :, new.shape[2] - reach.slots.shape[2] :]
             part[index] = mx.put_along_axis(part[index], reach.slots, kept, axis=2)
+            if (
+                following is not None
+            ):  # otherwise `new` would stay in memory until the buffer is read
+                seen.append(mx.depends(following, part[index]))
         return (seen[0], seen[1]) if seen else self.seen(index, reach)
 
     def seen(self, index: int, reach: Reach) -> tuple[mx.array, mx.array]:

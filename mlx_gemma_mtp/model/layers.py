@@ -180,10 +180,13 @@ class Attention(nn.Module):
         cuts: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
     ) -> mx.array:
         """`attend`, projected to [B, T, H]. cuts: some queries each, and the keys they may see."""
-        parts = [
-            attend(q[:, :, some], keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
-            for some, seen in cuts
-        ]
+        parts: list[mx.array] = []
+        for some, seen in cuts:
+            piece = q[:, :, some]
+            if parts:  # one after the other: see `attend`
+                piece = mx.depends(piece, parts[-1])
+            part = attend(piece, keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
+            parts.append(part)
         out = mx.concatenate(parts, axis=2).swapaxes(1, 2)  # [B, T, heads, head_dim]
         dtype = self.q_norm.weight.dtype  # not that of `kv_dtype`
         return self.o_proj(out.reshape(*out.shape[:2], -1).astype(dtype))

@@ -11,8 +11,7 @@ import mlx.core as mx
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import LayerKind
 
-SEEN_STEP = 256  # queries of a full layer attend to a multiple of this many slots
-CUT = 512  # queries of a sliding layer that attend together
+CUT = 512  # queries that attend together
 ALIGNED = 8  # products of 16-bit rows are slow if the rows do not start at multiples of 16 bytes
 
 
@@ -26,8 +25,9 @@ def prompt_reach(cache: KVCache, kind: LayerKind, num_positions: int, start: int
     kept = mx.arange(max(start, end - capacity), end)
     slots = (kept % capacity)[None, None, :, None]
     if kind == "full_attention":
-        num_seen = min(_rounded(end, SEEN_STEP), capacity)
-        return Reach(slots, (mx.arange(num_seen) <= query)[None, None])
+        num_seen = min(_rounded(end, ALIGNED), capacity)
+        mask = mx.arange(num_seen) <= query
+        return Reach(slots, mask[None, None], cuts=_cuts(num_positions, start, end))
     window = cache.config.sliding_window
     first = max(0, start - window)
     key = mx.arange(first, first + _rounded(end - first, ALIGNED))
@@ -44,18 +44,19 @@ def last_reach(cache: KVCache, kind: LayerKind, last: mx.array, end: int) -> Rea
     heads = cache.config.num_attention_heads
     mask = cache.visible(kind, last[:, None, None, None], heads)
     if kind == "full_attention":
-        mask = mask[..., : _rounded(end, SEEN_STEP)]
+        mask = mask[..., : _rounded(end, ALIGNED)]
     return Reach(last, mask)
 
 
 def _cuts(num_positions: int, num_earlier: int, window: int) -> tuple[tuple[slice, slice], ...]:
-    """Pieces of these positions, and the keys that their windows cover, earlier ones included."""
+    """Pieces of these positions, and the keys that they see: some earlier ones come first."""
     num_pieces = -(-num_positions // CUT)
     size = _rounded(-(-num_positions // num_pieces), ALIGNED)
-    return tuple(
-        (slice(at, at + size), slice(max(0, num_earlier + at - window), num_earlier + at + size))
-        for at in range(0, num_positions, size)
-    )
+    cuts = []
+    for at in range(0, num_positions, size):
+        until = _rounded(num_earlier + at + size, ALIGNED)
+        cuts.append((slice(at, at + size), slice(max(0, num_earlier + at - window), until)))
+    return tuple(cuts)
 
 
 def _rounded(number: int, step: int) -> int:

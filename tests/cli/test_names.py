@@ -86,7 +86,7 @@ def test_the_line_says_if_a_checkpoint_is_quantized_and_if_it_does_not_fit(
 ) -> None:
     put(hub_cache, "google/gemma-4-26B-A4B-it")
     assert str(choose("26b", available=30 * GB)) == (
-        "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (needs 28.3 of 30.0 GB of memory)"
+        "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (needs 28.6 of 30.0 GB of memory)"
     )
     assert str(choose("31b", available=10 * GB)).endswith(
         "(needs 21.3 GB, 10.0 GB available; about 18 GB to download)"
@@ -101,7 +101,7 @@ def test_memory_that_others_hold_now_changes_no_choice_but_is_shown(hub_cache: H
     assert idle.fits
     assert busy.fits
     assert "free now" not in str(idle)
-    assert "needs 8.4 of 9.0 GB of memory, but 5.0 GB is free now; about 8 GB" in str(busy)
+    assert "needs 8.8 of 9.0 GB of memory, but 5.0 GB is free now; about 8 GB" in str(busy)
 
 
 def test_a_size_as_the_drafter_means_googles(hub_cache: HubCache, mgm_here: Here) -> None:
