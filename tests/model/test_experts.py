@@ -9,9 +9,30 @@ import pytest
 
 from helpers.random_pair import EXPERTS, SHAPE
 from mlx_gemma_mtp.model.config import TargetConfig
-from mlx_gemma_mtp.model.experts import Way
+from mlx_gemma_mtp.model.experts import Way, in_tiles
 from mlx_gemma_mtp.model.layers import gelu_tanh, rms_norm
 from mlx_gemma_mtp.model.target import TargetLayer
+
+
+@pytest.mark.parametrize("height", [1, 2, 16])
+@pytest.mark.parametrize(("num_tokens", "num_experts", "num_chosen"), [(1, 8, 2), (50, 16, 4)])
+@pytest.mark.parametrize("liked", [0, 1000])
+def test_tiles_hold_each_pair_once_in_a_tile_of_its_expert(
+    rng: np.random.Generator,
+    height: int,
+    num_tokens: int,
+    num_experts: int,
+    num_chosen: int,
+    liked: int,
+) -> None:
+    """liked: 1000 makes all tokens choose the same experts."""
+    scores = rng.random((num_tokens, num_experts)) + liked * rng.random(num_experts)
+    experts = np.argsort(scores, axis=1)[:, :num_chosen]
+    tiles = in_tiles(mx.array(experts.astype(np.uint32)), num_experts, height)
+    places, tokens = np.array(tiles.places), np.array(tiles.tokens)
+    assert len(set(places.flatten())) == places.size
+    assert (tokens.flatten()[places] == np.arange(num_tokens)[:, None]).all()
+    assert (np.array(tiles.experts)[places // height] == experts).all()
 
 
 @pytest.mark.parametrize("bits", [None, 4], ids=["unquantized", "4 bits"])
