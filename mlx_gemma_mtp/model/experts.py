@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,9 +16,7 @@ from mlx_gemma_mtp.model.layers import ON_METAL, gelu_tanh
 # weights serves all of its tokens. For fewer the sort costs more than it saves.
 SORT_EXPERTS_FROM = 64
 
-# Metal has a fast gather_mm kernel for sorted rows. On CUDA, MLX 0.32.4 returns wrong sums when it
-# is told that rows are sorted (relative error 0.5 on an H100, bfloat16 and float32); gather_qmm is
-# right.
+# Metal has a fast gather_mm kernel for sorted rows; CUDA's is not measured yet.
 SORTED_GATHER_MM = ON_METAL
 
 # From this many tokens on, every expert computes every token, with weight zero for tokens that did
@@ -25,6 +24,8 @@ SORTED_GATHER_MM = ON_METAL
 # experts. One layer of 26B-A4B in bfloat16 on an H100: 590 to 640 us for 6 to 96 tokens; chosen
 # pairs take 332 us for 8 tokens, 584 us for 16, and more with each further one.
 ALL_EXPERTS_FROM = 16 if backend() == "cuda" else None
+
+Way = Literal["chosen", "all"]
 
 
 class ExpertLinear(nn.Module):
@@ -37,9 +38,9 @@ class ExpertLinear(nn.Module):
     def __call__(
         self, x: mx.array, experts: mx.array, in_order: bool, rows: mx.array | None
     ) -> mx.array:
-        """Rows of x [N, 1, in] through experts [M]: [M, 1, out].
+        """Entries of x [N, R, in] through experts [M]: [M, R, out].
 
-        rows [M]: the row of x for each expert; None: row m for expert m, and M = N.
+        rows [M]: the entry of x for each expert; None: entry m for expert m, and M = N.
         in_order: experts are sorted.
         """
         return mx.gather_mm(
@@ -129,11 +130,18 @@ class Experts(nn.Module):
             return gate, up
         return through(self.gate_proj), through(self.up_proj)
 
-    def __call__(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
-        """The chosen experts' outputs, summed by shares: x [N, H], both [N, k] -> [N, H]."""
-        if ALL_EXPERTS_FROM is not None and len(x) >= ALL_EXPERTS_FROM:
-            return self._through_all(x, experts, shares)
-        return self._through_chosen(x, experts, shares)
+    def __call__(
+        self, x: mx.array, experts: mx.array, shares: mx.array, way: Way | None = None
+    ) -> mx.array:
+        """The chosen experts' outputs, summed by shares: x [N, H], both [N, k] -> [N, H].
+
+        way: how to compute them; None: the fastest for this many tokens.
+        """
+        if way is None:
+            many = ALL_EXPERTS_FROM is not None and len(x) >= ALL_EXPERTS_FROM
+            way = "all" if many else "chosen"
+        through = {"chosen": self._through_chosen, "all": self._through_all}
+        return through[way](x, experts, shares)
 
     def _through_all(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
         num_experts = self.down_proj.weight.shape[0]
@@ -149,12 +157,15 @@ class Experts(nn.Module):
         num_tokens, num_chosen = experts.shape
         chosen, tokens = experts.flatten(), None  # [N k]
         in_order = chosen.size >= SORT_EXPERTS_FROM
+        rows = x[:, None]  # [N, 1, H]
         if in_order:
             order = mx.argsort(chosen)
-            x, chosen = x[order // num_chosen], chosen[order]  # [N k, H]
+            # Gathered with all three axes: kernels for sorted rows mistake a row of x[...][:, None]
+            # for a column, and return wrong sums (ml-explore/mlx#4253).
+            rows, chosen = rows[order // num_chosen], chosen[order]  # [N k, 1, H]
         else:  # a constant: costs a compiled round nothing
             tokens = mx.array([n for n in range(num_tokens) for _ in range(num_chosen)], mx.uint32)
-        rows = x[:, None]  # gate, up: [N k, 1, width]
+        # gate, up: [N k, 1, width]
         gate, up = self._gate_and_up(lambda part: part(rows, chosen, in_order, tokens))
         pairs = None if in_order else mx.array([*range(chosen.size)], mx.uint32)
         out = self.down_proj(gelu_tanh(gate) * up, chosen, in_order, pairs)[:, 0]

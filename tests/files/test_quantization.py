@@ -97,7 +97,7 @@ def test_gate_and_up_maps_of_experts_may_be_in_different_formats(
     assert_logits_agree(logits(found), logits(expected))
     experts, x = found.layers[1].experts, mx.random.normal((5, WIDTH))
     chosen = mx.array([[0, 1], [2, 3], [4, 5], [6, 7], [0, 7]], mx.uint32), mx.ones((5, 2))
-    both = experts._through_all(x, *chosen), experts._through_chosen(x, *chosen)
+    both = experts(x, *chosen, "all"), experts(x, *chosen, "chosen")
     np.testing.assert_allclose(*map(np.array, both), atol=1e-4)
 
 
