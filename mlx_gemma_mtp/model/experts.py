@@ -25,7 +25,7 @@ SORTED_GATHER_MM = ON_METAL
 # pairs take 332 us for 8 tokens, 584 us for 16, and more with each further one.
 ALL_EXPERTS_FROM = 16 if backend() == "cuda" else None
 
-# From this many tokens on, unquantized experts on CUDA get their tokens in tiles of TILE_HEIGHT rows.
+# From this many tokens on, unquantized experts on CUDA get their tokens in tiles of so many rows.
 # One layer of 26B-A4B in bfloat16 on an H200 takes 1,128 us for 512 tokens, 1,775 for 1,024 and
 # 3,158 for 2,048; every expert for every token takes 1,372, 2,577 and 5,026. For 256 tokens it is
 # 827 against 749. Quantized experts are not measured.
