@@ -32,7 +32,7 @@ REMEMBERING = 300  # and from a remembered one
 
 # Where worse K hide the best: four rows with 7 drafts fill a tile that is paid for from 2 drafts
 # on, and eight rows with 7 drafts choose enough experts to read each once.
-HIDDEN = {("31B", 4): 0.10, ("26B-A4B", 8): 0.16}
+HIDDEN = {("31B", 4): 0.12, ("26B-A4B", 8): 0.16}
 
 Name = str | tuple[str, str, int]
 Text = str | list[str]

@@ -14,10 +14,18 @@ from helpers.graph import Graph, Launch
 from helpers.rounds import Models, play, prefilled
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.round import Newest
-from mlx_gemma_mtp.decode.sampling import MOST_TOP_K, RowSettings, choose, gumbel, row_settings
+from mlx_gemma_mtp.decode.sampling import (
+    MOST_TOP_K,
+    NUM_BEST,
+    RowSettings,
+    choose,
+    gumbel,
+    row_settings,
+)
 from mlx_gemma_mtp.model.cache import KVCache
 
 GEMMAS = 262_144  # tokens of every published Gemma 4
+DEFAULTS = params(1, 64, 0.95)  # in their generation_config.json
 SOFTCAP = 30.0
 TEMPERATURES = [1e-6, 0.01, 0.5, 1.0, 5.0]
 TOP_PS = [0.01, 0.3, 0.8, 0.95, 1.0]
@@ -157,6 +165,17 @@ def test_candidates_of_a_drafter_with_an_order_of_its_own(rng: np.random.Generat
     assert among_all[0, 0].item() not in ids[0, 0, :5]
 
 
+# Tied tokens in few of the first blocks, then in a block each; in blocks of their own at the end.
+@pytest.mark.parametrize("distance", [8, 1024])
+def test_choices_are_sure_until_more_blocks_tie_than_are_kept(distance: int) -> None:
+    for num_tied, expected in ((NUM_BEST, True), (NUM_BEST + 1, False)):
+        logits = np.zeros((1, 1, GEMMAS), np.float32)
+        logits[..., : num_tied * distance : distance] = 1
+        chosen = choose(mx.array(logits), mx.zeros((1, 1), mx.int32), row_settings([DEFAULTS]))
+        assert chosen.sure is not None
+        assert chosen.sure.item() is expected
+
+
 # Outputs of a target whose logits tie
 
 
@@ -228,9 +247,6 @@ def test_outputs_with_ties_are_those_of_the_whole_vocabulary(
 
 
 # What it costs
-
-
-DEFAULTS = SamplingParams(temperature=1, top_k=64, top_p=0.95, seed=1)
 
 
 def launches(rows: list[SamplingParams | None], num_tokens: int) -> list[Launch]:

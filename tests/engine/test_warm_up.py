@@ -32,7 +32,7 @@ class Watched:
         self.played: list[tuple[str, int]] = []
         self.began, self.gate = threading.Event(), threading.Event()
         self.gate.set()
-        pair = fake_pair(FakeTarget(lambda tokens: self._note("chunk", len(tokens))))
+        pair = fake_pair(FakeTarget(lambda rows: self._note("chunk", len(rows[0]))))
         pair = pair if drafter else pair._replace(drafter=None)
         self.engine = Engine(pair, player=self._player, **options)
 
