@@ -11,13 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import VOCAB, output
+from helpers.fake_target import CONFIG, VOCAB, output
 from helpers.stepped import LONG, Stepped
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, MgmError
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.prefill import Pace
 from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.memory import Limits
 
 CHUNKS = Limits().chunks
@@ -152,6 +153,17 @@ def test_a_request_of_a_group_that_is_cancelled_or_fails_is_the_only_one(
     stepped.finish(*requests[:1], *requests[3:])
     assert requests[1].generation.result(0).finish_reason == "cancelled"
     assert isinstance(requests[2].generation.exception(0), MgmError)
+
+
+def test_a_prompt_of_a_session_is_read_by_itself(prompts: list[list[int]]) -> None:
+    stepped, session = Stepped(), Session(CONFIG, "fake", Limits())
+    requests = list[Request]()
+    for prompt, own in zip(prompts, [None, None, session, None, None], strict=False):
+        if own:
+            own.claim()
+        requests.append(stepped.submit(prompt[:3], session=own))
+    stepped.finish(*requests)
+    assert stepped.passes == [[3, 3], [3], [3, 3]]
 
 
 def test_first_tokens_that_end_their_requests_take_no_row(prompts: list[list[int]]) -> None:
