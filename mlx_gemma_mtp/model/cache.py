@@ -222,12 +222,14 @@ class KVCache:
         for index in range(len(self.keys)):
             for row, source, length in moves:
                 self._copy_layer(index, row, other, source, length)
+            mx.eval(self.keys[index], self.values[index])
             other.keys[index] = other.values[index] = mx.zeros((0,))
 
     def copy_row(self, other: KVCache, row: int, length: int) -> None:
         """Copy the first `length` positions of a row of another cache into this one's only row."""
         for index in range(len(self.keys)):
             self._copy_layer(index, 0, other, row, length)
+            mx.eval(self.keys[index], self.values[index])
         self.offset = mx.array([length], mx.int32)
 
     def _copy_layer(self, index: int, row: int, other: KVCache, source: int, length: int) -> None:
@@ -240,7 +242,6 @@ class KVCache:
             moved = mx.take(theirs[index][source : source + 1], taken, axis=2)
             blank = mx.zeros((1, *mine[index].shape[1:]), moved.dtype)
             mine[index][row : row + 1] = mx.put_along_axis(blank, slots, moved, axis=2)
-            mx.eval(mine[index])
 
 
 def _following(buffer: mx.array, reach: Reach, new: mx.array) -> mx.array:

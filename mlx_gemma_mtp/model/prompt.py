@@ -15,10 +15,12 @@ CUT = 512  # queries that attend together
 ALIGNED = 8  # products of 16-bit rows are slow if the rows do not start at multiples of 16 bytes
 
 
-def prompt_reach(cache: KVCache, kind: LayerKind, num_positions: int, start: int) -> Reach:
+def prompt_reach(
+    cache: KVCache, kind: LayerKind, num_positions: int, start: int, cut: int = CUT
+) -> Reach:
     """`KVCache.reach` if all rows stand at position `start`.
 
-    A sliding layer need not hold more than its window for it.
+    A sliding layer need not hold more than its window for it. cut: the most queries of a piece.
     """
     capacity, end = cache.capacity(kind), start + num_positions
     query = mx.arange(start, end)[:, None]
@@ -27,13 +29,14 @@ def prompt_reach(cache: KVCache, kind: LayerKind, num_positions: int, start: int
     if kind == "full_attention":
         num_seen = min(_rounded(end, ALIGNED), capacity)
         mask = mx.arange(num_seen) <= query
-        return Reach(slots, mask[None, None], cuts=_cuts(num_positions, start, end))
+        return Reach(slots, mask[None, None], cuts=_cuts(num_positions, start, end, cut))
     window = cache.config.sliding_window
     first = max(0, start - window)
     key = mx.arange(first, first + _rounded(end - first, ALIGNED))
     mask = (key <= query) & (key > query - window)
     earlier = mx.arange(first, start) % capacity
-    return Reach(slots, mask[None, None], earlier, _cuts(num_positions, start - first, window))
+    cuts = _cuts(num_positions, start - first, window, cut)
+    return Reach(slots, mask[None, None], earlier, cuts)
 
 
 def last_reach(cache: KVCache, kind: LayerKind, last: mx.array, end: int) -> Reach:
@@ -48,9 +51,11 @@ def last_reach(cache: KVCache, kind: LayerKind, last: mx.array, end: int) -> Rea
     return Reach(last, mask)
 
 
-def _cuts(num_positions: int, num_earlier: int, window: int) -> tuple[tuple[slice, slice], ...]:
+def _cuts(
+    num_positions: int, num_earlier: int, window: int, cut: int
+) -> tuple[tuple[slice, slice], ...]:
     """Pieces of these positions, and the keys that they see: some earlier ones come first."""
-    num_pieces = -(-num_positions // CUT)
+    num_pieces = -(-num_positions // cut)
     size = _rounded(-(-num_positions // num_pieces), ALIGNED)
     cuts = []
     for at in range(0, num_positions, size):

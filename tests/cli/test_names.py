@@ -89,7 +89,7 @@ def test_the_line_says_if_a_checkpoint_is_quantized_and_if_it_does_not_fit(
         "26b: google/gemma-4-26B-A4B-it, quantized to 8 bits (needs 28.6 of 30.0 GB of memory)"
     )
     assert str(choose("31b", available=10 * GB)).endswith(
-        "(needs 21.3 GB, 10.0 GB available; about 18 GB to download)"
+        "(needs 21.5 GB, 10.0 GB available; about 18 GB to download)"
     )
 
 

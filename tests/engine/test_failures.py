@@ -100,6 +100,21 @@ def test_a_request_without_memory_fails_alone_if_the_batch_can_be_restored(
     assert restored or error_of(first)
 
 
+def test_of_requests_that_join_together_the_last_fail_without_memory(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = Stepped()
+    first = stepped.submit(prompts[0], LONG)
+    stepped.step(9)
+    together = [stepped.submit(prompt[:9], LONG) for prompt in prompts[1:5]]
+    with monkeypatch.context() as patch:  # to five rows, and to four
+        patch.setattr(mx, "take", failing(mx.take, [1, 3]))
+        stepped.step()
+    stepped.finish(first, *together[:2])
+    for request in together[2:]:
+        assert isinstance(error_of(request), NotEnoughMemoryError)
+
+
 def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue(
     rng: np.random.Generator, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

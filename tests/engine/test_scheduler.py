@@ -14,7 +14,7 @@ import pytest
 from helpers.fake_target import VOCAB, output
 from helpers.stepped import LONG, Stepped
 from helpers.traffic import tokens_of
-from mlx_gemma_mtp import Chunk, MgmError
+from mlx_gemma_mtp import Chunk
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.prefill import Pace
 from mlx_gemma_mtp.engine.request import Request
@@ -83,82 +83,6 @@ def test_a_chunk_is_smaller_while_rows_decode(rng: np.random.Generator) -> None:
     second = stepped.submit(rng.integers(0, VOCAB, 900).tolist())
     stepped.finish(first, second)
     assert stepped.passes == [[900], [512], [388]]
-
-
-# Prompts in one pass
-
-
-@pytest.mark.parametrize(
-    ("lengths", "passes"),
-    [
-        ([256] * 8, [[256] * 8]),
-        ([257] * 8, [[257] * 7, [257]]),
-        ([5, 60, 64, 1], [[5, 60, 64, 1]]),  # short ones count for the smallest chunk
-        ([200, 256, 100], [[200, 256], [100]]),  # a quarter of a pass may be padding
-        ([64, 500, 500, 10], [[64], [500, 500], [10]]),
-        ([800, 800, 800, 900], [[800, 800], [800, 900]]),
-        ([3000, 30, 40], [[2048], [952], [30, 40]]),  # by itself, in as many as it takes
-    ],
-)
-def test_prompts_that_wait_are_read_together_in_their_order(
-    rng: np.random.Generator, lengths: list[int], passes: list[list[int]]
-) -> None:
-    stepped = Stepped(limits=Limits(start_seconds=1e9))
-    requests = [
-        stepped.submit(rng.integers(0, VOCAB, length).tolist(), drafts=int(rng.integers(4)))
-        for length in lengths
-    ]
-    stepped.finish(*requests)
-    assert stepped.passes == passes
-    # Those that came together start together.
-    assert [event.what for event in stepped.events[: len(passes)]] == ["chunk"] * len(passes)
-    assert stepped.rounds[0].size >= len(lengths)
-
-
-def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
-    rng: np.random.Generator,
-) -> None:
-    limits, seconds = Limits(start_seconds=0.5, pause_seconds=0.01), 0.1
-    stepped = Stepped(limits=limits)
-    stepped.then = lambda event: time.sleep(seconds * (event.what == "chunk"))
-    requests = [stepped.submit(rng.integers(0, VOCAB, 2048).tolist(), LONG) for _ in range(8)]
-    while not stepped.rounds:
-        stepped.step()
-    before = len(stepped.passes)
-    assert 2 <= before <= 1 + limits.start_seconds / seconds + 1
-    stepped.step(2)
-    # Now as among rows that have long been decoding.
-    assert stepped.passes[before:] == [[CHUNKS[0]]] * 2
-    assert requests[0].stats.longest_pause_seconds < limits.start_seconds + 3 * seconds
-    for request in requests:
-        request.generation.cancel()
-    stepped.finish()
-
-
-def test_a_request_of_a_group_that_is_cancelled_or_fails_is_the_only_one(
-    prompts: list[list[int]],
-) -> None:
-    def broken(chunk: Chunk) -> None:
-        raise ValueError("broken")
-
-    stepped = Stepped()
-    stepped.then = lambda _: requests[1].generation.cancel()  # during the pass
-    requests = [
-        stepped.submit(prompt, LONG, on_chunk=broken if number == 2 else None)
-        for number, prompt in enumerate(prompts)
-    ]
-    stepped.step()
-    assert stepped.passes == [[len(prompt) for prompt in prompts]]
-    stepped.finish(*requests[:1], *requests[3:])
-    assert requests[1].generation.result(0).finish_reason == "cancelled"
-    assert isinstance(requests[2].generation.exception(0), MgmError)
-
-
-def test_first_tokens_that_end_their_requests_take_no_row(prompts: list[list[int]]) -> None:
-    stepped = Stepped()
-    requests = [stepped.submit(p, (1, 9)[n % 2]) for n, p in enumerate(prompts[:4])]
-    stepped.finish(*requests)
-    assert sizes(stepped)[0] == 2
 
 
 # Cancelling
