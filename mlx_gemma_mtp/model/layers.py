@@ -19,7 +19,7 @@ from mlx_gemma_mtp.model.rope import Rope
 
 ON_METAL = backend() == "metal"
 
-# The most bytes of attention scores at a time. Longer queries are processed in pieces. 2,048 queries
+# The most bytes of attention scores at a time. Longer queries come in pieces. 2,048 queries
 # over 32,768 keys of a full layer of 31B take 22.6 ms on an H200 with 256 MB, 15.5 with 512 MB.
 MAX_SCORES_BYTES = (512 if backend() == "cuda" else 256) << 20
 
