@@ -25,7 +25,7 @@ from mlx_gemma_mtp.command_buffers import (
     limits_set,
     num_buffers,
 )
-from mlx_gemma_mtp.engine.batch import SIZES
+from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import folders, hub, hub_cache, remembered
 from mlx_gemma_mtp.files.checkpoint import read_target_config

@@ -168,7 +168,7 @@ def listed(
 
 def batches(given: str) -> list[int]:
     """Return the different batch sizes of --batch. Raises UsageError."""
-    from mlx_gemma_mtp.engine.batch import SIZES
+    from mlx_gemma_mtp.engine.rows import SIZES
 
     allowed = ", ".join(map(str, SIZES))
     return list(dict.fromkeys(listed("--batch", given, int, SIZES.__contains__, allowed)))

@@ -18,12 +18,13 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
-from mlx_gemma_mtp.engine.batch import SIZES, Batch
+from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.defaults import STOP
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
+from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
 from mlx_gemma_mtp.engine.warm_up import DRAFTS, WarmUp

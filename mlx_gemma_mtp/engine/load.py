@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlx_gemma_mtp.decode.params import is_count
-from mlx_gemma_mtp.engine.batch import SIZES
 from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
 from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.errors import UsageError
 
 

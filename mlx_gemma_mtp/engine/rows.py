@@ -1,0 +1,205 @@
+"""The rows of a batch: their requests, and what the device holds for them.
+
+Grows and shrinks with the requests. Knows nothing of rounds, of how many drafts they have, or of
+the requests that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.round import Newest
+from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
+from mlx_gemma_mtp.engine.prefill import Prefill
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.target import Target
+
+SIZES = (1, 2, 4, 8)
+
+
+@dataclass(eq=False)
+class Row:
+    """A request that is decoding, and its place in the batch."""
+
+    request: Request
+    acceptance: Acceptance
+    length: int  # the most positions it may have committed
+
+
+class Rows:
+    """Up to max_batch rows, some of them free; none at first.
+
+    each: None for a free one. cache, newest, settings, max_accepted: what a round takes.
+    changed: rows came or went since somebody set it to False.
+    """
+
+    def __init__(
+        self, target: Target, suppressed: Sequence[int], max_batch: int, limits: Limits
+    ) -> None:
+        self._target = target
+        self._limits = limits
+        self._sizes = sorted({min(size, max_batch) for size in SIZES})
+        self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
+        self._spare_rounds: int  # in succession that would have fitted into the next smaller size
+        self.each: list[Row | None]
+        self.cache: KVCache
+        self.newest: Newest
+        self.clear()
+
+    @property
+    def active(self) -> list[Row]:
+        """The rows of requests that have not ended."""
+        return [row for row in self.each if row and not row.request.ended]
+
+    @property
+    def num_free(self) -> int:
+        """How many more requests may have a row."""
+        return self._sizes[-1] - len(self.active)
+
+    @property
+    def longest(self) -> int:
+        """The most positions that any row may have committed."""
+        return max((row.length for row in self.each if row), default=0)
+
+    def clear(self) -> None:
+        """Drop every row and return the memory."""
+        self._start(0, self.capacity(1))
+
+    def capacity(self, length: int) -> int:
+        """The slots of a full-attention layer for rows of this length."""
+        return capacity_for(length, self._limits.slot_step)
+
+    def settings_of(self, requests: Sequence[Request]) -> RowSettings:
+        """The settings of these requests, in a batch of their own."""
+        return row_settings([request.params for request in requests], self._suppress)
+
+    def join(self, prefill: Prefill, newest: Newest, acceptances: Sequence[Acceptance]) -> None:
+        """Give rows to the requests of a prefill that have not ended.
+
+        newest: the first token of each. If memory runs out, the last requests fail. If this fails,
+        the other rows are as they were.
+        """
+        joining = [n for n, request in enumerate(prefill.requests) if not request.ended]
+        joining = self._make_room(joining, prefill.requests)
+        free = [index for index, row in enumerate(self.each) if row is None]
+        moves = [
+            (index, source, len(prefill.requests[source].ids))
+            for index, source in zip(free, joining, strict=False)
+        ]
+        offset = prefill.cache.offset
+        self.cache.take_over(prefill.cache, moves)
+        self.cache.offset = _put(self.cache.offset, offset, moves)
+        pairs = zip(self.newest, newest, strict=True)
+        self.newest = Newest(*(_put(array, values, moves) for array, values in pairs))
+        for index, source, length in moves:
+            self.each[index] = Row(prefill.requests[source], acceptances[source], length)
+        self._lay_out()
+
+    def _make_room(self, joining: list[int], requests: Sequence[Request]) -> list[int]:
+        """Have free rows for these requests, all at once; those that are left if memory ran out."""
+        while True:
+            longest = max(len(requests[n].ids) for n in joining)
+            num_rows = len(joining) + sum(row is not None for row in self.each)
+            try:
+                if num_rows > len(self.each):
+                    size = next(size for size in self._sizes if size >= num_rows)
+                    self._resize(size, longest)
+                self.cache.grow(self.capacity(longest))
+            except (RuntimeError, MemoryError) as error:
+                if len(joining) == 1:
+                    raise
+                requests[joining[-1]].fail(error)
+                joining = joining[:-1]
+            else:
+                return joining
+
+    def free_ended(self) -> None:
+        """Free the rows of requests that have ended; their sessions get a copy of the cache."""
+        ended = [(index, row) for index, row in enumerate(self.each) if row and row.request.ended]
+        for index, row in ended:
+            self.each[index], request = None, row.request
+            if request.session:
+                # The keys and values of the newest token are not computed yet.
+                held = [*request.ids, *request.tokens[:-1]]
+                try:
+                    request.session.copy_back(self.cache, index, held)
+                except (RuntimeError, MemoryError):  # no room: the next turn starts from scratch
+                    request.session.close()
+        if ended:
+            self._lay_out()
+
+    def grow(self, capacity: int) -> bool:
+        """Grow the cache. If memory runs out, fail the longest request and return False."""
+        try:
+            self.cache.grow(capacity)
+        except (RuntimeError, MemoryError) as error:
+            requests = [row.request for row in self.active]
+            longest = max(requests, key=lambda request: len(request.ids) + len(request.tokens))
+            longest.fail(error)
+            return False
+        return True
+
+    def may_shrink(self) -> bool:
+        """True if fewer rows have been enough for some rounds; to be asked once a round."""
+        self._spare_rounds = self._spare_rounds + 1 if self._size() < len(self.each) else 0
+        return self._spare_rounds > self._limits.shrink_after
+
+    def shrink(self) -> None:
+        """Have as few rows as the requests need."""
+        self._resize(self._size())
+
+    def _size(self) -> int:
+        return next(size for size in self._sizes if size >= len(self.active))
+
+    def _start(self, size: int, capacity: int) -> None:
+        """Start over with this many free rows."""
+        config, dtype, limits = self._target.config, self._target.dtype, self._limits
+        most, step = limits.most_beyond, limits.slot_step
+        self.each = [None] * size
+        self._spare_rounds = 0
+        self.cache = KVCache.empty(
+            config, size, capacity=capacity, most=most, dtype=dtype, slot_step=step
+        )
+        token, hidden = mx.zeros((size,), mx.int32), mx.zeros((size, 1, config.hidden_size), dtype)
+        self.newest = Newest(token, hidden)
+        self._lay_out()
+
+    def _resize(self, size: int, length: int = 0) -> None:
+        """Change the number of rows, with room for one of this length. No round is in flight."""
+        kept = [index for index, row in enumerate(self.each) if row]
+        longest = max(length, self.longest)
+        capacity = self.capacity(longest + self._limits.max_draft_tokens + 1)
+        if not kept:
+            self._start(size, capacity)
+            return
+        sources = [*kept, *[None] * (size - len(kept))]
+        self.cache.resize(sources, capacity)
+        index = mx.array([source or 0 for source in sources])
+        self.newest = Newest(self.newest.token[index], self.newest.hidden[index])
+        self.each = [None if source is None else self.each[source] for source in sources]
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Lay out the settings of the rows for the device."""
+        self.changed = True
+        params = [row.request.params if row else None for row in self.each]
+        self.settings = row_settings(params, self._suppress)
+        most = [row.request.most_drafts if row else -1 for row in self.each]
+        self.max_accepted = mx.array(most, mx.int32)
+
+
+def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int, int]]) -> mx.array:
+    """array [B, ...] with rows replaced by rows of values, see `KVCache.take_over`.
+
+    The old array stays as it was.
+    """
+    order = list(range(len(array)))
+    for index, source, _ in moves:
+        order[index] = len(array) + source
+    return mx.concatenate([array, values.astype(array.dtype)])[mx.array(order)]
