@@ -40,9 +40,9 @@ Scale = Callable[[Rng], Floats | float]
 
 
 def typical(bound: float, measure: Callable[[], float]) -> float:
-    """Return a median: of 1 measurement, or of 21, or of 101 until it is below the bound."""
+    """Return a median: of 1 measurement, or of 11, or of 101 until it is below the bound."""
     found = [measure()]
-    for more in (20, 80):  # one can be unlucky, and rarely 21
+    for more in (10, 90):  # one can be unlucky, and rarely 11
         if np.median(found) >= bound:
             found += [measure() for _ in range(more)]
     return float(np.median(found))
@@ -214,7 +214,8 @@ def test_the_k_of_a_steady_text_settles(rng: Rng) -> None:
         text = steady("published", LEARNING)
         return play(rng, Depth(), machine("jump at 4", LEARNING), text).ks[-1000:].count(3) / 1000
 
-    assert np.median([share() for _ in range(5)]) > 0.7
+    # 0.54 to 0.96 in 250 runs, 0.76 in the median; 2 drafts are nearly as fast.
+    assert np.median([share() for _ in range(5)]) > 0.55
 
 
 def test_a_pinned_row_gets_its_k_and_the_others_at_least_that() -> None:
