@@ -94,9 +94,13 @@ def test_a_machine_that_slows_down_and_recovers_is_followed(
 @pytest.mark.parametrize("name", [*MACHINES, *(mac for mac in MACS if mac[2] == 1)], ids=str)
 def test_drafts_that_are_never_right_cost_less_than_5_percent(rng: Rng, name: Name) -> None:
     rounds = 1000
-    played = play(rng, Depth(), machine(name, rounds), steady("0", rounds))
-    assert played.behind_plain() < 0.05
-    assert played.behind_plain(rounds // 2) < 0.02  # what remains when everything is known
+
+    def share_of_bounds() -> float:
+        played = play(rng, Depth(), machine(name, rounds), steady("0", rounds))
+        late = played.behind_plain(rounds // 2)  # what remains when everything is known
+        return max(played.behind_plain() / 0.05, late / 0.02)
+
+    assert typical(1, share_of_bounds) < 1
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.5", "0.2", "0"])
