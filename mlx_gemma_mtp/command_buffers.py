@@ -103,7 +103,8 @@ def choose_limits(
 def limits_set(architecture: str, environ: Mapping[str, str] = os.environ) -> BufferLimits:
     """Return the limits that the user has set, and MLX's own in place of the others.
 
-    architecture: the GPU's, from `mx.device_info`. Like MLX, takes what is not a number for 0.
+    architecture: the GPU's, from `mx.device_info`. A value that is not a number counts as 0, as in
+    MLX.
     """
 
     def number(name: str, own: int) -> int:
@@ -117,7 +118,7 @@ def limits_set(architecture: str, environ: Mapping[str, str] = os.environ) -> Bu
 def rounds_may_overlap(config: TargetConfig) -> bool:
     """True if a round can be dispatched before the one before it has ended, without copies.
 
-    That takes LEAST command buffers on Metal; MLX has no other backend that we know to copy.
+    That takes LEAST command buffers on Metal; no other backend of MLX is known to copy.
     """
     if device.backend() != "metal":
         return True
@@ -133,7 +134,7 @@ def num_buffers(config: TargetConfig, limits: BufferLimits) -> int:
 
 
 def _weights(config: TargetConfig) -> int:
-    """Return how many weights a round refers to: of experts all, of the embeddings the head."""
+    """Return how many weights a round refers to: with all experts, and the head."""
     experts = 3 * config.num_experts * config.moe_intermediate_size
     width = config.vocab_size
     for layer in config.layers:

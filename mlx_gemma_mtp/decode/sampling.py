@@ -43,7 +43,7 @@ class RowSettings(NamedTuple):
     greedy: bool  # every row is at temperature 0
     filtered: bool  # some row sets top_k or top_p
     narrow: bool  # some row sets a top_k up to MOST_TOP_K
-    full: bool  # choose among the whole vocabulary, because some row doesn't
+    full: bool  # choose among the whole vocabulary, because some sampled row sets none or a larger
 
 
 class Chosen(NamedTuple):

@@ -95,8 +95,8 @@ class KVCache:
 
         capacity: slots of a full-attention layer. most: the largest number of positions that one
         round will write. A sliding layer gets `window + most` slots or a few more, so that neither
-        a forward's own writes nor stale drafts fall into the window of its queries. Negative if no
-        row will have that many positions. Reading prompts alone needs the window only.
+        a forward's own writes nor stale drafts fall into the window of its queries. Negative if all
+        rows will be shorter than the window. Reading prompts alone needs the window only.
         dtype: of the model's activations; `kv_dtype` says which one the buffers get.
         """
         sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
