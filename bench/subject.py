@@ -104,8 +104,12 @@ def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> O
     return Opened(model, open_pair(model, drafter, bits=bits, force=force))
 
 
+# As in the generation_config.json of Google's checkpoints.
+GOOGLES = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+
+
 def random(size: str, *, bits: int | None, accept: Sequence[float]) -> Opened:
-    """Random weights, not drawn yet. Raises UsageError."""
+    """Random weights with Google's sampling defaults, not drawn yet. Raises UsageError."""
     dtype = mx.float32 if device.backend() == "cpu" else mx.bfloat16
     target, drafter = mlx_worker().run(lambda: synthetic.random_pair(size, dtype, bits))
-    return Opened(size, OpenPair(target, drafter, None, {}, None), Draws(accept))
+    return Opened(size, OpenPair(target, drafter, None, GOOGLES, None), Draws(accept))

@@ -57,7 +57,7 @@ class Limits:
     chunks: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     decoding_chunk: int = 512
     pause_seconds: float = 0.25
-    start_seconds: float = 3.0
+    start_seconds: float = 10.0
     max_draft_tokens: int = MAX_DRAFT_TOKENS
     snapshots: int = 2
     rollback: int = 512
@@ -69,10 +69,12 @@ class Limits:
     def most_beyond(self) -> int:
         """The most positions that a row writes beyond the end of its output.
 
-        Those of the round that ended it, and of a plain one dispatched before that was known. A
-        session that takes the row over still needs the window before the end.
+        Those of the round that ended it, and of one dispatched before that was known, which is a
+        plain one except on CUDA: see `Batch`. A session that takes the row over still needs the
+        window before the end.
         """
-        return self.max_draft_tokens + 2
+        most = self.max_draft_tokens + 1
+        return 2 * most if device.backend() == "cuda" else most + 1
 
 
 def _sliding(cache: KVCache) -> int:
@@ -204,7 +206,7 @@ class Pair(NamedTuple):
         )
         rows = empty(
             batch,
-            capacity=capacity_for(context + MOST + 2),
+            capacity=capacity_for(context + 2 * (MOST + 1)),
             most=limits.most_beyond,
         )
         capacity, chunk = capacity_for(context), min(largest, context)

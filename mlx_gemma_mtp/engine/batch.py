@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Round, RoundPlayer, first_token
@@ -71,7 +72,7 @@ class Batch:
         self.limits = limits
         self._player = player
         self._depth = depth
-        self._ahead = limits.overlap and rounds_may_overlap(target.config)
+        self._overlaps = limits.overlap and rounds_may_overlap(target.config)
         self._rows = Rows(target, suppressed, max_batch, limits)
         self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
@@ -129,8 +130,7 @@ class Batch:
         So the device is busy with the drafts while the host reads, tokens are handed out when they
         are ready, a request that has ended costs no further pass of the target, and MLX updates
         every buffer in place, because nothing that reads it is left. Without drafts the device
-        would wait for the host: that pass is dispatched before the read, if that copies no buffer.
-        On an H200, reading first made plain rounds of 26B-A4B at batch 8 16% slower.
+        would wait for the host: see `_runs_ahead`.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
@@ -143,7 +143,7 @@ class Batch:
         continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
         guess = self._dispatch_drafts() if continues else None
         following = None if guess is None else self._lay_out_verify(guess)
-        ahead = self._ahead and guess is not None and guess.num_draft_tokens == 0
+        ahead = guess is not None and self._runs_ahead(guess)
         if following and ahead:
             self._dispatch_verify(following)
         self.land(guess)
@@ -205,6 +205,17 @@ class Batch:
         guessed = self._player.draft(rows.cache, rows.newest, rows.settings, drafts)
         mx.async_eval(guessed)
         return Guess(guessed, self._flight is not None, start if is_new else None)
+
+    def _runs_ahead(self, guess: Guess) -> bool:
+        """True if the verify pass of these drafts is dispatched before the round before is read.
+
+        That is where reading first was measured to be slower, on an H200: in plain rounds (16% for
+        26B-A4B at batch 8), and with CUDA in all rounds of a single row (7% for 31B with 3 drafts),
+        whose drafts end before the host has dispatched the pass. At batch 4 and 8 with drafts it
+        made no difference. Never if it would copy buffers.
+        """
+        quick = device.backend() == "cuda" and len(self._rows.each) == 1
+        return self._overlaps and (guess.num_draft_tokens == 0 or quick)
 
     def _lay_out_verify(self, guess: Guess) -> Verify:
         """Lay out the second half of a round, which takes the host a while, and run nothing yet."""
