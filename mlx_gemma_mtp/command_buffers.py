@@ -55,6 +55,10 @@ OTHERS = BufferLimits(40, 40)
 LEAST = 18
 MODERATE = BufferLimits(100, 160)
 
+# MLX's own limits start at 20 and 40. At 10 launches a round of 26B-A4B has about 160 boundaries of
+# 20 us (ml-explore/mlx#4521): 3 ms of about 13 on an M4 Max, as mgm estimate predicts.
+TOO_LOW = 10
+
 # From here on (12B, 31B) weights take so long to read that a dense model gains nothing: Qwen3.8-27B
 # on an M3 Ultra (ml-explore/mlx#4521).
 LARGE = 3840  # hidden_size

@@ -21,6 +21,7 @@ from mlx_gemma_mtp.command_buffers import (
     LEAST,
     NAMES,
     OTHERS,
+    TOO_LOW,
     BufferLimits,
     limits_set,
     num_buffers,
@@ -82,16 +83,24 @@ class CommandBuffers:
         return cls(*limits_set(architecture, environ), any(name in environ for name in NAMES))
 
     def problems(self, models: Iterable[tuple[str, TargetConfig]]) -> Iterator[str]:
-        """Yield what these limits do to models if the user set them too high."""
-        limits = BufferLimits(self.max_ops, self.max_mb)
+        """Yield what is wrong with the limits that the user has set, for these models."""
+        if not self.set_by_user:
+            return
+        limits, either = BufferLimits(self.max_ops, self.max_mb), " or ".join(NAMES)
+        if min(limits) < TOO_LOW:
+            yield (
+                f"{either} is below {TOO_LOW} or not a number: MLX then sends work to the GPU in "
+                "very small portions, which is slow; unset both"
+            )
+            return
         for name, config in models:
             few = num_buffers(config, limits)
             # Tiny models never have enough.
-            if self.set_by_user and few < LEAST <= num_buffers(config, OTHERS):
+            if few < LEAST <= num_buffers(config, OTHERS):
                 yield (
-                    f"{' and '.join(NAMES)} are set so high that a round of {name} may have only "
-                    f"{few} command buffers, not {LEAST}: MLX may then copy the KV cache in every "
-                    "round; unset both"
+                    f"{either} is so high that a round of {name} may have only {few} command "
+                    f"buffers, not {LEAST}: MLX may then copy the KV cache in every round; "
+                    "unset both"
                 )
                 return
 

@@ -229,7 +229,7 @@ def test_the_conclusion_shows_the_self_test_and_has_its_exit_code(
     assert (shown["self_test"], shown["problems"]) == (None, failed.problems)
 
 
-def test_command_buffers_that_the_user_made_too_large_are_a_problem(
+def test_command_buffers_that_the_user_made_too_large_or_too_small_are_a_problem(
     hub_cache: HubCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [
@@ -244,6 +244,9 @@ def test_command_buffers_that_the_user_made_too_large_are_a_problem(
     )
     for fine in ({}, {"MLX_MAX_OPS_PER_BUFFER": "80"}, {"MLX_MAX_MB_PER_BUFFER": "90"}):
         assert not [*doctor.CommandBuffers.here(gpu, fine).problems(models)]
+    for low in ("many", "", "1e3", "-5", "9"):
+        [problem] = doctor.CommandBuffers.here(gpu, {"MLX_MAX_OPS_PER_BUFFER": low}).problems([])
+        assert "below 10 or not a number" in problem
     report = doctor.examine()
     for environ, shown in (
         ({}, "up to 50 launches or 50 MB, MLX's own; raised for models that gain from it"),

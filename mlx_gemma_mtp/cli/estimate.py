@@ -91,10 +91,10 @@ def estimate(
     of_chip = known.chips.get(found.name)
     lines = [
         f"{plans[0].name} on {found.name} ({chip_speed}), {tokens:,} tokens a row",
-        "A prediction, not a measurement. For Gemma 4 on Macs that others measured "
-        f"({known.points} speeds, {len(known.chips)} Macs) it gives {known.low:.2f} to "
-        f"{known.high:.2f} times the measured speed, in the median {known.median:.2f}"
-        f"{f', on this chip {of_chip:.2f}' if of_chip else ''}. "
+        f"A prediction, not a measurement. For {known.points} published speeds of Gemma 4 on "
+        f"{len(known.chips)} chips it is {known.low:.2f} to {known.high:.2f} times the measured "
+        f"speed, {known.median:.2f} in the median"
+        f"{f', {of_chip:.2f} on this chip' if of_chip else ''}. "
         "Assumed chances by position that a draft is accepted if those before it are: "
         f"{by_position}.",
     ]
@@ -123,9 +123,9 @@ def estimate(
         print(wrapped("\nBy number of drafts: add --bits 4 or 8.", width))
         return
     counts = range(1, len(predicted[0][0].tokens_per_second))
-    print(wrapped("\nTokens/s of all rows by number of drafts", width))
+    print(wrapped("\nTokens/s of all rows by number of drafts (K)", width))
     speeds = [[str(one.batch), *map(_speed, one.tokens_per_second)] for one in predicted[0]]
-    print(table(["batch", "plain", *map(str, counts)], speeds, left=0, width=width))
+    print(table(["batch", "plain", *(f"K={n}" for n in counts)], speeds, left=0, width=width))
 
 
 def _speed(rate: float) -> str:
