@@ -95,7 +95,7 @@ def speed(
     return len(lengths) * expected_tokens(accept, num_draft_tokens) / seconds
 
 
-class Round(NamedTuple):
+class RoundTime(NamedTuple):
     """Seconds of a round: of its kernels with all bandwidth and compute, and of its launches."""
 
     kernels: float
@@ -108,7 +108,7 @@ class Round(NamedTuple):
 
 def predicted_round(
     floor: Floor, chip: Chip, lengths: Sequence[int], num_draft_tokens: int
-) -> Round:
+) -> RoundTime:
     """A round of rows of these lengths, by the formulas above."""
     kernels, target = metal.kernels(chip.name), floor.target
     rows = len(lengths) * (num_draft_tokens + 1)
@@ -124,7 +124,7 @@ def predicted_round(
         step += _attention(floor, floor.drafter, lengths, chip)
         seconds += num_draft_tokens * step
         launches += num_draft_tokens * metal.LAUNCHES_PER_DRAFT
-    return Round(seconds, launches * kernels.launch_seconds)
+    return RoundTime(seconds, launches * kernels.launch_seconds)
 
 
 def _product(weights: Work, rows: int, chip: Chip) -> float:

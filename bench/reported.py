@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .chips import find_chip
-from .estimate import SHARE, Round, predicted_round
+from .estimate import SHARE, RoundTime, predicted_round
 from .floor import Floor
 from .synthetic import random_pair
 
@@ -111,7 +111,7 @@ def fitted(points: Iterable[Reported]) -> float:
 
 
 @cache
-def _round(one: Reported) -> Round:
+def _round(one: Reported) -> RoundTime:
     floor = _floor(one.size, one.bits, one.drafter_bits)
     lengths = [one.context] * one.batch
     return predicted_round(floor, find_chip(one.chip), lengths, one.num_draft_tokens)

@@ -67,7 +67,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Buffers:
+class CommandBuffers:
     """The limits of Metal's command buffers, see `command_buffers`.
 
     set_by_user: otherwise MLX's own, which `load` raises for the models that gain from it.
@@ -78,7 +78,7 @@ class Buffers:
     set_by_user: bool
 
     @classmethod
-    def here(cls, architecture: str, environ: Mapping[str, str] = os.environ) -> Buffers:
+    def here(cls, architecture: str, environ: Mapping[str, str] = os.environ) -> CommandBuffers:
         """Return the limits with a GPU of this architecture, as `mx.device_info` names it."""
         return cls(*limits_set(architecture, environ), any(name in environ for name in NAMES))
 
@@ -122,7 +122,7 @@ class Report:
     available_bytes: int
     best_fit: Choice
     backend: str
-    buffers: Buffers | None
+    buffers: CommandBuffers | None
     versions: dict[str, str | None]
     cache: Place
     depth: Place
@@ -154,7 +154,7 @@ def examine(packages: Sequence[str] = PACKAGES) -> Report:
     models = [one for one in hub_cache.models() if not one.is_drafter]
     buffers, shapes = None, []
     if backend == "metal":
-        buffers = Buffers.here(str(mx.device_info()["architecture"]))
+        buffers = CommandBuffers.here(str(mx.device_info()["architecture"]))
         shapes = [(one.name, read_target_config(one.folder)) for one in models if not one.problem]
     return Report(
         chip=device.chip_name(),

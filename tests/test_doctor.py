@@ -238,21 +238,22 @@ def test_command_buffers_that_the_user_made_too_large_or_too_small_are_a_problem
     models.insert(0, ("demo", read_target_config(DEMO)))
     gpu = "applegpu_g16s"
     advised = {"MLX_MAX_OPS_PER_BUFFER": "1000", "MLX_MAX_MB_PER_BUFFER": "1000"}
-    [problem] = doctor.Buffers.here(gpu, advised).problems(models)
+    [problem] = doctor.CommandBuffers.here(gpu, advised).problems(models)
     assert re.search(
         r"round of 12B may have only 1 command buffers, not 18: .* unset both", problem
     )
     for fine in ({}, {"MLX_MAX_OPS_PER_BUFFER": "80"}, {"MLX_MAX_MB_PER_BUFFER": "90"}):
-        assert not [*doctor.Buffers.here(gpu, fine).problems(models)]
+        assert not [*doctor.CommandBuffers.here(gpu, fine).problems(models)]
     for low in ("many", "", "1e3", "-5", "9"):
-        [problem] = doctor.Buffers.here(gpu, {"MLX_MAX_OPS_PER_BUFFER": low}).problems([])
+        wrong = doctor.CommandBuffers.here(gpu, {"MLX_MAX_OPS_PER_BUFFER": low})
+        [problem] = wrong.problems([])
         assert "below 10 or not a number" in problem
     report = doctor.examine()
     for environ, shown in (
         ({}, "up to 50 launches or 50 MB, MLX's own; raised for models that gain from it"),
         (advised, "up to 1000 launches or 1000 MB, set by you"),
     ):
-        print_report(replace(report, buffers=doctor.Buffers.here(gpu, environ)))
+        print_report(replace(report, buffers=doctor.CommandBuffers.here(gpu, environ)))
         assert f"\nbuffers    {shown}\n" in capsys.readouterr().out
     print_report(report)
     assert ("\nbuffers " in capsys.readouterr().out) == (device.backend() == "metal")

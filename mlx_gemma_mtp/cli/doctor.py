@@ -15,7 +15,7 @@ from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.check import SelfTest
-    from mlx_gemma_mtp.doctor import Buffers, Checked, Place, Report
+    from mlx_gemma_mtp.doctor import Checked, CommandBuffers, Place, Report
 
 
 def doctor(
@@ -123,7 +123,7 @@ def _verdict(one: Checked) -> str:
     )
 
 
-def _buffers(buffers: Buffers) -> str:
+def _buffers(buffers: CommandBuffers) -> str:
     of = "set by you" if buffers.set_by_user else "MLX's own; raised for models that gain from it"
     return f"up to {buffers.max_ops} launches or {buffers.max_mb} MB, {of}"
 

@@ -88,13 +88,15 @@ def estimate(
     *first, last = (f"{chance:.0%}" for chance in chances)
     by_position = ", ".join([*first, f"{last} from position {len(chances)} on"])
     known = error()
-    of_chip = known.chips.get(found.name)
+    if of_chip := known.chips.get(found.name):
+        low, high, others, here = known.low, known.high, "", f", {of_chip:.2f} on this chip"
+    else:  # then each chip was as unknown as this one
+        low, high, others, here = known.unseen_low, known.unseen_high, "other ", ""
     lines = [
         f"{plans[0].name} on {found.name} ({chip_speed}), {tokens:,} tokens a row",
         f"A prediction, not a measurement. For {known.points} published speeds of Gemma 4 on "
-        f"{len(known.chips)} chips it is {known.low:.2f} to {known.high:.2f} times the measured "
-        f"speed, {known.median:.2f} in the median"
-        f"{f', {of_chip:.2f} on this chip' if of_chip else ''}. "
+        f"{len(known.chips)} {others}chips it is {low:.2f} to {high:.2f} times the measured "
+        f"speed, {known.median:.2f} in the median{here}. "
         "Assumed chances by position that a draft is accepted if those before it are: "
         f"{by_position}.",
     ]

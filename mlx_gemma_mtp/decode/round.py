@@ -1,6 +1,6 @@
 """One round of speculative decoding for B rows: draft, verify, accept.
 
-The text is the target's own (Leviathan et al. 2023, in its sample-matching form): every emitted
+The output is the target's own (Leviathan et al. 2023, in its sample-matching form): every emitted
 token is the one that `sampling.choose` takes from the target's logits. Drafts only decide how many
 tokens a round yields. Nothing here reads the device from the host.
 """

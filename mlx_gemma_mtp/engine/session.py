@@ -91,8 +91,8 @@ class Session:
         most = min(same, len(ids) - 1)
         now = self._snapshot(cache, len(self._tokens), self._first)
         snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
-        snapshot = max(snapshots, key=lambda snapshot: self._reach(snapshot, most))
-        length = self._reach(snapshot, most)
+        snapshot = max(snapshots, key=lambda snapshot: self._usable(snapshot, most))
+        length = self._usable(snapshot, most)
         if length == 0:
             self.close()
             return None
@@ -157,7 +157,7 @@ class Session:
             loaded = mx.load(str(path), format="safetensors", return_metadata=True)
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
             if about.get("format") != FORMAT or about.get("model") != self._model:
-                raise CheckpointError(f"{path} belongs to another model: start a new session")
+                raise CheckpointError(f"{path} is of another model or version: start a new session")
             names = [f"{part}.{index}" for part in PARTS for index in self._sliding]
             snapshots = [
                 _Snapshot(int(length), int(first), {n: arrays[f"{number}.{n}"] for n in names})
@@ -177,7 +177,7 @@ class Session:
     def _snapshot(self, cache: KVCache, length: int, first: int) -> _Snapshot:
         return _Snapshot(length, first, _named(cache, self._sliding))
 
-    def _reach(self, snapshot: _Snapshot, most: int) -> int:
+    def _usable(self, snapshot: _Snapshot, most: int) -> int:
         """How many of the first `most` tokens are usable with these sliding layers.
 
         The next query must find its whole window. If it does, a stale slot cannot pass for part of

@@ -56,7 +56,7 @@ class SharedKV(NamedTuple):
 def capacity_for(length: int, slot_step: int = SLOT_STEP) -> int:
     """Capacity to allocate for this many positions: steps of 256, later of an eighth or less.
 
-    Few distinct sizes keep the number of compiled rounds and of copies small while a text grows.
+    Few distinct sizes keep the number of compiled rounds and of copies small while rows grow.
     slot_step: tests use a smaller one, so that caches grow more often.
     """
     step = max(8 * slot_step, 1 << max(0, length.bit_length() - 4))
@@ -166,9 +166,8 @@ class KVCache:
             following = None if reach.earlier is None else _following(part[index], reach, new)
             kept = new[:, :, new.shape[2] - reach.slots.shape[2] :]
             part[index] = mx.put_along_axis(part[index], reach.slots, kept, axis=2)
-            if (
-                following is not None
-            ):  # otherwise `new` would stay in memory until the buffer is read
+            if following is not None:
+                # After the write: otherwise `new` would stay in memory until the buffer is read.
                 seen.append(mx.depends(following, part[index]))
         return (seen[0], seen[1]) if seen else self.seen(index, reach)
 

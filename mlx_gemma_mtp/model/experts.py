@@ -16,7 +16,8 @@ from mlx_gemma_mtp.model.layers import ON_METAL, gelu_tanh
 # weights serves all of its tokens. For fewer the sort costs more than it saves.
 SORT_EXPERTS_FROM = 64
 
-# Metal has a fast gather_mm kernel for sorted rows; CUDA's is not measured yet.
+# Metal has a fast gather_mm kernel for sorted rows. CUDA's is not measured for the few pairs that
+# are computed one by one there.
 SORTED_GATHER_MM = ON_METAL
 
 # From this many tokens on, every expert computes every token, with weight zero for tokens that did
@@ -27,8 +28,8 @@ ALL_EXPERTS_FROM = 16 if backend() == "cuda" else None
 
 # From this many tokens on, experts on CUDA get their tokens in tiles of TILE_HEIGHT rows, so that a
 # read of an expert serves a tile. One layer of 26B-A4B in bfloat16 on an H200 takes 1,348 us for
-# 512 tokens and 2,597 for 2,048; every expert for every token takes 1,372 and 5,026. In 4 bits,
-# tiles of 128 rows take 2,432 and 3,984 us, and sorted pairs 9,980 and 39,534.
+# 512 tokens and 2,597 for 2,048; every expert for every token takes 1,372 and 5,026. In 4 bits
+# 1,633 and 3,173 us, and 5,880 and 22,209.
 TILES_FROM = 512 if backend() == "cuda" else None
 TILE_HEIGHT = 64
 

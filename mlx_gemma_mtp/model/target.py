@@ -113,7 +113,7 @@ class Target(nn.Module):
 
 
 class TargetLayer(DecoderLayer):
-    """One layer of the target, with experts beside the MLP and per-layer embeddings if it has any.
+    """One layer of the target, with experts next to the MLP and per-layer embeddings if it has any.
 
     Reads the keys and values of layer `kv_source` in the cache: its own, if it owns any.
     """

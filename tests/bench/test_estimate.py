@@ -237,7 +237,11 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     tables = [line for line in shown.stdout.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= 80
     error = reported.error()
-    assert f"{error.low:.2f} to {error.high:.2f} times" in " ".join(shown.stdout.split())
+    on_others = f"other chips it is {error.unseen_low:.2f} to {error.unseen_high:.2f} times"
+    assert on_others in " ".join(shown.stdout.split())
+    known = mgm_here("estimate", "26b", "--chip", "M5 Max", "--batch", "1").stdout
+    assert f" chips it is {error.low:.2f} to {error.high:.2f} times" in " ".join(known.split())
+    assert f"{error.chips['M5 Max']:.2f} on this chip" in " ".join(known.split())
     said = found(mgm_here(*arguments, "--format", "json"))
     assert said["share"] == estimate.SHARE
     assert said["error"] == error._asdict()

@@ -40,9 +40,9 @@ Scale = Callable[[Rng], Floats | float]
 
 
 def typical(bound: float, measure: Callable[[], float]) -> float:
-    """Return a median: of 1 measurement, or of 21, or of 101 until it is below the bound."""
+    """Return a median: of 1 measurement, or of 11, or of 101 until it is below the bound."""
     found = [measure()]
-    for more in (20, 80):  # one can be unlucky, and rarely 21
+    for more in (10, 90):  # one can be unlucky, and rarely 11
         if np.median(found) >= bound:
             found += [measure() for _ in range(more)]
     return float(np.median(found))
@@ -94,9 +94,13 @@ def test_a_machine_that_slows_down_and_recovers_is_followed(
 @pytest.mark.parametrize("name", [*MACHINES, *(mac for mac in MACS if mac[2] == 1)], ids=str)
 def test_drafts_that_are_never_right_cost_less_than_5_percent(rng: Rng, name: Name) -> None:
     rounds = 1000
-    played = play(rng, Depth(), machine(name, rounds), steady("0", rounds))
-    assert played.behind_plain() < 0.05
-    assert played.behind_plain(rounds // 2) < 0.02  # what remains when everything is known
+
+    def share_of_bounds() -> float:
+        played = play(rng, Depth(), machine(name, rounds), steady("0", rounds))
+        late = played.behind_plain(rounds // 2)  # what remains when everything is known
+        return max(played.behind_plain() / 0.05, late / 0.02)
+
+    assert typical(1, share_of_bounds) < 1
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.5", "0.2", "0"])
@@ -214,7 +218,8 @@ def test_the_k_of_a_steady_text_settles(rng: Rng) -> None:
         text = steady("published", LEARNING)
         return play(rng, Depth(), machine("jump at 4", LEARNING), text).ks[-1000:].count(3) / 1000
 
-    assert np.median([share() for _ in range(5)]) > 0.7
+    # 0.54 to 0.96 in 250 runs, 0.76 in the median; 2 drafts are nearly as fast.
+    assert np.median([share() for _ in range(5)]) > 0.55
 
 
 def test_a_pinned_row_gets_its_k_and_the_others_at_least_that() -> None:

@@ -30,7 +30,7 @@ class Watched:
 
     def __init__(self, *, drafter: bool = True, **options: Any) -> None:
         self.played: list[tuple[str, int]] = []
-        self.began, self.gate = threading.Event(), threading.Event()
+        self.started, self.gate = threading.Event(), threading.Event()
         self.gate.set()
         pair = fake_pair(FakeTarget(lambda rows: self._note("chunk", len(rows[0]))))
         pair = pair if drafter else pair._replace(drafter=None)
@@ -38,7 +38,7 @@ class Watched:
 
     def _note(self, what: str, size: int) -> None:
         self.played.append((what, size))
-        self.began.set()
+        self.started.set()
         assert self.gate.wait(SECONDS)
 
     def _player(self, *models: Any) -> RoundPlayer:
@@ -90,7 +90,7 @@ def test_a_request_goes_first_and_the_rest_is_dropped(prompts: list[list[int]]) 
     with watched.engine as engine:
         watched.gate.clear()
         engine.warm_up(on_cpu=True)
-        assert watched.began.wait(SECONDS)
+        assert watched.started.wait(SECONDS)
         assert engine.warming
         generation = engine.submit(prompts[1], PARAMS)
         watched.gate.set()
@@ -105,7 +105,7 @@ def test_closing_ends_it_within_a_step() -> None:
     watched = Watched()
     watched.gate.clear()
     watched.engine.warm_up(on_cpu=True)
-    assert watched.began.wait(SECONDS)
+    assert watched.started.wait(SECONDS)
     closing = threading.Thread(target=watched.engine.close)
     closing.start()
     watched.gate.set()
@@ -171,5 +171,5 @@ def test_an_error_in_it_is_nobodys(calls: int, prompts: list[list[int]]) -> None
     with fake_engine(FakeTarget(fail)) as engine:
         engine.warm_up(on_cpu=True)
         wait_for(engine)
-        assert left[0] < 0  # it went on with the others
+        assert left[0] < 0  # it continued with the others
         assert engine.generate(prompts[0], PARAMS)[0].tokens == output(prompts[0], 16)
