@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -33,7 +33,7 @@ def estimate(
             "one repeats."
         ),
     ] = ".84,.71,.64,.70",  # what vLLM's users saw with 26B
-    output: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
+    as_json: options.Json = False,
 ) -> None:
     """Predict speed and memory on a Mac. Downloads nothing.
 
@@ -60,7 +60,7 @@ def estimate(
         ]
         for planned in plans
     ]
-    if output == "json":
+    if as_json:
         described = {
             "schema": SCHEMA,
             "kind": "prediction from what others measured of kernels, not a measurement",
