@@ -245,8 +245,7 @@ def test_command_buffers_that_the_user_made_too_large_or_too_small_are_a_problem
     for fine in ({}, {"MLX_MAX_OPS_PER_BUFFER": "80"}, {"MLX_MAX_MB_PER_BUFFER": "90"}):
         assert not [*doctor.CommandBuffers.here(gpu, fine).problems(models)]
     for low in ("many", "", "1e3", "-5", "9"):
-        wrong = doctor.CommandBuffers.here(gpu, {"MLX_MAX_OPS_PER_BUFFER": low})
-        [problem] = wrong.problems([])
+        [problem] = doctor.CommandBuffers.here(gpu, {"MLX_MAX_OPS_PER_BUFFER": low}).problems([])
         assert "below 10 or not a number" in problem
     report = doctor.examine()
     for environ, shown in (

@@ -136,7 +136,6 @@ class Batch:
         self.free_ended()
         if settled and self._rows.may_shrink():
             self.land()
-            self.free_ended()
             self._rows.shrink()
         if not self.limits.overlap:
             self.land()
@@ -148,7 +147,6 @@ class Batch:
         if following and ahead:
             self._dispatch_verify(following)
         self.land(guess)
-        self.free_ended()  # a session gets its cache as soon as its request has ended
         if not self.active:
             self.clear()
         elif following and guess:
@@ -160,7 +158,9 @@ class Batch:
     def land(self, following: Guess | None = None) -> None:
         """Wait for the round in flight, if any, and give its tokens to the requests.
 
-        following: the drafts that were dispatched after it.
+        A session gets its cache as soon as its request has ended: somebody may save it then, and
+        the next round would write into the row. following: the drafts that were dispatched after
+        it.
         """
         if self._flight is None:
             return
@@ -187,6 +187,7 @@ class Batch:
                 continue
             row.acceptance.seen(drafted, accepted[index])
             row.request.take(tokens[index][: accepted[index] + 1], drafted)
+        self.free_ended()
 
     def _dispatch_drafts(self) -> Guess | None:
         """Start the first half of a round; None if no row is left to play it."""
@@ -197,7 +198,6 @@ class Batch:
         is_new = capacity > held or shape not in self._shapes
         if is_new:
             self.land()  # so that no round's time includes the compiling and copying
-            self.free_ended()
             if not self.active or not rows.grow(capacity):
                 return None
         start = time.perf_counter()

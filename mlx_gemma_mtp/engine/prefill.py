@@ -86,9 +86,10 @@ class Prefill:
     def advance(self, most: int) -> int:
         """Run up to `most` more tokens and wait for them; returns how many were computed.
 
-        If there are several prompts, each must be that short.
+        Several prompts are read whole, whatever `most` has become since they were put together.
         """
         start = self._open() if self._done is None else self._done
+        most = most if len(self.requests) == 1 else self._longest
         chunks = [request.ids[start : start + most] for request in self.requests]
         lengths = [len(chunk) for chunk in chunks]
         width = max(lengths)

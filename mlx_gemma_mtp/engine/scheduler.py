@@ -167,7 +167,7 @@ class Scheduler:
             del prefill  # its memory is free before they are read again
             for request in apart:
                 self._prefill = Prefill(self._batch.target, [request], limits)
-                self._read(self._prefill, most)
+                self._read(self._prefill, len(request.ids))
         return max(num_tokens, limits.chunks[0])
 
     def _fail(self, requests: Sequence[Request], error: BaseException) -> None:

@@ -156,8 +156,12 @@ class Session:
         try:
             loaded = mx.load(str(path), format="safetensors", return_metadata=True)
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
-            if about.get("format") != FORMAT or about.get("model") != self._model:
-                raise CheckpointError(f"{path} is of another model or version: start a new session")
+            if about.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} is not a saved session of this version: start a new session"
+                )
+            if about.get("model") != self._model:
+                raise CheckpointError(f"{path} belongs to another model: start a new session")
             names = [f"{part}.{index}" for part in PARTS for index in self._sliding]
             snapshots = [
                 _Snapshot(int(length), int(first), {n: arrays[f"{number}.{n}"] for n in names})

@@ -12,8 +12,8 @@ from helpers.draws import params
 from helpers.fake_target import VOCAB, FakeDrafter, FakeTarget
 from helpers.graph import Graph, Launch
 from helpers.rounds import Models, play, prefilled
+from helpers.tying import TyingTarget, guess
 from mlx_gemma_mtp import SamplingParams
-from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import (
     MOST_TOP_K,
     NUM_BEST,
@@ -22,7 +22,6 @@ from mlx_gemma_mtp.decode.sampling import (
     gumbel,
     row_settings,
 )
-from mlx_gemma_mtp.model.cache import KVCache
 
 GEMMAS = 262_144  # tokens of every published Gemma 4
 DEFAULTS = params(1, 64, 0.95)  # in their generation_config.json
@@ -177,35 +176,6 @@ def test_choices_are_sure_until_more_blocks_tie_than_are_kept(distance: int) -> 
 
 
 # Outputs of a target whose logits tie
-
-
-class TyingTarget(FakeTarget):
-    """Its next token is one of 4,096, by logits of seven values: hundreds tie at any edge.
-
-    Every third hidden state has a hundred favourites, so that its choice is sure.
-    """
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__()
-        table = rng.integers(0, 7, (VOCAB, 4096))
-        table[::3, :2000:20] += rng.integers(8, 20, 100)
-        self._table = mx.array(table.astype(np.float32))
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        return self._table[hidden[..., 0].astype(mx.int32)]
-
-
-def guess(target: FakeTarget, _: object, cache: KVCache, newest: Newest, *rest: Any) -> mx.array:
-    """Drafts of the target itself, right unless a choice is not sure."""
-    settings, num_draft_tokens = rest
-    own, token = KVCache(cache.config, cache.buffers), newest.token
-    drafts = [mx.zeros((len(token), 0), mx.int32)]
-    for _step in range(num_draft_tokens):
-        logits = target.logits(target(token[:, None], own))
-        own.offset = own.offset + 1
-        token = choose(logits, own.offset[:, None], settings).tokens[:, 0]
-        drafts.append(token[:, None])
-    return mx.concatenate(drafts, axis=1)
 
 
 def outputs(

@@ -64,10 +64,10 @@ def next_start(
 class Talk:
     """A conversation that a test drives without threads."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, limits: Limits = LIMITS) -> None:
         self._rng = rng
-        self.stepped = Stepped(max_batch=4, limits=LIMITS)
-        self.session = Session(CONFIG, "fake", LIMITS)
+        self.stepped = Stepped(max_batch=4, limits=limits)
+        self.session = Session(CONFIG, "fake", limits)
 
     def words(self, low: int = 1, high: int = 20) -> Ids:
         return self._rng.integers(0, VOCAB, self._rng.integers(low, high)).tolist()
@@ -130,6 +130,20 @@ def test_the_output_before_a_cancellation_is_held(talk: Talk) -> None:
     assert request.tokens == output(prompt, len(request.tokens))
     done = talk.ask([*prompt, *request.tokens, *talk.words()])
     assert done.stats.reused_tokens == len(prompt) + len(request.tokens) - 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_session_has_its_cache_as_soon_as_its_request_has_ended(
+    rng: np.random.Generator, overlap: bool, tmp_path: Path
+) -> None:
+    talk = Talk(rng, replace(LIMITS, overlap=overlap))
+    request = talk.submit(talk.words(), 5)
+    talk.stepped.step()
+    other = talk.stepped.submit(talk.words(200, 201), 9)
+    while not request.ended:  # while the other prompt is read
+        talk.stepped.step()
+    talk.session.save(tmp_path / "talk")
+    talk.stepped.finish(request, other)
 
 
 def test_a_prompt_cancelled_half_way_is_not_read_twice(talk: Talk) -> None:
@@ -258,6 +272,9 @@ def test_a_damaged_session_or_one_of_another_model_is_refused(
     with fake_engine(OtherTarget()) as other, pytest.raises(CheckpointError, match="another model"):
         other.session(path)
     whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"mgm session 2", b"mgm session 1"))
+    with pytest.raises(CheckpointError, match="of this version"):
+        engine.session(path)
     for damaged in (b"", whole[: len(whole) // 2], whole[:7], b"{}" * 50, None):
         path.unlink() if damaged is None else path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="not a saved session"):

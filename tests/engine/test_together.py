@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from helpers.fake_target import CONFIG, VOCAB
-from helpers.stepped import LONG, Stepped
+from helpers.fake_target import CONFIG, VOCAB, FakeTarget, output
+from helpers.stepped import LONG, PARAMS, Stepped
 from mlx_gemma_mtp import Chunk, MgmError
+from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.memory import Limits
@@ -40,6 +41,17 @@ def test_prompts_that_wait_are_read_together_in_their_order(
     # Those that came together start together.
     assert [event.what for event in stepped.events[: len(passes)]] == ["chunk"] * len(passes)
     assert stepped.rounds[0].size >= len(lengths)
+
+
+def test_a_group_is_read_whole_even_if_a_pass_may_have_fewer_tokens_by_then(
+    rng: np.random.Generator,
+) -> None:
+    prompts = [rng.integers(0, VOCAB, length).tolist() for length in (90, 40, 80)]
+    requests = [Request(prompt, PARAMS, 1, 0, frozenset(), None) for prompt in prompts]
+    prefill = Prefill(FakeTarget(), requests, Limits())  # type: ignore[arg-type]
+    prefill.advance(64)
+    assert prefill.finished
+    assert prefill.hidden[:, 0, 0].tolist() == [output(prompt, 1)[0] for prompt in prompts]
 
 
 def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
