@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -33,7 +33,7 @@ def estimate(
             "one repeats."
         ),
     ] = ".84,.71,.64,.70",  # what vLLM's users saw with 26B
-    output: Annotated[Literal["table", "json"], typer.Option("--format")] = "table",
+    as_json: options.Json = False,
 ) -> None:
     """Predict speed and memory on a Mac. Downloads nothing.
 
@@ -60,7 +60,7 @@ def estimate(
         ]
         for planned in plans
     ]
-    if output == "json":
+    if as_json:
         described = {
             "schema": SCHEMA,
             "kind": "prediction from what others measured of kernels, not a measurement",
@@ -88,13 +88,15 @@ def estimate(
     *first, last = (f"{chance:.0%}" for chance in chances)
     by_position = ", ".join([*first, f"{last} from position {len(chances)} on"])
     known = error()
-    of_chip = known.chips.get(found.name)
+    if of_chip := known.chips.get(found.name):
+        low, high, others, here = known.low, known.high, "", f", {of_chip:.2f} on this chip"
+    else:  # then each chip was as unknown as this one
+        low, high, others, here = known.unseen_low, known.unseen_high, "other ", ""
     lines = [
         f"{plans[0].name} on {found.name} ({chip_speed}), {tokens:,} tokens a row",
         f"A prediction, not a measurement. For {known.points} published speeds of Gemma 4 on "
-        f"{len(known.chips)} chips it is {known.low:.2f} to {known.high:.2f} times the measured "
-        f"speed, {known.median:.2f} in the median"
-        f"{f', {of_chip:.2f} on this chip' if of_chip else ''}. "
+        f"{len(known.chips)} {others}chips it is {low:.2f} to {high:.2f} times the measured "
+        f"speed, {known.median:.2f} in the median{here}. "
         "Assumed chances by position that a draft is accepted if those before it are: "
         f"{by_position}.",
     ]

@@ -237,8 +237,12 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     tables = [line for line in shown.stdout.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= 80
     error = reported.error()
-    assert f"{error.low:.2f} to {error.high:.2f} times" in " ".join(shown.stdout.split())
-    said = found(mgm_here(*arguments, "--format", "json"))
+    on_others = f"other chips it is {error.unseen_low:.2f} to {error.unseen_high:.2f} times"
+    assert on_others in " ".join(shown.stdout.split())
+    known = mgm_here("estimate", "26b", "--chip", "M5 Max", "--batch", "1").stdout
+    assert f" chips it is {error.low:.2f} to {error.high:.2f} times" in " ".join(known.split())
+    assert f"{error.chips['M5 Max']:.2f} on this chip" in " ".join(known.split())
+    said = found(mgm_here(*arguments, "--json"))
     assert said["share"] == estimate.SHARE
     assert said["error"] == error._asdict()
     assert any("/mlx/issues/3839" in source for source in said["sources"])
@@ -255,7 +259,7 @@ def test_a_size_is_predicted_in_bfloat16_8_and_4_bits(mgm_here: Here) -> None:
     arguments = ["estimate", "26b", "--chip", "M4 Max", "--batch", "1"]
     shown = mgm_here(*arguments).stdout
     assert max(map(len, shown[shown.index("Tokens/s") :].splitlines())) <= 80
-    said = found(mgm_here(*arguments, "--format", "json"))["weights"]
+    said = found(mgm_here(*arguments, "--json"))["weights"]
     assert [one["bits"] for one in said] == [None, 8, 4]
     rows = [line.split() for line in shown.splitlines() if line.startswith((" bf", " 8", " 4"))]
     smallest = [one["predictions"][0]["fits"][0] for one in said]
