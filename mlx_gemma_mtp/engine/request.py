@@ -36,13 +36,14 @@ class Request:
     session: Session | None = None
 
     def __post_init__(self, stream: TextStream | None) -> None:
+        self.queued = 0.0  # when, by `time.perf_counter`
         self.tokens: list[int] = []
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.generation = Generation()
         self._finish_reason: FinishReason | None = None
         self._channels = ChannelParser(stream, self.ids)
         self._pieces: list[Piece] = []
-        self._queued = self._started = self._last_take = 0.0
+        self._started = self._last_take = 0.0
 
     @property
     def ended(self) -> bool:
@@ -56,12 +57,12 @@ class Request:
 
     def queue(self) -> None:
         """Start the clock of its wait."""
-        self._queued = time.perf_counter()
+        self.queued = time.perf_counter()
 
     def start(self) -> None:
         """Its prefill starts now."""
         self._started = time.perf_counter()
-        self.stats.queue_seconds = self._started - self._queued
+        self.stats.queue_seconds = self._started - self.queued
 
     def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
         """Add the tokens of a round, up to the one that ends the request.

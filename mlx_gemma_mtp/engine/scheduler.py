@@ -99,9 +99,20 @@ class Scheduler:
 
     @property
     def _gathering(self) -> bool:
-        """True if rows wait for prompts that came with theirs: best for the first tokens of all."""
-        more = self._prefill is not None or (self._waiting and self._batch.num_free)
-        return bool(more) and self._time_to_start > self._batch.limits.pause_seconds
+        """True if rows wait for prompts that came with theirs: best for the first tokens of all.
+
+        Prompts that came after the first of these tokens don't count: newcomers would stop a row
+        again and again.
+        """
+        limits = self._batch.limits
+        if self._prefill is not None:
+            following = self._prefill.requests[0]
+        elif self._waiting and self._batch.num_free:
+            following = self._waiting[0]
+        else:
+            return False
+        came_with_theirs = following.queued <= self._start_by - limits.start_seconds
+        return came_with_theirs and self._time_to_start > limits.pause_seconds
 
     @property
     def _time_to_start(self) -> float:

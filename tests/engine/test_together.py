@@ -74,6 +74,20 @@ def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
     stepped.finish()
 
 
+def test_rows_do_not_wait_for_prompts_that_came_after_their_first_token(
+    rng: np.random.Generator,
+) -> None:
+    stepped = Stepped(limits=Limits(start_seconds=1e9))
+    first, long, late = (rng.integers(0, VOCAB, size).tolist() for size in (10, 2500, 2500))
+    requests = [stepped.submit(first), stepped.submit(long)]
+    stepped.step()
+    assert requests[0].tokens
+    requests.append(stepped.submit(late))
+    stepped.finish(*requests)
+    before = stepped.events[: stepped.events.index(stepped.rounds[0])]
+    assert sum(event.size for event in before) == len(first) + len(long)
+
+
 def test_a_request_of_a_group_that_is_cancelled_or_fails_is_the_only_one(
     prompts: list[list[int]],
 ) -> None:
