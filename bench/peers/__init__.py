@@ -14,7 +14,8 @@ from ..subject import Opened
 from ..turn import Rounds
 
 ENDLESS = 1_000_000  # tokens that a peer may decode; it is stopped before
-# Of a prompt at once, as ours. Their 2,048 doesn't fit into 80 GB with 8 rows of 31B.
+# Of each prompt at once; ours takes up to 2,048 of all together. Their 2,048 doesn't fit into 80 GB
+# with 8 rows of 31B.
 PREFILL_STEP = 512
 
 # Given the numbers of rows and drafts of a round: how many drafts each row accepts.
