@@ -201,16 +201,16 @@ def why_no_drafts(model: CachedModel) -> str | None:
     if model.drafter is None:
         found = googles(Target.at(model.folder, target_name(model.name, model.folder)))
         if found is None:
-            return "no drafter in its folder, next to it or in the Hub's cache"
-        return f"no drafter here: mgm pull {found[0]} ({decimal(found[1])})"
+            return "no drafts: no drafter in its folder, next to it or in the Hub's cache"
+        return f"no drafts: no drafter here: mgm pull {found[0]} ({decimal(found[1])})"
     if model.drafter.problem is not None:
-        return model.drafter.problem
+        return f"no drafts: {model.drafter.problem}"
     learned = [*remembered.depths_of(model.folder.name)]  # with any bits
     batches = [str(size) for size in SIZES if any(depth.plain_at(size) for depth in learned)]
     if not batches:
         return None
     return (
-        f"at batch {' and '.join(batches)} decoding without drafts was measured to be faster here; "
+        f"no drafts at batch {' and '.join(batches)}: decoding without was measured to be faster; "
         f"remove {folders.depth_file()} to measure again"
     )
 

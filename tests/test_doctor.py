@@ -111,7 +111,8 @@ def test_a_model_that_would_not_draft_has_a_reason(hub_cache: HubCache, mgm_here
     assert "no drafter in its folder, next to it or in" in str(models["a/alone"].no_drafts)
     [published] = [one for one in cached.models() if one.name == "g/e4b"]
     reason = doctor.why_no_drafts(published)
-    assert reason == "no drafter here: mgm pull google/gemma-4-E4B-it-assistant (158.0 MB)"
+    expected = "no drafts: no drafter here: mgm pull google/gemma-4-E4B-it-assistant (158.0 MB)"
+    assert reason == expected
     assert "belongs to another model" in str(models["b/mismatch"].no_drafts)
     assert "mgm pull c/half-assistant" in str(models["c/half"].no_drafts)
     assert models["d/half"].model.problem is not None
@@ -153,7 +154,7 @@ def test_timings_count_only_on_the_machine_they_come_from(hub_cache: HubCache) -
         return report(hub_cache)[NAME].no_drafts
 
     assert reason(here, fast) is None
-    assert "at batch 1 and 4 decoding without drafts" in str(reason(here, slow))
+    assert "no drafts at batch 1 and 4: decoding without" in str(reason(here, slow))
     assert reason(here.replace(device.chip_name(), "Other Chip"), slow) is None
     assert reason(f"other{here}", slow) is None
     file = folders.depth_file()

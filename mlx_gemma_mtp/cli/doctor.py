@@ -116,7 +116,7 @@ def _verdict(one: Checked) -> str:
         return one.model.problem
     assert one.needs_bytes is not None  # every model without a problem has it
     room = f"up to {one.longest_context:,} fit" if one.fits else "does not fit"
-    drafts = f"no drafts: {one.no_drafts}" if one.no_drafts else "drafter ready"
+    drafts = one.no_drafts or "drafter ready"
     return (
         f"{decimal(one.model.size_bytes)} on disk; {decimal(one.needs_bytes)} for "
         f"{LOAD_CONTEXT:,} tokens; {room}; {drafts}"
