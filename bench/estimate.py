@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files import hub, weights
 from mlx_gemma_mtp.files.find import find_pair
@@ -39,8 +40,6 @@ from .synthetic import expected_tokens, random_pair
 # The share of its maker's bandwidth and compute that a chip reaches apart from launches: fitted to
 # plain decoding of one row on the Macs of reported.json, where it is the median machine's.
 SHARE = 0.78
-
-MOST_DRAFTS = 8
 
 
 class Planned(NamedTuple):
@@ -76,7 +75,7 @@ def predict(
     most = planned.pair.target.max_position_embeddings
     if not 0 < context <= most:
         raise UsageError(f"--context must be 1 to {most:,} for {planned.name}, not {context}")
-    counts = range(MOST_DRAFTS + 1 if planned.pair.drafter is not None else 1)
+    counts = range(MOST + 1 if planned.pair.drafter is not None else 1)
     speeds = tuple(speed(planned, chip, [context] * batch, count, accept) for count in counts)
     needs = planned.pair.needs(context, batch)
     fits = tuple(device.macs_with(needs, chip.sizes))

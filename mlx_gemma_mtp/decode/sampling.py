@@ -110,16 +110,14 @@ def choose(
     logits = _bar(logits, ids, settings.suppress)
     if settings.greedy:
         return Chosen(_best(logits, ids, size), None)
-    narrows = not settings.full and _narrows(logits.shape[-1])
-    draw = _among_candidates if narrows else _among_all
-    tokens, sure = draw(logits, position, settings, softcap, ids, size)
+    tokens, sure = _draw(logits, position, settings, softcap, ids, size)
     if settings.is_greedy is not None:
         tokens = mx.where(settings.is_greedy, _best(logits, ids, size), tokens)
         sure = None if sure is None else sure | settings.is_greedy
     return Chosen(tokens, sure)
 
 
-def _among_all(
+def _draw(
     logits: mx.array,
     position: mx.array,
     settings: RowSettings,
@@ -127,32 +125,23 @@ def _among_all(
     ids: mx.array | None,
     size: int,
 ) -> Chosen:
-    """Sort and draw from all logits."""
+    """Draw from the best NUM_CANDIDATES logits if every row has a small top_k, or else from all."""
+    left_out: mx.array | None = None
+    if not settings.full and _narrows(logits.shape[-1]):
+        logits, ids, left_out = _candidates(logits, ids)
     scores = _scores(logits, settings, softcap)
+    threshold = sure = None
+    if left_out is not None:
+        ranked = mx.sort(scores, axis=-1)
+        kth = _kth(ranked, settings.top_k[..., None])
+        threshold = _threshold(ranked, kth, settings.top_p[..., None])
+        sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))[..., 0]
+    elif settings.filtered:
+        threshold = _threshold_of_all(scores, settings)
     values = scores + gumbel(settings.seed, position, size, ids)
-    if settings.filtered:
-        values = mx.where(scores >= _threshold_of_all(scores, settings), values, -mx.inf)
-    return Chosen(_best(values, ids, size), None)
-
-
-def _among_candidates(
-    logits: mx.array,
-    position: mx.array,
-    settings: RowSettings,
-    softcap: float | None,
-    ids: mx.array | None,
-    size: int,
-) -> Chosen:
-    """Sort and draw from the best NUM_CANDIDATES logits. Every row has a small top_k."""
-    logits, ids, left_out = _candidates(logits, ids)
-    scores = _scores(logits, settings, softcap)
-    ranked = mx.sort(scores, axis=-1)
-    kth = _kth(ranked, settings.top_k[..., None])
-    threshold = _threshold(ranked, kth, settings.top_p[..., None])
-    values = scores + gumbel(settings.seed, position, size, ids)
-    values = mx.where(scores >= threshold, values, -mx.inf)
-    sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))
-    return Chosen(_best(values, ids, size), sure[..., 0])
+    if threshold is not None:
+        values = mx.where(scores >= threshold, values, -mx.inf)
+    return Chosen(_best(values, ids, size), sure)
 
 
 def gumbel(seed: mx.array, position: mx.array, size: int, ids: mx.array | None = None) -> mx.array:

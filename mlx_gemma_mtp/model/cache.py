@@ -59,8 +59,12 @@ def capacity_for(length: int, slot_step: int = SLOT_STEP) -> int:
     Few distinct sizes keep the number of compiled rounds and of copies small while rows grow.
     slot_step: tests use a smaller one, so that caches grow more often.
     """
-    step = max(8 * slot_step, 1 << max(0, length.bit_length() - 4))
-    return -(-length // step) * step
+    return rounded_up(length, max(8 * slot_step, 1 << max(0, length.bit_length() - 4)))
+
+
+def rounded_up(number: int, step: int) -> int:
+    """Return the next multiple of `step`."""
+    return -(-number // step) * step
 
 
 class KVCache:
@@ -99,7 +103,7 @@ class KVCache:
         rows will be shorter than the window. Reading prompts alone needs the window only.
         dtype: of the model's activations; `kv_dtype` says which one the buffers get.
         """
-        sliding = -(-(config.sliding_window + most) // slot_step) * slot_step
+        sliding = rounded_up(config.sliding_window + most, slot_step)
         layers = config.layers[: config.num_kv_layers]
         shapes = [
             (

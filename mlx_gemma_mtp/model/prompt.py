@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.model.cache import KVCache, Reach
+from mlx_gemma_mtp.model.cache import KVCache, Reach, rounded_up
 from mlx_gemma_mtp.model.config import LayerKind
 
 CUT = 512  # queries that attend together
@@ -27,12 +27,12 @@ def prompt_reach(
     kept = mx.arange(max(start, end - capacity), end)
     slots = (kept % capacity)[None, None, :, None]
     if kind == "full_attention":
-        num_seen = min(_rounded(end, ALIGNED), capacity)
+        num_seen = min(rounded_up(end, ALIGNED), capacity)
         mask = mx.arange(num_seen) <= query
         return Reach(slots, mask[None, None], cuts=_cuts(num_positions, start, end, cut))
     window = cache.config.sliding_window
     first = max(0, start - window)
-    key = mx.arange(first, first + _rounded(end - first, ALIGNED))
+    key = mx.arange(first, first + rounded_up(end - first, ALIGNED))
     mask = (key <= query) & (key > query - window)
     earlier = mx.arange(first, start) % capacity
     cuts = _cuts(num_positions, start - first, window, cut)
@@ -47,7 +47,7 @@ def last_reach(cache: KVCache, kind: LayerKind, last: mx.array, end: int) -> Rea
     heads = cache.config.num_attention_heads
     mask = cache.visible(kind, last[:, None, None, None], heads)
     if kind == "full_attention":
-        mask = mask[..., : _rounded(end, ALIGNED)]
+        mask = mask[..., : rounded_up(end, ALIGNED)]
     return Reach(last, mask)
 
 
@@ -56,13 +56,9 @@ def _cuts(
 ) -> tuple[tuple[slice, slice], ...]:
     """Pieces of these positions, and the keys that they see: some earlier ones come first."""
     num_pieces = -(-num_positions // cut)
-    size = _rounded(-(-num_positions // num_pieces), ALIGNED)
+    size = rounded_up(-(-num_positions // num_pieces), ALIGNED)
     cuts = []
     for at in range(0, num_positions, size):
-        until = _rounded(num_earlier + at + size, ALIGNED)
+        until = rounded_up(num_earlier + at + size, ALIGNED)
         cuts.append((slice(at, at + size), slice(max(0, num_earlier + at - window), until)))
     return tuple(cuts)
-
-
-def _rounded(number: int, step: int) -> int:
-    return -(-number // step) * step

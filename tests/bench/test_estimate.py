@@ -166,7 +166,7 @@ def test_the_best_number_of_drafts_follows_from_the_accepts_and_the_compute() ->
         return estimate.predict(what, chip, batch=batch, context=100, accept=[accept]).best
 
     assert best(0, 1) == 0
-    assert best(1, 1) == estimate.MOST_DRAFTS
+    assert best(1, 1) == estimate.MOST
     assert best(0.8, 1, find_chip("M1 Max")) < best(0.8, 1, find_chip("M4 Max"))
     assert best(0.8, 8) == 3  # 32 rows: a tile
 
@@ -249,7 +249,7 @@ def test_the_prediction_is_printed_as_table_and_json(mgm_here: Here) -> None:
     (weights,) = said["weights"]
     for one in weights["predictions"]:
         speeds = one["tokens_per_second"]
-        assert len(speeds) == 1 + estimate.MOST_DRAFTS
+        assert len(speeds) == 1 + estimate.MOST
         assert speeds[one["best"]] == max(speeds)
         assert f"{max(speeds) / speeds[0]:.2f}x" in shown.stdout
         assert one["fits"] == [48, 64, 128]
