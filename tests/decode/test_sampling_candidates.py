@@ -75,7 +75,8 @@ def test_candidates_give_the_tokens_of_the_whole_vocabulary(
 ) -> None:
     num_tokens = 2
     rows = some_rows(rng, num_rows // num_tokens, [1, 2, 5, 20, 40, MOST_TOP_K])
-    wide = some_rows(rng, 2, [0, 100, 1024])  # because of them, all are sorted
+    # Because of them, all are sorted. Two greedy ones would not do.
+    wide = [params(1.0, int(rng.choice([0, 100, 1024])), 0.9, 1), *some_rows(rng, 1, [0, 100])]
     logits = some_logits(rng, kind, (len(rows), num_tokens, size))
     position = mx.array(rng.integers(0, 2**18, (len(rows), num_tokens)))
     # One of the suppressed tokens is the best of the first row.
