@@ -57,7 +57,7 @@ def test_a_group_is_read_whole_even_if_a_pass_may_have_fewer_tokens_by_then(
 def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
     rng: np.random.Generator,
 ) -> None:
-    limits, seconds = Limits(start_seconds=0.5, pause_seconds=0.01), 0.1
+    limits, seconds = Limits(start_seconds=0.5, pause_seconds=0.001), 0.1
     stepped = Stepped(limits=limits)
     stepped.then = lambda event: time.sleep(seconds * (event.what == "chunk"))
     requests = [stepped.submit(rng.integers(0, VOCAB, 2048).tolist(), LONG) for _ in range(8)]

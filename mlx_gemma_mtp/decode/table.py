@@ -1,0 +1,92 @@
+"""What passes of a target cost on this machine, and which of them give the same bits.
+
+Measured once by a probe; plain data, that a file can keep.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+
+class PassClass(NamedTuple):
+    """Passes that give a token the same bits, whatever else they compute; bounds are included.
+
+    By width (tokens in a product, padding included) and by positions of each row.
+    """
+
+    least_width: int
+    most_width: int
+    least_positions: int
+    most_positions: int
+
+
+@dataclass(frozen=True)
+class PassTable:
+    """One target, and its drafter, on one machine. Seconds, with little context.
+
+    passes: of a pass, by tokens. experts: the part of its experts; empty without any. ways: the
+    quickest way to compute them, by tokens. steps: of one step of the drafter, by batch size;
+    empty without one. classes: passes that agree, for every capacity of the cache; empty if none
+    do. chunks: sizes of passes over prompts that agree with each other, however they are mixed.
+    """
+
+    passes: dict[int, float]
+    experts: dict[int, float] = field(default_factory=dict)
+    ways: dict[int, str] = field(default_factory=dict)
+    steps: dict[int, float] = field(default_factory=dict)
+    classes: tuple[PassClass, ...] = ()
+    chunks: tuple[int, ...] = ()
+
+    def seconds(self, num_tokens: int, width: int | None = None) -> float:
+        """Return what a pass takes; width: with padding, which experts do not compute."""
+        whole = _between(self.passes, width or num_tokens)
+        if not self.experts or width is None:
+            return whole
+        return whole - _between(self.experts, width) + _between(self.experts, num_tokens)
+
+    def step_seconds(self, batch: int) -> float:
+        """Return what one step of the drafter takes; 0 without one."""
+        return _between(self.steps, batch) if self.steps else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Any) -> PassTable:
+        """Raises KeyError, ValueError, TypeError or AttributeError for anything else."""
+        seconds = [_seconds(saved[name]) for name in ("passes", "experts", "steps")]
+        if not seconds[0]:
+            raise ValueError("no pass was timed")
+        return cls(
+            passes=seconds[0],
+            experts=seconds[1],
+            ways={int(count): str(way) for count, way in saved["ways"].items()},
+            steps=seconds[2],
+            classes=tuple(PassClass(*map(int, one)) for one in saved["classes"]),
+            chunks=tuple(map(int, saved["chunks"])),
+        )
+
+
+def _between(measured: dict[int, float], count: int) -> float:
+    """Interpolate; beyond the last measured count, in proportion to it."""
+    counts = sorted(measured)
+    at = bisect_left(counts, count)
+    if at == len(counts):
+        return measured[counts[-1]] * count / counts[-1]
+    right = counts[at]
+    if at == 0 or right == count:
+        return measured[right]
+    left = counts[at - 1]
+    share = (count - left) / (right - left)
+    return measured[left] + share * (measured[right] - measured[left])
+
+
+def _seconds(saved: Any) -> dict[int, float]:
+    found = {int(count): float(seconds) for count, seconds in saved.items()}
+    if any(count < 1 or not 0 < seconds < math.inf for count, seconds in found.items()):
+        raise ValueError("a pass takes a positive number of seconds")
+    return found
