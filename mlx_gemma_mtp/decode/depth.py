@@ -43,6 +43,8 @@ from typing import Any
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import KNOWN, Cost, Costs
+from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Shape
+from mlx_gemma_mtp.decode.table import PassClass, PassTable
 
 MOST = 8  # drafts that "auto" goes up to; no published drafter gains beyond
 
@@ -84,7 +86,17 @@ class Depth:
       (median), and choices were 5.6% behind the best K, not 1.7% (mean).
     """
 
-    def __init__(self, costs: Costs | None = None, pool: Acceptance | None = None) -> None:
+    def __init__(
+        self,
+        costs: Costs | None = None,
+        pool: Acceptance | None = None,
+        *,
+        table: PassTable | None = None,
+        exact: Exact = "auto",
+    ) -> None:
+        self.table = table
+        self.pass_class: PassClass | None = None
+        self._exact = exact
         self._costs = costs or Costs()
         self._pool = pool or Acceptance()
         self._states: dict[int, _State] = {}
@@ -97,13 +109,13 @@ class Depth:
         """
         return Acceptance(self._pool, pinned)
 
-    def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+    def round_took(self, shape: Shape, seconds: float) -> None:
         """Record the duration of a round, without compilation, prefill or waiting."""
-        self._costs.add(batch, num_draft_tokens, seconds)
+        self._costs.add(shape.batch, shape.num_positions - 1, seconds)
 
-    def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+    def round_compiled(self, shape: Shape, seconds: float) -> None:
         """Record how long the compilation of a round took: probes pay for theirs."""
-        if num_draft_tokens != self._state(batch).best:
+        if shape.num_positions - 1 != self._state(shape.batch).best:
             self._saved -= seconds
 
     @property
@@ -118,12 +130,23 @@ class Depth:
         speeds = {k: self._pool.expected_tokens(k) / cost.expected for k, cost in known.items()}
         return len(speeds) > 1 and max(speeds, key=speeds.__getitem__) == 0
 
-    def choose(self, batch: int, rows: Sequence[Acceptance]) -> int:
-        """Return K for the next round of a batch of this size, in which `rows` are active.
+    def choose(self, rows: Sequence[Chances | None]) -> Division:
+        """Return how the next round of these rows is divided; None is a free row.
 
-        At least the K of the largest pinned row. Call it once a round; what the last one or two
-        rounds showed may come in later.
+        Call it once a round; what the last one or two rounds showed may come in later.
         """
+        active = [row for row in rows if row is not None]
+        k = self._choose(len(rows), active)
+        drafts = tuple(
+            -1 if row is None else min(k if row.pinned is None else row.pinned, len(row.reached))
+            for row in rows
+        )
+        tokens, most = sum(drafts) + len(drafts), max(drafts)
+        drafted = (k for row, k in zip(rows, drafts, strict=True) if row and not row.copied)
+        steps = max(drafted, default=0)
+        return Division(drafts, Shape(len(rows), steps, most + 1, tokens, tokens))
+
+    def _choose(self, batch: int, rows: Sequence[Chances]) -> int:
         least = max((row.pinned for row in rows if row.pinned is not None), default=0)
         if all(row.pinned is not None for row in rows):
             return least
@@ -147,7 +170,10 @@ class Depth:
         options = [
             k for k in range(least, most + 1) if k in known or state.tried.get(k, paused) <= paused
         ]
-        tokens = [sum(row.expected_tokens(k) for row in rows) for k in range(most + 1)]
+        tokens = [
+            sum(1 + sum(row.reached[: k if row.pinned is None else row.pinned]) for row in rows)
+            for k in range(most + 1)
+        ]
         costs = self._costs.estimates(batch, most)
 
         def merit(k: int) -> float:
@@ -211,13 +237,20 @@ class Depth:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the next run can start from."""
-        return {"costs": self._costs.to_json(), "acceptance": self._pool.rates}
+        table = self.table and self.table.to_json()
+        return {"costs": self._costs.to_json(), "acceptance": self._pool.rates, "table": table}
 
     @classmethod
-    def from_json(cls, saved: Any) -> Depth:
+    def from_json(cls, saved: Any, exact: Exact = "auto") -> Depth:
         """Start from what an earlier run found.
 
         Raises KeyError, ValueError, TypeError, AttributeError or ArithmeticError for anything that
         `to_json` did not make.
         """
-        return cls(Costs.from_json(saved["costs"]), Acceptance.from_json(saved["acceptance"]))
+        table = saved.get("table")
+        return cls(
+            Costs.from_json(saved["costs"]),
+            Acceptance.from_json(saved["acceptance"]),
+            table=None if table is None else PassTable.from_json(table),
+            exact=exact,
+        )

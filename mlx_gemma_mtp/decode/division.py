@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+# Passes that give a token the same bits: wherever they cost little, always, or never sought.
+Exact = Literal["auto", True, False]
 
 
 class Chances(NamedTuple):
