@@ -22,7 +22,7 @@ class Source(Protocol):
         """Return the next `count` tokens that are expected; empty if none are."""
 
 
-class Copies:
+class Repeats:
     """Expects the text to continue as it did at an earlier place with the same last tokens.
 
     That place is the last one with LEAST of them, and it is kept while it is right. A text that

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mlx_gemma_mtp.decode.copies import LEAST, Copies
+from mlx_gemma_mtp.decode.copies import LEAST, Repeats
 
 
 def after_last_repeat(text: list[int]) -> list[int]:
@@ -22,7 +22,7 @@ def test_what_followed_the_last_earlier_place_is_expected(
     text = rng.integers(0, alphabet, 60).tolist()
     for end in range(len(text)):
         followed = after_last_repeat(text[:end])
-        expected = Copies(text[:end]).expected(20)
+        expected = Repeats(text[:end]).expected(20)
         assert expected[: len(followed)] == followed[:20]
         assert bool(expected) == bool(followed)
 
@@ -32,38 +32,38 @@ def test_a_copy_is_followed_from_its_first_tokens_to_its_first_difference(
 ) -> None:
     text = rng.permutation(1000)[:100].tolist()
     again = text[20:60]
-    copies = Copies(text)
+    repeats = Repeats(text)
     for at, token in enumerate(again):
-        expected = copies.expected(5)
+        expected = repeats.expected(5)
         assert expected == ([] if at < LEAST else text[20 + at : 25 + at])
-        copies.extend([token])
-    copies.extend([text[60], 1001])
-    assert copies.expected(5) == []
+        repeats.extend([token])
+    repeats.extend([text[60], 1001])
+    assert repeats.expected(5) == []
 
 
 def test_a_place_is_kept_while_it_is_right() -> None:
     first, other, after = list(range(20)), [90, *range(8, 16), 91], list(range(16, 20))
-    copies = Copies([*first, *other])
-    copies.extend(first[:LEAST])
-    copies.extend(first[LEAST:16])
+    repeats = Repeats([*first, *other])
+    repeats.extend(first[:LEAST])
+    repeats.extend(first[LEAST:16])
     # The last tokens stand in `other` as well, but those before them stand in `first` only.
-    assert copies.expected(4) == after
+    assert repeats.expected(4) == after
 
 
 def test_a_text_that_repeats_its_end_is_expected_to_do_so_again() -> None:
-    copies = Copies([50, *[1, 2, 3] * 4])
-    assert copies.expected(7) == [1, 2, 3, 1, 2, 3, 1]
+    repeats = Repeats([50, *[1, 2, 3] * 4])
+    assert repeats.expected(7) == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_it_makes_no_difference_in_how_many_pieces_a_text_comes(rng: np.random.Generator) -> None:
     for _ in range(50):
         text = rng.integers(0, 2, 80).tolist()
         cuts = [0, *sorted(rng.integers(0, 81, 20)), 80]
-        whole, pieces = Copies(), Copies()
+        whole, pieces = Repeats(), Repeats()
         for token in text:
             whole.extend([token])
         for start, end in pairwise(cuts):
             pieces.extend(text[start:end])
         assert bool(whole.expected(1)) == bool(pieces.expected(1))
-        single = Copies(text)
+        single = Repeats(text)
         assert bool(single.expected(1)) == bool(pieces.expected(1))
