@@ -65,9 +65,9 @@ class Engine:
 
         depth: replaces what earlier runs learned; it is not saved.
         """
-        target, drafter, self.text, self._defaults, fingerprint, self.notes, name = pair
+        target, drafter, self.text, self._defaults, fingerprint, self.notes, name, table = pair
         key = fingerprint if depth is None else None
-        self._depth = depth or (Depth() if key is None else load_depth(key))
+        self._depth = depth or load_depth(key, table=table)
         self.config = target.config
         self.has_drafter = drafter is not None
         self.drafter_name = name
