@@ -73,6 +73,8 @@ class Engine:
         target, drafter, self.text, self._defaults, fingerprint, notes, name, table = pair
         key = fingerprint if depth is None else None
         self._depth = depth = depth or load_depth(key, exact, table)
+        if depth.table is not None:
+            target.set_ways(depth.table.ways)
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.notes = (*notes, exactness.note) if exactness.note else notes
         self.config = target.config

@@ -18,6 +18,7 @@ from helpers.fake_target import (
 )
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.division import Shape
 from mlx_gemma_mtp.decode.round import Round, RoundPlayer
 from mlx_gemma_mtp.engine.warm_up import DRAFTS, PROMPT
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -132,13 +133,13 @@ class Timed(Depth):
 
     def __init__(self) -> None:
         super().__init__()
-        self.timings: list[tuple[int, int]] = []
+        self.timings: list[Shape] = []
 
-    def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
-        self.timings.append((batch, num_draft_tokens))
+    def round_took(self, shape: Shape, seconds: float) -> None:
+        self.timings.append(shape)
 
-    def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
-        self.timings.append((batch, num_draft_tokens))
+    def round_compiled(self, shape: Shape, seconds: float) -> None:
+        self.timings.append(shape)
 
 
 def test_it_leaves_no_trace_in_timings_outputs_and_memory(prompts: list[list[int]]) -> None:
