@@ -42,7 +42,9 @@ class Stepped:
         depth: Depth | None = None,
         target: FakeTarget | None = None,
         exactness: Exactness | None = None,
+        **options: Any,
     ) -> None:
+        """options: as of Batch."""
         self.events: list[Event] = []
         self.then: Callable[[Event], object] = lambda _: None
         self.cache: KVCache  # of the last round
@@ -52,7 +54,8 @@ class Stepped:
         self._player = fake_player(target, FakeDrafter())
         depth, limits = depth or Depth(), limits or Limits()
         player = self._player._replace(verify=self._verify)
-        batch = Batch(target, player, depth, [], exactness or Exactness(limits, max_batch))
+        rule = exactness or Exactness(limits, max_batch)
+        batch = Batch(target, player, depth, [], rule, **options)
         self.scheduler = Scheduler(batch, max_queue=64)
 
     @property
