@@ -69,12 +69,10 @@ class Limits:
     def most_beyond(self) -> int:
         """The most positions that a row writes beyond the end of its output.
 
-        Those of the round that ended it, and of one dispatched before that was known, which is a
-        plain one except on CUDA: see `Batch`. A session that takes the row over still needs the
-        window before the end.
+        Those of the round that ended it, and of one dispatched before that was known: see `Batch`.
+        A session that takes the row over still needs the window before the end.
         """
-        most = self.max_draft_tokens + 1
-        return 2 * most if device.backend() == "cuda" else most + 1
+        return 2 * (self.max_draft_tokens + 1)
 
 
 def _sliding(cache: KVCache) -> int:
