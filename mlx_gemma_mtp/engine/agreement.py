@@ -22,7 +22,8 @@ WIDTHS = (16, 8, 2, 32, 1, 64, 4, 12, 6, 24, 3, 33, 13, 7, 48, 5, 10, 20)
 WIDTH = 16
 LEAST_POSITIONS = (1, 8)
 MORE_POSITIONS = (4, 16, 2, 9, 6)
-CAPACITIES = (256, 1024, 4096)
+BATCHES = (MOST_ROWS, 1, 2)
+CAPACITIES = (256, 4096)
 
 Steps = Generator[None, None, tuple[PassClass, ...]]
 
@@ -50,7 +51,7 @@ def runs(found: Mapping[int, Bits | None]) -> list[tuple[int, int]]:
 def find_classes(passes: Passes, over: Callable[[], bool]) -> Steps:
     """Return the passes that agree, whatever the batch and the capacity; nothing if none do."""
     batches = list[Bits]()
-    for batch in (MOST_ROWS, 1, 2, 4):
+    for batch in BATCHES:
         batches.append(passes.bits(passes.near(batch), Shaped([2] * batch, 2, WIDTH)))
         yield
         if over() or not agree(batches[0], batches[-1]):
@@ -92,7 +93,8 @@ def agreeing_chunks(
                 break
         else:
             groups.append([size])
-    return tuple(max(groups, key=len, default=[]))
+    most: list[int] = max(groups, key=len, default=[])
+    return tuple(most)
 
 
 def _with_capacities(passes: Passes, num_positions: int) -> Generator[None, None, Bits | None]:

@@ -6,7 +6,7 @@ For what a pass costs and which passes give the same bits; neither is decided he
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -94,8 +94,10 @@ class Passes:
         for buffer in (*cache.keys, *cache.values):
             slots = (cache.offset[rows] + positions) % buffer.shape[2]
             parts.append(buffer[rows, :, slots].reshape(len(at), -1))
-        found = mx.stack([digests(part[: len(at)]) for part in parts], axis=1)
-        return dict(zip(at, map(tuple, found.tolist()), strict=True))  # type: ignore[call-overload]
+        found = mx.stack([digests(part[: len(at)]) for part in parts], axis=1).tolist()
+        return {
+            token: tuple(own) for token, own in zip(at, cast(list[list[int]], found), strict=True)
+        }
 
     def _cache(self, batch: int, capacity: int, most: int, context: int) -> KVCache:
         config, step = self.target.config, self._limits.slot_step

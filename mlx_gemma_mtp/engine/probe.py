@@ -7,6 +7,7 @@ Knows nothing of requests, or of where tables are kept.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator
 from functools import partial
@@ -28,7 +29,7 @@ from mlx_gemma_mtp.model.target import Target
 
 MOST_SECONDS = 10.0
 # Until what share of them each part may take.
-EXPERTS, PASSES, STEPS, CLASSES, CHUNKS = 0.25, 0.6, 0.65, 0.9, 1.0
+EXPERTS, PASSES, STEPS, CLASSES, CHUNKS = 0.2, 0.55, 0.6, 0.85, 0.95
 
 # Tokens of a pass, the most useful first: both ends, and both sides of the steps of kernels.
 POINTS = (1, 8, 4, 16, 2, 32, 12, 64, 3, 6, 24, 33, 5, 13, 48, 10, 20, 7)
@@ -41,10 +42,32 @@ STEPS_TOGETHER = 4  # of the drafter, as in a round
 TIE = 1.05  # a way is left for another if that is this much quicker
 
 Clock = Callable[[], float]
+Watch = Callable[[float], None]  # called with the share of the time that is over
+
+_one_at_a_time = threading.Lock()  # two probes would wait for each other
+
+
+def measure(
+    target: Target, drafter: Drafter | None, watch: Watch | None = None, **options: Any
+) -> PassTable | None:
+    """Run a probe from any thread but the worker's; return its table.
+
+    options: as of `Probe`. An exception in the middle, such as KeyboardInterrupt, leaves no trace.
+    """
+    worker = mlx_worker()
+    with _one_at_a_time:
+        probe = worker.run(lambda: Probe(target, drafter, **options))
+        try:
+            while worker.run(probe.step):
+                if watch is not None:
+                    watch(probe.share)
+        finally:
+            worker.run(probe.stop)
+    return probe.table
 
 
 class Probe:
-    """Measures one pair. The worker calls everything.
+    """Measures one pair. The worker calls everything but `share`.
 
     table: the result; None until the end, and if there was too little time or too much else to do.
     """
