@@ -21,7 +21,7 @@ from mlx_gemma_mtp.files.atomic import write_whole
 
 from .stamp import Stamp
 
-SCHEMA = 5  # increases when a key is removed or changes its meaning
+SCHEMA = 6  # increases when a key is removed or changes its meaning
 OURS = "mlx-gemma-mtp"
 ALL = "all"  # the task of a case that adds up several tasks, each measured alone
 MIXED = "mixed"  # the task of a case whose rows belong to different tasks
@@ -89,6 +89,8 @@ class Case:
     peak_gb: float | None = None
     speedup: Spread | None = None
     drafted_per_round: float | None = None
+    drafted_by_row: list[float] | None = None
+    tokens_per_pass: float | None = None
     acceptance_rate: float | None = None
     acceptance_length: float | None = None
     acceptance_by_position: list[float] | None = None
@@ -125,8 +127,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. tokens: of each row, in a window. accept: chances of drawn accepts.
+    """What to measure. tokens: of each row, in a window.
 
+    accept: chances of drawn accepts; rows take these lists in turn.
     endless: rows continue after their turn has ended, for random weights and for peers.
     """
 
@@ -139,7 +142,7 @@ class Plan:
     depth: int = 0
     endless: bool = False
     tasks: list[str] = field(default_factory=list)
-    accept: list[float] | None = None
+    accept: list[list[float]] | None = None
 
 
 @dataclass

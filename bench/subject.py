@@ -108,7 +108,7 @@ def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> O
 GOOGLES = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
 
 
-def random(size: str, *, bits: int | None, accept: Sequence[float]) -> Opened:
+def random(size: str, *, bits: int | None, accept: Sequence[Sequence[float]]) -> Opened:
     """Random weights with Google's sampling defaults, not drawn yet. Raises UsageError."""
     dtype = mx.float32 if device.backend() == "cpu" else mx.bfloat16
     target, drafter = mlx_worker().run(lambda: synthetic.random_pair(size, dtype, bits))

@@ -63,9 +63,11 @@ class Measured:
         typer.Option(help="Random weights of e2b, e4b, 12b, 26b, 31b, or of a JSON file."),
     ] = None
     accept: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Chance that each draft is accepted with --synthetic, by position [0.8]."
+            metavar="<str>",
+            help="Chance that each draft is accepted with --synthetic, by position [0.8]; if "
+            "repeated, rows take these in turn.",
         ),
     ] = None
 
@@ -90,7 +92,8 @@ class Measured:
             if not least <= value < math.inf:  # nan isn't either
                 raise UsageError(f"{name} must be at least {least}")
         SamplingParams(temperature=self.temperature)  # raises UsageError
-        if self.accept is not None and self.synthetic is None:
+        accept = [options.chances(one) for one in self.accept or ["0.8"]]
+        if self.accept and self.synthetic is None:
             raise UsageError("--accept is for random weights: add --synthetic")
         _check_peers(self.peer or [])
         known = self.task_names(pair)
@@ -117,7 +120,7 @@ class Measured:
             depth=self.depth,
             endless=bool(self.synthetic or self.peer),
             tasks=list(dict.fromkeys(tasks)),
-            accept=options.chances(self.accept or "0.8") if self.synthetic else None,
+            accept=accept if self.synthetic else None,
         )
 
     def task_names(self, pair: options.Pair) -> tuple[str, ...]:

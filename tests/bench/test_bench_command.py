@@ -179,7 +179,7 @@ class Measured:
     """A run with random weights in this process."""
 
     def __init__(self, tiny: str, batches: list[int], tasks: list[str]) -> None:
-        self.opened = subject.random(tiny, bits=None, accept=[0.5]).draw()
+        self.opened = subject.random(tiny, bits=None, accept=[[0.5]]).draw()
         plan = Plan(batches, [0, 2], tokens=4, repeat=2, endless=True, tasks=tasks)
         noise = of_noise(512, [9])
         self.prompts = Prompts(tasks, lambda _, row: noise.wave("random", 1, row)[0])
