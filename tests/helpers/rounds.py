@@ -12,7 +12,9 @@ from helpers.checkpoints import VOCAB, PairPaths
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import (
     Agree,
+    Copies,
     Draft,
+    Layout,
     Newest,
     Round,
     RoundPlayer,
@@ -28,6 +30,7 @@ from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.target import Target
 
 MOST = 16  # the most positions that one forward writes
@@ -103,15 +106,18 @@ def speculate(
     cache: KVCache,
     newest: Newest,
     settings: RowSettings,
-    max_accepted: mx.array,
-    num_draft_tokens: int,
+    layout: Layout,
+    num_steps: int,
     *,
     draft: Draft = draft,
     agree: Agree = agreeing_prefix,
 ) -> Round:
-    """Both halves of a round."""
-    drafts = draft(target, drafter, cache, newest, settings, num_draft_tokens)
-    return verify(target, cache, newest, settings, max_accepted, drafts, agree=agree)
+    """Both halves of a round; the layout has as many positions as it has steps, or a packing."""
+    drafts = draft(target, drafter, cache, newest, settings, num_steps)
+    if layout.packing is not None:
+        missing = layout.packing.places.shape[1] - 1 - drafts.shape[1]
+        drafts = mx.pad(drafts, [(0, 0), (0, missing)])
+    return verify(target, cache, newest, settings, layout, drafts, agree=agree)
 
 
 def play(
@@ -119,13 +125,14 @@ def play(
     at: Start,
     settings: RowSettings,
     max_accepted: list[int],
-    num_draft_tokens: int,
+    num_steps: int,
+    packing: Packing | None = None,
+    copies: Copies | None = None,
     **functions: Any,
 ) -> Round:
     """Play one round and advance `at`. functions: `draft` and `agree` of speculate."""
-    most = mx.array(max_accepted, mx.int32)
-    arguments = (at.cache, at.newest, settings, most, num_draft_tokens)
-    played = speculate(*models, *arguments, **functions)
+    layout = Layout(mx.array(max_accepted, mx.int32), packing, copies)
+    played = speculate(*models, at.cache, at.newest, settings, layout, num_steps, **functions)
     mx.eval(played, at.cache.buffers)
     at.newest = played.newest
     return played
