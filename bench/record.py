@@ -24,6 +24,7 @@ from .stamp import Stamp
 SCHEMA = 6  # increases when a key is removed or changes its meaning
 OURS = "mlx-gemma-mtp"
 ALL = "all"  # the task of a case that adds up several tasks, each measured alone
+WITHOUT = {what: f"no-{what}" for what in ("copies", "exact", "table")}  # engines of ours without
 MIXED = "mixed"  # the task of a case whose rows belong to different tasks
 
 NumDrafts = int | Literal["auto"]
@@ -129,7 +130,8 @@ class Subject:
 class Plan:
     """What to measure. tokens: of each row, in a window.
 
-    accept: chances of drawn accepts; rows take these lists in turn.
+    accept: chances of drawn accepts; rows take these lists in turn. without: what else of ours is
+    measured, see WITHOUT.
     endless: rows continue after their turn has ended, for random weights and for peers.
     """
 
@@ -143,6 +145,7 @@ class Plan:
     endless: bool = False
     tasks: list[str] = field(default_factory=list)
     accept: list[list[float]] | None = None
+    without: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Literal
 from mlx_gemma_mtp import show
 
 from .conclusions import accepts, reasons, verdict
-from .record import Record
+from .record import OURS, WITHOUT, Record
 from .tables import summaries, tables
 
 Part = Literal["verdict", "short", "all"]
@@ -62,6 +62,6 @@ def heading(record: Record, *, details: bool) -> list[str]:
     ]
     if drawn := accepts(record):
         lines.append(f"accepts are drawn at {drawn}")
-    if len(record.engines) > 1:
+    if {*record.engines} - {OURS, *WITHOUT.values()}:
         lines.append("peak GB includes the copies of weights that the other engines need")
     return lines

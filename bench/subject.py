@@ -48,10 +48,13 @@ class Opened(NamedTuple):
             random=self.draws is not None,
         )
 
-    def engine(self, batch: int, depth: Depth, player: Player | None = None) -> Engine:
+    def engine(
+        self, batch: int, depth: Depth, player: Player | None = None, *, without: str = ""
+    ) -> Engine:
         """An engine for up to this many rows. depth: learns what rounds cost.
 
-        player: one that waits, so that nothing overlaps.
+        player: one that waits, so that nothing overlaps. without: one of WITHOUT. Random weights
+        take no copies: those would be accepted at the drawn rates.
         """
         own = self.draws.player if self.draws else round_player
         return Engine(
@@ -61,6 +64,8 @@ class Opened(NamedTuple):
             player=player or own,
             limits=Limits(overlap=player is None),
             depth=depth,
+            copies=self.draws is None and without != "copies",
+            exact=False if without in ("exact", "table") else "auto",
         )
 
     def draw(self) -> Opened:

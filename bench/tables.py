@@ -33,7 +33,7 @@ TABLES = {
         *("allowed_round_gb", "allowed_tokens_per_second", "allowed_share"),
     ),
 }
-ACCEPTANCE = ("task", "num_draft_tokens", "acceptance_rate", "acceptance_length")
+ACCEPTANCE = ("engine", "task", "num_draft_tokens", "acceptance_rate", "acceptance_length")
 
 
 class Table(NamedTuple):

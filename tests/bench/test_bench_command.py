@@ -312,6 +312,8 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
         ("--tasks poetry", "stories, counting, json, repeat, separated by commas, not 'poetry'"),
         ("--prompt-tokens 100", "the demo has prompts of its own"),
         ("--peer vllm", "--peer must be one of mlx-lm, mlx-vlm"),
+        ("--without speed", "--without must be one of copies, exact, table, not speed"),
+        ("--synthetic E2B --without copies", "random weights take no copies"),
         ("--temperature 1 --peer mlx-lm", "leave --temperature out"),
         ("--check --recommend", "leave --recommend out"),
         ("--check --repeat 2 --share", "leave --repeat, --share out"),
