@@ -17,6 +17,7 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.experts import Ways
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.target import Target
 
@@ -171,10 +172,10 @@ def round_player(
 ) -> RoundPlayer:
     """Both halves for this pair, compiled if the device is a GPU.
 
-    They are traced again for each number of rows, steps, positions, tokens and width and each
-    capacity, not for each division of the tokens; the traces of the capacities that were used last
-    are kept. On a CPU, `mx.compile` would need a C++ compiler at
-    run time, so the functions run as they are.
+    They are traced again for each number of rows, steps, positions, tokens and width, each capacity
+    and other `Target.ways`, but not for each division of the tokens. The traces of the capacities
+    that were used last are kept. On a CPU, `mx.compile` would need a C++ compiler at run time, so
+    the functions run as they are.
     """
 
     def guess(buffers: Buffers, *rest: Any) -> mx.array:
@@ -185,42 +186,57 @@ def round_player(
         return verify(target, cache, *rest, agree=agree), cache.buffers
 
     @lru_cache(MOST_CAPACITIES)
-    def halves(_capacity: int) -> tuple[Any, Any]:
+    def halves(_capacity: int, _ways: Ways) -> tuple[Any, Any]:
         if device.backend() == "cpu":
             return guess, check
         return mx.compile(guess), mx.compile(check)
 
+    def compiled(cache: KVCache) -> tuple[Any, Any]:
+        return halves(cache.capacity("full_attention"), target.ways)
+
     def play_draft(cache: KVCache, *rest: Any) -> mx.array:
-        drafts: mx.array = halves(cache.capacity("full_attention"))[0](cache.buffers, *rest)
+        drafts: mx.array = compiled(cache)[0](cache.buffers, *rest)
         return drafts
 
     def play_verify(cache: KVCache, *rest: Any) -> Round:
         played: Round
-        played, cache.buffers = halves(cache.capacity("full_attention"))[1](cache.buffers, *rest)
+        played, cache.buffers = compiled(cache)[1](cache.buffers, *rest)
         return played
 
     return RoundPlayer(play_draft, play_verify)
 
 
 def prefill(
-    target: Target, cache: KVCache, tokens: mx.array, start: int, lengths: Sequence[int]
+    target: Target,
+    cache: KVCache,
+    tokens: mx.array,
+    start: int,
+    lengths: Sequence[int],
+    least: int = 1,
 ) -> mx.array:
     """Run the next tokens [B, T] of the prompts through the target and commit them.
 
     start: how many positions every row has committed. lengths: how many of the T tokens each row
-    has; the rest is padding. Rows that end at different positions cannot be continued here. Returns
-    the hidden state [B, 1, H] of each row's last token.
+    has; the rest is padding. Rows that end at different positions cannot be continued here. least:
+    as of `Target.read`. Returns the hidden state [B, 1, H] of each row's last token.
     """
     num_tokens = mx.array(list(lengths), mx.int32)
-    hidden = target.read(tokens, cache, start, num_tokens)
+    hidden = target.read(tokens, cache, start, num_tokens, least)
     cache.offset = cache.offset + num_tokens
     return hidden
 
 
-def first_token(target: Target, cache: KVCache, hidden: mx.array, settings: RowSettings) -> Newest:
-    """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token."""
+def first_token(
+    target: Target, cache: KVCache, hidden: mx.array, settings: RowSettings, least: int = 1
+) -> Newest:
+    """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token.
+
+    least: rows of the product that gives the logits, with padding.
+    """
     position = cache.offset[:, None]
     softcap = target.config.final_logit_softcapping
     settings = settings._replace(full=True)  # the caller needs a token at once
-    chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
+    batch = len(hidden)
+    padded = mx.pad(hidden, [(0, max(0, least - batch)), (0, 0), (0, 0)])
+    chosen = choose(target.logits(padded)[:batch], position, settings, softcap=softcap)
     return Newest(chosen.tokens[:, 0], hidden)

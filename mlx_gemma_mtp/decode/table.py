@@ -10,6 +10,8 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+WORTH_PADDING = 0.05  # of a pass
+
 
 class PassClass(NamedTuple):
     """Passes that give a token the same bits, whatever else they compute; bounds are included.
@@ -50,6 +52,32 @@ class PassTable:
     def step_seconds(self, batch: int) -> float:
         """Return what one step of the drafter takes; 0 without one."""
         return _between(self.steps, batch) if self.steps else 0.0
+
+    def cheapest(self, num_tokens: int, least: int, most: int | None = None) -> int:
+        """Return the width, of those allowed, at which this many tokens take least.
+
+        It is more than needed only where that saves WORTH_PADDING.
+        """
+        needed = max(num_tokens, least)
+        wider = (
+            width for width in self.passes if width > needed and (most is None or width <= most)
+        )
+        best = min(wider, key=lambda width: self.seconds(num_tokens, width), default=needed)
+        saved = 1 - self.seconds(num_tokens, best) / self.seconds(num_tokens, needed)
+        return best if saved > WORTH_PADDING else needed
+
+    def best_class(self, most_rows: int) -> PassClass | None:
+        """Return the class in which most rows decode without drafts, and of those the cheapest."""
+
+        def worth(one: PassClass) -> tuple[int, float]:
+            rows = min(one.most_width, most_rows)
+            widths = (
+                self.cheapest(count, one.least_width, one.most_width)
+                for count in range(1, rows + 1)
+            )
+            return rows, -sum(map(self.seconds, range(1, rows + 1), widths))
+
+        return max(self.classes, key=worth, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
 from mlx_gemma_mtp.engine.pair import open_pair
@@ -20,6 +21,8 @@ def load(
     max_queue: int = MAX_QUEUE,
     force: bool = False,
     warm_up: bool = True,
+    exact: Exact = "auto",
+    copies: bool = True,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -30,6 +33,12 @@ def load(
     max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
     force: load even if it may not fit in memory. warm_up: compile in the background what a first
     chat needs, see `Engine.warm_up`.
+
+    exact: give a token the same bits whatever is drafted and whoever else decodes, in the models'
+    own precision. "auto" does it where it costs little; True always, without drafts if no passes
+    with drafts agree on this machine, and Engine.notes says so; False takes the quickest passes.
+    `Completion.exact` says which it was. copies: draft from the prompt and the output so far where
+    they repeat themselves; this changes no output.
 
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
@@ -43,8 +52,14 @@ def load(
         raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
     if not is_count(max_queue) or max_queue < 1:
         raise UsageError(f"max_queue must be at least 1, not {max_queue!r}")
+    if exact != "auto" and not isinstance(exact, bool):
+        raise UsageError(f'exact must be "auto", True or False, not {exact!r}')
+    if not isinstance(copies, bool):
+        raise UsageError(f"copies must be True or False, not {copies!r}")
     pair = open_pair(model, drafter, bits=bits, force=force)
-    engine = Engine(pair, max_batch=int(max_batch), max_queue=int(max_queue))
+    engine = Engine(
+        pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
+    )
     if warm_up:
         engine.warm_up()
     return engine

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
@@ -30,7 +31,7 @@ class OpenPair(NamedTuple):
     defaults: the checkpoint's generation_config, see `defaults`. fingerprint: the key under which
     the measured depth is saved, made of all that the cost of a round depends on; None to save
     nothing. notes: what people should know of the checkpoint, one line each. drafter_name: its Hub
-    name, or that of its folder.
+    name, or that of its folder. table: what a probe has just measured, in place of the saved one.
     """
 
     target: Target
@@ -40,6 +41,7 @@ class OpenPair(NamedTuple):
     fingerprint: str | None
     notes: tuple[str, ...] = ()
     drafter_name: str | None = None
+    table: PassTable | None = None
 
     def default_tokens(self, key: str) -> list[int]:
         """Return the token ids of an entry of the defaults. Raises CheckpointError."""

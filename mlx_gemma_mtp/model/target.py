@@ -1,8 +1,8 @@
-"""The target: Gemma 4's text decoder. Holds weights and nothing else; the cache is the caller's."""
+"""The target: Gemma 4's text decoder. Holds weights; the cache is the caller's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import LayerConfig, LayerKind, TargetConfig
-from mlx_gemma_mtp.model.experts import ExpertRouter, Experts
+from mlx_gemma_mtp.model.experts import ExpertRouter, Experts, Way, default_ways
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
 from mlx_gemma_mtp.model.packing import Packing, packing_of
 from mlx_gemma_mtp.model.prompt import last_reach, prompt_reach
@@ -23,6 +23,7 @@ class Pass(NamedTuple):
     position: mx.array  # int32 [B], of each row's first query
     reaches: dict[LayerKind, Reach]
     packing: Packing | None
+    way: Way  # to compute experts
 
 
 class Target(nn.Module):
@@ -31,6 +32,7 @@ class Target(nn.Module):
     def __init__(self, config: TargetConfig) -> None:
         super().__init__()
         self.config = config
+        self.ways = default_ways(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [TargetLayer(config, layer) for layer in config.layers]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -45,6 +47,10 @@ class Target(nn.Module):
     def dtype(self) -> mx.Dtype:
         """Type of activations, keys and values."""
         return self.norm.weight.dtype
+
+    def set_ways(self, ways: Mapping[int, str]) -> None:
+        """Compute experts in the ways measured by numbers of tokens, see `Ways.measured`."""
+        self.ways = default_ways(self.config).measured(ways)
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Scaled embeddings [..., H] of tokens [...]; the scale is rounded to the weights' type."""
@@ -75,7 +81,8 @@ class Target(nn.Module):
         h = self.embed(tokens)
         extra = self._per_layer_inputs(tokens, h)
         reaches = {kind: cache.reach(kind, num_positions) for kind in self.config.kinds}
-        through = Pass(cache, cache.offset, reaches, packing)
+        num_tokens = tokens.size if packing is None else packing.num_tokens
+        through = Pass(cache, cache.offset, reaches, packing, self.ways[num_tokens])
         return self.norm(_through(self.layers, h, extra, through))
 
     def read(
@@ -96,7 +103,9 @@ class Target(nn.Module):
         h = self.embed(tokens)
         extra = self._per_layer_inputs(tokens, h)
         reaches = {kind: prompt_reach(cache, kind, num_positions, start) for kind in kinds}
-        h = _through(self.layers[:owners], h, extra, Pass(cache, cache.offset, reaches, packing))
+        way = self.ways[batch * num_positions]
+        through = Pass(cache, cache.offset, reaches, packing, way)
+        h = _through(self.layers[:owners], h, extra, through)
 
         last = mx.arange(batch) * num_positions + lengths - 1  # among the tokens of all rows
         packing = packing_of([1] * batch, 1, max(batch, least))
@@ -109,7 +118,8 @@ class Target(nn.Module):
         extra = None if extra is None else last_of(extra)[:, :, owners:]
         position = start + lengths - 1
         reaches = {kind: last_reach(cache, kind, position, end) for kind in kinds}
-        h = _through(self.layers[owners:], h, extra, Pass(cache, position, reaches, packing))
+        through = Pass(cache, position, reaches, packing, self.ways[batch])
+        h = _through(self.layers[owners:], h, extra, through)
         return self.norm(h if packing is None else packing.unpack(h))
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
@@ -154,7 +164,7 @@ class TargetLayer(DecoderLayer):
 
         per_layer_input: this layer's embeddings of the same tokens, [..., W].
         """
-        cache, position, reaches, packing = through
+        cache, position, reaches, packing, way = through
         x, reach = self.input_layernorm(h), reaches[self._kind]
         if self._owns_kv:
             q, k, v = self.self_attn.queries_keys_values(x, position, packing)
@@ -169,7 +179,7 @@ class TargetLayer(DecoderLayer):
             normed = rms_norm(h, self._eps)  # one norm for three readers, each with its own weight
             dense = self.mlp(normed * self.pre_feedforward_layernorm.weight)
             dense = self.post_feedforward_layernorm_1(dense)
-            mixed = self._through_experts(normed, packing)
+            mixed = self._through_experts(normed, packing, way)
             out = dense + self.post_feedforward_layernorm_2(mixed)
         else:
             out = self.mlp(self.pre_feedforward_layernorm(h))
@@ -180,13 +190,13 @@ class TargetLayer(DecoderLayer):
             h = h + self.post_per_layer_input_norm(self.per_layer_projection(gated))
         return h * self.layer_scalar
 
-    def _through_experts(self, normed: mx.array, packing: Packing | None) -> mx.array:
+    def _through_experts(self, normed: mx.array, packing: Packing | None, way: Way) -> mx.array:
         """normed, shaped like h -> the experts' outputs. Padding gets those of the first token."""
         flat = normed.reshape(-1, normed.shape[-1])
         chosen, shares = self.router(flat)
         scaled = flat * self.pre_feedforward_layernorm_2.weight
         width, num_tokens = len(flat), len(flat) if packing is None else packing.num_tokens
-        mixed = self.experts(scaled[:num_tokens], chosen[:num_tokens], shares[:num_tokens])
+        mixed = self.experts(scaled[:num_tokens], chosen[:num_tokens], shares[:num_tokens], way)
         if num_tokens < width:
             mixed = mixed[mx.array([*range(num_tokens), *[0] * (width - num_tokens)])]
         return mixed.reshape(normed.shape)

@@ -1,5 +1,6 @@
 """What a run learned about depth is found by the next; files are replaced whole or not at all."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,8 +9,18 @@ from typing import Any
 import pytest
 
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.division import Shape
+from mlx_gemma_mtp.decode.table import PassClass, PassTable
 from mlx_gemma_mtp.files.atomic import write_whole
-from mlx_gemma_mtp.files.remembered import FORMAT, load_depth, save_depth
+from mlx_gemma_mtp.files.remembered import (
+    FORMAT,
+    depth_key,
+    depths_of,
+    load_depth,
+    load_table,
+    save_depth,
+    save_table,
+)
 
 
 @pytest.fixture
@@ -23,7 +34,7 @@ def learned(seconds: float, batch: int = 4) -> Depth:
     """A controller that knows one cost."""
     depth = Depth()
     for _ in range(3):
-        depth.round_took(batch, 2, seconds)
+        depth.round_took(Shape(batch, 2, 3, 3 * batch, 3 * batch), seconds)
     depth.row().seen(2, 1)
     return depth
 
@@ -51,6 +62,72 @@ def test_what_was_learned_of_other_batch_sizes_stays(file: Path) -> None:
     save_depth("key", learned(0.3, batch=1))
     save_depth("key", learned(0.2))
     assert costs("key") == {"1": {"2": pytest.approx(0.3)}, "4": {"2": pytest.approx(0.2)}}
+
+
+TABLE = PassTable(
+    passes={1: 0.01, 8: 0.02},
+    experts={1: 0.001, 8: 0.004},
+    ways={1: "pairs", 8: "sorted"},
+    steps={1: 0.001},
+    classes=(PassClass(2, 64, 1, 9),),
+    chunks=(64, 512),
+)
+
+
+def test_a_table_is_kept_next_to_what_runs_learn_whichever_comes_first(file: Path) -> None:
+    assert load_table("model x") is None
+    assert save_table("model x", TABLE)
+    assert load_table("model x") == TABLE
+    learning = load_depth("model x")
+    for _ in range(3):
+        learning.round_took(Shape(4, 2, 3, 12, 12), 0.1)
+    save_depth("model x", learning)
+    assert load_table("model x") == TABLE
+    save_depth("model x", learned(0.2, batch=1))  # this run had no table
+    assert load_table("model x") == TABLE
+    before = costs("model x")
+    assert before
+    save_table("model x", PassTable(passes={1: 1.0}))
+    assert load_depth("model x").table == PassTable(passes={1: 1.0})
+    assert costs("model x") == before
+
+
+def test_a_table_just_measured_takes_the_place_of_the_kept_one(file: Path) -> None:
+    save_table("key", TABLE)
+    new = PassTable(passes={1: 1.0})
+    assert load_depth("key", table=new).table == new
+    assert load_depth("other", table=new).table == new
+    assert load_depth(None, table=new).table == new
+    assert load_depth("key").table == TABLE
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"passes": {}},
+        {"passes": {"1": -1}},
+        {"passes": {"x": 1}},
+        {"passes": [1]},
+        {"classes": [[1]]},
+        {"classes": 1},
+        {"ways": None},
+        {"chunks": ["x"]},
+    ],
+)
+def test_a_damaged_table_counts_as_none_and_the_rest_stays(
+    file: Path, damage: dict[str, Any]
+) -> None:
+    key = depth_key("model", "0")
+    save_depth(key, learned(0.1))
+    save_table(key, TABLE)
+    before, saved = costs(key), json.loads(file.read_text())
+    saved["entries"][key]["table"] |= damage
+    file.write_text(json.dumps(saved))
+    assert load_table(key) is None
+    assert costs(key) == before
+    assert [depth.table for depth in depths_of("model")] == [None]
+    assert save_table(key, TABLE)
+    assert [depth.table for depth in depths_of("model")] == [TABLE]
 
 
 def entry(costs: str, acceptance: str = "[]") -> bytes:
