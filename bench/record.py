@@ -21,9 +21,10 @@ from mlx_gemma_mtp.files.atomic import write_whole
 
 from .stamp import Stamp
 
-SCHEMA = 5  # increases when a key is removed or changes its meaning
+SCHEMA = 6  # increases when a key is removed or changes its meaning
 OURS = "mlx-gemma-mtp"
 ALL = "all"  # the task of a case that adds up several tasks, each measured alone
+WITHOUT = {what: f"no-{what}" for what in ("copies", "exact", "table")}  # engines of ours without
 MIXED = "mixed"  # the task of a case whose rows belong to different tasks
 
 NumDrafts = int | Literal["auto"]
@@ -89,6 +90,8 @@ class Case:
     peak_gb: float | None = None
     speedup: Spread | None = None
     drafted_per_round: float | None = None
+    drafted_by_row: list[float] | None = None
+    tokens_per_pass: float | None = None
     acceptance_rate: float | None = None
     acceptance_length: float | None = None
     acceptance_by_position: list[float] | None = None
@@ -125,8 +128,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. tokens: of each row, in a window. accept: chances of drawn accepts.
+    """What to measure. tokens: of each row, in a window.
 
+    accept: chances of drawn accepts; rows take these lists in turn. without: what else of ours is
+    measured, see WITHOUT.
     endless: rows continue after their turn has ended, for random weights and for peers.
     """
 
@@ -139,7 +144,8 @@ class Plan:
     depth: int = 0
     endless: bool = False
     tasks: list[str] = field(default_factory=list)
-    accept: list[float] | None = None
+    accept: list[list[float]] | None = None
+    without: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -48,10 +48,13 @@ class Opened(NamedTuple):
             random=self.draws is not None,
         )
 
-    def engine(self, batch: int, depth: Depth, player: Player | None = None) -> Engine:
+    def engine(
+        self, batch: int, depth: Depth, player: Player | None = None, *, without: str = ""
+    ) -> Engine:
         """An engine for up to this many rows. depth: learns what rounds cost.
 
-        player: one that waits, so that nothing overlaps.
+        player: one that waits, so that nothing overlaps. without: one of WITHOUT. Random weights
+        take no copies: those would be accepted at the drawn rates.
         """
         own = self.draws.player if self.draws else round_player
         return Engine(
@@ -61,6 +64,8 @@ class Opened(NamedTuple):
             player=player or own,
             limits=Limits(overlap=player is None),
             depth=depth,
+            copies=self.draws is None and without != "copies",
+            exact=False if without in ("exact", "table") else "auto",
         )
 
     def draw(self) -> Opened:
@@ -108,7 +113,7 @@ def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> O
 GOOGLES = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
 
 
-def random(size: str, *, bits: int | None, accept: Sequence[float]) -> Opened:
+def random(size: str, *, bits: int | None, accept: Sequence[Sequence[float]]) -> Opened:
     """Random weights with Google's sampling defaults, not drawn yet. Raises UsageError."""
     dtype = mx.float32 if device.backend() == "cpu" else mx.bfloat16
     target, drafter = mlx_worker().run(lambda: synthetic.random_pair(size, dtype, bits))

@@ -77,14 +77,16 @@ class Shown:
 
     def show(self, records: list[Record]) -> None:
         """Print the records, and plot them."""
-        from mlx_gemma_mtp.bench import report
+        from mlx_gemma_mtp.bench.cells import csv_text
         from mlx_gemma_mtp.bench.plot import plot
+        from mlx_gemma_mtp.bench.report import text
+        from mlx_gemma_mtp.bench.tables import share_table
         from mlx_gemma_mtp.show import columns
 
         if self.share:
-            print(report.share_table(records).markdown())
+            print(share_table(records).markdown())
         elif self.format == "csv":
-            print(report.csv_text(records), end="")
+            print(csv_text(records), end="")
         elif self.format == "json":
             for record in records:
                 print(json.dumps(record.to_json(), ensure_ascii=False))
@@ -92,7 +94,7 @@ class Shown:
             markdown = self.format == "md"
             width = None if markdown else columns(sys.stdout)
             part: Part = "verdict" if self.recommend else "all" if self.details else "short"
-            shown = (report.text(one, part, markdown=markdown, width=width) for one in records)
+            shown = (text(one, part, markdown=markdown, width=width) for one in records)
             print("\n\n".join(shown))
         if self.plot is not None:
             say("\n".join(map(str, plot(records, self.plot))))

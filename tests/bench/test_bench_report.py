@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 
 import pytest
 from mlx_gemma_mtp.bench import record as records
-from mlx_gemma_mtp.bench import report
+from mlx_gemma_mtp.bench.cells import NOTHING, csv_text
 from mlx_gemma_mtp.bench.plot import THEMES, plot
 from mlx_gemma_mtp.bench.record import ALL, Record, Spread, Window
 from mlx_gemma_mtp.bench.stamp import Stamp
+from mlx_gemma_mtp.bench.tables import share_table, summaries, tables
 
 from helpers.bench_records import BARE, DRAWN, EMPTY, PAYS, every_record, shown
 from mlx_gemma_mtp.errors import UsageError
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def in_csv(*given: Record) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(report.csv_text(given)), strict=True))
+    return list(csv.DictReader(io.StringIO(csv_text(given)), strict=True))
 
 
 @every_record
@@ -39,7 +40,7 @@ def test_a_record_comes_back_from_its_json(record: Record, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [("{", "was not written by"), ('{"schema": 1}', "was not written by"),
-     ('{"schema": 3, "cases": []}', "has schema 3, not 5: measure again")],
+     ('{"schema": 3, "cases": []}', "has schema 3, not 6: measure again")],
 )  # fmt: skip
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "run.json").write_text(content)
@@ -66,8 +67,8 @@ def test_the_readme_names_every_key_and_no_other() -> None:
 
 def test_every_cell_of_a_table_is_in_the_csv() -> None:
     numbers = {part for row in in_csv(PAYS) for cell in row.values() for part in cell.split()}
-    found = report.tables(PAYS)
-    assert len(found) == 7
+    found = tables(PAYS)
+    assert len(found) == 8
     for one in found:
         for row in one.rows:
             for cell in row[one.left :]:
@@ -97,13 +98,13 @@ def test_a_csv_row_has_the_numbers_of_its_case() -> None:
 @every_record
 def test_unmeasured_numbers_are_left_out(record: Record) -> None:
     text = shown(record)
-    assert not re.search(r"\b(None|nan|inf)\b", text + report.csv_text([record]))
+    assert not re.search(r"\b(None|nan|inf)\b", text + csv_text([record]))
     assert ("the run ended early" in text) != record.complete
     assert ("no drafter" in text) == (record.subject.drafter_bytes is None)
-    assert ("accepts are drawn at 0.8, 0.5" in text) == (record is DRAWN)
+    assert ("accepts are drawn at 0.8, 0.5 / 0.4 (rows in turn)" in text) == (record is DRAWN)
     assert ("the other engines need" in text) == (len(record.engines) > 1)
-    for one in report.tables(record):
-        assert all({*column} != {report.NOTHING} for column in zip(*one.rows, strict=True))
+    for one in tables(record):
+        assert all({*column} != {NOTHING} for column in zip(*one.rows, strict=True))
 
 
 @every_record
@@ -114,12 +115,12 @@ def test_a_report_is_as_wide_as_the_terminal_and_loses_no_number(
     for part in ("verdict", "short", "all"):
         text = shown(record, part, width=width)  # type: ignore[arg-type]
         assert max(map(len, text.splitlines())) <= width
-    for one in (*report.summaries(record), *report.tables(record)):
+    for one in (*summaries(record), *tables(record)):
         assert all(cell in one.text(width) for row in one.rows for cell in row[one.left :])
 
 
 def test_a_run_to_share_has_plain_and_best_by_batch() -> None:
-    shared = report.share_table([PAYS, BARE, EMPTY])
+    shared = share_table([PAYS, BARE, EMPTY])
     assert {len(row) for row in shared.rows} == {len(shared.header)}
     assert shared.rows[0][3:8] == [
         "48.8 → 76.9 (1.58x, auto)",
