@@ -85,13 +85,16 @@ class Run:
         Raises what ends a request of ours; a peer that fails is left out, with a warning.
         """
         plan, opened, stopwatch = self._plan, self._opened, Stopwatch()
-        most = max(plan.batches)
+        most, table = max(plan.batches), opened.pair.table
         with ExitStack() as engines:
             engine = engines.enter_context(opened.engine(most, depth))
-            in_step = engines.enter_context(opened.engine(most, Depth(), stopwatch.player))
+            in_step = engines.enter_context(
+                opened.engine(most, Depth(table=table), stopwatch.player)
+            )
             everyone = [self._ours(OURS, engine, count) for count in plan.num_draft_tokens]
             for what in plan.without:
-                other = engines.enter_context(opened.engine(most, Depth(), without=what))
+                own = Depth(table=None if what == "table" else table)
+                other = engines.enter_context(opened.engine(most, own, without=what))
                 everyone += [self._ours(WITHOUT[what], other, n) for n in plan.num_draft_tokens]
             for peer in peers:
                 counts = [one for one in plan.num_draft_tokens if one != "auto"]

@@ -205,7 +205,9 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
         peers = open_peers(list(dict.fromkeys(measured.peer)), opened)
     moved = mlx_worker().run(bandwidth)
-    record, depth = Record(_command(), before, opened.subject(), plan, moved), Depth()
+    table = opened.pair.table
+    record = Record(_command(), before, opened.subject(), plan, moved, table=table)
+    depth = Depth(table=table)
 
     def keep() -> None:
         shown.keep(record.to_json())

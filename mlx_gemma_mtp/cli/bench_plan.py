@@ -148,6 +148,8 @@ class Measured:
         from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench import prompts, subject
         from mlx_gemma_mtp.cli.download import fetch_missing
+        from mlx_gemma_mtp.cli.engine import measuring
+        from mlx_gemma_mtp.engine.load import with_table
         from mlx_gemma_mtp.engine.worker import mlx_worker
         from mlx_gemma_mtp.progress import spinner
 
@@ -180,7 +182,9 @@ class Measured:
                 opened.check_room(have=have, context=room, batch=batch, copies=copies)
             say(f"drawing random weights of {self.synthetic}")
             opened = opened.draw()
-        return opened, found
+        with spinner(f"loading {opened.name}") as show:
+            measured = with_table(opened.pair, watch=lambda share: show(measuring(share)))
+        return opened._replace(pair=measured), found
 
 
 def _is_demo(model: str) -> bool:
