@@ -161,15 +161,15 @@ def test_copies_replace_drafts_while_the_newest_token_is_the_expected_one(
     other = [[(token + 1) % fake_target.VOCAB for token in one] for one in right]
     drafts = [[one[1], no[2], one[3], no[4]] for one, no in zip(right, other, strict=True)]
     cases = [  # what is expected, from how many positions before the newest token; accepted
-        (right[0], 0, 4),
-        ([7, 7, *right[1]], 2, 4),
-        (other[2], 0, 1),  # another newest token
-        ([other[3][0], *right[3][1:]], 0, 1),
-        (right[4][:3], 0, 3),  # ends: the third draft is the drafter's
-        (right[5][:1], 0, 1),  # ends with the newest token
+        ([7, 7, 7, 7, *right[0][:3]], None, 1),  # would fit if -1 were a position
+        (right[1], 0, 4),
+        ([7, 7, *right[2]], 2, 4),
+        (other[3], 0, 1),  # another newest token
+        ([other[4][0], *right[4][1:]], 0, 1),
+        (right[5][:3], 0, 3),  # ends: the third draft is the drafter's
+        (right[6][:1], 0, 1),  # ends with the newest token
         ([7, 7], 2, 1),  # ended before it
-        (right[7], -1, 1),  # starts after it
-        (right[8], None, 1),
+        (right[8], -1, 1),  # starts after it
     ]
     length = 7
     tokens = [[*expected, *[-1] * (length - len(expected))] for expected, _, _ in cases]
@@ -185,13 +185,14 @@ def test_copies_replace_drafts_while_the_newest_token_is_the_expected_one(
     assert played.accepted.tolist() == [accepted for _, _, accepted in cases]
 
 
-def test_copies_may_fill_their_length_to_the_last_token(rng: np.random.Generator) -> None:
+def test_after_copies_of_the_full_length_come_the_drafts(rng: np.random.Generator) -> None:
     [prompt] = some_prompts(rng, 1)
     right = output(prompt, 4)
-    for length, accepted in ((4, 3), (3, 2), (2, 1), (1, 0)):
+    for length in range(1, 5):
         cache, newest = fake_rows([prompt])
         copies = Copies(mx.array([right[:length]]), mx.array([len(prompt)]))
-        drafts = mx.array([[(token + 1) % fake_target.VOCAB for token in right[1:]]])
+        wrong = [(token + 1) % fake_target.VOCAB for token in right[1:length]]
         layout = Layout(mx.array([3]), None, copies)
+        drafts = mx.array([[*wrong, *right[length:]]])
         played = verify(FakeTarget(), cache, newest, row_settings([GREEDY]), layout, drafts)
-        assert played.accepted.tolist() == [accepted]
+        assert played.accepted.tolist() == [3]
