@@ -88,10 +88,10 @@ class Run:
         most = max(plan.batches)
         with ExitStack() as engines:
             engine = engines.enter_context(opened.engine(most, depth))
-            in_step = engines.enter_context(opened.engine(most, Depth(), stopwatch.player))
+            in_step = engines.enter_context(opened.engine(most, opened.depth(), stopwatch.player))
             everyone = [self._ours(OURS, engine, count) for count in plan.num_draft_tokens]
             for what in plan.without:
-                other = engines.enter_context(opened.engine(most, Depth(), without=what))
+                other = engines.enter_context(opened.engine(most, opened.depth(what), without=what))
                 everyone += [self._ours(WITHOUT[what], other, n) for n in plan.num_draft_tokens]
             for peer in peers:
                 counts = [one for one in plan.num_draft_tokens if one != "auto"]
