@@ -88,6 +88,10 @@ def _acceptance(
         rows = [stats[row::num_rows] for row in range(num_rows)]
         by_row = [sum(one.drafted for one in row) / sum(one.rounds for one in row) for row in rows]
         found["drafted_by_row"], found["tokens_per_pass"] = by_row, sum(by_row) + num_rows
+        if copied := sum(one.copies_drafted for one in stats):
+            found["copied_per_round"] = copied / rounds
+            accepted = sum(one.copies_accepted for one in stats)
+            found["copied_acceptance_rate"] = accepted / copied
         found["acceptance_rate"] = sum(reached[1:]) / drafted
         found["acceptance_length"] = sum(reached) / rounds
         found["accepted_histogram"] = [*(a - b for a, b in pairwise(reached)), reached[-1]]

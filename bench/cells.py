@@ -30,6 +30,8 @@ NUMBERS = {
     "host_ms": ("host", 2),
     "drafted_per_round": ("drafted", 2),
     "tokens_per_pass": ("tokens a pass", 2),
+    "copied_per_round": ("copied", 2),
+    "copied_acceptance_rate": ("copies' rate", 3),
     "acceptance_rate": ("rate", 3),
     "acceptance_length": ("tokens", 2),
 }

@@ -93,6 +93,8 @@ class Case:
     drafted_per_round: float | None = None
     drafted_by_row: list[float] | None = None
     tokens_per_pass: float | None = None
+    copied_per_round: float | None = None
+    copied_acceptance_rate: float | None = None
     acceptance_rate: float | None = None
     acceptance_length: float | None = None
     acceptance_by_position: list[float] | None = None
@@ -147,6 +149,7 @@ class Plan:
     tasks: list[str] = field(default_factory=list)
     accept: list[list[float]] | None = None
     without: list[str] = field(default_factory=list)
+    exact: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass

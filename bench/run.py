@@ -85,16 +85,13 @@ class Run:
         Raises what ends a request of ours; a peer that fails is left out, with a warning.
         """
         plan, opened, stopwatch = self._plan, self._opened, Stopwatch()
-        most, table = max(plan.batches), opened.pair.table
+        most = max(plan.batches)
         with ExitStack() as engines:
             engine = engines.enter_context(opened.engine(most, depth))
-            in_step = engines.enter_context(
-                opened.engine(most, Depth(table=table), stopwatch.player)
-            )
+            in_step = engines.enter_context(opened.engine(most, opened.depth(), stopwatch.player))
             everyone = [self._ours(OURS, engine, count) for count in plan.num_draft_tokens]
             for what in plan.without:
-                own = Depth(table=None if what == "table" else table)
-                other = engines.enter_context(opened.engine(most, own, without=what))
+                other = engines.enter_context(opened.engine(most, opened.depth(what), without=what))
                 everyone += [self._ours(WITHOUT[what], other, n) for n in plan.num_draft_tokens]
             for peer in peers:
                 counts = [one for one in plan.num_draft_tokens if one != "auto"]

@@ -33,7 +33,10 @@ TABLES = {
         *("allowed_round_gb", "allowed_tokens_per_second", "allowed_share"),
     ),
 }
-ACCEPTANCE = ("engine", "task", "num_draft_tokens", "acceptance_rate", "acceptance_length")
+ACCEPTANCE = (
+    *("engine", "task", "num_draft_tokens", "acceptance_rate", "acceptance_length"),
+    *("copied_per_round", "copied_acceptance_rate"),
+)
 
 
 class Table(NamedTuple):
@@ -114,7 +117,10 @@ def tables(record: Record) -> list[Table]:
     accepted = acceptance_cases(record)
     deepest = max((len(case.acceptance_by_position or []) for case in accepted), default=0)
     places = [f"acceptance_at_{at}" for at in range(1, deepest + 1)]
-    title = "Acceptance: rate, tokens per round of a row, and by position (p1, p2, …)"
+    title = (
+        "Acceptance: rate, tokens per round of a row, drafts that were copied per round and their "
+        "rate, and by position (p1, p2, …)"
+    )
     found.append(_table(title, [*ACCEPTANCE, *places], accepted))
     found += [_by_task(record, name) for name in ("tokens_per_second", "speedup")]
     return [table for table in found if table.rows]

@@ -204,7 +204,7 @@ class Report:
             return cls(f"{dtype} throughout: completions must not differ")
         units = f"{NEAR_ULPS} units in the last place of the larger logit, over the temperature"
         bound = f"activations in {dtype}: a near tie is a margin of at most {units}"
-        return cls(f"{bound}; completions of exact passes must not differ", near_ties=True)
+        return cls(f"{bound}; those from exact passes must not differ", near_ties=True)
 
     @property
     def faults(self) -> list[str]:
@@ -228,7 +228,7 @@ class Report:
             verdict += f", {num_ties} differ at a near tie"
         if self.near_ties:
             num_exact = sum(row.exact for one in self.compared for row in one.rows)
-            verdict += f"; {num_exact} come from exact passes"
+            verdict += f"; {num_exact} of {total} from exact passes"
         return verdict if self.complete else f"{verdict}; stopped before the end"
 
     def __str__(self) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Options that go with --check and with --from.
 CHECKS = {"model", "drafter", "bits", "force", "yes", "tasks", "batch", "num_draft_tokens", "depth"}
-CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
+CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check", "exact"}
 SHOWS = {"from_", "format", "details", "plot", "recommend", "share"}
 
 
@@ -168,6 +168,7 @@ def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     opened, prompts = measured.open(pair, plan)
     check_batches(
         opened.pair,
+        opened.exact,
         lambda batch: prompts.wave(MIXED, batch, 0),
         plan,
         as_json=shown.format == "json",
@@ -180,7 +181,6 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.floor import bandwidth
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import Run
-    from mlx_gemma_mtp.decode.depth import Depth
     from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.folders import depth_file
     from mlx_gemma_mtp.files.remembered import save_depth
@@ -205,9 +205,8 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
         peers = open_peers(list(dict.fromkeys(measured.peer)), opened)
     moved = mlx_worker().run(bandwidth)
-    table = opened.pair.table
+    table, depth = opened.pair.table, opened.depth()
     record = Record(_command(), before, opened.subject(), plan, moved, table=table)
-    depth = Depth(table=table)
 
     def keep() -> None:
         shown.keep(record.to_json())

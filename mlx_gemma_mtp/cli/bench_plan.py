@@ -6,7 +6,7 @@ import filecmp
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -58,6 +58,12 @@ class Measured:
         list[str] | None,
         typer.Option(metavar="<str>", help="Compare with mlx-lm or mlx-vlm; repeatable."),
     ] = None
+    exact: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            metavar="<str>", help="The same bits with and without drafts: on, off, or if cheap."
+        ),
+    ] = "auto"
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +141,7 @@ class Measured:
             tasks=list(dict.fromkeys(tasks)),
             accept=accept if self.synthetic else None,
             without=without,
+            exact=self.exact,
         )
 
     def task_names(self, pair: options.Pair) -> tuple[str, ...]:
@@ -148,7 +155,6 @@ class Measured:
         from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench import prompts, subject
         from mlx_gemma_mtp.cli.download import fetch_missing
-        from mlx_gemma_mtp.cli.engine import measuring
         from mlx_gemma_mtp.engine.load import with_table
         from mlx_gemma_mtp.engine.worker import mlx_worker
         from mlx_gemma_mtp.progress import spinner
@@ -182,8 +188,10 @@ class Measured:
                 opened.check_room(have=have, context=room, batch=batch, copies=copies)
             say(f"drawing random weights of {self.synthetic}")
             opened = opened.draw()
-        with spinner(f"loading {opened.name}") as show:
-            measured = with_table(opened.pair, watch=lambda share: show(measuring(share)))
+        if self.exact != "auto":
+            opened = opened._replace(exact=self.exact == "on")
+        with spinner(what := "measuring this machine, once") as show:
+            measured = with_table(opened.pair, opened.exact, lambda one: show(f"{what}: {one:.0%}"))
         return opened._replace(pair=measured), found
 
 

@@ -118,8 +118,8 @@ def test_auto_starts_from_a_run_with_a_recommendation(
     monkeypatch.setenv("MGM_CACHE_DIR", str(folder))
     (key,) = json.loads((folder / "depth.json").read_text())["entries"]
     costs = load_depth(key).to_json()["costs"]
-    assert {"0", "3"} <= costs["1"].keys()
-    assert {"0"} <= costs["2"].keys()
+    assert {"1", "4"} <= costs["1"]["widths"].keys()
+    assert {"2"} <= costs["2"]["widths"].keys()
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
