@@ -37,14 +37,9 @@ def load_engine(
             bits=pair.bits,
             max_batch=max_batch,
             force=pair.force,
-            probe=lambda share: show(measuring(share)),
+            probe=lambda share: show(f"measuring this machine, once: {share:.0%}"),
             warm_up=False,  # most commands send a request at once; a chat warms up by itself
         )
     for note in engine.notes:
         say(f"{pair.model}: {note}")
     return engine
-
-
-def measuring(share: float) -> str:
-    """What to show while a probe is at work."""
-    return f"measuring this machine, once: {share:.0%}"
