@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
-from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
+from mlx_gemma_mtp.engine.probe import Watch, measure
 from mlx_gemma_mtp.engine.rows import SIZES
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import UsageError, one_line
+from mlx_gemma_mtp.files.remembered import load_table, save_table
 
 
 def load(
@@ -23,6 +26,7 @@ def load(
     warm_up: bool = True,
     exact: Exact = "auto",
     copies: bool = True,
+    probe: bool | Watch = True,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -39,6 +43,9 @@ def load(
     with drafts agree on this machine, and Engine.notes says so; False takes the quickest passes.
     `Completion.exact` says which it was. copies: draft from the prompt and the output so far where
     they repeat themselves; this changes no output.
+
+    probe: measure the model on this machine before its first use, for at most 10 seconds: see
+    `with_table`. False leaves it out; a function is called with the share of the time that is over.
 
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
@@ -57,9 +64,30 @@ def load(
     if not isinstance(copies, bool):
         raise UsageError(f"copies must be True or False, not {copies!r}")
     pair = open_pair(model, drafter, bits=bits, force=force)
+    if probe is not False:
+        pair = with_table(pair, exact, None if probe is True else probe)
     engine = Engine(
         pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
     )
     if warm_up:
         engine.warm_up()
     return engine
+
+
+def with_table(pair: OpenPair, exact: Exact = "auto", watch: Watch | None = None) -> OpenPair:
+    """Return the pair with the table of its passes: the kept one, or else a new one, which is kept.
+
+    Nothing is measured on a CPU unless exact is True: a pass takes there nearly as long as it has
+    tokens. If measuring fails, the pair has no table, and a note says why. watch: see `load`.
+    """
+    key = pair.fingerprint
+    table = None if key is None else load_table(key)
+    if table is None and (device.backend() != "cpu" or exact is True):
+        try:
+            table = measure(pair.target, pair.drafter, watch)
+        except (RuntimeError, MemoryError) as error:  # MLX raises these if memory is short
+            note = f"this machine could not be measured, so drafts start slowly: {one_line(error)}"
+            return pair._replace(notes=(*pair.notes, note))
+        if table is not None and key is not None:
+            save_table(key, table)
+    return pair._replace(table=table)

@@ -73,14 +73,15 @@ def open_pair(
     def read() -> OpenPair:
         device.keep_resident()
         target = fuse_projections(weights.load_target(folder, bits=bits))
-        if drafter_folder is None:
-            return OpenPair(target, None, text, defaults, None, found)
-        own = weights.drafter_bits(folder, drafter_folder, bits)
-        drafter = fuse_projections(weights.load_drafter(drafter_folder, target.config, bits=own))
-        sizes = [weights.num_bytes(model) for model in (target, drafter)]
-        shape = repr((target.config, drafter.config, target.dtype, sizes))
+        drafter, name = None, None
+        if drafter_folder is not None:
+            own = weights.drafter_bits(folder, drafter_folder, bits)
+            drafter = weights.load_drafter(drafter_folder, target.config, bits=own)
+            drafter, name = fuse_projections(drafter), target_name(drafter_folder, drafter_folder)
+        models = [model for model in (target, drafter) if model is not None]
+        sizes = [weights.num_bytes(model) for model in models]
+        shape = repr((*[model.config for model in models], target.dtype, sizes))
         key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-        name = target_name(drafter_folder, drafter_folder)
         return OpenPair(target, drafter, text, defaults, key, found, name)
 
     return mlx_worker().run(read)

@@ -35,12 +35,13 @@ def depth_key(name: str, digest: str) -> str:
 def load_depth(key: str | None, exact: Exact = "auto", table: PassTable | None = None) -> Depth:
     """Return what was saved under this key, or an empty Depth; key: None to look for nothing.
 
-    table: takes the place of the saved one.
+    table: if given, takes the place of another saved one, and of the costs that belong to it.
     """
     saved = None if key is None else _sound(_entries().get(key))
-    if saved is None:
-        return Depth(table=table, exact=exact)
-    return Depth.from_json(saved | ({"table": table.to_json()} if table else {}), exact)
+    depth = Depth(exact=exact) if saved is None else Depth.from_json(saved, exact)
+    if table not in (None, depth.table):
+        depth.table = table
+    return depth
 
 
 def load_table(key: str) -> PassTable | None:
@@ -59,20 +60,21 @@ def depths_of(name: str) -> Iterator[Depth]:
 def save_depth(key: str, depth: Depth) -> bool:
     """Save what this run measured; return False if that is not possible.
 
-    Saved costs of other batch sizes, and other keys, stay; so does a table if this run had none.
+    Saved costs of other batch sizes, and other keys, stay. Costs belong to a table: those of a run
+    without one do not replace those of the saved one.
     """
     entries, found = _entries(), depth.to_json()
     if (earlier := _sound(entries.get(key))) is not None:
-        found["costs"] = earlier["costs"] | found["costs"]
-        found["table"] = found["table"] or earlier["table"]
+        if earlier["table"] == found["table"]:
+            found["costs"] = earlier["costs"] | found["costs"]
+        elif depth.table is None:
+            found = earlier | {"acceptance": found["acceptance"]}
     return _keep({**entries, key: found})
 
 
 def save_table(key: str, table: PassTable) -> bool:
-    """Save what a probe measured, next to what runs learned; False if that is not possible."""
-    entries = _entries()
-    saved = _sound(entries.get(key)) or Depth().to_json()
-    return _keep({**entries, key: saved | {"table": table.to_json()}})
+    """Save what a probe measured in place of another table and its costs; as `save_depth`."""
+    return save_depth(key, load_depth(key, table=table))
 
 
 def _here() -> str:
@@ -80,15 +82,17 @@ def _here() -> str:
 
 
 def _sound(saved: Any) -> dict[str, Any] | None:
-    """Return an entry, without its table if that is damaged; None if the rest is, or is missing."""
-    try:
-        entry = dict(saved) | {"table": None}
-        Depth.from_json(entry)
-    except DAMAGED:
-        return None
-    with suppress(*DAMAGED):
-        entry["table"] = PassTable.from_json(saved["table"]).to_json()
-    return entry
+    """Return an entry; None if it is missing or damaged.
+
+    If its table or its costs are damaged, it has neither: they belong together.
+    """
+    nothing: dict[str, Any] = {"table": None, "costs": {}}
+    for without in ({}, nothing):
+        with suppress(*DAMAGED):
+            entry = {**saved, **without}
+            table = Depth.from_json(entry).table
+            return entry | {"table": table and table.to_json()}
+    return None
 
 
 def _entries() -> dict[str, Any]:

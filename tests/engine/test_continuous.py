@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from helpers.checkpoints import EOS, PairPaths
-from helpers.divisions import AnyDepth
+from helpers.depths import AnyDepth
 from helpers.forced import Forced, Row, at_random
 from helpers.schedule import CHUNK, Ask, Clock, Pieces, Reading, ask, draw_schedule, write_alone
 from helpers.spelled import NumbersText, spelled

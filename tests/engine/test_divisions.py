@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from helpers.divisions import AnyDepth
+from helpers.depths import AnyDepth
 from helpers.fake_target import CONFIG, VOCAB, FakeTarget, output
 from helpers.quoting import QuotingTarget, quoting
 from helpers.stepped import Stepped

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from helpers.divisions import GivenDepth
+from helpers.depths import GivenDepth
 from helpers.fake_target import (
     ENDLESS,
     MAX_POSITIONS,

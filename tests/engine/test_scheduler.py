@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.divisions import GivenDepth
+from helpers.depths import GivenDepth
 from helpers.fake_target import VOCAB, output
 from helpers.stepped import LONG, Stepped
 from helpers.traffic import tokens_of

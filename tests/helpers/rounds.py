@@ -1,6 +1,6 @@
 """Single rounds of a pair in float32, and what their cache's buffers hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from helpers.checkpoints import VOCAB, PairPaths
+from helpers.forced import Row
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import (
     Agree,
@@ -98,6 +99,24 @@ def prefilled(target: Target, prompts: mx.array, settings: RowSettings) -> Start
     size, length = prompts.shape
     hidden = prefill(target, cache, prompts, 0, [length] * size)
     return Start(cache, first_token(target, cache, hidden, settings))
+
+
+def after_prompts(models: Models, rows: Sequence[Row], *, room: int, most: int) -> Start:
+    """Rows side by side, whose prompts were read one by one; the first token of each is chosen.
+
+    room: for positions after each prompt. most: see `KVCache.empty`.
+    """
+    config, lengths = models.target.config, [len(row.prompt) for row in rows]
+    sizes = {"most": most, "dtype": mx.float32, "slot_step": 1}
+    cache = KVCache.empty(config, len(rows), capacity=max(lengths) + room, **sizes)
+    hidden = []
+    for number, row in enumerate(rows):
+        own = KVCache.empty(config, 1, capacity=lengths[number], **sizes)
+        hidden.append(prefill(models.target, own, mx.array([row.prompt]), 0, [lengths[number]]))
+        cache.take_over(own, [(number, 0, lengths[number])])
+    cache.offset = mx.array(lengths, mx.int32)
+    token = mx.array([row.tokens[0] for row in rows], mx.int32)
+    return Start(cache, Newest(token, mx.concatenate(hidden)))
 
 
 def speculate(
