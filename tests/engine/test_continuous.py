@@ -21,7 +21,7 @@ from helpers.schedule import CHUNK, Ask, Clock, Pieces, Reading, ask, draw_sched
 from helpers.spelled import NumbersText, spelled
 from helpers.traffic import assert_counted, assert_told_once
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
-from mlx_gemma_mtp.decode.depth import MOST, Depth
+from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Draft, draft
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError
@@ -36,7 +36,7 @@ LIMITS = Limits(
     chunks=(1, CHUNK),
     pause_seconds=np.inf,
     slot_step=1,
-    max_draft_tokens=MOST,
+    max_draft_tokens=7,
     shrink_after=2,
 )
 PROMPT_LENGTHS = (1, 2, 5, 8, 11, 16, 18, 24, 25, 33, 60, 90)
@@ -144,6 +144,6 @@ def test_whatever_the_drafts_each_request_writes_its_own_output(
         play(pairs[kind], asks, max_batch)
         return
     forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
-    depth = AnyDepth(rng, MOST) if drafts == "another division every round" else None
+    depth = AnyDepth(rng, LIMITS.max_draft_tokens) if drafts == "another division every round" else None
     done = play(pairs[kind], asks, max_batch, forced, depth)
     assert sum(completion.stats.accepted for completion in done) > 0

@@ -54,7 +54,7 @@ def draw(
         slot_step=int(rng.choice([1, 32])),
         shrink_after=2,
         max_draft_tokens=most,
-        rollback=int(rng.choice([4, 512])),
+        rollback=int(rng.choice([8, 512])),
         overlap=bool(rng.random() < 0.7),
     )
     rule = Exactness(limits, int(rng.integers(1, 9)))
