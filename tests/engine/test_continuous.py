@@ -144,6 +144,7 @@ def test_whatever_the_drafts_each_request_writes_its_own_output(
         play(pairs[kind], asks, max_batch)
         return
     forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
-    depth = AnyDepth(rng, LIMITS.max_draft_tokens) if drafts == "another division every round" else None
+    any_depth = AnyDepth(rng, LIMITS.max_draft_tokens)
+    depth = any_depth if drafts == "another division every round" else None
     done = play(pairs[kind], asks, max_batch, forced, depth)
     assert sum(completion.stats.accepted for completion in done) > 0
