@@ -162,3 +162,21 @@ def test_a_turn_of_a_session_is_judged_by_its_own_passes(rng: np.random.Generato
     assert [one.generation.result(0).exact for one in found] == [True, True, True]
     assert all(one.stats.reused_tokens for one in found[1:])
     assert stepped.target.passes[-1] == (1, 64)
+
+
+@pytest.mark.parametrize("length", [30, 33, 40])
+def test_padding_is_no_part_of_what_a_session_holds(rng: np.random.Generator, length: int) -> None:
+    """It overwrites what a turn needs that goes back behind the end of the prompt."""
+    limits = replace(LIMITS, chunks=(8, 24), slot_step=1, rollback=8)
+    rule = Exactness(limits, 1, sizes=limits.chunks)
+    reused = set[int]()
+    for back in range(12):
+        session, prompt = Session(CONFIG, "fake", limits), rng.integers(0, VOCAB, length).tolist()
+        stepped = Stepped(exactness=rule)
+        for ids in (prompt, [*prompt[: length - back], *rng.integers(0, VOCAB, 3).tolist()]):
+            session.claim()
+            request = stepped.submit(ids, 9, session=session)
+            stepped.finish(request)
+        reused.add(request.stats.reused_tokens)
+    assert length in reused
+    assert 0 in reused
