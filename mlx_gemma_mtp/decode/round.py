@@ -145,9 +145,10 @@ def verify(
     hidden = target(mx.concatenate([newest.token[:, None], drafts], axis=1), cache, packing)
     logits, following = target.logits(hidden), position + 1
     if packing is not None:  # nothing is chosen for padding; every token has settings of its own
-        logits, rows = logits[0, : packing.num_tokens, None], packing.rows[: packing.num_tokens]
-        following = packing.pack(following)[0, : packing.num_tokens, None]
-        settings = settings.of(rows)
+        kept = slice(packing.num_tokens)
+        logits = logits.squeeze(0)[kept, None]
+        following = packing.pack(following).squeeze(0)[kept, None]
+        settings = settings.of(packing.rows[kept])
     softcap = target.config.final_logit_softcapping
     chosen, sure = choose(logits, following, settings, softcap=softcap)
     if packing is not None:
@@ -161,7 +162,9 @@ def verify(
     if packing is None:
         hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
     else:
-        hidden = mx.take(hidden[0], mx.take_along_axis(packing.places, last, axis=1), axis=0)
+        hidden = mx.take(
+            hidden.squeeze(0), mx.take_along_axis(packing.places, last, axis=1), axis=0
+        )
     hidden = mx.where(stays[:, None, None], newest.hidden, hidden)
     cache.offset = cache.offset + accepted + 1
     return Round(chosen, accepted, Newest(token, hidden))

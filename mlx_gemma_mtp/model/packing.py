@@ -32,7 +32,7 @@ class Packing(NamedTuple):
 
     def unpack(self, x: mx.array) -> mx.array:
         """x [1, num_tokens or more, ...] -> [B, T, ...]."""
-        return mx.take(x[0], self.places, axis=0)
+        return mx.take(x.squeeze(0), self.places, axis=0)  # x[0] would be a launch of its own
 
 
 def packing_of(counts: Sequence[int], num_positions: int, width: int) -> Packing | None:

@@ -1,5 +1,6 @@
 """A pass over packed tokens gives each of them what a whole pass gives; copies replace drafts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.core as mx
@@ -10,13 +11,17 @@ from helpers import fake_target
 from helpers.checkpoints import VOCAB
 from helpers.divisions import packed, some_counts
 from helpers.fake_target import FakeTarget, output
+from helpers.random_pair import EXPERTS, SHAPE
 from helpers.rounds import FILTERED, GREEDY, MOST, SAMPLED, Models, start
 from helpers.tying import TyingTarget
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.round import Copies, Layout, Newest, Round, verify
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.experts import Experts, Way
 from mlx_gemma_mtp.model.packing import packing_of
+from mlx_gemma_mtp.model.target import Target
 
 
 def test_packed_tokens_come_back_to_their_positions(rng: np.random.Generator) -> None:
@@ -74,6 +79,36 @@ def test_a_packed_pass_gives_its_tokens_the_states_and_keys_of_a_whole_one(
                 np.testing.assert_allclose(its[:, own], new[:, own], atol=1e-3)
                 assert (its[:, rest] == old[:, rest]).all()
                 assert np.isfinite(its).all()
+
+
+def test_experts_compute_no_padding_and_in_the_way_for_their_number(
+    rng: np.random.Generator,
+) -> None:
+    target = Target(TargetConfig.from_dict(SHAPE | EXPERTS))
+    seen: list[tuple[int, str]] = []
+
+    def watched(experts: Experts) -> Callable[..., mx.array]:
+        def through(x: mx.array, chosen: mx.array, shares: mx.array, way: Way) -> mx.array:
+            seen.append((len(x), way))
+            assert len(x) == len(chosen) == len(shares)
+            return experts(x, chosen, shares, way)
+
+        return through
+
+    for layer in target.layers:
+        layer.experts = watched(layer.experts)
+    target.set_ways({1: "pairs", 3: "padded", 5: "all", 6: "tiles"})
+    cache = KVCache.empty(target.config, 2, capacity=32, most=4, dtype=mx.float32)
+    tokens = mx.array(rng.integers(0, VOCAB, (2, 3)))
+    for counts, width in (([1, 1], 8), ([3, 1], 4), ([3, 2], 16), ([3, 3], 6)):
+        seen.clear()
+        hidden = target(tokens, cache, packing_of(counts, 3, width))
+        assert hidden.size == width * target.config.hidden_size
+        way = target.ways[sum(counts)]
+        assert seen == [(sum(counts), way)] * len(target.layers)
+    seen.clear()
+    target.read(tokens, cache, 0, mx.array([3, 2]), least=9)
+    assert seen == [(6, target.ways[6])] * len(target.layers)
 
 
 @pytest.mark.parametrize("least", [1, 2, 9, 40])
@@ -161,15 +196,15 @@ def test_copies_replace_drafts_while_the_newest_token_is_the_expected_one(
     other = [[(token + 1) % fake_target.VOCAB for token in one] for one in right]
     drafts = [[one[1], no[2], one[3], no[4]] for one, no in zip(right, other, strict=True)]
     cases = [  # what is expected, from how many positions before the newest token; accepted
-        (right[0], 0, 4),
-        ([7, 7, *right[1]], 2, 4),
-        (other[2], 0, 1),  # another newest token
-        ([other[3][0], *right[3][1:]], 0, 1),
-        (right[4][:3], 0, 3),  # ends: the third draft is the drafter's
-        (right[5][:1], 0, 1),  # ends with the newest token
+        ([7, 7, 7, 7, *right[0][:3]], None, 1),  # would fit if -1 were a position
+        (right[1], 0, 4),
+        ([7, 7, *right[2]], 2, 4),
+        (other[3], 0, 1),  # another newest token
+        ([other[4][0], *right[4][1:]], 0, 1),
+        (right[5][:3], 0, 3),  # ends: the third draft is the drafter's
+        (right[6][:1], 0, 1),  # ends with the newest token
         ([7, 7], 2, 1),  # ended before it
-        (right[7], -1, 1),  # starts after it
-        (right[8], None, 1),
+        (right[8], -1, 1),  # starts after it
     ]
     length = 7
     tokens = [[*expected, *[-1] * (length - len(expected))] for expected, _, _ in cases]
@@ -185,13 +220,14 @@ def test_copies_replace_drafts_while_the_newest_token_is_the_expected_one(
     assert played.accepted.tolist() == [accepted for _, _, accepted in cases]
 
 
-def test_copies_may_fill_their_length_to_the_last_token(rng: np.random.Generator) -> None:
+def test_after_copies_of_the_full_length_come_the_drafts(rng: np.random.Generator) -> None:
     [prompt] = some_prompts(rng, 1)
     right = output(prompt, 4)
-    for length, accepted in ((4, 3), (3, 2), (2, 1), (1, 0)):
+    for length in range(1, 5):
         cache, newest = fake_rows([prompt])
         copies = Copies(mx.array([right[:length]]), mx.array([len(prompt)]))
-        drafts = mx.array([[(token + 1) % fake_target.VOCAB for token in right[1:]]])
+        wrong = [(token + 1) % fake_target.VOCAB for token in right[1:length]]
         layout = Layout(mx.array([3]), None, copies)
+        drafts = mx.array([[*wrong, *right[length:]]])
         played = verify(FakeTarget(), cache, newest, row_settings([GREEDY]), layout, drafts)
-        assert played.accepted.tolist() == [accepted]
+        assert played.accepted.tolist() == [3]
