@@ -16,6 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.atomic import write_whole
 
@@ -153,7 +154,7 @@ class Plan:
 
 @dataclass
 class Record:
-    """A run. complete: everything in the plan was measured."""
+    """A run. complete: everything in the plan was measured. table: what engines started from."""
 
     command: str
     stamp: Stamp
@@ -163,6 +164,7 @@ class Record:
     cases: list[Case] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     complete: bool = False
+    table: PassTable | None = None
 
     @property
     def batches(self) -> list[int]:
@@ -255,6 +257,8 @@ def _built(kind: Any, found: Any) -> Any:
     """JSON as the dataclasses that it was made from."""
     if found is not None and get_origin(kind) is UnionType:
         kind = get_args(kind)[0]
+    if kind is PassTable and found is not None:
+        return PassTable.from_json(found)
     if get_origin(kind) is list:
         return [_built(get_args(kind)[0], one) for one in found]
     if dataclasses.is_dataclass(kind) and found is not None:

@@ -164,8 +164,10 @@ def share_table(records: Sequence[Record]) -> Table:
         row = [f"{stamp.device}, {stamp.system}"]
         row += [f"{stamp.versions['mlx']}, {stamp.versions['mlx_gemma_mtp']}", str(record.subject)]
         row += [_plain_and_best(record, batch) for batch in SHARED_BATCHES]
-        rows.append([*row, *(rate or [NOTHING]), stamp.time])
-    return Table("", [*header, "acceptance rate", "measured"], rows, left=3)
+        measured = record.table.in_words().items() if record.table else ()
+        passes = "; ".join(f"{name}: {figures}" for name, figures in measured)
+        rows.append([*row, *(rate or [NOTHING]), passes or NOTHING, stamp.time])
+    return Table("", [*header, "acceptance rate", "passes", "measured"], rows, left=3)
 
 
 def _plain_and_best(record: Record, batch: int) -> str:

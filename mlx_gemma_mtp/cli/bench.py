@@ -205,7 +205,8 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
         peers = open_peers(list(dict.fromkeys(measured.peer)), opened)
     moved = mlx_worker().run(bandwidth)
-    record, depth = Record(_command(), before, opened.subject(), plan, moved), opened.depth()
+    table, depth = opened.pair.table, opened.depth()
+    record = Record(_command(), before, opened.subject(), plan, moved, table=table)
 
     def keep() -> None:
         shown.keep(record.to_json())

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +19,7 @@ from mlx_gemma_mtp.bench.stamp import Stamp
 from mlx_gemma_mtp.bench.tables import share_table, summaries, tables
 
 from helpers.bench_records import BARE, DRAWN, EMPTY, PAYS, every_record, shown
+from mlx_gemma_mtp.decode.table import PassClass, PassTable
 from mlx_gemma_mtp.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,28 @@ def test_a_run_to_share_has_plain_and_best_by_batch() -> None:
         "–",
         "0.392 (3 drafts)",
     ]
+
+
+def test_a_run_to_share_has_the_table_of_its_machine(tmp_path: Path) -> None:
+    table = PassTable({1: 0.01, 8: 0.02}, classes=(PassClass(2, 8, 1, 9),), chunks=(64, 128))
+    measured = replace(PAYS, table=table)
+    records.write_json(measured.to_json(), tmp_path / "run.json")
+    assert records.read(tmp_path / "run.json").table == table
+    with_it, without = share_table([measured, PAYS]).rows
+    assert with_it[8] == (
+        "ms by tokens of a pass: 1: 10, 8: 20; same bits: 2 to 8 tokens of 1 to 9 per row; "
+        "prompts by 64, 128"
+    )
+    assert without[8] == "–"
+
+
+@pytest.mark.parametrize("damage", [{"passes": {}}, {"passes": 1}, {"chunks": None}])
+def test_a_damaged_table_in_a_file_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
+    found = replace(PAYS, table=PassTable({1: 0.01})).to_json()
+    found["table"] |= damage
+    records.write_json(found, tmp_path / "run.json")
+    with pytest.raises(UsageError, match="was not written by"):
+        records.read(tmp_path / "run.json")
 
 
 def test_plots_are_the_same_bytes_again_in_light_and_dark(tmp_path: Path) -> None:
