@@ -64,18 +64,18 @@ class Ways:
 def default_ways(config: TargetConfig) -> Ways:
     """Return the ways to start with, before any are measured on this machine: a rough rule.
 
-    CUDA has no kernel that shares the reads of chosen experts. One layer of 26B-A4B in bfloat16 on
-    an H100: all experts take 590 to 640 us for 6 to 96 tokens; chosen pairs take 332 us for 8
-    tokens, 584 us for 16, and more with each further one. On an H200 tiles take 1,348 us for 512
-    tokens and 2,597 for 2,048, and all experts 1,372 and 5,026; in 4 bits 1,633 and 3,173 us, and
-    5,880 and 22,209.
+    A sort costs more than it saves for fewer than 64 pairs. CUDA has no kernel that shares the
+    reads of chosen experts. One layer of 26B-A4B in bfloat16 on an H100: all experts take 590 to
+    640 us for 6 to 96 tokens; chosen pairs take 332 us for 8 tokens, 584 us for 16, and more with
+    each further one. On an H200 tiles take 1,348 us for 512 tokens and 2,597 for 2,048, and all
+    experts 1,372 and 5,026; in 4 bits 1,633 and 3,173 us, and 5,880 and 22,209.
     """
     if not config.num_experts:
         return Ways(((1, "pairs"),))
+    ways: dict[int, Way] = {1: "pairs", -(-64 // config.top_k_experts): "sorted"}
     if backend() == "cuda":
-        return Ways(((1, "pairs"), (8, "sorted"), (16, "all"), (512, "tiles")))
-    sorted_from = -(-grouped_from(config.num_experts) // config.top_k_experts)
-    return Ways(((1, "pairs"), (sorted_from, "sorted")))
+        ways |= {16: "all", 512: "tiles"}
+    return Ways(tuple(sorted(ways.items())))
 
 
 def num_computed(config: TargetConfig, way: Way, num_tokens: int) -> int:
