@@ -14,7 +14,7 @@ from helpers.divisions import packed, some_counts
 from helpers.fake_target import FakeTarget, output
 from helpers.plain import some_kind
 from helpers.random_pair import EXPERTS, SHAPE
-from helpers.rounds import FILTERED, GREEDY, MOST, SAMPLED, Models, start
+from helpers.rounds import FILTERED, GREEDY, MOST, SAMPLED, Models, speculate, start
 from helpers.tying import TyingTarget
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.round import Copies, Layout, Newest, Round, verify
