@@ -57,6 +57,11 @@ class _Rounds(NamedTuple):
         tokens, seconds = float(self.tokens[steps, at]), float(self.seconds[steps, at])
         return _Choice(self.slots, self.passes[at], steps, tokens, seconds)
 
+    def exact(self) -> _Rounds:
+        """Return only those in the class in use."""
+        kept = np.array([one.exact for one in self.passes])
+        return self._replace(tokens=self.tokens * kept, hoped=self.hoped * kept)
+
 
 class _Choice(NamedTuple):
     """A round, and what is expected of it."""
@@ -83,7 +88,7 @@ class _State:
     round: int = 0
     probed: int = 0  # the round of the last probe
     turn: int = 0  # of probes
-    saved: float = 0.0  # rounds, for probes
+    saved: float = 4.0  # rounds, for probes
 
 
 class Depth:
@@ -248,7 +253,7 @@ class Depth:
         if state.round < state.probed + SPACING or state.saved <= 0:
             return None
         if state.turn % 2:
-            probe = self._cheaper(rounds, best)
+            probe = self._cheaper(rounds.exact() if best.one.exact else rounds, best)
         else:
             probe = self._likelier(rows, best, state.turn // 2 % len(rows))
         loss = 0.0
@@ -273,16 +278,21 @@ class Depth:
     def _likelier(
         self, rows: Sequence[Chances | None], best: _Choice, index: int
     ) -> _Choice | None:
-        """Return what loses least and is the best if all further drafts of a row are accepted."""
+        """Return the round that loses least of those with more drafts of a row.
+
+        None if it would change nothing that all further drafts of all rows were accepted.
+        """
         row, count = rows[index], best.drafts[index]
         if row is None or row.pinned is not None or count >= len(row.reached):
             return None
-        last = row.reached[count - 1] if count else 1.0
-        hopes = [*row.reached[:count], *[last] * (len(row.reached) - count)]
-        rounds = self._rounds(rows, {index: hopes})
         speed = best.tokens / best.seconds
-        losses = rounds.seconds * speed - rounds.tokens
-        losses[rounds.hoped <= GAIN * speed * rounds.seconds] = np.inf
+        hopes = {at: _hopes(row, best.drafts[at]) for at, row in enumerate(rows) if row}
+        hoped, rounds = self._rounds(rows, hopes), self._rounds(rows, {index: hopes[index]})
+        if best.one.exact:  # no probe makes an output another one
+            hoped, rounds = hoped.exact(), rounds.exact()
+        if (hoped.hoped <= GAIN * speed * hoped.seconds).all():
+            return None
+        losses = np.where(rounds.tokens > 0, rounds.seconds * speed - rounds.tokens, np.inf)
         for each in losses.argsort(axis=None)[: np.isfinite(losses).sum()]:
             probe = rounds.pick(*divmod(int(each), losses.shape[1]))
             if probe.drafts[index] > count:
@@ -316,3 +326,9 @@ def _fits(division: Division, rows: Sequence[Chances | None]) -> bool:
         elif count > len(row.reached) or row.pinned not in (None, count):
             return False
     return True
+
+
+def _hopes(row: Chances, count: int) -> list[float]:
+    """Return the chances of a row if all drafts after the first `count` are accepted."""
+    last = row.reached[count - 1] if count else 1.0
+    return [*row.reached[:count], *[last] * (len(row.reached) - count)]
