@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def load_engine(
-    pair: options.Pair, *, max_batch: int = 8, within: AbstractContextManager[None] | None = None
+    pair: options.Loading,
+    *,
+    max_batch: int = 8,
+    within: AbstractContextManager[None] | None = None,
 ) -> Engine:
     """Load the models, which must have a tokenizer.
 
@@ -37,6 +40,8 @@ def load_engine(
             bits=pair.bits,
             max_batch=max_batch,
             force=pair.force,
+            exact=pair.is_exact,
+            copies=pair.copies,
             probe=lambda share: show(f"measuring this machine, once: {share:.0%}"),
             warm_up=False,  # most commands send a request at once; a chat warms up by itself
         )

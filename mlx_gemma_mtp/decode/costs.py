@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mlx_gemma_mtp.decode.division import Shape
+from mlx_gemma_mtp.decode.division import Floats, Shape
 from mlx_gemma_mtp.decode.table import PassTable
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
@@ -67,7 +66,7 @@ class _Learned:
         self.timings = 0
         self.widths = Counter[int]()  # timings of each
 
-    def timing(self, direction: np.ndarray, surprise: float, now: int) -> None:
+    def timing(self, direction: Floats, surprise: float, now: int) -> None:
         """Learn from a round that took longer than expected by this."""
         rounds, self.timed = now - self.timed, now
         self.timings += 1
@@ -80,7 +79,7 @@ class _Learned:
         most = SIGMAS * math.sqrt(float(direction @ self.covariance @ direction) + NOISE**2)
         self.learn(direction, min(max(surprise, -most), most), NOISE)
 
-    def learn(self, direction: np.ndarray, surprise: float, noise: float) -> None:
+    def learn(self, direction: Floats, surprise: float, noise: float) -> None:
         """Learn that the mean is off by this in a direction."""
         towards = self.covariance @ direction
         variance = float(direction @ towards) + noise**2
@@ -98,38 +97,33 @@ class Costs:
         self.table = table
         self._learned: dict[int, _Learned] = {}
         self._now = 0
+        self._tabled: dict[tuple[int, tuple[tuple[int, int], ...]], Floats] = {}  # seconds
 
     def add(self, shape: Shape, seconds: float) -> None:
         """Record the duration of one round."""
         self._now += 1
         learned = self._of(shape.batch)
-        passed = self._passed(learned, shape)
-        steps = shape.num_steps * self._step(learned, shape.batch)
-        direction = np.zeros(len(learned.mean))
-        direction[0] = 1
-        direction[1] = steps / (passed + steps)
-        direction[2:] = passed / (passed + steps) * _near(shape.width)
-        expected = learned.mean[0] + math.log(passed + steps)
-        learned.timing(direction, math.log(seconds) - expected, self._now)
+        passed, step = self._expected(shape.batch, ((shape.num_tokens, shape.width),))
+        steps = shape.num_steps * step
+        total = float(passed[0]) + steps
+        near = _near((shape.width,))[0]
+        direction = np.concatenate([[1, steps / total], passed / total * near])
+        learned.timing(direction, math.log(seconds / total), self._now)
         learned.widths[shape.width] += 1
 
-    def seconds(self, shape: Shape) -> float:
-        """Return the expected seconds of a round."""
-        learned = self._of(shape.batch)
-        pace = math.exp(learned.mean[0])
-        steps = shape.num_steps * self._step(learned, shape.batch)
-        return pace * (self._passed(learned, shape) + steps)
+    def seconds(self, batch: int, passes: tuple[tuple[int, int], ...], num_steps: int) -> Floats:
+        """Return the expected seconds of rounds with 0 .. num_steps steps: [steps + 1, passes].
 
-    def step_seconds(self, batch: int) -> float:
-        """Return the expected seconds of one step of the drafter."""
-        learned = self._of(batch)
-        return math.exp(learned.mean[0]) * self._step(learned, batch)
+        passes: tokens and width of each.
+        """
+        passed, step = self._expected(batch, passes)
+        return passed + step * np.arange(num_steps + 1)[:, None]
 
-    def doubt(self, batch: int, widths: Sequence[int], known: int) -> list[float]:
-        """Return how uncertain the costs of passes are, relative to that of one width."""
-        away = np.array([_near(width) for width in widths]) - _near(known)
-        variances = np.einsum("ij,jk,ik->i", away, self._of(batch).covariance[2:, 2:], away)
-        return np.sqrt(np.maximum(variances, 0)).tolist()
+    def doubt(self, batch: int, widths: tuple[int, ...], known: int) -> Floats:
+        """Return how uncertain the costs of passes are, relative to that of one width: [widths]."""
+        away = _near(widths) - _near((known,))
+        held = self._of(batch).covariance[2:, 2:]
+        return np.sqrt(np.maximum(((away @ held) * away).sum(1), 0))
 
     def timings(self, batch: int) -> Counter[int]:
         """Return how often rounds of this batch size were timed, by width."""
@@ -141,7 +135,9 @@ class Costs:
             str(batch): {
                 "pace": float(one.mean[0]),
                 "step": float(one.mean[1]),
-                "widths": {str(width): float(one.mean[2:] @ _near(width)) for width in one.widths},
+                "widths": {
+                    str(width): float(_near((width,))[0] @ one.mean[2:]) for width in one.widths
+                },
             }
             for batch, one in self._learned.items()
             if one.widths
@@ -165,7 +161,7 @@ class Costs:
                 direction = np.eye(len(learned.mean))[at]
                 learned.learn(direction, number - learned.mean[at], EARLIER if at == 0 else KEPT)
             for width, number in one["widths"].items():
-                direction = np.concatenate([[0, 0], _near(int(width))])
+                direction = np.concatenate([[0, 0], _near((int(width),))[0]])
                 learned.learn(direction, number - learned.mean @ direction, KEPT)
                 learned.widths[int(width)] = 0
         return costs
@@ -175,26 +171,31 @@ class Costs:
             self._learned[batch] = _Learned(self.table is not None)
         return self._learned[batch]
 
-    def _passed(self, learned: _Learned, shape: Shape) -> float:
-        if self.table is not None:
-            passed = self.table.seconds(shape.num_tokens, shape.width)
-        else:
-            passed = 1 + GUESSED_SLOPE * (shape.width / shape.batch - 1)
-        return passed * math.exp(float(learned.mean[2:] @ _near(shape.width)))
-
-    def _step(self, learned: _Learned, batch: int) -> float:
+    def _expected(self, batch: int, passes: tuple[tuple[int, int], ...]) -> tuple[Floats, float]:
+        """Return the seconds of passes, and of a step."""
+        mean = self._of(batch).mean
+        pace = math.exp(mean[0])
+        own = np.exp(_near(tuple(width for _, width in passes)) @ mean[2:])
+        if (batch, passes) not in self._tabled:
+            self._tabled[batch, passes] = np.array([self._table_of(batch, *one) for one in passes])
         step = GUESSED_STEP if self.table is None else self.table.step_seconds(batch)
-        return step * math.exp(float(learned.mean[1]))
+        return pace * self._tabled[batch, passes] * own, pace * step * math.exp(mean[1])
+
+    def _table_of(self, batch: int, num_tokens: int, width: int) -> float:
+        if self.table is not None:
+            return self.table.seconds(num_tokens, width)
+        return 1 + GUESSED_SLOPE * (width / batch - 1)
 
 
 @cache
-def _near(width: int) -> np.ndarray:
-    """Return how much each of WIDTHS counts for one between them."""
-    weights = np.zeros(len(WIDTHS))
-    at = bisect_left(WIDTHS, width)
-    if at == len(WIDTHS) or WIDTHS[at] == width:
-        weights[min(at, len(WIDTHS) - 1)] = 1
-    else:
-        share = math.log(width / WIDTHS[at - 1]) / math.log(WIDTHS[at] / WIDTHS[at - 1])
-        weights[at - 1 : at + 1] = 1 - share, share
+def _near(widths: tuple[int, ...]) -> Floats:
+    """Return how much each of WIDTHS counts for one between them: [widths, WIDTHS]."""
+    weights = np.zeros((len(widths), len(WIDTHS)))
+    for row, width in zip(weights, widths, strict=True):
+        at = bisect_left(WIDTHS, width)
+        if at == len(WIDTHS) or WIDTHS[at] == width:
+            row[min(at, len(WIDTHS) - 1)] = 1
+        else:
+            share = math.log(width / WIDTHS[at - 1]) / math.log(WIDTHS[at] / WIDTHS[at - 1])
+            row[at - 1 : at + 1] = 1 - share, share
     return weights

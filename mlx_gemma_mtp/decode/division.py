@@ -6,8 +6,12 @@ The drafts most likely to be accepted come first, whatever row they are of. Know
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Literal, NamedTuple
+
+import numpy as np
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 # Passes that give a token the same bits: if they cost little, always, or not sought.
 Exact = Literal["auto", True, False]
@@ -57,88 +61,77 @@ class Division(NamedTuple):
         return [count + 1 for count in self.drafts]
 
 
-class Option(NamedTuple):
-    """Drafts for the next round: the likeliest ones, and those of pinned rows.
-
-    count: without those of pinned rows. num_steps: of the drafter. deepest: the most of one row.
-    tokens: what is expected of the round; hoped: the same with the chances that were hoped for.
-    """
-
-    count: int
-    num_steps: int
-    deepest: int
-    tokens: float
-    hoped: float
-
-
 class Slots:
-    """All drafts that rows may take, the likeliest first. A row's own are in order.
+    """All drafts that rows may take, the likeliest first; a row's own stay in order.
 
-    most: drafts of a row that the drafter makes. hopes: chances that order the drafts of a row in
-    place of its own.
+    most: drafts that the drafter makes for a row. most_copied: drafts of any row. hopes: chances
+    to order the drafts of a row by, in place of its own.
+    num_tokens, num_steps, deepest, tokens: without any of these drafts, that is, of newest tokens
+    and pinned rows: N, steps of the drafter, the most drafts of a row, tokens expected.
     """
 
     def __init__(
         self,
         rows: Sequence[Chances | None],
         most: int,
+        most_copied: int,
         hopes: dict[int, Sequence[float]] | None = None,
     ) -> None:
-        self._pinned = [0 if row else -1 for row in rows]
+        self.batch = len(rows)
+        self._drafts = [0 if row else -1 for row in rows]
         self._slots: list[_Slot] = []
-        steps = deepest = 0
-        tokens = 0.0
+        self.num_steps = self.deepest = 0
+        self.tokens = 0.0
         for index, row in enumerate(rows):
             if row is None:
                 continue
-            tokens += 1
+            self.tokens += 1
             if row.pinned is None:
                 hoped = (hopes or {}).get(index, row.reached)
-                for at, hope in enumerate(hoped[: None if row.copied else most]):
-                    slot = _Slot(-hope, at + 1, index, not row.copied, row.reached[at])
-                    self._slots.append(slot)
+                for at, hope in enumerate(hoped[: most_copied if row.copied else most]):
+                    needs = 0 if row.copied else at + 1
+                    self._slots.append(_Slot(-hope, at, index, needs, row.reached[at]))
                 continue
-            self._pinned[index] = count = min(row.pinned, len(row.reached))
-            tokens += sum(row.reached[:count])
-            deepest = max(deepest, count)
+            self._drafts[index] = count = min(row.pinned, len(row.reached))
+            self.tokens += sum(row.reached[:count])
+            self.deepest = max(self.deepest, count)
             if not row.copied:
-                steps = max(steps, count)
+                self.num_steps = max(self.num_steps, count)
         self._slots.sort()
-        self._least = Option(0, steps, deepest, tokens, tokens)
-        self.num_tokens = sum(self._pinned) + len(rows)
+        self.num_tokens = sum(self._drafts) + len(rows)
+        self.most_steps = max((slot.needs for slot in self._slots), default=0)
 
-    def options(self) -> Iterator[Option]:
-        """Yield every number of drafts, with every number of steps that the last of them needs."""
-        yield self._least
-        least = self._least.num_steps
-        most = max((slot.at for slot in self._slots if slot.drafted), default=least)
-        for steps in range(least, max(least, most) + 1):
-            _, needed, deepest, tokens, hoped = self._least
-            for count, slot in enumerate(self._within(steps), 1):
-                tokens += slot.chance
-                hoped -= slot.order
-                deepest = max(deepest, slot.at)
-                if slot.drafted:
-                    needed = max(needed, slot.at)
-                if needed == steps:
-                    yield Option(count, steps, deepest, tokens, hoped)
+    def __len__(self) -> int:
+        return len(self._slots)
 
-    def divide(self, option: Option) -> tuple[int, ...]:
-        """Return the drafts of each row; -1 for a free one."""
-        drafts = list(self._pinned)
-        for slot in islice(self._within(option.num_steps), option.count):
+    def expected(self, counts: Sequence[int], *, hoped: bool = False) -> Floats:
+        """Return the tokens of rounds with this many drafts, by their steps: [S + 1, counts].
+
+        It is 0 where there are not that many drafts.
+        """
+        expected = np.zeros((max(self.num_steps, self.most_steps) + 1, len(counts)))
+        for steps in range(self.num_steps, len(expected)):
+            gains = (-slot.order if hoped else slot.chance for slot in self._within(steps))
+            sums = list(accumulate(gains, initial=self.tokens))
+            expected[steps] = [sums[count] if count < len(sums) else 0 for count in counts]
+        return expected
+
+    def divide(self, count: int, num_steps: int) -> tuple[int, ...]:
+        """Return the drafts of each row, this many beyond the pinned; -1 for a free row."""
+        drafts = list(self._drafts)
+        for slot in islice(self._within(num_steps), count):
             drafts[slot.row] += 1
         return tuple(drafts)
 
     def _within(self, steps: int) -> Iterator[_Slot]:
-        return (slot for slot in self._slots if slot.at <= steps or not slot.drafted)
+        return (slot for slot in self._slots if slot.needs <= steps)
 
 
 class _Slot(NamedTuple):
-    """A draft at a place of a row, from 1. order: minus the chance that it is ordered by."""
+    """A draft of a row. order: minus the chance that it is ordered by. needs: steps."""
 
     order: float
     at: int
     row: int
-    drafted: bool
+    needs: int
     chance: float

@@ -240,6 +240,6 @@ def first_token(
     softcap = target.config.final_logit_softcapping
     settings = settings._replace(full=True)  # the caller needs a token at once
     batch = len(hidden)
-    padded = mx.pad(hidden, [(0, max(0, least - batch)), (0, 0), (0, 0)])
+    padded = hidden if batch >= least else mx.pad(hidden, [(0, least - batch), (0, 0), (0, 0)])
     chosen = choose(target.logits(padded)[:batch], position, settings, softcap=softcap)
     return Newest(chosen.tokens[:, 0], hidden)

@@ -16,7 +16,7 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.division import Division, Shape
+from mlx_gemma_mtp.decode.division import Shape
 from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Plan, Verify
@@ -55,8 +55,6 @@ class Batch:
         self._rows = Rows(target, suppressed, exactness.max_batch, limits)
         self._shapes: set[tuple[Shape, bool, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
-        self._division: Division | None = None  # of the last round
-        self._again = False  # the next round takes it as well
         self._full = False  # the next round must choose on the full path: see `verify`
         self._flight: Flight | None = None
 
@@ -180,6 +178,7 @@ class Batch:
         """Start the first half of a round; None if no row is left to play it."""
         plan = self._plan()
         shape = plan.division.shape
+        assert shape.num_positions <= self.limits.max_draft_tokens + 1
         rows, held = self._rows, self._rows.cache.capacity("full_attention")
         capacity = max(held, rows.capacity(rows.longest + shape.num_positions))
         compiled = (shape, any(plan.copied), capacity)
@@ -218,7 +217,9 @@ class Batch:
         playing = zip(rows.each, division.drafts, strict=True)
         most = mx.array([drafts if row else -1 for row, drafts in playing], mx.int32)
         packing = packing_of(division.counts, shape.num_positions, shape.width)
-        drafts = mx.pad(guess.drafts, [(0, 0), (0, shape.num_positions - 1 - shape.num_steps)])
+        drafts, missing = guess.drafts, shape.num_positions - 1 - shape.num_steps
+        if missing:
+            drafts = mx.pad(drafts, [(0, 0), (0, missing)])
         layout = Layout(most, packing, copies)
         played = self._player.verify(cache, rows.newest, settings, layout, drafts)
         return Verify(Flight(played, list(rows.each), guess, stretches), cache)
@@ -249,20 +250,11 @@ class Batch:
         mx.async_eval(flight.round)
 
     def _plan(self) -> Plan:
-        """Return how the next round is divided, and what its rows may gain.
-
-        A new shape comes twice, to be timed once.
-        """
-        most, flight = self.limits.max_draft_tokens, self._flight
+        """Return how the next round is divided, and what its rows may gain."""
+        flight = self._flight
+        most = 0 if self.exactness.lone else self.limits.max_draft_tokens
         chances = [
             None if row is None else row.chances(most, flight.coming(index) if flight else 0)
             for index, row in enumerate(self._rows.each)
         ]
-        before = self._division
-        if before is not None and self._again and not self._rows.changed:
-            self._again = False
-            return Plan(before, chances)
-        self._rows.changed = False
-        division = self._division = self._depth.choose(chances)
-        self._again = before is None or division.shape != before.shape
-        return Plan(division, chances)
+        return Plan(self._depth.choose(chances), chances)

@@ -29,7 +29,7 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
-from mlx_gemma_mtp.engine.warm_up import DRAFTS, WarmUp
+from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.remembered import load_depth, save_depth
@@ -73,6 +73,8 @@ class Engine:
         target, drafter, self.text, self._defaults, fingerprint, notes, name, table = pair
         key = fingerprint if depth is None else None
         self._depth = depth = depth or load_depth(key, exact, table)
+        if depth.table is not None:
+            target.set_ways(depth.table.ways)
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.notes = (*notes, exactness.note) if exactness.note else notes
         self.config = target.config
@@ -104,11 +106,11 @@ class Engine:
             return Scheduler(batch, max_queue=max_queue, on_idle=on_idle)
 
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
-        likewise = Depth(table=depth.table, exact=exact)
+        likewise = Depth.from_json(depth.to_json(), exact)
         one_row = exactness._replace(max_batch=1)
         rows = partial(Batch, target, rounds, likewise, suppressed, one_row, copies=False)
         params = SamplingParams(seed=0).resolved(self._defaults)
-        self._warm_up = WarmUp(rows, params, DRAFTS if has_drafter else DRAFTS[:1])
+        self._warm_up = WarmUp(rows, params, first_drafts(likewise) if has_drafter else (0,))
 
     def __enter__(self) -> Engine:
         return self

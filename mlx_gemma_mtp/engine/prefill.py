@@ -124,7 +124,7 @@ class Prefill:
             self.cache.grow(capacity)
             return first.stats.reused_tokens
         if first.session:
-            most = max(self._limits.rollback, padding)
+            most = self._limits.rollback
         else:  # no round runs here; sliding layers hold the padding as well
             held = self._longest if len(self.requests) > 1 else min(self._longest, window)
             most = held + padding - window

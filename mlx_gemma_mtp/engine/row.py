@@ -49,9 +49,10 @@ class Row:
         """
         request, pinned = self.request, self.request.num_draft_tokens
         if pinned is None:
-            most = max(0, min(most, request.max_tokens - len(request.tokens) - min(coming, 1) - 1))
+            left = request.max_tokens - len(request.tokens) - min(coming, 1)
+            most = max(0, min(most, left - 1))
         else:
-            most = pinned
+            pinned = most = min(most, pinned)
         drafted = [] if self._drafted is None else self._drafted.reached[:most]
         copied = self._copies_reached(coming)[:most]
         if sum(copied) > sum(drafted):

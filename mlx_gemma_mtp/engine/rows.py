@@ -26,7 +26,6 @@ class Rows:
     """Up to max_batch rows, some of them free; none at first.
 
     each: None for a free one. cache, newest, settings: what a round takes.
-    changed: rows came or went since somebody set it to False.
     """
 
     def __init__(
@@ -177,7 +176,6 @@ class Rows:
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
-        self.changed = True
         params = [row.request.params if row else None for row in self.each]
         self.settings = row_settings(params, self._suppress)
 
