@@ -26,17 +26,15 @@ TABLES = {
     "Time per round, ms: as really run (overlapped), and each step alone": (
         *("round_ms", "draft_ms", "verify_ms", "host_ms"),
     ),
-    "Drafts per round: of a row on average, of each row, and the tokens that a pass verifies": (
-        *("drafted_per_round", "drafted_by_row", "tokens_per_pass"),
+    "Drafts per round: of each row, on average, and copies; what a pass verifies; acceptance": (
+        *("drafted_by_row", "drafted_per_round", "copied_per_round", "copied_acceptance_rate"),
+        *("tokens_per_pass", "acceptance_rate", "acceptance_length"),
     ),
     "Allowed by the memory bandwidth: GB per round, tok/s, and the share reached": (
         *("allowed_round_gb", "allowed_tokens_per_second", "allowed_share"),
     ),
 }
-ACCEPTANCE = (
-    *("engine", "task", "num_draft_tokens", "acceptance_rate", "acceptance_length"),
-    *("copied_per_round", "copied_acceptance_rate"),
-)
+ACCEPTANCE = ("engine", "task", "num_draft_tokens", "acceptance_rate", "acceptance_length")
 
 
 class Table(NamedTuple):
@@ -117,10 +115,7 @@ def tables(record: Record) -> list[Table]:
     accepted = acceptance_cases(record)
     deepest = max((len(case.acceptance_by_position or []) for case in accepted), default=0)
     places = [f"acceptance_at_{at}" for at in range(1, deepest + 1)]
-    title = (
-        "Acceptance: rate, tokens per round of a row, drafts that were copied per round and their "
-        "rate, and by position (p1, p2, …)"
-    )
+    title = "Acceptance: rate, tokens per round of a row, and by position (p1, p2, …)"
     found.append(_table(title, [*ACCEPTANCE, *places], accepted))
     found += [_by_task(record, name) for name in ("tokens_per_second", "speedup")]
     return [table for table in found if table.rows]

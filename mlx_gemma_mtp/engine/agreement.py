@@ -16,15 +16,17 @@ from mlx_gemma_mtp.engine.passes import MOST_ROWS, Bits, Passes, Shaped, digests
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
-# What is compared, the most useful first: widths with one number of positions, and the rest with
-# one width.
-WIDTHS = (16, 8, 2, 32, 1, 64, 4, 12, 6, 24, 3, 33, 13, 7, 48, 5, 10, 20)
-WIDTH = 16
-LEAST_POSITIONS = (1, 8)
-MORE_POSITIONS = (4, 16, 2, 9, 6)
+# What is compared, the most useful first.
 BATCHES = (MOST_ROWS, 1, 2)
 CAPACITIES = (256, 4096)
+# Positions of a row: the first of these, and then ascending. Those before a token in its row are
+# computed by another pass if it has fewer.
+PLACES = 8
+FEW_POSITIONS = (PLACES, 1)
+POSITIONS = (PLACES, 1, 2, 4, 6, 9, 16)
+WIDTHS = (16, 8, 2, 32, 1, 64, 4, 12, 6, 24, 3, 33, 13, 7, 48, 5, 10, 20)
 
+Over = Callable[[], bool]
 Steps = Generator[None, None, tuple[PassClass, ...]]
 
 
@@ -48,30 +50,50 @@ def runs(found: Mapping[int, Bits | None]) -> list[tuple[int, int]]:
     return ranges
 
 
-def find_classes(passes: Passes, over: Callable[[], bool]) -> Steps:
+def find_classes(passes: Passes, over: Over) -> Steps:
     """Return the passes that agree, whatever the batch and the capacity; nothing if none do."""
     batches = list[Bits]()
     for batch in BATCHES:
-        batches.append(passes.bits(passes.near(batch), Shaped([2] * batch, 2, WIDTH)))
+        shaped = Shaped([2, *[0] * (batch - 1)], 2, PLACES)
+        batches.append(passes.bits(passes.near(batch), shaped))
         yield
         if over() or not agree(batches[0], batches[-1]):
             return ()
-    positions = dict[int, Bits | None]()
-    for count in LEAST_POSITIONS:
-        positions[count] = yield from _with_capacities(passes, count)
+    positions = yield from _positions(passes, FEW_POSITIONS, PLACES, lambda: False)
     most_tokens = yield from _most_tokens(passes.target)
     widths, near = dict[int, Bits | None](), passes.near(MOST_ROWS)
     for width in WIDTHS:
         if over():
             break
-        widths[width] = passes.bits(near, Shaped.narrow(width))
-        yield
-    for count in MORE_POSITIONS:
-        if over():
-            break
-        positions[count] = yield from _with_capacities(passes, count)
-    widths = {width: bits for width, bits in widths.items() if width <= most_tokens}
+        if width <= most_tokens:
+            widths[width] = passes.bits(near, Shaped.narrow(width))
+            yield
+    more = yield from _positions(passes, POSITIONS, max(POSITIONS), over)
+    if len(more) > len(positions):
+        positions = more
     return tuple(PassClass(*w, *p) for w, p in product(runs(widths), runs(positions)))
+
+
+def _positions(
+    passes: Passes, counts: Sequence[int], width: int, over: Over
+) -> Generator[None, None, dict[int, Bits | None]]:
+    """Return what tokens get by the positions of a pass; None if that depends on the capacity."""
+    found = list[dict[int, Bits]]()
+    for capacity in CAPACITIES:
+        cache, own = passes.far(capacity), dict[int, Bits]()
+        for count in counts:
+            if over():
+                break
+            shaped = Shaped([count], count, width)
+            own[count] = passes.bits(cache, shaped, max(0, PLACES - count))
+            yield
+        found.append(own)
+    few, many = found
+    return {
+        count: bits if agree(bits, many[count]) else None
+        for count, bits in few.items()
+        if count in many
+    }
 
 
 def agreeing_chunks(
@@ -95,16 +117,6 @@ def agreeing_chunks(
             groups.append([size])
     most: list[int] = max(groups, key=len, default=[])
     return tuple(most)
-
-
-def _with_capacities(passes: Passes, num_positions: int) -> Generator[None, None, Bits | None]:
-    """Return what tokens get in passes of this many positions; None if it depends on capacity."""
-    found = list[Bits]()
-    for capacity in CAPACITIES:
-        shaped = Shaped([num_positions], num_positions, WIDTH)
-        found.append(passes.bits(passes.far(capacity), shaped))
-        yield
-    return found[0] if all(agree(found[0], other) for other in found) else None
 
 
 def _most_tokens(target: Target) -> Generator[None, None, int]:

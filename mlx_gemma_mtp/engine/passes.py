@@ -55,9 +55,7 @@ class Passes:
         self._limits = limits
         draw = mx.random.randint(0, target.config.vocab_size, (MOST_ROWS, MOST_POSITIONS), key=_KEY)
         self._tokens = draw.astype(mx.int32)
-        slots = rounded_up(NEAR + MOST_POSITIONS, limits.slot_step)
-        least = max(slots - target.config.sliding_window, MOST_POSITIONS)
-        self._near = self._cache(MOST_ROWS, slots, least, NEAR)
+        self._near = dict[int, KVCache]()
 
         def play(buffers: Buffers, *rest: Any) -> tuple[mx.array, mx.array, Buffers]:
             cache = KVCache(target.config, buffers)
@@ -67,37 +65,44 @@ class Passes:
         self._play = play if device.backend() == "cpu" else mx.compile(play)
 
     def near(self, batch: int) -> KVCache:
-        """Rows with little context and few slots."""
-        offset, keys, values = self._near.buffers
-        first = [[part[:batch] for part in parts] for parts in (keys, values)]
-        return KVCache(self.target.config, Buffers(offset[:batch], *first))
+        """Return rows with little context and few slots, always the same ones."""
+        if batch not in self._near:
+            slots = rounded_up(NEAR + MOST_POSITIONS, self._limits.slot_step)
+            most = max(slots - self.target.config.sliding_window, MOST_POSITIONS)
+            self._near[batch] = self._cache(batch, slots, most, NEAR)
+        return self._near[batch]
 
     def far(self, capacity: int) -> KVCache:
         """One row with more context, and as many slots as the rows of an engine have."""
         return self._cache(1, capacity, self._limits.most_beyond, FAR)
 
-    def run(self, cache: KVCache, shaped: Shaped) -> tuple[mx.array, mx.array]:
-        """Return the states and logits of a pass; the next one overwrites what it wrote."""
+    def run(self, cache: KVCache, shaped: Shaped, first: int = 0) -> tuple[mx.array, mx.array]:
+        """Return the states and logits of a pass; the next one overwrites what it wrote.
+
+        first: the token of each row that its pass starts with; those before it are in the cache.
+        """
         packing = packing_of(*shaped)
-        tokens = self._tokens[: len(shaped.counts), : shaped.num_positions]
+        tokens = self._tokens[: len(shaped.counts), first : first + shaped.num_positions]
         hidden, logits, cache.buffers = self._play(cache.buffers, tokens, packing)
         return hidden, logits
 
-    def bits(self, cache: KVCache, shaped: Shaped) -> Bits:
+    def bits(self, cache: KVCache, shaped: Shaped, first: int = 0) -> Bits:
         """Return digests of each token's state, its logits, and its keys and values in all layers.
 
-        Tokens with the same digests have the same bits.
+        Tokens with the same digests have the same bits. first: see `run`.
         """
-        parts = [part.reshape(-1, part.shape[-1]) for part in self.run(cache, shaped)]
-        at = [(row, i) for row, count in enumerate(shaped.counts) for i in range(count)]
+        start = cache.offset
+        cache.offset = start + first
+        parts = [part.reshape(-1, part.shape[-1]) for part in self.run(cache, shaped, first)]
+        cache.offset = start
+        at = [(row, first + i) for row, count in enumerate(shaped.counts) for i in range(count)]
         rows, positions = (mx.array(list(part)) for part in zip(*at, strict=True))
         for buffer in (*cache.keys, *cache.values):
-            slots = (cache.offset[rows] + positions) % buffer.shape[2]
+            slots = (start[rows] + positions) % buffer.shape[2]
             parts.append(buffer[rows, :, slots].reshape(len(at), -1))
         found = mx.stack([digests(part[: len(at)]) for part in parts], axis=1).tolist()
-        return {
-            token: tuple(own) for token, own in zip(at, cast(list[list[int]], found), strict=True)
-        }
+        every = zip(at, cast(list[list[int]], found), strict=True)
+        return {token: tuple(own) for token, own in every}
 
     def _cache(self, batch: int, capacity: int, most: int, context: int) -> KVCache:
         config, step = self.target.config, self._limits.slot_step
@@ -107,10 +112,11 @@ class Passes:
         keys = iter(mx.random.split(_KEY, 2 * len(cache.keys)))
         for buffers in (cache.keys, cache.values):
             for index, buffer in enumerate(buffers):
-                shape = (*buffer.shape[:2], min(context, buffer.shape[2]), buffer.shape[3])
+                _, heads, slots, size = buffer.shape
+                shape = (1, heads, min(context, slots), size)  # all rows have the same context
                 drawn = mx.random.normal(shape, key=next(keys)).astype(buffer.dtype)
-                missing = buffer.shape[2] - shape[2]
-                buffers[index] = mx.pad(drawn, [(0, 0), (0, 0), (0, missing), (0, 0)])
+                row = mx.pad(drawn, [(0, 0), (0, 0), (0, slots - shape[2]), (0, 0)])
+                buffers[index] = mx.repeat(row, batch, axis=0)
                 mx.eval(buffers[index])
         cache.offset = mx.full((batch,), context, mx.int32)
         return cache

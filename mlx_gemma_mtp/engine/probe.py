@@ -7,11 +7,13 @@ Knows nothing of requests, or of where tables are kept.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Any, get_args
+from itertools import product
+from typing import Any, TypeVar, get_args
 
 import mlx.core as mx
 
@@ -29,7 +31,7 @@ from mlx_gemma_mtp.model.target import Target
 
 MOST_SECONDS = 10.0
 # Until what share of them each part may take.
-EXPERTS, PASSES, STEPS, CLASSES, CHUNKS = 0.2, 0.55, 0.6, 0.85, 0.95
+EXPERTS, PASSES, STEPS, CLASSES, CHUNKS = 0.15, 0.5, 0.53, 0.9, 0.95
 
 # Tokens of a pass, the most useful first: both ends, and both sides of the steps of kernels.
 POINTS = (1, 8, 4, 16, 2, 32, 12, 64, 3, 6, 24, 33, 5, 13, 48, 10, 20, 7)
@@ -37,10 +39,11 @@ LEAST_POINTS = 5  # with fewer there is no table
 EXPERT_POINTS = (1, 8, 32, 16, 64, 4, 12, 2, 24, 48, 3, 6)
 EXPERT_LAYERS = 3  # whose experts are timed: together more than a cache holds
 
-TIMINGS, ENOUGH_SECONDS = 3, 0.05  # of one shape, unless fewer take this long
+TIMINGS = 3  # of each, the shortest counts; fewer if there is no time
 STEPS_TOGETHER = 4  # of the drafter, as in a round
-TIE = 1.05  # a way is left for another if that is this much quicker
+TIE = 1.1  # a way is left for another if that is this much quicker
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 Watch = Callable[[float], None]  # called with the share of the time that is over
 
@@ -133,7 +136,10 @@ class Probe:
             if len(seconds) < LEAST_POINTS:
                 return
             steps = yield from self._time_steps(passes)
-            classes = yield from find_classes(passes, partial(self._over, CLASSES))
+            del passes  # and its caches
+            alike = Passes(target, self._limits)
+            classes = yield from find_classes(alike, partial(self._over, CLASSES))
+            del alike
             per_token = seconds[max(seconds)] / max(seconds)
             chunks = yield from agreeing_chunks(
                 target,
@@ -150,35 +156,43 @@ class Probe:
         """True if this share of the time is over, or would be after some more seconds."""
         return self._spent + seconds > share * self._seconds
 
-    def _time(self, run: Callable[[], Any]) -> Generator[None, None, float]:
-        """Return the shortest of a few times, after one that compiles."""
-        mx.eval(run())
-        yield
-        times = list[float]()
-        while len(times) < TIMINGS and sum(times) < ENOUGH_SECONDS:
-            mx.synchronize()
-            start = self._clock()
-            mx.eval(run())
-            times.append(self._clock() - start)
-            yield
-        return min(times)
+    def _time(
+        self, share: float, runs: Mapping[T, Callable[[], Any]]
+    ) -> Generator[None, None, dict[T, float]]:
+        """Return the shortest time of each that is run before this share of the time is over.
+
+        Each runs once before, to compile it. Later timings are apart, so that whatever slows the
+        machine for a moment does not slow all of one.
+        """
+        times = dict[T, float]()
+        for _ in range(TIMINGS):
+            for name, run in runs.items():
+                if self._over(share):
+                    return times
+                if name not in times:
+                    mx.eval(run())
+                    yield
+                mx.synchronize()
+                start = self._clock()
+                mx.eval(run())
+                times[name] = min(self._clock() - start, times.get(name, math.inf))
+                yield
+        return times
 
     def _time_passes(self, passes: Passes) -> Generator[None, None, dict[int, float]]:
         """Return the seconds of passes by their tokens."""
-        found = dict[int, float]()
-        for count in POINTS:
-            if self._over(PASSES):
-                break
+
+        def run(count: int) -> Any:
             shaped = Shaped.of(count)
-            cache = passes.near(len(shaped.counts))
-            found[count] = yield from self._time(partial(passes.run, cache, shaped))
-        return found
+            return passes.run(passes.near(len(shaped.counts)), shaped)
+
+        return (yield from self._time(PASSES, {count: partial(run, count) for count in POINTS}))
 
     def _time_steps(self, passes: Passes) -> Generator[None, None, dict[int, float]]:
         """Return the seconds of a step of the drafter by batch size."""
-        target, drafter, found = self._target, self._drafter, dict[int, float]()
+        target, drafter = self._target, self._drafter
         if drafter is None:
-            return found
+            return {}
 
         def steps(buffers: Buffers, token: mx.array, hidden: mx.array) -> mx.array:
             cache = KVCache(target.config, buffers)
@@ -192,60 +206,62 @@ class Probe:
                     token = mx.take_along_axis(ids, token[..., None], axis=-1)[..., 0]
             return token
 
-        run = _compiled(steps)
-        for batch in SIZES:
-            if self._over(STEPS):
-                break
-            token = mx.zeros((batch, 1), mx.int32)
+        compiled = _compiled(steps)
+
+        def run(batch: int) -> mx.array:
             hidden = mx.ones((batch, 1, target.config.hidden_size), target.dtype)
-            buffers = passes.near(batch).buffers
-            seconds = yield from self._time(partial(run, buffers, token, hidden))
-            found[batch] = seconds / STEPS_TOGETHER
-        return found
+            token = mx.zeros((batch, 1), mx.int32)
+            return compiled(passes.near(batch).buffers, token, hidden)
+
+        times = yield from self._time(STEPS, {batch: partial(run, batch) for batch in SIZES})
+        return {batch: seconds / STEPS_TOGETHER for batch, seconds in times.items()}
 
     def _time_experts(self) -> Generator[None, None, tuple[dict[int, float], dict[int, str]]]:
         """Return the seconds of all experts in a pass, and the quickest way, by tokens."""
         target, config = self._target, self._target.config
-        found = dict[int, dict[str, float]]()
         if not config.num_experts:
             return {}, {}
         some = target.layers[:: max(1, len(target.layers) // EXPERT_LAYERS)][:EXPERT_LAYERS]
         x = mx.random.normal((max(EXPERT_POINTS), config.hidden_size), key=mx.random.key(0))
         x = x.astype(target.dtype)
         chosen = [layer.router(x) for layer in some]
-        mx.eval(chosen)
+        mx.eval(x, chosen)
 
         def through(h: mx.array, routed: list[tuple[mx.array, mx.array]], way: Way) -> mx.array:
             for layer, (experts, shares) in zip(some, routed, strict=True):
                 h = mx.fast.rms_norm(layer.experts(h, experts, shares, way), None, 1e-6)
             return h
 
-        run = _compiled(through)
-        nothing = yield from self._time(lambda: x + 0)  # what each timing takes at least
-        for count in EXPERT_POINTS:
+        compiled = _compiled(through)
+
+        def run(count: int, way: Way) -> mx.array:
             routed = [(experts[:count], shares[:count]) for experts, shares in chosen]
-            times = dict[str, float]()
-            for way in get_args(Way):
-                if self._over(EXPERTS):
-                    break
-                times[way] = yield from self._time(partial(run, x[:count], routed, way))
-            else:
-                found[count] = times
-        return _quickest(found, nothing, len(target.layers) / len(some))
+            return compiled(x[:count], routed, way)
+
+        runs = {one: partial(run, *one) for one in product(EXPERT_POINTS, get_args(Way))}
+        nothing = yield from self._time(EXPERTS, {None: lambda: x + 0})
+        times = yield from self._time(EXPERTS, runs)
+        least = nothing.get(None, 0.0)  # what each timing takes anyway
+        return _quickest(times, least, len(target.layers) / len(some))
 
 
 def _quickest(
-    found: dict[int, dict[str, float]], nothing: float, scale: float
+    times: dict[tuple[int, Way], float], least: float, scale: float
 ) -> tuple[dict[int, float], dict[int, str]]:
-    """Return the seconds of all layers and the way, by tokens; equal ones do not alternate."""
+    """Return the seconds of all layers and the way, by tokens, where every way was timed.
+
+    A way is left where another is quicker there and at the next number of tokens, not for a blip.
+    """
+    every = get_args(Way)
+    counts = sorted(count for count, way in times if way == every[-1])
     seconds, ways = dict[int, float](), dict[int, str]()
-    way: str | None = None
-    for count, times in sorted(found.items()):
-        best = min(times, key=times.__getitem__)
-        if way is None or times[way] > TIE * times[best]:
-            way = best
-        ways[count] = way
-        seconds[count] = max(times[way] - nothing, times[way] / 10) * scale
+    now = every[0]
+    for count, following in zip(counts, [*counts[1:], *counts[-1:]], strict=True):
+        best = min(every, key=lambda way: times[count, way])
+        if all(times[n, now] > TIE * times[n, best] for n in (count, following)):
+            now = best
+        ways[count] = now
+        seconds[count] = max(times[count, now] - least, times[count, now] / 10) * scale
     return seconds, ways
 
 

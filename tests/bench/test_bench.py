@@ -210,10 +210,10 @@ def test_rounds_are_timed_where_they_are_played_however_late_they_are_read() -> 
 
 
 def stats(*rounds: tuple[int, int]) -> Stats:
-    """A row that played these rounds: drafted, accepted."""
+    """A row that played these rounds: drafted, accepted; copied drafts in rounds of more than 8."""
     found = Stats(prompt_tokens=5)
     for drafted, accepted in rounds:
-        found.count_round(drafted, accepted)
+        found.count_round(drafted, accepted, copied=drafted > 8)
     return found
 
 
@@ -263,6 +263,15 @@ def test_a_case_has_the_drafts_of_each_row(pair: PairOf) -> None:
     found = case_of(pair, "auto", [8, 9], [turn(9, 3, 1.0, *waves)] * 2)
     assert found.drafted_by_row == pytest.approx([12 / 3, 1 / 3])
     assert found.tokens_per_pass == pytest.approx(12 / 3 + 1 / 3 + 2)
+    assert found.copied_per_round is None
+
+
+def test_copied_drafts_are_counted_apart(pair: PairOf) -> None:
+    rows = [stats((10, 10), (3, 1)), stats((12, 1), (2, 2))]
+    found = case_of(pair, "auto", [8, 9], [turn(9, 3, 1.0, *rows)])
+    assert found.copied_per_round == 22 / 4
+    assert found.copied_acceptance_rate == 11 / 22
+    assert found.acceptance_rate == 14 / 27
 
 
 def test_positions_that_no_round_reached_are_left_out(pair: PairOf) -> None:

@@ -21,7 +21,6 @@ from mlx_gemma_mtp.engine.load import with_table
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.passes import Passes, Shaped, digests
 from mlx_gemma_mtp.engine.probe import (
-    ENOUGH_SECONDS,
     EXPERT_POINTS,
     LEAST_POINTS,
     POINTS,
@@ -178,7 +177,7 @@ def test_a_pass_has_no_more_rows_than_an_engine() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(0.0001, len(POINTS)), (0.2, 14), (0.6, LEAST_POINTS), (0.7, None), (20.0, None)],
+    [(0.0001, len(POINTS)), (0.2, 13), (0.6, LEAST_POINTS), (0.7, None), (20.0, None)],
 )
 def test_with_little_time_the_most_useful_are_measured_or_nothing(
     seconds: float, expected: int | None
@@ -209,20 +208,20 @@ def test_classes_are_the_ranges_of_passes_that_agree(
     quirk: Callable[[Pass], float], classes: list[tuple[int, ...]]
 ) -> None:
     for where in ("quirk", "kept_quirk"):
-        table = found(SlowTarget(**{where: lambda one: quirk(one) * 2**-20}))  # type: ignore[arg-type]
+        table = found(SlowTarget(**{where: lambda one: quirk(one) * 2**-10}))  # type: ignore[arg-type]
         assert list(map(tuple, table.classes)) == classes
         assert table.chunks == CHUNKS
 
 
 def test_with_little_time_there_is_no_class_that_was_not_tested() -> None:
     numbers = list[int]()
-    for seconds in (0.04, 0.05, 0.06, 0.08, 10):
+    for seconds in (0.018, 0.03, 0.04, 0.05, 10):
         table = measured(SlowTarget(quirk=lambda one: one.width), seconds=seconds)
         assert table is not None
         assert all(one.least_width == one.most_width for one in table.classes)
         numbers.append(len(table.classes))
     assert numbers == sorted(numbers)
-    assert 0 < numbers[0] < numbers[2] < numbers[-1] == len(WIDTHS)
+    assert 0 == numbers[0] < numbers[2] < numbers[-1] == len(WIDTHS)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ def test_with_little_time_there_is_no_class_that_was_not_tested() -> None:
 def test_chunks_are_most_of_the_sizes_that_agree(
     quirk: Callable[[int], float], chunks: tuple[int, ...]
 ) -> None:
-    table = found(SlowTarget(read_quirk=lambda size: quirk(size) * 2**-20))
+    table = found(SlowTarget(read_quirk=lambda size: quirk(size) * 2**-10))
     assert table.chunks == chunks
 
 
@@ -266,15 +265,20 @@ def test_the_quickest_way_is_found_and_used_and_limits_the_classes() -> None:
     assert {*target.used} == {"pairs", "all"}
 
 
-def test_ways_that_are_equal_do_not_alternate() -> None:
-    table = found(SlowTarget(experts=lambda way, n: 0.001 + (len(way) + n) % 3 * 1e-5))
-    assert len({*table.ways.values()}) == 1
+def test_ways_change_for_good_reasons_only() -> None:
+    equal = found(SlowTarget(experts=lambda way, n: (100 + (len(way) + n) % 3) * 1e-6))
+    assert {*equal.ways.values()} == {"pairs"}
+
+    def one_blip(way: str, tokens: int) -> float:
+        return 0.001 if tokens == 8 and way != "tiles" else 1e-5 + len(way) * 1e-6
+
+    assert {*found(SlowTarget(experts=one_blip)).ways.values()} == {"all"}
 
 
 def test_a_real_pair_is_measured_whole(rng: np.random.Generator) -> None:
     target, drafter = random_pair(rng, experts=EXPERTS)[:2]
     before, clock = target.ways, Clock()
-    clock.look = 2 * ENOUGH_SECONDS  # one timing of each
+    clock.look = 0.001
     table = measure(target, drafter, limits=Limits(chunks=(8, 16)), seconds=1e9, clock=clock)
     assert table is not None
     assert target.ways is before

@@ -73,6 +73,8 @@ def a_case(task: str, batch: int, count: NumDrafts, *, rate: float, slope: float
         drafted_per_round=float(depth),
         drafted_by_row=[depth + 0.5 - row % 2 for row in range(batch)],
         tokens_per_pass=batch * (depth + 1.0),
+        copied_per_round=0.75 if count == "auto" else None,
+        copied_acceptance_rate=0.9 if count == "auto" else None,
     )
 
 
