@@ -1,7 +1,7 @@
 """What dividing a pass among rows gains on Macs, and how far the controller stays behind the best.
 
-    python tests/helpers/divisions.py gain      # a Markdown table: predictions, seconds
-    python tests/helpers/divisions.py play [R]  # simulated runs of R rounds, minutes
+    python tests/helpers/gains.py gain      # a Markdown table: predictions, seconds
+    python tests/helpers/gains.py play [R]  # simulated runs of R rounds, minutes
 
 Not a test: its full runs take too long for one.
 """
