@@ -86,12 +86,9 @@ class Depth:
         """The passes that agree with each other; None if there are none, or exact is False."""
         return self._choices.pass_class
 
-    def row(self, pinned: int | None = None) -> Acceptance:
-        """Return the acceptance of a new row; report every round to it with `seen`.
-
-        pinned: the row's own number of drafts; None for a row that takes what is chosen.
-        """
-        return Acceptance(self._pool, pinned)
+    def row(self) -> Acceptance:
+        """Return the acceptance of a new row; report every round to it with `seen`."""
+        return Acceptance(self._pool)
 
     def round_took(self, shape: Shape, seconds: float) -> None:
         """Record the duration of a round, without compilation, prefill or waiting."""
