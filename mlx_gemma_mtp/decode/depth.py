@@ -100,7 +100,7 @@ class Depth:
         one = shape.num_tokens, shape.width
         if state.best and (*state.best[0][:2], state.best[1]) != (*one, shape.num_steps):
             took = self._choices.costs.seconds(shape.batch, (one,), shape.num_steps)[-1, 0]
-            state.saved -= seconds / took
+            state.saved = max(state.saved - float(seconds / took), -MOST_SAVED)
 
     @property
     def plain_tokens_per_second(self) -> float | None:
