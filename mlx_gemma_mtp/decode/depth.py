@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
-from mlx_gemma_mtp.decode.costs import MEASURED, Costs
+from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Shape
 from mlx_gemma_mtp.decode.options import Choices, Option, Options, Pass
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
@@ -105,14 +105,13 @@ class Depth:
     @property
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured."""
-        plain = self._best(self._choices.of([Chances([])]))
-        if self._choices.costs.timings(1)[plain.target.width] < MEASURED:
+        if not self._choices.costs.measured_plain(1):
             return None
-        return 1 / plain.seconds
+        return self._best(self._choices.of([Chances([])])).speed
 
     def plain_at(self, batch: int) -> bool:
         """True if no drafts are expected to beat plain decoding; False if too little was timed."""
-        if len(self._choices.costs.timings(batch)) < 2:
+        if len(self._choices.costs.timed(batch)) < 2:
             return False
         rows = [Chances(self._pool.reached)] * batch
         return not self._best(self._choices.of(rows)).num_steps
