@@ -2,7 +2,16 @@
 
 Two estimates meet here: what a round takes (`Costs`) and what it yields (`Chances` of each row).
 A round without drafts, plain decoding, competes like any other, so drafting stops when it does not
-pay. Plain Python: knows nothing of the device, of clocks, files or requests.
+pay. Knows nothing of the device, of clocks, files or requests.
+
+Speed lost against the best division known afterwards, in percent, mean (worst) of simulated runs of
+800 rounds each, learning included: on 8 Macs as `mgm estimate` predicts them, with 1 to 8 rows. The
+table is off by 7 % in every entry, and of a shorter context (`tests/helpers/gains.py play`).
+
+                                    with a table   without
+    120 runs, rows alike               1.6 (5.0)   2.5 (6.1)
+    24 runs, rows that differ          2.1 (5.2)   3.1 (5.3)
+    all, behind plain decoding       worst   2.5       4.9
 """
 
 from __future__ import annotations
