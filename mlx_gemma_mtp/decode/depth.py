@@ -195,10 +195,11 @@ class Depth:
         every = {at: _hopes(row, drafts[at], MAX_DRAFT_TOKENS) for at, row in _unpinned(rows)}
         hoped = self._rounds.of(rows, every)
         options = self._rounds.of(rows, {index: _hopes(row, drafts[index], PROBE_DRAFTS)})
-        if best.target.exact:  # no probe makes an output another one
-            hoped, options = hoped.exact(), options.exact()
-        if (hoped.hoped <= GAIN * best.speed * hoped.seconds).all():
+        gain = GAIN * (EXACT_GAIN if best.target.exact else 1)
+        if (hoped.hoped <= gain * best.speed * hoped.seconds).all():
             return None
+        if best.target.exact:  # no probe makes an output another one
+            options = options.exact()
         losses = options.seconds * best.speed - options.tokens
         losses[options.tokens == 0] = np.inf
         for each in losses.argsort(axis=None)[: np.isfinite(losses).sum()]:
