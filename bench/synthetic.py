@@ -129,10 +129,11 @@ class Draws:
         player = round_player(target, drafter, agree=all_agree)
 
         def verify(cache: KVCache, *rest: Any) -> Round:
-            newest, settings, max_accepted, drafts = rest
+            newest, settings, layout, drafts = rest
             # Through an argument: a compiled round would repeat the first numbers drawn.
             drawn = mx.array(self(*drafts.shape), mx.int32)
-            return player.verify(cache, newest, settings, mx.minimum(max_accepted, drawn), drafts)
+            layout = layout._replace(max_accepted=mx.minimum(layout.max_accepted, drawn))
+            return player.verify(cache, newest, settings, layout, drafts)
 
         return player._replace(verify=verify)
 

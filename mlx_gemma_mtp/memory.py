@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import mlx.core as mx
 from rich.filesize import decimal
@@ -27,7 +27,7 @@ from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.experts import ALL_EXPERTS_FROM
+from mlx_gemma_mtp.model.experts import Way, default_ways, num_computed
 from mlx_gemma_mtp.model.layers import MAX_SCORES_BYTES
 from mlx_gemma_mtp.model.prompt import CUT
 from mlx_gemma_mtp.model.target import Target
@@ -93,7 +93,7 @@ def _round(cache: KVCache, length: int) -> int:
     slots = {kind: cache.capacity(kind) for kind in config.kinds}
     size, queries = cache.values[0].itemsize, num_tokens * config.num_attention_heads
     most = max(
-        _layer(config, layer, num_tokens, queries * slots[layer.kind], size)
+        _layer(config, layer, num_tokens, queries * slots[layer.kind], size, get_args(Way))
         for layer in config.layers
     )
     return _forward(cache, num_tokens, most, masks=num_tokens * sum(slots.values()))
@@ -109,7 +109,7 @@ def _reading(cache: KVCache, context: int, length: int) -> int:
     config, batch, size = cache.config, cache.offset.size, cache.values[0].itemsize
     num_tokens, window = batch * length, min(config.sliding_window, context - length)
     pieces = min(length, CUT), min(max(0, length - CUT), CUT)
-    most = masks = 0
+    most, masks, ways = 0, 0, [default_ways(config)[num_tokens]]
     for layer in config.layers[: config.num_kv_layers]:
         seen, kv = context, 0
         if layer.kind == "sliding_attention":
@@ -117,7 +117,7 @@ def _reading(cache: KVCache, context: int, length: int) -> int:
             kv = 2 * layer.num_key_value_heads * layer.head_dim * batch * (window + length) * size
         scores = pieces[0] * seen + pieces[1] * (seen - pieces[0])
         scores *= batch * config.num_attention_heads
-        most = max(most, _layer(config, layer, num_tokens, scores, size) + kv)
+        most = max(most, _layer(config, layer, num_tokens, scores, size, ways) + kv)
         masks = max(masks, length * seen)
     return _forward(cache, num_tokens, most, masks)
 
@@ -136,11 +136,17 @@ def _forward(cache: KVCache, num_tokens: int, most: int, masks: int) -> int:
 
 
 def _layer(
-    config: TargetConfig, layer: LayerConfig, num_tokens: int, scores: int, itemsize: int
+    config: TargetConfig,
+    layer: LayerConfig,
+    num_tokens: int,
+    scores: int,
+    itemsize: int,
+    ways: Iterable[Way],
 ) -> int:
     """Return the most bytes alive in this layer: in its attention or its experts.
 
-    scores: numbers of them, if they are in memory all at once.
+    scores: numbers of them, if they are in memory all at once. ways: in which experts may be
+    computed; in a round any, because they are measured once the weights are loaded.
     """
     heads = config.num_attention_heads * layer.head_dim
     kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
@@ -148,17 +154,16 @@ def _layer(
     attention = num_tokens * (heads + layer.owns_kv * kv + 2 * heads)
     attention += min(scores, MAX_SCORES_BYTES // itemsize)
     width, size = config.moe_intermediate_size, config.hidden_size
-    if not config.num_experts:
-        experts = 0
-    elif ALL_EXPERTS_FROM is None:  # sorted inputs; gate, up and GELU; outputs, and unsorted
-        experts = config.top_k_experts * (4 * width + 3 * size)
-    else:
-        experts = config.num_experts * (4 * width + size)
+    # Gate, up and GELU; outputs; with chosen experts also inputs, and outputs by token.
+    experts = max(
+        num_computed(config, way, num_tokens) * (4 * width + (1 if way == "all" else 3) * size)
+        for way in ways
+    )
     # Gate and up, and two products of the gate inside GELU.
     mlp = 4 * layer.intermediate_size
     # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
     hidden = 11 * size
-    return itemsize * (num_tokens * (mlp + hidden) + max(attention, num_tokens * experts))
+    return itemsize * (num_tokens * (mlp + hidden) + max(attention, experts))
 
 
 class Pair(NamedTuple):

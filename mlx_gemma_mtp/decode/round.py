@@ -17,6 +17,8 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.experts import Ways
+from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.target import Target
 
 
@@ -27,10 +29,28 @@ class Newest(NamedTuple):
     hidden: mx.array  # [B, 1, H], the target's state that chose it
 
 
+class Copies(NamedTuple):
+    """Drafts that repeat an earlier stretch of a row's own text.
+
+    A round is compiled for each L.
+    """
+
+    tokens: mx.array  # int32 [B, L], expected at positions start, start + 1, ...; -1 after the end
+    start: mx.array  # int32 [B]; negative for a row without any
+
+
+class Layout(NamedTuple):
+    """What a pass verifies, on the device. A round is compiled for each of its shapes."""
+
+    max_accepted: mx.array  # int32 [B]: K_b, the drafts of each row; -1 leaves a row where it is
+    packing: Packing | None  # None: the row's token and T - 1 drafts of every row
+    copies: Copies | None = None
+
+
 class Round(NamedTuple):
     """The result of one round: row b's new tokens are tokens[b, : accepted[b] + 1]."""
 
-    tokens: mx.array  # int32 [B, K + 1]
+    tokens: mx.array  # int32 [B, T]
     accepted: mx.array  # int32 [B]; -1 for a row that stayed where it was
     newest: Newest
 
@@ -42,12 +62,13 @@ Agree = Callable[[mx.array, mx.array], mx.array]
 class RoundPlayer(NamedTuple):
     """The two halves of a round for one pair, so that the host can do something in between.
 
-    draft(cache, newest, settings, num_draft_tokens) returns drafts [B, K] and changes nothing.
-    verify(cache, newest, settings, max_accepted, drafts) returns the Round and advances the cache.
+    draft(cache, newest, settings, num_steps) returns drafts [B, num_steps] and changes nothing.
+    verify(cache, newest, settings, layout, drafts [B, T - 1]) returns the Round and advances the
+    cache.
     """
 
     draft: Callable[[KVCache, Newest, RowSettings, int], mx.array]
-    verify: Callable[[KVCache, Newest, RowSettings, mx.array, mx.array], Round]
+    verify: Callable[[KVCache, Newest, RowSettings, Layout, mx.array], Round]
 
 
 MOST_CAPACITIES = 8  # whose compiled rounds are kept
@@ -59,16 +80,16 @@ def draft(
     cache: KVCache,
     newest: Newest,
     settings: RowSettings,
-    num_draft_tokens: int,
+    num_steps: int,
 ) -> mx.array:
-    """Guess the next K tokens of every row: int32 [B, K]; without a drafter [B, 0]."""
+    """Guess the next tokens of every row: int32 [B, num_steps]; without a drafter [B, 0]."""
     token, hidden = newest
-    if drafter is None or num_draft_tokens == 0:
+    if drafter is None or num_steps == 0:
         return mx.zeros((len(token), 0), mx.int32)
     shared = cache.shared(drafter.config)
     query_position = mx.maximum(cache.offset + drafter.config.query_position, 0)
     drafts: list[mx.array] = []
-    for step in range(1, num_draft_tokens + 1):
+    for step in range(1, num_steps + 1):
         state, hidden = drafter(target.embed(token[:, None]), hidden, shared, query_position)
         logits, ids = drafter.candidates(state)
         position = cache.offset[:, None] + step
@@ -79,11 +100,24 @@ def draft(
 
 
 def agreeing_prefix(drafts: mx.array, chosen: mx.array) -> mx.array:
-    """How many drafts [B, K] equal the tokens chosen [B, K + 1] up to the first difference: [B]."""
+    """How many drafts [B, T - 1] equal the tokens chosen [B, T] up to the first difference: [B]."""
     if drafts.shape[1] == 0:  # CUDA's scan divides by the length of the axis
         return mx.zeros(drafts.shape[:1], mx.int32)
     equal = (drafts == chosen[:, :-1]).astype(mx.int32)
     return mx.cumprod(equal, axis=1).sum(axis=1)
+
+
+def with_copies(drafts: mx.array, copies: Copies, token: mx.array, position: mx.array) -> mx.array:
+    """Replace drafts [B, T - 1] by copied tokens in rows whose newest token is the expected one.
+
+    token [B] stands at position[:, 0] of position [B, T]. Drafts after the copies' end stay.
+    """
+    length = copies.tokens.shape[1]
+    at = position - copies.start[:, None]
+    copied = mx.take_along_axis(copies.tokens, mx.clip(at, 0, length - 1), axis=1)
+    has_one = (copies.start[:, None] >= 0) & (at >= 0) & (at < length) & (copied >= 0)
+    expected = has_one[:, :1] & (copied[:, :1] == token[:, None])
+    return mx.where(expected & has_one[:, 1:], copied[:, 1:], drafts)
 
 
 def verify(
@@ -91,23 +125,35 @@ def verify(
     cache: KVCache,
     newest: Newest,
     settings: RowSettings,
-    max_accepted: mx.array,
+    layout: Layout,
     drafts: mx.array,
     *,
     agree: Agree = agreeing_prefix,
 ) -> Round:
-    """Run the target over the newest token and the drafts [B, K]; commit the agreeing prefix.
+    """Run the target over the newest token and the drafts [B, T - 1]; commit the agreeing prefix.
 
-    max_accepted [B]: how many drafts a row may accept; -1 leaves a free row where it is.
-    K = 0 is plain decoding: the same pass over the newest token alone. Advances cache.offset.
-    A choice that is not sure ends the prefix before it. A row whose first one is not sure accepts
-    -1 and stays where it is; it needs a pass with `settings.full`.
+    Row b verifies its first layout.max_accepted[b] drafts; -1 leaves a free row where it is. The
+    other drafts are stale, but the cache must have room for all T positions of every row. T = 1 is
+    plain decoding: the same pass over the newest token alone. Advances cache.offset. A choice that
+    is not sure ends the prefix before it. A row whose first one is not sure accepts -1 and stays
+    where it is; it needs a pass with `settings.full`.
     """
-    tokens = mx.concatenate([newest.token[:, None], drafts], axis=1)  # [B, K + 1]
-    hidden = target(tokens, cache)
-    position = cache.offset[:, None] + 1 + mx.arange(tokens.shape[1])
+    max_accepted, packing, copies = layout
+    position = cache.offset[:, None] + mx.arange(drafts.shape[1] + 1)  # of the tokens
+    if copies is not None:
+        drafts = with_copies(drafts, copies, newest.token, position)
+    hidden = target(mx.concatenate([newest.token[:, None], drafts], axis=1), cache, packing)
+    logits, following = target.logits(hidden), position + 1
+    if packing is not None:  # nothing is chosen for padding; every token has settings of its own
+        kept = slice(packing.num_tokens)
+        logits = logits.squeeze(0)[kept, None]
+        following = packing.pack(following).squeeze(0)[kept, None]
+        settings = settings.of(packing.rows[kept])
     softcap = target.config.final_logit_softcapping
-    chosen, sure = choose(target.logits(hidden), position, settings, softcap=softcap)
+    chosen, sure = choose(logits, following, settings, softcap=softcap)
+    if packing is not None:
+        hidden, chosen = packing.unpack(hidden), packing.unpack(chosen.T)
+        sure = None if sure is None else packing.unpack(sure.T)
     accepted = mx.minimum(agree(drafts, chosen), max_accepted)
     if sure is not None:
         accepted = mx.minimum(accepted, mx.cumprod(sure.astype(mx.int32), axis=1).sum(axis=1) - 1)
@@ -124,9 +170,10 @@ def round_player(
 ) -> RoundPlayer:
     """Both halves for this pair, compiled if the device is a GPU.
 
-    They are traced again for each number of rows and of drafts and each capacity; the traces of
-    the capacities that were used last are kept. On a CPU, `mx.compile` would need a C++ compiler at
-    run time, so the functions run as they are.
+    They are traced again for each number of rows, steps, positions, tokens and width, each capacity
+    and other `Target.ways`, but not for each division of the tokens. The traces of the capacities
+    that were used last are kept. On a CPU, `mx.compile` would need a C++ compiler at run time, so
+    the functions run as they are.
     """
 
     def guess(buffers: Buffers, *rest: Any) -> mx.array:
@@ -137,18 +184,21 @@ def round_player(
         return verify(target, cache, *rest, agree=agree), cache.buffers
 
     @lru_cache(MOST_CAPACITIES)
-    def halves(_capacity: int) -> tuple[Any, Any]:
+    def halves(_capacity: int, _ways: Ways) -> tuple[Any, Any]:
         if device.backend() == "cpu":
             return guess, check
         return mx.compile(guess), mx.compile(check)
 
+    def compiled(cache: KVCache) -> tuple[Any, Any]:
+        return halves(cache.capacity("full_attention"), target.ways)
+
     def play_draft(cache: KVCache, *rest: Any) -> mx.array:
-        drafts: mx.array = halves(cache.capacity("full_attention"))[0](cache.buffers, *rest)
+        drafts: mx.array = compiled(cache)[0](cache.buffers, *rest)
         return drafts
 
     def play_verify(cache: KVCache, *rest: Any) -> Round:
         played: Round
-        played, cache.buffers = halves(cache.capacity("full_attention"))[1](cache.buffers, *rest)
+        played, cache.buffers = compiled(cache)[1](cache.buffers, *rest)
         return played
 
     return RoundPlayer(play_draft, play_verify)

@@ -45,6 +45,17 @@ class RowSettings(NamedTuple):
     narrow: bool  # some row sets a top_k up to MOST_TOP_K
     full: bool  # choose among the whole vocabulary, because some sampled row sets none or a larger
 
+    def of(self, rows: mx.array) -> RowSettings:
+        """The settings of these rows, int32 [N], any of them more than once."""
+        is_greedy = self.is_greedy
+        return self._replace(
+            temperature=self.temperature[rows],
+            top_k=self.top_k[rows],
+            top_p=self.top_p[rows],
+            seed=self.seed[rows],
+            is_greedy=None if is_greedy is None else is_greedy[rows],
+        )
+
 
 class Chosen(NamedTuple):
     """Tokens, and whether the candidates that they were chosen from were enough.

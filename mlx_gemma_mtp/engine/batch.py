@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Round, RoundPlayer, first_token
+from mlx_gemma_mtp.decode.round import Layout, Round, RoundPlayer, first_token
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.rows import Row, Rows
@@ -224,7 +224,8 @@ class Batch:
         settings, self._full = rows.settings._replace(full=full), False
         if self._flight is not None:  # the request may end in it, then this cache is needed
             cache = KVCache(self.target.config, cache.buffers)
-        played = self._player.verify(cache, rows.newest, settings, rows.max_accepted, guess.drafts)
+        layout = Layout(rows.max_accepted, packing=None)
+        played = self._player.verify(cache, rows.newest, settings, layout, guess.drafts)
         return Verify(Flight(played, list(rows.each), guess), cache)
 
     def _dispatch_verify(self, verify: Verify) -> None:

@@ -1,9 +1,10 @@
-"""The experts of a mixture-of-experts layer, and the router that chooses them."""
+"""The experts of a mixture-of-experts layer, and the ways to compute them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,28 +13,78 @@ from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.layers import ON_METAL, gelu_tanh
 
-# From this many (token, expert) pairs on they are sorted by expert, so that one read of an expert's
-# weights serves all of its tokens. For fewer the sort costs more than it saves.
-SORT_EXPERTS_FROM = 64
+# pairs: each (token, expert) pair reads its expert. sorted: pairs are sorted by expert first, so
+# that a kernel may read an expert once for several. padded: sorted, and the last pair is repeated
+# until there are enough for MLX to use that kernel. all: every expert computes every token, with
+# weight zero for tokens that did not choose it. tiles: tiles of rows for one expert each.
+Way = Literal["pairs", "sorted", "padded", "all", "tiles"]
 
-# Metal has a fast gather_mm kernel for sorted rows. CUDA's is not measured for the few pairs that
-# are computed one by one there.
-SORTED_GATHER_MM = ON_METAL
-
-# From this many tokens on, every expert computes every token, with weight zero for tokens that did
-# not choose it. That is cheapest on CUDA, which has no kernel that shares the reads of chosen
-# experts. One layer of 26B-A4B in bfloat16 on an H100: 590 to 640 us for 6 to 96 tokens; chosen
-# pairs take 332 us for 8 tokens, 584 us for 16, and more with each further one.
-ALL_EXPERTS_FROM = 16 if backend() == "cuda" else None
-
-# From this many tokens on, experts on CUDA get their tokens in tiles of TILE_HEIGHT rows, so that a
-# read of an expert serves a tile. One layer of 26B-A4B in bfloat16 on an H200 takes 1,348 us for
-# 512 tokens and 2,597 for 2,048; every expert for every token takes 1,372 and 5,026. In 4 bits
-# 1,633 and 3,173 us, and 5,880 and 22,209.
-TILES_FROM = 512 if backend() == "cuda" else None
 TILE_HEIGHT = 64
 
-Way = Literal["chosen", "all", "tiles"]
+# Metal has a fast gather_mm kernel for sorted rows. CUDA's is not measured.
+SORTED_GATHER_MM = ON_METAL
+
+
+def grouped_from(num_experts: int) -> int:
+    """Return from how many sorted pairs on Metal reads quantized experts once for several of them.
+
+    The condition of GatherQMM::eval_gpu in MLX 0.32.4 (backend/metal/quantized.cpp).
+    """
+    return max(16, 4 * num_experts)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The way to compute experts, by the number of tokens."""
+
+    starts: tuple[tuple[int, Way], ...]  # ascending; each is used from that many tokens on
+
+    def __getitem__(self, num_tokens: int) -> Way:
+        return [way for start, way in self.starts if start <= num_tokens][-1]
+
+    def measured(self, ways: Mapping[int, str]) -> Ways:
+        """Return these with other ways up to the largest number of tokens in `ways`.
+
+        Numbers in between use the way of the next smaller one. Raises ValueError for an unknown
+        way.
+        """
+        if unknown := set(ways.values()) - set(get_args(Way)):
+            raise ValueError(f"unknown way to compute experts: {min(unknown)!r}")
+        if not ways:
+            return self
+        beyond = max(ways) + 1
+        starts = {1: ways[min(ways)], **dict(sorted(ways.items())), beyond: self[beyond]}
+        later = [(start, way) for start, way in self.starts if start > beyond]
+        return Ways((*cast(dict[int, Way], starts).items(), *later))
+
+
+def default_ways(config: TargetConfig) -> Ways:
+    """Return the ways to start with, before any are measured on this machine: a rough rule.
+
+    A sort costs more than it saves for fewer than 64 pairs. CUDA has no kernel that shares the
+    reads of chosen experts. One layer of 26B-A4B in bfloat16 on an H100: all experts take 590 to
+    640 us for 6 to 96 tokens; chosen pairs take 332 us for 8 tokens, 584 us for 16, and more with
+    each further one. On an H200 tiles take 1,348 us for 512 tokens and 2,597 for 2,048, and all
+    experts 1,372 and 5,026; in 4 bits 1,633 and 3,173 us, and 5,880 and 22,209.
+    """
+    if not config.num_experts:
+        return Ways(((1, "pairs"),))
+    ways: dict[int, Way] = {1: "pairs", -(-64 // config.top_k_experts): "sorted"}
+    if backend() == "cuda":
+        ways |= {16: "all", 512: "tiles"}
+    return Ways(tuple(sorted(ways.items())))
+
+
+def num_computed(config: TargetConfig, way: Way, num_tokens: int) -> int:
+    """Return how many rows all experts compute together; 0 without experts."""
+    if not config.num_experts:
+        return 0
+    num_pairs = num_tokens * config.top_k_experts
+    if way == "all":
+        return num_tokens * config.num_experts
+    if way == "tiles":
+        return num_tiles(num_pairs, config.num_experts, TILE_HEIGHT) * TILE_HEIGHT
+    return max(num_pairs, grouped_from(config.num_experts)) if way == "padded" else num_pairs
 
 
 class ExpertLinear(nn.Module):
@@ -138,25 +189,17 @@ class Experts(nn.Module):
             return gate, up
         return through(self.gate_proj), through(self.up_proj)
 
-    def __call__(
-        self, x: mx.array, experts: mx.array, shares: mx.array, way: Way | None = None
-    ) -> mx.array:
-        """The chosen experts' outputs, summed by shares: x [N, H], both [N, k] -> [N, H].
-
-        way: how to compute them; None: the fastest for this many tokens.
-        """
-        through = {
-            "chosen": self._through_chosen,
-            "all": self._through_all,
-            "tiles": self._through_tiles,
-        }
-        return through[way or self._fastest(len(x))](x, experts, shares)
-
-    def _fastest(self, num_tokens: int) -> Way:
-        if TILES_FROM is not None and num_tokens >= TILES_FROM:
-            return "tiles"
-        many = ALL_EXPERTS_FROM is not None and num_tokens >= ALL_EXPERTS_FROM
-        return "all" if many else "chosen"
+    def __call__(self, x: mx.array, experts: mx.array, shares: mx.array, way: Way) -> mx.array:
+        """The chosen experts' outputs, summed by shares: x [N, H], both [N, k] -> [N, H]."""
+        if way == "all":
+            return self._through_all(x, experts, shares)
+        if way == "tiles":
+            out = self._in_tiles(x, experts)
+        elif way == "pairs":
+            out = self._in_pairs(x, experts)
+        else:
+            out = self._in_order(x, experts, padded=way == "padded")
+        return (out.reshape(*experts.shape, -1) * shares[..., None]).sum(axis=1)
 
     def _through_all(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
         num_experts = self.down_proj.weight.shape[0]
@@ -168,33 +211,38 @@ class Experts(nn.Module):
         ones = mx.array([[1.0] * num_experts], out.dtype)
         return (ones @ out.reshape(num_experts, -1)).reshape(x.shape)
 
-    def _through_chosen(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
+    def _in_pairs(self, x: mx.array, experts: mx.array) -> mx.array:
+        """The outputs of all pairs [N k, 1, H], one by one."""
         num_tokens, num_chosen = experts.shape
-        chosen, tokens = experts.flatten(), None  # [N k]
-        in_order = chosen.size >= SORT_EXPERTS_FROM
-        rows = x[:, None]  # [N, 1, H]
-        if in_order:
-            order = mx.argsort(chosen)
-            # Gathered with all three axes: kernels for sorted rows mistake a row of x[...][:, None]
-            # for a column, and return wrong sums (ml-explore/mlx#4253).
-            rows, chosen = rows[order // num_chosen], chosen[order]  # [N k, 1, H]
-        else:  # a constant: costs a compiled round nothing
-            tokens = mx.array([n for n in range(num_tokens) for _ in range(num_chosen)], mx.uint32)
+        chosen, rows = experts.flatten(), x[:, None]  # [N k] and [N, 1, H]
+        # Constants: they cost a compiled round nothing.
+        tokens = mx.array([n for n in range(num_tokens) for _ in range(num_chosen)], mx.uint32)
+        pairs = mx.array([*range(chosen.size)], mx.uint32)
         # gate, up: [N k, 1, width]
-        gate, up = self._gate_and_up(lambda part: part(rows, chosen, in_order, tokens))
-        pairs = None if in_order else mx.array([*range(chosen.size)], mx.uint32)
-        out = self.down_proj(gelu_tanh(gate) * up, chosen, in_order, pairs)[:, 0]
-        if in_order:
-            out = out[mx.argsort(order)]
-        return (out.reshape(num_tokens, num_chosen, -1) * shares[..., None]).sum(axis=1)
+        gate, up = self._gate_and_up(lambda part: part(rows, chosen, False, tokens))
+        return self.down_proj(gelu_tanh(gate) * up, chosen, False, pairs)
 
-    def _through_tiles(self, x: mx.array, experts: mx.array, shares: mx.array) -> mx.array:
-        tiles = in_tiles(experts, self.down_proj.weight.shape[0], TILE_HEIGHT)
+    def _in_order(self, x: mx.array, experts: mx.array, padded: bool) -> mx.array:
+        """The outputs of all pairs [N k, 1, H], computed in the order of their experts."""
+        chosen, num_pairs = experts.flatten(), experts.size
+        order = whole = mx.argsort(chosen)
+        missing = grouped_from(len(self.down_proj.weight)) - num_pairs
+        if padded and missing > 0:  # the last pair again: its expert is read anyway
+            whole = order[mx.array([*range(num_pairs), *[num_pairs - 1] * missing], mx.uint32)]
+        # Gathered with all three axes: kernels for sorted rows mistake a row of x[...][:, None]
+        # for a column, and return wrong sums (ml-explore/mlx#4253).
+        rows, chosen = x[:, None][whole // experts.shape[1]], chosen[whole]
+        gate, up = self._gate_and_up(lambda part: part(rows, chosen, True, None))
+        out = self.down_proj(gelu_tanh(gate) * up, chosen, True, None)
+        return out[mx.argsort(order)]
+
+    def _in_tiles(self, x: mx.array, experts: mx.array) -> mx.array:
+        """The outputs of all pairs [N, k, H], from tiles of rows for one expert each."""
+        tiles = in_tiles(experts, len(self.down_proj.weight), TILE_HEIGHT)
         rows = x[tiles.tokens]  # [tiles, height, H]
         gate, up = self._gate_and_up(lambda part: part(rows, tiles.experts, False, None))
         out = self.down_proj(gelu_tanh(gate) * up, tiles.experts, False, None)
-        out = out.reshape(-1, x.shape[-1])[tiles.places]  # [N, k, H]
-        return (out * shares[..., None]).sum(axis=1)
+        return out.reshape(-1, x.shape[-1])[tiles.places]
 
 
 class Tiles(NamedTuple):
@@ -205,15 +253,19 @@ class Tiles(NamedTuple):
     places: mx.array  # int32 [N, k]: the row of each pair, counted through all tiles
 
 
+def num_tiles(num_pairs: int, num_experts: int, height: int) -> int:
+    """Return how many tiles the most uneven choice of experts needs."""
+    num_used = min(num_experts, num_pairs)
+    return num_used + (num_pairs - num_used) // height
+
+
 def in_tiles(experts: mx.array, num_experts: int, height: int) -> Tiles:
     """Sort the pairs of tokens and their experts [N, k] into tiles of `height` rows.
 
-    There are as many tiles as the most uneven choice would need, whatever the choice: the last ones
-    may be empty.
+    The last tiles may be empty.
     """
     num_pairs, num_chosen = experts.size, experts.shape[1]
-    num_used = min(num_experts, num_pairs)
-    num_tiles = num_used + (num_pairs - num_used) // height
+    total = num_tiles(num_pairs, num_experts, height)
     pairs = experts.flatten()
     order = mx.argsort(pairs)
     counts = mx.zeros((num_experts,), mx.int32).at[pairs].add(1)
@@ -221,35 +273,11 @@ def in_tiles(experts: mx.array, num_experts: int, height: int) -> Tiles:
     first_rows = height * (ends - (counts + height - 1) // height)
     skipped = first_rows - (mx.cumsum(counts) - counts)  # rows without a pair before each expert
     places = mx.arange(num_pairs) + skipped[pairs[order]]  # of the sorted pairs
-    tokens = mx.zeros((num_tiles * height,), mx.int32)
+    tokens = mx.zeros((total * height,), mx.int32)
     tokens = mx.put_along_axis(tokens, places, (order // num_chosen).astype(mx.int32), axis=0)
-    of_tile = (mx.arange(num_tiles)[:, None] >= ends).sum(axis=1)
+    of_tile = (mx.arange(total)[:, None] >= ends).sum(axis=1)
     return Tiles(
-        tokens.reshape(num_tiles, height),
+        tokens.reshape(total, height),
         mx.minimum(of_tile, num_experts - 1).astype(mx.uint32),
         mx.put_along_axis(mx.zeros_like(places), order, places, axis=0).reshape(experts.shape),
     )
-
-
-class ExpertRouter(nn.Module):
-    """Chooses the experts of each token and their shares of the output."""
-
-    def __init__(self, config: TargetConfig) -> None:
-        super().__init__()
-        self._top_k = config.top_k_experts
-        self._root_size = config.hidden_size**-0.5
-        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.scale = mx.ones((config.hidden_size,))
-        self.per_expert_scale = mx.ones((config.num_experts,))
-
-    def __call__(self, normed: mx.array) -> tuple[mx.array, mx.array]:
-        """normed [N, H], by `rms_norm` -> experts [N, k] and their shares [N, k], in its dtype.
-
-        The softmax over the chosen scores alone equals that over all, scaled to sum to one.
-        """
-        scores = self.proj(normed * self.scale * self._root_size).astype(mx.float32)
-        experts = mx.argpartition(scores, -self._top_k, axis=-1)[:, -self._top_k :]
-        experts = mx.contiguous(experts)
-        chosen = mx.take_along_axis(scores, experts, axis=-1)
-        shares = mx.softmax(chosen, axis=-1) * self.per_expert_scale[experts]
-        return experts, shares.astype(normed.dtype)

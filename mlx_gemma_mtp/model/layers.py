@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig
+from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.rope import Rope
 
 ON_METAL = backend() == "metal"
@@ -151,21 +152,25 @@ class Attention(nn.Module):
                 self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
-    def queries(self, x: mx.array, position: mx.array) -> mx.array:
+    def queries(self, x: mx.array, position: mx.array, packing: Packing | None = None) -> mx.array:
         """Queries [B, heads, T, head_dim] of x [B, T, H], whose rows start at position [B].
 
-        For a layer without keys and values of its own.
+        For a layer without keys and values of its own. x is [1, width, H] with a packing.
         """
-        heads = self.q_proj(x).reshape(*x.shape[:2], self._heads, self._head_dim)
-        return self._rope(self.q_norm(heads).swapaxes(1, 2), position)
+        heads = self.q_norm(self.q_proj(x).reshape(*x.shape[:2], self._heads, self._head_dim))
+        heads = heads if packing is None else packing.unpack(heads)
+        return self._rope(heads.swapaxes(1, 2), position)
 
     def queries_keys_values(
-        self, x: mx.array, position: mx.array
+        self, x: mx.array, position: mx.array, packing: Packing | None = None
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Like `queries`, with the keys and values [B, kv_heads, T, head_dim] of the layer."""
         heads = project(self, x, "qkv_proj").reshape(*x.shape[:2], -1, self._head_dim)
-        normed = rms_norm(heads, self._eps).swapaxes(1, 2)  # all at once; the weights follow
-        q, k, v = mx.split(normed, [self._heads, self._heads + self._kv_heads], axis=1)
+        heads = rms_norm(heads, self._eps)  # all at once; the weights follow
+        heads = heads if packing is None else packing.unpack(heads)
+        q, k, v = mx.split(
+            heads.swapaxes(1, 2), [self._heads, self._heads + self._kv_heads], axis=1
+        )
         if self._k_eq_v:
             v = k
         dtype = kv_dtype(self._head_dim, x.dtype)
@@ -179,8 +184,12 @@ class Attention(nn.Module):
         values: mx.array,
         mask: mx.array,
         cuts: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
+        packing: Packing | None = None,
     ) -> mx.array:
-        """`attend`, projected to [B, T, H]. cuts: some queries each, and the keys they may see."""
+        """`attend`, projected to [B, T, H]; with a packing, to [1, width, H].
+
+        cuts: some queries each, and the keys they may see.
+        """
         parts: list[mx.array] = []
         for some, seen in cuts:
             piece = q[:, :, some]
@@ -189,6 +198,7 @@ class Attention(nn.Module):
             part = attend(piece, keys[:, :, seen], values[:, :, seen], mask[..., some, seen])
             parts.append(part)
         out = mx.concatenate(parts, axis=2).swapaxes(1, 2)  # [B, T, heads, head_dim]
+        out = out if packing is None else packing.pack(out)
         dtype = self.q_norm.weight.dtype  # not that of `kv_dtype`
         return self.o_proj(out.reshape(*out.shape[:2], -1).astype(dtype))
 

@@ -15,21 +15,24 @@ import mlx.core as mx
 class Packing(NamedTuple):
     """The tokens of a pass, row after row, and then padding: copies of the first one.
 
-    index: of each in [B T]. places: of each position among them, any for a position without one.
-    num_tokens: how many there are without the padding; experts compute no more.
+    rows, positions: where each token stands in [B, T]. places: where each position's token is in
+    the list; anywhere for a position without one. num_tokens: how many there are without the
+    padding; experts compute no more. All but num_tokens are arrays, so that a pass compiled for one
+    division of the tokens serves all.
     """
 
-    index: mx.array  # int32 [width]
-    places: mx.array  # int32 [B, T]
+    rows: mx.array  # int32 [width]
+    positions: mx.array  # int32 [width]
+    places: mx.array  # int32 [B, T], below num_tokens
     num_tokens: int
 
     def pack(self, x: mx.array) -> mx.array:
-        """x [B, T, ...] -> [1, width, ...]."""
-        return mx.take(x.reshape(-1, *x.shape[2:]), self.index, axis=0)[None]
+        """x [B, T, ...] -> [1, width, ...]. One launch, however x is laid out in memory."""
+        return x[self.rows, self.positions][None]
 
     def unpack(self, x: mx.array) -> mx.array:
-        """x [1, width, ...] -> [B, T, ...]."""
-        return mx.take(x[0], self.places, axis=0)
+        """x [1, num_tokens or more, ...] -> [B, T, ...]."""
+        return mx.take(x.squeeze(0), self.places, axis=0)  # x[0] would be a launch of its own
 
 
 def packing_of(counts: Sequence[int], num_positions: int, width: int) -> Packing | None:
@@ -42,11 +45,11 @@ def packing_of(counts: Sequence[int], num_positions: int, width: int) -> Packing
     assert max(counts) <= num_positions
     if num_tokens == width == len(counts) * num_positions:
         return None
-    index, places = list[int](), list[list[int]]()
+    tokens, places = list[tuple[int, int]](), list[list[int]]()
     for row, count in enumerate(counts):
-        places.append([len(index) + min(at, max(0, count - 1)) for at in range(num_positions)])
-        index += range(row * num_positions, row * num_positions + count)
-    index += index[:1] * (width - num_tokens)
-    last = width - 1
-    kept = [[min(place, last) for place in row] for row in places]
-    return Packing(mx.array(index, mx.int32), mx.array(kept, mx.int32), num_tokens)
+        first, last = len(tokens), min(len(tokens) + max(count, 1), num_tokens) - 1
+        places.append([min(first + position, last) for position in range(num_positions)])
+        tokens += [(row, position) for position in range(count)]
+    tokens += tokens[:1] * (width - num_tokens)
+    rows, positions = (mx.array(list(part), mx.int32) for part in zip(*tokens, strict=True))
+    return Packing(rows, positions, mx.array(places, mx.int32), num_tokens)

@@ -1,17 +1,30 @@
-"""The target: Gemma 4's text decoder. Holds weights and nothing else; the cache is the caller's."""
+"""The target: Gemma 4's text decoder. Holds weights; the cache is the caller's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import LayerConfig, LayerKind, TargetConfig
-from mlx_gemma_mtp.model.experts import ExpertRouter, Experts
+from mlx_gemma_mtp.model.experts import Experts, Way, default_ways
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
+from mlx_gemma_mtp.model.packing import Packing, packing_of
 from mlx_gemma_mtp.model.prompt import last_reach, prompt_reach
+from mlx_gemma_mtp.model.router import ExpertRouter
+
+
+class Pass(NamedTuple):
+    """What all layers of a pass share."""
+
+    cache: KVCache
+    position: mx.array  # int32 [B], of each row's first query
+    reaches: dict[LayerKind, Reach]
+    packing: Packing | None
+    way: Way  # to compute experts
 
 
 class Target(nn.Module):
@@ -20,6 +33,7 @@ class Target(nn.Module):
     def __init__(self, config: TargetConfig) -> None:
         super().__init__()
         self.config = config
+        self.ways = default_ways(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [TargetLayer(config, layer) for layer in config.layers]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -35,6 +49,10 @@ class Target(nn.Module):
         """Type of activations, keys and values."""
         return self.norm.weight.dtype
 
+    def set_ways(self, ways: Mapping[int, str]) -> None:
+        """Compute experts in the ways measured by numbers of tokens, see `Ways.measured`."""
+        self.ways = default_ways(self.config).measured(ways)
+
     def embed(self, tokens: mx.array) -> mx.array:
         """Scaled embeddings [..., H] of tokens [...]; the scale is rounded to the weights' type."""
         scale = mx.array(self.config.hidden_size**0.5, self.dtype)
@@ -49,55 +67,61 @@ class Target(nn.Module):
             return self.lm_head(hidden)
         return self.embed_tokens.as_linear(hidden)
 
-    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
+    def __call__(
+        self, tokens: mx.array, cache: KVCache, packing: Packing | None = None
+    ) -> mx.array:
         """Hidden states [B, T, H] after the final norm, of tokens [B, T].
 
         The tokens stand at positions cache.offset .. cache.offset + T - 1 of each row. Their keys
         and values are written to the cache; they count once the caller advances its offset.
+        packing: which of the tokens are computed; the result is [1, width, H] then, and positions
+        without a token get stale keys and values.
         """
+        num_positions = tokens.shape[1]
+        tokens = tokens if packing is None else packing.pack(tokens)
         h = self.embed(tokens)
         extra = self._per_layer_inputs(tokens, h)
-        reaches = {kind: cache.reach(kind, tokens.shape[1]) for kind in self.config.kinds}
-        return self.norm(self._through(self.layers, h, extra, cache.offset, cache, reaches))
+        reaches = {kind: cache.reach(kind, num_positions) for kind in self.config.kinds}
+        num_tokens = tokens.size if packing is None else packing.num_tokens
+        through = Pass(cache, cache.offset, reaches, packing, self.ways[num_tokens])
+        return self.norm(_through(self.layers, h, extra, through))
 
-    def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
+    def read(
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+    ) -> mx.array:
         """Like a call, for the next tokens [B, T] of prompts; returns [B, 1, H].
 
         start: the offset of every row, known to the host. lengths [B]: how many of the T tokens
-        each row has; the rest is padding. Returns the state of each row's last token alone. The
-        others skip the layers that write no keys and values (more than half of E2B and E4B).
+        each row has; the rest is padding. least: the least tokens in any product, with more padding
+        if need be. Returns the state of each row's last token alone. The others skip the layers
+        that write no keys and values (more than half of E2B and E4B).
         """
-        h, kinds, end = self.embed(tokens), self.config.kinds, start + tokens.shape[1]
+        batch, num_positions = tokens.shape
+        kinds, end, owners = self.config.kinds, start + num_positions, self.config.num_kv_layers
+        width = max(batch * num_positions, least)
+        packing = packing_of([num_positions] * batch, num_positions, width)
+        tokens = tokens if packing is None else packing.pack(tokens)
+        h = self.embed(tokens)
         extra = self._per_layer_inputs(tokens, h)
-        owners = self.config.num_kv_layers
-        reaches = {kind: prompt_reach(cache, kind, tokens.shape[1], start) for kind in kinds}
-        h = self._through(self.layers[:owners], h, extra, cache.offset, cache, reaches)
-        last = (lengths - 1)[:, None, None]
-        h = mx.take_along_axis(h, last, axis=1)
-        if extra is not None:
-            extra = mx.take_along_axis(extra, last[..., None], axis=1)[:, :, owners:]
+        reaches = {kind: prompt_reach(cache, kind, num_positions, start) for kind in kinds}
+        way = self.ways[batch * num_positions]
+        through = Pass(cache, cache.offset, reaches, packing, way)
+        h = _through(self.layers[:owners], h, extra, through)
+
+        last = mx.arange(batch) * num_positions + lengths - 1  # among the tokens of all rows
+        packing = packing_of([1] * batch, 1, max(batch, least))
+
+        def last_of(x: mx.array) -> mx.array:
+            x = x.reshape(-1, *x.shape[2:])[last][:, None]
+            return x if packing is None else packing.pack(x)
+
+        h = last_of(h)
+        extra = None if extra is None else last_of(extra)[:, :, owners:]
         position = start + lengths - 1
         reaches = {kind: last_reach(cache, kind, position, end) for kind in kinds}
-        h = self._through(self.layers[owners:], h, extra, position, cache, reaches)
-        return self.norm(h)
-
-    def _through(
-        self,
-        layers: Iterable[TargetLayer],
-        h: mx.array,
-        extra: mx.array | None,
-        position: mx.array,
-        cache: KVCache,
-        reaches: dict[LayerKind, Reach],
-    ) -> mx.array:
-        """h [B, T, H], whose rows start at position [B], after these layers.
-
-        extra: the per-layer embeddings of its tokens for these layers, if any.
-        """
-        for index, layer in enumerate(layers):
-            own = None if extra is None else extra[:, :, index]
-            h = layer(h, position, cache, reaches, own)
-        return h
+        through = Pass(cache, position, reaches, packing, self.ways[batch])
+        h = _through(self.layers[owners:], h, extra, through)
+        return self.norm(h if packing is None else packing.unpack(h))
 
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
         """Per-layer embeddings, what each layer gets of its token besides h: [B, T, layers, W]."""
@@ -136,36 +160,28 @@ class TargetLayer(DecoderLayer):
             self.per_layer_projection = nn.Linear(width, size, bias=False)
             self.post_per_layer_input_norm = nn.RMSNorm(size, eps=eps)
 
-    def __call__(
-        self,
-        h: mx.array,
-        position: mx.array,
-        cache: KVCache,
-        reaches: dict[LayerKind, Reach],
-        per_layer_input: mx.array | None,
-    ) -> mx.array:
-        """h [B, T, H], whose rows start at position [B] -> the next layer's h.
+    def __call__(self, h: mx.array, per_layer_input: mx.array | None, through: Pass) -> mx.array:
+        """h [B, T, H], or [1, width, H] with a packing -> the next layer's h.
 
-        per_layer_input: this layer's embeddings [B, T, W] of the tokens.
+        per_layer_input: this layer's embeddings of the same tokens, [..., W].
         """
+        cache, position, reaches, packing, way = through
         x, reach = self.input_layernorm(h), reaches[self._kind]
         if self._owns_kv:
-            q, k, v = self.self_attn.queries_keys_values(x, position)
+            q, k, v = self.self_attn.queries_keys_values(x, position, packing)
             keys, values = cache.write(self._kv_source, k, v, reach)
         else:
-            q = self.self_attn.queries(x, position)
+            q = self.self_attn.queries(x, position, packing)
             keys, values = cache.seen(self._kv_source, reach)
-        attended = self.self_attn(q, keys, values, reach.mask, reach.cuts)
+        attended = self.self_attn(q, keys, values, reach.mask, reach.cuts, packing)
         h = h + self.post_attention_layernorm(attended)
 
         if self._has_experts:
             normed = rms_norm(h, self._eps)  # one norm for three readers, each with its own weight
-            flat = normed.reshape(-1, h.shape[-1])  # [B T, H]
             dense = self.mlp(normed * self.pre_feedforward_layernorm.weight)
-            chosen, shares = self.router(flat)
-            mixed = self.experts(flat * self.pre_feedforward_layernorm_2.weight, chosen, shares)
             dense = self.post_feedforward_layernorm_1(dense)
-            out = dense + self.post_feedforward_layernorm_2(mixed.reshape(h.shape))
+            mixed = self._through_experts(normed, packing, way)
+            out = dense + self.post_feedforward_layernorm_2(mixed)
         else:
             out = self.mlp(self.pre_feedforward_layernorm(h))
         h = h + self.post_feedforward_layernorm(out)
@@ -174,3 +190,26 @@ class TargetLayer(DecoderLayer):
             gated = gelu_tanh(self.per_layer_input_gate(h)) * per_layer_input
             h = h + self.post_per_layer_input_norm(self.per_layer_projection(gated))
         return h * self.layer_scalar
+
+    def _through_experts(self, normed: mx.array, packing: Packing | None, way: Way) -> mx.array:
+        """normed, shaped like h -> the experts' outputs. Padding gets those of the first token."""
+        flat = normed.reshape(-1, normed.shape[-1])
+        chosen, shares = self.router(flat)
+        scaled = flat * self.pre_feedforward_layernorm_2.weight
+        width, num_tokens = len(flat), len(flat) if packing is None else packing.num_tokens
+        mixed = self.experts(scaled[:num_tokens], chosen[:num_tokens], shares[:num_tokens], way)
+        if num_tokens < width:
+            mixed = mixed[mx.array([*range(num_tokens), *[0] * (width - num_tokens)])]
+        return mixed.reshape(normed.shape)
+
+
+def _through(
+    layers: Iterable[TargetLayer], h: mx.array, extra: mx.array | None, through: Pass
+) -> mx.array:
+    """h [B, T, H], or [1, width, H] with a packing, after these layers.
+
+    extra: the per-layer embeddings of its tokens for these layers, if any.
+    """
+    for index, layer in enumerate(layers):
+        h = layer(h, None if extra is None else extra[:, :, index], through)
+    return h

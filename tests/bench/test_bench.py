@@ -22,7 +22,7 @@ from mlx_gemma_mtp.bench.synthetic import Draws, expected_tokens
 from mlx_gemma_mtp.bench.turn import Rounds, Turn, our_rounds, timed
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, RoundPlayer, draft, round_player
+from mlx_gemma_mtp.decode.round import Layout, Newest, RoundPlayer, draft, round_player
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
@@ -62,7 +62,8 @@ def played(target: Target, player: RoundPlayer, counts: list[int], num_rows: int
     found = []
     for count in counts:
         drafts = player.draft(cache, newest, settings, count)
-        result = player.verify(cache, newest, settings, mx.full(num_rows, 3), drafts)
+        layout = Layout(mx.full(num_rows, 3), packing=None)
+        result = player.verify(cache, newest, settings, layout, drafts)
         newest, accepted = result.newest, result.accepted.tolist()
         kept = [row[: one + 1] for row, one in zip(result.tokens.tolist(), accepted, strict=True)]
         found.append((accepted, cache.offset.tolist(), kept))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.checkpoints import KINDS
+from helpers.divisions import MOST_POSITIONS, assert_plain
 from helpers.forced import Forced, always, at_random
 from helpers.plain import (
     BATCHES,
@@ -23,6 +24,7 @@ from helpers.plain import (
     some_kind,
     wraps,
 )
+from helpers.rounds import Models
 from helpers.spelled import NumbersText, spelled
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
@@ -86,6 +88,16 @@ def test_each_row_has_its_own_number_of_drafts(plain: Plain, rng: np.random.Gene
     forced = Forced(rng, plain.rows, at_random(rng, plain.rows, rate=0.9))
     drafts = rng.permutation([0, 1, 2, 3, 4, 5, 6, 7]).tolist()
     plain.assert_generated(plain.rows, plain.short, drafts, forced)
+
+
+@pytest.mark.parametrize("sizes", [range(1, 5), range(5, NUM_ROWS + 1)])
+def test_output_is_plain_however_rounds_are_divided(
+    plain: Plain, models: Models, rng: np.random.Generator, sizes: range
+) -> None:
+    rows = plain.pick(int(rng.choice(sizes)))
+    assert wraps(rows[0], plain.short, plain.window + MOST_POSITIONS) >= 1
+    suppressed = plain.pair.default_tokens("suppress_tokens")
+    assert_plain(models, rows, plain.short, suppressed, rng)
 
 
 def test_each_prompt_alone_gives_the_same_output(plain: Plain, rng: np.random.Generator) -> None:

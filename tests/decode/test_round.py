@@ -31,6 +31,7 @@ from helpers.rounds import (
 )
 from mlx_gemma_mtp import Engine, SamplingParams, device
 from mlx_gemma_mtp.decode.round import (
+    Layout,
     Newest,
     Round,
     RoundPlayer,
@@ -215,8 +216,8 @@ def trace(
         cache = KVCache(at.cache.config, buffers)
         return speculate(*models, cache, *rest, **functions), cache.buffers
 
-    most = mx.full((len(at.newest.token),), num_draft_tokens, mx.int32)
-    mx.compile(both)(at.cache.buffers, at.newest, settings, most, num_draft_tokens)
+    layout = Layout(mx.full((len(at.newest.token),), num_draft_tokens, mx.int32), packing=None)
+    mx.compile(both)(at.cache.buffers, at.newest, settings, layout, num_draft_tokens)
 
 
 @pytest.fixture

@@ -38,15 +38,17 @@ class PromptsReadOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
-        return self._target(tokens, cache)
+    def __call__(self, *arguments: Any) -> mx.array:
+        return self._target(*arguments)
 
-    def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
+    def read(
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+    ) -> mx.array:
         if start > 0:  # a later chunk depends on the ones before it
-            return self._target.read(tokens, cache, start, lengths)
+            return self._target.read(tokens, cache, start, lengths, least)
         key = (cache.capacity("full_attention"), *lengths.tolist(), *np.array(tokens).flatten())
         if key not in self._made:
-            hidden = self._target.read(tokens, cache, start, lengths)
+            hidden = self._target.read(tokens, cache, start, lengths, least)
             self._made[key] = hidden, Buffers(cache.offset, list(cache.keys), list(cache.values))
         hidden, cache.buffers = self._made[key]
         return hidden

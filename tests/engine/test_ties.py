@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -42,7 +41,7 @@ def generated(
     def player(*models: Any) -> RoundPlayer:
         halves = round_player(*models, draft=guess)  # type: ignore[arg-type]
 
-        def verify(cache: KVCache, newest: Any, settings: RowSettings, *others: mx.array) -> Round:
+        def verify(cache: KVCache, newest: Any, settings: RowSettings, *others: Any) -> Round:
             settings = settings._replace(full=settings.full or whole)
             rounds.append(settings.full)
             return halves.verify(cache, newest, settings, *others)

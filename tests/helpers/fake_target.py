@@ -18,6 +18,8 @@ from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import KINDS, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.experts import default_ways
+from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.prompt import prompt_reach
 
 VOCAB = 97  # a prime, so that no factor below loses information
@@ -56,6 +58,7 @@ class FakeTarget:
 
     config = CONFIG
     dtype = mx.float32
+    ways = default_ways(CONFIG)
 
     def __init__(
         self,
@@ -71,11 +74,18 @@ class FakeTarget:
     def logits(self, hidden: mx.array) -> mx.array:
         return -self._certainty * mx.abs(mx.arange(VOCAB) - hidden)
 
-    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
+    def __call__(
+        self, tokens: mx.array, cache: KVCache, packing: Packing | None = None
+    ) -> mx.array:
         num_tokens = tokens.shape[1]
-        return self._through(tokens, cache, {k: cache.reach(k, num_tokens) for k in KINDS})
+        if packing is not None:  # what isn't in the list must not count
+            tokens = packing.unpack(packing.pack(tokens))
+        hidden = self._through(tokens, cache, {k: cache.reach(k, num_tokens) for k in KINDS})
+        return hidden if packing is None else packing.pack(hidden)
 
-    def read(self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array) -> mx.array:
+    def read(
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+    ) -> mx.array:
         num_tokens, rows = tokens.shape[1], zip(tokens.tolist(), lengths.tolist(), strict=True)
         reaches = {k: prompt_reach(cache, k, num_tokens, start) for k in KINDS}
         hidden = self._through(tokens, cache, reaches)

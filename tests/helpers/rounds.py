@@ -1,6 +1,6 @@
 """Single rounds of a pair in float32, and what their cache's buffers hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,10 +9,13 @@ import mlx.core as mx
 import numpy as np
 
 from helpers.checkpoints import VOCAB, PairPaths
+from helpers.forced import Row
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import (
     Agree,
+    Copies,
     Draft,
+    Layout,
     Newest,
     Round,
     RoundPlayer,
@@ -28,6 +31,7 @@ from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.files.weights import load_drafter, load_target
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.target import Target
 
 MOST = 16  # the most positions that one forward writes
@@ -97,21 +101,42 @@ def prefilled(target: Target, prompts: mx.array, settings: RowSettings) -> Start
     return Start(cache, first_token(target, cache, hidden, settings))
 
 
+def after_prompts(models: Models, rows: Sequence[Row], *, room: int, most: int) -> Start:
+    """Rows side by side, whose prompts were read one by one; the first token of each is chosen.
+
+    room: for positions after each prompt. most: see `KVCache.empty`.
+    """
+    config, lengths = models.target.config, [len(row.prompt) for row in rows]
+    sizes = {"most": most, "dtype": mx.float32, "slot_step": 1}
+    cache = KVCache.empty(config, len(rows), capacity=max(lengths) + room, **sizes)
+    hidden = []
+    for number, row in enumerate(rows):
+        own = KVCache.empty(config, 1, capacity=lengths[number], **sizes)
+        hidden.append(prefill(models.target, own, mx.array([row.prompt]), 0, [lengths[number]]))
+        cache.take_over(own, [(number, 0, lengths[number])])
+    cache.offset = mx.array(lengths, mx.int32)
+    token = mx.array([row.tokens[0] for row in rows], mx.int32)
+    return Start(cache, Newest(token, mx.concatenate(hidden)))
+
+
 def speculate(
     target: Target,
     drafter: Drafter,
     cache: KVCache,
     newest: Newest,
     settings: RowSettings,
-    max_accepted: mx.array,
-    num_draft_tokens: int,
+    layout: Layout,
+    num_steps: int,
     *,
     draft: Draft = draft,
     agree: Agree = agreeing_prefix,
 ) -> Round:
-    """Both halves of a round."""
-    drafts = draft(target, drafter, cache, newest, settings, num_draft_tokens)
-    return verify(target, cache, newest, settings, max_accepted, drafts, agree=agree)
+    """Both halves of a round; the layout has as many positions as it has steps, or a packing."""
+    drafts = draft(target, drafter, cache, newest, settings, num_steps)
+    if layout.packing is not None:
+        missing = layout.packing.places.shape[1] - 1 - drafts.shape[1]
+        drafts = mx.pad(drafts, [(0, 0), (0, missing)])
+    return verify(target, cache, newest, settings, layout, drafts, agree=agree)
 
 
 def play(
@@ -119,13 +144,14 @@ def play(
     at: Start,
     settings: RowSettings,
     max_accepted: list[int],
-    num_draft_tokens: int,
+    num_steps: int,
+    packing: Packing | None = None,
+    copies: Copies | None = None,
     **functions: Any,
 ) -> Round:
     """Play one round and advance `at`. functions: `draft` and `agree` of speculate."""
-    most = mx.array(max_accepted, mx.int32)
-    arguments = (at.cache, at.newest, settings, most, num_draft_tokens)
-    played = speculate(*models, *arguments, **functions)
+    layout = Layout(mx.array(max_accepted, mx.int32), packing, copies)
+    played = speculate(*models, at.cache, at.newest, settings, layout, num_steps, **functions)
     mx.eval(played, at.cache.buffers)
     at.newest = played.newest
     return played

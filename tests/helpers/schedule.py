@@ -95,7 +95,8 @@ class Clock:
         def verify(kv_cache: KVCache, *others: Any) -> Round:
             before = kv_cache.offset
             played = player.verify(kv_cache, *others)
-            self._moves.append((self.talking, others[2], before, kv_cache.offset))
+            most = others[2].max_accepted
+            self._moves.append((self.talking, most, before, kv_cache.offset))
             with self._changed:
                 self.now += 1
                 self.sizes[played.accepted.shape[0]] += 1
@@ -163,8 +164,8 @@ class Reading:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def __call__(self, tokens: mx.array, cache: KVCache) -> mx.array:
-        return self._target(tokens, cache)
+    def __call__(self, *arguments: Any) -> mx.array:
+        return self._target(*arguments)
 
     def read(self, tokens: mx.array, cache: KVCache, *others: Any) -> mx.array:
         hidden = self._target.read(tokens, cache, *others)

@@ -88,7 +88,8 @@ class Stepped:
 
     def _verify(self, cache: KVCache, *others: Any) -> Round:
         played = self._player.verify(cache, *others)
-        _, _, self.max_accepted, drafts = others
+        _, _, layout, drafts = others
+        self.max_accepted = layout.max_accepted
         self.cache, capacity = cache, cache.capacity("full_attention")
         self._note(Event("round", len(drafts), capacity, drafts.shape[1]))
         return played

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.random_pair import EXPERTS, SHAPE
 from mlx_gemma_mtp.model.config import TargetConfig
-from mlx_gemma_mtp.model.experts import Way, in_tiles
+from mlx_gemma_mtp.model.experts import Way, Ways, in_tiles
 from mlx_gemma_mtp.model.layers import gelu_tanh, rms_norm
 from mlx_gemma_mtp.model.target import TargetLayer
 
@@ -36,7 +36,7 @@ def test_tiles_hold_each_pair_once_in_a_tile_of_its_expert(
 
 
 @pytest.mark.parametrize("bits", [None, 4], ids=["unquantized", "4 bits"])
-@pytest.mark.parametrize("num_tokens", [1, 3, 40])  # up to 63 pairs are not sorted
+@pytest.mark.parametrize("num_tokens", [1, 3, 40])
 def test_all_ways_through_the_experts_lead_to_the_same_sums(
     rng: np.random.Generator, bits: int | None, num_tokens: int
 ) -> None:
@@ -64,3 +64,16 @@ def test_all_ways_through_the_experts_lead_to_the_same_sums(
     for way in get_args(Way):
         found = layer.experts(x, chosen, shares, way)
         np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_ways_are_those_measured_and_then_the_default() -> None:
+    default = Ways(((1, "pairs"), (8, "sorted"), (100, "tiles")))
+    measured = default.measured({2: "padded", 6: "all", 16: "pairs"})
+    expected = {1: "padded", 5: "padded", 6: "all", 15: "all", 16: "pairs", 17: "sorted"}
+    expected |= {99: "sorted", 100: "tiles", 2048: "tiles"}
+    assert {count: measured[count] for count in expected} == expected
+    assert default.measured({}) == default
+    one = default.measured({4: "all"})
+    assert [one[count] for count in (1, 4, 5, 8)] == ["all", "all", "pairs", "sorted"]
+    with pytest.raises(ValueError, match="quickly"):
+        default.measured({1: "quickly"})

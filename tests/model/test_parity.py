@@ -12,7 +12,7 @@ from helpers.checkpoints import KINDS, VOCAB, PairPaths
 from helpers.logits import assert_logits_agree
 from helpers.rounds import MOST, Models, load_models
 from mlx_gemma_mtp import SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, draft, first_token, prefill, verify
+from mlx_gemma_mtp.decode.round import Layout, Newest, draft, first_token, prefill, verify
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.target import Target
@@ -132,7 +132,8 @@ def test_drafts_after_a_round_equal_those_after_the_accepted_text(
     true = [*text[len(prompt) + 1 :], expected.newest]
     wrong = [(true[-1] + 1) % VOCAB] * 5
     drafts = mx.array([[*true[:-1], *wrong]])
-    round_ = verify(models.target, cache, newest, GREEDY, mx.array([15]), drafts)
+    layout = Layout(mx.array([15]), packing=None)
+    round_ = verify(models.target, cache, newest, GREEDY, layout, drafts)
     assert round_.accepted.tolist() == [num_accepted]
     assert cache.offset.tolist() == [len(text)]
     assert round_.tokens[0, : num_accepted + 1].tolist() == true
