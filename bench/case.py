@@ -37,7 +37,7 @@ def make_case(
     if plain is not None:
         found["speedup"] = Spread.ratio(rates, [turn.window.rate for turn in plain])
     if turns[0].stats:  # ours
-        found |= _acceptance(turns, num_draft_tokens)
+        found |= _acceptance(turns, len(prompt_tokens), num_draft_tokens)
         tokens = sum(window.tokens for window in windows)
         num_rows = sum(len(turn.stats) for turn in turns)
         # Rows are as long as midway through the window.
@@ -72,7 +72,9 @@ def make_case(
     )
 
 
-def _acceptance(turns: Sequence[Turn], num_draft_tokens: NumDrafts) -> dict[str, Any]:
+def _acceptance(
+    turns: Sequence[Turn], num_rows: int, num_draft_tokens: NumDrafts
+) -> dict[str, Any]:
     stats = [one for turn in turns for one in turn.stats]
     rounds, drafted = sum(one.rounds for one in stats), sum(one.drafted for one in stats)
     found: dict[str, Any] = {"drafted_per_round": drafted / rounds}
@@ -83,6 +85,13 @@ def _acceptance(turns: Sequence[Turn], num_draft_tokens: NumDrafts) -> dict[str,
         reached += [
             sum(sum(one.accepted_at[at : at + 1]) for one in stats) for at in range(deepest)
         ]
+        rows = [stats[row::num_rows] for row in range(num_rows)]
+        by_row = [sum(one.drafted for one in row) / sum(one.rounds for one in row) for row in rows]
+        found["drafted_by_row"], found["tokens_per_pass"] = by_row, sum(by_row) + num_rows
+        if copied := sum(one.copies_drafted for one in stats):
+            found["copied_per_round"] = copied / rounds
+            accepted = sum(one.copies_accepted for one in stats)
+            found["copied_acceptance_rate"] = accepted / copied
         found["acceptance_rate"] = sum(reached[1:]) / drafted
         found["acceptance_length"] = sum(reached) / rounds
         found["accepted_histogram"] = [*(a - b for a, b in pairwise(reached)), reached[-1]]

@@ -158,4 +158,5 @@ def duels(record: Record) -> list[Duel]:
 
 def accepts(record: Record) -> str:
     """The chances of drawn accepts; "" if they were real."""
-    return ", ".join(map(str, record.plan.accept or []))
+    lists = [", ".join(map(str, one)) for one in record.plan.accept or []]
+    return " / ".join(lists) + " (rows in turn)" * (len(lists) > 1)

@@ -6,8 +6,8 @@
             = bytes of those chosen x tiles of 16 rows x cost(32) / 2 / bandwidth    from there on
     attention = (bytes of sliding layers + 3 x bytes of full layers) / bandwidth
     pass(rows) = (product + experts + attention) / share + launches x seconds of a launch
-    round(K) = the target's pass over K + 1 tokens of every row + K draft steps
-    tokens/s = rows x (1 + p1 + p1 p2 + ... + p1 ... pK) / round(K)
+    round = the target's pass + the draft steps
+    tokens/s = rows x (1 + p1 + p1 p2 + ... + p1 ... pK) / round with K drafts of every row
 
 with bytes and weights from `floor`, cost and launches from `metal`, pi the chance that draft i is
 accepted if those before it are, and one share for all chips, set by `reported`. Doesn't know heat,
@@ -90,7 +90,8 @@ def speed(
     accept: Sequence[float],
 ) -> float:
     """Tokens per second of rows of these lengths together, by the formulas above."""
-    seconds = predicted_round(planned.floor, chip, lengths, num_draft_tokens).seconds()
+    tokens = len(lengths) * (num_draft_tokens + 1)
+    seconds = predicted_round(planned.floor, chip, lengths, tokens, num_draft_tokens).seconds()
     return len(lengths) * expected_tokens(accept, num_draft_tokens) / seconds
 
 
@@ -106,23 +107,25 @@ class RoundTime(NamedTuple):
 
 
 def predicted_round(
-    floor: Floor, chip: Chip, lengths: Sequence[int], num_draft_tokens: int
+    floor: Floor, chip: Chip, lengths: Sequence[int], num_tokens: int, num_steps: int
 ) -> RoundTime:
-    """A round of rows of these lengths, by the formulas above."""
+    """A round of rows of these lengths, by the formulas above.
+
+    num_tokens: N, that the target's pass verifies, of all rows. num_steps: of the drafter.
+    """
     kernels, target = metal.kernels(chip.name), floor.target
-    rows = len(lengths) * (num_draft_tokens + 1)
     per_layer = metal.LAUNCHES_PER_LAYER
-    seconds = _product(floor.dense, rows, chip) + _attention(floor, target, lengths, chip)
+    seconds = _product(floor.dense, num_tokens, chip) + _attention(floor, target, lengths, chip)
     if target.num_experts:
         per_layer = metal.LAUNCHES_PER_MIXTURE_LAYER
-        seconds += _experts(floor, rows, chip)
+        seconds += _experts(floor, num_tokens, chip)
     launches = per_layer * len(target.layers)
-    if num_draft_tokens:
+    if num_steps:
         assert floor.drafter is not None
         step = _product(floor.draft_step, len(lengths), chip)
         step += _attention(floor, floor.drafter, lengths, chip)
-        seconds += num_draft_tokens * step
-        launches += num_draft_tokens * metal.LAUNCHES_PER_DRAFT
+        seconds += num_steps * step
+        launches += num_steps * metal.LAUNCHES_PER_DRAFT
     return RoundTime(seconds, launches * kernels.launch_seconds)
 
 

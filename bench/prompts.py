@@ -23,9 +23,13 @@ from mlx_gemma_mtp.text.tokenizer import Text
 
 from .record import MIXED
 
-TASKS = ("chat", "code", "summarise", "extract", "translate", "reason", "creative", "multi-turn")
+TASKS = (
+    *("chat", "code", "summarise", "extract", "translate", "reason", "creative", "multi-turn"),
+    "edit",  # a list of JSON again, with one field changed
+)
 # The demo's own, which it wasn't trained on: those of its tasks with answers long enough to time.
-DEMO_TASKS = ("stories", "counting", "json")
+# repeat: its last answer again, a story or JSON, with one word changed.
+DEMO_TASKS = ("stories", "counting", "json", "repeat")
 LENGTHS = (260, 600, 300, 840, 280, 800, 450, 240)  # tokens of the prompts of rows 0 to 7
 # Of random tokens. With up to 128 more the first stays below 256 and the longest below 1,024, so
 # that no cache grows within a window.

@@ -16,14 +16,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.atomic import write_whole
 
 from .stamp import Stamp
 
-SCHEMA = 5  # increases when a key is removed or changes its meaning
+SCHEMA = 6  # increases when a key is removed or changes its meaning
 OURS = "mlx-gemma-mtp"
 ALL = "all"  # the task of a case that adds up several tasks, each measured alone
+WITHOUT = {what: f"no-{what}" for what in ("copies", "exact", "table")}  # engines of ours without
 MIXED = "mixed"  # the task of a case whose rows belong to different tasks
 
 NumDrafts = int | Literal["auto"]
@@ -89,6 +91,10 @@ class Case:
     peak_gb: float | None = None
     speedup: Spread | None = None
     drafted_per_round: float | None = None
+    drafted_by_row: list[float] | None = None
+    tokens_per_pass: float | None = None
+    copied_per_round: float | None = None
+    copied_acceptance_rate: float | None = None
     acceptance_rate: float | None = None
     acceptance_length: float | None = None
     acceptance_by_position: list[float] | None = None
@@ -125,8 +131,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. tokens: of each row, in a window. accept: chances of drawn accepts.
+    """What to measure. tokens: of each row, in a window.
 
+    accept: chances of drawn accepts; rows take these lists in turn. without: what else of ours is
+    measured, see WITHOUT.
     endless: rows continue after their turn has ended, for random weights and for peers.
     """
 
@@ -139,12 +147,14 @@ class Plan:
     depth: int = 0
     endless: bool = False
     tasks: list[str] = field(default_factory=list)
-    accept: list[float] | None = None
+    accept: list[list[float]] | None = None
+    without: list[str] = field(default_factory=list)
+    exact: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass
 class Record:
-    """A run. complete: everything in the plan was measured."""
+    """A run. complete: everything in the plan was measured. table: what engines started from."""
 
     command: str
     stamp: Stamp
@@ -154,6 +164,7 @@ class Record:
     cases: list[Case] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     complete: bool = False
+    table: PassTable | None = None
 
     @property
     def batches(self) -> list[int]:
@@ -246,6 +257,8 @@ def _built(kind: Any, found: Any) -> Any:
     """JSON as the dataclasses that it was made from."""
     if found is not None and get_origin(kind) is UnionType:
         kind = get_args(kind)[0]
+    if kind is PassTable and found is not None:
+        return PassTable.from_json(found)
     if get_origin(kind) is list:
         return [_built(get_args(kind)[0], one) for one in found]
     if dataclasses.is_dataclass(kind) and found is not None:

@@ -114,7 +114,8 @@ def fitted(points: Iterable[Reported]) -> float:
 def _round(one: Reported) -> RoundTime:
     floor = _floor(one.size, one.bits, one.drafter_bits)
     lengths = [one.context] * one.batch
-    return predicted_round(floor, find_chip(one.chip), lengths, one.num_draft_tokens)
+    num_tokens = one.batch * (one.num_draft_tokens + 1)
+    return predicted_round(floor, find_chip(one.chip), lengths, num_tokens, one.num_draft_tokens)
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial, reduce
 from statistics import fmean
@@ -22,7 +23,7 @@ from mlx_gemma_mtp.progress import Update
 from .case import make_case
 from .floor import Floor
 from .prompts import Prompts
-from .record import ALL, OURS, NumDrafts, Record, in_words
+from .record import ALL, OURS, WITHOUT, NumDrafts, Record, in_words
 from .split import Stopwatch
 from .subject import Opened
 from .turn import Turn, Wave, play_turn, timed
@@ -85,11 +86,13 @@ class Run:
         """
         plan, opened, stopwatch = self._plan, self._opened, Stopwatch()
         most = max(plan.batches)
-        with (
-            opened.engine(most, depth) as engine,
-            opened.engine(most, Depth(), stopwatch.player) as in_step,
-        ):
-            everyone = [self._ours(engine, count) for count in plan.num_draft_tokens]
+        with ExitStack() as engines:
+            engine = engines.enter_context(opened.engine(most, depth))
+            in_step = engines.enter_context(opened.engine(most, opened.depth(), stopwatch.player))
+            everyone = [self._ours(OURS, engine, count) for count in plan.num_draft_tokens]
+            for what in plan.without:
+                other = engines.enter_context(opened.engine(most, opened.depth(what), without=what))
+                everyone += [self._ours(WITHOUT[what], other, n) for n in plan.num_draft_tokens]
             for peer in peers:
                 counts = [one for one in plan.num_draft_tokens if one != "auto"]
                 counts = counts if peer.can_draft else [0]
@@ -103,10 +106,10 @@ class Run:
                 self._keep()
         self._record.complete = True
 
-    def _ours(self, engine: Engine, num_draft_tokens: NumDrafts) -> Contestant:
+    def _ours(self, name: str, engine: Engine, num_draft_tokens: NumDrafts) -> Contestant:
         params, warm_up = self._params(num_draft_tokens), self._warm_up.rounds
         play = partial(play_turn, engine, params=params, warm_up=warm_up)
-        return Contestant(OURS, num_draft_tokens, play)
+        return Contestant(name, num_draft_tokens, play)
 
     def _theirs(self, peer: Peer, num_draft_tokens: int) -> Contestant:
         def play(wave: Wave, *, tokens: int) -> Turn:

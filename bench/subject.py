@@ -14,8 +14,10 @@ from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import Engine, device, memory
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.engine.engine import Player
+from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
@@ -28,11 +30,15 @@ from .synthetic import Draws
 
 
 class Opened(NamedTuple):
-    """A pair to measure. draws: for random weights, which take no memory until `draw`."""
+    """A pair to measure. draws: for random weights, which take no memory until `draw`.
+
+    exact: of the engines.
+    """
 
     name: str
     pair: OpenPair
     draws: Draws | None = None
+    exact: Exact = "auto"
 
     def subject(self) -> Subject:
         """Itself in a record; `bits` are those of most of the target's modules."""
@@ -48,19 +54,34 @@ class Opened(NamedTuple):
             random=self.draws is not None,
         )
 
-    def engine(self, batch: int, depth: Depth, player: Player | None = None) -> Engine:
-        """An engine for up to this many rows. depth: learns what rounds cost.
+    def depth(self, without: str = "") -> Depth:
+        """Knows the table, and learns what rounds cost. without: one of WITHOUT."""
+        table = None if without == "table" else self.pair.table
+        return Depth(table=table, exact=False if without == "exact" else self.exact)
 
-        player: one that waits, so that nothing overlaps.
+    def engine(
+        self, batch: int, depth: Depth, player: Player | None = None, without: str = ""
+    ) -> Engine:
+        """An engine for up to this many rows. depth, without: see `depth`.
+
+        player: one that waits, so that nothing overlaps. Random weights take no copies: those would
+        be accepted at the drawn rates. Raises UsageError if exact passes hold fewer rows.
         """
         own = self.draws.player if self.draws else round_player
+        exact = False if without == "exact" else self.exact
+        limits = Limits(overlap=player is None)
+        rule = Exactness.of(exact, depth, limits, batch)
+        if rule.max_batch < batch:
+            raise UsageError(f"--batch takes up to {rule.max_batch} with --exact on: {rule.note}")
         return Engine(
             self.pair,
             max_batch=batch,
             max_queue=batch,
             player=player or own,
-            limits=Limits(overlap=player is None),
+            limits=limits,
             depth=depth,
+            exact=exact,
+            copies=self.draws is None and without != "copies",
         )
 
     def draw(self) -> Opened:
@@ -108,7 +129,7 @@ def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> O
 GOOGLES = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
 
 
-def random(size: str, *, bits: int | None, accept: Sequence[float]) -> Opened:
+def random(size: str, *, bits: int | None, accept: Sequence[Sequence[float]]) -> Opened:
     """Random weights with Google's sampling defaults, not drawn yet. Raises UsageError."""
     dtype = mx.float32 if device.backend() == "cpu" else mx.bfloat16
     target, drafter = mlx_worker().run(lambda: synthetic.random_pair(size, dtype, bits))

@@ -110,28 +110,34 @@ class Draws:
     """How many drafts each row accepts, round by round.
 
     Quasi-random (an additive recurrence, Niederreiter 1992), so that a few rounds already come
-    near the rates.
+    near the rates. accept: chances as in `expected_tokens`; rows 0, 1, … take these lists in turn.
     """
 
-    def __init__(self, accept: Sequence[float]) -> None:
+    def __init__(self, accept: Sequence[Sequence[float]]) -> None:
         self.accept = accept
         self._round = 0
 
     def __call__(self, num_rows: int, num_draft_tokens: int) -> list[int]:
         """The accepted drafts of each row in the next round."""
         self._round += 1
-        reached = [_reached(self.accept, count) for count in range(1, num_draft_tokens + 1)]
-        points = [math.modf(self._round * math.sqrt(prime))[0] for prime in PRIMES[:num_rows]]
-        return [sum(point < chance for chance in reached) for point in points]
+        counts, drawn = range(1, num_draft_tokens + 1), []
+        for row, prime in enumerate(PRIMES[:num_rows]):
+            accept = self.accept[row % len(self.accept)]
+            point = math.modf(self._round * math.sqrt(prime))[0]
+            drawn.append(sum(point < _reached(accept, count) for count in counts))
+        return drawn
 
     def player(self, target: Target, drafter: Drafter | None) -> RoundPlayer:
-        """Rounds in which all drafts agree, up to the number drawn for each row."""
+        """Rounds in which all drafts agree, up to the number drawn for each row.
+
+        A row is known by its seed, 0 to 7: requests join a batch in any order.
+        """
         player = round_player(target, drafter, agree=all_agree)
 
         def verify(cache: KVCache, *rest: Any) -> Round:
             newest, settings, layout, drafts = rest
             # Through an argument: a compiled round would repeat the first numbers drawn.
-            drawn = mx.array(self(*drafts.shape), mx.int32)
+            drawn = mx.array(self(len(PRIMES), drafts.shape[1]), mx.int32)[settings.seed[:, 0]]
             layout = layout._replace(max_accepted=mx.minimum(layout.max_accepted, drawn))
             return player.verify(cache, newest, settings, layout, drafts)
 

@@ -1,5 +1,7 @@
 """Is the output the same? With drafts as without, and in a batch as alone.
 
+In float32 and from exact passes it must be; otherwise it may differ at a near tie.
+
 One implementation for `mgm generate --check`, `mgm bench --check` and the self-test of
 `mgm doctor`. Knows nothing of the command line.
 """
@@ -86,11 +88,15 @@ def difference(found: Sequence[int], wanted: Sequence[int], text: Text | None) -
 
 @dataclass(frozen=True)
 class Row:
-    """One completion of a batch: how many of its tokens are the same, and its drafts."""
+    """One completion of a batch: how many of its tokens are the same, and its drafts.
+
+    exact: both completions came from exact passes, so they must not differ.
+    """
 
     tokens: int
     drafted: int
     accepted: int
+    exact: bool
     difference: Difference | None
 
 
@@ -121,6 +127,8 @@ class Comparison:
         line = f"{self.settings}: {same} of {self.batch} the same, {tokens:,} tokens"
         if self.num_draft_tokens:
             line += f", {sum(row.drafted for row in self.rows):,} drafted"
+        if all(row.exact for row in self.rows):
+            line += ", exact"
         return "\n".join([line, *(f"  row {at}: {one}" for at, one in self.differences)])
 
 
@@ -166,20 +174,26 @@ def _row(
     pair: OpenPair, prompt: list[int], params: SamplingParams, found: Completion, wanted: Completion
 ) -> Row:
     """Compare two completions; with a margin, unless one of them ends at the difference."""
+    exact = found.exact and wanted.exact
     one = difference(found.tokens, wanted.tokens, pair.text)
     if one and one.found.token is not None and one.wanted.token is not None:
         ids = [*prompt, *found.tokens[: one.position]]
         tokens = (one.found.token, one.wanted.token)
-        one = replace(one, margin=mlx_worker().run(partial(margin, pair, ids, tokens, params)))
+        measured = mlx_worker().run(partial(margin, pair, ids, tokens, params))
+        one = replace(one, margin=replace(measured, bound=0.0) if exact else measured)
     num_same = one.position if one else len(found.tokens)
-    return Row(num_same, found.stats.drafted, found.stats.accepted, one)
+    return Row(num_same, found.stats.drafted, found.stats.accepted, exact, one)
 
 
 @dataclass
 class Report:
-    """All comparisons of a pair. bound: of a near tie, in words. complete: none is missing."""
+    """All comparisons of a pair. bound: of a near tie, in words. complete: none is missing.
+
+    near_ties: False in float32, where completions must not differ.
+    """
 
     bound: str
+    near_ties: bool = False
     compared: list[Comparison] = field(default_factory=list)
     complete: bool = False
 
@@ -189,7 +203,8 @@ class Report:
         if is_exact(pair.target):
             return cls(f"{dtype} throughout: completions must not differ")
         units = f"{NEAR_ULPS} units in the last place of the larger logit, over the temperature"
-        return cls(f"activations in {dtype}: a near tie is a margin of at most {units}")
+        bound = f"activations in {dtype}: a near tie is a margin of at most {units}"
+        return cls(f"{bound}; those from exact passes must not differ", near_ties=True)
 
     @property
     def faults(self) -> list[str]:
@@ -211,6 +226,9 @@ class Report:
             verdict = f"{len(faults)} of {total} completions are not the same, first: {faults[0]}"
         elif num_ties:
             verdict += f", {num_ties} differ at a near tie"
+        if self.near_ties:
+            num_exact = sum(row.exact for one in self.compared for row in one.rows)
+            verdict += f"; {num_exact} of {total} from exact passes"
         return verdict if self.complete else f"{verdict}; stopped before the end"
 
     def __str__(self) -> str:

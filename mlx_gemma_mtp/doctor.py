@@ -26,6 +26,7 @@ from mlx_gemma_mtp.command_buffers import (
     limits_set,
     num_buffers,
 )
+from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files import folders, hub, hub_cache, remembered
@@ -56,7 +57,8 @@ class Checked:
 
     needs_bytes: `memory.Pair.needs_to_load` with its drafter; fits: whether that is available;
     longest_context: the longest that fits at batch 1, 0 if none does. These are None if the model
-    has a problem. no_drafts: why "auto" would not draft, or not at every batch size.
+    has a problem. no_drafts: why "auto" would not draft, or not at every batch size. tables: what
+    was measured of it here, for each format in which it was loaded.
     """
 
     model: CachedModel
@@ -64,6 +66,7 @@ class Checked:
     fits: bool | None = None
     longest_context: int | None = None
     no_drafts: str | None = None
+    tables: tuple[PassTable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,11 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON takes it. "schema" changes if a key goes or changes meaning."""
-        own = [{k: v for k, v in vars(one).items() if k != "model"} for one in self.models]
+        own = [
+            {k: v for k, v in vars(one).items() if k != "model"}
+            | {"tables": [table.to_json() for table in one.tables]}
+            for one in self.models
+        ]
         models = [one.model.to_json() | more for one, more in zip(self.models, own, strict=True)]
         best = self.best_fit._asdict() | {"fits": self.best_fit.fits}
         return {"schema": 2} | asdict(self) | {"best_fit": best, "models": models}
@@ -193,7 +200,9 @@ def check(model: CachedModel, available: int) -> Checked:
         return Checked(replace(model, problem=str(error)))
     longest = pair.longest_context(batch=1, have=available)
     needs = pair.needs_to_load
-    return Checked(model, needs, needs <= available, longest, why_no_drafts(model))
+    learned = remembered.depths_of(model.folder.name)
+    tables = tuple(depth.table for depth in learned if depth.table is not None)
+    return Checked(model, needs, needs <= available, longest, why_no_drafts(model), tables)
 
 
 def why_no_drafts(model: CachedModel) -> str | None:

@@ -49,9 +49,10 @@ class Limits:
     their first token may wait for the prompts that came with them.
     max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
     last prompt and of the one before it. rollback: how many tokens a session can go back without
-    one. slot_step: see `KVCache.empty`. shrink_after: rounds with spare rows before the batch
-    shrinks, because that copies the cache. overlap: False to read each round before the next one
-    starts, so that its parts can be timed.
+    one; no fewer than the smallest chunk, because its cache holds the padding of a pass. slot_step:
+    see `KVCache.empty`. shrink_after: rounds with spare rows before the batch shrinks, because that
+    copies the cache. overlap: False to read each round before the next one starts, so that its
+    parts can be timed.
     """
 
     chunks: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -69,12 +70,10 @@ class Limits:
     def most_beyond(self) -> int:
         """The most positions that a row writes beyond the end of its output.
 
-        Those of the round that ended it, and of one dispatched before that was known, which is a
-        plain one except on CUDA: see `Batch`. A session that takes the row over still needs the
-        window before the end.
+        Those of the round that ended it, and of one dispatched before that was known: see `Batch`.
+        A session that takes the row over still needs the window before the end.
         """
-        most = self.max_draft_tokens + 1
-        return 2 * most if device.backend() == "cuda" else most + 1
+        return 2 * (self.max_draft_tokens + 1)
 
 
 def _sliding(cache: KVCache) -> int:

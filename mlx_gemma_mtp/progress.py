@@ -90,21 +90,28 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def spinner(what: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Show `what` with the seconds that it takes, on stderr or another stream, inside the block."""
+def spinner(what: str, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Show `what` with the seconds that it takes, on stderr or another stream, inside the block.
+
+    Call the result to show something else.
+    """
     if not can_draw(stream):
-        yield
+        yield lambda _: None
         return
     from rich import progress as bars
 
     text = bars.TextColumn("{task.description} {task.elapsed:.0f} s", markup=False)
     shown = _display(stream, bars.SpinnerColumn("line", style=""), text)
     room = size(stream or sys.stderr).columns - len("| …  9,999 s")
-    shown.add_task(what if len(what) <= room else f"{what[:room]}…", total=None)
+
+    def fitting(what: str) -> str:
+        return what if len(what) <= room else f"{what[:room]}…"
+
+    task = shown.add_task(fitting(what), total=None)
     timer = threading.Timer(0.3, shown.start)  # anything quicker shows no spinner
     timer.start()
     try:
-        yield
+        yield lambda what: shown.update(task, description=fitting(what))
     finally:
         timer.cancel()
         timer.join()  # it may be starting the display just now

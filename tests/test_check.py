@@ -100,29 +100,55 @@ def test_one_draft_accepted_too_many_is_a_fault(rng: np.random.Generator, run: R
     assert (found["schema"], found["faults"]) == (3, report.faults)
 
 
+def swap_twin(
+    pair: OpenPair,
+    position: int,
+    prompts: Any,
+    params: list[SamplingParams],
+    done: list[Completion],
+) -> None:
+    """In completions with drafts, put a token of the same embedding in one place."""
+    if params[0].num_draft_tokens == 2 and params[0].temperature == 0:
+        tokens = done[0].tokens
+        used = {*SUPPRESSED, *prompts[0], *tokens}
+        other = next(token for token in range(VOCAB) if token not in used)
+        weight = pair.target.embed_tokens.weight
+        mlx_worker().run(lambda: weight.__setitem__(other, weight[tokens[position]]))
+        tokens[position] = other
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_a_perfect_tie_is_a_near_tie_except_in_float32(
     dtype: mx.Dtype, rng: np.random.Generator, run: Run
 ) -> None:
     pair, position = random_pair(rng, dtype), 4
 
-    def twin(prompts: Any, params: list[SamplingParams], done: list[Completion]) -> None:
-        """With drafts, put a token of the same embedding in one place."""
-        if params[0].num_draft_tokens == 2 and params[0].temperature == 0:
-            tokens = done[0].tokens
-            used = {*SUPPRESSED, *prompts[0], *tokens}
-            other = next(token for token in range(VOCAB) if token not in used)
-            weight = pair.target.embed_tokens.weight
-            mlx_worker().run(lambda: weight.__setitem__(other, weight[tokens[position]]))
-            tokens[position] = other
-
-    report = run(pair, [2], [1], change=twin)
+    report = run(pair, [2], [1], change=partial(swap_twin, pair, position))
     [(_, found)] = [differing for one in report.compared for differing in one.differences]
     assert (found.position, found.margin.size) == (position, 0)
     exact = dtype == mx.float32
     assert found.is_fault == exact
     assert len(report.faults) == exact
     assert ("1 differ at a near tie" in report.summary) != exact
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_near_tie_is_a_fault_if_both_completions_are_exact(
+    exact: bool, rng: np.random.Generator, run: Run
+) -> None:
+    pair, position = random_pair(rng, mx.bfloat16), 4
+
+    def twin(prompts: Any, params: list[SamplingParams], done: list[Completion]) -> None:
+        swap_twin(pair, position, prompts, params, done)
+        if exact or params[0].num_draft_tokens:  # one alone does not count
+            done[:] = [replace(one, exact=True) for one in done]
+
+    report = run(pair, [2], [1], change=twin)
+    assert len(report.faults) == exact
+    num_exact = 2 if exact else 0
+    assert report.summary.endswith(f"; {num_exact} of 2 from exact passes")
+    assert str(report).count(", exact") == num_exact
+    assert "those from exact passes must not differ" in report.bound
 
 
 def test_a_completion_that_ends_too_early_is_a_fault(rng: np.random.Generator, run: Run) -> None:

@@ -30,6 +30,8 @@ from mlx_gemma_mtp.cli.doctor import conclude, print_report
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.division import Shape
+from mlx_gemma_mtp.decode.table import PassClass, PassTable
 from mlx_gemma_mtp.files import folders, remembered
 from mlx_gemma_mtp.files import hub_cache as cached
 from mlx_gemma_mtp.files.checkpoint import read_target_config
@@ -143,8 +145,8 @@ def test_timings_count_only_on_the_machine_they_come_from(hub_cache: HubCache) -
     for _ in range(20):
         for k in (0, 3):
             for batch, seconds in ((1, 0.01 * (1 + k)), (4, 0.01 * (1 + k)), (8, 0.01)):
-                slow.add(batch, k, seconds)
-            fast.add(1, k, 0.01)
+                slow.add(Shape(batch, k, k + 1, batch * (k + 1), batch * (k + 1)), seconds)
+            fast.add(Shape(1, k, k + 1, k + 1, k + 1), 0.01)
     pool = Acceptance.from_json([0.7] * 8)
     here = remembered.depth_key(folder.name, "0123456789ab")
 
@@ -161,6 +163,30 @@ def test_timings_count_only_on_the_machine_they_come_from(hub_cache: HubCache) -
     for odd in ("", "[]", file.read_text().replace('"costs"', '"c"')):
         file.write_text(odd)
         assert report(hub_cache)[NAME].no_drafts is None
+
+
+def test_what_was_measured_of_a_model_is_shown(hub_cache: HubCache, mgm_here: Here) -> None:
+    folder = hub_cache.add(NAME, TARGET_FILES)
+    tables = [
+        PassTable({1: 0.012345, 8: 0.5}, {1: 0.001}, {1: "pairs", 2: "pairs", 8: "all"}),
+        PassTable({1: 1.0}, steps={1: 0.001}, classes=(PassClass(2, 64, 1, 9),), chunks=(64, 128)),
+    ]
+    for digest, table in zip(("0", "1"), tables, strict=True):
+        remembered.save_table(remembered.depth_key(folder.name, digest), table)
+    assert report(hub_cache)[NAME].tables == tuple(tables)
+    shown = found(mgm_here("doctor", "--no-self-test", "--json"))
+    kept = next(one for one in shown["models"] if one["name"] == NAME)["tables"]
+    assert [PassTable.from_json(one) for one in kept] == tables
+    lines = mgm_here("doctor", "--no-self-test").stdout.splitlines()
+    start = next(n for n, line in enumerate(lines) if f"  {NAME}: " in line)
+    assert [line.strip() for line in lines[start + 1 : start + 7]] == [
+        "ms by tokens of a pass: 1: 12.3, 8: 500",
+        "experts: pairs from 1, all from 8",
+        "same bits: none of these passes",
+        "ms by tokens of a pass: 1: 1000",
+        "ms by rows of a draft: 1: 1",
+        "same bits: 2 to 64 tokens of 1 to 9 per row; prompts by 64, 128",
+    ]
 
 
 def test_a_model_that_does_not_fit_is_reported(

@@ -107,7 +107,7 @@ class Screen:
                 lines.append(part)
         self._write(self._dim(show.wrapped("\n".join(lines), width)) + "\n")
 
-    def spinner(self, what: str) -> AbstractContextManager[None]:
+    def spinner(self, what: str) -> AbstractContextManager[object]:
         """Show what is being done, at a terminal."""
         return spinner(what, self.stderr)
 

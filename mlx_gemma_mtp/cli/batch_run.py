@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    pair: options.Pair,
+    pair: options.Loading,
     sampling: options.Sampling,
     system: str | None,
     batch_file: Path,
@@ -66,7 +66,7 @@ def run(
             raise MgmError(f"{failed}, {why}: run {command} to retry them")
 
 
-def _settings(pair: options.Pair, sampling: options.Sampling) -> dict[str, Any]:
+def _settings(pair: options.Loading, sampling: options.Sampling) -> dict[str, Any]:
     """Return the options that results depend on. Drafts are left out: they change no output."""
     from mlx_gemma_mtp.files.names import is_folder
 
@@ -78,7 +78,7 @@ def _settings(pair: options.Pair, sampling: options.Sampling) -> dict[str, Any]:
 
 
 def _answer(
-    pair: options.Pair, todo: list[Line], results: ResultsFile, max_batch: int
+    pair: options.Loading, todo: list[Line], results: ResultsFile, max_batch: int
 ) -> dict[int, dict[str, Any]]:
     """Answer these lines, with progress and one line of totals; return the failures, by line."""
     failures: dict[int, dict[str, Any]] = {}
@@ -127,5 +127,5 @@ def _answers(
 def _result(line: Line, done: Completion) -> dict[str, Any]:
     """Return what is written of an answer: nothing that differs from run to run, like its speed."""
     found = asdict(done)
-    del found["stats"]
+    del found["stats"], found["exact"]
     return {"id": line.id, **found, "prompt_tokens": done.stats.prompt_tokens}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Options that go with --check and with --from.
 CHECKS = {"model", "drafter", "bits", "force", "yes", "tasks", "batch", "num_draft_tokens", "depth"}
-CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check"}
+CHECKS |= {"prompt_tokens", "max_tokens", "format", "out", "check", "exact"}
 SHOWS = {"from_", "format", "details", "plot", "recommend", "share"}
 
 
@@ -77,14 +77,16 @@ class Shown:
 
     def show(self, records: list[Record]) -> None:
         """Print the records, and plot them."""
-        from mlx_gemma_mtp.bench import report
+        from mlx_gemma_mtp.bench.cells import csv_text
         from mlx_gemma_mtp.bench.plot import plot
+        from mlx_gemma_mtp.bench.report import text
+        from mlx_gemma_mtp.bench.tables import share_table
         from mlx_gemma_mtp.show import columns
 
         if self.share:
-            print(report.share_table(records).markdown())
+            print(share_table(records).markdown())
         elif self.format == "csv":
-            print(report.csv_text(records), end="")
+            print(csv_text(records), end="")
         elif self.format == "json":
             for record in records:
                 print(json.dumps(record.to_json(), ensure_ascii=False))
@@ -92,7 +94,7 @@ class Shown:
             markdown = self.format == "md"
             width = None if markdown else columns(sys.stdout)
             part: Part = "verdict" if self.recommend else "all" if self.details else "short"
-            shown = (report.text(one, part, markdown=markdown, width=width) for one in records)
+            shown = (text(one, part, markdown=markdown, width=width) for one in records)
             print("\n\n".join(shown))
         if self.plot is not None:
             say("\n".join(map(str, plot(records, self.plot))))
@@ -166,6 +168,7 @@ def _check(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     opened, prompts = measured.open(pair, plan)
     check_batches(
         opened.pair,
+        opened.exact,
         lambda batch: prompts.wave(MIXED, batch, 0),
         plan,
         as_json=shown.format == "json",
@@ -178,7 +181,6 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     from mlx_gemma_mtp.bench.floor import bandwidth
     from mlx_gemma_mtp.bench.record import Record
     from mlx_gemma_mtp.bench.run import Run
-    from mlx_gemma_mtp.decode.depth import Depth
     from mlx_gemma_mtp.engine.worker import mlx_worker
     from mlx_gemma_mtp.files.folders import depth_file
     from mlx_gemma_mtp.files.remembered import save_depth
@@ -203,7 +205,8 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
 
         peers = open_peers(list(dict.fromkeys(measured.peer)), opened)
     moved = mlx_worker().run(bandwidth)
-    record, depth = Record(_command(), before, opened.subject(), plan, moved), Depth()
+    table, depth = opened.pair.table, opened.depth()
+    record = Record(_command(), before, opened.subject(), plan, moved, table=table)
 
     def keep() -> None:
         shown.keep(record.to_json())

@@ -58,14 +58,24 @@ class Measured:
         list[str] | None,
         typer.Option(metavar="<str>", help="Compare with mlx-lm or mlx-vlm; repeatable."),
     ] = None
+    exact: options.Exact = "auto"
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<str>",
+            help="Measure ours again without copies, exact passes or table; repeatable.",
+        ),
+    ] = None
     synthetic: Annotated[
         str | None,
         typer.Option(help="Random weights of e2b, e4b, 12b, 26b, 31b, or of a JSON file."),
     ] = None
     accept: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Chance that each draft is accepted with --synthetic, by position [0.8]."
+            metavar="<str>",
+            help="Chance that each draft is accepted with --synthetic, by position [0.8]; if "
+            "repeated, rows take these in turn.",
         ),
     ] = None
 
@@ -73,7 +83,7 @@ class Measured:
         """Read the options. Raises UsageError before anything is loaded."""
         from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench.prompts import DEMO_TASKS
-        from mlx_gemma_mtp.bench.record import Plan
+        from mlx_gemma_mtp.bench.record import WITHOUT, Plan
         from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 
         on_gpu, on_cpu = (CHECKED, CHECKED_ON_CPU) if check else (TIMED, TIMED_ON_CPU)
@@ -90,9 +100,16 @@ class Measured:
             if not least <= value < math.inf:  # nan isn't either
                 raise UsageError(f"{name} must be at least {least}")
         SamplingParams(temperature=self.temperature)  # raises UsageError
-        if self.accept is not None and self.synthetic is None:
+        accept = [options.chances(one) for one in self.accept or ["0.8"]]
+        if self.accept and self.synthetic is None:
             raise UsageError("--accept is for random weights: add --synthetic")
         _check_peers(self.peer or [])
+        without = list(dict.fromkeys(self.without or []))
+        if unknown := {*without} - {*WITHOUT}:
+            names, others = ", ".join(WITHOUT), ", ".join(sorted(unknown))
+            raise UsageError(f"--without must be one of {names}, not {others}")
+        if "copies" in without and self.synthetic is not None:
+            raise UsageError("random weights take no copies: leave --without copies out")
         known = self.task_names(pair)
         if known == DEMO_TASKS and (self.prompt_tokens or self.depth):
             raise UsageError("the demo has prompts of its own: leave --prompt-tokens out")
@@ -117,7 +134,9 @@ class Measured:
             depth=self.depth,
             endless=bool(self.synthetic or self.peer),
             tasks=list(dict.fromkeys(tasks)),
-            accept=options.chances(self.accept or "0.8") if self.synthetic else None,
+            accept=accept if self.synthetic else None,
+            without=without,
+            exact=self.exact,
         )
 
     def task_names(self, pair: options.Pair) -> tuple[str, ...]:
@@ -131,6 +150,7 @@ class Measured:
         from mlx_gemma_mtp import device
         from mlx_gemma_mtp.bench import prompts, subject
         from mlx_gemma_mtp.cli.download import fetch_missing
+        from mlx_gemma_mtp.engine.load import with_table
         from mlx_gemma_mtp.engine.worker import mlx_worker
         from mlx_gemma_mtp.progress import spinner
 
@@ -163,7 +183,11 @@ class Measured:
                 opened.check_room(have=have, context=room, batch=batch, copies=copies)
             say(f"drawing random weights of {self.synthetic}")
             opened = opened.draw()
-        return opened, found
+        if self.exact != "auto":
+            opened = opened._replace(exact=self.exact == "on")
+        with spinner(what := "measuring this machine, once") as show:
+            measured = with_table(opened.pair, opened.exact, lambda one: show(f"{what}: {one:.0%}"))
+        return opened._replace(pair=measured), found
 
 
 def _is_demo(model: str) -> bool:

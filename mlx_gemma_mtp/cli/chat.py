@@ -29,7 +29,7 @@ TRY = "What is 17 + 25?"  # the demo knows the answer
 @options.spread
 def chat(
     context: typer.Context,
-    pair: options.Pair,
+    pair: options.Loading,
     sampling: options.Sampling,
     model_name: Annotated[
         str | None,
@@ -118,7 +118,7 @@ def chat(
 
 
 def _transcript(
-    stack: ExitStack, path: Path | None, given: set[str], pair: options.Pair
+    stack: ExitStack, path: Path | None, given: set[str], pair: options.Loading
 ) -> tuple[Transcript, Models]:
     """Return the conversation in this file, or a new one, and the models to continue it with.
 

@@ -15,11 +15,13 @@ from mlx_gemma_mtp.errors import VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Plan
+    from mlx_gemma_mtp.decode.division import Exact
     from mlx_gemma_mtp.engine.pair import OpenPair
 
 
 def check_batches(
     pair: OpenPair,
+    exact: Exact,
     prompts: Callable[[int], list[list[int]]],
     plan: Plan,
     *,
@@ -36,7 +38,12 @@ def check_batches(
 
     report, size = check.Report.of(pair), max(plan.batches)
     own = pair._replace(fingerprint=None)  # nothing that it learns here is kept
-    with Engine(own, max_batch=size, max_queue=size) as engine, progress("items") as update:
+    with (
+        Engine(own, max_batch=size, max_queue=size, exact=exact) as engine,
+        progress("items") as update,
+    ):
+        for note in {*engine.notes} - {*pair.notes}:
+            show.say(note)
         asked = plan.batches, plan.num_draft_tokens, plan.tokens
         with suppress(KeyboardInterrupt):
             update("comparing", 0, None)

@@ -81,6 +81,9 @@ def print_report(report: Report) -> None:
     print("models")
     for one in report.models:
         show("  ", 4, f"{one.model.name}: {_verdict(one)}")
+        for table in one.tables:
+            for name, figures in table.in_words().items():
+                show("    ", 6, f"{name}: {figures}")
 
 
 def conclude(report: Report, tested: SelfTest | None, *, as_json: bool) -> int:

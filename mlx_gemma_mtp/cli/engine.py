@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def load_engine(
-    pair: options.Pair, *, max_batch: int = 8, within: AbstractContextManager[None] | None = None
+    pair: options.Loading,
+    *,
+    max_batch: int = 8,
+    within: AbstractContextManager[None] | None = None,
 ) -> Engine:
     """Load the models, which must have a tokenizer.
 
@@ -30,13 +33,16 @@ def load_engine(
     if pair.drafter == "auto":
         offer_drafter(pair.model, bits=pair.bits, yes=pair.yes, force=pair.force)
     drafter = options.named_drafter(pair.drafter)
-    with within or nullcontext(), spinner(f"loading {pair.model}"):
+    with within or nullcontext(), spinner(f"loading {pair.model}") as show:
         engine = load(
             pair.model,
             drafter,
             bits=pair.bits,
             max_batch=max_batch,
             force=pair.force,
+            exact=pair.is_exact,
+            copies=pair.copies,
+            probe=lambda share: show(f"measuring this machine, once: {share:.0%}"),
             warm_up=False,  # most commands send a request at once; a chat warms up by itself
         )
     for note in engine.notes:

@@ -26,7 +26,7 @@ PATIENCE = 2.0  # seconds that a prompt waits for standard input without a word
 
 @options.spread
 def generate(
-    pair: options.Pair,
+    pair: options.Loading,
     sampling: options.Sampling,
     text: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt [standard input].")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 import typer
 
@@ -34,6 +34,12 @@ Model = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")]
+Exact = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        metavar="<str>", help="The same bits with and without drafts: on, off, or auto: if cheap."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
@@ -72,7 +78,7 @@ class Pair:
     ] = False
     yes: Yes = False
 
-    def chosen(self) -> Pair:
+    def chosen(self) -> Self:
         """Return it with the checkpoint that a short name means here; say on stderr which."""
         from mlx_gemma_mtp.files.choice import choose
         from mlx_gemma_mtp.show import say
@@ -82,6 +88,22 @@ class Pair:
             return self
         say(str(choice))
         return replace(self, model=choice.name, bits=choice.bits)
+
+
+@dataclass(frozen=True)
+class Loading(Pair):
+    """Which models, and how they decode."""
+
+    exact: Exact = "auto"
+    copies: Annotated[
+        bool,
+        typer.Option("--copies/--no-copies", help="Draft from the prompt and the answer as well."),
+    ] = True
+
+    @property
+    def is_exact(self) -> bool | Literal["auto"]:
+        """--exact as `load` takes it."""
+        return "auto" if self.exact == "auto" else self.exact == "on"
 
 
 @dataclass(frozen=True)

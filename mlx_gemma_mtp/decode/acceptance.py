@@ -41,7 +41,7 @@ class Acceptance:
         self._pool = pool
         self._keep = 1 - 1 / (POOL_MEMORY if pool is None else ROW_MEMORY)
         self._at = [_Rate() for _ in range(MAX_DRAFT_TOKENS)]
-        self._tokens: list[float] | None = None  # by K, until more is seen
+        self._reached: list[float] | None = None  # until more is seen
 
     def seen(self, drafted: int, accepted: int) -> None:
         """Record a round that verified `drafted` tokens of this row and accepted `accepted`."""
@@ -55,7 +55,7 @@ class Acceptance:
             for at in self._at[drafted:]:  # an untried rate gives way soon
                 at.weight = max(at.weight * self._keep, min(at.weight, DOUBTFUL))
             self._pool.seen(drafted, accepted)
-        self._tokens = None
+        self._reached = None
 
     @property
     def rates(self) -> list[float]:
@@ -69,16 +69,19 @@ class Acceptance:
             rates.append(rate)
         return rates
 
+    @property
+    def reached(self) -> list[float]:
+        """The chances that the first 1, 2, ... drafts are all accepted."""
+        if self._reached is None:
+            self._reached = list(accumulate(self.rates, mul))
+        return self._reached
+
     def expected_tokens(self, num_draft_tokens: int) -> float:
         """Return the tokens that a round of K drafts yields on average, the extra one included.
 
         That is 1 + p1 + p1 p2 + … (Leviathan et al. 2023, with a rate for each position).
         """
-        if self._tokens is None:
-            reached = list(accumulate(self.rates, mul))
-            self._tokens = list(accumulate(reached, initial=1.0))
-        most = num_draft_tokens if self.pinned is None else min(num_draft_tokens, self.pinned)
-        return self._tokens[most]
+        return 1 + sum(self.reached[:num_draft_tokens])
 
     @classmethod
     def from_json(cls, rates: Any) -> Acceptance:

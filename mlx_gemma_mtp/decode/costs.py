@@ -1,168 +1,201 @@
-"""What a round takes, by batch size B and number of drafts K, learned from timings.
+"""What a round takes, by its shape, learned from timings.
 
-The cost of a round jumps where the device's kernels change, so a shape that was not timed can only
-be guessed. Knows nothing of clocks, tokens or choices: seconds come in, seconds go out.
+Seconds = pace x (pass + steps x step). Pass and step come from a `PassTable`, or are guessed
+without one. What is learned, for every batch size: the pace, the step, and for some widths of a
+pass how far it is off the table. Knows nothing of clocks, tokens or choices: seconds come in,
+seconds go out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from bisect import bisect_left
+from collections import Counter
+from functools import cache
+from typing import Any
 
-KNOWN = 3  # timings that make a cost known: one of them may be an outlier
+import numpy as np
+
+from mlx_gemma_mtp.decode.division import Floats, Shape
+from mlx_gemma_mtp.decode.table import PassTable
+
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 MEASURED = 16  # timings of this run that make it a figure to show: the first ones may be slow
-FIRST_SLOPE = 0.1  # guess of what a draft adds, relative to the only cost known
+
+# Guesses without a table, relative to a pass of one token for each row.
+GUESSED_SLOPE = 0.07  # of a further token for each row
+GUESSED_STEP = 0.03
 
 # Standard deviations of logarithms of seconds, that is, relative ones.
-PACE = 0.02  # change of the machine's speed in a round, for all K alike
-OWN = 0.003  # change of one K's cost in a round, compared with the others
+PACE = 0.02  # change of the machine's speed in a round, for all shapes alike
+FIRST_PACE = 0.3  # the same in the first round of a run, and 1/n of it in the n-th: it warms up
+OWN = 0.003  # change of one width's cost in a round, compared with the others
 NOISE = 0.1  # of a timing
-EARLIER = 0.5  # change of the machine's speed since an earlier run
-SIGMAS = 2.5  # deviations: no timing counts as further off, no cost may be lower than this
+SIGMAS = 2.5  # deviations: no timing counts as further off
+EARLIER = 0.5  # change of the machine's speed since an earlier run, or the table
+UNKNOWN = 3.0  # of the machine's speed before anything was timed
+KEPT = 0.03  # of a width's cost since an earlier run
+TABLE = 0.08  # of a width's cost in a table; different widths differ by chance
+GUESS = 0.4  # of a guessed one: near widths are alike,
+OCTAVES = 2.0  # and those that are this many doublings apart hardly
+GUESSED = 1.0  # of a guessed step
+
+FIRST = math.log(0.03)  # seconds of a round before anything was timed
 
 
-class Cost(NamedTuple):
-    """Seconds of a round: expected, and with luck."""
+class _Learned:
+    """One batch size: logarithms of the pace, of the step and of each width, and how they vary.
 
-    expected: float
-    least: float
-
-
-@dataclass
-class _Own:
-    """One K's cost compared with the pace of its table, as a logarithm."""
-
-    log: float
-    timed: int  # when it was last timed, counted in timings of all shapes
-    variance: float = NOISE**2
-    timings: int = KNOWN  # up to KNOWN
-    rounds: int = 0  # timings of this run
-
-
-@dataclass
-class _Table:
-    """One batch size: a pace for all K, and each K's own cost.
-
-    Most changes are the machine's (heat, another app, a longer context) and move all K alike. A
-    surprising timing therefore moves the pace most, and the K's own cost as far as that may have
-    changed since its last timing. So a K that is timed again after a long time is compared with
-    those timed just before it: a slow phase of the machine does not count against it. This is a
-    Kalman filter without covariances.
+    A Kalman filter. Most changes are the machine's (heat, another app, a longer context) and move
+    all shapes alike; its covariances tell those from what one width does.
     """
 
-    timed: int
-    pace: float = 0.0
-    variance: float = NOISE**2  # of the pace
-    own: dict[int, _Own] = field(default_factory=dict)  # by K
+    def __init__(self, has_table: bool) -> None:
+        size = 2 + len(WIDTHS)
+        self.mean = np.zeros(size)
+        self.mean[0] = 0.0 if has_table else FIRST
+        if has_table:
+            self.prior = np.diag([EARLIER**2, TABLE**2, *[TABLE**2] * len(WIDTHS)])
+        else:
+            octaves = np.log2(np.array(WIDTHS))
+            apart = np.abs(octaves[:, None] - octaves) / OCTAVES
+            self.prior = np.diag([UNKNOWN**2, GUESSED**2, *[0.0] * len(WIDTHS)])
+            self.prior[2:, 2:] = GUESS**2 * np.exp(-apart)
+        self.covariance = self.prior.copy()
+        self.timed = 0  # when the last timing came, counted in timings of all batch sizes
+        self.timings = 0
+        self.widths = Counter[int]()  # timings of each
 
-    def add(self, k: int, log: float, now: int) -> None:
-        own = self.own.setdefault(k, _Own(log - self.pace, now, timings=0))
-        self.variance += (now - self.timed) * PACE**2
-        own.variance += (now - own.timed) * OWN**2
-        self.timed = own.timed = now
-        own.rounds += 1
-        if own.timings < KNOWN:  # outliers are slow, and a cost that is too low is soon corrected
-            own.log = min(own.log, log - self.pace)
-            own.timings += 1
-            return
-        variance = self.variance + own.variance + NOISE**2
-        most = SIGMAS * math.sqrt(variance)
-        surprise = min(max(log - self.pace - own.log, -most), most)
-        self.pace += self.variance / variance * surprise
-        own.log += own.variance / variance * surprise
-        self.variance -= self.variance**2 / variance
-        own.variance -= own.variance**2 / variance
+    def timing(self, direction: Floats, surprise: float, now: int) -> None:
+        """Learn from a round that took longer than expected by this."""
+        rounds, self.timed = now - self.timed, now
+        self.timings += 1
+        grown = np.full(len(self.mean), rounds * OWN**2)
+        grown[0] = rounds * max(PACE, FIRST_PACE / self.timings) ** 2
+        held = np.diag(self.covariance)
+        room = np.maximum(np.diag(self.prior) - held, 0)
+        room[0] = np.inf
+        self.covariance += np.diag(np.minimum(grown, room))
+        most = SIGMAS * math.sqrt(float(direction @ self.covariance @ direction) + NOISE**2)
+        self.learn(direction, min(max(surprise, -most), most), NOISE)
 
-    def cost(self, k: int, now: int) -> Cost:
-        own = self.own[k]
-        seconds = math.exp(self.pace + own.log)
-        deviation = math.sqrt(own.variance + (now - own.timed) * OWN**2)
-        return Cost(seconds, seconds * math.exp(-SIGMAS * deviation))
+    def learn(self, direction: Floats, surprise: float, noise: float) -> None:
+        """Learn that the mean is off by this in a direction."""
+        towards = self.covariance @ direction
+        variance = float(direction @ towards) + noise**2
+        self.mean += towards * (surprise / variance)
+        self.covariance -= np.outer(towards, towards) / variance
 
 
 class Costs:
-    """Seconds of a round for every B and K."""
+    """Seconds of a round of every shape.
 
-    def __init__(self) -> None:
-        self._tables: dict[int, _Table] = {}
+    table: what a probe measured; without it costs are guesses until they are timed.
+    """
+
+    def __init__(self, table: PassTable | None = None) -> None:
+        self.table = table
+        self._learned: dict[int, _Learned] = {}
         self._now = 0
+        self._tabled: dict[tuple[int, tuple[tuple[int, int], ...]], Floats] = {}  # seconds
 
-    def add(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
+    def add(self, shape: Shape, seconds: float) -> None:
         """Record the duration of one round."""
         self._now += 1
-        log = math.log(seconds)
-        table = self._tables.setdefault(batch, _Table(self._now, pace=log))
-        table.add(num_draft_tokens, log, self._now)
+        learned = self._of(shape.batch)
+        passed, step = self._expected(shape.batch, ((shape.num_tokens, shape.width),))
+        steps = shape.num_steps * step
+        total = float(passed[0]) + steps
+        near = _near((shape.width,))[0]
+        direction = np.concatenate([[1, steps / total], passed / total * near])
+        learned.timing(direction, math.log(seconds / total), self._now)
+        learned.widths[shape.width] += 1
 
-    def forget(self, batch: int, num_draft_tokens: int) -> None:
-        """Drop what is known of one kind of round, to time it again."""
-        self._tables[batch].own.pop(num_draft_tokens, None)
+    def seconds(self, batch: int, passes: tuple[tuple[int, int], ...], num_steps: int) -> Floats:
+        """Return the expected seconds of rounds with 0 .. num_steps steps: [steps + 1, passes].
 
-    def known(self, batch: int) -> dict[int, Cost]:
-        """Return the costs that were timed often enough to be relied on, by K in order."""
-        if (table := self._tables.get(batch)) is None:
-            return {}
-        ks = sorted(k for k, own in table.own.items() if own.timings == KNOWN)
-        return {k: table.cost(k, self._now) for k in ks}
-
-    def measured(self, batch: int, num_draft_tokens: int) -> float | None:
-        """Return the seconds of such a round on this machine as it is now.
-
-        None until this run timed it often.
+        passes: tokens and width of each.
         """
-        own = self._tables[batch].own.get(num_draft_tokens) if batch in self._tables else None
-        if own is None or own.rounds < MEASURED:
-            return None
-        return self._tables[batch].cost(num_draft_tokens, self._now).expected
+        passed, step = self._expected(batch, passes)
+        return passed + step * np.arange(num_steps + 1)[:, None]
 
-    def estimates(self, batch: int, most: int) -> list[Cost]:
-        """Return the costs of K = 0 .. most, of which at least one must be known.
+    def doubt(self, batch: int, widths: tuple[int, ...], known: int) -> Floats:
+        """Return how uncertain the costs of passes are, relative to that of one width: [widths]."""
+        away = _near(widths) - _near((known,))
+        held = self._of(batch).covariance[2:, 2:]
+        return np.sqrt(np.maximum(((away @ held) * away).sum(1), 0))
 
-        The others are guessed from the known, and rather too low: a K that might be the best is
-        then tried, and known.
-        """
-        known = self.known(batch)
-        first = next(iter(known))
-        low = known[first].expected
+    def timings(self, batch: int) -> Counter[int]:
+        """Return how often rounds of this batch size were timed, by width."""
+        return self._of(batch).widths
 
-        def guess(k: int) -> Cost:
-            if k < first:
-                seconds = low * max(1 - FIRST_SLOPE * (first - k), 0.5)
-                return Cost(seconds, seconds)
-            left = max(q for q in known if q < k)
-            right = min((q for q in known if q > k), default=None)
-            seconds = known[left].expected
-            rises = []  # from left to K, by the slope up to there, and by half the slope after it
-            if left > first:
-                rises.append((seconds - low) / (left - first) * (k - left))
-            if right is not None:
-                rise = known[right].expected - seconds
-                rises.append(rise / 2 * (k - left) / (right - left))
-            rise = max(0.0, min(rises, default=FIRST_SLOPE * low * (k - left)))
-            return Cost(seconds + rise, seconds + rise / 2)
-
-        return [known[k] if k in known else guess(k) for k in range(most + 1)]
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """Return the known costs in seconds, by B and K."""
+    def to_json(self) -> dict[str, Any]:
+        """Return what was learned, by batch size."""
         return {
-            str(batch): {str(k): cost.expected for k, cost in self.known(batch).items()}
-            for batch in self._tables
+            str(batch): {
+                "pace": float(one.mean[0]),
+                "step": float(one.mean[1]),
+                "widths": {
+                    str(width): float(_near((width,))[0] @ one.mean[2:]) for width in one.widths
+                },
+            }
+            for batch, one in self._learned.items()
+            if one.widths
         }
 
     @classmethod
-    def from_json(cls, saved: Any) -> Costs:
-        """Return the costs of an earlier run; the first timings of this one scale them.
+    def from_json(cls, saved: Any, table: PassTable | None = None) -> Costs:
+        """Return the costs of an earlier run, with the same table; this one's timings scale them.
 
-        Raises ValueError, TypeError, AttributeError or ArithmeticError for anything that `to_json`
-        did not make.
+        Raises KeyError, ValueError, TypeError or AttributeError for anything that `to_json` did
+        not make.
         """
-        costs = cls()
-        for batch, seconds_by_k in saved.items():
-            table = costs._tables.setdefault(int(batch), _Table(timed=0, variance=EARLIER**2))
-            for k, seconds in seconds_by_k.items():
-                if not (int(k) >= 0 and 0 < seconds < math.inf):
-                    raise ValueError(f"a round of {k} drafts cannot take {seconds} s")
-                table.own[int(k)] = _Own(math.log(float(seconds)), timed=0)
+        costs = cls(table)
+        for batch, one in saved.items():
+            learned = costs._of(int(batch))
+            found = {0: one["pace"], 1: one["step"]}
+            numbers = [*found.values(), *one["widths"].values()]
+            if not all(math.isfinite(number) for number in numbers):
+                raise ValueError(f"{numbers} are not all finite")
+            for at, number in found.items():
+                direction = np.eye(len(learned.mean))[at]
+                learned.learn(direction, number - learned.mean[at], EARLIER if at == 0 else KEPT)
+            for width, number in one["widths"].items():
+                direction = np.concatenate([[0, 0], _near((int(width),))[0]])
+                learned.learn(direction, number - learned.mean @ direction, KEPT)
+                learned.widths[int(width)] = 0
         return costs
+
+    def _of(self, batch: int) -> _Learned:
+        if batch not in self._learned:
+            self._learned[batch] = _Learned(self.table is not None)
+        return self._learned[batch]
+
+    def _expected(self, batch: int, passes: tuple[tuple[int, int], ...]) -> tuple[Floats, float]:
+        """Return the seconds of passes, and of a step."""
+        mean = self._of(batch).mean
+        pace = math.exp(mean[0])
+        own = np.exp(_near(tuple(width for _, width in passes)) @ mean[2:])
+        if (batch, passes) not in self._tabled:
+            self._tabled[batch, passes] = np.array([self._table_of(batch, *one) for one in passes])
+        step = GUESSED_STEP if self.table is None else self.table.step_seconds(batch)
+        return pace * self._tabled[batch, passes] * own, pace * step * math.exp(mean[1])
+
+    def _table_of(self, batch: int, num_tokens: int, width: int) -> float:
+        if self.table is not None:
+            return self.table.seconds(num_tokens, width)
+        return 1 + GUESSED_SLOPE * (width / batch - 1)
+
+
+@cache
+def _near(widths: tuple[int, ...]) -> Floats:
+    """Return how much each of WIDTHS counts for one between them: [widths, WIDTHS]."""
+    weights = np.zeros((len(widths), len(WIDTHS)))
+    for row, width in zip(weights, widths, strict=True):
+        at = bisect_left(WIDTHS, width)
+        if at == len(WIDTHS) or WIDTHS[at] == width:
+            row[min(at, len(WIDTHS) - 1)] = 1
+        else:
+            share = math.log(width / WIDTHS[at - 1]) / math.log(WIDTHS[at] / WIDTHS[at - 1])
+            row[at - 1 : at + 1] = 1 - share, share
+    return weights

@@ -205,24 +205,36 @@ def round_player(
 
 
 def prefill(
-    target: Target, cache: KVCache, tokens: mx.array, start: int, lengths: Sequence[int]
+    target: Target,
+    cache: KVCache,
+    tokens: mx.array,
+    start: int,
+    lengths: Sequence[int],
+    least: int = 1,
 ) -> mx.array:
     """Run the next tokens [B, T] of the prompts through the target and commit them.
 
     start: how many positions every row has committed. lengths: how many of the T tokens each row
-    has; the rest is padding. Rows that end at different positions cannot be continued here. Returns
-    the hidden state [B, 1, H] of each row's last token.
+    has; the rest is padding. Rows that end at different positions cannot be continued here. least:
+    as of `Target.read`. Returns the hidden state [B, 1, H] of each row's last token.
     """
     num_tokens = mx.array(list(lengths), mx.int32)
-    hidden = target.read(tokens, cache, start, num_tokens)
+    hidden = target.read(tokens, cache, start, num_tokens, least)
     cache.offset = cache.offset + num_tokens
     return hidden
 
 
-def first_token(target: Target, cache: KVCache, hidden: mx.array, settings: RowSettings) -> Newest:
-    """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token."""
+def first_token(
+    target: Target, cache: KVCache, hidden: mx.array, settings: RowSettings, least: int = 1
+) -> Newest:
+    """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token.
+
+    least: rows of the product that gives the logits, with padding.
+    """
     position = cache.offset[:, None]
     softcap = target.config.final_logit_softcapping
     settings = settings._replace(full=True)  # the caller needs a token at once
-    chosen = choose(target.logits(hidden), position, settings, softcap=softcap)
+    batch = len(hidden)
+    padded = hidden if batch >= least else mx.pad(hidden, [(0, least - batch), (0, 0), (0, 0)])
+    chosen = choose(target.logits(padded)[:batch], position, settings, softcap=softcap)
     return Newest(chosen.tokens[:, 0], hidden)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
+
+WORTH_PADDING = 0.05  # of a pass
 
 
 class PassClass(NamedTuple):
@@ -51,6 +54,50 @@ class PassTable:
         """Return what one step of the drafter takes; 0 without one."""
         return _between(self.steps, batch) if self.steps else 0.0
 
+    def cheapest(self, num_tokens: int, least: int, most: int | None = None) -> int:
+        """Return the width, of those allowed, at which this many tokens take least.
+
+        It is more than needed only where that saves WORTH_PADDING.
+        """
+        needed = max(num_tokens, least)
+        wider = (
+            width for width in self.passes if width > needed and (most is None or width <= most)
+        )
+        best = min(wider, key=lambda width: self.seconds(num_tokens, width), default=needed)
+        saved = 1 - self.seconds(num_tokens, best) / self.seconds(num_tokens, needed)
+        return best if saved > WORTH_PADDING else needed
+
+    def best_class(self, most_rows: int) -> PassClass | None:
+        """Return the class in which most rows decode without drafts, and of those the cheapest."""
+
+        def worth(one: PassClass) -> tuple[int, float]:
+            rows = min(one.most_width, most_rows)
+            widths = (
+                self.cheapest(count, one.least_width, one.most_width)
+                for count in range(1, rows + 1)
+            )
+            return rows, -sum(map(self.seconds, range(1, rows + 1), widths))
+
+        return max(self.classes, key=worth, default=None)
+
+    def in_words(self) -> dict[str, str]:
+        """Return what was measured, for people: each part with its name."""
+        found = {"ms by tokens of a pass": _milliseconds(self.passes)}
+        if self.steps:
+            found["ms by rows of a draft"] = _milliseconds(self.steps)
+        if self.ways:
+            alike = groupby(sorted(self.ways), self.ways.__getitem__)
+            found["experts"] = ", ".join(f"{way} from {next(counts)}" for way, counts in alike)
+        classes = (
+            f"{one.least_width} to {one.most_width} tokens of {one.least_positions} to "
+            f"{one.most_positions} per row"
+            for one in self.classes
+        )
+        found["same bits"] = "; ".join(classes) or "none of these passes"
+        if len(self.chunks) > 1:
+            found["same bits"] += f"; prompts by {', '.join(map(str, self.chunks))}"
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""
         return asdict(self)
@@ -83,6 +130,14 @@ def _between(measured: dict[int, float], count: int) -> float:
     left = counts[at - 1]
     share = (count - left) / (right - left)
     return measured[left] + share * (measured[right] - measured[left])
+
+
+def _milliseconds(seconds: dict[int, float]) -> str:
+    shown = {count: 1000 * one for count, one in seconds.items()}
+    return ", ".join(
+        f"{count}: {one:.0f}" if one >= 100 else f"{count}: {one:.3g}"
+        for count, one in shown.items()
+    )
 
 
 def _seconds(saved: Any) -> dict[int, float]:

@@ -8,52 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import mlx.core as mx
 
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
+from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Layout, Round, RoundPlayer, first_token
+from mlx_gemma_mtp.decode.division import Shape
+from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
+from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.flight import Flight, Guess, Plan, Verify
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.rows import Row, Rows
-from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.engine.row import Row, Stretch
+from mlx_gemma_mtp.engine.rows import Rows
 from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.packing import packing_of
 from mlx_gemma_mtp.model.target import Target
-
-
-class Guess(NamedTuple):
-    """The first half of a round: its drafts, dispatched before the round before them is read.
-
-    follows: that round was in flight, so the device did not wait. compiled_from: when this half was
-    dispatched, if it is the first of its shape.
-    """
-
-    drafts: mx.array  # int32 [B, K]
-    follows: bool
-    compiled_from: float | None
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """K."""
-        return self.drafts.shape[1]
-
-
-class Flight(NamedTuple):
-    """A round whose both halves are dispatched, and that is not read yet."""
-
-    round: Round
-    rows: list[Row | None]
-    guess: Guess
-
-
-class Verify(NamedTuple):
-    """The second half of a round, not dispatched yet, and the cache as it will be then."""
-
-    flight: Flight
-    cache: KVCache
 
 
 class Batch:
@@ -65,19 +38,23 @@ class Batch:
         player: RoundPlayer,
         depth: Depth,
         suppressed: Sequence[int],
-        max_batch: int,
-        limits: Limits,
+        exactness: Exactness,
+        *,
+        copies: bool = True,
+        has_drafter: bool = True,
     ) -> None:
+        """copies: rows take them, see `decode.copies`."""
         self.target = target
-        self.limits = limits
+        self.exactness = exactness
+        self.limits = limits = exactness.limits
         self._player = player
         self._depth = depth
         self._overlaps = limits.overlap and rounds_may_overlap(target.config)
-        self._rows = Rows(target, suppressed, max_batch, limits)
-        self._shapes: set[tuple[int, int, int]] = set()  # a round is compiled for each
+        self._has_drafter = has_drafter
+        self._copies = Acceptance() if copies else None  # of all rows
+        self._rows = Rows(target, suppressed, exactness.max_batch, limits)
+        self._shapes: set[tuple[Shape, bool, int]] = set()  # a round is compiled for each
         self._landed_at = 0.0
-        self._num_drafts = 0  # of the last round
-        self._same_drafts = False  # the next round takes the same number
         self._full = False  # the next round must choose on the full path: see `verify`
         self._flight: Flight | None = None
 
@@ -114,15 +91,15 @@ class Batch:
         assert self._flight is None
         requests = prefill.requests
         settings = self._rows.settings_of(requests)
-        newest = first_token(self.target, prefill.cache, prefill.hidden, settings)
+        least = self.exactness.least
+        newest = first_token(self.target, prefill.cache, prefill.hidden, settings, least)
         for request, token in zip(requests, cast(list[int], newest.token.tolist()), strict=True):
             request.take([token])
         self.free_ended()
         if all(request.ended for request in requests):
             prefill.stop()
         else:
-            acceptances = [self._depth.row(request.num_draft_tokens) for request in requests]
-            self._rows.join(prefill, newest, acceptances)
+            self._rows.join(prefill, newest, self._row)
 
     def play(self, *, settled: bool) -> None:
         """Dispatch the drafts of the next round, read the round before, then verify the drafts.
@@ -168,54 +145,65 @@ class Batch:
         tokens = cast(list[list[int]], flight.round.tokens.tolist())
         accepted = cast(list[int], flight.round.accepted.tolist())
         now, guess = time.perf_counter(), flight.guess
-        shape = len(flight.rows), guess.num_draft_tokens
+        division = guess.plan.division
         if guess.compiled_from is not None:
-            self._depth.round_compiled(*shape, now - guess.compiled_from)
+            self._depth.round_compiled(division.shape, now - guess.compiled_from)
         # If the device is faster than the host, a landing waits for the dispatch of the next
-        # drafts. The time between two landings is that of a round if the next one has as many.
-        alike = following is not None and following.num_draft_tokens == guess.num_draft_tokens
+        # drafts. The time between two landings is that of a round if the next one is like it.
+        alike = following is not None and following.plan.division.shape == division.shape
         if guess.follows and alike:
-            self._depth.round_took(*shape, now - self._landed_at)
+            self._depth.round_took(division.shape, now - self._landed_at)
         self._landed_at = now
+        exact = self.exactness.round(division)
         for index, row in enumerate(flight.rows):
-            if row is None or row.request.ended:
+            num_drafts = division.drafts[index]
+            if row is None or row.request.ended or num_drafts < 0:
                 continue
-            drafted = min(row.request.most_drafts, guess.num_draft_tokens)
-            row.length -= guess.num_draft_tokens - accepted[index]
+            row.length -= num_drafts - accepted[index]
             if accepted[index] < 0:
                 self._full = True
                 continue
-            row.acceptance.seen(drafted, accepted[index])
-            row.request.take(tokens[index][: accepted[index] + 1], drafted)
+            row.request.exact &= exact
+            taken = tokens[index][: accepted[index] + 1]
+            row.take(taken, num_drafts, division.shape.num_steps, flight.stretches[index])
         self.free_ended()
+
+    def _row(self, request: Request) -> Row:
+        """Return a row for a request that has its first token."""
+        most, copied = request.num_draft_tokens, self._copies
+        drafted = self._depth.row(most) if self._has_drafter else None
+        return Row(request, drafted, Acceptance(copied) if copied and most != 0 else None)
 
     def _dispatch_drafts(self) -> Guess | None:
         """Start the first half of a round; None if no row is left to play it."""
-        drafts = self._choose_drafts()
+        plan = self._plan()
+        shape = plan.division.shape
+        assert shape.num_positions <= self.limits.max_draft_tokens + 1
         rows, held = self._rows, self._rows.cache.capacity("full_attention")
-        capacity = max(held, rows.capacity(rows.longest + drafts + 1))
-        shape = (len(rows.each), drafts, capacity)
-        is_new = capacity > held or shape not in self._shapes
+        capacity = max(held, rows.capacity(rows.longest + shape.num_positions))
+        compiled = (shape, any(plan.copied), capacity)
+        is_new = capacity > held or compiled not in self._shapes
         if is_new:
             self.land()  # so that no round's time includes the compiling and copying
             if not self.active or not rows.grow(capacity):
                 return None
         start = time.perf_counter()
-        self._shapes.add(shape)
-        guessed = self._player.draft(rows.cache, rows.newest, rows.settings, drafts)
-        mx.async_eval(guessed)
-        return Guess(guessed, self._flight is not None, start if is_new else None)
+        self._shapes.add(compiled)
+        drafts = self._player.draft(rows.cache, rows.newest, rows.settings, shape.num_steps)
+        mx.async_eval(drafts)
+        follows = self._flight is not None
+        return Guess(plan, drafts, follows, start if is_new else None)
 
     def _runs_ahead(self, guess: Guess) -> bool:
         """True if the verify pass of these drafts is dispatched before the round before is read.
 
-        That is where reading first was measured to be slower, on an H200: in plain rounds (16% for
-        26B-A4B at batch 8), and with CUDA in all rounds of a single row (7% for 31B with 3 drafts),
-        whose drafts end before the host has dispatched the pass. At batch 4 and 8 with drafts it
-        made no difference. Never if it would copy buffers.
+        That is where reading first was measured to be slower, on an H200: in rounds without steps
+        of the drafter (plain ones: 16% for 26B-A4B at batch 8), and with CUDA in all rounds of a
+        single row (7% for 31B with 3 drafts), whose drafts end before the host has dispatched the
+        pass. At batch 4 and 8 with drafts it made no difference. Never if it would copy buffers.
         """
         quick = device.backend() == "cuda" and len(self._rows.each) == 1
-        return self._overlaps and (guess.num_draft_tokens == 0 or quick)
+        return self._overlaps and (guess.plan.division.shape.num_steps == 0 or quick)
 
     def _lay_out_verify(self, guess: Guess) -> Verify:
         """Lay out the second half of a round, which takes the host a while, and run nothing yet."""
@@ -224,26 +212,49 @@ class Batch:
         settings, self._full = rows.settings._replace(full=full), False
         if self._flight is not None:  # the request may end in it, then this cache is needed
             cache = KVCache(self.target.config, cache.buffers)
-        layout = Layout(rows.max_accepted, packing=None)
-        played = self._player.verify(cache, rows.newest, settings, layout, guess.drafts)
-        return Verify(Flight(played, list(rows.each), guess), cache)
+        division, shape = guess.plan.division, guess.plan.division.shape
+        stretches, copies = self._lay_out_copies(guess.plan.copied)
+        playing = zip(rows.each, division.drafts, strict=True)
+        most = mx.array([drafts if row else -1 for row, drafts in playing], mx.int32)
+        packing = packing_of(division.counts, shape.num_positions, shape.width)
+        drafts, missing = guess.drafts, shape.num_positions - 1 - shape.num_steps
+        if missing:
+            drafts = mx.pad(drafts, [(0, 0), (0, missing)])
+        layout = Layout(most, packing, copies)
+        played = self._player.verify(cache, rows.newest, settings, layout, drafts)
+        return Verify(Flight(played, list(rows.each), guess, stretches), cache)
+
+    def _lay_out_copies(self, copied: list[bool]) -> tuple[list[Stretch | None], Copies | None]:
+        """Return where the drafts of these rows are copied from, on the host and on the device.
+
+        For two rounds, because the tokens of the one in flight are not known.
+        """
+        count, rows = 2 * (self.limits.max_draft_tokens + 1), self._rows.each
+        if not any(copied):
+            return [None] * len(rows), None
+        stretches = [
+            row.stretch(count) if row and one else None
+            for row, one in zip(rows, copied, strict=True)
+        ]
+        tokens = [one.tokens if one else [-1] * count for one in stretches]
+        start = [one.start if one else -1 for one in stretches]
+        return stretches, Copies(mx.array(tokens, mx.int32), mx.array(start, mx.int32))
 
     def _dispatch_verify(self, verify: Verify) -> None:
         """Start the second half of a round."""
         flight, self._rows.cache = verify
-        for row in self._rows.each:
+        for row, drafts in zip(self._rows.each, flight.guess.plan.division.drafts, strict=True):
             if row:
-                row.length += flight.guess.num_draft_tokens + 1
+                row.length += drafts + 1
         self._rows.newest = flight.round.newest
         mx.async_eval(flight.round)
 
-    def _choose_drafts(self) -> int:
-        """The number of drafts of the next round. A new number comes twice, to be timed once."""
-        if self._same_drafts and not self._rows.changed:
-            self._same_drafts = False
-            return self._num_drafts
-        self._rows.changed = False
-        acceptances = [row.acceptance for row in self._rows.active]
-        drafts = self._depth.choose(len(self._rows.each), acceptances)
-        self._same_drafts, self._num_drafts = drafts != self._num_drafts, drafts
-        return drafts
+    def _plan(self) -> Plan:
+        """Return how the next round is divided, and what its rows may gain."""
+        flight = self._flight
+        most = 0 if self.exactness.lone else self.limits.max_draft_tokens
+        chances = [
+            None if row is None else row.chances(most, flight.coming(index) if flight else 0)
+            for index, row in enumerate(self._rows.each)
+        ]
+        return Plan(self._depth.choose(chances), chances)

@@ -16,10 +16,12 @@ import mlx.core as mx
 
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.defaults import STOP
+from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -27,7 +29,7 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
-from mlx_gemma_mtp.engine.warm_up import DRAFTS, WarmUp
+from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.remembered import load_depth, save_depth
@@ -47,7 +49,8 @@ class Engine:
     """A loaded pair, made by `load`. A context manager; any thread may use it.
 
     notes: what people should know of the checkpoint, one line each: that it has no chat template,
-    and which settings of its generation_config are not applied. drafter_name: its Hub name, or that
+    and which settings of its generation_config are not applied; and what exact=True costs here, if
+    it costs drafts. drafter_name: its Hub name, or that
     of its folder; None without one, or if the pair was not opened from files.
     """
 
@@ -60,20 +63,27 @@ class Engine:
         player: Player = round_player,
         limits: Limits = DEFAULT_LIMITS,
         depth: Depth | None = None,
+        exact: Exact = "auto",
+        copies: bool = True,
     ) -> None:
         """player: makes the two halves of the rounds of this pair.
 
-        depth: replaces what earlier runs learned; it is not saved.
+        depth: replaces what earlier runs learned, and the table; it is not saved. Others as `load`.
         """
-        target, drafter, self.text, self._defaults, fingerprint, self.notes, name = pair
+        target, drafter, self.text, self._defaults, fingerprint, notes, name, table = pair
         key = fingerprint if depth is None else None
-        self._depth = depth or (Depth() if key is None else load_depth(key))
+        self._depth = depth = depth or load_depth(key, exact, table)
+        if depth.table is not None:
+            target.set_ways(depth.table.ways)
+        exactness = Exactness.of(exact, depth, limits, max_batch)
+        self.notes = (*notes, exactness.note) if exactness.note else notes
         self.config = target.config
         self.has_drafter = drafter is not None
         self.drafter_name = name
         self._pair = memory.Pair.of(target, drafter)
         self._identity = mlx_worker().run(lambda: model_identity(target))
-        self._max_batch = max_batch
+        self._copies = copies
+        self._max_batch = exactness.max_batch
         self._limits = limits
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
@@ -81,14 +91,26 @@ class Engine:
         rounds = player(target, drafter)
         on_idle = None if key is None else partial(save_depth, key, self._depth)
 
+        has_drafter = self.has_drafter
+
         def scheduler() -> Scheduler:
-            batch = Batch(target, rounds, self._depth, suppressed, max_batch, limits)
+            batch = Batch(
+                target,
+                rounds,
+                depth,
+                suppressed,
+                exactness,
+                copies=copies,
+                has_drafter=has_drafter,
+            )
             return Scheduler(batch, max_queue=max_queue, on_idle=on_idle)
 
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
-        rows = partial(Batch, target, rounds, Depth(), suppressed, 1, limits)
+        likewise = Depth.from_json(depth.to_json(), exact)
+        one_row = exactness._replace(max_batch=1)
+        rows = partial(Batch, target, rounds, likewise, suppressed, one_row, copies=False)
         params = SamplingParams(seed=0).resolved(self._defaults)
-        self._warm_up = WarmUp(rows, params, DRAFTS if self.has_drafter else DRAFTS[:1])
+        self._warm_up = WarmUp(rows, params, first_drafts(likewise) if has_drafter else (0,))
 
     def __enter__(self) -> Engine:
         return self
@@ -273,7 +295,8 @@ class Engine:
         if params.stop_strings and self.text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
         asked = params.num_draft_tokens
-        drafts = asked if isinstance(asked, int) else None if self.has_drafter else 0
+        may_draft = self.has_drafter or self._copies
+        drafts = asked if isinstance(asked, int) else None if may_draft else 0
         if drafts and not self.has_drafter:
             raise ModelNotFoundError(
                 f"{drafts} draft tokens need a drafter, and none is loaded: "

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlx_gemma_mtp import device
+from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
-from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
+from mlx_gemma_mtp.engine.probe import Watch, measure
 from mlx_gemma_mtp.engine.rows import SIZES
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import UsageError, one_line
+from mlx_gemma_mtp.files.remembered import load_table, save_table
 
 
 def load(
@@ -20,6 +24,9 @@ def load(
     max_queue: int = MAX_QUEUE,
     force: bool = False,
     warm_up: bool = True,
+    exact: Exact = "auto",
+    copies: bool = True,
+    probe: bool | Watch = True,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -30,6 +37,15 @@ def load(
     max_batch: the most requests that decode together, up to 8. max_queue: the most that wait.
     force: load even if it may not fit in memory. warm_up: compile in the background what a first
     chat needs, see `Engine.warm_up`.
+
+    exact: give a token the same bits whatever is drafted and whoever else decodes, in the models'
+    own precision. "auto" does it where it costs little; True always, without drafts if no passes
+    with drafts agree on this machine, and Engine.notes says so; False takes the quickest passes.
+    `Completion.exact` says which it was. copies: draft from the prompt and the output so far where
+    they repeat themselves; this changes no output.
+
+    probe: measure the model on this machine before its first use, for at most 10 seconds: see
+    `with_table`. False leaves it out; a function is called with the share of the time that is over.
 
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
@@ -43,8 +59,35 @@ def load(
         raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
     if not is_count(max_queue) or max_queue < 1:
         raise UsageError(f"max_queue must be at least 1, not {max_queue!r}")
+    if exact != "auto" and not isinstance(exact, bool):
+        raise UsageError(f'exact must be "auto", True or False, not {exact!r}')
+    if not isinstance(copies, bool):
+        raise UsageError(f"copies must be True or False, not {copies!r}")
     pair = open_pair(model, drafter, bits=bits, force=force)
-    engine = Engine(pair, max_batch=int(max_batch), max_queue=int(max_queue))
+    if probe is not False:
+        pair = with_table(pair, exact, None if probe is True else probe)
+    engine = Engine(
+        pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
+    )
     if warm_up:
         engine.warm_up()
     return engine
+
+
+def with_table(pair: OpenPair, exact: Exact = "auto", watch: Watch | None = None) -> OpenPair:
+    """Return the pair with the table of its passes: the kept one, or else a new one, which is kept.
+
+    Nothing is measured on a CPU unless exact is True: a pass takes there nearly as long as it has
+    tokens. If measuring fails, the pair has no table, and a note says why. watch: see `load`.
+    """
+    key = pair.fingerprint
+    table = None if key is None else load_table(key)
+    if table is None and (device.backend() != "cpu" or exact is True):
+        try:
+            table = measure(pair.target, pair.drafter, watch)
+        except (RuntimeError, MemoryError) as error:  # MLX raises these if memory is short
+            note = f"this machine could not be measured, so drafts start slowly: {one_line(error)}"
+            return pair._replace(notes=(*pair.notes, note))
+        if table is not None and key is not None:
+            save_table(key, table)
+    return pair._replace(table=table)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
@@ -30,7 +31,7 @@ class OpenPair(NamedTuple):
     defaults: the checkpoint's generation_config, see `defaults`. fingerprint: the key under which
     the measured depth is saved, made of all that the cost of a round depends on; None to save
     nothing. notes: what people should know of the checkpoint, one line each. drafter_name: its Hub
-    name, or that of its folder.
+    name, or that of its folder. table: what a probe has just measured, in place of the saved one.
     """
 
     target: Target
@@ -40,6 +41,7 @@ class OpenPair(NamedTuple):
     fingerprint: str | None
     notes: tuple[str, ...] = ()
     drafter_name: str | None = None
+    table: PassTable | None = None
 
     def default_tokens(self, key: str) -> list[int]:
         """Return the token ids of an entry of the defaults. Raises CheckpointError."""
@@ -71,14 +73,15 @@ def open_pair(
     def read() -> OpenPair:
         device.keep_resident()
         target = fuse_projections(weights.load_target(folder, bits=bits))
-        if drafter_folder is None:
-            return OpenPair(target, None, text, defaults, None, found)
-        own = weights.drafter_bits(folder, drafter_folder, bits)
-        drafter = fuse_projections(weights.load_drafter(drafter_folder, target.config, bits=own))
-        sizes = [weights.num_bytes(model) for model in (target, drafter)]
-        shape = repr((target.config, drafter.config, target.dtype, sizes))
+        drafter, name = None, None
+        if drafter_folder is not None:
+            own = weights.drafter_bits(folder, drafter_folder, bits)
+            drafter = weights.load_drafter(drafter_folder, target.config, bits=own)
+            drafter, name = fuse_projections(drafter), target_name(drafter_folder, drafter_folder)
+        models = [model for model in (target, drafter) if model is not None]
+        sizes = [weights.num_bytes(model) for model in models]
+        shape = repr((*[model.config for model in models], target.dtype, sizes))
         key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-        name = target_name(drafter_folder, drafter_folder)
         return OpenPair(target, drafter, text, defaults, key, found, name)
 
     return mlx_worker().run(read)

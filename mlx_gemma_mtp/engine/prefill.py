@@ -12,6 +12,7 @@ from itertools import islice
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.round import prefill
+from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
@@ -44,16 +45,16 @@ class Pace:
         return max(quick, default=self._limits.chunks[0])
 
 
-def num_together(waiting: Iterable[Request], num_rows: int, most: int, limits: Limits) -> int:
+def num_together(waiting: Iterable[Request], num_rows: int, most: int, exactness: Exactness) -> int:
     """How many of these requests, from the first on, one pass of `most` tokens reads; at least 1.
 
     All of them fit whole, and little of the pass is padding. A session brings a cache of its own,
     so its prompt is read alone. A short prompt counts for the smallest chunk, which takes as long.
     """
     count = longest = alone = 0
-    for request in islice(waiting, num_rows):
+    for request in islice(waiting, 1 if exactness.alone else num_rows):
         longest = max(longest, len(request.ids))
-        alone += max(len(request.ids), limits.chunks[0])
+        alone += max(len(request.ids), exactness.limits.chunks[0])
         computed = (count + 1) * longest
         if request.session or computed > min(most, MOST_COMPUTED * alone):
             break
@@ -67,14 +68,15 @@ class Prefill:
     Several are read in one pass, each from its start; one alone in as many as it takes.
     """
 
-    def __init__(self, target: Target, requests: Sequence[Request], limits: Limits) -> None:
+    def __init__(self, target: Target, requests: Sequence[Request], exactness: Exactness) -> None:
         for request in requests:
-            request.start()
+            request.start(exact=exactness.prompts and len(requests) == 1)
         self.requests = requests
         self.cache: KVCache  # from the first pass on
         self.hidden: mx.array  # [B, 1, H] of the last token of each so far
         self._target = target
-        self._limits = limits
+        self._exactness = exactness
+        self._limits = exactness.limits
         self._longest = max(len(request.ids) for request in requests)
         self._done: int | None = None  # tokens of each prompt that are in the cache
 
@@ -89,18 +91,20 @@ class Prefill:
         Several prompts are read whole, whatever `most` has become since they were put together.
         """
         start = self._open() if self._done is None else self._done
-        most = most if len(self.requests) == 1 else self._longest
-        chunks = [request.ids[start : start + most] for request in self.requests]
+        width = left = self._longest - start
+        if len(self.requests) == 1:
+            width = self._exactness.padded(min(left, most))
+        chunks = [request.ids[start : start + width] for request in self.requests]
         lengths = [len(chunk) for chunk in chunks]
-        width = max(lengths)
         padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
-        hidden = prefill(self._target, self.cache, mx.array(padded), start, lengths)
+        tokens, least = mx.array(padded), self._exactness.least
+        hidden = prefill(self._target, self.cache, tokens, start, lengths, least)
         # Wait, so that the activations of only one pass are in memory.
         mx.eval(hidden, self.cache.buffers)
-        self.hidden, self._done = hidden, start + width
+        self.hidden, self._done = hidden, start + min(width, left)
         session = self.requests[0].session
         if self.finished and session:
-            session.remember_prompt(self.cache, self.requests[0].ids)
+            session.remember_prompt(self.cache, self.requests[0].ids, padding=width - left)
         return len(chunks) * width
 
     def stop(self) -> None:
@@ -112,8 +116,8 @@ class Prefill:
     def _open(self) -> int:
         """Make the cache, or borrow that of a session; returns how many tokens are in it."""
         first, window = self.requests[0], self._target.config.sliding_window
-        step = self._limits.slot_step
-        capacity = capacity_for(self._longest, step)
+        step, padding = self._limits.slot_step, self._exactness.most_padding
+        capacity = capacity_for(self._longest + padding, step)
         lent = first.session.lend(first.ids) if first.session else None
         if lent:
             self.cache, first.stats.reused_tokens = lent
@@ -121,9 +125,9 @@ class Prefill:
             return first.stats.reused_tokens
         if first.session:
             most = self._limits.rollback
-        else:  # no round runs here; in a group, sliding layers hold the padding as well
+        else:  # no round runs here; sliding layers hold the padding as well
             held = self._longest if len(self.requests) > 1 else min(self._longest, window)
-            most = held - window
+            most = held + padding - window
         self.cache = KVCache.empty(
             self._target.config,
             len(self.requests),

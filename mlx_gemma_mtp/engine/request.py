@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass
 
-from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
+from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Generation, Stats
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import as_failure
@@ -38,6 +38,7 @@ class Request:
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
         self.tokens: list[int] = []
+        self.exact = False  # all its passes so far were
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.generation = Generation()
         self._finish_reason: FinishReason | None = None
@@ -50,28 +51,26 @@ class Request:
         """True if it is finished, cancelled or failed."""
         return self.generation.done()
 
-    @property
-    def most_drafts(self) -> int:
-        """The most drafts that a round may verify for this request."""
-        return MAX_DRAFT_TOKENS if self.num_draft_tokens is None else self.num_draft_tokens
-
     def queue(self) -> None:
         """Start the clock of its wait."""
         self.queued = time.perf_counter()
 
-    def start(self) -> None:
-        """Its prefill starts now."""
+    def start(self, *, exact: bool) -> None:
+        """Its prefill starts now. exact: its passes are, see `exactness`."""
+        self.exact = exact
         self._started = time.perf_counter()
         self.stats.queue_seconds = self._started - self.queued
 
-    def take(self, tokens: Sequence[int], num_drafted: int | None = None) -> None:
+    def take(
+        self, tokens: Sequence[int], num_drafted: int | None = None, *, copied: bool = False
+    ) -> None:
         """Add the tokens of a round, up to the one that ends the request.
 
         num_drafted: the drafts that the round verified; None for the token after the prompt.
-        Accepted drafts past the end count as drafted, not as accepted.
+        copied: they were copies. Accepted drafts past the end count as drafted, not as accepted.
         """
         try:
-            self._take(tokens, num_drafted)
+            self._take(tokens, num_drafted, copied)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             self.fail(error)
 
@@ -85,7 +84,7 @@ class Request:
         self._release()
         self.generation.set_exception(as_failure(error))
 
-    def _take(self, tokens: Sequence[int], num_drafted: int | None) -> None:
+    def _take(self, tokens: Sequence[int], num_drafted: int | None, copied: bool) -> None:
         now, stats = time.perf_counter(), self.stats
         if tokens and self.tokens:
             pause = now - self._last_take
@@ -109,7 +108,7 @@ class Request:
         num_taken = sum(len(piece.tokens) for piece in taken)
         self.tokens += tokens[:num_taken]
         if num_drafted is not None:
-            stats.count_round(num_drafted, min(len(tokens) - 1, num_taken))
+            stats.count_round(num_drafted, min(len(tokens) - 1, num_taken), copied=copied)
         self._emit(taken)
 
     def _emit(self, taken: list[Piece]) -> None:
@@ -146,4 +145,6 @@ class Request:
         calls = tuple(piece.call for piece in self._pieces if piece.call)
         unclosed = None if kind == "answer" else kind
         text, thought = output("answer"), output("thought")
-        return Completion(text, self.tokens, reason, stats, seed, thought, calls, unclosed)
+        return Completion(
+            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact
+        )

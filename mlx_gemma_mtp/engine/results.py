@@ -21,9 +21,11 @@ class Stats:
     A round drafts up to K tokens and yields one more than it accepts, unless the request ends
     first. reused_tokens of the prompt were held by the session and not prefilled.
     drafted_at[i] counts the rounds that drafted token i (from 0), accepted_at[i] the rounds that
-    accepted it. queue_seconds is the wait before the prefill; the other clocks start with the
-    prefill. longest_pause_seconds is the longest wait for more tokens after the first.
-    thought_tokens and tool_call_tokens are parts of generated_tokens, with their markers.
+    accepted it. copies_drafted_at and copies_accepted_at count those among them whose drafts were
+    copied from the prompt or the output so far. queue_seconds is the wait before the prefill; the
+    other clocks start with the prefill. longest_pause_seconds is the longest wait for more tokens
+    after the first. thought_tokens and tool_call_tokens are parts of generated_tokens, with their
+    markers.
     """
 
     prompt_tokens: int = 0
@@ -34,6 +36,8 @@ class Stats:
     rounds: int = 0
     drafted_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
+    copies_drafted_at: list[int] = field(default_factory=list)
+    copies_accepted_at: list[int] = field(default_factory=list)
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -55,6 +59,16 @@ class Stats:
         return sum(self.accepted_at)
 
     @property
+    def copies_drafted(self) -> int:
+        """Copied tokens verified."""
+        return sum(self.copies_drafted_at)
+
+    @property
+    def copies_accepted(self) -> int:
+        """Copied tokens accepted."""
+        return sum(self.copies_accepted_at)
+
+    @property
     def acceptance_rate(self) -> float | None:
         """accepted / drafted; None if nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else None
@@ -69,14 +83,14 @@ class Stats:
         """Speed after the first token, as this request saw it."""
         return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else None
 
-    def count_round(self, drafted: int, accepted: int) -> None:
-        """Add one round of this request."""
+    def count_round(self, drafted: int, accepted: int, *, copied: bool = False) -> None:
+        """Add one round of this request. copied: its drafts were."""
         self.rounds += 1
-        self.drafted_at += [0] * (drafted - len(self.drafted_at))
-        self.accepted_at += [0] * (drafted - len(self.accepted_at))
-        for position in range(drafted):
-            self.drafted_at[position] += 1
-            self.accepted_at[position] += position < accepted
+        _count(self.drafted_at, drafted)
+        _count(self.accepted_at, accepted, of=drafted)
+        if copied:
+            _count(self.copies_drafted_at, drafted)
+            _count(self.copies_accepted_at, accepted, of=drafted)
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,8 @@ class Completion:
     `text` is the answer only, and empty for a checkpoint without a tokenizer. If the prompt ended
     within a thought, `thought` is the rest of it. `tool_calls` are the complete ones, with all of a
     call that started in the prompt. `unclosed` is what the output ended in the middle of: "thought"
-    or "tool_call". `seed` repeats the output, also if it was drawn.
+    or "tool_call". `seed` repeats the output, also if it was drawn. `exact`: every pass of it,
+    prompt included, gives the same bits with any drafts, batch and load: see `load`.
     """
 
     text: str
@@ -114,6 +129,7 @@ class Completion:
     thought: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     unclosed: Literal["thought", "tool_call"] | None = None
+    exact: bool = False
 
     @property
     def message(self) -> Message:
@@ -163,3 +179,10 @@ class Generation(Future[Completion]):
         """
         self.stopping = True
         return not self.done()
+
+
+def _count(counts: list[int], reached: int, *, of: int = 0) -> None:
+    """Add 1 at each of the first positions, which are `reached`; there are `of` at least."""
+    counts += [0] * (max(reached, of) - len(counts))
+    for position in range(reached):
+        counts[position] += 1

@@ -6,16 +6,15 @@ the requests that wait.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.row import Row
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
@@ -23,20 +22,10 @@ from mlx_gemma_mtp.model.target import Target
 SIZES = (1, 2, 4, 8)
 
 
-@dataclass(eq=False)
-class Row:
-    """A request that is decoding, and its place in the batch."""
-
-    request: Request
-    acceptance: Acceptance
-    length: int  # the most positions it may have committed
-
-
 class Rows:
     """Up to max_batch rows, some of them free; none at first.
 
-    each: None for a free one. cache, newest, settings, max_accepted: what a round takes.
-    changed: rows came or went since somebody set it to False.
+    each: None for a free one. cache, newest, settings: what a round takes.
     """
 
     def __init__(
@@ -79,11 +68,11 @@ class Rows:
         """The settings of these requests, in a batch of their own."""
         return row_settings([request.params for request in requests], self._suppress)
 
-    def join(self, prefill: Prefill, newest: Newest, acceptances: Sequence[Acceptance]) -> None:
+    def join(self, prefill: Prefill, newest: Newest, make: Callable[[Request], Row]) -> None:
         """Give rows to the requests of a prefill that have not ended.
 
-        newest: the first token of each. If memory runs out, the last requests fail. If this fails,
-        the other rows are as they were.
+        newest: the first token of each. make: makes a row for a request. If memory runs out, the
+        last requests fail. If this fails, the other rows are as they were.
         """
         joining = [n for n, request in enumerate(prefill.requests) if not request.ended]
         joining = self._make_room(joining, prefill.requests)
@@ -97,8 +86,8 @@ class Rows:
         self.cache.offset = _put(self.cache.offset, offset, moves)
         pairs = zip(self.newest, newest, strict=True)
         self.newest = Newest(*(_put(array, values, moves) for array, values in pairs))
-        for index, source, length in moves:
-            self.each[index] = Row(prefill.requests[source], acceptances[source], length)
+        for index, source, _ in moves:
+            self.each[index] = make(prefill.requests[source])
         self._lay_out()
 
     def _make_room(self, joining: list[int], requests: Sequence[Request]) -> list[int]:
@@ -187,11 +176,8 @@ class Rows:
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
-        self.changed = True
         params = [row.request.params if row else None for row in self.each]
         self.settings = row_settings(params, self._suppress)
-        most = [row.request.most_drafts if row else -1 for row in self.each]
-        self.max_accepted = mx.array(most, mx.int32)
 
 
 def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int, int]]) -> mx.array:

@@ -148,10 +148,10 @@ class Scheduler:
         """Start with the first requests that wait, if rows are free and the first is this short."""
         may = self._prefill is None and self._batch.num_free > 0
         if may and self._waiting and len(self._waiting[0].ids) <= most:
-            size, limits = int(min(most, self._chunk())), self._batch.limits
-            count = num_together(self._waiting, self._batch.num_free, size, limits)
+            size, exactness = int(min(most, self._chunk())), self._batch.exactness
+            count = num_together(self._waiting, self._batch.num_free, size, exactness)
             requests = [self._next_waiting() for _ in range(count)]
-            self._prefill = Prefill(self._batch.target, requests, limits)
+            self._prefill = Prefill(self._batch.target, requests, exactness)
 
     def _read(self, prefill: Prefill, most: int) -> int:
         """Run one pass, and give the requests rows after the last.
@@ -177,7 +177,7 @@ class Scheduler:
         if apart:
             del prefill  # its memory is free before they are read again
             for request in apart:
-                self._prefill = Prefill(self._batch.target, [request], limits)
+                self._prefill = Prefill(self._batch.target, [request], self._batch.exactness)
                 self._read(self._prefill, len(request.ids))
         return max(num_tokens, limits.chunks[0])
 

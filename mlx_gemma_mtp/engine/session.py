@@ -104,9 +104,10 @@ class Session:
         cache.offset = mx.array([length], mx.int32)
         return cache, length
 
-    def remember_prompt(self, cache: KVCache, ids: Sequence[int]) -> None:
-        """Take a snapshot: the cache holds exactly this prompt. Copies nothing."""
-        first = max(self._first, len(ids) - cache.capacity("sliding_attention"))
+    def remember_prompt(self, cache: KVCache, ids: Sequence[int], padding: int = 0) -> None:
+        """Take a snapshot: the cache holds exactly this prompt, then padding. Copies nothing."""
+        written = len(ids) + padding
+        first = self._first = max(self._first, written - cache.capacity("sliding_attention"))
         earlier = [one for one in self._snapshots if one.length < len(ids)]
         earlier = earlier[-self._limits.snapshots + 1 :]
         self._snapshots = [*earlier, self._snapshot(cache, len(ids), first)]

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.division import Chances
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
-DRAFTS = (0, 1, 2, 3)  # numbers of drafts; "auto" starts with these
+DRAFTS = (0, 1, 2, 3)  # numbers of drafts that "auto" tries first if it knows nothing
 PROMPT = [0] * 32  # about as long as a question in its template
+
+
+def first_drafts(depth: Depth) -> list[int]:
+    """Return the numbers of drafts that a first chat may have: what is known to be best as well."""
+    (best,) = depth.choose([Chances(depth.row().reached)]).drafts
+    return sorted({*DRAFTS, best})
 
 
 class WarmUp:
     """One short request for each number of drafts. The worker calls everything but properties."""
 
     def __init__(
-        self, rows: Callable[[], Batch], params: SamplingParams, drafts: Sequence[int] = DRAFTS
+        self, rows: Callable[[], Batch], params: SamplingParams, drafts: Sequence[int]
     ) -> None:
         """rows: makes a batch of one row. params: resolved."""
         self._rows: Callable[[], Batch] | None = rows

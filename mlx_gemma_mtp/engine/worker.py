@@ -38,6 +38,11 @@ class Worker:
         self._thread.start()
         atexit.register(self._leave)
 
+    @property
+    def busy(self) -> bool:
+        """True if a job waits for the current one."""
+        return not self._jobs.empty()
+
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Queue a job. The future returns its result or raises its error."""
         future: Future[T] = Future()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from threading import Thread
 from types import SimpleNamespace
@@ -36,7 +38,7 @@ GREEDY = SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)
 
 @pytest.mark.parametrize("rates", [[0.8], [0.2], [0.84, 0.71, 0.64, 0.70], [1.0], [0.0]])
 def test_draws_have_the_stated_rates_by_position(rates: list[float]) -> None:
-    draws = Draws(rates)
+    draws = Draws([rates])
     accepts = np.array([draws(8, 5) for _ in range(2000)])
     reached = 1.0
     for position in range(5):
@@ -46,7 +48,7 @@ def test_draws_have_the_stated_rates_by_position(rates: list[float]) -> None:
 
 
 def test_a_few_rounds_are_already_near_the_rates_and_rows_are_independent() -> None:
-    draws = Draws([0.8])
+    draws = Draws([[0.8]])
     accepts = np.array([draws(8, 3) for _ in range(16)])
     assert accepts.mean() + 1 == pytest.approx(expected_tokens([0.8], 3), rel=0.03)
     right = np.array([draws(8, 1) for _ in range(4000)])[:, :, None] > 0
@@ -54,11 +56,23 @@ def test_a_few_rounds_are_already_near_the_rates_and_rows_are_independent() -> N
     assert both[~np.eye(8, dtype=bool)] == pytest.approx(0.64, abs=0.03)
 
 
-def played(target: Target, player: RoundPlayer, counts: list[int], num_rows: int = 2) -> list[Any]:
+def test_rows_take_the_lists_of_chances_in_turn(pair: PairOf) -> None:
+    accepts = np.array([Draws([[1.0], [0.0], [1.0, 0.0]])(8, 3)])
+    assert accepts.tolist() == [[3, 0, 1, 3, 0, 1, 3, 0]]
+    player = Draws([[1.0], [0.0]]).player(*pair)
+    (found, *_), *_ = played(pair[0], player, [3], seeds=[1, 0])  # whatever their order in a batch
+    assert found == [0, 3]
+
+
+def played(
+    target: Target, player: RoundPlayer, counts: list[int], seeds: Sequence[int] = (0, 1)
+) -> list[Any]:
     """Accepted drafts, offsets and tokens of rounds with these numbers of drafts."""
+    num_rows = len(seeds)
     cache = KVCache.empty(target.config, num_rows, capacity=64, most=4, dtype=mx.float32)
     hidden = mx.zeros((num_rows, 1, target.config.hidden_size))
-    newest, settings = Newest(mx.arange(1, num_rows + 1), hidden), row_settings([GREEDY] * num_rows)
+    newest = Newest(mx.arange(1, num_rows + 1), hidden)
+    settings = row_settings([replace(GREEDY, seed=seed) for seed in seeds])
     found = []
     for count in counts:
         drafts = player.draft(cache, newest, settings, count)
@@ -72,8 +86,8 @@ def played(target: Target, player: RoundPlayer, counts: list[int], num_rows: int
 
 def test_a_drawn_round_accepts_and_commits_the_number_drawn(pair: PairOf) -> None:
     target, drafter = pair
-    expected, offset = Draws([0.5]), np.zeros(2, int)
-    for accepted, offsets, _ in played(target, Draws([0.5]).player(target, drafter), [3] * 6):
+    expected, offset = Draws([[0.5]]), np.zeros(2, int)
+    for accepted, offsets, _ in played(target, Draws([[0.5]]).player(target, drafter), [3] * 6):
         assert accepted == expected(2, 3)
         offset += np.array(accepted) + 1
         assert offsets == offset.tolist()
@@ -196,10 +210,10 @@ def test_rounds_are_timed_where_they_are_played_however_late_they_are_read() -> 
 
 
 def stats(*rounds: tuple[int, int]) -> Stats:
-    """A row that played these rounds: drafted, accepted."""
+    """A row that played these rounds: drafted, accepted; copied drafts in rounds of more than 8."""
     found = Stats(prompt_tokens=5)
     for drafted, accepted in rounds:
-        found.count_round(drafted, accepted)
+        found.count_round(drafted, accepted, copied=drafted > 8)
     return found
 
 
@@ -236,11 +250,28 @@ def test_a_case_has_medians_and_what_the_rounds_accepted(pair: PairOf) -> None:
     assert found.accepted_histogram == [3, 3, 3, 9]
     assert found.acceptance_by_position == pytest.approx([5 / 6, 4 / 5, 3 / 4])
     assert found.drafted_per_round == 3.0
+    assert (found.drafted_by_row, found.tokens_per_pass) == ([3.0, 3.0], 8.0)
     # A turn decodes 10 tokens of every row: midway they are 5 longer.
     num_bytes = Floor(*pair).round_bytes([13, 14], 3)
     assert found.allowed_round_gb == num_bytes / 1e9
     assert found.allowed_tokens_per_second == pytest.approx(5 * 1e9 / num_bytes)
     assert found.allowed_share == pytest.approx(20 / found.allowed_tokens_per_second)
+
+
+def test_a_case_has_the_drafts_of_each_row(pair: PairOf) -> None:
+    waves = [stats((5, 5), (3, 0)), stats((0, 0), (1, 0)), stats((4, 1)), stats((0, 0))]
+    found = case_of(pair, "auto", [8, 9], [turn(9, 3, 1.0, *waves)] * 2)
+    assert found.drafted_by_row == pytest.approx([12 / 3, 1 / 3])
+    assert found.tokens_per_pass == pytest.approx(12 / 3 + 1 / 3 + 2)
+    assert found.copied_per_round is None
+
+
+def test_copied_drafts_are_counted_apart(pair: PairOf) -> None:
+    rows = [stats((10, 10), (3, 1)), stats((12, 1), (2, 2))]
+    found = case_of(pair, "auto", [8, 9], [turn(9, 3, 1.0, *rows)])
+    assert found.copied_per_round == 22 / 4
+    assert found.copied_acceptance_rate == 11 / 22
+    assert found.acceptance_rate == 14 / 27
 
 
 def test_positions_that_no_round_reached_are_left_out(pair: PairOf) -> None:
@@ -270,7 +301,7 @@ def test_a_size_is_a_known_name_or_a_file(tiny: str, tmp_path: Any) -> None:
 
 
 def test_a_size_without_room_is_refused_before_it_is_drawn() -> None:
-    opened = subject.random("26B-A4B", bits=4, accept=[0.8])
+    opened = subject.random("26B-A4B", bits=4, accept=[[0.8]])
     arguments: dict[str, Any] = {"have": 22 * 10**9, "context": 200, "batch": 1}
     opened.check_room(**arguments)
     with pytest.raises(NotEnoughMemoryError, match="no --peer needs less"):

@@ -118,8 +118,8 @@ def test_auto_starts_from_a_run_with_a_recommendation(
     monkeypatch.setenv("MGM_CACHE_DIR", str(folder))
     (key,) = json.loads((folder / "depth.json").read_text())["entries"]
     costs = load_depth(key).to_json()["costs"]
-    assert {"0", "3"} <= costs["1"].keys()
-    assert {"0"} <= costs["2"].keys()
+    assert {"1", "4"} <= costs["1"]["widths"].keys()
+    assert {"2"} <= costs["2"]["widths"].keys()
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
@@ -179,7 +179,7 @@ class Measured:
     """A run with random weights in this process."""
 
     def __init__(self, tiny: str, batches: list[int], tasks: list[str]) -> None:
-        self.opened = subject.random(tiny, bits=None, accept=[0.5]).draw()
+        self.opened = subject.random(tiny, bits=None, accept=[[0.5]]).draw()
         plan = Plan(batches, [0, 2], tokens=4, repeat=2, endless=True, tasks=tasks)
         noise = of_noise(512, [9])
         self.prompts = Prompts(tasks, lambda _, row: noise.wave("random", 1, row)[0])
@@ -271,7 +271,7 @@ def test_drafts_need_a_drafter(here: Any, tmp_path: Path) -> None:
 
 
 def test_the_tasks_can_be_listed(here: Any) -> None:
-    assert here("--tasks", "list").stdout.split() == ["stories", "counting", "json"]
+    assert here("--tasks", "list").stdout.split() == ["stories", "counting", "json", "repeat"]
     assert "translate" in here("--tasks", "list", "--synthetic", "E2B").stdout.split()
 
 
@@ -309,9 +309,11 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
         ("--max-tokens 4096", "demo has a context of 4,096 tokens"),
         ("--check --max-tokens 4096", "demo has a context of 4,096 tokens"),
         ("--temperature -1", "temperature"),
-        ("--tasks poetry", "stories, counting, json, separated by commas, not 'poetry'"),
+        ("--tasks poetry", "stories, counting, json, repeat, separated by commas, not 'poetry'"),
         ("--prompt-tokens 100", "the demo has prompts of its own"),
         ("--peer vllm", "--peer must be one of mlx-lm, mlx-vlm"),
+        ("--without speed", "--without must be one of copies, exact, table, not speed"),
+        ("--synthetic E2B --without copies", "random weights take no copies"),
         ("--temperature 1 --peer mlx-lm", "leave --temperature out"),
         ("--check --recommend", "leave --recommend out"),
         ("--check --repeat 2 --share", "leave --repeat, --share out"),

@@ -6,25 +6,27 @@ import csv
 import io
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from mlx_gemma_mtp.bench import record as records
-from mlx_gemma_mtp.bench import report
+from mlx_gemma_mtp.bench.cells import NOTHING, csv_text
 from mlx_gemma_mtp.bench.plot import THEMES, plot
 from mlx_gemma_mtp.bench.record import ALL, Record, Spread, Window
 from mlx_gemma_mtp.bench.stamp import Stamp
+from mlx_gemma_mtp.bench.tables import share_table, summaries, tables
 
 from helpers.bench_records import BARE, DRAWN, EMPTY, PAYS, every_record, shown
+from mlx_gemma_mtp.decode.table import PassClass, PassTable
 from mlx_gemma_mtp.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 
 
 def in_csv(*given: Record) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(report.csv_text(given)), strict=True))
+    return list(csv.DictReader(io.StringIO(csv_text(given)), strict=True))
 
 
 @every_record
@@ -39,7 +41,7 @@ def test_a_record_comes_back_from_its_json(record: Record, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [("{", "was not written by"), ('{"schema": 1}', "was not written by"),
-     ('{"schema": 3, "cases": []}', "has schema 3, not 5: measure again")],
+     ('{"schema": 3, "cases": []}', "has schema 3, not 6: measure again")],
 )  # fmt: skip
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "run.json").write_text(content)
@@ -66,8 +68,8 @@ def test_the_readme_names_every_key_and_no_other() -> None:
 
 def test_every_cell_of_a_table_is_in_the_csv() -> None:
     numbers = {part for row in in_csv(PAYS) for cell in row.values() for part in cell.split()}
-    found = report.tables(PAYS)
-    assert len(found) == 7
+    found = tables(PAYS)
+    assert len(found) == 8
     for one in found:
         for row in one.rows:
             for cell in row[one.left :]:
@@ -97,13 +99,13 @@ def test_a_csv_row_has_the_numbers_of_its_case() -> None:
 @every_record
 def test_unmeasured_numbers_are_left_out(record: Record) -> None:
     text = shown(record)
-    assert not re.search(r"\b(None|nan|inf)\b", text + report.csv_text([record]))
+    assert not re.search(r"\b(None|nan|inf)\b", text + csv_text([record]))
     assert ("the run ended early" in text) != record.complete
     assert ("no drafter" in text) == (record.subject.drafter_bytes is None)
-    assert ("accepts are drawn at 0.8, 0.5" in text) == (record is DRAWN)
+    assert ("accepts are drawn at 0.8, 0.5 / 0.4 (rows in turn)" in text) == (record is DRAWN)
     assert ("the other engines need" in text) == (len(record.engines) > 1)
-    for one in report.tables(record):
-        assert all({*column} != {report.NOTHING} for column in zip(*one.rows, strict=True))
+    for one in tables(record):
+        assert all({*column} != {NOTHING} for column in zip(*one.rows, strict=True))
 
 
 @every_record
@@ -114,12 +116,12 @@ def test_a_report_is_as_wide_as_the_terminal_and_loses_no_number(
     for part in ("verdict", "short", "all"):
         text = shown(record, part, width=width)  # type: ignore[arg-type]
         assert max(map(len, text.splitlines())) <= width
-    for one in (*report.summaries(record), *report.tables(record)):
+    for one in (*summaries(record), *tables(record)):
         assert all(cell in one.text(width) for row in one.rows for cell in row[one.left :])
 
 
 def test_a_run_to_share_has_plain_and_best_by_batch() -> None:
-    shared = report.share_table([PAYS, BARE, EMPTY])
+    shared = share_table([PAYS, BARE, EMPTY])
     assert {len(row) for row in shared.rows} == {len(shared.header)}
     assert shared.rows[0][3:8] == [
         "48.8 → 76.9 (1.58x, auto)",
@@ -128,6 +130,28 @@ def test_a_run_to_share_has_plain_and_best_by_batch() -> None:
         "–",
         "0.392 (3 drafts)",
     ]
+
+
+def test_a_run_to_share_has_the_table_of_its_machine(tmp_path: Path) -> None:
+    table = PassTable({1: 0.01, 8: 0.02}, classes=(PassClass(2, 8, 1, 9),), chunks=(64, 128))
+    measured = replace(PAYS, table=table)
+    records.write_json(measured.to_json(), tmp_path / "run.json")
+    assert records.read(tmp_path / "run.json").table == table
+    with_it, without = share_table([measured, PAYS]).rows
+    assert with_it[8] == (
+        "ms by tokens of a pass: 1: 10, 8: 20; same bits: 2 to 8 tokens of 1 to 9 per row; "
+        "prompts by 64, 128"
+    )
+    assert without[8] == "–"
+
+
+@pytest.mark.parametrize("damage", [{"passes": {}}, {"passes": 1}, {"chunks": None}])
+def test_a_damaged_table_in_a_file_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
+    found = replace(PAYS, table=PassTable({1: 0.01})).to_json()
+    found["table"] |= damage
+    records.write_json(found, tmp_path / "run.json")
+    with pytest.raises(UsageError, match="was not written by"):
+        records.read(tmp_path / "run.json")
 
 
 def test_plots_are_the_same_bytes_again_in_light_and_dark(tmp_path: Path) -> None:

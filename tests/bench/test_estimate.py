@@ -97,7 +97,9 @@ def test_the_expected_share_of_experts_is_that_of_random_choices(rng: np.random.
 def parts(size: str, bits: int | None, chip: str, batch: int, num_draft_tokens: int) -> float:
     """Seconds of the kernels of a round without a context, all bandwidth given."""
     floor = planned(size, bits).floor
-    return estimate.predicted_round(floor, find_chip(chip), [0] * batch, num_draft_tokens).kernels
+    num_tokens = batch * (num_draft_tokens + 1)
+    found = find_chip(chip)
+    return estimate.predicted_round(floor, found, [0] * batch, num_tokens, num_draft_tokens).kernels
 
 
 def test_a_row_more_costs_arithmetic_and_a_tile_is_paid_for_whole() -> None:
@@ -141,7 +143,9 @@ def test_every_pair_of_token_and_expert_reads_its_own_expert_below_512() -> None
 
 def test_a_round_is_a_pass_with_its_draft_steps_and_launches() -> None:
     chip, floor = find_chip("M5 Max"), planned("12B", 4).floor
-    plain, drafted = (estimate.predicted_round(floor, chip, [2000], count) for count in (0, 3))
+    plain, drafted = (
+        estimate.predicted_round(floor, chip, [2000], count + 1, count) for count in (0, 3)
+    )
     target, drafter = floor.target, floor.drafter
     assert drafter is not None
     read = floor.draft_step.bytes

@@ -40,7 +40,7 @@ def test_the_plain_outputs_cover_what_is_promised(plain: Plain) -> None:
     lengths = [len(row.prompt) for row in plain.rows]
     assert min(lengths) < plain.window < max(lengths)
     assert plain.window in lengths
-    assert plain.ring == plain.window + max(DRAFTS) + 2 < max(lengths)
+    assert plain.ring == plain.window + 2 * (max(DRAFTS) + 1) < max(lengths)
     for limits in (LIMITS, TIGHT):
         capacity = capacity_for(lengths[4] + 1, limits.slot_step)
         assert capacity < lengths[4] + plain.short

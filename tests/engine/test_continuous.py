@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from helpers.checkpoints import EOS, PairPaths
+from helpers.depths import AnyDepth
 from helpers.forced import Forced, Row, at_random
 from helpers.schedule import CHUNK, Ask, Clock, Pieces, Reading, ask, draw_schedule, write_alone
 from helpers.spelled import NumbersText, spelled
 from helpers.traffic import assert_counted, assert_told_once
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
-from mlx_gemma_mtp.decode.depth import MOST, Depth
+from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Draft, draft
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError
@@ -35,7 +36,7 @@ LIMITS = Limits(
     chunks=(1, CHUNK),
     pause_seconds=np.inf,
     slot_step=1,
-    max_draft_tokens=MOST,
+    max_draft_tokens=7,
     shrink_after=2,
 )
 PROMPT_LENGTHS = (1, 2, 5, 8, 11, 16, 18, 24, 25, 33, 60, 90)
@@ -121,23 +122,12 @@ def play(
     return [pieces.done for pieces in told if isinstance(pieces.done, Completion)]
 
 
-class AnyDepth(Depth):
-    """Another number of drafts for every round."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__()
-        self._rng = rng
-
-    def choose(self, *_: object) -> int:
-        return int(self._rng.integers(MOST + 1))
-
-
 @pytest.mark.parametrize(
     ("drafts", "kind", "max_batch"),
     [
         *zip(["the drafter's"] * 3, SOME_KINDS, (8, 3, 4), strict=True),
         *product(["right and wrong at random"], SOME_KINDS, (1, 2, 3, 4, 8)),
-        *product(["another number every round"], SOME_KINDS, (2, 5, 8)),
+        *product(["another division every round"], SOME_KINDS, (2, 5, 8)),
     ],
 )
 def test_whatever_the_drafts_each_request_writes_its_own_output(
@@ -154,6 +144,7 @@ def test_whatever_the_drafts_each_request_writes_its_own_output(
         play(pairs[kind], asks, max_batch)
         return
     forced = Forced(rng, rows, at_random(rng, rows, rate=0.8))
-    depth = AnyDepth(rng) if drafts == "another number every round" else None
+    any_depth = AnyDepth(rng, LIMITS.max_draft_tokens)
+    depth = any_depth if drafts == "another division every round" else None
     done = play(pairs[kind], asks, max_batch, forced, depth)
     assert sum(completion.stats.accepted for completion in done) > 0

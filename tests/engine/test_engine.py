@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from helpers.depths import GivenDepth
 from helpers.fake_target import (
     ENDLESS,
     MAX_POSITIONS,
@@ -27,7 +29,6 @@ from helpers.fake_target import (
 from helpers.spelled import NumbersText, spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams
-from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import GenerationError, UsageError
 
@@ -74,11 +75,7 @@ def test_an_output_without_max_tokens_ends_where_the_context_does(running: Engin
 
 
 def test_auto_takes_what_the_controller_chooses(prompts: list[list[int]]) -> None:
-    class Two(Depth):
-        def choose(self, *_: object) -> int:
-            return 2
-
-    with fake_engine(depth=Two()) as running:
+    with fake_engine(depth=GivenDepth(repeat(2))) as running:
         settings = [PARAMS, replace(PARAMS, num_draft_tokens=1)]
         chosen, pinned = running.generate(prompts[:2], settings)
     assert len(chosen.stats.drafted_at) == 2

@@ -31,7 +31,7 @@ def play(
         on_chunk=chunks.append,
     )
     request.queue()
-    request.start()
+    request.start(exact=False)
     for tokens in rounds:
         assert not request.ended
         request.take(tokens, len(tokens) - 1)

@@ -8,6 +8,7 @@ import pytest
 from helpers.fake_target import CONFIG, VOCAB, FakeTarget, output
 from helpers.stepped import LONG, PARAMS, Stepped
 from mlx_gemma_mtp import Chunk, MgmError
+from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
@@ -48,7 +49,7 @@ def test_a_group_is_read_whole_even_if_a_pass_may_have_fewer_tokens_by_then(
 ) -> None:
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in (90, 40, 80)]
     requests = [Request(prompt, PARAMS, 1, 0, frozenset(), None) for prompt in prompts]
-    prefill = Prefill(FakeTarget(), requests, Limits())  # type: ignore[arg-type]
+    prefill = Prefill(FakeTarget(), requests, Exactness(Limits(), 8))  # type: ignore[arg-type]
     prefill.advance(64)
     assert prefill.finished
     assert prefill.hidden[:, 0, 0].tolist() == [output(prompt, 1)[0] for prompt in prompts]

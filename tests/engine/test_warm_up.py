@@ -17,9 +17,11 @@ from helpers.fake_target import (
     output,
 )
 from mlx_gemma_mtp import Engine, SamplingParams
-from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.depth import MOST, Depth
+from mlx_gemma_mtp.decode.division import Shape
 from mlx_gemma_mtp.decode.round import Round, RoundPlayer
-from mlx_gemma_mtp.engine.warm_up import DRAFTS, PROMPT
+from mlx_gemma_mtp.decode.table import PassTable
+from mlx_gemma_mtp.engine.warm_up import PROMPT, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
 PREFILL = ("chunk", len(PROMPT))
@@ -62,11 +64,22 @@ def test_a_prompt_and_a_round_are_played_for_each_number_of_drafts() -> None:
     with watched.engine as engine:
         engine.warm_up(on_cpu=True)
         wait_for(engine)
-        assert watched.played[::2] == [PREFILL] * len(DRAFTS)
-        assert watched.played[1::2] == [("round", drafts) for drafts in DRAFTS]
+        drafts = first_drafts(Depth())
+        assert watched.played[::2] == [PREFILL] * len(drafts)
+        assert watched.played[1::2] == [("round", count) for count in drafts]
         engine.warm_up(on_cpu=True)
         wait_for(engine)
-        assert len(watched.played) == 2 * len(DRAFTS)  # once
+        assert len(watched.played) == 2 * len(drafts)  # once
+
+
+def test_the_drafts_that_are_known_to_be_best_are_played_as_well() -> None:
+    free = PassTable(passes={1: 1.0, 64: 1.001}, steps={1: 1e-6})
+    depth = Depth(table=free)
+    watched = Watched(depth=depth)
+    with watched.engine as engine:
+        engine.warm_up(on_cpu=True)
+        wait_for(engine)
+    assert watched.played[-1] == ("round", MOST)
 
 
 def test_without_a_drafter_only_plain_rounds_are_played() -> None:
@@ -132,13 +145,13 @@ class Timed(Depth):
 
     def __init__(self) -> None:
         super().__init__()
-        self.timings: list[tuple[int, int]] = []
+        self.timings: list[Shape] = []
 
-    def round_took(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
-        self.timings.append((batch, num_draft_tokens))
+    def round_took(self, shape: Shape, seconds: float) -> None:
+        self.timings.append(shape)
 
-    def round_compiled(self, batch: int, num_draft_tokens: int, seconds: float) -> None:
-        self.timings.append((batch, num_draft_tokens))
+    def round_compiled(self, shape: Shape, seconds: float) -> None:
+        self.timings.append(shape)
 
 
 def test_it_leaves_no_trace_in_timings_outputs_and_memory(prompts: list[list[int]]) -> None:

@@ -71,6 +71,10 @@ def a_case(task: str, batch: int, count: NumDrafts, *, rate: float, slope: float
         acceptance_by_position=reached,
         accepted_histogram=[37, *range(11, 11 + depth)],
         drafted_per_round=float(depth),
+        drafted_by_row=[depth + 0.5 - row % 2 for row in range(batch)],
+        tokens_per_pass=batch * (depth + 1.0),
+        copied_per_round=0.75 if count == "auto" else None,
+        copied_acceptance_rate=0.9 if count == "auto" else None,
     )
 
 
@@ -112,7 +116,7 @@ EMPTY = replace(BARE, cases=[])
 DRAWN = replace(
     PAYS,
     subject=replace(PAYS.subject, name="26B-A4B", num_experts=128, random=True),
-    plan=replace(PAYS.plan, accept=[0.8, 0.5]),
+    plan=replace(PAYS.plan, accept=[[0.8, 0.5], [0.4]]),
 )
 RECORDS = {"whole": PAYS, "bare": BARE, "empty": EMPTY, "drawn": DRAWN}
 every_record = pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)

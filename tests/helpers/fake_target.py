@@ -6,7 +6,7 @@ the last WINDOW in a sliding one. So a wrong slot, mask, row or rollback changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,9 @@ class FakeTarget:
 
     def parameters(self) -> dict[str, Any]:
         return {}
+
+    def set_ways(self, ways: Mapping[int, str]) -> None:
+        """Without experts, they make no difference."""
 
     def logits(self, hidden: mx.array) -> mx.array:
         return -self._certainty * mx.abs(mx.arange(VOCAB) - hidden)

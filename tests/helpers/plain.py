@@ -76,9 +76,10 @@ class Plain:
         return [self.rows[(start + i) % NUM_ROWS] for i in range(size)]
 
     def engine(self, draft: Draft = draft, *, limits: Limits = TIGHT, **changes: Any) -> Engine:
-        """An engine on the pair. changes: other fields of the pair."""
+        """An engine on the pair, without copies. changes: other fields of the pair."""
         pair = self.pair._replace(**changes)
-        return Engine(pair, player=partial(round_player, draft=draft), limits=limits)
+        player = partial(round_player, draft=draft)
+        return Engine(pair, player=player, limits=limits, copies=False)
 
     def assert_generated(
         self,

@@ -12,6 +12,7 @@ from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.engine.batch import Batch
+from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.memory import Limits
@@ -40,7 +41,10 @@ class Stepped:
         limits: Limits | None = None,
         depth: Depth | None = None,
         target: FakeTarget | None = None,
+        exactness: Exactness | None = None,
+        **options: Any,
     ) -> None:
+        """options: as of Batch."""
         self.events: list[Event] = []
         self.then: Callable[[Event], object] = lambda _: None
         self.cache: KVCache  # of the last round
@@ -50,7 +54,8 @@ class Stepped:
         self._player = fake_player(target, FakeDrafter())
         depth, limits = depth or Depth(), limits or Limits()
         player = self._player._replace(verify=self._verify)
-        batch = Batch(target, player, depth, [], max_batch, limits)
+        rule = exactness or Exactness(limits, max_batch)
+        batch = Batch(target, player, depth, [], rule, **options)
         self.scheduler = Scheduler(batch, max_queue=64)
 
     @property

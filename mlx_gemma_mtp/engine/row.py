@@ -1,0 +1,103 @@
+"""A request that is decoding: what it may expect of drafts, and what became of them.
+
+A row has two sources of drafts: the drafter, and copies of its own text. Knows nothing of the
+device or of other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.copies import Repeats, Source
+from mlx_gemma_mtp.decode.division import Chances
+from mlx_gemma_mtp.engine.request import Request
+
+
+class Stretch(NamedTuple):
+    """What a text is expected to say, from its last known token on, which stands at `start`."""
+
+    start: int
+    tokens: list[int]
+
+
+class Row:
+    """A request that is decoding, and its place in the batch.
+
+    drafted: the acceptance of the drafter's drafts; None without a drafter. copied: that of copies;
+    None if it takes none. length: the most positions it may have committed.
+    """
+
+    def __init__(
+        self, request: Request, drafted: Acceptance | None, copied: Acceptance | None
+    ) -> None:
+        self.request = request
+        self.length = len(request.ids)
+        self._drafted = drafted
+        self._copied = copied
+        self._source: Source | None = None
+        if copied is not None:
+            self._source = Repeats([*request.ids, *request.tokens])
+
+    def chances(self, most: int, coming: int) -> Chances:
+        """What the next round may give it.
+
+        most: drafts of a round. coming: how many tokens the round in flight should give; 0 if none
+        is in flight.
+        """
+        request, pinned = self.request, self.request.num_draft_tokens
+        if pinned is None:
+            left = request.max_tokens - len(request.tokens) - min(coming, 1)
+            most = max(0, min(most, left - 1))
+        else:
+            pinned = most = min(most, pinned)
+        drafted = [] if self._drafted is None else self._drafted.reached[:most]
+        copied = self._copies_reached(coming)[:most]
+        if copied and sum(copied) >= sum(drafted):
+            return Chances(copied, pinned, copied=True)
+        return Chances(drafted, pinned)
+
+    def stretch(self, count: int) -> Stretch | None:
+        """Return `count` tokens of a copy, the last known one first; None if there is no copy."""
+        expected = [] if self._source is None else self._source.expected(count - 1)
+        if not expected:
+            return None
+        return Stretch(self._last_position, [self.request.tokens[-1], *expected])
+
+    def take(
+        self, tokens: Sequence[int], num_drafts: int, num_steps: int, stretch: Stretch | None
+    ) -> None:
+        """Take the tokens of a round that verified num_drafts drafts of this row.
+
+        num_steps: how many of them are the drafter's, unless the row was where `stretch` expected
+        it to be: then all were copied from there.
+        """
+        copied = stretch is not None and self._is_on(stretch)
+        if self._drafted is not None and not copied:
+            self._drafted.seen(min(num_drafts, num_steps), min(len(tokens) - 1, num_steps))
+        if self._copied is not None and self._source is not None:
+            if expected := self._source.expected(len(tokens)):
+                pairs = zip(expected, tokens, strict=True)
+                right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                self._copied.seen(len(tokens), right)
+            self._source.extend(tokens)
+        self.request.take(tokens, num_drafts, copied=copied)
+
+    @property
+    def _last_position(self) -> int:
+        return len(self.request.ids) + len(self.request.tokens) - 1
+
+    def _copies_reached(self, coming: int) -> list[float]:
+        """The chances of copied drafts; those in flight must be right as well, all of them."""
+        if self._copied is None or self._source is None or not self._source.expected(1):
+            return []
+        reached = self._copied.reached
+        there = reached[min(coming, len(reached)) - 1] if coming else 1.0
+        return [there * one for one in reached]
+
+    def _is_on(self, stretch: Stretch) -> bool:
+        """True if the text has been as expected so far, as far as the device looks."""
+        at = self._last_position - stretch.start
+        return at < len(stretch.tokens) and stretch.tokens[at] == self.request.tokens[-1]
