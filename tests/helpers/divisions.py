@@ -98,7 +98,9 @@ def assert_plain(
                 hits = np.minimum(hits, counting)
                 # What comes from elsewhere is wrong wherever the copies are right.
                 drafts = [[(token + 1) % VOCAB for token in own] for own in drafts]
-            functions["draft"] = lambda *_, drafts=drafts: mx.array(drafts).reshape(size, -1)
+            functions["draft"] = lambda *_, drafts=drafts: mx.array(drafts, mx.int32).reshape(
+                size, -1
+            )
             played = play(
                 models, at, settings, most.tolist(), num_drafts, packing, copies, **functions
             )
