@@ -37,7 +37,7 @@ EXPERTS, PASSES, STEPS, CLASSES, CHUNKS = 0.15, 0.5, 0.53, 0.9, 0.95
 POINTS = (1, 8, 4, 16, 2, 32, 12, 64, 3, 6, 24, 33, 5, 13, 48, 10, 20, 7)
 LEAST_POINTS = 5  # with fewer there is no table
 EXPERT_POINTS = (1, 8, 32, 16, 64, 4, 12, 2, 24, 48, 3, 6)
-EXPERT_LAYERS = 3  # whose experts are timed: together more than a cache holds
+EXPERT_LAYERS = 4  # whose experts are timed: together more than a cache holds
 
 TIMINGS = 3  # of each, the shortest counts; fewer if there is no time
 STEPS_TOGETHER = 4  # of the drafter, as in a round
