@@ -253,7 +253,7 @@ def self_test() -> SelfTest:
     prompts = [pair.text.prompt(prompt) for prompt in PROMPTS]
     with Engine(pair) as engine:
         found = compare(engine, pair, lambda n: prompts[:n], (1, 4), [NUM_DRAFT_TOKENS], 24)
-        report = Report("", list(found))
+        report = Report("", compared=list(found))
     rows = [row for one in report.compared for row in one.rows]
     rate = sum(row.accepted for row in rows) / sum(row.drafted for row in rows)
     return SelfTest(len(rows), report.faults, rate)
