@@ -182,10 +182,14 @@ class Depth:
 
         None if it would change nothing that all further drafts of all rows were accepted.
         """
-        row, count = rows[index], best.drafts[index]
-        if row is None or row.pinned is not None or count >= len(row.reached):
+        drafts = best.drafts
+        hopes = {
+            at: _hopes(row, drafts[at])
+            for at, row in enumerate(rows)
+            if row is not None and row.pinned is None and len(row.reached) > drafts[at]
+        }
+        if index not in hopes:
             return None
-        hopes = {at: _hopes(row, best.drafts[at]) for at, row in enumerate(rows) if row}
         hoped = self._choices.of(rows, hopes)
         options = self._choices.of(rows, {index: hopes[index]})
         if best.target.exact:  # no probe makes an output another one
@@ -196,7 +200,7 @@ class Depth:
         losses[options.tokens == 0] = np.inf
         for each in losses.argsort(axis=None)[: np.isfinite(losses).sum()]:
             probe = options.at(int(each))
-            if probe.drafts[index] > count:
+            if probe.drafts[index] > drafts[index]:
                 return probe
         return None
 
