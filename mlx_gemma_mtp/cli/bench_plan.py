@@ -6,7 +6,7 @@ import filecmp
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,12 +58,7 @@ class Measured:
         list[str] | None,
         typer.Option(metavar="<str>", help="Compare with mlx-lm or mlx-vlm; repeatable."),
     ] = None
-    exact: Annotated[
-        Literal["auto", "on", "off"],
-        typer.Option(
-            metavar="<str>", help="The same bits with and without drafts: on, off, or if cheap."
-        ),
-    ] = "auto"
+    exact: options.Exact = "auto"
     without: Annotated[
         list[str] | None,
         typer.Option(

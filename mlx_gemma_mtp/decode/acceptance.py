@@ -71,17 +71,10 @@ class Acceptance:
 
     @property
     def reached(self) -> list[float]:
-        """The chances that the first 1, 2, ... drafts are all accepted."""
+        """The chances that the first 1, 2, … drafts are all accepted."""
         if self._reached is None:
             self._reached = list(accumulate(self.rates, mul))
         return self._reached
-
-    def expected_tokens(self, num_draft_tokens: int) -> float:
-        """Return the tokens that a round of K drafts yields on average, the extra one included.
-
-        That is 1 + p1 + p1 p2 + … (Leviathan et al. 2023, with a rate for each position).
-        """
-        return 1 + sum(self.reached[:num_draft_tokens])
 
     @classmethod
     def from_json(cls, rates: Any) -> Acceptance:

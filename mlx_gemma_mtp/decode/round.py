@@ -152,19 +152,14 @@ def verify(
     softcap = target.config.final_logit_softcapping
     chosen, sure = choose(logits, following, settings, softcap=softcap)
     if packing is not None:
-        chosen = packing.unpack(chosen.T)
+        hidden, chosen = packing.unpack(hidden), packing.unpack(chosen.T)
         sure = None if sure is None else packing.unpack(sure.T)
     accepted = mx.minimum(agree(drafts, chosen), max_accepted)
     if sure is not None:
         accepted = mx.minimum(accepted, mx.cumprod(sure.astype(mx.int32), axis=1).sum(axis=1) - 1)
     stays, last = accepted < 0, mx.maximum(accepted, 0)[:, None]
     token = mx.where(stays, newest.token, mx.take_along_axis(chosen, last, axis=1)[:, 0])
-    if packing is None:
-        hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
-    else:
-        hidden = mx.take(
-            hidden.squeeze(0), mx.take_along_axis(packing.places, last, axis=1), axis=0
-        )
+    hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
     hidden = mx.where(stays[:, None, None], newest.hidden, hidden)
     cache.offset = cache.offset + accepted + 1
     return Round(chosen, accepted, Newest(token, hidden))

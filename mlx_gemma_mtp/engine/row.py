@@ -55,7 +55,7 @@ class Row:
             pinned = most = min(most, pinned)
         drafted = [] if self._drafted is None else self._drafted.reached[:most]
         copied = self._copies_reached(coming)[:most]
-        if sum(copied) > sum(drafted):
+        if copied and sum(copied) >= sum(drafted):
             return Chances(copied, pinned, copied=True)
         return Chances(drafted, pinned)
 

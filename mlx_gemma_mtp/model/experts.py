@@ -1,4 +1,4 @@
-"""The experts of a mixture-of-experts layer, and the router that chooses them."""
+"""The experts of a mixture-of-experts layer, and the ways to compute them."""
 
 from __future__ import annotations
 
@@ -52,30 +52,27 @@ class Ways:
             raise ValueError(f"unknown way to compute experts: {min(unknown)!r}")
         if not ways:
             return self
-        first, *others = sorted(ways)
-        beyond = others[-1] + 1 if others else first + 1
-        counts = {1: first} | {count: count for count in others}
-        starts = {start: cast(Way, ways[count]) for start, count in counts.items()}
-        starts |= {beyond: self[beyond]}
-        starts |= {start: way for start, way in self.starts if start > beyond}
-        return Ways(tuple(starts.items()))
+        beyond = max(ways) + 1
+        starts = {1: ways[min(ways)], **dict(sorted(ways.items())), beyond: self[beyond]}
+        later = [(start, way) for start, way in self.starts if start > beyond]
+        return Ways((*cast(dict[int, Way], starts).items(), *later))
 
 
 def default_ways(config: TargetConfig) -> Ways:
     """Return the ways to start with, before any are measured on this machine: a rough rule.
 
-    CUDA has no kernel that shares the reads of chosen experts. One layer of 26B-A4B in bfloat16 on
-    an H100: all experts take 590 to 640 us for 6 to 96 tokens; chosen pairs take 332 us for 8
-    tokens, 584 us for 16, and more with each further one. On an H200 tiles take 1,348 us for 512
-    tokens and 2,597 for 2,048, and all experts 1,372 and 5,026; in 4 bits 1,633 and 3,173 us, and
-    5,880 and 22,209.
+    A sort costs more than it saves for fewer than 64 pairs. CUDA has no kernel that shares the
+    reads of chosen experts. One layer of 26B-A4B in bfloat16 on an H100: all experts take 590 to
+    640 us for 6 to 96 tokens; chosen pairs take 332 us for 8 tokens, 584 us for 16, and more with
+    each further one. On an H200 tiles take 1,348 us for 512 tokens and 2,597 for 2,048, and all
+    experts 1,372 and 5,026; in 4 bits 1,633 and 3,173 us, and 5,880 and 22,209.
     """
     if not config.num_experts:
         return Ways(((1, "pairs"),))
+    ways: dict[int, Way] = {1: "pairs", -(-64 // config.top_k_experts): "sorted"}
     if backend() == "cuda":
-        return Ways(((1, "pairs"), (8, "sorted"), (16, "all"), (512, "tiles")))
-    sorted_from = -(-grouped_from(config.num_experts) // config.top_k_experts)
-    return Ways(((1, "pairs"), (sorted_from, "sorted")))
+        ways |= {16: "all", 512: "tiles"}
+    return Ways(tuple(sorted(ways.items())))
 
 
 def num_computed(config: TargetConfig, way: Way, num_tokens: int) -> int:
@@ -284,27 +281,3 @@ def in_tiles(experts: mx.array, num_experts: int, height: int) -> Tiles:
         mx.minimum(of_tile, num_experts - 1).astype(mx.uint32),
         mx.put_along_axis(mx.zeros_like(places), order, places, axis=0).reshape(experts.shape),
     )
-
-
-class ExpertRouter(nn.Module):
-    """Chooses the experts of each token and their shares of the output."""
-
-    def __init__(self, config: TargetConfig) -> None:
-        super().__init__()
-        self._top_k = config.top_k_experts
-        self._root_size = config.hidden_size**-0.5
-        self.proj = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.scale = mx.ones((config.hidden_size,))
-        self.per_expert_scale = mx.ones((config.num_experts,))
-
-    def __call__(self, normed: mx.array) -> tuple[mx.array, mx.array]:
-        """normed [N, H], by `rms_norm` -> experts [N, k] and their shares [N, k], in its dtype.
-
-        The softmax over the chosen scores alone equals that over all, scaled to sum to one.
-        """
-        scores = self.proj(normed * self.scale * self._root_size).astype(mx.float32)
-        experts = mx.argpartition(scores, -self._top_k, axis=-1)[:, -self._top_k :]
-        experts = mx.contiguous(experts)
-        chosen = mx.take_along_axis(scores, experts, axis=-1)
-        shares = mx.softmax(chosen, axis=-1) * self.per_expert_scale[experts]
-        return experts, shares.astype(normed.dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,13 +12,14 @@ from helpers import fake_target
 from helpers.checkpoints import VOCAB
 from helpers.divisions import packed, some_counts
 from helpers.fake_target import FakeTarget, output
+from helpers.plain import some_kind
 from helpers.random_pair import EXPERTS, SHAPE
-from helpers.rounds import FILTERED, GREEDY, MOST, SAMPLED, Models, start
+from helpers.rounds import FILTERED, GREEDY, MOST, SAMPLED, Models, speculate, start
 from helpers.tying import TyingTarget
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.round import Copies, Layout, Newest, Round, verify
 from mlx_gemma_mtp.decode.sampling import row_settings
-from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.experts import Experts, Way
 from mlx_gemma_mtp.model.packing import packing_of
@@ -109,6 +111,34 @@ def test_experts_compute_no_padding_and_in_the_way_for_their_number(
     seen.clear()
     target.read(tokens, cache, 0, mx.array([3, 2]), least=9)
     assert seen == [(6, target.ways[6])] * len(target.layers)
+
+
+@some_kind
+def test_a_compiled_round_serves_every_division_of_a_shape_and_reads_nothing(
+    models: Models, rng: np.random.Generator
+) -> None:
+    traces: list[int] = []
+
+    def both(buffers: Buffers, *rest: Any) -> Any:
+        traces.append(1)
+        cache = KVCache(at.cache.config, buffers)
+        return speculate(*models, cache, *rest), cache.buffers
+
+    at = start(models.target, rng, [40, 0, 25])
+    settings, compiled = row_settings([GREEDY, None, FILTERED], mx.arange(5)), mx.compile(both)
+
+    def play(counts: list[int], width: int, copied: int) -> int:
+        """How many traces there are after such a round, which isn't computed."""
+        copies = Copies(mx.full((3, 8), copied), mx.array([39, -1, copied]))
+        layout = Layout(mx.array(counts) - 1, packing_of(counts, 4, width), copies)
+        compiled(at.cache.buffers, at.newest, settings, layout, 2)
+        return len(traces)
+
+    for copied, counts in enumerate([[4, 0, 2], [1, 2, 3], [2, 2, 2]]):
+        assert play(counts, 8, copied) == 1
+    assert play([4, 0, 3], 8, 0) == 2
+    assert play([4, 0, 3], 9, 0) == 3
+    assert play([3, 1, 3], 9, 0) == 3
 
 
 @pytest.mark.parametrize("least", [1, 2, 9, 40])

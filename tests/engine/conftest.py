@@ -1,6 +1,6 @@
 """Prompts for the fake pair, and an engine that runs it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -18,3 +18,21 @@ def prompts(rng: np.random.Generator) -> list[list[int]]:
 def running() -> Iterator[Engine]:
     with fake_engine() as engine:
         yield engine
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves a clock on, which everybody reads now; otherwise it moves a microsecond per reading."""
+    now = 1000.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def read() -> float:
+        wait(1e-6)
+        return now
+
+    monkeypatch.setattr("time.perf_counter", read)
+
+    return wait
