@@ -136,10 +136,9 @@ class Probe:
             if len(seconds) < LEAST_POINTS:
                 return
             steps = yield from self._time_steps(passes)
-            del passes  # and its caches
-            alike = Passes(target, self._limits)
-            classes = yield from find_classes(alike, partial(self._over, CLASSES))
-            del alike
+            passes = Passes(target, self._limits)  # frees the caches of those that were timed
+            classes = yield from find_classes(passes, partial(self._over, CLASSES))
+            del passes
             per_token = seconds[max(seconds)] / max(seconds)
             chunks = yield from agreeing_chunks(
                 target,
