@@ -17,6 +17,7 @@ from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.costs import MEASURED, Costs
 from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Shape
 from mlx_gemma_mtp.decode.options import Choices, Option, Options, Pass
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.decode.table import PassClass, PassTable
 
 MOST = 8  # drafts that "auto" goes up to; no published drafter gains beyond
@@ -26,8 +27,9 @@ EXACT_GAIN = 1.02  # what "auto" pays for passes that agree
 HOLD = 3  # rounds of a new shape: the first is compiled, and two are timed together
 PROBE_SHARE = 0.01  # of all rounds: what probes may lose
 MOST_SAVED = 8.0  # rounds that may be saved up for probes
+PROBE_DRAFTS = 2  # that a row tries beyond what it has
 SPACING = 6  # rounds from a probe to the next, however little it loses
-LUCK = 1.0  # deviations by which a probe hopes that a cost is lower
+LUCK = 2.0  # deviations by which a probe hopes that a cost is lower
 
 
 @dataclass
@@ -182,16 +184,12 @@ class Depth:
 
         None if it would change nothing that all further drafts of all rows were accepted.
         """
-        drafts = best.drafts
-        hopes = {
-            at: _hopes(row, drafts[at])
-            for at, row in enumerate(rows)
-            if row is not None and row.pinned is None and len(row.reached) > drafts[at]
-        }
-        if index not in hopes:
+        drafts, row = best.drafts, rows[index]
+        if row is None or row.pinned is not None or len(row.reached) <= drafts[index]:
             return None
-        hoped = self._choices.of(rows, hopes)
-        options = self._choices.of(rows, {index: hopes[index]})
+        every = {at: _hopes(row, drafts[at], MAX_DRAFT_TOKENS) for at, row in _unpinned(rows)}
+        hoped = self._choices.of(rows, every)
+        options = self._choices.of(rows, {index: _hopes(row, drafts[index], PROBE_DRAFTS)})
         if best.target.exact:  # no probe makes an output another one
             hoped, options = hoped.exact(), options.exact()
         if (hoped.hoped <= GAIN * best.speed * hoped.seconds).all():
@@ -239,7 +237,12 @@ def _fits(division: Division, rows: Sequence[Chances | None]) -> bool:
     return True
 
 
-def _hopes(row: Chances, count: int) -> Sequence[float]:
-    """Return the chances of a row if all drafts after the first `count` are accepted."""
+def _unpinned(rows: Sequence[Chances | None]) -> list[tuple[int, Chances]]:
+    return [(at, row) for at, row in enumerate(rows) if row is not None and row.pinned is None]
+
+
+def _hopes(row: Chances, count: int, more: int) -> Sequence[float]:
+    """Return the chances of a row if so many drafts after the first `count` are accepted."""
     last = row.reached[count - 1] if count else 1.0
-    return [*row.reached[:count], *[last] * (len(row.reached) - count)]
+    hoped = len(row.reached[count : count + more])
+    return [*row.reached[:count], *[last] * hoped, *row.reached[count + hoped :]]
