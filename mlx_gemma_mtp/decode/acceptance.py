@@ -1,4 +1,4 @@
-"""How often drafts are accepted, by position, and how many tokens a round of K drafts yields.
+"""How often drafts are accepted, by position, and the chances that the first ones all are.
 
 Counts only: knows nothing of the device, of time, or of why a draft was accepted.
 """
@@ -33,11 +33,9 @@ class Acceptance:
 
     A row starts from the pool's rates; the pool's deeper positions start from the rate before
     them.
-    pinned: the most drafts this row takes, whatever the others do; None: as many as there are.
     """
 
-    def __init__(self, pool: Acceptance | None = None, pinned: int | None = None) -> None:
-        self.pinned = pinned
+    def __init__(self, pool: Acceptance | None = None) -> None:
         self._pool = pool
         self._keep = 1 - 1 / (POOL_MEMORY if pool is None else ROW_MEMORY)
         self._at = [_Rate() for _ in range(MAX_DRAFT_TOKENS)]

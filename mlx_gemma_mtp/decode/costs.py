@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -64,7 +63,8 @@ class _Learned:
         self.covariance = self.prior.copy()
         self.timed = 0  # when the last timing came, counted in timings of all batch sizes
         self.timings = 0
-        self.widths = Counter[int]()  # timings of each
+        self.widths = set[int]()  # that were timed, also in earlier runs
+        self.plain = 0  # timings of this run without drafts
 
     def timing(self, direction: Floats, surprise: float, now: int) -> None:
         """Learn from a round that took longer than expected by this."""
@@ -109,7 +109,8 @@ class Costs:
         near = _near((shape.width,))[0]
         direction = np.concatenate([[1, steps / total], passed / total * near])
         learned.timing(direction, math.log(seconds / total), self._now)
-        learned.widths[shape.width] += 1
+        learned.widths.add(shape.width)
+        learned.plain += shape.num_tokens <= shape.batch and not shape.num_steps
 
     def seconds(self, batch: int, passes: tuple[tuple[int, int], ...], num_steps: int) -> Floats:
         """Return the expected seconds of rounds with 0 .. num_steps steps: [steps + 1, passes].
@@ -125,9 +126,13 @@ class Costs:
         held = self._of(batch).covariance[2:, 2:]
         return np.sqrt(np.maximum(((away @ held) * away).sum(1), 0))
 
-    def timings(self, batch: int) -> Counter[int]:
-        """Return how often rounds of this batch size were timed, by width."""
+    def timed(self, batch: int) -> set[int]:
+        """Return the widths of passes that were timed, also in earlier runs."""
         return self._of(batch).widths
+
+    def measured_plain(self, batch: int) -> bool:
+        """True if this run timed rounds without drafts often."""
+        return self._of(batch).plain >= MEASURED
 
     def to_json(self) -> dict[str, Any]:
         """Return what was learned, by batch size."""
@@ -136,7 +141,8 @@ class Costs:
                 "pace": float(one.mean[0]),
                 "step": float(one.mean[1]),
                 "widths": {
-                    str(width): float(_near((width,))[0] @ one.mean[2:]) for width in one.widths
+                    str(width): float(_near((width,))[0] @ one.mean[2:])
+                    for width in sorted(one.widths)
                 },
             }
             for batch, one in self._learned.items()
@@ -163,7 +169,7 @@ class Costs:
             for width, number in one["widths"].items():
                 direction = np.concatenate([[0, 0], _near((int(width),))[0]])
                 learned.learn(direction, number - learned.mean @ direction, KEPT)
-                learned.widths[int(width)] = 0
+                learned.widths.add(int(width))
         return costs
 
     def _of(self, batch: int) -> _Learned:

@@ -2,7 +2,16 @@
 
 Two estimates meet here: what a round takes (`Costs`) and what it yields (`Chances` of each row).
 A round without drafts, plain decoding, competes like any other, so drafting stops when it does not
-pay. Plain Python: knows nothing of the device, of clocks, files or requests.
+pay. Knows nothing of the device, of clocks, files or requests.
+
+Speed lost against the best division known afterwards, in percent, mean (worst) of simulated runs of
+800 rounds each, learning included: on 8 Macs as `mgm estimate` predicts them, with 1 to 8 rows. The
+table is off by 7 % in every entry, and of a shorter context (`tests/helpers/gains.py play`).
+
+                                    with a table   without
+    120 runs, rows alike               1.6 (5.0)   2.5 (6.1)
+    24 runs, rows that differ          2.1 (5.2)   3.1 (5.3)
+    all, behind plain decoding       worst   2.5       4.9
 """
 
 from __future__ import annotations
@@ -14,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
-from mlx_gemma_mtp.decode.costs import MEASURED, Costs
+from mlx_gemma_mtp.decode.costs import Costs
 from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Shape
 from mlx_gemma_mtp.decode.options import Choices, Option, Options, Pass
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
@@ -69,13 +78,13 @@ class Depth:
         self._use(costs or Costs(table))
 
     def _use(self, costs: Costs) -> None:
-        self._choices = Choices(costs, self._exact, MOST)
+        self._rounds = Choices(costs, self._exact, MOST)
         self._states: dict[int, _State] = {}
 
     @property
     def table(self) -> PassTable | None:
         """What a probe measured. A new one replaces what was learned of costs."""
-        return self._choices.costs.table
+        return self._rounds.costs.table
 
     @table.setter
     def table(self, table: PassTable | None) -> None:
@@ -84,41 +93,37 @@ class Depth:
     @property
     def pass_class(self) -> PassClass | None:
         """The passes that agree with each other; None if there are none, or exact is False."""
-        return self._choices.pass_class
+        return self._rounds.pass_class
 
-    def row(self, pinned: int | None = None) -> Acceptance:
-        """Return the acceptance of a new row; report every round to it with `seen`.
-
-        pinned: the row's own number of drafts; None for a row that takes what is chosen.
-        """
-        return Acceptance(self._pool, pinned)
+    def row(self) -> Acceptance:
+        """Return the acceptance of a new row; report every round to it with `seen`."""
+        return Acceptance(self._pool)
 
     def round_took(self, shape: Shape, seconds: float) -> None:
         """Record the duration of a round, without compilation, prefill or waiting."""
-        self._choices.costs.add(shape, seconds)
+        self._rounds.costs.add(shape, seconds)
 
     def round_compiled(self, shape: Shape, seconds: float) -> None:
         """Record how long the compilation of a round took: probes pay for theirs."""
         state = self._state(shape.batch)
         one = shape.num_tokens, shape.width
         if state.best and (*state.best[0][:2], state.best[1]) != (*one, shape.num_steps):
-            took = self._choices.costs.seconds(shape.batch, (one,), shape.num_steps)[-1, 0]
-            state.saved -= seconds / took
+            took = self._rounds.costs.seconds(shape.batch, (one,), shape.num_steps)[-1, 0]
+            state.saved = max(state.saved - float(seconds / took), -MOST_SAVED)
 
     @property
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured."""
-        plain = self._best(self._choices.of([Chances([])]))
-        if self._choices.costs.timings(1)[plain.target.width] < MEASURED:
+        if not self._rounds.costs.measured_plain(1):
             return None
-        return 1 / plain.seconds
+        return self._best(self._rounds.of([Chances([])])).speed
 
     def plain_at(self, batch: int) -> bool:
         """True if no drafts are expected to beat plain decoding; False if too little was timed."""
-        if len(self._choices.costs.timings(batch)) < 2:
+        if len(self._rounds.costs.timed(batch)) < 2:
             return False
         rows = [Chances(self._pool.reached)] * batch
-        return not self._best(self._choices.of(rows)).num_steps
+        return not self._best(self._rounds.of(rows)).num_steps
 
     def choose(self, rows: Sequence[Chances | None]) -> Division:
         """Return how the next round of these rows is divided; None is a free row, not all are.
@@ -132,10 +137,10 @@ class Depth:
         if last is not None and state.held and _fits(last, rows):
             state.held -= 1
             return last
-        options = self._choices.of(rows)
+        options = self._rounds.of(rows)
         best = self._best(options, state.best)
         state.best = best.target, best.num_steps
-        division = self._choices.division(self._probe(state, rows, options, best) or best)
+        division = self._rounds.division(self._probe(state, rows, options, best) or best)
         state.held = 0 if last is not None and last.shape == division.shape else HOLD - 1
         state.division = division
         return division
@@ -174,7 +179,7 @@ class Depth:
     def _cheaper(self, options: Options, best: Option) -> Option | None:
         """Return what is the best if the costs that are uncertain are low."""
         batch, widths = options.slots.batch, tuple(one.width for one in options.passes)
-        luck = np.exp(LUCK * self._choices.costs.doubt(batch, widths, best.target.width))
+        luck = np.exp(LUCK * self._rounds.costs.doubt(batch, widths, best.target.width))
         merits = options.tokens / options.seconds * luck
         probe = options.best(merits)
         return probe if merits.max() > GAIN * best.speed else None
@@ -188,12 +193,13 @@ class Depth:
         if row is None or row.pinned is not None or len(row.reached) <= drafts[index]:
             return None
         every = {at: _hopes(row, drafts[at], MAX_DRAFT_TOKENS) for at, row in _unpinned(rows)}
-        hoped = self._choices.of(rows, every)
-        options = self._choices.of(rows, {index: _hopes(row, drafts[index], PROBE_DRAFTS)})
-        if best.target.exact:  # no probe makes an output another one
-            hoped, options = hoped.exact(), options.exact()
-        if (hoped.hoped <= GAIN * best.speed * hoped.seconds).all():
+        hoped = self._rounds.of(rows, every)
+        options = self._rounds.of(rows, {index: _hopes(row, drafts[index], PROBE_DRAFTS)})
+        gain = GAIN * (EXACT_GAIN if best.target.exact else 1)
+        if (hoped.hoped <= gain * best.speed * hoped.seconds).all():
             return None
+        if best.target.exact:  # no probe makes an output another one
+            options = options.exact()
         losses = options.seconds * best.speed - options.tokens
         losses[options.tokens == 0] = np.inf
         for each in losses.argsort(axis=None)[: np.isfinite(losses).sum()]:
@@ -206,7 +212,7 @@ class Depth:
         """Return what the next run can start from."""
         table = None if self.table is None else self.table.to_json()
         return {
-            "costs": self._choices.costs.to_json(),
+            "costs": self._rounds.costs.to_json(),
             "acceptance": self._pool.rates,
             "table": table,
         }

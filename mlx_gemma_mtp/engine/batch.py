@@ -171,7 +171,7 @@ class Batch:
     def _row(self, request: Request) -> Row:
         """Return a row for a request that has its first token."""
         most, copied = request.num_draft_tokens, self._copies
-        drafted = self._depth.row(most) if self._has_drafter else None
+        drafted = self._depth.row() if self._has_drafter else None
         return Row(request, drafted, Acceptance(copied) if copied and most != 0 else None)
 
     def _dispatch_drafts(self) -> Guess | None:

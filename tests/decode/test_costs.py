@@ -84,7 +84,9 @@ def test_what_was_learned_is_remembered_and_scaled_to_the_machine_of_today() -> 
     today = Costs.from_json(json.loads(json.dumps(before.to_json())), TABLE)
     timed(today, (8, 4.8, 40))
     assert seconds(today, 1, 8) == pytest.approx([1.2, 4.8], rel=0.1)
-    assert today.timings(1) == {1: 0, 8: 40}
+    assert today.timed(1) == {1, 8}
+    assert not today.measured_plain(1)
+    assert timed(today, (1, 1.0, 40)).measured_plain(1)
     assert Costs.from_json({}, TABLE).to_json() == {}
 
 

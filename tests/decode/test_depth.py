@@ -1,6 +1,6 @@
 """The choice of divisions on simulated machines: how far behind the best it stays.
 
-Runs are short: `tests/helpers/divisions.py play` plays longer ones on more machines.
+Runs are short: `tests/helpers/gains.py play` plays longer ones on more machines.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from helpers.divisions import PROBED_CONTEXT, TABLE_ERROR, chosen
+from helpers.gains import PROBED_CONTEXT, TABLE_ERROR, chosen
 from helpers.machines import (
     TEXTS,
     Floats,

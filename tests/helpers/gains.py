@@ -19,13 +19,14 @@ from helpers.machines import MACS, TEXTS, Machine, Played, best_of, mac, play, s
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Chances, Division
 
-KINDS = {"0.85": "code", "0.55": "chat", "0.35": "creative"}
+KINDS = {"0.95": "edits", "0.85": "code", "0.55": "chat", "0.35": "creative"}
 MIXES = {
     "alike": [("0.55",) * batch for batch in (4, 8)],
     "mixed": [
         ("0.85", "0.85", "0.55", "0.35"),
         ("0.85", "0.85", "0.85", "0.55", "0.55", "0.55", "0.35", "0.35"),
     ],
+    "apart": [(*["0.95"] * half, *["0.35"] * half) for half in (2, 4)],
 }
 PLAYED = {
     1: [("0.95",), ("0.8",), ("0.5",), ("0.2",), ("published",)],
@@ -72,9 +73,10 @@ def gains() -> Iterator[str]:
                     for text, kind in KINDS.items()
                     if text in texts
                 )
+                gain = f"{speed / best.single - 1:+.0%}".replace("-0", "+0")
                 yield (
                     f"| {chip} | {size} | {len(texts)} {name} | {best.plain:.0f} | "
-                    f"{best.single:.0f} | {speed:.0f} | {drafts} | {speed / best.single - 1:+.0%} |"
+                    f"{best.single:.0f} | {speed:.0f} | {drafts} | {gain} |"
                 )
 
 

@@ -82,12 +82,6 @@ class Machine:
         factor = float(scale if scale.ndim == 0 else scale[tokens])
         return factor * float(self.passes[tokens] + steps * self.step)
 
-    def over(self, rounds: int) -> Floats:
-        """Return the mean factor of passes over rounds: [tokens]."""
-        scale = np.broadcast_to(self.scale, (rounds, *self.scale.shape[1:]))
-        scale = scale if len(self.scale) == 1 else self.scale[:rounds]
-        return np.broadcast_to(scale.mean(0), self.passes.shape)
-
     def probed(self, rng: Rng, error: float) -> PassTable:
         """Return what a probe would measure, each time off by this on average."""
 
@@ -183,7 +177,7 @@ def mac(chip: str, size: str, batch: int, context: int = MAC_CONTEXT) -> Machine
     floor, found, lengths = planned(size), find_chip(chip), [context] * batch
     passes = [
         predicted_round(floor, found, lengths, count, 0).seconds()
-        for count in range(1, batch * (MOST + 1) + 1)
+        for count in range(1, max(WIDTHS[-1], batch * (MOST + 1)) + 1)
     ]
     step = predicted_round(floor, found, lengths, 1, 1).seconds() - passes[0]
     return Machine(batch, np.array([np.nan, *passes]), step)
