@@ -210,7 +210,7 @@ class Pair(NamedTuple):
         )
         rows = empty(
             batch,
-            capacity=capacity_for(context + 2 * (MOST + 1)),
+            capacity=capacity_for(context + limits.most_beyond),
             most=limits.most_beyond,
         )
         capacity, chunk = capacity_for(context), min(largest, context)

@@ -27,8 +27,8 @@ class SamplingParams:
     top_k: 0 keeps all tokens. top_p: above 0 and at most 1, which keeps all.
     seed: the same prompt, settings and seed give the same output; None draws a new seed.
     stop: strings that end the answer and are not part of it, next to those of the checkpoint.
-    num_draft_tokens: drafts per round. "auto" uses what the engine measures to be fastest, round by
-        round; 0 is plain decoding.
+    num_draft_tokens: drafts per round, copies included. "auto" uses what the engine measures to be
+        fastest, round by round; 0 is plain decoding.
     ignore_eos: continue past the ends of turns that the checkpoint names, tokens and strings.
     thinking: ask the chat template for a thought before the answer; not for prompts of token ids.
 

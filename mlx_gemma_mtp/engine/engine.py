@@ -91,26 +91,18 @@ class Engine:
         rounds = player(target, drafter)
         on_idle = None if key is None else partial(save_depth, key, self._depth)
 
-        has_drafter = self.has_drafter
+        batch = partial(Batch, target, rounds, suppressed, has_drafter=self.has_drafter)
 
         def scheduler() -> Scheduler:
-            batch = Batch(
-                target,
-                rounds,
-                depth,
-                suppressed,
-                exactness,
-                copies=copies,
-                has_drafter=has_drafter,
-            )
-            return Scheduler(batch, max_queue=max_queue, on_idle=on_idle)
+            rows = batch(depth, exactness, copies=copies)
+            return Scheduler(rows, max_queue=max_queue, on_idle=on_idle)
 
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
         likewise = Depth.from_json(depth.to_json(), exact)
-        one_row = exactness._replace(max_batch=1)
-        rows = partial(Batch, target, rounds, likewise, suppressed, one_row, copies=False)
+        one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
         params = SamplingParams(seed=0).resolved(self._defaults)
-        self._warm_up = WarmUp(rows, params, first_drafts(likewise) if has_drafter else (0,))
+        drafts = first_drafts(likewise) if self.has_drafter else (0,)
+        self._warm_up = WarmUp(one_row, params, drafts)
 
     def __enter__(self) -> Engine:
         return self

@@ -4,11 +4,12 @@ It is exact if every pass of it was of the class in use: rounds as `Depth` divid
 and prompts as follows (`Exactness.of`).
 
 - exact=True: each prompt is read by itself, in passes of the sizes that agree, the last one padded.
-  If fewer than two agree, passes have `Limits.decoding_chunk` tokens, and follow from the prompt
-  alone. There are no more rows than the class holds. Without a class requests decode one by one and
-  without drafts, and those passes are all alike.
-- "auto": the same if all sizes agree, because then it costs nothing but the padding. But prompts
-  that wait are read together, and their completions are not exact.
+  If fewer than two agree, all passes but the last have `Limits.decoding_chunk` tokens, so that they
+  follow from the prompt alone. There are no more rows than the class holds. Without a class
+  requests decode one by one and without drafts, and those passes are all alike.
+- "auto": nothing that takes longer than some padding. If all sizes agree, a prompt that is read by
+  itself is padded. If not, it is exact if its passes happen to be those of exact=True: as a rule if
+  it has at most `Limits.decoding_chunk` tokens. Prompts that wait are read together, and are not.
 - False: nothing is done for it.
 
 A turn of a session is judged by its own passes, not by those that its session remembers.
@@ -32,8 +33,9 @@ class Exactness(NamedTuple):
 
     limits: with the sizes that passes over prompts may have. max_batch: the most rows. sizes: to
     which a pass over one prompt is padded; empty: to none. alone: no pass has several prompts.
-    prompts: passes over one prompt are exact. least: tokens in any product over last tokens. lone:
-    a round of one token is exact, because there are no others. note: for people, if not empty.
+    prompts: passes over one prompt can be exact; fixed: if they follow from the prompt. least:
+    tokens in any product over last tokens. lone: a round of one token is exact, because there are
+    no others. note: for people, if not empty.
     """
 
     limits: Limits
@@ -41,6 +43,7 @@ class Exactness(NamedTuple):
     sizes: tuple[int, ...] = ()
     alone: bool = False
     prompts: bool = False
+    fixed: bool = False
     least: int = 1
     lone: bool = False
     note: str = ""
@@ -53,22 +56,26 @@ class Exactness(NamedTuple):
             return cls(limits, max_batch)
         agreeing = () if depth.table is None else depth.table.chunks
         sizes = tuple(size for size in limits.chunks if size in agreeing)
-        fixed = replace(limits, chunks=(limits.decoding_chunk,))
+        fixed = found is None or len(sizes) < (2 if insists else len(limits.chunks))
+        rule = cls(limits, max_batch, () if fixed else sizes, prompts=True, fixed=fixed)
+        if insists:
+            chunks = rule.sizes or (limits.decoding_chunk,)
+            rule = rule._replace(limits=replace(limits, chunks=chunks), alone=True)
         if found is None:
-            return cls(fixed, 1, alone=True, prompts=True, lone=True, note=NO_CLASS)
-        least = found.least_width
+            return rule._replace(max_batch=1, lone=True, note=NO_CLASS)
+        rule = rule._replace(least=found.least_width)
         if not insists:
-            agree = sizes == limits.chunks
-            return cls(limits, max_batch, sizes if agree else (), prompts=agree, least=least)
-        max_batch = min(max_batch, found.most_width)
+            return rule
         note = NO_DRAFTS if found.most_positions == 1 else ""
-        if len(sizes) < 2:
-            return cls(fixed, max_batch, (), True, True, least, note=note)
-        return cls(replace(limits, chunks=sizes), max_batch, sizes, True, True, least, note=note)
+        return rule._replace(max_batch=min(max_batch, found.most_width), note=note)
 
     def round(self, division: Division) -> bool:
         """Return whether a round gives its tokens the bits of the class."""
         return division.exact or (self.lone and division.shape.width == 1)
+
+    def follows(self, num_tokens: int, left: int) -> bool:
+        """Return whether a pass over this many tokens of one prompt, of those left, is exact."""
+        return not self.fixed or num_tokens == min(left, self.limits.decoding_chunk)
 
     @property
     def most_padding(self) -> int:

@@ -94,6 +94,7 @@ class Prefill:
         width = left = self._longest - start
         if len(self.requests) == 1:
             width = self._exactness.padded(min(left, most))
+            self.requests[0].exact &= self._exactness.follows(width, left)
         chunks = [request.ids[start : start + width] for request in self.requests]
         lengths = [len(chunk) for chunk in chunks]
         padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]

@@ -112,7 +112,8 @@ def test_json_has_text_tokens_and_statistics_and_is_the_same_without_drafter(her
     assert stats["reused_tokens"] == 0
     assert 0 <= stats["accepted"] <= stats["drafted"] == sum(stats["drafted_at"])
     assert stats["acceptance_rate"] == stats["accepted"] / stats["drafted"]
-    other = found(here(*asked, "--drafter", "none"))
+    other = found(here(*asked, "--drafter", "none", "--no-copies", "--exact", "off"))
+    assert not other["exact"]
     assert (other["text"], other["tokens"]) == (one["text"], one["tokens"])
     assert (other["stats"]["drafted"], other["stats"]["acceptance_rate"]) == (0, None)
 
@@ -170,6 +171,7 @@ def test_a_thought_is_shown_at_a_terminal(
         ("generate Hi --drafter none --check", 3, "nothing to compare without a --drafter"),
         ("generate Hi --max-tokens 0", 2, "--max-tokens must"),
         ("generate Hi --num-draft-tokens some", 2, "num-draft-tokens"),
+        ("generate Hi --exact maybe", 2, "--exact"),
         ("generate Hi --num-draft-tokens 16", 2, "--num-draft-tokens must"),
         ("generate Hi --num-draft-tokens 0 --check", 2, "--check"),
         ("generate Hi --bits 3", 2, "bits"),

@@ -139,6 +139,7 @@ def test_a_result_is_that_of_its_prompt_alone(mgm_here: Here, tmp_path: Path) ->
         common = ("--seed", str(result["seed"]), "--system", "Be nice.", "--json")
         alone = found(mgm_here("generate", *options, *common))
         prompt_tokens = alone.pop("stats")["prompt_tokens"]
+        del alone["exact"]  # depends on what else is decoded
         assert result == {"id": line["id"], **alone, "prompt_tokens": prompt_tokens}
 
 

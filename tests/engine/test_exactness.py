@@ -105,7 +105,6 @@ def test_auto_pads_a_prompt_that_comes_alone_and_reads_others_together(
     [
         ("auto", None),
         ("auto", table(chunks=CHUNKS)),
-        ("auto", table(WIDE, chunks=CHUNKS[:-1])),
         (False, table(WIDE)),
     ],
 )
@@ -115,6 +114,13 @@ def test_nothing_is_done_where_it_would_cost_or_is_not_wanted(
     stepped = Under(exact, known)
     assert stepped.play([100], rng) == [False]
     assert stepped.target.passes == [(1, 100)]
+
+
+def test_auto_without_sizes_that_agree_leaves_it_to_the_prompt(rng: np.random.Generator) -> None:
+    stepped = Under("auto", table(WIDE, chunks=CHUNKS[:-1]))
+    found = [exact for length in (100, 512, 600) for exact in stepped.play([length], rng)]
+    assert found == [True, True, False]
+    assert stepped.target.passes == [(1, 100), (1, 512), (1, 600)]
 
 
 def test_one_round_outside_the_class_is_enough(rng: np.random.Generator) -> None:

@@ -44,10 +44,10 @@ class AnyDepth(Depth):
 class GivenDepth(Depth):
     """The same number of drafts for all rows that may have it, round by round."""
 
-    def __init__(self, choices: Iterator[int]) -> None:
+    def __init__(self, counts: Iterator[int]) -> None:
         super().__init__()
-        self._choices = choices
+        self._counts = counts
 
     def choose(self, rows: Sequence[Chances | None]) -> Division:
-        count = next(self._choices)
+        count = next(self._counts)
         return divided(rows, [wanted(row, count) for row in rows])

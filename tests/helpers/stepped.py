@@ -55,7 +55,7 @@ class Stepped:
         depth, limits = depth or Depth(), limits or Limits()
         player = self._player._replace(verify=self._verify)
         rule = exactness or Exactness(limits, max_batch)
-        batch = Batch(target, player, depth, [], rule, **options)
+        batch = Batch(target, player, [], depth, rule, **options)
         self.scheduler = Scheduler(batch, max_queue=64)
 
     @property
