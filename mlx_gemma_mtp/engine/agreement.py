@@ -27,7 +27,6 @@ POSITIONS = (PLACES, 1, 2, 4, 6, 9, 16)
 WIDTHS = (16, 8, 2, 32, 1, 64, 4, 12, 6, 24, 3, 33, 13, 7, 48, 5, 10, 20)
 
 Over = Callable[[], bool]
-Steps = Generator[None, None, tuple[PassClass, ...]]
 
 
 def agree(one: Bits, other: Bits) -> bool:
@@ -50,8 +49,12 @@ def runs(found: Mapping[int, Bits | None]) -> list[tuple[int, int]]:
     return ranges
 
 
-def find_classes(passes: Passes, over: Over) -> Steps:
-    """Return the passes that agree, whatever the batch and the capacity; nothing if none do."""
+def find_classes(passes: Passes, over: Over) -> Generator[None, None, tuple[PassClass, ...]]:
+    """Return the passes that agree, whatever the batch and the capacity; nothing if none do.
+
+    A class of some width has passes of fewer tokens, which experts compute without the padding: so
+    it ends where the ways to compute experts do not agree.
+    """
     batches = list[Bits]()
     for batch in BATCHES:
         shaped = Shaped([2, *[0] * (batch - 1)], 2, PLACES)

@@ -37,7 +37,7 @@ EXPERTS, PASSES, STEPS, CLASSES, CHUNKS = 0.15, 0.5, 0.53, 0.9, 0.95
 POINTS = (1, 8, 4, 16, 2, 32, 12, 64, 3, 6, 24, 33, 5, 13, 48, 10, 20, 7)
 LEAST_POINTS = 5  # with fewer there is no table
 EXPERT_POINTS = (1, 8, 32, 16, 64, 4, 12, 2, 24, 48, 3, 6)
-EXPERT_LAYERS = 3  # whose experts are timed: together more than a cache holds
+EXPERT_LAYERS = 4  # whose experts are timed: together more than a cache holds
 
 TIMINGS = 3  # of each, the shortest counts; fewer if there is no time
 STEPS_TOGETHER = 4  # of the drafter, as in a round
@@ -136,10 +136,9 @@ class Probe:
             if len(seconds) < LEAST_POINTS:
                 return
             steps = yield from self._time_steps(passes)
-            del passes  # and its caches
-            alike = Passes(target, self._limits)
-            classes = yield from find_classes(alike, partial(self._over, CLASSES))
-            del alike
+            passes = Passes(target, self._limits)  # frees the caches of those that were timed
+            classes = yield from find_classes(passes, partial(self._over, CLASSES))
+            del passes
             per_token = seconds[max(seconds)] / max(seconds)
             chunks = yield from agreeing_chunks(
                 target,

@@ -26,6 +26,8 @@ from mlx_gemma_mtp.bench.turn import Rounds, Turn, our_rounds, timed
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import Layout, Newest, RoundPlayer, draft, round_player
 from mlx_gemma_mtp.decode.sampling import row_settings
+from mlx_gemma_mtp.decode.table import PassClass, PassTable
+from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
 from mlx_gemma_mtp.model.cache import KVCache
@@ -298,6 +300,17 @@ def test_a_size_is_a_known_name_or_a_file(tiny: str, tmp_path: Any) -> None:
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UsageError, match="does not describe"):
         synthetic.settings(str(tmp_path / "bad.json"))
+
+
+def test_exact_passes_may_hold_fewer_rows_than_a_batch(pair: PairOf) -> None:
+    opened = subject.Opened("tiny", OpenPair(*pair, None, {}, None), exact=True)
+    with pytest.raises(UsageError, match="--batch takes up to 1 with --exact on: no passes"):
+        opened.engine(2, opened.depth())
+    opened.engine(2, opened.depth("exact"), without="exact").close()
+    table = PassTable({1: 0.1, 8: 0.2}, classes=(PassClass(2, 8, 1, 4),))
+    opened = opened._replace(pair=opened.pair._replace(table=table))
+    opened.engine(8, opened.depth()).close()
+    assert opened.depth("table").table is None
 
 
 def test_a_size_without_room_is_refused_before_it_is_drawn() -> None:

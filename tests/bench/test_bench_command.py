@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlx_gemma_mtp.bench import run, subject
+from mlx_gemma_mtp.bench import report, run, subject
 from mlx_gemma_mtp.bench.prompts import Prompts, of_noise
 from mlx_gemma_mtp.bench.record import Plan, Record, read
 from mlx_gemma_mtp.bench.run import Run
@@ -178,9 +178,9 @@ def test_ctrl_c_keeps_and_shows_what_is_finished(tiny: str, tmp_path: Path) -> N
 class Measured:
     """A run with random weights in this process."""
 
-    def __init__(self, tiny: str, batches: list[int], tasks: list[str]) -> None:
+    def __init__(self, tiny: str, batches: list[int], tasks: list[str], **more: Any) -> None:
         self.opened = subject.random(tiny, bits=None, accept=[[0.5]]).draw()
-        plan = Plan(batches, [0, 2], tokens=4, repeat=2, endless=True, tasks=tasks)
+        plan = Plan(batches, [0, 2], tokens=4, repeat=2, endless=True, tasks=tasks, **more)
         noise = of_noise(512, [9])
         self.prompts = Prompts(tasks, lambda _, row: noise.wave("random", 1, row)[0])
         self.record = Record("mgm bench", stamp(), self.opened.subject(), plan, 1e9)
@@ -227,6 +227,17 @@ def test_turns_alternate_and_a_peer_that_fails_is_left_out_of_its_batch(tiny: st
     theirs = [case for case in measured.record.cases if case.engine == "other 1.0"]
     assert [(one.batch, one.num_draft_tokens) for one in theirs] == [(1, 0), (1, 2), (2, 0)]
     assert "other 1.0 failed at batch 2 with 2 drafts: out of memory" in measured.record.warnings
+
+
+def test_ours_without_something_takes_turns_like_another_engine(tiny: str) -> None:
+    measured = Measured(tiny, [1], ["a"], without=["exact", "table"])
+    measured.measure()
+    settings = [(one.engine, one.num_draft_tokens) for one in measured.record.cases]
+    names = ["mlx-gemma-mtp", "no-exact", "no-table"]
+    assert settings == [(name, count) for name in names for count in (0, 2)]
+    details = report.text(measured.record, "all")
+    assert "no-table" in details
+    assert "the other engines need" not in details  # copies of the weights
 
 
 def test_completions_that_end_before_a_window_is_full_are_reported(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Generator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import CONFIG, PARAMS, Rounds, fake_engine, fake_pair, output
+from helpers.fake_target import CONFIG, PARAMS, SECONDS, Rounds, fake_engine, fake_pair, output
 from helpers.random_pair import EXPERTS, random_pair
 from mlx_gemma_mtp import load
 from mlx_gemma_mtp.decode.table import PassClass, PassTable
@@ -79,7 +80,7 @@ class SlowTarget:
     """A target whose passes take a time that is known, and may differ in the last bit.
 
     seconds: of a pass of this many tokens. quirk: added to the states of a pass. kept_quirk: to
-    its keys. read_quirk: to the states of a pass over this many tokens of a prompt.
+    its keys. read_quirk, read_kept_quirk: the same of a pass over this many tokens of a prompt.
     """
 
     dtype = mx.float32
@@ -90,6 +91,7 @@ class SlowTarget:
         quirk: Callable[[Pass], float] = lambda _: 0,
         kept_quirk: Callable[[Pass], float] = lambda _: 0,
         read_quirk: Callable[[int], float] = lambda _: 0,
+        read_kept_quirk: Callable[[int], float] = lambda _: 0,
         experts: Callable[[str, int], float] | None = None,
     ) -> None:
         self.clock = Clock()
@@ -99,7 +101,8 @@ class SlowTarget:
         self.layers = [Layer(self.clock, experts)] * 6 if experts else []
         self.used: list[str] = []
         self._seconds, self._quirk = seconds, quirk
-        self._kept_quirk, self._read_quirk = kept_quirk, read_quirk
+        self._kept_quirk = kept_quirk
+        self._read_quirk, self._read_kept_quirk = read_quirk, read_kept_quirk
 
     def set_ways(self, ways: dict[int, str]) -> None:
         self.ways = default_ways(self.config).measured(ways)
@@ -128,10 +131,9 @@ class SlowTarget:
     ) -> mx.array:
         size = tokens.shape[1]
         self.clock.now += self._seconds(size)
-        quirk = self._read_quirk(size)
         reaches = {kind: prompt_reach(cache, kind, size, start) for kind in KINDS}
-        self._write(tokens + quirk, cache, reaches)
-        hidden = tokens[..., None] + mx.array(quirk)
+        self._write(tokens + self._read_kept_quirk(size), cache, reaches)
+        hidden = tokens[..., None] + mx.array(self._read_quirk(size))
         return mx.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
 
     def _write(self, tokens: mx.array, cache: KVCache, reaches: dict[LayerKind, Any]) -> None:
@@ -236,8 +238,9 @@ def test_with_little_time_there_is_no_class_that_was_not_tested() -> None:
 def test_chunks_are_most_of_the_sizes_that_agree(
     quirk: Callable[[int], float], chunks: tuple[int, ...]
 ) -> None:
-    table = found(SlowTarget(read_quirk=lambda size: quirk(size) * 2**-10))
-    assert table.chunks == chunks
+    for where in ("read_quirk", "read_kept_quirk"):
+        table = found(SlowTarget(**{where: lambda size: quirk(size) * 2**-10}))  # type: ignore[arg-type]
+        assert table.chunks == chunks
 
 
 def test_chunks_are_compared_as_far_as_time_allows() -> None:
@@ -453,3 +456,14 @@ def test_runs_are_the_largest_ranges_that_agree() -> None:
 def test_what_is_compared_has_both_ends() -> None:
     assert {1, 8} <= {*BATCHES}
     assert {*POINTS} <= {*WIDTHS}
+
+
+def test_two_probes_at_once_take_turns() -> None:
+    tables = list[PassTable]()
+    target = [SlowTarget(), SlowTarget(lambda _: 0.002)]
+    both = [threading.Thread(target=lambda one=one: tables.append(found(one))) for one in target]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(SECONDS)
+    assert sorted(table.passes[1] for table in tables) == pytest.approx([0.001, 0.002])
