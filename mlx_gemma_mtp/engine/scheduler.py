@@ -178,7 +178,8 @@ class Scheduler:
             del prefill  # its memory is free before they are read again
             for request in apart:
                 self._prefill = Prefill(self._batch.target, [request], self._batch.exactness)
-                self._read(self._prefill, len(request.ids))
+                while self._prefill is not None:  # padding may take another pass
+                    self._read(self._prefill, len(request.ids))
         return max(num_tokens, limits.chunks[0])
 
     def _fail(self, requests: Sequence[Request], error: BaseException) -> None:

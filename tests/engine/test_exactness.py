@@ -39,8 +39,11 @@ class Reads(FakeTarget):
         super().__init__()
         self.passes: list[tuple[int, int]] = []
         self.least: set[int] = set()
+        self.most = 8  # prompts for which there is memory
 
     def read(self, tokens: mx.array, cache: KVCache, *rest: Any) -> mx.array:
+        if len(tokens) > self.most:
+            raise RuntimeError("no memory")
         self.passes.append((tokens.shape[0], tokens.shape[1]))
         self.least.add(rest[-1])
         return super().read(tokens, cache, *rest)
@@ -98,6 +101,13 @@ def test_auto_pads_a_prompt_that_comes_alone_and_reads_others_together(
     assert stepped.play([5, 60, 70], rng) == [False] * 3
     assert stepped.play([100], rng) == [True]
     assert stepped.target.passes == [(3, 70), (1, 128)]
+
+
+def test_prompts_that_fail_together_are_read_whole_one_by_one(rng: np.random.Generator) -> None:
+    stepped = Under("auto", table(WIDE))
+    stepped.target.most = 1
+    assert stepped.play([130, 140], rng) == [True] * 2
+    assert stepped.target.passes == [(1, 128), (1, 64)] * 2
 
 
 @pytest.mark.parametrize(
