@@ -39,6 +39,7 @@ GUESS = 0.4  # of a guessed one: near widths are alike,
 OCTAVES = 2.0  # and those that are this many doublings apart hardly
 GUESSED = 1.0  # of a guessed step
 
+LARGEST = 50  # of a saved logarithm
 FIRST = math.log(0.03)  # seconds of a round before anything was timed
 
 
@@ -49,12 +50,13 @@ class _Learned:
     all shapes alike; its covariances tell those from what one width does.
     """
 
-    def __init__(self, has_table: bool) -> None:
+    def __init__(self, has_table: bool, has_steps: bool) -> None:
         size = 2 + len(WIDTHS)
         self.mean = np.zeros(size)
         self.mean[0] = 0.0 if has_table else FIRST
         if has_table:
-            self.prior = np.diag([EARLIER**2, TABLE**2, *[TABLE**2] * len(WIDTHS)])
+            step = TABLE if has_steps else GUESSED
+            self.prior = np.diag([EARLIER**2, step**2, *[TABLE**2] * len(WIDTHS)])
         else:
             octaves = np.log2(np.array(WIDTHS))
             apart = np.abs(octaves[:, None] - octaves) / OCTAVES
@@ -161,8 +163,8 @@ class Costs:
             learned = costs._of(int(batch))
             found = {0: one["pace"], 1: one["step"]}
             numbers = [*found.values(), *one["widths"].values()]
-            if not all(math.isfinite(number) for number in numbers):
-                raise ValueError(f"{numbers} are not all finite")
+            if not all(abs(number) < LARGEST for number in numbers):  # nan isn't either
+                raise ValueError(f"costs are logarithms below {LARGEST}, not {numbers}")
             for at, number in found.items():
                 direction = np.eye(len(learned.mean))[at]
                 learned.learn(direction, number - learned.mean[at], EARLIER if at == 0 else KEPT)
@@ -174,7 +176,8 @@ class Costs:
 
     def _of(self, batch: int) -> _Learned:
         if batch not in self._learned:
-            self._learned[batch] = _Learned(self.table is not None)
+            table = self.table
+            self._learned[batch] = _Learned(table is not None, bool(table and table.steps))
         return self._learned[batch]
 
     def _expected(self, batch: int, passes: tuple[tuple[int, int], ...]) -> tuple[Floats, float]:
@@ -184,7 +187,8 @@ class Costs:
         own = np.exp(_near(tuple(width for _, width in passes)) @ mean[2:])
         if (batch, passes) not in self._tabled:
             self._tabled[batch, passes] = np.array([self._table_of(batch, *one) for one in passes])
-        step = GUESSED_STEP if self.table is None else self.table.step_seconds(batch)
+        step = 0.0 if self.table is None else self.table.step_seconds(batch)
+        step = step or GUESSED_STEP * self._table_of(batch, batch, batch)
         return pace * self._tabled[batch, passes] * own, pace * step * math.exp(mean[1])
 
     def _table_of(self, batch: int, num_tokens: int, width: int) -> float:

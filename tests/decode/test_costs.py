@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,15 @@ def test_what_a_step_takes_is_learned_from_rounds_with_steps() -> None:
     assert seconds(costs, 4, steps=2) == pytest.approx([1.4], rel=0.05)
 
 
+def test_a_step_that_the_probe_had_no_time_for_is_not_free() -> None:
+    costs = Costs(replace(TABLE, steps={}))
+    assert seconds(costs, 4, steps=3)[0] > 2.01
+    for _ in range(60):
+        costs.add(shape(4, 3), 2.6)
+        costs.add(shape(4, 0), 2.0)
+    assert seconds(costs, 4, steps=3) == pytest.approx([2.6], rel=0.05)
+
+
 def test_a_change_of_the_width_in_use_is_one_of_the_machine() -> None:
     costs = timed(Costs(TABLE), (1, 1.0, 200), (4, 2.0, 200), (4, 4.0, 60))
     assert seconds(costs, 1, 4) == pytest.approx([2, 4], rel=0.1)
@@ -95,6 +105,7 @@ def test_what_was_learned_is_remembered_and_scaled_to_the_machine_of_today() -> 
     [
         {"1": {"0": 0.1}},  # of an earlier version
         {"1": {"pace": float("nan"), "step": 0, "widths": {}}},
+        {"1": {"pace": 1e30, "step": 0, "widths": {}}},
         {"1": {"pace": 0, "step": 0, "widths": {"x": 0}}},
         {"1": {"pace": 0, "step": "0", "widths": {}}},
         [1],
