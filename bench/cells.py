@@ -58,7 +58,7 @@ def cells(case: Case) -> dict[str, str]:
         found[name] = "" if value is None else f"{value:.{digits}f}"
     for at, rate in enumerate(case.acceptance_by_position or [], 1):
         found[f"acceptance_at_{at}"] = f"{rate:.3f}"
-    found["drafted_by_row"] = "/".join(f"{drafts:.2f}" for drafts in case.drafted_by_row or [])
+    found["drafted_by_row"] = "/".join(f"{drafts:.1f}" for drafts in case.drafted_by_row or [])
     found["accepted_histogram"] = "/".join(map(str, case.accepted_histogram or []))
     return found
 

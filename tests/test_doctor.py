@@ -181,7 +181,7 @@ def test_what_was_measured_of_a_model_is_shown(hub_cache: HubCache, mgm_here: He
     start = next(n for n, line in enumerate(lines) if f"  {NAME}: " in line)
     assert [line.strip() for line in lines[start + 1 : start + 7]] == [
         "ms by tokens of a pass: 1: 12.3, 8: 500",
-        "experts: pairs from 1, all from 8",
+        "experts by tokens: pairs from 1, all from 8",
         "same bits: none of these passes",
         "ms by tokens of a pass: 1: 1000",
         "ms by rows of a draft: 1: 1",

@@ -70,7 +70,7 @@ def _usage_errors() -> Iterator[None]:
         context, option = error.ctx, getattr(error, "option_name", None)
         if type(error).__name__ == "NoArgsIsHelpError":  # it prints the help
             raise
-        message = error.format_message().rstrip(".")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
         if context is None:  # an option without its value
             raise UsageError(f"{message[0].lower()}{message[1:]}") from None
         if option is not None and hasattr(error, "possibilities"):

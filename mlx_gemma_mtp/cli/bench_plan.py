@@ -63,7 +63,8 @@ class Measured:
         list[str] | None,
         typer.Option(
             metavar="<str>",
-            help="Measure ours again without copies, exact passes or table; repeatable.",
+            help="Measure ours again without copies, exact (passes) or table (of costs); "
+            "repeatable.",
         ),
     ] = None
     synthetic: Annotated[
@@ -108,6 +109,8 @@ class Measured:
         if unknown := {*without} - {*WITHOUT}:
             names, others = ", ".join(WITHOUT), ", ".join(sorted(unknown))
             raise UsageError(f"--without must be one of {names}, not {others}")
+        if "exact" in without and self.exact == "off":
+            raise UsageError("--exact off uses no exact passes: leave --without exact out")
         if "copies" in without and self.synthetic is not None:
             raise UsageError("random weights take no copies: leave --without copies out")
         known = self.task_names(pair)

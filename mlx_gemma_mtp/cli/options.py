@@ -37,7 +37,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model
 Exact = Annotated[
     Literal["auto", "on", "off"],
     typer.Option(
-        metavar="<str>", help="The same bits with and without drafts: on, off, or auto: if cheap."
+        metavar="<str>",
+        help="The same bits with and without drafts: on, off, or auto (if it costs little).",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

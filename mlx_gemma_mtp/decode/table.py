@@ -51,7 +51,7 @@ class PassTable:
         return whole - _between(self.experts, width) + _between(self.experts, num_tokens)
 
     def step_seconds(self, batch: int) -> float:
-        """Return what one step of the drafter takes; 0 without one."""
+        """Return what one step of the drafter takes; 0 if that was not measured."""
         return _between(self.steps, batch) if self.steps else 0.0
 
     def cheapest(self, num_tokens: int, least: int, most: int | None = None) -> int:
@@ -87,7 +87,8 @@ class PassTable:
             found["ms by rows of a draft"] = _milliseconds(self.steps)
         if self.ways:
             alike = groupby(sorted(self.ways), self.ways.__getitem__)
-            found["experts"] = ", ".join(f"{way} from {next(counts)}" for way, counts in alike)
+            ways = ", ".join(f"{way} from {next(counts)}" for way, counts in alike)
+            found["experts by tokens"] = ways
         classes = (
             f"{one.least_width} to {one.most_width} tokens of {one.least_positions} to "
             f"{one.most_positions} per row"
@@ -108,13 +109,18 @@ class PassTable:
         seconds = [_seconds(saved[name]) for name in ("passes", "experts", "steps")]
         if not seconds[0]:
             raise ValueError("no pass was timed")
+        classes = tuple(PassClass(*map(int, one)) for one in saved["classes"])
+        chunks = tuple(map(int, saved["chunks"]))
+        bounds = [bound for one in classes for bound in (one[:2], one[2:])]
+        if not all(1 <= least <= most for least, most in bounds) or min(chunks, default=1) < 1:
+            raise ValueError(f"{classes} and {chunks} are not ranges and sizes")
         return cls(
             passes=seconds[0],
             experts=seconds[1],
             ways={int(count): str(way) for count, way in saved["ways"].items()},
             steps=seconds[2],
-            classes=tuple(PassClass(*map(int, one)) for one in saved["classes"]),
-            chunks=tuple(map(int, saved["chunks"])),
+            classes=classes,
+            chunks=chunks,
         )
 
 

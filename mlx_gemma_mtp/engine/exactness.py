@@ -24,7 +24,9 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Division, Exact
 from mlx_gemma_mtp.memory import Limits
 
-NO_DRAFTS = "no passes with drafts agree on this machine: exact=True decodes without drafts"
+NO_DRAFTS = (
+    "no passes with drafts were found to agree on this machine: exact=True decodes without drafts"
+)
 NO_CLASS = f"{NO_DRAFTS}, one request at a time"
 
 

@@ -63,6 +63,8 @@ def load(
         raise UsageError(f'exact must be "auto", True or False, not {exact!r}')
     if not isinstance(copies, bool):
         raise UsageError(f"copies must be True or False, not {copies!r}")
+    if not (isinstance(probe, bool) or callable(probe)):
+        raise UsageError(f"probe must be True, False or a function, not {probe!r}")
     pair = open_pair(model, drafter, bits=bits, force=force)
     if probe is not False:
         pair = with_table(pair, exact, None if probe is True else probe)
@@ -78,10 +80,13 @@ def with_table(pair: OpenPair, exact: Exact = "auto", watch: Watch | None = None
     """Return the pair with the table of its passes: the kept one, or else a new one, which is kept.
 
     Nothing is measured on a CPU unless exact is True: a pass takes there nearly as long as it has
-    tokens. If measuring fails, the pair has no table, and a note says why. watch: see `load`.
+    tokens. If measuring fails, the pair has no table, and a note says why. A kept table without
+    passes that agree may come from a busy machine: exact=True measures again. watch: see `load`.
     """
     key = pair.fingerprint
     table = None if key is None else load_table(key)
+    if exact is True and table is not None and not table.classes:
+        table = None
     if table is None and (device.backend() != "cpu" or exact is True):
         try:
             table = measure(pair.target, pair.drafter, watch)

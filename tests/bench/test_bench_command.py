@@ -325,6 +325,7 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
         ("--peer vllm", "--peer must be one of mlx-lm, mlx-vlm"),
         ("--without speed", "--without must be one of copies, exact, table, not speed"),
         ("--synthetic E2B --without copies", "random weights take no copies"),
+        ("--exact off --without exact", "leave --without exact out"),
         ("--temperature 1 --peer mlx-lm", "leave --temperature out"),
         ("--check --recommend", "leave --recommend out"),
         ("--check --repeat 2 --share", "leave --repeat, --share out"),

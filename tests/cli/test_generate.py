@@ -171,7 +171,7 @@ def test_a_thought_is_shown_at_a_terminal(
         ("generate Hi --drafter none --check", 3, "nothing to compare without a --drafter"),
         ("generate Hi --max-tokens 0", 2, "--max-tokens must"),
         ("generate Hi --num-draft-tokens some", 2, "num-draft-tokens"),
-        ("generate Hi --exact maybe", 2, "--exact"),
+        ("generate Hi --exact maybe", 2, "'--exact': 'maybe' is not one of"),
         ("generate Hi --num-draft-tokens 16", 2, "--num-draft-tokens must"),
         ("generate Hi --num-draft-tokens 0 --check", 2, "--check"),
         ("generate Hi --bits 3", 2, "bits"),

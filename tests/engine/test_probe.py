@@ -30,6 +30,7 @@ from mlx_gemma_mtp.engine.probe import (
     measure,
 )
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.remembered import load_table, save_table
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache
@@ -404,6 +405,17 @@ def test_a_pair_is_measured_once(key: str) -> None:
     assert with_table(slow_pair(key), "auto").table == pair.table  # measured or not
 
 
+def test_exact_measures_again_if_no_passes_were_found_to_agree(key: str) -> None:
+    pair = with_table(slow_pair(key), True)
+    assert pair.table is not None
+    save_table(key, dataclasses.replace(pair.table, classes=()))
+    assert with_table(slow_pair(key), "auto", pytest.fail).table != pair.table
+    again = with_table(slow_pair(key), True).table
+    assert again is not None
+    assert again == load_table(key)
+    assert again.classes == pair.table.classes
+
+
 @pytest.mark.parametrize("exact", ["auto", False])
 def test_on_a_cpu_only_exact_needs_it(key: str, exact: Any) -> None:
     assert with_table(slow_pair(key), exact, pytest.fail).table is None
@@ -443,9 +455,11 @@ def test_load_measures_unless_told_not_to(key: str) -> None:
     own = open_pair("demo").fingerprint
     assert own is not None
     load("demo", probe=pytest.fail).close()  # on a CPU
+    with pytest.raises(UsageError, match="probe must be"):
+        load("demo", probe=10)  # type: ignore[arg-type]
     load("demo", exact=True, probe=False).close()
     assert load_table(own) is None
-    save_table(own, PassTable(passes={1: 0.1}))
+    save_table(own, PassTable(passes={1: 0.1}, classes=(PassClass(1, 64, 1, 16),)))
     load("demo", exact=True, probe=pytest.fail).close()  # one is kept
 
 
