@@ -6,6 +6,7 @@ Knows nothing of what is measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mode
 from typing import NamedTuple
 
@@ -41,11 +42,15 @@ class Opened(NamedTuple):
     exact: Exact = "auto"
 
     def subject(self) -> Subject:
-        """Itself in a record; `bits` are those of most of the target's modules."""
+        """Itself in a record; `bits` are those of most of the target's modules.
+
+        A record may be shared, so a local folder or file has only its own name.
+        """
+        path = Path(self.name).expanduser()
         target, drafter = self.pair.target, self.pair.drafter
         bits = [module.bits for module in target.modules() if "scales" in module]
         return Subject(
-            name=self.name,
+            name=path.resolve().name if path.exists() else self.name,
             dtype=dtype_name(target.dtype),
             bits=str(mode(bits)) if bits else None,
             target_bytes=num_bytes(target),

@@ -74,7 +74,9 @@ def run_quietly(asked: str) -> tuple[str, str]:
     return printed.getvalue(), errors.getvalue()
 
 
-def test_every_setting_and_engine_has_its_case(random_run: tuple[Any, str, Path]) -> None:
+def test_every_setting_and_engine_has_its_case(
+    random_run: tuple[Any, str, Path], tiny: str
+) -> None:
     found, printed, _ = random_run
     settings = [(c["engine"][:6], c["batch"], c["num_draft_tokens"]) for c in found["cases"]]
     assert settings == [
@@ -84,6 +86,7 @@ def test_every_setting_and_engine_has_its_case(random_run: tuple[Any, str, Path]
     ]
     assert found["complete"]
     assert found["subject"]["random"]
+    assert found["subject"]["name"] == Path(tiny).name  # without its folder
     assert "random weights" in printed
     for case in found["cases"]:
         speed = case["tokens_per_second"]
