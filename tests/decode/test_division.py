@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_gemma_mtp.decode.costs import Costs
-from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.division import Chances, Division, Slots
+from mlx_gemma_mtp.decode.depth import HOLD, Depth
+from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Slots
 from mlx_gemma_mtp.decode.options import Choices
 from mlx_gemma_mtp.decode.table import PassClass, PassTable
 
@@ -163,15 +163,24 @@ def test_exact_true_insists_and_gives_up_drafts_for_it() -> None:
     assert not none.exact
 
 
-def test_probes_of_an_exact_run_stay_in_the_class(rng: np.random.Generator) -> None:
-    depth = Depth(table=MAC)
-    rows = [likely(rate=rate) for rate in (0.6, 0.3)]
-    divisions = []
-    for _ in range(300):
+def played(exact: Exact, rows: Sequence[Chances], rounds: int = 300) -> list[Division]:
+    """The divisions of rounds that take what the table says."""
+    depth, divisions = Depth(table=MAC, exact=exact), list[Division]()
+    for _ in range(rounds):
         divisions.append(division := depth.choose(rows))
         depth.round_took(division.shape, MAC.seconds(division.shape.width))
+    return divisions
+
+
+def test_probes_of_an_exact_run_stay_in_the_class() -> None:
+    divisions = played(True, [likely(rate=rate) for rate in (0.6, 0.3)])
     assert all(division.exact for division in divisions)
     assert len({division.shape for division in divisions}) > 1
+
+
+def test_auto_leaves_the_class_to_time_each_width_once() -> None:
+    outside = [one.shape for one in played("auto", [likely(rate=0.6)] * 2) if not one.exact]
+    assert len(outside) == HOLD * len(set(outside)) < 30
 
 
 def test_few_numbers_of_tokens_are_offered() -> None:
