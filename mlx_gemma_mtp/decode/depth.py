@@ -173,6 +173,7 @@ class Depth:
         if probe is not None:
             loss = HOLD * max(0, probe.seconds / best.seconds - probe.tokens / best.tokens)
             if loss > state.saved:
+                state.turn += loss > MOST_SAVED  # it can never be paid: another's turn
                 return None
             state.probed = state.round
         state.saved -= loss

@@ -163,12 +163,14 @@ def test_exact_true_insists_and_gives_up_drafts_for_it() -> None:
     assert not none.exact
 
 
-def played(exact: Exact, rows: Sequence[Chances], rounds: int = 300) -> list[Division]:
+def played(exact: Exact, rows: Sequence[Chances], table: PassTable = MAC) -> list[Division]:
     """The divisions of rounds that take what the table says."""
-    depth, divisions = Depth(table=MAC, exact=exact), list[Division]()
-    for _ in range(rounds):
+    depth, divisions = Depth(table=table, exact=exact), list[Division]()
+    for _ in range(300):
         divisions.append(division := depth.choose(rows))
-        depth.round_took(division.shape, MAC.seconds(division.shape.width))
+        passed = table.seconds(division.shape.width)
+        step = table.step_seconds(len(rows))
+        depth.round_took(division.shape, passed + division.shape.num_steps * step)
     return divisions
 
 
@@ -183,6 +185,12 @@ def test_auto_leaves_the_class_to_time_each_width_once() -> None:
     outside = [division.shape for division in divisions if not division.exact]
     assert 0 < len(outside) == HOLD * len({shape.width for shape in outside})
     assert divisions[-1].exact
+
+
+def test_a_probe_that_can_never_be_paid_does_not_stop_those_of_other_rows() -> None:
+    slow_drafter = PassTable(passes={1: 1.0, 64: 1.5}, steps={1: 20.0})
+    rows = [likely(rate=0.01), Chances([0.001] * 15, copied=True)]
+    assert any(division.drafts[1] for division in played(False, rows, slow_drafter))
 
 
 def test_few_numbers_of_tokens_are_offered() -> None:
