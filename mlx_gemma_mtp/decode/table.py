@@ -9,7 +9,9 @@ import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+from mlx_gemma_mtp.model.experts import Way
 
 WORTH_PADDING = 0.05  # of a pass
 
@@ -114,10 +116,12 @@ class PassTable:
         bounds = [bound for one in classes for bound in (one[:2], one[2:])]
         if not all(1 <= least <= most for least, most in bounds) or min(chunks, default=1) < 1:
             raise ValueError(f"{classes} and {chunks} are not ranges and sizes")
+        if unknown := set(saved["ways"].values()) - set(get_args(Way)):
+            raise ValueError(f"unknown ways to compute experts: {unknown}")
         return cls(
             passes=seconds[0],
             experts=seconds[1],
-            ways={int(count): str(way) for count, way in saved["ways"].items()},
+            ways={int(count): way for count, way in saved["ways"].items()},
             steps=seconds[2],
             classes=classes,
             chunks=chunks,
