@@ -16,7 +16,7 @@ import mlx.core as mx
 from rich.filesize import decimal
 
 from mlx_gemma_mtp import device
-from mlx_gemma_mtp.decode.depth import MOST
+from mlx_gemma_mtp.decode.costs import WIDTHS
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
 from mlx_gemma_mtp.errors import NotEnoughMemoryError
 from mlx_gemma_mtp.files import weights
@@ -226,8 +226,10 @@ class Pair(NamedTuple):
         reading = others + rows_then + group.nbytes + _reading(group, context, chunk)
         # While a buffer is copied, old and new are both held.
         joining = others + rows_then + group.nbytes + max(keys.nbytes for keys in rows.keys)
-        logits = 4 * LOGITS_COPIES * batch * (MOST + 1) * self.target.vocab_size
-        playing = others + rows.nbytes + max(_round(rows, MOST + 1), logits)
+        positions = limits.max_draft_tokens + 1
+        most_tokens = min(batch * positions, WIDTHS[-1])
+        logits = 4 * LOGITS_COPIES * most_tokens * self.target.vocab_size
+        playing = others + rows.nbytes + max(_round(rows, positions), logits)
         leaving = kept + rows.nbytes
         return self.target_bytes + self.drafter_bytes + max(reading, joining, playing, leaving)
 

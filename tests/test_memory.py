@@ -42,7 +42,7 @@ SLACK = 500_000  # bytes
 
 NEW_TOKENS = 8
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, num_draft_tokens=3, ignore_eos=True)
-SAMPLED = replace(GREEDY, temperature=1, top_k=64, top_p=0.95, seed=1, num_draft_tokens=8)
+SAMPLED = replace(GREEDY, temperature=1, top_k=64, top_p=0.95, seed=1, num_draft_tokens=15)
 UNBOUNDED = replace(SAMPLED, top_k=0)  # sorts the whole vocabulary
 
 

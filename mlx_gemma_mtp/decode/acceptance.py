@@ -56,6 +56,11 @@ class Acceptance:
         self._reached = None
 
     @property
+    def verified(self) -> float:
+        """How many first drafts of a round were verified, as far as they are not forgotten."""
+        return self._at[0].weight
+
+    @property
     def rates(self) -> list[float]:
         """The chance of each draft to be accepted if those before it are."""
         priors = None if self._pool is None else self._pool.rates

@@ -37,6 +37,7 @@ HOLD = 3  # rounds of a new shape: the first is compiled, and two are timed toge
 PROBE_SHARE = 0.01  # of all rounds: what probes may lose
 MOST_SAVED = 8.0  # rounds that may be saved up for probes
 PROBE_DRAFTS = 2  # that a row tries beyond what it has
+KNOWN = 40.0  # verified drafts after which "auto" no longer leaves the class to try any
 SPACING = 6  # rounds from a probe to the next, however little it loses
 LUCK = 2.0  # deviations by which a probe hopes that a cost is lower
 
@@ -62,7 +63,9 @@ class Depth:
     - and so does one that would be it if further drafts of a row were accepted; rows take turns.
     What such a probe is expected to lose is paid from PROBE_SHARE of the rounds, saved up before.
 
-    exact: whether passes stay in `pass_class`; "auto": where that costs less than EXACT_GAIN.
+    exact: whether passes stay in `pass_class`; "auto": where that costs less than EXACT_GAIN. Where
+    the class has no room for drafts, "auto" leaves it a few times to see how they do at all, and
+    once to time a width that may be worth it.
     """
 
     def __init__(
@@ -163,13 +166,14 @@ class Depth:
         if state.round < state.probed + SPACING or state.saved <= 0:
             return None
         if state.turn % 2:
-            probe = self._cheaper(options.exact() if best.target.exact else options, best)
+            probe = self._cheaper(options, best)
         else:
             probe = self._likelier(rows, best, state.turn // 2 % len(rows))
         loss = 0.0
         if probe is not None:
             loss = HOLD * max(0, probe.seconds / best.seconds - probe.tokens / best.tokens)
             if loss > state.saved:
+                state.turn += loss > MOST_SAVED  # it can never be paid: another's turn
                 return None
             state.probed = state.round
         state.saved -= loss
@@ -181,6 +185,9 @@ class Depth:
         batch, widths = options.slots.batch, tuple(one.width for one in options.passes)
         luck = np.exp(LUCK * self._rounds.costs.doubt(batch, widths, best.target.width))
         merits = options.tokens / options.seconds * luck
+        if best.target.exact:  # the class is left to time a width once
+            timed = self._rounds.costs.timed(batch)
+            merits *= [one.exact or one.width not in timed for one in options.passes]
         probe = options.best(merits)
         return probe if merits.max() > GAIN * best.speed else None
 
@@ -198,14 +205,17 @@ class Depth:
         gain = GAIN * (EXACT_GAIN if best.target.exact else 1)
         if (hoped.hoped <= gain * best.speed * hoped.seconds).all():
             return None
-        if best.target.exact:  # no probe makes an output another one
-            options = options.exact()
-        losses = options.seconds * best.speed - options.tokens
-        losses[options.tokens == 0] = np.inf
-        for each in losses.argsort(axis=None)[: np.isfinite(losses).sum()]:
-            probe = options.at(int(each))
-            if probe.drafts[index] > drafts[index]:
-                return probe
+        # No probe makes an output another one, unless it is the only way to know of any drafts.
+        kinds = [options.exact()] if best.target.exact else [options]
+        if best.target.exact and self._pool.verified < KNOWN:
+            kinds.append(options)
+        for some in kinds:
+            losses = some.seconds * best.speed - some.tokens
+            losses[some.tokens == 0] = np.inf
+            for each in losses.argsort(axis=None)[: np.isfinite(losses).sum()]:
+                probe = some.at(int(each))
+                if probe.drafts[index] > drafts[index]:
+                    return probe
         return None
 
     def to_json(self) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class Choices:
         if costs.table is not None and exact is not False:
             self.pass_class = costs.table.best_class(MOST_ROWS)
         self._exact = exact
+        # Passes are alike then only if nothing but their tokens is computed.
+        self._unpadded = costs.table is None or (exact is True and self.pass_class is None)
         self._most = most
         self._passes: dict[tuple[int, int, bool], list[Pass]] = {}
 
@@ -143,7 +145,7 @@ class Choices:
                 width = table.cheapest(number, kept.least_width, kept.most_width)
                 found.append(Pass(number, width, True))
             if not (exact and self._exact is True):
-                width = number if table is None else table.cheapest(number, 1)
+                width = number if self._unpadded or not table else table.cheapest(number, 1)
                 found.append(Pass(number, width, False))
         self._passes[least, more, exact] = found
         return found

@@ -17,7 +17,6 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.experts import Ways
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.target import Target
 
@@ -170,10 +169,10 @@ def round_player(
 ) -> RoundPlayer:
     """Both halves for this pair, compiled if the device is a GPU.
 
-    They are traced again for each number of rows, steps, positions, tokens and width, each capacity
-    and other `Target.ways`, but not for each division of the tokens. The traces of the capacities
-    that were used last are kept. On a CPU, `mx.compile` would need a C++ compiler at run time, so
-    the functions run as they are.
+    They are traced again for each number of rows, steps, positions, tokens and width, and each
+    capacity, but not for each division of the tokens. `Target.ways` must stay as they are. The
+    traces of the capacities that were used last are kept. On a CPU, `mx.compile` would need a C++
+    compiler at run time, so the functions run as they are.
     """
 
     def guess(buffers: Buffers, *rest: Any) -> mx.array:
@@ -184,13 +183,13 @@ def round_player(
         return verify(target, cache, *rest, agree=agree), cache.buffers
 
     @lru_cache(MOST_CAPACITIES)
-    def halves(_capacity: int, _ways: Ways) -> tuple[Any, Any]:
+    def halves(_capacity: int) -> tuple[Any, Any]:
         if device.backend() == "cpu":
             return guess, check
         return mx.compile(guess), mx.compile(check)
 
     def compiled(cache: KVCache) -> tuple[Any, Any]:
-        return halves(cache.capacity("full_attention"), target.ways)
+        return halves(cache.capacity("full_attention"))
 
     def play_draft(cache: KVCache, *rest: Any) -> mx.array:
         drafts: mx.array = compiled(cache)[0](cache.buffers, *rest)

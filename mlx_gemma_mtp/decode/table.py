@@ -9,7 +9,9 @@ import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+from mlx_gemma_mtp.model.experts import Way
 
 WORTH_PADDING = 0.05  # of a pass
 
@@ -108,10 +110,12 @@ class PassTable:
         seconds = [_seconds(saved[name]) for name in ("passes", "experts", "steps")]
         if not seconds[0]:
             raise ValueError("no pass was timed")
+        if unknown := set(saved["ways"].values()) - set(get_args(Way)):
+            raise ValueError(f"unknown ways to compute experts: {unknown}")
         return cls(
             passes=seconds[0],
             experts=seconds[1],
-            ways={int(count): str(way) for count, way in saved["ways"].items()},
+            ways={int(count): way for count, way in saved["ways"].items()},
             steps=seconds[2],
             classes=tuple(PassClass(*map(int, one)) for one in saved["classes"]),
             chunks=tuple(map(int, saved["chunks"])),

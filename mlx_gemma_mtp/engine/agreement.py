@@ -10,10 +10,12 @@ from itertools import product
 from typing import cast
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.decode.table import PassClass
 from mlx_gemma_mtp.engine.passes import MOST_ROWS, Bits, Passes, Shaped, digests
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
+from mlx_gemma_mtp.model.experts import Experts
 from mlx_gemma_mtp.model.target import Target
 
 # What is compared, the most useful first.
@@ -123,23 +125,30 @@ def agreeing_chunks(
 
 
 def _most_tokens(target: Target) -> Generator[None, None, int]:
-    """Return up to how many tokens the ways to compute experts agree with those for fewer."""
-    most = 0
-    if not target.config.num_experts:
-        return max(WIDTHS)
-    layer, found = target.layers[0], list[list[int]]()
-    x = mx.random.normal((max(WIDTHS), target.config.hidden_size), key=mx.random.key(0))
+    """Return up to how many tokens the ways to compute experts agree with those for fewer.
+
+    One layer stands for all whose experts have the same format.
+    """
+    layers, most = target.layers if target.config.num_experts else [], max(WIDTHS)
+    x = mx.random.normal((most, target.config.hidden_size), key=mx.random.key(0))
     x = x.astype(target.dtype)
-    chosen, shares = layer.router(x)
-    for count in sorted(WIDTHS):
-        way = target.ways[count]
-        out = layer.experts(x[:count], chosen[:count], shares[:count], way)
-        found.append(cast(list[int], digests(out).tolist()))
-        yield
-        if any(bits != found[-1][: len(bits)] for bits in found):
-            break
-        most = count
+    for layer in {_format(layer.experts): layer for layer in layers}.values():
+        chosen, shares = layer.router(x)
+        found = list[list[int]]()
+        for count in sorted(width for width in WIDTHS if width <= most):
+            way = target.ways[count]
+            out = layer.experts(x[:count], chosen[:count], shares[:count], way)
+            found.append(cast(list[int], digests(out).tolist()))
+            yield
+            if any(bits != found[-1][: len(bits)] for bits in found):
+                most = max((width for width in WIDTHS if width < count), default=0)
+                break
     return most
+
+
+def _format(experts: Experts) -> tuple[tuple[str, tuple[int, ...], mx.Dtype], ...]:
+    weights = dict(tree_flatten(experts.parameters())).items()
+    return tuple((name, array.shape, array.dtype) for name, array in weights)
 
 
 def _read(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -50,8 +51,8 @@ class Engine:
 
     notes: what people should know of the checkpoint, one line each: that it has no chat template,
     and which settings of its generation_config are not applied; and what exact=True costs here, if
-    it costs drafts. drafter_name: its Hub name, or that
-    of its folder; None without one, or if the pair was not opened from files.
+    it costs drafts. drafter_name: its Hub name, or that of its folder; None without one, or if the
+    pair was not opened from files.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class Engine:
         target, drafter, self.text, self._defaults, fingerprint, notes, name, table = pair
         key = fingerprint if depth is None else None
         self._depth = depth = depth or load_depth(key, exact, table)
-        if depth.table is not None:
-            target.set_ways(depth.table.ways)
+        target = copy(target)  # the same weights; other engines of this pair may have other ways
+        target.set_ways({} if depth.table is None else depth.table.ways)
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.notes = (*notes, exactness.note) if exactness.note else notes
         self.config = target.config

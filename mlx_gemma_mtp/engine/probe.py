@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from copy import copy
 from functools import partial
 from itertools import product
 from typing import Any, TypeVar, get_args
@@ -127,29 +128,22 @@ class Probe:
             mx.clear_cache()
 
     def _measure(self) -> Generator[None]:
-        target, ways_before = self._target, self._target.ways
-        try:
-            experts, ways = yield from self._time_experts()
-            target.set_ways(ways)
-            passes = Passes(target, self._limits)
-            seconds = yield from self._time_passes(passes)
-            if len(seconds) < LEAST_POINTS:
-                return
-            steps = yield from self._time_steps(passes)
-            passes = Passes(target, self._limits)  # frees the caches of those that were timed
-            classes = yield from find_classes(passes, partial(self._over, CLASSES))
-            del passes
-            per_token = seconds[max(seconds)] / max(seconds)
-            chunks = yield from agreeing_chunks(
-                target,
-                self._limits.chunks,
-                lambda tokens: self._over(CHUNKS, tokens * per_token),
-            )
-            self.table = PassTable(
-                dict(sorted(seconds.items())), experts, ways, steps, classes, chunks
-            )
-        finally:
-            target.ways = ways_before
+        experts, ways = yield from self._time_experts()
+        target = copy(self._target)  # the same weights
+        target.set_ways(ways)
+        passes = Passes(target, self._limits)
+        seconds = yield from self._time_passes(passes)
+        if len(seconds) < LEAST_POINTS:
+            return
+        steps = yield from self._time_steps(passes)
+        passes = Passes(target, self._limits)  # frees the caches of those that were timed
+        classes = yield from find_classes(passes, partial(self._over, CLASSES))
+        del passes
+        per_token = seconds[max(seconds)] / max(seconds)
+        chunks = yield from agreeing_chunks(
+            target, self._limits.chunks, lambda tokens: self._over(CHUNKS, tokens * per_token)
+        )
+        self.table = PassTable(dict(sorted(seconds.items())), experts, ways, steps, classes, chunks)
 
     def _over(self, share: float, seconds: float = 0.0) -> bool:
         """True if this share of the time is over, or would be after some more seconds."""

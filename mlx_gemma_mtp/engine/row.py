@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.copies import Repeats, Source
+from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.division import Chances
 from mlx_gemma_mtp.engine.request import Request
 
@@ -53,8 +54,9 @@ class Row:
             most = max(0, min(most, left - 1))
         else:
             pinned = most = min(most, pinned)
-        drafted = [] if self._drafted is None else self._drafted.reached[:most]
         copied = self._copies_reached(coming)[:most]
+        most = most if pinned is not None else min(most, MOST)
+        drafted = [] if self._drafted is None else self._drafted.reached[:most]
         if copied and sum(copied) >= sum(drafted):
             return Chances(copied, pinned, copied=True)
         return Chances(drafted, pinned)

@@ -6,6 +6,7 @@ Runs are short: `tests/helpers/gains.py play` plays longer ones on more machines
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from helpers.machines import (
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import MOST, PROBE_SHARE, Depth
 from mlx_gemma_mtp.decode.division import Shape
+from mlx_gemma_mtp.decode.table import PassClass
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +89,16 @@ def test_rows_that_differ_gain_from_a_division_and_equal_ones_lose_nothing(chip:
         machine_of_four = mac(chip, size, 4)
         _, speed = chosen(machine_of_four, equal)
         assert speed > 0.98 * best_of(machine_of_four, steady(equal, 1), range(1)).single
+
+
+def test_auto_leaves_a_class_without_room_for_drafts_if_they_pay(rng: Rng) -> None:
+    def measure() -> float:
+        probed = mac("M3 Max", "26B-A4B", 8, PROBED_CONTEXT).probed(rng, TABLE_ERROR)
+        depth = Depth(table=replace(probed, classes=(PassClass(2, 8, 1, 16),)))
+        played = play(rng, depth, mac("M3 Max", "26B-A4B", 8), steady(["0.8"] * 8, LEARNING // 2))
+        return played.behind_best(LEARNING // 4)
+
+    assert typical(0.05, measure) < 0.05
 
 
 @pytest.mark.parametrize("text", ["0.95", "published"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_gemma_mtp.decode.costs import Costs
-from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.division import Chances, Division, Slots
+from mlx_gemma_mtp.decode.depth import HOLD, Depth
+from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Slots
 from mlx_gemma_mtp.decode.options import Choices
 from mlx_gemma_mtp.decode.table import PassClass, PassTable
 
@@ -163,15 +163,34 @@ def test_exact_true_insists_and_gives_up_drafts_for_it() -> None:
     assert not none.exact
 
 
-def test_probes_of_an_exact_run_stay_in_the_class(rng: np.random.Generator) -> None:
-    depth = Depth(table=MAC)
-    rows = [likely(rate=rate) for rate in (0.6, 0.3)]
-    divisions = []
+def played(exact: Exact, rows: Sequence[Chances], table: PassTable = MAC) -> list[Division]:
+    """The divisions of rounds that take what the table says."""
+    depth, divisions = Depth(table=table, exact=exact), list[Division]()
     for _ in range(300):
         divisions.append(division := depth.choose(rows))
-        depth.round_took(division.shape, MAC.seconds(division.shape.width))
+        passed = table.seconds(division.shape.width)
+        step = table.step_seconds(len(rows))
+        depth.round_took(division.shape, passed + division.shape.num_steps * step)
+    return divisions
+
+
+def test_probes_of_an_exact_run_stay_in_the_class() -> None:
+    divisions = played(True, [likely(rate=rate) for rate in (0.6, 0.3)])
     assert all(division.exact for division in divisions)
     assert len({division.shape for division in divisions}) > 1
+
+
+def test_auto_leaves_the_class_to_time_each_width_once() -> None:
+    divisions = played("auto", [likely(rate=0.7)] * 4)
+    outside = [division.shape for division in divisions if not division.exact]
+    assert 0 < len(outside) == HOLD * len({shape.width for shape in outside})
+    assert divisions[-1].exact
+
+
+def test_a_probe_that_can_never_be_paid_does_not_stop_those_of_other_rows() -> None:
+    slow_drafter = PassTable(passes={1: 1.0, 64: 1.5}, steps={1: 20.0})
+    rows = [likely(rate=0.01), Chances([0.001] * 15, copied=True)]
+    assert any(division.drafts[1] for division in played(False, rows, slow_drafter))
 
 
 def test_few_numbers_of_tokens_are_offered() -> None:

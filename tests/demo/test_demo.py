@@ -36,7 +36,7 @@ class PromptsReadOnce:
         self._made: dict[tuple[int, ...], tuple[mx.array, Buffers]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
+        return getattr(vars(self).get("_target"), name)  # none yet in a new copy
 
     def __call__(self, *arguments: Any) -> mx.array:
         return self._target(*arguments)

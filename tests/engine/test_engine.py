@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from helpers.depths import GivenDepth
@@ -26,11 +28,17 @@ from helpers.fake_target import (
     fake_engine,
     output,
 )
+from helpers.random_pair import EXPERTS, random_pair
 from helpers.spelled import NumbersText, spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams
+from mlx_gemma_mtp.decode.depth import Depth
+from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import GenerationError, UsageError
+from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.target import Target
 
 
 def assert_works(running: Engine, prompt: list[int]) -> None:
@@ -227,6 +235,20 @@ def test_closing_frees_the_memory_and_a_closed_engine_says_so(prompts: list[list
     for use in (running.generate, running.stream, running.submit):
         with pytest.raises(MgmError, match="closed"):
             use(prompts[0], PARAMS)
+
+
+def test_engines_of_one_pair_compute_experts_in_ways_of_their_own(rng: np.random.Generator) -> None:
+    pair, targets = random_pair(rng, experts=EXPERTS), list[Target]()
+
+    def player(target: Target, drafter: Drafter | None) -> RoundPlayer:
+        targets.append(target)
+        return round_player(target, drafter)
+
+    with ExitStack() as engines:
+        for ways in ({1: "all"}, {1: "tiles"}, {}):
+            depth = Depth(table=PassTable(passes={1: 1.0}, ways=ways))
+            engines.enter_context(Engine(pair, player=player, depth=depth))
+        assert [target.ways[1] for target in targets] == ["all", "tiles", "pairs"]
 
 
 END = {

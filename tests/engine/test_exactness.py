@@ -185,6 +185,14 @@ def test_without_a_class_insisting_decodes_one_by_one_and_without_drafts(
     assert all(one.exact and not one.stats.drafted for one in done)
 
 
+def test_without_a_class_no_pass_is_padded_though_that_were_quicker(
+    rng: np.random.Generator,
+) -> None:
+    stepped = Under(True, PassTable(passes={1: 2.0, 8: 1.0}, steps={1: 0.01}))
+    assert stepped.play([20, 30], rng) == [True, True]
+    assert {event.size for event in stepped.rounds} == {1}
+
+
 def test_insisting_has_no_more_rows_than_the_class_holds(prompts: list[list[int]]) -> None:
     known = table(PLAIN)
     with fake_engine(depth=Depth(table=known, exact=True), exact=True) as engine:

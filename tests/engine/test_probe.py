@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Generator
 from itertools import islice
@@ -62,18 +63,28 @@ class Pass:
 
 
 class Layer:
-    """Experts that take their time."""
+    """Experts that take their time. They have other bits with `all`, and from `odd_from` tokens."""
 
-    def __init__(self, clock: Clock, seconds: Callable[[str, int], float]) -> None:
-        self._clock, self._seconds = clock, seconds
+    def __init__(
+        self,
+        clock: Clock,
+        seconds: Callable[[str, int], float],
+        bits: int = 4,
+        odd_from: float = math.inf,
+    ) -> None:
+        self._clock, self._seconds, self._bits, self._odd_from = clock, seconds, bits, odd_from
+        self.experts = self
+
+    def parameters(self) -> dict[str, mx.array]:
+        return {"weight": mx.zeros((self._bits,))}
 
     def router(self, x: mx.array) -> tuple[mx.array, mx.array]:
         return mx.zeros((len(x), 2), mx.uint32), mx.ones((len(x), 2))
 
-    def experts(self, x: mx.array, chosen: mx.array, shares: mx.array, way: str) -> mx.array:
+    def __call__(self, x: mx.array, chosen: mx.array, shares: mx.array, way: str) -> mx.array:
         assert len(x) == len(chosen) == len(shares)
         self._clock.now += self._seconds(way, len(x))
-        return x + (1.0 if way == "all" else 0.0)
+        return x + (1.0 if way == "all" or len(x) >= self._odd_from else 0.0)
 
 
 class SlowTarget:
@@ -268,6 +279,12 @@ def test_the_quickest_way_is_found_and_used_and_limits_the_classes() -> None:
     assert {*target.used} == {"pairs", "all"}
 
 
+def test_experts_of_every_format_limit_the_classes() -> None:
+    target = SlowTarget(lambda _: 0.001, experts=cost)
+    target.layers = [*target.layers, Layer(target.clock, cost, bits=8, odd_from=13)]
+    assert [tuple(one) for one in found(target).classes] == [(1, 12, 1, 16)]
+
+
 def test_ways_change_for_good_reasons_only() -> None:
     equal = found(SlowTarget(experts=lambda way, n: (100 + (len(way) + n) % 3) * 1e-6))
     assert {*equal.ways.values()} == {"pairs"}
@@ -434,7 +451,9 @@ def test_load_measures_unless_told_not_to(key: str) -> None:
 
 def test_bits_that_differ_have_other_digests(rng: np.random.Generator) -> None:
     for dtype in (mx.float32, mx.bfloat16):
-        x = mx.array(rng.standard_normal((4, 33))).astype(dtype)
+        drawn = rng.standard_normal((4, 33))
+        drawn[:, 1] = 1.3 * drawn[:, 0]  # never equal, as types of few bits may be
+        x = mx.array(drawn).astype(dtype)
         assert digests(x).tolist() == digests(mx.array(x)).tolist()
         swapped = x[:, mx.array([1, 0, *range(2, 33)])]
         assert all((digests(x) != digests(swapped)).tolist())

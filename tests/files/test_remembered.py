@@ -123,6 +123,7 @@ def test_a_table_just_measured_takes_the_place_of_the_kept_one(file: Path) -> No
         {"classes": [[1]]},
         {"classes": 1},
         {"ways": None},
+        {"ways": {"1": "by guess"}},
         {"chunks": ["x"]},
     ],
 )

@@ -18,7 +18,6 @@ from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import KINDS, LayerKind, TargetConfig
-from mlx_gemma_mtp.model.experts import default_ways
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.prompt import prompt_reach
 
@@ -58,7 +57,6 @@ class FakeTarget:
 
     config = CONFIG
     dtype = mx.float32
-    ways = default_ways(CONFIG)
 
     def __init__(
         self,

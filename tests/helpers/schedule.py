@@ -162,7 +162,7 @@ class Reading:
                 self._at[tuple(one.row.prompt[end - CHUNK : end])] = one
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
+        return getattr(vars(self).get("_target"), name)  # none yet in a new copy
 
     def __call__(self, *arguments: Any) -> mx.array:
         return self._target(*arguments)
