@@ -8,8 +8,9 @@ and prompts as follows (`Exactness.of`).
   follow from the prompt alone. There are no more rows than the class holds. Without a class
   requests decode one by one and without drafts, and those passes are all alike.
 - "auto": nothing that takes longer than some padding. If all sizes agree, a prompt that is read by
-  itself is padded. If not, it is exact if its passes happen to be those of exact=True: as a rule if
-  it has at most `Limits.decoding_chunk` tokens. Prompts that wait are read together, and are not.
+  itself is padded. If not, it is exact if all its passes but the last happen to have
+  `Limits.decoding_chunk` tokens: as a rule if it has at most that many. Prompts that wait are read
+  together, and are not exact.
 - False: nothing is done for it.
 
 A turn of a session is judged by its own passes, not by those that its session remembers.

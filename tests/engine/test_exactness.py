@@ -19,6 +19,7 @@ from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache
+from mlx_gemma_mtp.model.packing import Packing
 
 LIMITS = Limits(start_seconds=1e9)
 CHUNKS = LIMITS.chunks
@@ -49,11 +50,41 @@ class Reads(FakeTarget):
         return super().read(tokens, cache, *rest)
 
 
+class Elsewhere(Reads):
+    """Reads other tokens than it gets in passes whose bits this table does not promise."""
+
+    def __init__(self, known: PassTable) -> None:
+        super().__init__()
+        self._chunks, [self._class] = known.chunks, known.classes
+
+    def __call__(
+        self, tokens: mx.array, cache: KVCache, packing: Packing | None = None
+    ) -> mx.array:
+        (_, positions), one = tokens.shape, self._class
+        width = tokens.size if packing is None else packing.rows.size
+        agrees = one.least_positions <= positions <= one.most_positions and self._holds(width)
+        return super().__call__(tokens if agrees else (tokens + 1) % VOCAB, cache, packing)
+
+    def read(self, tokens: mx.array, cache: KVCache, *rest: Any) -> mx.array:
+        size, length = tokens.shape
+        agrees = size == 1 and length in self._chunks and self._holds(max(size, rest[-1]))
+        return super().read(tokens if agrees else (tokens + 1) % VOCAB, cache, *rest)
+
+    def _holds(self, width: int) -> bool:
+        return self._class.least_width <= width <= self._class.most_width
+
+
 class Under(Stepped):
     """A scheduler under this rule."""
 
-    def __init__(self, exact: Exact, known: PassTable | None, depth: Depth | None = None) -> None:
-        self.target, depth = Reads(), depth or Depth(table=known, exact=exact)
+    def __init__(
+        self,
+        exact: Exact,
+        known: PassTable | None,
+        depth: Depth | None = None,
+        target: Reads | None = None,
+    ) -> None:
+        self.target, depth = target or Reads(), depth or Depth(table=known, exact=exact)
         self.rule = Exactness.of(exact, Depth(table=known, exact=exact), LIMITS, 8)
         super().__init__(depth=depth, exactness=self.rule, target=self.target)
 
@@ -186,6 +217,31 @@ def test_a_turn_of_a_session_is_judged_by_its_own_passes(rng: np.random.Generato
     assert [one.generation.result(0).exact for one in found] == [True, True, True]
     assert all(one.stats.reused_tokens for one in found[1:])
     assert stepped.target.passes[-1] == (1, 64)
+
+
+@pytest.mark.parametrize("one", [WIDE, PLAIN, PassClass(2, 12, 2, 4)])
+def test_a_completion_that_says_it_is_exact_is(rng: np.random.Generator, one: PassClass) -> None:
+    """Whatever the costs, the drafts asked for, and who decodes next to it."""
+    found = dict[Exact, set[tuple[bool, bool]]]()
+    for exact in (True, "auto"):
+        seconds = {count: float(rng.choice([1, 1, 3])) for count in (1, 2, 5, 12, 24, 64)}
+        known = replace(table(one), passes=seconds)
+        stepped = Under(exact, known, target=Elsewhere(known))
+        requests = list[Request]()
+        for _ in range(14):
+            prompt = rng.integers(0, VOCAB, rng.integers(1, 200)).tolist()
+            drafts = (0, 3, 15, None, None, None)[rng.integers(6)]
+            requests.append(stepped.submit(prompt, int(rng.integers(2, 30)), drafts))
+            stepped.step(int(rng.integers(0, 9)))
+        while stepped.scheduler.step():
+            pass
+        found[exact] = {
+            (done.exact, done.tokens == output(request.ids, request.max_tokens))
+            for request in requests
+            for done in [request.generation.result(0)]
+        }
+    assert found[True] == {(True, True)}
+    assert (True, False) not in found["auto"]
 
 
 @pytest.mark.parametrize("length", [30, 33, 40])
