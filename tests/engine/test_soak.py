@@ -37,9 +37,9 @@ from mlx_gemma_mtp.memory import Limits
 pytestmark = pytest.mark.slow
 
 NUM_THREADS = 16
-NUM_REQUESTS = {"12B": 400, "demo": 100}
+NUM_REQUESTS = {"12B": 250, "demo": 60}
 NUM_TEXTS = 32  # of the random pair
-NUM_COMPARED = 30  # of the demo's
+NUM_COMPARED = 20  # of the demo's
 MAX_TOKENS = 24
 PROMPT_TOKENS = 40  # at most; so each prompt is read in one piece, whatever the pace
 SLACK = 10_000  # bytes
