@@ -186,8 +186,7 @@ class Measured:
                 opened.check_room(have=have, context=room, batch=batch, copies=copies)
             say(f"drawing random weights of {self.synthetic}")
             opened = opened.draw()
-        if self.exact != "auto":
-            opened = opened._replace(exact=self.exact == "on")
+        opened = opened._replace(exact=options.as_exact(self.exact))
         with spinner(what := "measuring this machine, once") as show:
             measured = with_table(opened.pair, opened.exact, lambda one: show(f"{what}: {one:.0%}"))
         return opened._replace(pair=measured), found

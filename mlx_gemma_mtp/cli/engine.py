@@ -40,7 +40,7 @@ def load_engine(
             bits=pair.bits,
             max_batch=max_batch,
             force=pair.force,
-            exact=pair.is_exact,
+            exact=options.as_exact(pair.exact),
             copies=pair.copies,
             probe=lambda share: show(f"measuring this machine, once: {share:.0%}"),
             warm_up=False,  # most commands send a request at once; a chat warms up by itself

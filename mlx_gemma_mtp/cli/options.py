@@ -91,6 +91,11 @@ class Pair:
         return replace(self, model=choice.name, bits=choice.bits)
 
 
+def as_exact(chosen: Exact) -> bool | Literal["auto"]:
+    """Return --exact as `load` takes it."""
+    return "auto" if chosen == "auto" else chosen == "on"
+
+
 @dataclass(frozen=True)
 class Loading(Pair):
     """Which models, and how they decode."""
@@ -100,11 +105,6 @@ class Loading(Pair):
         bool,
         typer.Option("--copies/--no-copies", help="Draft from the prompt and the answer as well."),
     ] = True
-
-    @property
-    def is_exact(self) -> bool | Literal["auto"]:
-        """--exact as `load` takes it."""
-        return "auto" if self.exact == "auto" else self.exact == "on"
 
 
 @dataclass(frozen=True)
