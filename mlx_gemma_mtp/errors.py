@@ -51,6 +51,14 @@ class QueueFullError(MgmError):
     """The engine's queue is full."""
 
 
+class ClosedError(MgmError):
+    """The engine was closed, or its process has ended."""
+
+
+class RequestTimeoutError(MgmError, TimeoutError):
+    """A request took longer than its timeout."""
+
+
 class GenerationError(MgmError):
     """A failure on the device or in a callback, which is the `__cause__`."""
 

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from copy import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -21,10 +22,10 @@ from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.batch import Batch
-from mlx_gemma_mtp.engine.defaults import STOP
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.intake import Intake
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list, prompt_ids
+from mlx_gemma_mtp.engine.prompts import as_list
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
 from mlx_gemma_mtp.engine.rows import SIZES
@@ -32,7 +33,7 @@ from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError
 from mlx_gemma_mtp.files.remembered import load_depth, save_depth
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -43,7 +44,6 @@ Player = Callable[[Target, Drafter | None], RoundPlayer]
 
 MAX_QUEUE = 256
 DEFAULT_LIMITS = Limits()
-GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
 
 class Engine:
@@ -71,7 +71,7 @@ class Engine:
 
         depth: replaces what earlier runs learned, and the table; it is not saved. Others as `load`.
         """
-        target, drafter, self.text, self._defaults, fingerprint, notes, name, table = pair
+        target, drafter, self.text, defaults, fingerprint, notes, name, table = pair
         key = fingerprint if depth is None else None
         self._depth = depth = depth or load_depth(key, exact, table)
         target = copy(target)  # the same weights; other engines of this pair may have other ways
@@ -86,8 +86,7 @@ class Engine:
         self._copies = copies
         self._max_batch = exactness.max_batch
         self._limits = limits
-        self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
-        self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
+        self._intake = Intake(pair, copies=copies)
         suppressed = pair.default_tokens("suppress_tokens")
         rounds = player(target, drafter)
         on_idle = None if key is None else partial(save_depth, key, self._depth)
@@ -101,7 +100,7 @@ class Engine:
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
         likewise = Depth.from_json(depth.to_json(), exact)
         one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
-        params = SamplingParams(seed=0).resolved(self._defaults)
+        params = SamplingParams(seed=0).resolved(defaults)
         drafts = first_drafts(likewise) if self.has_drafter else (0,)
         self._warm_up = WarmUp(one_row, params, drafts)
 
@@ -158,7 +157,7 @@ class Engine:
 
         Raises QueueFullError if max_queue requests are waiting already, otherwise as `generate`.
         """
-        return self._submit(self._request(prompt, params, on_chunk, session))
+        return self._submit(self._checked(prompt, params, on_chunk, session))
 
     def generate(
         self,
@@ -180,7 +179,7 @@ class Engine:
         each = list(params) if isinstance(params, Sequence) else [params] * len(many)
         if len(each) != len(many):
             raise UsageError(f"{len(many)} prompts but {len(each)} settings: give one for each")
-        requests = [self._request(one, own) for one, own in zip(many, each, strict=True)]
+        requests = [self._checked(one, own) for one, own in zip(many, each, strict=True)]
         pending: set[Future[Completion]] = set()
         try:
             for request in requests:
@@ -208,7 +207,7 @@ class Engine:
         Errors as `submit`.
         """
         chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        return self._pieces(self._request(prompt, params, chunks.put, session), chunks)
+        return self._pieces(self._checked(prompt, params, chunks.put, session), chunks)
 
     def session(self, saved: Path | None = None) -> Session:
         """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
@@ -264,43 +263,17 @@ class Engine:
         finally:
             request.generation.cancel()
 
+    def _checked(self, prompt: Prompt, params: SamplingParams | None, *rest: Any) -> Request:
+        """Return a request of `Intake.request`, if the engine is open."""
+        _ = self._open
+        return self._intake.request(prompt, params, *rest)
+
     @property
     def _open(self) -> Scheduler:
         mlx_worker()  # raises in a forked child, whose locks may never be released
         if self._scheduler is None:
-            raise MgmError("this engine is closed: load the model again")
+            raise ClosedError("this engine is closed: load the model again")
         return self._scheduler
-
-    def _request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        on_chunk: Callable[[Chunk], None] | None = None,
-        session: Session | None = None,
-    ) -> Request:
-        """Check a prompt and its settings, and make a request of them."""
-        _ = self._open  # raises here if the engine is closed
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = prompt_ids(prompt, self.text, self.config, thinking=params.thinking)
-        room = self.config.max_position_embeddings - len(ids)
-        if params.stop_strings and self.text is None:
-            raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
-        asked = params.num_draft_tokens
-        may_draft = self.has_drafter or self._copies
-        drafts = asked if isinstance(asked, int) else None if may_draft else 0
-        if drafts and not self.has_drafter:
-            raise ModelNotFoundError(
-                f"{drafts} draft tokens need a drafter, and none is loaded: "
-                "name one, or set num_draft_tokens to 0"
-            )
-        most, resolved = min(params.max_tokens or room, room), params.resolved(self._defaults)
-        eos, stop = self._eos, params.stop_strings + self._stop
-        if params.ignore_eos:
-            eos, stop = frozenset[int](), params.stop_strings
-        stream = self.text.stream(stop) if self.text else None
-        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session)
 
 
 def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.text.calls import ToolCall
@@ -12,6 +12,17 @@ from mlx_gemma_mtp.text.channels import Kind
 from mlx_gemma_mtp.text.messages import Message
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position: of the token, and of the most likely ones, best first.
+
+    Natural logarithms, by the model's logits before settings change them.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # of a token id each, as many as SamplingParams.logprobs
 
 
 @dataclass
@@ -108,6 +119,7 @@ class Chunk:
     stats: Stats | None = None
     kind: Kind = "answer"
     tool_call: ToolCall | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # of `tokens`; None if not asked for
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,7 @@ class Completion:
     tool_calls: tuple[ToolCall, ...] = ()
     unclosed: Literal["thought", "tool_call"] | None = None
     exact: bool = False
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # of `tokens`; None if not asked for
 
     @property
     def message(self) -> Message:

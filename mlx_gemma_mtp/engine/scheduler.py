@@ -18,9 +18,9 @@ import mlx.core as mx
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.prefill import Pace, Prefill, num_together
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.errors import MgmError, QueueFullError
+from mlx_gemma_mtp.errors import ClosedError, QueueFullError
 
-CLOSED = MgmError("the engine was closed before the request was finished")
+CLOSED = ClosedError("the engine was closed before the request was finished")
 
 
 class Scheduler:

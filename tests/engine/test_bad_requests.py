@@ -16,7 +16,7 @@ import pytest
 from helpers.broken import GREEDY, each, refusal
 from helpers.fake_target import MAX_POSITIONS, VOCAB, fake_engine, fake_pair, fake_player
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams, load
-from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import ClosedError, ModelNotFoundError, UsageError
 from mlx_gemma_mtp.files.names import DEMO
 
 
@@ -183,5 +183,5 @@ def test_a_closed_engine_says_so() -> None:
     engine = fake_engine()
     engine.close()
     engine.close()
-    assert "closed" in refusal(MgmError, lambda: engine.generate([5], GREEDY))
-    assert "closed" in refusal(MgmError, lambda: list(engine.stream([5], GREEDY)))
+    assert "closed" in refusal(ClosedError, lambda: engine.generate([5], GREEDY))
+    assert "closed" in refusal(ClosedError, lambda: list(engine.stream([5], GREEDY)))

@@ -239,11 +239,14 @@ def test_the_demo_pair_serves_many_and_nothing_is_lost(rng: np.random.Generator)
             (alone,) = running.generate(ask.prompt, replace(ask.params, num_draft_tokens=0))
             assert ask.tokens == alone.tokens, ask
             assert text_of(ask.pieces) == alone.text
-            if ask.params.num_draft_tokens in (1, 2):  # then drafts are its own business, too
+            if ask.params.num_draft_tokens in (1, 2):
                 (alone,) = running.generate(ask.prompt, ask.params)
                 stats = ask.pieces[-1].stats
                 assert stats is not None
-                assert stats.accepted_at == alone.stats.accepted_at, ask
+                # The drafter's drafts depend on this row alone. Whether copies replace them depends
+                # on how often those of all rows were accepted.
+                if not (stats.copies_drafted or alone.stats.copies_drafted):
+                    assert stats.accepted_at == alone.stats.accepted_at, ask
             compared.append(ask)
 
     with Watched(pair) as running:

@@ -1,0 +1,63 @@
+"""From what a caller gives to a request: prompts and settings, checked, with the model's defaults.
+
+Runs in the caller's thread. Knows nothing of the device, or of other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.defaults import STOP
+from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp.engine.prompts import prompt_ids
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.results import Chunk
+from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.text.messages import Prompt
+
+GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
+
+
+class Intake:
+    """Makes the requests of an engine."""
+
+    def __init__(self, pair: OpenPair, *, copies: bool) -> None:
+        """copies: as `load`."""
+        self._text = pair.text
+        self._config = pair.target.config
+        self._has_drafter = pair.drafter is not None
+        self._may_draft = self._has_drafter or copies
+        self._defaults = pair.defaults
+        self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
+        self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
+
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        on_chunk: Callable[[Chunk], None] | None = None,
+        session: Session | None = None,
+    ) -> Request:
+        """Check a prompt and its settings, and make a request of them. Raises UsageError."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
+        ids = prompt_ids(prompt, self._text, self._config, thinking=params.thinking)
+        room = self._config.max_position_embeddings - len(ids)
+        if params.stop_strings and self._text is None:
+            raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
+        asked = params.num_draft_tokens
+        drafts = asked if isinstance(asked, int) else None if self._may_draft else 0
+        if drafts and not self._has_drafter:
+            raise ModelNotFoundError(
+                f"{drafts} draft tokens need a drafter, and none is loaded: "
+                "name one, or set num_draft_tokens to 0"
+            )
+        most, resolved = min(params.max_tokens or room, room), params.resolved(self._defaults)
+        eos, stop = self._eos, params.stop_strings + self._stop
+        if params.ignore_eos:
+            eos, stop = frozenset[int](), params.stop_strings
+        stream = self._text.stream(stop) if self._text else None
+        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session)
