@@ -58,6 +58,8 @@ check-wheel: $(TESTING) ## build the wheel and try it in an empty environment
 	done; \
 	cd "$$tmp"; \
 	env/bin/python -c 'import mlx_gemma_mtp.convert, mlx_gemma_mtp.bench'; \
+	! env/bin/python -c 'import transformers' 2> /dev/null || \
+	    { echo 'check-wheel: transformers is installed' >&2; exit 1; }; \
 	env/bin/mgm --version; \
 	answer=$$(env/bin/mgm generate 'What is 17 + 25?' --max-tokens 32); \
 	echo "What is 17 + 25? $$answer"; \
