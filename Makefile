@@ -32,10 +32,12 @@ lint: $(TESTING) ## ruff, rules and format
 	$(BIN)/ruff format --check
 
 # mypy cannot follow an editable install that maps folders, so these links make the package.
-type: $(TESTING) ## mypy, strict
+type: $(TESTING) ## mypy, and pyright for what users write; both strict
 	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/mlx_gemma_mtp
 	@ln -s "$(CURDIR)"/mlx_gemma_mtp/* "$(CURDIR)/convert" "$(CURDIR)/bench" $(VENV)/types/mlx_gemma_mtp
+	@ln -s "$(CURDIR)/examples" $(VENV)/types
 	cd $(VENV)/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 pytest: $(TESTING) ## all tests; ARGS="-k name" to choose
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -1,6 +1,6 @@
 """What an app with this package needs and PyInstaller cannot see in the source.
 
-MLX's extension imports Python modules from C++, and finds its kernels in a file next to its library.
+MLX's extension imports Python modules from C++, and reads its kernels from a file.
 """
 
 from PyInstaller.utils.hooks import collect_data_files

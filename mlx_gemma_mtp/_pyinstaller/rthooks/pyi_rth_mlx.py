@@ -9,4 +9,5 @@ import sys
 from pathlib import Path
 
 if sys.platform == "darwin":
-    ctypes.CDLL(str(Path(sys._MEIPASS) / "mlx/lib/libmlx.dylib"))
+    folder = Path(sys._MEIPASS)  # type: ignore[attr-defined]  # in a bundle alone
+    ctypes.CDLL(str(folder / "mlx/lib/libmlx.dylib"))
