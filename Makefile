@@ -14,7 +14,7 @@ TESTING = $(VENV)/.testing
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test quick lint type pytest check-wheel bench clean
+.PHONY: help run test quick lint type pytest check-wheel docs bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ check-wheel: $(TESTING) ## build the wheel and try it in an empty environment
 	answer=$$(env/bin/mgm generate 'What is 17 + 25?' --max-tokens 32); \
 	echo "What is 17 + 25? $$answer"; \
 	case $$answer in *42*) ;; *) echo 'check-wheel: wrong answer' >&2; exit 1 ;; esac
+
+docs: $(RUNTIME) ## write docs/api.md from the docstrings
+	$(BIN)/python docs/api.py > docs/api.md
 
 bench: $(RUNTIME) ## benchmark the demo pair; ARGS="--model NAME" for another
 	@$(BIN)/mgm bench $(ARGS)
