@@ -23,7 +23,9 @@ class Request:
 
     num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
-    request alone. session: claimed for this request, which releases it at its end.
+    request alone. session: claimed for this request, which releases it at its end. priority: higher
+    ones are served first, negative ones in the background: see `Scheduler`. deadline: when it fails
+    if it has not ended, by `time.perf_counter`.
     """
 
     ids: list[int]
@@ -34,6 +36,8 @@ class Request:
     stream: InitVar[TextStream | None]
     on_chunk: Callable[[Chunk], None] | None = None
     session: Session | None = None
+    priority: int = 0
+    deadline: float | None = None
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
