@@ -25,8 +25,9 @@ class Request:
 
     num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
-    request alone. session: claimed for this request, which releases it at its end. generation: gets
-    the output and the end.
+    request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
+    served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
+    has not ended, by `time.perf_counter`. generation: gets the output and the end.
     """
 
     ids: list[int]
@@ -37,6 +38,8 @@ class Request:
     stream: InitVar[TextStream | None]
     on_chunk: Callable[[Chunk], object] | None = None
     session: Session | None = None
+    priority: int = 0
+    deadline: float | None = None
     generation: Generation = field(default_factory=Generation)
 
     def __post_init__(self, stream: TextStream | None) -> None:
@@ -50,7 +53,9 @@ class Request:
         self._started = self._last_take = 0.0
 
     def queue(self) -> None:
-        """Start the clock of its wait."""
+        """Claim its session, and start the clock of its wait. Raises UsageError."""
+        if self.session:
+            self.session.claim(self.generation)
         self.queued = time.perf_counter()
 
     def start(self, *, exact: bool) -> None:
