@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -320,7 +320,7 @@ class _Waiters(list[Any]):
         super().append(waiter)
 
 
-def in_a_loop(on_chunk: Callback | AsyncCallback) -> bool:
+def in_a_loop(on_chunk: Callback) -> TypeGuard[AsyncCallback]:
     """True for a coroutine function, or an object whose call is one."""
     call = getattr(on_chunk, "__call__", None)  # noqa: B004 - its kind, not whether there is one
     return inspect.iscoroutinefunction(on_chunk) or inspect.iscoroutinefunction(call)

@@ -58,6 +58,11 @@ class Request:
             self.session.claim(self.generation)
         self.queued = time.perf_counter()
 
+    def unqueue(self) -> None:
+        """Release its session: it was refused a place."""
+        if self.session:
+            self.session.release(self.generation)
+
     def start(self, *, exact: bool) -> None:
         """Its prefill starts now. exact: its passes are, see `exactness`."""
         self.exact = exact
@@ -140,8 +145,7 @@ class Request:
     def _end(self) -> None:
         # Before anyone can see that it ended: the next turn may come at once.
         self.ended = True
-        if self.session:
-            self.session.release(self.generation)
+        self.unqueue()
 
     def _completion(self, reason: FinishReason) -> Completion:
         def output(kind: Kind) -> str:
