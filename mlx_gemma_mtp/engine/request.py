@@ -9,8 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass
 
+from mlx_gemma_mtp.decode.constraint import Constraint
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Generation, Stats
+from mlx_gemma_mtp.engine.results import (
+    Chunk,
+    Completion,
+    FinishReason,
+    Generation,
+    Stats,
+    TokenLogprobs,
+)
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
@@ -23,7 +31,8 @@ class Request:
 
     num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
-    request alone. session: claimed for this request, which releases it at its end.
+    request alone. session: claimed for this request, which releases it at its end. constraint: what
+    its output may be; None for anything.
     """
 
     ids: list[int]
@@ -34,10 +43,12 @@ class Request:
     stream: InitVar[TextStream | None]
     on_chunk: Callable[[Chunk], None] | None = None
     session: Session | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
         self.tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []  # of the tokens, if asked for
         self.exact = False  # all its passes so far were
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.generation = Generation()
@@ -51,6 +62,11 @@ class Request:
         """True if it is finished, cancelled or failed."""
         return self.generation.done()
 
+    @property
+    def constrained(self) -> bool:
+        """True if the next token must follow a constraint."""
+        return self.constraint is not None and not self.ended
+
     def queue(self) -> None:
         """Start the clock of its wait."""
         self.queued = time.perf_counter()
@@ -62,13 +78,20 @@ class Request:
         self.stats.queue_seconds = self._started - self.queued
 
     def take(
-        self, tokens: Sequence[int], num_drafted: int | None = None, *, copied: bool = False
+        self,
+        tokens: Sequence[int],
+        num_drafted: int | None = None,
+        *,
+        copied: bool = False,
+        logprobs: Sequence[TokenLogprobs] | None = None,
     ) -> None:
         """Add the tokens of a round, up to the one that ends the request.
 
         num_drafted: the drafts that the round verified; None for the token after the prompt.
         copied: they were copies. Accepted drafts past the end count as drafted, not as accepted.
+        logprobs: of the tokens, if asked for.
         """
+        self._logprobs += logprobs or []
         try:
             self._take(tokens, num_drafted, copied)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
@@ -109,7 +132,10 @@ class Request:
         self.tokens += tokens[:num_taken]
         if num_drafted is not None:
             stats.count_round(num_drafted, min(len(tokens) - 1, num_taken), copied=copied)
+        del self._logprobs[len(self.tokens) :]
         self._emit(taken)
+        if self.constraint is not None and not self._finish_reason:
+            self.constraint.accept(tokens[:num_taken])
 
     def _emit(self, taken: list[Piece]) -> None:
         reason, stats = self._finish_reason, self.stats
@@ -122,14 +148,21 @@ class Request:
         if self.tokens:  # otherwise it was cancelled before the clock started
             stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
         self._pieces += pieces
+        at = len(self.tokens) - sum(len(piece.tokens) for piece in pieces)
         for number, (kind, text, tokens, call) in enumerate(pieces, 1):
+            end, found = reason if number == len(pieces) else None, self._reported(at, len(tokens))
+            at += len(tokens)
             if self.on_chunk:
-                end = reason if number == len(pieces) else None
-                self.on_chunk(Chunk(text, tokens, end, stats if end else None, kind, call))
+                self.on_chunk(Chunk(text, tokens, end, stats if end else None, kind, call, found))
         if reason:
             completion = self._completion(reason)
             self._release()
             self.generation.set_result(completion)
+
+    def _reported(self, start: int, count: int) -> tuple[TokenLogprobs, ...] | None:
+        """Return the log-probabilities of `count` tokens; None if they were not asked for."""
+        asked = self.params.logprobs is not None
+        return tuple(self._logprobs[start : start + count]) if asked else None
 
     def _release(self) -> None:
         # Before anyone can see that it ended: the next turn may come at once.
@@ -145,6 +178,7 @@ class Request:
         calls = tuple(piece.call for piece in self._pieces if piece.call)
         unclosed = None if kind == "answer" else kind
         text, thought = output("answer"), output("thought")
+        found = self._reported(0, len(self.tokens))
         return Completion(
-            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact
+            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact, found
         )
