@@ -5,7 +5,7 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.defaults import STOP
@@ -16,6 +16,7 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.tools import Tool
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
@@ -39,12 +40,13 @@ class Intake:
         params: SamplingParams | None,
         on_chunk: Callable[[Chunk], None] | None = None,
         session: Session | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = prompt_ids(prompt, self._text, self._config, thinking=params.thinking)
+        ids = prompt_ids(prompt, self._text, self._config, thinking=params.thinking, tools=tools)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")

@@ -13,6 +13,7 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
+from mlx_gemma_mtp.text.tools import Tool
 
 FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
@@ -25,13 +26,18 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def prompt_ids(
-    prompt: Prompt, text: Text | None, config: TargetConfig, *, thinking: bool
+    prompt: Prompt,
+    text: Text | None,
+    config: TargetConfig,
+    *,
+    thinking: bool,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt.
+    """The token ids of a prompt. tools: declared in it.
 
     Raises UsageError for anything else, and for a prompt that leaves no room for an answer.
     """
-    ids = _ids(prompt, text, thinking=thinking)
+    ids = _ids(prompt, text, thinking=thinking, tools=tools)
     if not ids:
         raise UsageError("the prompt is empty")
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
@@ -45,20 +51,23 @@ def prompt_ids(
     return ids
 
 
-def _ids(prompt: Prompt, text: Text | None, *, thinking: bool) -> list[int]:
+def _ids(
+    prompt: Prompt, text: Text | None, *, thinking: bool, tools: Sequence[Tool] | None
+) -> list[int]:
     if not isinstance(prompt, str) and not _is_list(prompt):
         raise UsageError(f"{FORMS}, not {type(prompt).__name__}")
     if isinstance(prompt, str) and not prompt.strip():
         return []
     if all(is_count(item) for item in prompt):
-        if thinking and prompt:
-            raise UsageError("thinking needs the chat template: give text or messages, not ids")
+        if prompt and (thinking or tools):
+            what = "thinking needs" if thinking else "tools need"
+            raise UsageError(f"{what} the chat template: give text or messages, not token ids")
         return [int(cast(int, item)) for item in prompt]
     if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
         raise UsageError(FORMS)
     if text is None:
         raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
-    return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking)
+    return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking, tools=tools)
 
 
 def _is_list(value: object) -> bool:
