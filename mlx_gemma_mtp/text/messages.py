@@ -103,14 +103,15 @@ def without_tool_turns(messages: Sequence[Message]) -> list[Message]:
         if results:
             responses = _responses(message, results)
             kept.append(message | {"content": "", "tool_responses": responses})
-        elif kept and kept[-1].get("tool_responses") and _is_answer(message):
+        elif kept and kept[-1].get("tool_responses") and is_answer(message):
             kept[-1] = kept[-1] | {"content": message["content"]}
         else:
             kept.append(message)
     return kept
 
 
-def _is_answer(message: Message) -> bool:
+def is_answer(message: Message) -> bool:
+    """True for text of the model, without calls."""
     return message["role"] in MODEL_ROLES and not message.get("tool_calls")
 
 

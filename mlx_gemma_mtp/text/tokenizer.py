@@ -20,6 +20,7 @@ from mlx_gemma_mtp.text.messages import (
     Message,
     check_messages,
     for_template,
+    is_answer,
     without_tool_turns,
 )
 
@@ -115,6 +116,8 @@ class Text:
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
+        If the last message is an answer of the model, it is continued: its text, after its
+        "reasoning" if a thought may stand there, is what the turn starts with, to the last space.
         options go to the chat template: `tools=[...]`, `enable_thinking=True` (by default off).
         Thoughts at the start of a model's message are left out, with their markers; other markers
         are text. Raises UsageError for messages that `check_messages` or the template refuses, and
@@ -132,12 +135,15 @@ class Text:
         except RecursionError:
             raise UsageError("these messages are nested too deeply for a chat template") from None
         options = self._named | options
+        started = shown.pop() if is_answer(shown[-1]) else None
         written = template.render(chosen, shown, add_generation_prompt=True, **options)
         if TOOL_TURN in written and "tool_responses" in chosen:
             shown = without_tool_turns(shown)
             written = template.render(chosen, shown, add_generation_prompt=True, **options)
         if written.rstrip().endswith(TURN_ENDS[0]):
             written += self._model_turn(chosen, options)
+        if started is not None:
+            written += self._start_of_answer(started, after=written)
         return self._after_bos(self._encode_disguised(written))
 
     def prompt(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
@@ -185,6 +191,17 @@ class Text:
             for opens in (False, True)
         )
         return after.removeprefix(before) if after != before else ""
+
+    def _start_of_answer(self, message: Message, after: str) -> str:
+        """Return the thought and text of a disguised message, as they follow the turn's opening."""
+        content, thought = message["content"], message.get("reasoning")
+        if not isinstance(content, str):
+            content = "".join(part["text"] for part in content)
+        opens, closes = MARKERS[:2]
+        may_think = self.markers.channel is not None and not after.endswith(closes)
+        if may_think and thought and isinstance(thought, str):
+            return f"{opens}thought\n{thought}\n{closes}{content}"
+        return str(content)
 
     def _turn_end(self) -> str | None:
         """Return the special token with which the template closes an answer, if it does."""

@@ -124,5 +124,5 @@ def test_a_prompt_opens_the_models_turn_if_the_template_forgets_it(tmp_path: Pat
     for condition, ending in ((opens, "<|turn>model\n"), (forgets, "")):
         template = f"{FIRST}{condition}{turn}"
         model = with_template(tmp_path, template)
-        written = model.decode(model.chat([user("Hi"), assistant("Well.")]))
+        written = model.decode(model.chat([user("Hi"), {"role": "system", "content": "Well."}]))
         assert written.endswith(f"Well.<turn|>\n{ending}")
