@@ -233,6 +233,11 @@ def _with_ids(calls: Sequence[Message], taken: set[str]) -> list[Message]:
     return found
 
 
+def is_answer(message: Message) -> bool:
+    """True for text of the model, without calls."""
+    return message["role"] in MODEL_ROLES and not message.get("tool_calls")
+
+
 def with_system(prompt: str | Sequence[Message], system: str | None) -> str | Sequence[Message]:
     """Return a prompt with a system message before it, if there is one."""
     if not system:

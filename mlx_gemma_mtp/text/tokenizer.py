@@ -16,7 +16,7 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
-from mlx_gemma_mtp.text.messages import Message, normalized
+from mlx_gemma_mtp.text.messages import Message, is_answer, normalized
 from mlx_gemma_mtp.text.tool_turns import in_json, laid_out
 from mlx_gemma_mtp.text.tools import Tool, declared, for_google
 
@@ -114,6 +114,8 @@ class Text:
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
+        If the last message is an answer of the model, it is continued: its text, after its
+        "reasoning" if a thought may stand there, is what the turn starts with, to the last space.
         tools: as `declared` takes them. options go to the chat template: `enable_thinking=True` (by
         default off). Thoughts at the start of a model's message are left out, with their markers;
         other markers are text. Raises UsageError for tools that `declared` refuses and messages
@@ -135,6 +137,7 @@ class Text:
         except (TypeError, ValueError) as error:
             raise UsageError(f"the result of a tool is not JSON: {one_line(error)}") from None
         options = self._named | options
+        started = turns.pop() if is_answer(turns[-1]) else None
 
         def write(shown: list[Message]) -> str:
             return template.render(chosen, shown, add_generation_prompt=True, **options)
@@ -142,6 +145,8 @@ class Text:
         written = laid_out(turns, write, google=google)
         if written.rstrip().endswith(TURN_ENDS[0]):
             written += self._model_turn(chosen, options)
+        if started is not None:
+            written += self._start_of_answer(started, after=written)
         return self._after_bos(self._encode_disguised(written))
 
     def prompt(
@@ -195,6 +200,15 @@ class Text:
             for opens in (False, True)
         )
         return after.removeprefix(before) if after != before else ""
+
+    def _start_of_answer(self, message: Message, after: str) -> str:
+        """Return the thought and text of a disguised message, as they follow the turn's opening."""
+        content, thought = message["content"], message.get("reasoning", "")
+        opens, closes = f"{MARKERS[0]}thought\n", MARKERS[1]
+        if after.endswith(opens):  # as after the result of a tool
+            return f"{thought}\n{closes}{content}" if thought else f"{closes}{content}"
+        may_think = self.markers.channel is not None and not after.endswith(closes)
+        return f"{opens}{thought}\n{closes}{content}" if thought and may_think else content
 
     def _turn_end(self) -> str | None:
         """Return the special token with which the template closes an answer, if it does."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
-from mlx_gemma_mtp.text.messages import Message
+from mlx_gemma_mtp.text.messages import Message, is_answer
 
 TOOL_TURN = "<|turn>tool\n"  # how a template that doesn't know the role shows a tool's result
 # Text that a template of Google's puts outside of all turns: one that cannot continue a turn.
@@ -70,8 +70,8 @@ def _without_tool_turns(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         if message["role"] == "tool":
             continue
-        answers = message["role"] == "assistant" and not message.get("tool_calls")
-        if answers and kept and kept[-1].get("tool_responses") and not kept[-1]["content"]:
+        waits = bool(kept) and kept[-1].get("tool_responses") and not kept[-1]["content"]
+        if waits and is_answer(message):
             kept[-1] = kept[-1] | {"content": message["content"]}
         else:
             kept.append(message)

@@ -327,3 +327,32 @@ def test_half_a_character_is_refused(text: Text, tmp_path: Path) -> None:
     for half, ask in itertools.product(("\ud800", "\udfff"), (text, without_template(tmp_path))):
         with pytest.raises(UsageError, match="UTF-8"):
             ask.prompt(f"a{half}")
+
+
+@pytest.mark.parametrize("role", ["assistant", "model"])
+def test_an_answer_at_the_end_is_continued_as_the_model_would(text: Text, role: str) -> None:
+    call = {"function": {"name": "weather", "arguments": {}}}
+    called = {"role": "assistant", "tool_calls": [call]}
+    answered = [user("Hi"), called, {"role": "tool", "name": "weather", "content": "so"}]
+    for before in ([user("Hi")], answered):
+        for thinking in (False, True):
+            opened = text.chat(before, enable_thinking=thinking)
+            if before is answered and thinking:  # the template opens a thought
+                opened += text.encode("<channel|>")
+            for start in ("", "The sum", "The sum ", "\n two\n", "<turn|> é"):
+                partial = assistant(start, role)
+                tokens = text.chat([*before, partial], enable_thinking=thinking)
+                assert text.decode(tokens) == text.decode(opened) + start
+                assert tokens[: len(opened)] == opened
+                assert not {*tokens[len(opened) :]} & {*text.end_tokens()}
+
+
+def test_a_thought_before_a_continued_answer_is_shown_if_one_may_stand_there(text: Text) -> None:
+    partial = assistant([{"type": "text", "text": "So "}, {"type": "text", "text": "it"}])
+    partial["reasoning"] = "m<channel|>"
+    shown = rendered(text, [user("Hi"), partial], enable_thinking=True)
+    opened = rendered(text, [user("Hi")], enable_thinking=True)
+    assert shown == f"{opened}<|channel>thought\nm<channel|>\n<channel|>So it"
+    tokens = text.chat([user("Hi"), partial], enable_thinking=True)
+    assert tokens.count(text.markers.channel_end or 0) == 1  # the other is spelled out
+    assert rendered(text, [user("Hi"), partial]).endswith(f"{MODEL_TURN}So it")

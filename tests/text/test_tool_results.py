@@ -231,8 +231,8 @@ def test_a_prompt_opens_the_models_turn_if_the_template_forgets_it(tmp_path: Pat
     start = FIRST[: FIRST.rindex("{%- if not messages")]
     for condition, ending in ((opens, "<|turn>model\n"), (forgets, "")):
         model = with_template(tmp_path, f"{start}{condition}{turn}")
-        written = model.decode(model.chat([HI, DONE]))
-        assert written.endswith(f"Done.<turn|>\n{ending}")
+        written = model.decode(model.chat([HI, {"role": "system", "content": "Well."}]))
+        assert written.endswith(f"Well.<turn|>\n{ending}")
 
 
 def some(rng: np.random.Generator, *choices: Any) -> Any:
