@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import types
 import typing
@@ -81,6 +82,31 @@ class Function:
         if missing:
             raise ValueError(f"missing arguments: {', '.join(missing)}")
         return {name: value_of(self._hints[name], value, name) for name, value in arguments.items()}
+
+
+def result_of(value: Any) -> str | dict[str, Any]:
+    """Return what a function returned as the content of a tool's message: text, or JSON's values.
+
+    Anything but text and mappings is the "value" of a mapping. Raises ValueError for text that is
+    not UTF-8.
+    """
+    found = json.loads(json.dumps(value, default=_as_json))
+    json.dumps(found, ensure_ascii=False).encode()
+    return found if isinstance(found, (str, dict)) else {"value": found}
+
+
+def _as_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "model_dump"):  # a pydantic model
+        return value.model_dump(mode="json")
+    return str(value)
 
 
 def schema_of(hint: Any, depth: int = 0) -> Schema:
