@@ -19,7 +19,7 @@ from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.turn import Turn
-from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
+from mlx_gemma_mtp.errors import CheckpointError, SaveError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.text.functions import Function, Schema
 from mlx_gemma_mtp.text.messages import Message, check_messages
@@ -128,17 +128,20 @@ class Chat:
 
         For `Engine.chat(saved=path)`; tools and settings are given there again. Each file is
         replaced whole, and the messages do not need the session. Raises UsageError during a turn,
-        and OSError.
+        and SaveError.
         """
         path = Path(path)
         self.claim()
         try:
             written = json.dumps({"format": FORMAT, "messages": self._messages}, ensure_ascii=False)
-            if self._session.num_tokens:
+            try:
                 self._session.save(cache_of(path))
-            else:
+            except UsageError:  # it holds nothing
                 cache_of(path).unlink(missing_ok=True)
-            write_whole(path, written.encode())
+            try:
+                write_whole(path, written.encode())
+            except OSError as error:
+                raise SaveError(f"{path} cannot be written: {one_line(error)}") from None
         finally:
             self.release()
 
@@ -191,7 +194,7 @@ def first_messages(system: str | None, messages: Sequence[Message]) -> list[Mess
 
 
 def read_chat(path: Path) -> list[Message]:
-    """Return the messages that `Chat.save` wrote. Raises UsageError without a file, CheckpointError."""
+    """Return the messages that `Chat.save` wrote. Raises UsageError, CheckpointError."""
     try:
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict) or found.get("format") != FORMAT:

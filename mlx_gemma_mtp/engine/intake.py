@@ -16,7 +16,7 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.text.messages import Prompt
-from mlx_gemma_mtp.text.tools import Tool
+from mlx_gemma_mtp.text.tools import Tool, declared
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
@@ -34,19 +34,27 @@ class Intake:
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
 
+    def ids(
+        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
+    ) -> list[int]:
+        """Return the token ids of a prompt. Raises UsageError."""
+        return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
+
     def request(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        on_chunk: Callable[[Chunk], None] | None = None,
+        on_chunk: Callable[[Chunk], object] | None = None,
         session: Session | None = None,
+        *,
         tools: Sequence[Tool] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = prompt_ids(prompt, self._text, self._config, thinking=params.thinking, tools=tools)
+        schemas = declared(tools)
+        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")

@@ -15,6 +15,8 @@ from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
 from mlx_gemma_mtp.text.tools import Tool
 
+LONG = 10_000  # characters, which take about 7 ms, or token ids
+
 FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
 
@@ -25,15 +27,24 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [cast(Prompt, prompts)]
 
 
+def is_long(prompt: Prompt) -> bool:
+    """True if it would block an event loop for some time to encode or check this prompt."""
+    if isinstance(prompt, str):
+        return len(prompt) > LONG
+    if not _is_list(prompt):
+        return False
+    return len(prompt) > LONG or sum(len(str(one)) for one in prompt if _is_message(one)) > LONG
+
+
 def prompt_ids(
     prompt: Prompt,
     text: Text | None,
     config: TargetConfig,
     *,
-    thinking: bool,
+    thinking: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt. tools: declared in it.
+    """The token ids of a prompt. tools: as of `Text.chat`.
 
     Raises UsageError for anything else, and for a prompt that leaves no room for an answer.
     """
@@ -59,9 +70,9 @@ def _ids(
     if isinstance(prompt, str) and not prompt.strip():
         return []
     if all(is_count(item) for item in prompt):
-        if prompt and (thinking or tools):
-            what = "thinking needs" if thinking else "tools need"
-            raise UsageError(f"{what} the chat template: give text or messages, not token ids")
+        for wanted, what in ((thinking, "thinking needs"), (tools, "tools need")):
+            if wanted and prompt:
+                raise UsageError(f"{what} the chat template: give text or messages, not ids")
         return [int(cast(int, item)) for item in prompt]
     if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
         raise UsageError(FORMS)

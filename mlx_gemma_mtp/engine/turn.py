@@ -158,7 +158,7 @@ class Turn:
     def _continues(
         self, done: Completion, calls: Sequence[ToolCall], results: Sequence[Any]
     ) -> bool:
-        """Add what was said, and calls with their results; return True if the model is to answer."""
+        """Add what was said, and calls with their results. True if the model must answer them."""
         if calls and len(results) == len(calls):
             self._added.append(done.message)
             self._added += [
@@ -208,9 +208,9 @@ class Turn:
 
     def stop(self) -> None:
         """End it here, and keep what there is."""
-        if self._said:
-            self._added.append({"role": "assistant", "content": self._said})
-        self._end(self._added if len(self._added) > 1 else [])
+        said = [{"role": "assistant", "content": self._said}] * bool(self._said)
+        added = self._added + said
+        self._end(added if len(added) > 1 else [])
 
     def _fail(self) -> None:
         self._end([])
