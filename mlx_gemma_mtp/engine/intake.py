@@ -6,7 +6,6 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.defaults import STOP
@@ -17,6 +16,7 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.tools import Tool, declared
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
@@ -35,7 +35,7 @@ class Intake:
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
 
     def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Any] | None = None
+        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
     ) -> list[int]:
         """Return the token ids of a prompt. Raises UsageError."""
         return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
@@ -47,13 +47,14 @@ class Intake:
         on_chunk: Callable[[Chunk], object] | None = None,
         session: Session | None = None,
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = self.ids(prompt, thinking=params.thinking, tools=tools)
+        schemas = declared(tools)
+        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
