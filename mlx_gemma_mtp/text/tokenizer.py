@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
+from mlx_gemma_mtp.text.grammar import Grammars
 from mlx_gemma_mtp.text.messages import (
     Message,
     check_messages,
@@ -81,7 +83,9 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         self.markers = _markers({token.content: number for number, token in added.items()})
         shown = {*MARKERS, *TURN_ENDS, *self._named.values()}
-        special = [t.content for t in added.values() if t.special or t.content in shown]
+        marked = {number: t for number, t in added.items() if t.special or t.content in shown}
+        self._special_ids = frozenset(marked)
+        special = [token.content for token in marked.values()]
         firsts = sorted({ord(content[0]) for content in special})
         self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
         self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
@@ -92,6 +96,11 @@ class Text:
     def has_template(self) -> bool:
         """True if there is a chat template. Without one, text is continued as it is."""
         return bool(self._templates)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars over its tokens."""
+        return Grammars(self._bytes_of, self._special_ids, self._encode_plain)
 
     def has_token(self, token: int) -> bool:
         """True if this id is a token. A padded vocabulary has ids that are not."""
@@ -154,7 +163,7 @@ class Text:
         if not isinstance(prompt, str):
             return self.chat(prompt, enable_thinking=thinking)
         if not self.has_template and not thinking:
-            return self._after_bos(self._encode_disguised(self._in_disguise(prompt)))
+            return self._after_bos(self._encode_plain(prompt))
         return self.chat([{"role": "user", "content": prompt}], enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
@@ -229,6 +238,10 @@ class Text:
         if isinstance(value, (list, tuple)):
             return [self._in_disguise(item) for item in value]
         return value
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Return the token ids of a text in which nothing is a special token."""
+        return self._encode_disguised(self._in_disguise(text))
 
     def _encode_disguised(self, written: str) -> list[int]:
         """Return the token ids of a text in which disguised characters start no special token."""
