@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass
 
+from mlx_gemma_mtp.decode.constraint import Constraint
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Generation, Stats
 from mlx_gemma_mtp.engine.session import Session
@@ -34,6 +35,7 @@ class Request:
     stream: InitVar[TextStream | None]
     on_chunk: Callable[[Chunk], None] | None = None
     session: Session | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`

@@ -18,12 +18,13 @@ BARE_KEY = re.compile(r"[^\W\d][\w.-]*")  # others stand in quotes
 NUMBERS = {"type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 COMMA = ' "," '
 ANY, ANY_OBJECT = "any", "any_object"
-ANY_RULES = """
+ANY_RULES = r"""
 any: string | number | "true" | "false" | "null" | any_object | any_array
 any_object: "{" (any_pair ("," any_pair)*)? "}"
 any_pair: /[A-Za-z_][A-Za-z0-9_]*/ ":" any
 any_array: "[" (any ("," any)*)? "]"
-number: %json {"type": "number"}
+number: /-?(0|[1-9][0-9]{0,29})(\.[0-9]{1,29})?([eE][+-]?[0-9]{1,2})?/
+integer: /-?(0|[1-9][0-9]{0,29})/
 """
 
 
@@ -88,7 +89,8 @@ class _Rules:
                 return self._string(schema)
             case "integer" | "number":
                 kept = {key: value for key, value in schema.items() if key in NUMBERS}
-                return self._rule(f"%json {json.dumps(kept)}")
+                plain = kind if kept == {"type": kind} else None
+                return plain or self._rule(f"%json {json.dumps(kept)}")
             case "boolean":
                 return '("true" | "false")'
             case "null":

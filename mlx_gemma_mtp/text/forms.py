@@ -6,11 +6,11 @@ Knows nothing of tokens, thoughts and calls.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.text.grammar import escaped
 
 # As `json.dumps` writes it: with free white space, a model can write spaces without end.
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -18,10 +18,7 @@ LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator":
 SCHEMAS = {"items", "additionalProperties"}  # keywords with a schema
 LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}  # with a list of them
 NAMED = {"properties", "patternProperties", "$defs", "definitions"}  # with schemas by name
-OTHERS = LISTS - {"prefixItems"} | {"$ref"}  # what else an object must match
-
-NEEDS_ESCAPE = re.compile(r"\\.|[/\n]", re.DOTALL)  # in a grammar's regex
-ESCAPED = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
+OTHERS = {"anyOf", "oneOf", "$ref"}  # what else an object with properties must match
 
 
 def json_form(schema: object) -> str:
@@ -40,7 +37,8 @@ def json_form(schema: object) -> str:
         nodes = list(_schemas(plain))
     except (TypeError, ValueError, RecursionError):
         raise UsageError("json_schema must be a JSON schema, of plain JSON values") from None
-    if not any("properties" in node and OTHERS & set(node) for node in nodes):
+    combines = any("allOf" in one or ("properties" in one and OTHERS & {*one}) for one in nodes)
+    if not combines:
         for node in nodes:
             if _is_closed(node):
                 node.setdefault("additionalProperties", False)
@@ -48,10 +46,13 @@ def json_form(schema: object) -> str:
 
 
 def regex_form(regex: object) -> str:
-    """Return the grammar of text that a regex matches as a whole. Raises UsageError."""
+    r"""Return the grammar of text that a regex matches as a whole; \d is a digit from 0 to 9.
+
+    Raises UsageError.
+    """
     if not isinstance(regex, str) or not regex:
         raise UsageError("regex must be a string that is not empty")
-    return f"/{NEEDS_ESCAPE.sub(lambda found: ESCAPED.get(found[0], found[0]), regex)}/"
+    return f"/{escaped(regex)}/"
 
 
 def choice_form(choices: object) -> str:
@@ -60,6 +61,15 @@ def choice_form(choices: object) -> str:
     if not given or not all(isinstance(one, str) and one for one in given):
         raise UsageError("choices must be a list of strings that are not empty")
     return " | ".join(map(literal, given))
+
+
+def form_of(json_schema: object, regex: object, choices: object) -> str | None:
+    """Return the grammar of the one that is given; None if none is. Raises UsageError."""
+    if json_schema is not None:
+        return json_form(json_schema)
+    if regex is not None:
+        return regex_form(regex)
+    return None if choices is None else choice_form(choices)
 
 
 def literal(text: str) -> str:

@@ -63,7 +63,7 @@ class Grammars:
     def start(self, grammar: str) -> Match:
         """Start to match a grammar, in llguidance's kind of Lark, with an empty text.
 
-        Raises MgmError without llguidance, and UsageError for a grammar that it refuses.
+        Raises MgmError without llguidance, and UsageError with its reason to refuse a grammar.
         """
         with self._lock:
             return Match(self._compiled(grammar).deep_copy(), self._size)
@@ -135,6 +135,15 @@ class Match:
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
             raise MgmError(f"the output cannot follow its grammar: {reason}")
+
+
+def escaped(regex: str) -> str:
+    r"""Return a regex as it stands between slashes in a grammar; \d becomes [0-9]."""
+    try:
+        from llguidance import regex_to_lark
+    except ImportError:
+        raise MgmError(MISSING) from None
+    return regex_to_lark(regex, "d")
 
 
 def num_words(size: int) -> int:

@@ -125,8 +125,9 @@ class Text:
     def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
-        If the last message is an answer of the model, it is continued: its text, after its
-        "reasoning" if a thought may stand there, is what the turn starts with, to the last space.
+        An answer at the end of the messages is continued as the model would: its text follows what
+        opens the turn, and its "reasoning" if no thought was closed there.
+
         options go to the chat template: `tools=[...]`, `enable_thinking=True` (by default off).
         Thoughts at the start of a model's message are left out, with their markers; other markers
         are text. Raises UsageError for messages that `check_messages` or the template refuses, and
