@@ -31,7 +31,8 @@ class OpenPair(NamedTuple):
     defaults: the checkpoint's generation_config, see `defaults`. fingerprint: the key under which
     the measured depth is saved, made of all that the cost of a round depends on; None to save
     nothing. notes: what people should know of the checkpoint, one line each. drafter_name: its Hub
-    name, or that of its folder. table: what a probe has just measured, in place of the saved one.
+    name, or that of its folder; so is name, the target's. table: what a probe has just measured, in
+    place of the saved one.
     """
 
     target: Target
@@ -42,6 +43,7 @@ class OpenPair(NamedTuple):
     notes: tuple[str, ...] = ()
     drafter_name: str | None = None
     table: PassTable | None = None
+    name: str | None = None
 
     def default_tokens(self, key: str) -> list[int]:
         """Return the token ids of an entry of the defaults. Raises CheckpointError."""
@@ -82,7 +84,8 @@ def open_pair(
         sizes = [weights.num_bytes(model) for model in models]
         shape = repr((*[model.config for model in models], target.dtype, sizes))
         key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-        return OpenPair(target, drafter, text, defaults, key, found, name)
+        pair = OpenPair(target, drafter, text, defaults, key, found, name)
+        return pair._replace(name=target_name(folder, folder))
 
     return mlx_worker().run(read)
 

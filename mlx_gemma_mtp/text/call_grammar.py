@@ -47,7 +47,7 @@ class _Rules:
     def of(self, tools: Sequence[Mapping[str, Any]]) -> str:
         calls = []
         for tool in tools:
-            function = tool.get("function", tool)
+            function = tool["function"]
             root = function.get("parameters") or {"type": "object", "properties": {}}
             arguments = self._object(root, root) if _is_object(root) else ANY_OBJECT
             calls.append(f"{literal('call:' + function['name'])} {arguments}")

@@ -232,7 +232,8 @@ def test_an_argument_without_a_known_schema_is_any_readable_value(
 ) -> None:
     properties = {"a": {}, "b": {"not": {}}, "c": {"type": "object"}}
     parameters = {"type": "object", "properties": properties, "required": ["c"]}
-    rules = f"call\n{call_rules([{'name': 'f', 'parameters': parameters}], text.markers)}"
+    tool = {"function": {"name": "f", "parameters": parameters}}
+    rules = f"call\n{call_rules([tool], text.markers)}"
     for _ in range(20):
         output = sample(rule(text, rules), rng, ENDS, most=200)
         if output[-1] in ENDS:
