@@ -6,7 +6,6 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
 from mlx_gemma_mtp.engine.defaults import STOP, SUPPRESS
@@ -18,6 +17,7 @@ from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.tools import Tool, declared
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
@@ -37,7 +37,7 @@ class Intake:
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
 
     def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Any] | None = None
+        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
     ) -> list[int]:
         """Return the token ids of a prompt. Raises UsageError."""
         return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
@@ -49,13 +49,14 @@ class Intake:
         on_chunk: Callable[[Chunk], object] | None = None,
         session: Session | None = None,
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = self.ids(prompt, thinking=params.thinking, tools=tools)
+        schemas = declared(tools)
+        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
@@ -76,7 +77,7 @@ class Intake:
             )
         size = self._config.vocab_size
         rule = rule_of(
-            params, tools or (), self._text, ids, size, ends=eos, suppressed=self._suppressed
+            params, declared(tools), self._text, ids, size, ends=eos, suppressed=self._suppressed
         )
         # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
