@@ -40,6 +40,7 @@ class Request:
     stream: InitVar[TextStream | None]
     on_chunk: Callable[[Chunk], object] | None = None
     session: Session | None = None
+    constraint: Constraint | None = None
     priority: int = 0
     deadline: float | None = None
     generation: Generation = field(default_factory=Generation)
