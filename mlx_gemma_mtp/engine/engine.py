@@ -71,7 +71,7 @@ class Engine:
 
         depth: replaces what earlier runs learned, and the table; it is not saved. Others as `load`.
         """
-        target, drafter, self.text, defaults, fingerprint, notes, name, table = pair
+        target, drafter, self.text, defaults, fingerprint, notes, name, table, _ = pair
         key = fingerprint if depth is None else None
         self._depth = depth = depth or load_depth(key, exact, table)
         target = copy(target)  # the same weights; other engines of this pair may have other ways

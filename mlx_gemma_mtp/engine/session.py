@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -205,7 +206,8 @@ def model_identity(target: Target) -> str:
     parameters = dict(tree_flatten(target.parameters()))
     about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
     digest = hashlib.sha256(repr((target.config, about)).encode())
-    for array in parameters.values():
-        if array.ndim == 1 and mx.issubdtype(array.dtype, mx.floating):
-            digest.update(bytes(memoryview(array.astype(mx.float32))))
+    small = [one for one in parameters.values() if one.ndim == 1]
+    small = [one.astype(mx.float32) for one in small if mx.issubdtype(one.dtype, mx.floating)]
+    if small:
+        digest.update(np.array(mx.concatenate(small)).tobytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -82,6 +82,9 @@ class Piece(NamedTuple):
         return [module[name] for name in self.names]
 
 
+Plan = list[list[Piece]]  # each list is a slice
+
+
 class Slice(NamedTuple):
     """Pieces whose bytes are read. Place the slices in their order."""
 
@@ -98,23 +101,24 @@ class Slice(NamedTuple):
         mx.eval(*starmap(Piece.place, zip(self.pieces, self.made, strict=True)))
 
 
-def read_slices(plan: list[list[Piece]]) -> Iterator[Slice]:
+def read_slices(plan: Plan) -> Generator[Slice]:
     """Read a plan, slice by slice. Errors as `read_rows`."""
     for pieces in plan:
         yield Slice(pieces, [read_rows(one.source, one.first, one.end) for one in pieces])
 
 
-def plan_slices(model: nn.Module, sources: Mapping[str, Source]) -> list[list[Piece]]:
-    """Divide the loading of an opened model, whose projections may be fused.
+def plan_slices(model: nn.Module, sources: Mapping[str, Source], most: int = SLICE) -> Plan:
+    """Divide the loading of an opened model, whose projections may be fused. Computes nothing.
 
-    sources: of its parameters, by the names that they had before.
+    sources: of its parameters, by the names that they had before. most: bytes of a slice; a row
+    may have more.
     """
-    plan, room = list[list[Piece]](), 0
-    for piece in _pieces(model, sources):
+    plan, room = Plan(), 0
+    for piece in (part for one in _pieces(model, sources) for part in _divided(one, most)):
         size = max(piece.nbytes, piece.typed)
         if size > room:
             plan.append([])
-            room = SLICE
+            room = most
         plan[-1].append(piece)
         room -= size
     return plan
@@ -128,12 +132,12 @@ def _pieces(model: nn.Module, sources: Mapping[str, Source]) -> Iterator[Piece]:
         quantized: tuple[str, ...] = ()
         if "scales" in own and stored and _find(sources, path, "scales") is None:
             quantized = tuple(name for name in ("weight", "scales", "biases") if name in own)
-            yield from _divided(Piece(module, quantized, stored, True, 0, num_rows(stored)))
+            yield Piece(module, quantized, stored, True, 0, num_rows(stored))
         for name in own:
             if name not in quantized:
                 source = _find(sources, path, name)
                 assert source is not None  # `fill` has checked it
-                yield from _divided(Piece(module, (name,), source, False, 0, num_rows(source)))
+                yield Piece(module, (name,), source, False, 0, num_rows(source))
 
 
 def _find(sources: Mapping[str, Source], path: str, name: str) -> Source | None:
@@ -146,11 +150,11 @@ def _find(sources: Mapping[str, Source], path: str, name: str) -> Source | None:
     return Joined(tuple(parts), axis=0) if parts else None
 
 
-def _divided(piece: Piece) -> Iterator[Piece]:
-    """Cut a piece into pieces of at most SLICE bytes, or of one row."""
+def _divided(piece: Piece, most: int) -> Iterator[Piece]:
+    """Cut a piece into pieces of at most this many bytes, or of one row."""
     total = num_rows(piece.source)
     size = max(piece.nbytes, piece.typed)
-    step = max(1, min(total, SLICE * total // max(1, size)))
+    step = max(1, min(total, most * total // max(1, size)))
     for first in range(0, total, step):
         yield piece._replace(first=first, end=min(first + step, total))
 

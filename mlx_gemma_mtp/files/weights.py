@@ -21,15 +21,14 @@ from mlx_gemma_mtp.errors import CheckpointError, UsageError
 from mlx_gemma_mtp.files.arrays import Arrays, open_arrays, refuse_unknown, sources_of
 from mlx_gemma_mtp.files.checkpoint import read_drafter_config, read_target_config
 from mlx_gemma_mtp.files.quantization import HasShape, is_quantized, stored_bits
-from mlx_gemma_mtp.files.slices import Piece, plan_slices, read_slices
+from mlx_gemma_mtp.files.slices import plan_slices, read_slices
+from mlx_gemma_mtp.files.sources import Source
 from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.model.config import TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 
 Model = TypeVar("Model", Target, Drafter)
-Plan = list[list[Piece]]
 Stored = TypeVar("Stored", bound=HasShape)
 
 GROUP_SIZE = 64
@@ -48,7 +47,7 @@ def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     default `default_dtype`. Raises CheckpointError, UsageError.
     """
     target = open_target(folder, bits=bits, dtype=dtype or default_dtype())
-    for piece in read_slices(slices_of(target, folder)):
+    for piece in read_slices(plan_slices(target, find_sources(target, folder))):
         piece.place()
     return target
 
@@ -58,7 +57,7 @@ def load_drafter(
 ) -> Drafter:
     """Return the drafter in a folder, for this target; arguments and errors as `load_target`."""
     drafter = open_drafter(folder, target, bits=bits, dtype=dtype or default_dtype())
-    for piece in read_slices(slices_of(drafter, folder)):
+    for piece in read_slices(plan_slices(drafter, find_sources(drafter, folder))):
         piece.place()
     check_loaded(drafter, folder)
     return drafter
@@ -95,12 +94,11 @@ def open_pair(
     return target, open_drafter(beside, target.config, bits=bits, dtype=dtype)
 
 
-def slices_of(model: Target | Drafter, folder: Path, *, fused: bool = False) -> Plan:
-    """Return the slices in which an opened model is loaded. fused: fuse its projections first."""
-    sources = sources_of(model, read_tensors(folder))
+def find_sources(model: Target | Drafter, folder: Path) -> dict[str, Source]:
+    """Return what the parameters of an opened model are made of, for `plan_slices`."""
     wanted = dict(tree_flatten(model.parameters()))
-    sources = {name: source for name, source in sources.items() if name in wanted}
-    return plan_slices(fuse_projections(model) if fused else model, sources)
+    found = sources_of(model, read_tensors(folder))
+    return {name: source for name, source in found.items() if name in wanted}
 
 
 def check_loaded(model: Target | Drafter, folder: Path) -> None:
@@ -174,7 +172,7 @@ def loading_bytes(model: Target | Drafter, folder: Path) -> int:
 
     Tensors that are cast or quantized are held together with the result, a slice at a time.
     """
-    plan = slices_of(model, folder)
+    plan = plan_slices(model, find_sources(model, folder))
     return num_bytes(model) + max(sum(piece.held for piece in pieces) for pieces in plan)
 
 
