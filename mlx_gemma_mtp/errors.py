@@ -63,6 +63,10 @@ class RequestTimeoutError(MgmError, TimeoutError):
     """A request took longer than its timeout."""
 
 
+class SaveError(MgmError, OSError):
+    """A file that cannot be written."""
+
+
 class GenerationError(MgmError):
     """A failure on the device or in a callback, which is the `__cause__`."""
 

@@ -5,7 +5,8 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.defaults import STOP
@@ -33,18 +34,26 @@ class Intake:
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
 
+    def ids(
+        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Any] | None = None
+    ) -> list[int]:
+        """Return the token ids of a prompt. Raises UsageError."""
+        return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
+
     def request(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
-        on_chunk: Callable[[Chunk], None] | None = None,
+        on_chunk: Callable[[Chunk], object] | None = None,
         session: Session | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = prompt_ids(prompt, self._text, self._config, thinking=params.thinking)
+        ids = self.ids(prompt, thinking=params.thinking, tools=tools)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")

@@ -31,8 +31,8 @@ class OpenPair(NamedTuple):
     defaults: the checkpoint's generation_config, see `defaults`. fingerprint: the key under which
     the measured depth is saved, made of all that the cost of a round depends on; None to save
     nothing. notes: what people should know of the checkpoint, one line each. drafter_name: its Hub
-    name, or that of its folder. table: what a probe has just measured, in place of the saved one.
-    files: what the models were loaded from; None if they were not.
+    name, or that of its folder; so is name, the target's. table: what a probe has just measured, in
+    place of the saved one. files: what the models were loaded from; None if they were not.
     """
 
     target: Target
@@ -43,6 +43,7 @@ class OpenPair(NamedTuple):
     notes: tuple[str, ...] = ()
     drafter_name: str | None = None
     table: PassTable | None = None
+    name: str | None = None
     files: PairFiles | None = None
 
     @property
@@ -86,8 +87,9 @@ def open_pair(
     sizes = [weights.num_bytes(model) for model in given]
     shape = repr((*[model.config for model in given], models.target.dtype, sizes))
     key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-    name = None if drafter_folder is None else target_name(drafter_folder, drafter_folder)
-    return OpenPair(*models, text, defaults, key, found, name, files=files)
+    drafter_name = None if drafter_folder is None else target_name(drafter_folder, drafter_folder)
+    name = target_name(folder, folder)
+    return OpenPair(*models, text, defaults, key, found, drafter_name, name=name, files=files)
 
 
 def check_downloads(downloads: Sequence[Download], *, bits: int | None = None) -> None:

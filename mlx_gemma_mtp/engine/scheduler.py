@@ -50,17 +50,23 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request that has a place."""
-        self._waiting.append(request)
         if self._closed:
-            self._end(CLOSED)
+            self._places.release()
+            request.fail(CLOSED)
+        else:
+            self._waiting.append(request)
 
     def close(self) -> None:
-        """End everything with an MgmError, also what is added later."""
-        self._closed = True
-        self._end(CLOSED)
+        """End everything with an MgmError, also what is added later, and let go of the models."""
+        if not self._closed:
+            self._closed = True
+            self._end(CLOSED)
+            del self._batch  # errors that people keep may keep this alive
 
     def step(self) -> bool:
         """Do some prefill and one round. Returns whether there is more to do."""
+        if self._closed:
+            return False
         try:
             self._drop_cancelled()
             self._read_prompts()
