@@ -18,7 +18,7 @@ NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of p
 INSIDE = {
     "Generation": "add call_back chunks hold_for reached set_exception set_result wait_for",
     "SamplingParams": "resolved stop_strings",
-    "Session": "claim copy_back lend release remember_prompt restore take_back",
+    "Session": "claim copy_back lend release remember_prompt restore reusable take_back",
     "Stats": "count_round",
 }
 
