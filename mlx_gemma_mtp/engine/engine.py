@@ -29,7 +29,7 @@ from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, run
 from mlx_gemma_mtp.engine.intake import Intake
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list, is_long
+from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.rows import SIZES
@@ -303,8 +303,11 @@ class Engine:
         return self._tokenizer.decode(tokens)
 
     def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
-        """Return how many tokens a prompt has, with its template. Raises UsageError."""
-        return len(self._intake.ids(prompt, tools=tools))
+        """Return how many tokens a prompt has, with its template; 0 if it is empty.
+
+        It may be too long for the model. Raises UsageError.
+        """
+        return len(encoded(prompt, self.text, tools=tools))
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""

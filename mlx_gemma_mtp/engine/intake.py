@@ -34,12 +34,6 @@ class Intake:
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
 
-    def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Any] | None = None
-    ) -> list[int]:
-        """Return the token ids of a prompt. Raises UsageError."""
-        return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
-
     def request(
         self,
         prompt: Prompt,
@@ -53,7 +47,8 @@ class Intake:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = self.ids(prompt, thinking=params.thinking, tools=tools)
+        thinking = params.thinking
+        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")

@@ -12,9 +12,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -23,6 +25,9 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 
 T = TypeVar("T")
 
+log = logging.getLogger("mlx_gemma_mtp")
+
+SLOW_SECONDS = 1.0  # of a job, which is logged
 EXIT_SECONDS = 10.0  # how long the exit of the process waits for the current job
 
 
@@ -79,10 +84,13 @@ class Worker:
     def _work(self) -> None:
         while True:
             future, job = self._jobs.get()
+            start = time.perf_counter()
             try:
                 future.set_result(job())
             except BaseException as error:  # noqa: BLE001 - the future raises it in the caller
                 future.set_exception(error)
+            if (seconds := time.perf_counter() - start) > SLOW_SECONDS:
+                log.info("a step took %.1f s", seconds)
             del future, job  # an idle worker must not keep a closed model alive
 
     def _leave(self) -> None:
