@@ -35,7 +35,7 @@ class Worker:
     """Runs jobs one after another on its own thread."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
+        self.lost = False  # True in a forked child, in which the thread does not exist
         self.leaving = threading.Event()  # set at exit; long jobs check it and stop
         self.at_exit: set[Callable[[], object]] = set()  # last jobs
         self._repeated: set[Callable[[], bool]] = set()
@@ -95,7 +95,7 @@ class Worker:
 
     def _leave(self) -> None:
         self.leaving.set()
-        if self.process != os.getpid():  # a forked child, in which the thread does not exist
+        if self.lost:
             return
         # A job that takes longer, in one operation of MLX, ends with the process.
         with contextlib.suppress(TimeoutError):
@@ -116,9 +116,20 @@ def mlx_worker() -> Worker:
     if _worker is None:
         with _starting:
             _worker = _worker or Worker()
-    if _worker.process != os.getpid():
+    if _worker.lost:
         raise MgmError(
             "this process was forked from one that had loaded a model, which MLX does not survive: "
             'load it in the child only, or start the child with multiprocessing\'s "spawn" method'
         )
     return _worker
+
+
+def _forked() -> None:
+    """Start over in a forked child, or find the worker lost there."""
+    global _starting
+    _starting = threading.Lock()  # another thread of the parent may have held it
+    if _worker is not None:
+        _worker.lost = True
+
+
+os.register_at_fork(after_in_child=_forked)
