@@ -92,9 +92,10 @@ class Batch:
         requests = prefill.requests
         settings = self._rows.settings_of(requests)
         least = self.exactness.least
-        newest = first_token(self.target, prefill.cache, prefill.hidden, settings, least)
+        newest = first_token(self.target, *prefill.ends(), settings, least)
         for request, token in zip(requests, cast(list[int], newest.token.tolist()), strict=True):
-            request.take([token])
+            if not request.ended:
+                request.take([token])
         self.free_ended()
         if all(request.ended for request in requests):
             prefill.stop()

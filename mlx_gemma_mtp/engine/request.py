@@ -47,6 +47,9 @@ class Request:
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
+        self.order = (0, 0)  # among the requests of an engine: the lowest first
+        self.unread = len(self.ids)  # tokens of the prompt that are left to read, or an estimate
+        self.leave: Callable[[], object] = lambda: None  # gives its place to another request
         self.tokens: list[int] = []
         self.exact = False  # all its passes so far were
         self.stats = Stats(prompt_tokens=len(self.ids))
@@ -150,6 +153,7 @@ class Request:
     def _end(self) -> None:
         # Before anyone can see that it ended: the next turn may come at once.
         self.ended = True
+        self.leave()
         self.unqueue()
 
     def _completion(self, reason: FinishReason) -> Completion:

@@ -77,17 +77,17 @@ class Rows:
         joining = [n for n, request in enumerate(prefill.requests) if not request.ended]
         joining = self._make_room(joining, prefill.requests)
         free = [index for index, row in enumerate(self.each) if row is None]
-        moves = [
-            (index, source, len(prefill.requests[source].ids))
-            for index, source in zip(free, joining, strict=False)
-        ]
+        places = list(zip(free, joining, strict=False))
+        rows = [(index, prefill.rows[n]) for index, n in places]
+        lengths = [len(prefill.requests[n].ids) for _, n in places]
         offset = prefill.cache.offset
+        moves = [(*row, length) for row, length in zip(rows, lengths, strict=True)]
         self.cache.take_over(prefill.cache, moves)
-        self.cache.offset = _put(self.cache.offset, offset, moves)
+        self.cache.offset = _put(self.cache.offset, offset, rows)
         pairs = zip(self.newest, newest, strict=True)
-        self.newest = Newest(*(_put(array, values, moves) for array, values in pairs))
-        for index, source, _ in moves:
-            self.each[index] = make(prefill.requests[source])
+        self.newest = Newest(*(_put(array, values, places) for array, values in pairs))
+        for index, n in places:
+            self.each[index] = make(prefill.requests[n])
         self._lay_out()
 
     def _make_room(self, joining: list[int], requests: Sequence[Request]) -> list[int]:
@@ -180,12 +180,12 @@ class Rows:
         self.settings = row_settings(params, self._suppress)
 
 
-def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int, int]]) -> mx.array:
-    """array [B, ...] with rows replaced by rows of values, see `KVCache.take_over`.
+def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int]]) -> mx.array:
+    """array [B, ...] with rows replaced by rows of values. moves: a row here, the row there.
 
     The old array stays as it was.
     """
     order = list(range(len(array)))
-    for index, source, _ in moves:
+    for index, source in moves:
         order[index] = len(array) + source
     return mx.concatenate([array, values.astype(array.dtype)])[mx.array(order)]
