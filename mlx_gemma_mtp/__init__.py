@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TokenLogprobs,
     )
     from mlx_gemma_mtp.engine.session import Session
+    from mlx_gemma_mtp.engine.status import Status
     from mlx_gemma_mtp.errors import (
         CheckpointError,
         ClosedError,
@@ -62,6 +63,7 @@ __all__ = [
     "SaveError",
     "Session",
     "Stats",
+    "Status",
     "TokenLogprobs",
     "ToolCall",
     "UsageError",
@@ -79,6 +81,7 @@ _HOMES = {
     "engine.load": ("load",),
     "engine.results": ("Chunk", "Completion", "FinishReason", "Stats", "TokenLogprobs"),
     "engine.session": ("Session",),
+    "engine.status": ("Status",),
     "text.calls": ("ToolCall",),
     "text.messages": ("Message", "Prompt"),
 }

@@ -35,6 +35,7 @@ from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure
@@ -309,6 +310,12 @@ class Engine:
         """
         return len(encoded(prompt, self.text, tools=tools))
 
+    @property
+    def status(self) -> Status:
+        """What the engine is doing, as of the last round. Never waits."""
+        scheduler = self._scheduler
+        return scheduler.status if scheduler else Status(0, 0, 0, mx.get_active_memory())
+
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""
         return self._depth.plain_tokens_per_second
@@ -372,12 +379,17 @@ class Engine:
         self, request: Callable[[], Request], generation: Generation, session: Session | None
     ) -> None:
         """Make a request and queue it, on a thread of its own."""
+        made = None
         try:
-            self._submit(request())
+            made = request()
+            self._submit(made)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             if session is not None:
                 session.release(generation)
-            generation.set_exception(as_failure(error))
+            if made is not None and generation.stopping:  # its session may have another request
+                mlx_worker().submit(made.cancel)
+            else:
+                generation.set_exception(as_failure(error))
 
     def _check(self, session: Session | None = None) -> None:
         """Raise ClosedError, or UsageError for a session of others."""
