@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlx_gemma_mtp.decode.params import SamplingParams
     from mlx_gemma_mtp.engine.aload import aload
+    from mlx_gemma_mtp.engine.chat import Chat
     from mlx_gemma_mtp.engine.engine import Engine
     from mlx_gemma_mtp.engine.generation import Generation
     from mlx_gemma_mtp.engine.load import load
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     )
     from mlx_gemma_mtp.engine.session import Session
     from mlx_gemma_mtp.engine.status import Status
+    from mlx_gemma_mtp.engine.turn import ChatEvent, Turn
     from mlx_gemma_mtp.errors import (
         CheckpointError,
         ClosedError,
         GenerationError,
+        LoadCancelledError,
         MgmError,
         ModelNotFoundError,
         NotEnoughMemoryError,
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.text.messages import Message, Prompt
 
 __all__ = [
+    "Chat",
+    "ChatEvent",
     "CheckpointError",
     "Chunk",
     "ClosedError",
@@ -52,6 +57,7 @@ __all__ = [
     "FinishReason",
     "Generation",
     "GenerationError",
+    "LoadCancelledError",
     "Message",
     "MgmError",
     "ModelNotFoundError",
@@ -66,6 +72,7 @@ __all__ = [
     "Status",
     "TokenLogprobs",
     "ToolCall",
+    "Turn",
     "UsageError",
     "VerificationError",
     "__version__",
@@ -76,12 +83,14 @@ __all__ = [
 _HOMES = {
     "decode.params": ("SamplingParams",),
     "engine.aload": ("aload",),
+    "engine.chat": ("Chat",),
     "engine.engine": ("Engine",),
     "engine.generation": ("Generation",),
     "engine.load": ("load",),
     "engine.results": ("Chunk", "Completion", "FinishReason", "Stats", "TokenLogprobs"),
     "engine.session": ("Session",),
     "engine.status": ("Status",),
+    "engine.turn": ("ChatEvent", "Turn"),
     "text.calls": ("ToolCall",),
     "text.messages": ("Message", "Prompt"),
 }
