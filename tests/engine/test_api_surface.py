@@ -95,8 +95,10 @@ def test_aload_takes_the_arguments_of_load_and_closes_what_nobody_waits_for() ->
     assert inspect.signature(mlx_gemma_mtp.aload) == inspect.signature(mlx_gemma_mtp.load)
     resume, closed, made = threading.Event(), threading.Event(), list[Engine]()
 
-    def load() -> Engine:
+    def load(*, cancel: threading.Event | None = None) -> Engine:
         assert resume.wait(60)
+        assert cancel is not None
+        assert cancel.is_set()  # and came too late
         made.append(fake_engine())
         close = made[0].close
         made[0].close = lambda: (close(), closed.set())[0]  # type: ignore[method-assign]
