@@ -31,6 +31,7 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError
@@ -220,6 +221,11 @@ class Engine:
         if saved is not None:
             mlx_worker().run(partial(session.restore, saved))
         return session
+
+    @property
+    def status(self) -> Status:
+        """What it is doing. Any thread may read it, and nothing waits. Raises ClosedError."""
+        return self._open.status
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured."""

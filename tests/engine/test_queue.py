@@ -14,7 +14,7 @@ import pytest
 from helpers.fake_target import ENDLESS, SECONDS, Rounds, fake_engine, output
 from mlx_gemma_mtp import Engine, Generation, MgmError, load
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import QueueFullError, UsageError
+from mlx_gemma_mtp.errors import ClosedError, QueueFullError, UsageError
 
 PARAMS = replace(ENDLESS, max_tokens=16)
 
@@ -92,6 +92,25 @@ def test_a_list_of_prompts_may_be_longer_than_the_queue_and_leaves_room_in_it(
         assert [one.tokens for one in running.generate(prompts, PARAMS)] == expected
         assert tokens(between[0]) == expected[5]
     assert max(rounds.sizes) == 1
+
+
+def test_the_status_is_read_without_waiting_for_the_worker(prompts: list[list[int]]) -> None:
+    rounds, seen = Rounds(), list[tuple[int, ...]]()
+    with fake_engine(max_batch=2, player=rounds.player) as running:
+        rounds.then = lambda: seen.append(running.status[:3])
+        with held():
+            assert running.status[:3] == (0, 0, 0)
+            going = [running.submit(prompt, PARAMS) for prompt in prompts[:5]]
+            assert running.status[:3] == (5, 0, 0)
+            assert going[4].cancel()
+        assert [len(tokens(one)) for one in going] == [16, 16, 16, 16, 0]
+        mlx_worker().run(lambda: None)
+        assert running.status[:3] == (0, 0, 0)
+        assert running.status.memory_bytes >= 0
+    assert (2, 0, 2) in seen
+    assert set(seen) <= {(2, 0, 2), (0, 0, 2), (0, 0, 1), (1, 0, 2), (1, 0, 1)}
+    with pytest.raises(ClosedError):
+        _ = running.status
 
 
 def test_two_engines_take_turns(prompts: list[list[int]]) -> None:
