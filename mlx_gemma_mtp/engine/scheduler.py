@@ -68,15 +68,21 @@ class Scheduler:
         if request.session:
             request.unread -= request.session.reusable(request.ids)
         if self._closed:
-            self._end(CLOSED)
+            self._waiting.take(request)
+            request.fail(CLOSED)
 
     def close(self) -> None:
-        """End everything with an MgmError, also what is added later."""
-        self._closed = True
-        self._end(CLOSED)
+        """End everything with an MgmError, also what is added later, and let go of the models."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.close()
+            self._end(CLOSED)
+            del self._batch  # errors that people keep may keep this alive
 
     def step(self) -> bool:
         """Do some prefill and one round. Returns whether there is more to do."""
+        if self._closed:
+            return False
         try:
             self._drop_ended()
             self._read_prompts()

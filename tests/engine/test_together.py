@@ -116,8 +116,6 @@ def test_a_prompt_of_a_session_is_read_by_itself(prompts: list[list[int]]) -> No
     stepped, session = Stepped(), Session(CONFIG, "fake", Limits())
     requests = list[Request]()
     for prompt, own in zip(prompts, [None, None, session, None, None], strict=False):
-        if own:
-            own.claim()
         requests.append(stepped.submit(prompt[:3], session=own))
     stepped.finish(*requests)
     assert stepped.passes == [[3, 3, 3, 3], [3]]
