@@ -292,6 +292,12 @@ class Engine:
             mlx_worker().run(partial(session.restore, Path(saved)))
         return session
 
+    @property
+    def status(self) -> Status:
+        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
+        scheduler = self._scheduler
+        return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
+
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
         return await asyncio.to_thread(self.session, saved)
