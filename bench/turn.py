@@ -17,7 +17,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams
-from mlx_gemma_mtp.engine.results import Generation, Stats
+from mlx_gemma_mtp.engine.generation import Generation
+from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.errors import MgmError
 
 from .record import Window

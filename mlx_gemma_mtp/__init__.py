@@ -13,8 +13,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mlx_gemma_mtp.decode.params import SamplingParams
     from mlx_gemma_mtp.engine.engine import Engine
+    from mlx_gemma_mtp.engine.generation import Generation
     from mlx_gemma_mtp.engine.load import load
-    from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
+    from mlx_gemma_mtp.engine.results import Chunk, Completion
     from mlx_gemma_mtp.engine.session import Session
     from mlx_gemma_mtp.errors import MgmError
     from mlx_gemma_mtp.text.calls import ToolCall
@@ -36,7 +37,7 @@ _HOMES = {
     "Chunk": "engine.results",
     "Completion": "engine.results",
     "Engine": "engine.engine",
-    "Generation": "engine.results",
+    "Generation": "engine.generation",
     "MgmError": "errors",
     "SamplingParams": "decode.params",
     "Session": "engine.session",

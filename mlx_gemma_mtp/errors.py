@@ -55,8 +55,16 @@ class ClosedError(MgmError):
     """The engine was closed, or its process has ended."""
 
 
+class LoadCancelledError(MgmError):
+    """A load that its `cancel` event ended; nothing of it is left in memory."""
+
+
 class RequestTimeoutError(MgmError, TimeoutError):
     """A request took longer than its timeout."""
+
+
+class SaveError(MgmError, OSError):
+    """A file that cannot be written."""
 
 
 class GenerationError(MgmError):

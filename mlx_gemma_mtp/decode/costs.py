@@ -132,9 +132,15 @@ class Costs:
         """Return the widths of passes that were timed, also in earlier runs."""
         return self._of(batch).widths
 
+    @property
+    def num_timed(self) -> int:
+        """How many widths were timed, counted for each batch size; also in earlier runs."""
+        return sum(len(learned.widths) for learned in self._learned.values())
+
     def measured_plain(self, batch: int) -> bool:
-        """True if this run timed rounds without drafts often."""
-        return self._of(batch).plain >= MEASURED
+        """True if this run timed rounds without drafts often. From any thread."""
+        learned = self._learned.get(batch)
+        return learned is not None and learned.plain >= MEASURED
 
     def to_json(self) -> dict[str, Any]:
         """Return what was learned, by batch size."""

@@ -121,6 +121,11 @@ class Depth:
             return None
         return self._best(self._rounds.of([Chances([])])).speed
 
+    @property
+    def num_timed(self) -> int:
+        """How many shapes of passes were timed, in this run or an earlier one."""
+        return self._rounds.costs.num_timed
+
     def plain_at(self, batch: int) -> bool:
         """True if no drafts are expected to beat plain decoding; False if too little was timed."""
         if len(self._rounds.costs.timed(batch)) < 2:

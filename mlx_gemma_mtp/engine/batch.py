@@ -102,8 +102,8 @@ class Batch:
         masks = [[] if request.ended else self._masks.of(request) for request in requests]
         if any(request.constrained for request in requests):
             settings = settings._replace(masks=self._masks.laid_out(masks, 1))
-        hidden, counts, least = prefill.hidden, rows.counts_of(requests), self.exactness.least
-        first = first_token(self.target, prefill.cache, hidden, settings, least, counts)
+        counts, least = rows.counts_of(requests), self.exactness.least
+        first = first_token(self.target, *prefill.ends(), settings, least, counts)
         landed = Landed.of(first)
         for index, request in enumerate(requests):
             if not request.ended:

@@ -6,9 +6,11 @@ that uses MLX.
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -19,28 +21,35 @@ import mlx.core as mx
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
-from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.batch import Batch
+from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
 from mlx_gemma_mtp.engine.intake import Intake
+from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list
+from mlx_gemma_mtp.engine.prompts import as_list, is_long
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.results import Chunk, Completion, Generation
+from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.rows import SIZES
-from mlx_gemma_mtp.engine.scheduler import Scheduler
+from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError
-from mlx_gemma_mtp.files.remembered import load_depth, save_depth
+from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure
+from mlx_gemma_mtp.files.remembered import DepthKeeper, load_depth
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.messages import Message, Prompt
+from mlx_gemma_mtp.text.tokenizer import Text
 
+Tools = Sequence[Any] | None
 Player = Callable[[Target, Drafter | None], RoundPlayer]
+
+log = logging.getLogger("mlx_gemma_mtp")
 
 MAX_QUEUE = 256
 DEFAULT_LIMITS = Limits()
@@ -51,7 +60,7 @@ class Engine:
 
     notes: what people should know of the checkpoint, one line each: that it has no chat template,
     and which settings of its generation_config are not applied; and what exact=True costs here, if
-    it costs drafts. drafter_name: its Hub name, or that of its folder; None without one, or if the
+    it costs drafts. name, drafter_name: Hub names, or those of folders; None without one, or if the
     pair was not opened from files.
     """
 
@@ -71,16 +80,17 @@ class Engine:
 
         depth: replaces what earlier runs learned, and the table; it is not saved. Others as `load`.
         """
-        target, drafter, self.text, defaults, fingerprint, notes, name, table = pair
-        key = fingerprint if depth is None else None
-        self._depth = depth = depth or load_depth(key, exact, table)
+        target, drafter, self.text = pair[:3]
+        key = pair.fingerprint if depth is None else None
+        self._depth = depth = depth or load_depth(key, exact, pair.table)
         target = copy(target)  # the same weights; other engines of this pair may have other ways
         target.set_ways({} if depth.table is None else depth.table.ways)
         exactness = Exactness.of(exact, depth, limits, max_batch)
-        self.notes = (*notes, exactness.note) if exactness.note else notes
+        self.notes = (*pair.notes, exactness.note) if exactness.note else pair.notes
         self.config = target.config
         self.has_drafter = drafter is not None
-        self.drafter_name = name
+        self.name = pair.name
+        self.drafter_name = pair.drafter_name
         self._pair = memory.Pair.of(target, drafter)
         self._identity = mlx_worker().run(lambda: model_identity(target))
         self._copies = copies
@@ -89,7 +99,11 @@ class Engine:
         self._intake = Intake(pair, copies=copies)
         suppressed = pair.default_tokens("suppress_tokens")
         rounds = player(target, drafter)
-        on_idle = None if key is None else partial(save_depth, key, self._depth)
+        self._keeper = None if key is None else DepthKeeper(key, depth)
+        on_idle = None
+        if self._keeper is not None:
+            on_idle = self._keeper.idle
+            mlx_worker().at_exit.add(self._keeper.save)
 
         batch = partial(Batch, target, rounds, suppressed, has_drafter=self.has_drafter)
 
@@ -100,15 +114,33 @@ class Engine:
         self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
         likewise = Depth.from_json(depth.to_json(), exact)
         one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
-        params = SamplingParams(seed=0).resolved(defaults)
+        params = SamplingParams(seed=0).resolved(pair.defaults)
         drafts = first_drafts(likewise) if self.has_drafter else (0,)
         self._warm_up = WarmUp(one_row, params, drafts)
+        self._owner = object()  # of its sessions
+        log.info("opened %r", self)
+
+    def __repr__(self) -> str:
+        drafter = f", drafter {self.drafter_name or 'without a name'}" if self.has_drafter else ""
+        closed = ", closed" if self.closed else ""
+        return f"<Engine {self.name or 'without a name'}{drafter}{closed}>"
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` is called."""
+        return self._scheduler is None
 
     def close(self) -> None:
         """Stop all work within a round and free the memory.
@@ -119,10 +151,12 @@ class Engine:
         mlx_worker().check_may_wait()
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
-            mlx_worker().run(self._warm_up.stop)
-            mlx_worker().run(scheduler.close)
-            del scheduler  # and with it the models
-            mlx_worker().run(mx.clear_cache)
+            mlx_worker().run(partial(self._close, scheduler))
+            log.info("closed %r", self)
+
+    async def aclose(self) -> None:
+        """Do what `close` does without blocking the event loop."""
+        await asyncio.to_thread(self.close)
 
     def warm_up(self, *, on_cpu: bool = False) -> None:
         """Compile what a first short chat needs, in the background, in short steps.
@@ -143,56 +177,48 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        on_chunk: Callable[[Chunk], None] | None = None,
+        on_chunk: Callback | None = None,
         *,
         session: Session | None = None,
+        tools: Tools = None,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> Generation:
         """Start a completion without waiting for it.
 
-        Requests are served in order; up to max_batch decode together, each starting and ending at
-        any round. on_chunk is called with every piece of the output, on the thread that does all
-        the work: it must be quick and must not wait for an engine. If it raises, the request ends.
-        Failures are reported by the Generation only. session: the conversation that this is a turn
-        of; the tokens it holds are not prefilled again.
+        Up to max_batch requests decode together, each starting and ending at any round. on_chunk is
+        called with every piece of the output. A function is called on the thread that does all the
+        work: it must be quick and must not wait for an engine. A coroutine function runs in the
+        event loop of the caller, one call after another, and the result comes after the last. If it
+        raises, the request ends. session: the conversation that this is a turn of; the tokens it
+        holds are not prefilled again. tools: those that the model may call, for the chat template.
+        priority: higher ones are served first. timeout: seconds after which it ends with a
+        RequestTimeoutError.
 
-        Raises QueueFullError if max_queue requests are waiting already, otherwise as `generate`.
+        In an event loop, a long prompt is encoded on a thread, and what is wrong with it is raised
+        by the Generation. Otherwise raises QueueFullError if max_queue requests are waiting
+        already, and errors as `generate`.
         """
-        return self._submit(self._checked(prompt, params, on_chunk, session))
-
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> list[Completion]:
-        """Complete any number of prompts, up to max_batch of them at a time.
-
-        A prompt is a string (one user turn), a list of token ids, or a list of messages
-        {"role", "content"}; a single one needs no list around it. `params` apply to all prompts,
-        or are a list with one entry for each. The results are in the order of the prompts. The
-        first failure ends all of them.
-
-        Raises UsageError for a wrong prompt or setting, before any work; NotEnoughMemoryError and
-        GenerationError for what fails later.
-        """
-        mlx_worker().check_may_wait()
-        many = as_list(prompts)
-        each = list(params) if isinstance(params, Sequence) else [params] * len(many)
-        if len(each) != len(many):
-            raise UsageError(f"{len(many)} prompts but {len(each)} settings: give one for each")
-        requests = [self._checked(one, own) for one, own in zip(many, each, strict=True)]
-        pending: set[Future[Completion]] = set()
-        try:
-            for request in requests:
-                # Enough to keep every row busy; the rest of the queue is for other callers.
-                if len(pending) == 2 * self._max_batch:
-                    pending = _wait(pending, FIRST_COMPLETED)
-                pending.add(self._submit(request, patient=True))
-            _wait(pending, FIRST_EXCEPTION)
-            return [request.generation.result() for request in requests]
-        except BaseException:
-            for request in requests:
-                request.generation.cancel()
-            raise
+        generation, loop = Generation(), running_loop()
+        callback = on_chunk if on_chunk is not None and in_a_loop(on_chunk) else None
+        if callback is not None:
+            if loop is None:
+                raise UsageError("a coroutine function as on_chunk needs a running event loop")
+            generation.hold_for(loop)
+            on_chunk = None
+        request = partial(
+            self._request, prompt, params, session, tools, priority, timeout, on_chunk, generation
+        )
+        if loop is not None and is_long(prompt):
+            self._check(session)
+            if session is not None:
+                session.claim(generation)
+            threading.Thread(target=self._submit_later, args=[request, generation, session]).start()
+        else:
+            self._submit(request())
+        if callback is not None:
+            generation.call_back(callback)
+        return generation
 
     def stream(
         self,
@@ -200,85 +226,213 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         session: Session | None = None,
-    ) -> Iterator[Chunk]:
-        """Complete one prompt and yield the output piece by piece.
+        tools: Tools = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Generation:
+        """Complete one prompt, and read the output piece by piece from what this returns.
 
-        Work starts when the first piece is requested; closing the iterator stops it within a round.
-        Errors as `submit`.
+        The same as `submit` without on_chunk. Leaving the loop early stops it within a round.
         """
-        chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        return self._pieces(self._checked(prompt, params, chunks.put, session), chunks)
+        return self.submit(
+            prompt, params, session=session, tools=tools, priority=priority, timeout=timeout
+        )
 
-    def session(self, saved: Path | None = None) -> Session:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        sessions: Session | Sequence[Session | None] | None = None,
+        tools: Tools = None,
+        n: int = 1,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> list[Completion]:
+        """Complete any number of prompts, up to max_batch of them at a time.
+
+        A prompt is a string (one user turn), a list of token ids, or a list of messages
+        {"role", "content"}; a single one needs no list around it. `params` apply to all prompts,
+        or are a list with one entry for each, as `sessions` are. n: completions of each prompt, in
+        a row, with the seeds seed, seed + 1, ... The results are in the order of the prompts. The
+        first failure ends all of them. timeout: of each, from when it waits for a row. Others as
+        `submit`.
+
+        Raises UsageError for a wrong prompt or setting, before any work; NotEnoughMemoryError,
+        RequestTimeoutError and GenerationError for what fails later.
+        """
+        mlx_worker().check_may_wait()
+        many = as_list(prompts)
+        each = each_of(params, len(many), "settings")
+        own = each_of(sessions, len(many), "sessions")
+        asked = repeated(zip(many, each, own, strict=True), n)
+        requests = [
+            self._request(prompt, one, session, tools, priority, timeout)
+            for prompt, one, session in asked
+        ]
+
+        def submit(request: Request) -> Generation:
+            request.deadline = deadline(timeout)
+            return self._submit(request, patient=True)
+
+        # Enough to keep every row busy; the rest of the queue is for other callers.
+        return finish_all(requests, submit, most=2 * self._max_batch)
+
+    def session(self, saved: str | Path | None = None) -> Session:
         """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
 
-        It does not change the output. saved: a file that `Session.save` wrote with this model.
-        Raises CheckpointError for any other file.
+        It does not change the output, and belongs to this engine. saved: a file that `Session.save`
+        wrote with this model; reading it waits for the worker, see `asession`. Raises
+        CheckpointError for any other file.
         """
-        _ = self._open
-        session = Session(self.config, self._identity, self._limits)
+        self._check()
+        session = Session(self.config, self._identity, self._limits, owner=self._owner)
         if saved is not None:
-            mlx_worker().run(partial(session.restore, saved))
+            mlx_worker().run(partial(session.restore, Path(saved)))
         return session
 
+    async def asession(self, saved: str | Path | None = None) -> Session:
+        """Do what `session` does without blocking the event loop."""
+        return await asyncio.to_thread(self.session, saved)
+
+    def chat(
+        self,
+        system: str | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
+        params: SamplingParams | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        saved: str | Path | None = None,
+        max_rounds: int = MAX_ROUNDS,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Chat:
+        """A conversation that keeps its messages, and runs the functions that the model calls.
+
+        system: instructions. tools: Python functions with type hints; what they are for is in their
+        docstrings. messages: what it starts with. saved: a file that `Chat.save` wrote, to continue
+        from, in place of messages. max_rounds: of calls, before the model must answer. priority and
+        timeout: of each request, as `submit`.
+
+        Raises UsageError, and CheckpointError for another file; a saved session that does not fit
+        this model is prefilled again.
+        """
+        self._check()
+        if saved is not None and messages:
+            raise UsageError("a saved chat has messages: give one or the other")
+        given = messages if saved is None else read_chat(Path(saved))
+        session = self.session() if saved is None else saved_session(self, Path(saved))
+        first = first_messages(system, given)
+        return Chat(self, first, tools, params, max_rounds, priority, timeout, session)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, special tokens included. Raises UsageError."""
+        return self._tokenizer.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens included. Raises UsageError."""
+        return self._tokenizer.decode(tokens)
+
+    def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
+        """Return how many tokens a prompt has, with its template. Raises UsageError."""
+        return len(self._intake.ids(prompt, tools=tools))
+
     def plain_tokens_per_second(self) -> float | None:
-        """Tokens per second without drafts at batch 1; None until measured."""
-        return mlx_worker().run(lambda: self._depth.plain_tokens_per_second)
+        """Tokens per second without drafts at batch 1; None until measured. Never waits."""
+        return self._depth.plain_tokens_per_second
 
     def longest_context(self) -> int:
-        """The longest session, in tokens, that fits in memory; 0 if none does."""
-        return mlx_worker().run(
-            lambda: self._pair.longest_context(batch=1, have=device.available(), sessions=1)
-        )
+        """The longest session, in tokens, that fits in memory; 0 if none does. Never waits."""
+        return self._pair.longest_context(batch=1, have=device.available(), sessions=1)
+
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        session: Session | None,
+        tools: Tools,
+        priority: int,
+        timeout: float | None,
+        on_chunk: Callback | None = None,
+        generation: Generation | None = None,
+    ) -> Request:
+        """Return a request of `Intake.request`, if the engine is open."""
+        self._check(session)
+        if not is_count(priority):
+            raise UsageError(f"priority must be an integer, not {priority!r}")
+        ends = deadline(timeout)
+        request = self._intake.request(prompt, params, on_chunk, session, tools=tools)
+        request.priority, request.deadline = priority, ends
+        request.generation = generation or request.generation
+        return request
+
+    def _close(self, scheduler: Scheduler) -> None:
+        self._warm_up.stop()
+        scheduler.close()
+        if self._keeper is not None:
+            mlx_worker().at_exit.discard(self._keeper.save)
+            self._keeper.save()
+        mx.clear_cache()
 
     def _submit(self, request: Request, *, patient: bool = False) -> Generation:
         """Queue a request; if patient, wait for a place in the queue."""
-        scheduler, session = self._open, request.session
-        if session:
-            session.claim()
+        self._check()
         request.queue()
         try:
-            scheduler.reserve(patient=patient)
+            if (scheduler := self._scheduler) is not None:  # else `_serve` says so
+                scheduler.reserve(patient=patient)
         except MgmError:
-            if session:
-                session.release()
+            request.unqueue()
             raise
-
-        def serve() -> None:
-            self._warm_up.stop()
-            scheduler.add(request)
-            mlx_worker().repeat(scheduler.step)
-
-        mlx_worker().submit(serve)
+        mlx_worker().submit(partial(self._serve, request))
         return request.generation
 
-    def _pieces(self, request: Request, chunks: queue.SimpleQueue[Chunk | None]) -> Iterator[Chunk]:
-        mlx_worker().check_may_wait()
-        request.generation.add_done_callback(lambda _: chunks.put(None))
-        try:
-            self._submit(request)
-            while (chunk := chunks.get()) is not None:
-                yield chunk
-            request.generation.result()  # raises the error that ended it
-        finally:
-            request.generation.cancel()
+    def _serve(self, request: Request) -> None:
+        scheduler = self._scheduler
+        if scheduler is None:
+            request.fail(CLOSED)
+            return
+        self._warm_up.stop()
+        scheduler.add(request)
+        mlx_worker().repeat(scheduler.step)
 
-    def _checked(self, prompt: Prompt, params: SamplingParams | None, *rest: Any) -> Request:
-        """Return a request of `Intake.request`, if the engine is open."""
-        _ = self._open
-        return self._intake.request(prompt, params, *rest)
+    def _submit_later(
+        self, request: Callable[[], Request], generation: Generation, session: Session | None
+    ) -> None:
+        """Make a request and queue it, on a thread of its own."""
+        try:
+            self._submit(request())
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            if session is not None:
+                session.release(generation)
+            generation.set_exception(as_failure(error))
+
+    def _check(self, session: Session | None = None) -> None:
+        """Raise ClosedError, or UsageError for a session of others."""
+        mlx_worker()  # raises in a forked child, whose locks may never be released
+        if self.closed:
+            raise ClosedError("this engine is closed: load the model again")
+        if session is None:
+            return
+        if not isinstance(session, Session):
+            raise UsageError(f"session must come from engine.session(), not {session!r}")
+        if session.owner is not self._owner:
+            raise UsageError(
+                "this session belongs to another engine: start one with engine.session(), or save "
+                "it and open the file with the same model"
+            )
 
     @property
-    def _open(self) -> Scheduler:
-        mlx_worker()  # raises in a forked child, whose locks may never be released
-        if self._scheduler is None:
-            raise ClosedError("this engine is closed: load the model again")
-        return self._scheduler
+    def _tokenizer(self) -> Text:
+        if self.text is None:
+            raise UsageError("this checkpoint has no tokenizer: give prompts as token ids")
+        return self.text
 
 
-def _wait(pending: set[Future[Completion]], until: str) -> set[Future[Completion]]:
-    """Wait for the first request to end, or to fail; returns the others. Raises its error."""
-    ended, left = wait(pending, return_when=until)
-    for generation in ended:
-        generation.result()
-    return left
+def deadline(timeout: float | None) -> float | None:
+    """Return when a request that starts now has timed out, by `time.perf_counter`."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return time.perf_counter() + timeout

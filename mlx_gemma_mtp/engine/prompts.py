@@ -13,6 +13,9 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
+from mlx_gemma_mtp.text.tools import Tool
+
+LONG = 10_000  # characters, which take about 7 ms, or token ids
 
 FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
@@ -24,14 +27,28 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [cast(Prompt, prompts)]
 
 
+def is_long(prompt: Prompt) -> bool:
+    """True if it would block an event loop for some time to encode or check this prompt."""
+    if isinstance(prompt, str):
+        return len(prompt) > LONG
+    if not _is_list(prompt):
+        return False
+    return len(prompt) > LONG or sum(len(str(one)) for one in prompt if _is_message(one)) > LONG
+
+
 def prompt_ids(
-    prompt: Prompt, text: Text | None, config: TargetConfig, *, thinking: bool
+    prompt: Prompt,
+    text: Text | None,
+    config: TargetConfig,
+    *,
+    thinking: bool = False,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt.
+    """The token ids of a prompt. tools: as of `Text.chat`.
 
     Raises UsageError for anything else, and for a prompt that leaves no room for an answer.
     """
-    ids = _ids(prompt, text, thinking=thinking)
+    ids = _ids(prompt, text, thinking=thinking, tools=tools)
     if not ids:
         raise UsageError("the prompt is empty")
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
@@ -45,20 +62,23 @@ def prompt_ids(
     return ids
 
 
-def _ids(prompt: Prompt, text: Text | None, *, thinking: bool) -> list[int]:
+def _ids(
+    prompt: Prompt, text: Text | None, *, thinking: bool, tools: Sequence[Tool] | None
+) -> list[int]:
     if not isinstance(prompt, str) and not _is_list(prompt):
         raise UsageError(f"{FORMS}, not {type(prompt).__name__}")
     if isinstance(prompt, str) and not prompt.strip():
         return []
     if all(is_count(item) for item in prompt):
-        if thinking and prompt:
-            raise UsageError("thinking needs the chat template: give text or messages, not ids")
+        for wanted, what in ((thinking, "thinking needs"), (tools, "tools need")):
+            if wanted and prompt:
+                raise UsageError(f"{what} the chat template: give text or messages, not ids")
         return [int(cast(int, item)) for item in prompt]
     if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
         raise UsageError(FORMS)
     if text is None:
         raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
-    return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking)
+    return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking, tools=tools)
 
 
 def _is_list(value: object) -> bool:

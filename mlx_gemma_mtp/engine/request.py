@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
+from inspect import isawaitable
 
 from mlx_gemma_mtp.decode.constraint import Constraint
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.results import (
-    Chunk,
-    Completion,
-    FinishReason,
-    Generation,
-    Stats,
-    TokenLogprobs,
-)
+from mlx_gemma_mtp.engine.generation import Generation
+from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.errors import as_failure
+from mlx_gemma_mtp.errors import UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
@@ -31,7 +26,9 @@ class Request:
 
     num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
-    request alone. session: claimed for this request, which releases it at its end. constraint: what
+    request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
+    served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
+    has not ended, by `time.perf_counter`. generation: gets the output and the end. constraint: what
     its output may be; None for anything.
     """
 
@@ -41,26 +38,26 @@ class Request:
     num_draft_tokens: int | None
     eos: frozenset[int]
     stream: InitVar[TextStream | None]
-    on_chunk: Callable[[Chunk], None] | None = None
+    on_chunk: Callable[[Chunk], object] | None = None
     session: Session | None = None
     constraint: Constraint | None = None
+    priority: int = 0
+    deadline: float | None = None
+    generation: Generation = field(default_factory=Generation)
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
+        self.order = (0, 0)  # among the requests of an engine: the lowest first
+        self.unread = len(self.ids)  # tokens of the prompt that are left to read, or an estimate
+        self.leave: Callable[[], object] = lambda: None  # gives its place to another request
         self.tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []  # of the tokens, if asked for
         self.exact = False  # all its passes so far were
         self.stats = Stats(prompt_tokens=len(self.ids))
-        self.generation = Generation()
+        self.ended = False  # True if it is finished, cancelled or failed
         self._finish_reason: FinishReason | None = None
         self._channels = ChannelParser(stream, self.ids)
-        self._pieces: list[Piece] = []
         self._started = self._last_take = 0.0
-
-    @property
-    def ended(self) -> bool:
-        """True if it is finished, cancelled or failed."""
-        return self.generation.done()
 
     @property
     def constrained(self) -> bool:
@@ -68,8 +65,15 @@ class Request:
         return self.constraint is not None and not self.ended
 
     def queue(self) -> None:
-        """Start the clock of its wait."""
+        """Claim its session, and start the clock of its wait. Raises UsageError."""
+        if self.session:
+            self.session.claim(self.generation)
         self.queued = time.perf_counter()
+
+    def unqueue(self) -> None:
+        """Release its session: it was refused a place."""
+        if self.session:
+            self.session.release(self.generation)
 
     def start(self, *, exact: bool) -> None:
         """Its prefill starts now. exact: its passes are, see `exactness`."""
@@ -104,7 +108,7 @@ class Request:
 
     def fail(self, error: BaseException) -> None:
         """End the request with this error, in the words of `errors.as_failure`."""
-        self._release()
+        self._end()
         self.generation.set_exception(as_failure(error))
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None, copied: bool) -> None:
@@ -147,35 +151,40 @@ class Request:
         stats.generated_tokens = len(self.tokens)
         if self.tokens:  # otherwise it was cancelled before the clock started
             stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
-        self._pieces += pieces
         at = len(self.tokens) - sum(len(piece.tokens) for piece in pieces)
         for number, (kind, text, tokens, call) in enumerate(pieces, 1):
             end, found = reason if number == len(pieces) else None, self._reported(at, len(tokens))
             at += len(tokens)
-            if self.on_chunk:
-                self.on_chunk(Chunk(text, tokens, end, stats if end else None, kind, call, found))
+            self._tell(Chunk(text, tokens, end, stats if end else None, kind, call, found))
         if reason:
             completion = self._completion(reason)
-            self._release()
+            self._end()
             self.generation.set_result(completion)
+
+    def _tell(self, chunk: Chunk) -> None:
+        self.generation.add(chunk)
+        if self.on_chunk and isawaitable(self.on_chunk(chunk)):
+            raise UsageError("on_chunk returned a coroutine: give the coroutine function itself")
 
     def _reported(self, start: int, count: int) -> tuple[TokenLogprobs, ...] | None:
         """Return the log-probabilities of `count` tokens; None if they were not asked for."""
         asked = self.params.logprobs is not None
         return tuple(self._logprobs[start : start + count]) if asked else None
 
-    def _release(self) -> None:
+    def _end(self) -> None:
         # Before anyone can see that it ended: the next turn may come at once.
-        if self.session:
-            self.session.release()
+        self.ended = True
+        self.leave()
+        self.unqueue()
 
     def _completion(self, reason: FinishReason) -> Completion:
         def output(kind: Kind) -> str:
-            return "".join(piece.text for piece in self._pieces if piece.kind == kind)
+            return "".join(chunk.text for chunk in chunks if chunk.kind == kind)
 
+        chunks = self.generation.chunks
         stats, seed, kind = self.stats, self.params.seed, self._channels.kind
         assert seed is not None
-        calls = tuple(piece.call for piece in self._pieces if piece.call)
+        calls = tuple(chunk.tool_call for chunk in chunks if chunk.tool_call)
         unclosed = None if kind == "answer" else kind
         text, thought = output("answer"), output("thought")
         found = self._reported(0, len(self.tokens))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.channels import Kind
 from mlx_gemma_mtp.text.messages import Message
@@ -149,7 +147,7 @@ class Completion:
         """This turn as a message, for the next prompt.
 
         The thought is its "reasoning": templates drop it from finished turns, and some need it
-        until a tool has answered. Calls have ids ("call_0") that a tool's message names as its
+        until a tool has answered. Calls have random ids, which a tool's message names as its
         "tool_call_id". Unreadable arguments are {"unreadable": text}; a call without a readable
         name is dropped.
         """
@@ -159,39 +157,9 @@ class Completion:
         named = [call for call in self.tool_calls if call.name]
         if named:
             message["tool_calls"] = [
-                {"id": f"call_{number}", "type": "function", "function": call.function}
-                for number, call in enumerate(named)
+                {"id": call.id, "type": "function", "function": call.function} for call in named
             ]
         return message
-
-
-class Generation(Future[Completion]):
-    """A request under way: the Future of its Completion, made by `Engine.submit`.
-
-    In an event loop, `await asyncio.wrap_future(generation)`; cancelling that cancels the request.
-    """
-
-    stopping = False  # True once it is cancelled
-
-    def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the request to end, for at most `timeout` seconds.
-
-        Raises the MgmError that ended it, TimeoutError, or UsageError in an `on_chunk` callback.
-        """
-        if not self.done():
-            mlx_worker().check_may_wait()
-        try:
-            return super().result(timeout)
-        finally:
-            del self  # otherwise a raised error and this object keep each other alive
-
-    def cancel(self) -> bool:
-        """End the request within a round; its result is the output so far.
-
-        The finish_reason is "cancelled". Returns False if it has ended already.
-        """
-        self.stopping = True
-        return not self.done()
 
 
 def _count(counts: list[int], reached: int, *, of: int = 0) -> None:

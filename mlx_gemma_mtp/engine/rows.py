@@ -86,21 +86,21 @@ class Rows:
         joining = [n for n, request in enumerate(prefill.requests) if not request.ended]
         joining = self._make_room(joining, prefill.requests)
         free = [index for index, row in enumerate(self.each) if row is None]
-        moves = [
-            (index, source, len(prefill.requests[source].ids))
-            for index, source in zip(free, joining, strict=False)
-        ]
+        places = list(zip(free, joining, strict=False))
+        rows = [(index, prefill.rows[n]) for index, n in places]
+        lengths = [len(prefill.requests[n].ids) for _, n in places]
         offset = prefill.cache.offset
+        moves = [(*row, length) for row, length in zip(rows, lengths, strict=True)]
         self.cache.take_over(prefill.cache, moves)
-        self.cache.offset = _put(self.cache.offset, offset, moves)
+        self.cache.offset = _put(self.cache.offset, offset, rows)
         (token, hidden, counts), size = self.newest, self._target.config.vocab_size
         if counts is not None or newest.counts is not None:
-            counts = _put(_counts(self.newest, size), _counts(newest, size), moves)
+            counts = _put(_counts(self.newest, size), _counts(newest, size), places)
         self.newest = Newest(
-            _put(token, newest.token, moves), _put(hidden, newest.hidden, moves), counts
+            _put(token, newest.token, places), _put(hidden, newest.hidden, places), counts
         )
-        for index, source, _ in moves:
-            self.each[index] = make(prefill.requests[source])
+        for index, n in places:
+            self.each[index] = make(prefill.requests[n])
         self._lay_out()
 
     def _make_room(self, joining: list[int], requests: Sequence[Request]) -> list[int]:
@@ -203,12 +203,12 @@ def _counts(newest: Newest, vocab_size: int) -> mx.array:
     return mx.zeros(shape, mx.int32) if newest.counts is None else newest.counts
 
 
-def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int, int]]) -> mx.array:
-    """array [B, ...] with rows replaced by rows of values, see `KVCache.take_over`.
+def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int]]) -> mx.array:
+    """array [B, ...] with rows replaced by rows of values. moves: a row here, the row there.
 
     The old array stays as it was.
     """
     order = list(range(len(array)))
-    for index, source, _ in moves:
+    for index, source in moves:
         order[index] = len(array) + source
     return mx.concatenate([array, values.astype(array.dtype)])[mx.array(order)]

@@ -7,27 +7,33 @@ held as well. Knows nothing of text, nor of who computes.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import CheckpointError, UsageError, one_line
+from mlx_gemma_mtp.errors import CheckpointError, SaveError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.target import Target
 
-FORMAT = "mgm session 2"
+FORMAT = "mgm session 3"
+BUSY = "this session is busy: wait for its answer, or start another session"
 PARTS = ("keys", "values")
+SAMPLES = 4096  # values of an array
 
 
 class _Snapshot(NamedTuple):
@@ -50,16 +56,23 @@ class Session:
     and the next one starts from scratch. All of this happens on the worker.
     """
 
-    def __init__(self, config: TargetConfig, model: str, limits: Limits) -> None:
-        """model: identifies the weights, for `save` and `restore`."""
+    def __init__(
+        self, config: TargetConfig, model: str, limits: Limits, owner: object = None
+    ) -> None:
+        """model: identifies the weights, for `save` and `restore`. owner: stands for its engine."""
+        self.owner = owner
         self._config = config
         self._model = model
         self._limits = limits
         owners = range(config.num_kv_layers)
         self._full = [i for i in owners if config.layers[i].kind == "full_attention"]
         self._sliding = [i for i in owners if i not in self._full]
-        self._in_use = threading.Lock()
+        self._released = threading.Condition()
+        self._holder: Generation | None = None
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session {len(self._tokens)} tokens{', busy' if self._holder else ''}>"
 
     def close(self) -> None:
         """Drop everything; the next turn starts from scratch."""
@@ -68,14 +81,23 @@ class Session:
         self._first = 0  # the lowest position that the cache's sliding layers still hold
         self._snapshots: list[_Snapshot] = []
 
-    def claim(self) -> None:
-        """Reserve it for one request. Raises UsageError if another one uses it."""
-        if not self._in_use.acquire(blocking=False):
-            raise UsageError("this session is busy: wait for its answer, or start another session")
+    def claim(self, holder: Generation) -> None:
+        """Reserve it for one request, also if it has it. Raises UsageError if another one uses it.
 
-    def release(self) -> None:
-        """End the claim."""
-        self._in_use.release()
+        One that was cancelled is no obstacle: it leaves before the next one starts.
+        """
+        with self._released:
+            other = self._holder
+            if other is not None and other is not holder and not other.stopping:
+                raise UsageError(BUSY)
+            self._holder = holder
+
+    def release(self, holder: Generation) -> None:
+        """End the claim, unless another one has taken its place."""
+        with self._released:
+            if self._holder is holder:
+                self._holder = None
+                self._released.notify_all()
 
     def lend(self, ids: Sequence[int]) -> tuple[KVCache, int] | None:
         """Give away the cache, rolled back to the longest usable prefix of this prompt; its length.
@@ -86,13 +108,7 @@ class Session:
         if cache is None:
             self.close()
             return None
-        pairs = zip(ids, self._tokens, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        most = min(same, len(ids) - 1)
-        now = self._snapshot(cache, len(self._tokens), self._first)
-        snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
-        snapshot = max(snapshots, key=lambda snapshot: self._usable(snapshot, most))
-        length = self._usable(snapshot, most)
+        snapshot, length = self._best(cache, ids)
         if length == 0:
             self.close()
             return None
@@ -103,6 +119,10 @@ class Session:
             cache.values[index] = snapshot.buffers[f"values.{index}"]
         cache.offset = mx.array([length], mx.int32)
         return cache, length
+
+    def reusable(self, ids: Sequence[int]) -> int:
+        """Return how many tokens of this prompt `lend` would give."""
+        return 0 if self._cache is None else self._best(self._cache, ids)[1]
 
     def remember_prompt(self, cache: KVCache, ids: Sequence[int], padding: int = 0) -> None:
         """Take a snapshot: the cache holds exactly this prompt, then padding. Copies nothing."""
@@ -128,16 +148,52 @@ class Session:
         self._first = max(0, length - self._config.sliding_window)
         self.take_back(copy, tokens)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, for `Engine.session` of another process.
 
-        Raises UsageError while a request uses the session, and OSError.
+        Waits for a request that was cancelled to leave. Raises UsageError while one uses the
+        session, and SaveError, which is also an OSError, if the file cannot be written.
         """
-        self.claim()
+        with self._held():
+            mlx_worker().run(lambda: self._save(Path(path)))
+
+    def fork(self) -> Session:
+        """Return a copy that continues on its own; it takes memory of its own when it is used.
+
+        Waits, and raises UsageError, as `save`.
+        """
+        copy = Session(self._config, self._model, self._limits, self.owner)
+        with self._held():
+            mlx_worker().run(lambda: copy._share(self))
+        return copy
+
+    def _share(self, other: Session) -> None:
+        if other._cache is not None:
+            buffers = other._cache.buffers
+            self._cache = KVCache(
+                self._config, Buffers(buffers.offset, [*buffers.keys], [*buffers.values])
+            )
+            self._tokens, self._first = [*other._tokens], other._first
+            self._snapshots = [*other._snapshots]
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep requests away. Waits for a cancelled one; raises UsageError if one uses it."""
+        mlx_worker().check_may_wait()
+        holder = Generation()
+        with self._released:
+            self._released.wait_for(lambda: self._holder is None or not self._holder.stopping)
+            if self._holder is not None:
+                raise UsageError(BUSY)
+            self._holder = holder
         try:
-            mlx_worker().run(lambda: self._save(path))
+            yield
         finally:
-            self.release()
+            self.release(holder)
+
+    async def asave(self, path: str | Path) -> None:
+        """Do what `save` does without blocking the event loop."""
+        await asyncio.to_thread(self.save, path)
 
     def _save(self, path: Path) -> None:
         if self._cache is None:
@@ -149,8 +205,12 @@ class Session:
             arrays |= {f"{number}.{name}": array for name, array in one.buffers.items()}
         about = {"format": FORMAT, "model": self._model}
         about["standings"] = json.dumps([(one.length, one.first) for one in snapshots])
-        with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
-            mx.save_safetensors(str(partial), arrays, about)
+        try:
+            with replacing(path, suffix=".safetensors") as partial:  # MLX insists on the ending
+                mx.save_safetensors(str(partial), arrays, about)
+        except (OSError, RuntimeError) as error:
+            why = one_line(error) if path.parent.is_dir() else f"{path.parent} is not a folder"
+            raise SaveError(f"{path} cannot be written: {why}") from None
 
     def restore(self, path: Path) -> None:
         """Load what `save` wrote. Raises CheckpointError for anything else, or another model."""
@@ -182,6 +242,16 @@ class Session:
     def _snapshot(self, cache: KVCache, length: int, first: int) -> _Snapshot:
         return _Snapshot(length, first, _named(cache, self._sliding))
 
+    def _best(self, cache: KVCache, ids: Sequence[int]) -> tuple[_Snapshot, int]:
+        """The snapshot with the longest usable prefix of this prompt, and its length."""
+        pairs = zip(ids, self._tokens, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        most = min(same, len(ids) - 1)
+        now = self._snapshot(cache, len(self._tokens), self._first)
+        snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
+        snapshot = max(snapshots, key=lambda snapshot: self._usable(snapshot, most))
+        return snapshot, self._usable(snapshot, most)
+
     def _usable(self, snapshot: _Snapshot, most: int) -> int:
         """How many of the first `most` tokens are usable with these sliding layers.
 
@@ -198,14 +268,17 @@ def _named(cache: KVCache, layers: Sequence[int]) -> dict[str, mx.array]:
 
 
 def model_identity(target: Target) -> str:
-    """Identifies the weights that keys and values come from: configuration, types, small weights.
+    """Identifies the weights that keys and values come from: configuration, types, and values.
 
-    Evaluates arrays: on the worker.
+    Of large arrays SAMPLES values, evenly spread; of others all. Evaluates arrays: on the worker.
     """
     parameters = dict(tree_flatten(target.parameters()))
     about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
     digest = hashlib.sha256(repr((target.config, about)).encode())
-    for array in parameters.values():
-        if array.ndim == 1 and mx.issubdtype(array.dtype, mx.floating):
-            digest.update(bytes(memoryview(array.astype(mx.float32))))
+    samples = [
+        mx.contiguous(array.reshape(-1)[:: max(1, array.size // SAMPLES)]).view(mx.uint8)
+        for _, array in sorted(parameters.items())
+    ]
+    if samples:  # evaluated all at once
+        digest.update(np.array(mx.concatenate(samples)).tobytes())
     return digest.hexdigest()

@@ -32,6 +32,7 @@ class Worker:
     def __init__(self) -> None:
         self.process = os.getpid()
         self.leaving = threading.Event()  # set at exit; long jobs check it and stop
+        self.at_exit: set[Callable[[], object]] = set()  # last jobs
         self._repeated: set[Callable[[], bool]] = set()
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mgm", daemon=True)
@@ -90,7 +91,11 @@ class Worker:
             return
         # A job that takes longer, in one operation of MLX, ends with the process.
         with contextlib.suppress(TimeoutError):
-            self.submit(lambda: None).exception(EXIT_SECONDS)
+            self.submit(self._last_jobs).exception(EXIT_SECONDS)
+
+    def _last_jobs(self) -> None:
+        for job in list(self.at_exit):
+            job()
 
 
 _starting = threading.Lock()

@@ -77,6 +77,28 @@ def save_table(key: str, table: PassTable) -> bool:
     return save_depth(key, load_depth(key, table=table))
 
 
+class DepthKeeper:
+    """Saves a depth when it knows more shapes of rounds than before, and when it is told to.
+
+    All on the worker.
+    """
+
+    def __init__(self, key: str, depth: Depth) -> None:
+        self._key = key
+        self._depth = depth
+        self._known = depth.num_timed
+
+    def idle(self) -> None:
+        """Save it if it is worth it: there is nothing else to do."""
+        if self._depth.num_timed > self._known:
+            self.save()
+
+    def save(self) -> None:
+        """Save it."""
+        self._known = self._depth.num_timed
+        save_depth(self._key, self._depth)
+
+
 def _here() -> str:
     return f", {mx.device_info().get('device_name', '')}, mlx {version('mlx')}"
 

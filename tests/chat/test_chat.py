@@ -16,7 +16,8 @@ from mlx_gemma_mtp.chat import clipboard, commands, screen, statistics
 from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.transcript import Conversation, Transcript
-from mlx_gemma_mtp.engine.results import Generation, Stats
+from mlx_gemma_mtp.engine.generation import Generation
+from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.text.calls import ToolCall
 
 ODD = "x[i] = y[j] [bold]a[/bold] *b* \\n \x1b[1m {c} é 🦊\r\n\tend"

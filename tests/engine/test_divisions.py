@@ -80,7 +80,6 @@ def draw(
         talk = talks[rng.integers(3)]
         if rng.random() < 0.5 and (talk.last is None or talk.last.ended) and len(talk.ids) < 300:
             prompt = talk.prompt(rng)
-            talk.session.claim()
             options["session"] = talk.session
         request = stepped.submit(prompt, int(rng.integers(1, 60)), drafts, **options)
         if request.session:

@@ -173,12 +173,13 @@ def test_leaving_a_stream_stops_it_and_the_engine_continues(
     rounds = Rounds()
     with fake_engine(player=rounds.player) as running:
         stream = running.stream(prompts[0], ENDLESS)
+        chunks = iter(stream)
         for _ in range(num_read):
-            next(stream)
+            next(chunks)
         if closed:
-            stream.close()  # type: ignore[attr-defined]
-        del stream
-        gc.collect()
+            stream.close()
+        del chunks
+        assert stream.result(SECONDS).finish_reason == "cancelled"
         assert_stopped(running, rounds, len(rounds.sizes))
 
 

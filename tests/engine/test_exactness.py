@@ -209,7 +209,6 @@ def test_a_turn_of_a_session_is_judged_by_its_own_passes(rng: np.random.Generato
     other = [rng.integers(0, VOCAB, 70).tolist() for _ in range(2)]
     ids, found = rng.integers(0, VOCAB, 90).tolist(), list[Request]()
     for turn in range(3):
-        session.claim()
         found.append(stepped.submit(ids, 12, None, session=session))
         others = [stepped.submit(prompt, 12, None) for prompt in other if turn == 1]
         stepped.finish(found[-1], *others)
@@ -254,7 +253,6 @@ def test_padding_is_no_part_of_what_a_session_holds(rng: np.random.Generator, le
         session, prompt = Session(CONFIG, "fake", limits), rng.integers(0, VOCAB, length).tolist()
         stepped = Stepped(exactness=rule)
         for ids in (prompt, [*prompt[: length - back], *rng.integers(0, VOCAB, 3).tolist()]):
-            session.claim()
             request = stepped.submit(ids, 9, session=session)
             stepped.finish(request)
         reused.add(request.stats.reused_tokens)

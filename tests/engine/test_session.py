@@ -73,7 +73,6 @@ class Talk:
         return self._rng.integers(0, VOCAB, self._rng.integers(low, high)).tolist()
 
     def submit(self, prompt: Ids, max_tokens: int = 10, drafts: int | None = 7) -> Request:
-        self.session.claim()
         return self.stepped.submit(prompt, max_tokens, drafts, session=self.session)
 
     def ask(self, prompt: Ids, max_tokens: int = 10, drafts: int | None = 7) -> Request:
@@ -272,7 +271,7 @@ def test_a_damaged_session_or_one_of_another_model_is_refused(
     with fake_engine(OtherTarget()) as other, pytest.raises(CheckpointError, match="another model"):
         other.session(path)
     whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"mgm session 2", b"mgm session 1"))
+    path.write_bytes(whole.replace(b"mgm session 3", b"mgm session 2"))
     with pytest.raises(CheckpointError, match="of this version"):
         engine.session(path)
     for damaged in (b"", whole[: len(whole) // 2], whole[:7], b"{}" * 50, None):

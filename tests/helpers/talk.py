@@ -15,7 +15,8 @@ from mlx_gemma_mtp.chat.chat import Chat
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.chat.terminal import Interrupts
 from mlx_gemma_mtp.chat.transcript import Conversation, Models, Transcript
-from mlx_gemma_mtp.engine.results import Generation, Stats
+from mlx_gemma_mtp.engine.generation import Generation
+from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
 
 Answer = Completion | MgmError | Callable[[], Generation]

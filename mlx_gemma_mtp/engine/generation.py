@@ -1,0 +1,344 @@
+"""A request as its caller sees it: chunks to read, a result to wait for, a way to stop it.
+
+Any thread and any event loop may use it, several at once. Knows nothing of how it is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeGuard
+
+from mlx_gemma_mtp.engine.results import Chunk, Completion
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import as_failure
+
+Callback = Callable[[Chunk], object]
+AsyncCallback = Callable[[Chunk], Awaitable[object]]
+
+
+class Generation(Future[Completion]):
+    """A request under way, made by `Engine.submit` and `Engine.stream`.
+
+    A Future of its Completion. `await` gives the Completion, too. `for` and `async for` give the
+    chunks, each loop from the first one on; a loop that is left early cancels the request.
+    `next(generation)` reads on from chunk to chunk, and a loop after it continues there. A `with`
+    or `async with` block waits for the end of the request, and cancels it if the block raises; what
+    failed is raised by `result`, not by the block.
+
+    Waiting for it raises UsageError in an `on_chunk` callback, which runs on the thread that does
+    the work. Cancelling a task that waits cancels the request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False  # True once it is cancelled
+        self._waiters = _Waiters()
+        self._chunks: list[Chunk] = []
+        self._changing = threading.Lock()
+        self._waiting: list[tuple[float, Callable[[], object]]] = []  # for a chunk's number
+        self._own: Chunks | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # which runs callbacks until the end
+        self._callbacks: asyncio.Task[None] | None = None
+        self._callback_error: Exception | None = None
+        self._ended: Completion | None = None  # while callbacks are still running
+
+    def __repr__(self) -> str:
+        num_tokens = sum(len(chunk.tokens) for chunk in self._chunks)
+        state = "cancelled" if self.stopping else "running"
+        if self.done():
+            done = self.completion
+            state = done.finish_reason if done else "failed"
+        return f"<Generation {state}, {num_tokens} tokens>"
+
+    # Results
+
+    @property
+    def completion(self) -> Completion | None:
+        """The Completion; None while it runs, or if it failed."""
+        return self.result() if self.done() and self.exception() is None else None
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(chunk.text for chunk in self._chunks if chunk.kind == "answer")
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait for the end of the request, for at most `timeout` seconds.
+
+        Raises the MgmError that ended it, or TimeoutError.
+        """
+        self._check_may_wait()
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # otherwise a raised error and this object keep each other alive
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait like `result`, and return the error that ended it or None."""
+        self._check_may_wait()
+        return super().exception(timeout)
+
+    def cancel(self) -> bool:
+        """End the request within a round; its result is the output so far.
+
+        Never blocks. The finish_reason is "cancelled". Returns False if it has ended already.
+        """
+        self.stopping = True
+        return not self.done()
+
+    def close(self) -> None:
+        """Cancel it, like the `close` of a generator."""
+        self.cancel()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.cancel()
+        try:
+            self.exception()
+        except BaseException:  # Ctrl-C
+            self.cancel()
+            raise
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self._awaited().__await__()
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.cancel()
+        await self.reached(math.inf)
+
+    async def _awaited(self) -> Completion:
+        await self.reached(math.inf)
+        return self.result()
+
+    # Chunks
+
+    def __iter__(self) -> Chunks:
+        return self._own if self._own and self._own.reading else Chunks(self)
+
+    def __aiter__(self) -> Chunks:
+        return iter(self)
+
+    def __next__(self) -> Chunk:
+        self._own = self._own or Chunks(self)
+        return next(self._own)
+
+    async def __anext__(self) -> Chunk:
+        self._own = self._own or Chunks(self)
+        return await anext(self._own)
+
+    def wait_for(self, number: float) -> None:
+        """Wait for the chunk of this number, from 0, or the end. Ctrl-C cancels the request."""
+        if not self._has(number):
+            self._check_may_wait()
+            reached = threading.Event()
+            self._when(number, reached.set)
+            try:
+                reached.wait()
+            except BaseException:
+                self.cancel()
+                raise
+
+    async def reached(self, number: float) -> None:
+        """Await the chunk of this number, from 0, or the end. CancelledError cancels."""
+        if not self._has(number):
+            self._check_may_wait()
+            loop = asyncio.get_running_loop()
+            reached: asyncio.Future[None] = loop.create_future()
+            self._when(number, partial(_tell, loop, reached))
+            try:
+                await reached
+            except BaseException:
+                self.cancel()
+                raise
+
+    def _has(self, number: float) -> bool:
+        return number < len(self._chunks) or self.done()
+
+    def _when(self, number: float, tell: Callable[[], object]) -> None:
+        """Call `tell` once when the chunk or the end is there, from any thread."""
+        with self._changing:
+            there = self._has(number)
+            if not there:
+                self._waiting.append((number, tell))
+        if there:
+            tell()
+
+    def _tell_waiting(self) -> None:
+        with self._changing:
+            told = [tell for number, tell in self._waiting if self._has(number)]
+            self._waiting = [one for one in self._waiting if not self._has(one[0])]
+        for tell in told:
+            tell()
+
+    def _check_may_wait(self) -> None:
+        if not self.done():
+            mlx_worker().check_may_wait()
+
+    # What the request calls, on the worker
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The output so far; it only grows."""
+        return self._chunks
+
+    def add(self, chunk: Chunk) -> None:
+        """Add a piece of output."""
+        self._chunks.append(chunk)
+        if self._waiting:
+            self._tell_waiting()
+
+    def set_result(self, result: Completion) -> None:
+        """End it, after the last callback if those run in a loop."""
+        with self._changing:
+            if self._loop is not None and not self._loop.is_closed():
+                self._ended = result
+                return
+        self._settle(result)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """End it with an error, whatever callbacks are still running."""
+        super().set_exception(exception)
+        self._tell_waiting()
+
+    # Callbacks in an event loop
+
+    def hold_for(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the result wait for `call_back`, to be called in this loop once it is submitted."""
+        self._loop = loop
+
+    def call_back(self, on_chunk: AsyncCallback) -> None:
+        """Call this with every chunk, in the loop, one after another. An error ends the request."""
+        assert self._loop is not None
+        self._callbacks = self._loop.create_task(self._call_back(on_chunk))
+
+    async def _call_back(self, on_chunk: AsyncCallback) -> None:
+        number, last = 0, False
+        try:
+            while not last:
+                await self.reached(number)
+                if number == len(self._chunks):
+                    break  # it failed
+                chunk, number = self._chunks[number], number + 1
+                last = chunk.finish_reason is not None
+                await on_chunk(chunk)
+        except Exception as error:  # noqa: BLE001 - the submitter gets it
+            self.cancel()
+            self._callback_error = error
+        except BaseException:  # the loop is about to end
+            self.cancel()
+            raise
+        finally:
+            with self._changing:
+                ended, self._loop = self._ended, None
+            if ended is not None:
+                self._settle(ended)
+
+    def _settle(self, completion: Completion) -> None:
+        error, self._callback_error = self._callback_error, None
+        if error is None:
+            super().set_result(completion)
+        else:
+            super().set_exception(as_failure(error))
+        self._tell_waiting()
+
+
+class Chunks:
+    """The chunks of a generation, from the first on, as `for` and `async for` read them.
+
+    If it is dropped or closed before the last, the request is cancelled.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._number = 0
+        self.reading = False
+
+    def __iter__(self) -> Chunks:
+        return self
+
+    def __aiter__(self) -> Chunks:
+        return self
+
+    def __next__(self) -> Chunk:
+        self.reading = True
+        self._generation.wait_for(self._number)
+        chunk = self._next()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    async def __anext__(self) -> Chunk:
+        self.reading = True
+        await self._generation.reached(self._number)
+        chunk = self._next()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def close(self) -> None:
+        """Cancel the request, from any thread; whoever reads gets the end within a round."""
+        self._generation.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel the request."""
+        self.close()
+
+    def __del__(self) -> None:
+        if self.reading:
+            self.close()
+
+    def _next(self) -> Chunk | None:
+        """Return the next chunk, which is there; None at the end, or raise what failed."""
+        chunks = self._generation.chunks
+        if self._number < len(chunks):
+            self._number += 1
+            return chunks[self._number - 1]
+        self.reading = False
+        self._generation.result()
+        return None
+
+
+class _Waiters(list[Any]):
+    """What `concurrent.futures.wait` and `as_completed` add themselves to before they wait."""
+
+    def append(self, waiter: Any) -> None:
+        mlx_worker().check_may_wait()
+        super().append(waiter)
+
+
+def in_a_loop(on_chunk: Callback) -> TypeGuard[AsyncCallback]:
+    """True for a coroutine function, or an object whose call is one."""
+    call = getattr(on_chunk, "__call__", None)  # noqa: B004 - its kind, not whether there is one
+    return inspect.iscoroutinefunction(on_chunk) or inspect.iscoroutinefunction(call)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread; None if there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _tell(loop: asyncio.AbstractEventLoop, reached: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop was closed, so nobody waits in it
+        loop.call_soon_threadsafe(_set, reached)
+
+
+def _set(reached: asyncio.Future[None]) -> None:
+    if not reached.done():
+        reached.set_result(None)
