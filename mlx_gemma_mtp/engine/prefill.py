@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import islice
 
 import mlx.core as mx
 
@@ -24,8 +23,10 @@ MOST_COMPUTED = 4 / 3  # of what prompts take alone: at most a quarter of a pass
 class Pace:
     """How long prefill takes on this machine, so how much of it fits into a pause."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, experts: bool = False) -> None:
+        """experts: the model has them."""
         self._limits = limits
+        self._experts = experts
         self._seconds_per_token = math.inf  # a running mean; infinite until measured
 
     def measure(self, num_tokens: int, seconds: float) -> None:
@@ -44,41 +45,102 @@ class Pace:
         quick = [chunk for chunk in chunks if chunk * self._seconds_per_token <= pause]
         return max(quick, default=self._limits.chunks[0])
 
+    def lone_chunk(self, seconds: float) -> int:
+        """The same while no row decodes, so that no request that comes next waits much longer.
 
-def num_together(waiting: Iterable[Request], num_rows: int, most: int, exactness: Exactness) -> int:
-    """How many of these requests, from the first on, one pass of `most` tokens reads; at least 1.
+        At least a decoding_chunk if nothing was measured, and for experts: each pass reads their
+        weights again, and 512 tokens cost 8 to 30% more than 2,048 (Apple M4 to M5).
+        """
+        chunk, limits = self.chunk(seconds), self._limits
+        if self._experts or self._seconds_per_token == math.inf:
+            chunk = max(chunk, self.chunk(math.inf, most=limits.decoding_chunk))
+        return chunk
 
-    All of them fit whole, and little of the pass is padding. A session brings a cache of its own,
-    so its prompt is read alone. A short prompt counts for the smallest chunk, which takes as long.
+
+def together(
+    first: Request, others: Iterable[Request], most: int, exactness: Exactness
+) -> list[Request]:
+    """Return the first request and those of the others that one prefill reads with it.
+
+    Those with the same prompt share its row. Different ones must fit into a pass of `most` tokens
+    whole, and little of it may be padding: a short prompt counts for the smallest chunk, which
+    takes as long. A session brings a cache of its own, so its prompt is read alone.
     """
-    count = longest = alone = 0
-    for request in islice(waiting, 1 if exactness.alone else num_rows):
-        longest = max(longest, len(request.ids))
-        alone += max(len(request.ids), exactness.limits.chunks[0])
-        computed = (count + 1) * longest
-        if request.session or computed > min(most, MOST_COMPUTED * alone):
-            break
-        count += 1
-    return max(count, 1)
+    if first.session:
+        return [first]
+    group, prompts = [first], [first.ids]
+    for request in others:
+        if request.session:
+            continue
+        if request.ids not in prompts:
+            together = [*prompts, request.ids]
+            computed = len(together) * max(map(len, together))
+            alone = sum(max(len(ids), exactness.limits.chunks[0]) for ids in together)
+            if exactness.alone or computed > min(most, MOST_COMPUTED * alone):
+                continue
+            prompts = together
+        group.append(request)
+    return group
 
 
 class Prefill:
     """The prompts of some requests, and the cache with a row for each that they are read into.
 
-    Several are read in one pass, each from its start; one alone in as many as it takes.
+    Several are read in one pass, each from its start; one alone in as many as it takes. Requests
+    with the same prompt share a row.
     """
 
     def __init__(self, target: Target, requests: Sequence[Request], exactness: Exactness) -> None:
-        for request in requests:
-            request.start(exact=exactness.prompts and len(requests) == 1)
-        self.requests = requests
+        self.requests: list[Request] = []
+        self.rows: list[int] = []  # of the cache, one for each request
         self.cache: KVCache  # from the first pass on
-        self.hidden: mx.array  # [B, 1, H] of the last token of each so far
+        self.hidden: mx.array  # [B, 1, H] of the last token of each row so far
         self._target = target
         self._exactness = exactness
         self._limits = exactness.limits
-        self._longest = max(len(request.ids) for request in requests)
+        self._prompts: list[list[int]] = []
+        for request in requests:
+            if request.ids not in self._prompts:
+                self._prompts.append(request.ids)
+        self._longest = max(map(len, self._prompts))
         self._done: int | None = None  # tokens of each prompt that are in the cache
+        self._exact = exactness.prompts and len(self._prompts) == 1
+        for request in requests:
+            self.share(request)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Of its first request that has not ended."""
+        return min(request.order for request in self.requests if not request.ended)
+
+    @property
+    def queued(self) -> float:
+        """When its first request came."""
+        return min(request.queued for request in self.requests)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows its requests need."""
+        return sum(not request.ended for request in self.requests)
+
+    @property
+    def unread(self) -> int:
+        """Tokens of each prompt that are left to read, or an estimate before the first pass."""
+        return self.requests[0].unread if self._done is None else self._longest - self._done
+
+    def takes(self, request: Request) -> bool:
+        """True if this request can share its row: it has the same prompt."""
+        alone = len(self._prompts) == 1 and not self.requests[0].session
+        return alone and not request.session and request.ids == self._prompts[0]
+
+    def share(self, request: Request) -> None:
+        """Start a request with one of its prompts."""
+        row = self._prompts.index(request.ids)
+        if row in self.rows:
+            request.stats.reused_tokens = len(request.ids)
+        self.requests.append(request)
+        self.rows.append(row)
+        request.start(exact=self._exact)
 
     @property
     def finished(self) -> bool:
@@ -92,10 +154,12 @@ class Prefill:
         """
         start = self._open() if self._done is None else self._done
         width = left = self._longest - start
-        if len(self.requests) == 1:
+        if len(self._prompts) == 1:
             width = self._exactness.padded(min(left, most))
-            self.requests[0].exact &= self._exactness.follows(width, left)
-        chunks = [request.ids[start : start + width] for request in self.requests]
+            self._exact &= self._exactness.follows(width, left)
+            for request in self.requests:
+                request.exact = self._exact
+        chunks = [ids[start : start + width] for ids in self._prompts]
         lengths = [len(chunk) for chunk in chunks]
         padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
         tokens, least = mx.array(padded), self._exactness.least
@@ -107,6 +171,12 @@ class Prefill:
         if self.finished and session:
             session.remember_prompt(self.cache, self.requests[0].ids, padding=width - left)
         return len(chunks) * width
+
+    def ends(self) -> tuple[KVCache, mx.array]:
+        """Return the buffers, with the offset of each request, and its hidden state [B, 1, H]."""
+        rows, buffers = mx.array(self.rows), self.cache.buffers
+        buffers = buffers._replace(offset=self.cache.offset[rows])
+        return KVCache(self._target.config, buffers), self.hidden[rows]
 
     def stop(self) -> None:
         """Return the cache to the request's session, if it has one."""
@@ -127,11 +197,11 @@ class Prefill:
         if first.session:
             most = self._limits.rollback
         else:  # no round runs here; sliding layers hold the padding as well
-            held = self._longest if len(self.requests) > 1 else min(self._longest, window)
+            held = self._longest if len(self._prompts) > 1 else min(self._longest, window)
             most = held + padding - window
         self.cache = KVCache.empty(
             self._target.config,
-            len(self.requests),
+            len(self._prompts),
             capacity=capacity,
             most=most,
             dtype=self._target.dtype,

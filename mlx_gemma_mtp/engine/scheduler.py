@@ -1,60 +1,75 @@
 """Which request waits, which prompt is read, who decodes: an engine's work in short steps.
 
-A step is some prefill and one round. Knows nothing of prompts as text, and, except for `reserve`,
-nothing of threads: one thread calls everything else.
+A step is some prefill and one round. Knows nothing of prompts as text, and, except for `reserve`
+and `status`, nothing of threads: one thread calls everything else.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import mlx.core as mx
 
 from mlx_gemma_mtp.engine.batch import Batch
-from mlx_gemma_mtp.engine.prefill import Pace, Prefill, num_together
+from mlx_gemma_mtp.engine.line import Line
+from mlx_gemma_mtp.engine.prefill import Pace, Prefill, together
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.errors import ClosedError, QueueFullError
+from mlx_gemma_mtp.engine.status import Status
+from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError
 
 CLOSED = ClosedError("the engine was closed before the request was finished")
+LONE_PASS = 4  # pauses that a pass over prompts may take while no row decodes
 
 
 class Scheduler:
-    """Serves requests in their order."""
+    """Serves requests by priority, highest first, and in their order; short prompts overtake.
+
+    Rows are given in that order. Of the prompts that have one, the first is read, but one that
+    takes several passes is overtaken by those with at most half as many tokens left. Of two passes
+    in a row at least one is the first's: so reading a prompt takes at most twice as many passes as
+    without overtaking, and the prompts that are under way have at most twice the tokens of the
+    longest. A prompt is not read while one of a higher priority may be.
+
+    Requests with a negative priority are in the background: they are read while no others wait, are
+    read or decode, and leave one row free (of several) for those. Once they decode, they share the
+    rounds with those that come.
+    """
 
     def __init__(
         self, batch: Batch, *, max_queue: int, on_idle: Callable[[], object] | None = None
     ) -> None:
         """on_idle is called whenever nothing is left to do."""
         self._batch = batch
-        self._max_queue = max_queue
         self._on_idle = on_idle
-        self._places = threading.Semaphore(max_queue)
-        self._waiting: deque[Request] = deque()
-        self._prefill: Prefill | None = None
-        self._pace = Pace(batch.limits)
+        self._waiting = Line(batch.exactness.max_batch, max_queue)
+        self._reading: list[Prefill] = []
+        self._overtaken: tuple[int, int] | None = None  # the order of the first, last time
+        self._owed = False  # the next pass to the first
+        self._pace = Pace(batch.limits, experts=batch.target.config.num_experts > 0)
         self._start_by = math.inf  # when rows that have only their first token start to decode
         self._closed = False
+        self._counted = (0, 0, 0)  # requests that are read, those that decode, bytes
+
+    @property
+    def status(self) -> Status:
+        """As of the last round or pass, from any thread."""
+        return Status(self._waiting.num_waiting, *self._counted)
 
     def reserve(self, *, patient: bool = False) -> None:
-        """Take a place in the queue for a request; from any thread.
-
-        Raises QueueFullError if there is none, unless patient: then waits for one.
-        """
-        if not self._places.acquire(blocking=patient):
-            raise QueueFullError(f"the queue is full ({self._max_queue} requests): try again later")
+        """Take a place in the queue for a request; from any thread. As `Line.reserve`."""
+        self._waiting.reserve(patient=patient)
 
     def add(self, request: Request) -> None:
         """Queue a request that has a place."""
+        self._waiting.add(request)
+        if request.session:
+            request.unread -= request.session.reusable(request.ids)
         if self._closed:
-            self._places.release()
+            self._waiting.take(request)
             request.fail(CLOSED)
-        else:
-            self._waiting.append(request)
 
     def close(self) -> None:
         """End everything with an MgmError, also what is added later, and let go of the models."""
@@ -68,57 +83,128 @@ class Scheduler:
         if self._closed:
             return False
         try:
-            self._drop_cancelled()
+            self._drop_ended()
             self._read_prompts()
+            self._count()
             if not self._gathering:
                 self._play()
         except BaseException as error:  # noqa: BLE001 - nobody may wait forever for a result
             self._end(error)
-        if self._waiting or self._prefill is not None or self._batch.active:
-            return True
-        mx.clear_cache()
-        if self._on_idle:
-            self._on_idle()
-        return False
+        more = bool(self._waiting or self._reading or self._batch.active)
+        if not more:
+            mx.clear_cache()
+            if self._on_idle:
+                self._on_idle()
+        self._count()
+        return more
 
     def _end(self, error: BaseException) -> None:
         """End everything with this error."""
-        while self._waiting:
-            self._next_waiting().fail(error)
-        if self._prefill is not None:
-            self._fail(self._prefill.requests, error)
+        for request in list(self._waiting):
+            self._waiting.take(request)
+            request.fail(error)
+        for prefill in self._reading:
+            _fail(prefill.requests, error)
+        self._reading = []
         self._batch.fail(error)
+        self._count()
 
-    def _drop_cancelled(self) -> None:
-        """End the requests that were cancelled, wherever they are."""
-        reading = [] if self._prefill is None else self._prefill.requests
+    def _count(self) -> None:
+        reading = sum(prefill.num_rows for prefill in self._reading)
+        self._counted = (reading, len(self._batch.active), mx.get_active_memory())
+
+    def _drop_ended(self) -> None:
+        """End the requests that were cancelled or took too long, wherever they are."""
+        reading = [request for prefill in self._reading for request in prefill.requests]
+        now = time.perf_counter()
         for request in [*self._waiting, *reading, *self._batch.active]:
+            if request.ended:
+                continue
             if request.generation.stopping:
                 request.cancel()
-        if self._prefill is not None and all(request.ended for request in reading):
-            self._prefill.stop()
-            self._prefill = None
+            elif request.deadline is not None and now >= request.deadline:
+                seconds = f"{request.deadline - request.queued:.3g} s"
+                request.fail(
+                    RequestTimeoutError(
+                        f"the request took longer than its timeout of {seconds}: allow it more, or "
+                        "give it a higher priority"
+                    )
+                )
+        for prefill in [prefill for prefill in self._reading if prefill.num_rows == 0]:
+            prefill.stop()
+            self._reading.remove(prefill)
         self._for_all_rows(self._batch.free_ended)
         for request in [request for request in self._waiting if request.ended]:
-            self._waiting.remove(request)
-            self._places.release()
+            self._waiting.take(request)
+
+    # Which prompt is next
+
+    def _candidates(self) -> list[Request | Prefill]:
+        """What may have the next pass, in order: all of the highest priority that has a row."""
+        free = self._batch.num_free - sum(prefill.num_rows for prefill in self._reading)
+        active = self._batch.active
+        waiting = list(self._waiting)
+        found: list[Request | Prefill] = sorted(self._reading, key=lambda one: one.order)
+        foreground = any(one.order[0] <= 0 for one in (*active, *found, *waiting[:1]))
+        if foreground:
+            found = [one for one in found if one.order[0] <= 0]
+            waiting = [one for one in waiting if one.order[0] <= 0]
+        elif self._batch.exactness.max_batch > 1:
+            free -= 1
+        found = sorted([*found, *waiting[: max(free, 0)]], key=lambda one: one.order)
+        return [one for one in found if one.order[0] == found[0].order[0]]
+
+    def _next(self, most: int) -> Request | Prefill | None:
+        """What has the next pass, of up to this many tokens."""
+        candidates, least = self._candidates(), self._batch.limits.chunks[0]
+        first = candidates[0] if candidates else None
+        if first is None or self._owed or first.unread <= most:
+            return first
+
+        def rank(one: Request | Prefill) -> int:
+            started = one is first or isinstance(one, Prefill)
+            return max(one.unread, least) * (1 if started else 2)
+
+        return min(candidates, key=rank)
+
+    def _begin(self, one: Request | Prefill, most: int) -> Prefill:
+        """Return the prefill of this request with all that it can be read with."""
+        candidates = self._candidates()
+        self._owed = one is not candidates[0]
+        if self._owed:
+            self._overtaken = candidates[0].order
+        others = [each for each in candidates if isinstance(each, Request) and each is not one]
+        if isinstance(one, Prefill):
+            for request in filter(one.takes, others):
+                self._waiting.take(request)
+                one.share(request)
+            return one
+        group = together(one, others, most, self._batch.exactness)
+        for request in group:
+            self._waiting.take(request)
+        return self._start(group)
+
+    def _start(self, requests: Sequence[Request]) -> Prefill:
+        prefill = Prefill(self._batch.target, requests, self._batch.exactness)
+        self._reading.append(prefill)
+        return prefill
+
+    # When rows wait for it
 
     @property
     def _gathering(self) -> bool:
         """True if rows wait for prompts that came with theirs: best for the first tokens of all.
 
         Prompts that came after the first of these tokens don't count: newcomers would stop a row
-        again and again.
+        again and again. Nor do one that was overtaken, and those of a lower priority.
         """
-        limits = self._batch.limits
-        if self._prefill is not None:
-            following = self._prefill.requests[0]
-        elif self._waiting and self._batch.num_free:
-            following = self._waiting[0]
-        else:
+        limits, candidates = self._batch.limits, self._candidates()
+        if not candidates or self._time_to_start <= limits.pause_seconds:
             return False
-        came_with_theirs = following.queued <= self._start_by - limits.start_seconds
-        return came_with_theirs and self._time_to_start > limits.pause_seconds
+        first = candidates[0]
+        came_with_theirs = first.queued <= self._start_by - limits.start_seconds
+        highest = min((request.order[0] for request in self._batch.active), default=math.inf)
+        return came_with_theirs and first.order != self._overtaken and first.order[0] <= highest
 
     @property
     def _time_to_start(self) -> float:
@@ -126,38 +212,33 @@ class Scheduler:
         return max(0.0, self._start_by - time.perf_counter()) if self._batch.active else math.inf
 
     def _play(self) -> None:
-        self._for_all_rows(partial(self._batch.play, settled=self._prefill is None))
+        self._for_all_rows(partial(self._batch.play, settled=not self._reading))
         self._start_by = 0.0
 
     def _chunk(self) -> int:
         """The most tokens of the next pass over prompts."""
-        limits, left = self._batch.limits, self._time_to_start
-        if left == math.inf or left > limits.pause_seconds:
-            return self._pace.chunk(left)
+        limits = self._batch.limits
+        if not self._batch.active:
+            return self._pace.lone_chunk(LONE_PASS * limits.pause_seconds)
+        if self._gathering:
+            return self._pace.chunk(min(self._time_to_start, LONE_PASS * limits.pause_seconds))
         return self._pace.chunk(limits.pause_seconds, most=limits.decoding_chunk)
 
     def _read_prompts(self) -> None:
         """Prefill between two rounds: one pass, or several over short prompts instead."""
         if not self._batch.active:
             self._start_by = math.inf
-        self._start_prefill(math.inf)
-        if self._prefill is None:
+        if not self._candidates():
             return
         self._for_all_rows(self._batch.land)  # so that no tokens wait for the prefill
         left = self._chunk()
-        while self._prefill is not None and left > 0:
+        following = self._next(left)
+        while following is not None:
+            left -= self._read(self._begin(following, left), left)
             left = min(left, self._chunk())
-            left -= self._read(self._prefill, left)
-            self._start_prefill(left)
-
-    def _start_prefill(self, most: float) -> None:
-        """Start with the first requests that wait, if rows are free and the first is this short."""
-        may = self._prefill is None and self._batch.num_free > 0
-        if may and self._waiting and len(self._waiting[0].ids) <= most:
-            size, exactness = int(min(most, self._chunk())), self._batch.exactness
-            count = num_together(self._waiting, self._batch.num_free, size, exactness)
-            requests = [self._next_waiting() for _ in range(count)]
-            self._prefill = Prefill(self._batch.target, requests, exactness)
+            following = self._next(left)
+            if following is not None and following.unread > left:
+                return
 
     def _read(self, prefill: Prefill, most: int) -> int:
         """Run one pass, and give the requests rows after the last.
@@ -172,28 +253,22 @@ class Scheduler:
             num_tokens = prefill.advance(most)
             self._pace.measure(num_tokens, time.perf_counter() - start)
             if prefill.finished:
-                self._prefill = None
+                self._reading.remove(prefill)
                 self._batch.add(prefill)
                 self._start_by = min(self._start_by, time.perf_counter() + limits.start_seconds)
         except BaseException as error:  # noqa: BLE001 - the submitters get it
-            if self._prefill is None or len(requests) == 1:
-                self._fail(requests, error)
+            if prefill not in self._reading or len(requests) == 1:
+                _fail(requests, error)
             else:
-                apart = requests
+                apart = [request for request in requests if not request.ended]
+            self._reading = [one for one in self._reading if one is not prefill]
         if apart:
             del prefill  # its memory is free before they are read again
             for request in apart:
-                self._prefill = Prefill(self._batch.target, [request], self._batch.exactness)
-                while self._prefill is not None:  # padding may take another pass
-                    self._read(self._prefill, len(request.ids))
+                alone = self._start([request])
+                while alone in self._reading:  # padding may take another pass
+                    self._read(alone, len(request.ids))
         return max(num_tokens, limits.chunks[0])
-
-    def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
-        """End requests that were being read."""
-        self._prefill = None
-        for request in requests:
-            if not request.ended:
-                request.fail(error)
 
     def _for_all_rows(self, action: Callable[[], None]) -> None:
         """Do something that all rows depend on. An error ends all of them."""
@@ -202,6 +277,9 @@ class Scheduler:
         except BaseException as error:  # noqa: BLE001 - the submitters get it
             self._batch.fail(error)
 
-    def _next_waiting(self) -> Request:
-        self._places.release()
-        return self._waiting.popleft()
+
+def _fail(requests: Iterable[Request], error: BaseException) -> None:
+    """End those requests that have not ended."""
+    for request in requests:
+        if not request.ended:
+            request.fail(error)

@@ -108,13 +108,7 @@ class Session:
         if cache is None:
             self.close()
             return None
-        pairs = zip(ids, self._tokens, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        most = min(same, len(ids) - 1)
-        now = self._snapshot(cache, len(self._tokens), self._first)
-        snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
-        snapshot = max(snapshots, key=lambda snapshot: self._usable(snapshot, most))
-        length = self._usable(snapshot, most)
+        snapshot, length = self._best(cache, ids)
         if length == 0:
             self.close()
             return None
@@ -125,6 +119,10 @@ class Session:
             cache.values[index] = snapshot.buffers[f"values.{index}"]
         cache.offset = mx.array([length], mx.int32)
         return cache, length
+
+    def reusable(self, ids: Sequence[int]) -> int:
+        """Return how many tokens of this prompt `lend` would give."""
+        return 0 if self._cache is None else self._best(self._cache, ids)[1]
 
     def remember_prompt(self, cache: KVCache, ids: Sequence[int], padding: int = 0) -> None:
         """Take a snapshot: the cache holds exactly this prompt, then padding. Copies nothing."""
@@ -244,6 +242,16 @@ class Session:
     def _snapshot(self, cache: KVCache, length: int, first: int) -> _Snapshot:
         return _Snapshot(length, first, _named(cache, self._sliding))
 
+    def _best(self, cache: KVCache, ids: Sequence[int]) -> tuple[_Snapshot, int]:
+        """The snapshot with the longest usable prefix of this prompt, and its length."""
+        pairs = zip(ids, self._tokens, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        most = min(same, len(ids) - 1)
+        now = self._snapshot(cache, len(self._tokens), self._first)
+        snapshots = sorted([now, *self._snapshots], key=lambda snapshot: snapshot.length)
+        snapshot = max(snapshots, key=lambda snapshot: self._usable(snapshot, most))
+        return snapshot, self._usable(snapshot, most)
+
     def _usable(self, snapshot: _Snapshot, most: int) -> int:
         """How many of the first `most` tokens are usable with these sliding layers.
 
@@ -267,7 +275,10 @@ def model_identity(target: Target) -> str:
     parameters = dict(tree_flatten(target.parameters()))
     about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
     digest = hashlib.sha256(repr((target.config, about)).encode())
-    for _, array in sorted(parameters.items()):
-        sample = array.reshape(-1)[:: max(1, array.size // SAMPLES)]
-        digest.update(np.array(mx.contiguous(sample).view(mx.uint8)).tobytes())
+    samples = [
+        mx.contiguous(array.reshape(-1)[:: max(1, array.size // SAMPLES)]).view(mx.uint8)
+        for _, array in sorted(parameters.items())
+    ]
+    if samples:  # evaluated all at once
+        digest.update(np.array(mx.concatenate(samples)).tobytes())
     return digest.hexdigest()

@@ -217,9 +217,10 @@ class KVCache:
     def take_over(self, other: KVCache, moves: Iterable[tuple[int, int, int]]) -> None:
         """Move rows of another cache into this one.
 
-        moves: a row here, the row there, and how many committed positions it has. Empties `other`
-        layer by layer. The caller has grown this cache, and sets the offsets. Nothing else stays in
-        the rows: a masked slot has weight 0, but 0 times an infinite value is NaN.
+        moves: a row here, the row there, and how many committed positions it has; a row there may
+        go to several here. Empties `other` layer by layer. The caller has grown this cache, and
+        sets the offsets. Nothing else stays in the rows: a masked slot has weight 0, but 0 times an
+        infinite value is NaN.
         """
         moves = list(moves)
         for index in range(len(self.keys)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
+from mlx_gemma_mtp.text.grammar import Grammars
 from mlx_gemma_mtp.text.messages import Message, is_answer, normalized
 from mlx_gemma_mtp.text.tool_turns import in_json, laid_out
 from mlx_gemma_mtp.text.tools import Tool, declared, for_google
@@ -78,7 +80,9 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         self.markers = _markers({token.content: number for number, token in added.items()})
         shown = {*MARKERS, *TURN_ENDS, *self._named.values()}
-        special = [t.content for t in added.values() if t.special or t.content in shown]
+        marked = {number: t for number, t in added.items() if t.special or t.content in shown}
+        self._special_ids = frozenset(marked)
+        special = [token.content for token in marked.values()]
         firsts = sorted({ord(content[0]) for content in special})
         self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
         self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
@@ -89,6 +93,11 @@ class Text:
     def has_template(self) -> bool:
         """True if there is a chat template. Without one, text is continued as it is."""
         return bool(self._templates)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars over its tokens."""
+        return Grammars(self._bytes_of, self._special_ids, self._encode_plain)
 
     def has_token(self, token: int) -> bool:
         """True if this id is a token. A padded vocabulary has ids that are not."""
@@ -118,8 +127,9 @@ class Text:
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
-        If the last message is an answer of the model, it is continued: its text, after its
-        "reasoning" if a thought may stand there, is what the turn starts with, to the last space.
+        An answer at the end of the messages is continued as the model would: its text follows what
+        opens the turn, and its "reasoning" if no thought was closed there.
+
         tools: as `declared` takes them. options go to the chat template: `enable_thinking=True` (by
         default off). Thoughts at the start of a model's message are left out, with their markers;
         other markers are text. Raises UsageError for tools that `declared` refuses and messages
@@ -167,7 +177,7 @@ class Text:
         if not isinstance(prompt, str):
             return self.chat(prompt, tools, enable_thinking=thinking)
         if not self.has_template and not thinking and not declared(tools):
-            return self._after_bos(self._encode_disguised(self._in_disguise(prompt)))
+            return self._after_bos(self._encode_plain(prompt))
         return self.chat([{"role": "user", "content": prompt}], tools, enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
@@ -239,7 +249,15 @@ class Text:
             return {self._in_disguise(key): self._in_disguise(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._in_disguise(item) for item in value]
-        return value
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise UsageError(  # a template could call its methods
+            f"messages and tools must be plain JSON values; convert the {type(value).__name__}"
+        )
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Return the token ids of a text in which nothing is a special token."""
+        return self._encode_disguised(self._in_disguise(text))
 
     def _encode_disguised(self, written: str) -> list[int]:
         """Return the token ids of a text in which disguised characters start no special token."""

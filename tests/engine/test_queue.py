@@ -38,15 +38,41 @@ def tokens(generation: Generation) -> list[int]:
 def test_a_full_queue_refuses_requests_until_one_leaves(prompts: list[list[int]]) -> None:
     with fake_engine(max_batch=1, max_queue=2) as running:
         with held():
-            going = [running.submit(prompt, PARAMS) for prompt in prompts[:2]]
+            going = [running.submit(prompt, PARAMS) for prompt in prompts[:3]]
             for ask in (running.submit, lambda *asked: next(running.stream(*asked))):
-                with pytest.raises(QueueFullError, match=r"the queue is full \(2 requests\)"):
+                with pytest.raises(QueueFullError, match=r"full \(2 requests are waiting\): try"):
                     ask(prompts[3], PARAMS)
             assert going[1].cancel()
-        assert [tokens(one) for one in going] == [output(prompts[0], 16), []]
+        expected = [output(prompts[0], 16), [], output(prompts[2], 16)]
+        assert [tokens(one) for one in going] == expected
         with held():
-            going = [running.submit(prompt, PARAMS) for prompt in prompts[2:4]]
-        assert [tokens(one) for one in going] == [output(prompt, 16) for prompt in prompts[2:4]]
+            going = [running.submit(prompt, PARAMS) for prompt in prompts[2:5]]
+        assert [tokens(one) for one in going] == [output(prompt, 16) for prompt in prompts[2:5]]
+
+
+def test_requests_for_which_there_are_rows_take_no_place_in_the_queue(
+    prompts: list[list[int]],
+) -> None:
+    with fake_engine(max_batch=7, max_queue=1) as running:
+        for _ in range(2):
+            with held():
+                going = [running.submit(prompt, PARAMS) for prompt in prompts]
+                with pytest.raises(QueueFullError):
+                    running.submit(prompts[0], PARAMS)
+            assert [tokens(one) for one in going] == [output(prompt, 16) for prompt in prompts]
+
+
+def test_a_place_is_free_before_anyone_sees_that_its_request_ended(
+    prompts: list[list[int]],
+) -> None:
+    """Clients that wait for their own results never meet a full queue."""
+
+    def client(running: Engine) -> list[list[int]]:
+        return [tokens(running.submit(prompts[0], PARAMS)) for _ in range(30)]
+
+    with fake_engine(max_batch=2, max_queue=1) as running, ThreadPoolExecutor(3) as threads:
+        for written in threads.map(client, [running] * 3):
+            assert written == [output(prompts[0], 16)] * 30
 
 
 def test_a_list_of_prompts_may_be_longer_than_the_queue_and_leaves_room_in_it(

@@ -76,7 +76,7 @@ def test_others_decode_between_the_chunks_of_a_long_prompt(
 
 def test_a_chunk_is_smaller_while_rows_decode(rng: np.random.Generator) -> None:
     """At most 512 tokens, however quick the machine is."""
-    stepped = Stepped(limits=Limits(pause_seconds=1e9))
+    stepped = Stepped(limits=Limits(pause_seconds=np.inf))
     first = stepped.submit(rng.integers(0, VOCAB, 900).tolist(), LONG)
     stepped.step(3)
     second = stepped.submit(rng.integers(0, VOCAB, 900).tolist())
@@ -100,10 +100,10 @@ def test_a_request_can_be_cancelled_while_it_waits(prompts: list[list[int]]) -> 
 
 
 def test_a_request_can_be_cancelled_in_its_prefill(prompts: list[list[int]]) -> None:
-    stepped = Stepped()
-    cancelled = [stepped.submit([7] * (CHUNKS[-1] + more)) for more in (100, -1)]
-    third = stepped.submit(prompts[0])
+    stepped = Stepped(limits=Limits(pause_seconds=np.inf))
+    cancelled = [stepped.submit([7] * (CHUNKS[-1] + more)) for more in (100, 90)]
     stepped.step()
+    third = stepped.submit(prompts[0])
     for request in cancelled:
         request.generation.cancel()
     stepped.finish(third)

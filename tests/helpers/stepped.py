@@ -73,6 +73,12 @@ class Stepped:
         self.scheduler.add(request)
         return request
 
+    def measure_pace(self) -> None:
+        """Read a first prompt, so that the scheduler knows how long a pass takes."""
+        self.finish(self.submit([7] * 64, 1))
+        self.events.clear()
+        self.passes.clear()
+
     def step(self, count: int = 1) -> None:
         for _ in range(count):
             self.scheduler.step()
