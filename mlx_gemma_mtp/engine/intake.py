@@ -77,7 +77,7 @@ class Intake:
             )
         size = self._config.vocab_size
         rule = rule_of(
-            params, declared(tools), self._text, ids, size, ends=eos, suppressed=self._suppressed
+            params, schemas, self._text, ids, size, ends=eos, suppressed=self._suppressed
         )
         # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
