@@ -72,11 +72,12 @@ def draw(model: Model) -> Model:
 
     To be called on the worker. Stops early if the process is ending.
     """
+    fuse_projections(model)
     for parameter in dict(tree_flatten(model.parameters())).values():
         if mlx_worker().leaving.is_set():
             break
         mx.eval(parameter)
-    return fuse_projections(model)
+    return model
 
 
 def _noise(model: Model, dtype: mx.Dtype, bits: int | None) -> Model:

@@ -55,6 +55,10 @@ class ClosedError(MgmError):
     """The engine was closed, or its process has ended."""
 
 
+class LoadCancelledError(MgmError):
+    """A load that its `cancel` event ended; nothing of it is left in memory."""
+
+
 class RequestTimeoutError(MgmError, TimeoutError):
     """A request took longer than its timeout."""
 

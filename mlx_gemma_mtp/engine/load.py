@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
+from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
-from mlx_gemma_mtp.engine.probe import Watch, measure
+from mlx_gemma_mtp.engine.probe import measure
 from mlx_gemma_mtp.engine.rows import SIZES
-from mlx_gemma_mtp.errors import UsageError, one_line
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import LoadCancelledError, UsageError, one_line
 from mlx_gemma_mtp.files.remembered import load_table, save_table
 
 
@@ -27,6 +30,9 @@ def load(
     exact: Exact = "auto",
     copies: bool = True,
     probe: bool | Watch = True,
+    on_progress: Watch | None = None,
+    cancel: threading.Event | None = None,
+    keep_resident: bool = False,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -47,13 +53,23 @@ def load(
     probe: measure the model on this machine before its first use, for at most 10 seconds: see
     `with_table`. False leaves it out; a function is called with the share of the time that is over.
 
+    on_progress: called in this thread with the share of the weights that is loaded, 0 to 1. cancel:
+    set it, from any thread, to end the load within a moment with LoadCancelledError; so does
+    Ctrl-C. A download that has started ends first. Engines that are at work are not stopped by a
+    load: it takes a slice of 16 MiB between two of their rounds.
+
+    keep_resident: ask macOS to keep in memory what MLX holds in this process. Otherwise an idle
+    model may be compressed or swapped out if other apps need the memory, and its next request
+    waits for it.
+
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
     set. If MLX was in use before, its own limits stay.
 
     What is not on this disk is downloaded, after its config and headers have shown that it can be
     loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
-    NotEnoughMemoryError.
+    NotEnoughMemoryError,
+    LoadCancelledError.
     """
     if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
         raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
@@ -65,12 +81,30 @@ def load(
         raise UsageError(f"copies must be True or False, not {copies!r}")
     if not (isinstance(probe, bool) or callable(probe)):
         raise UsageError(f"probe must be True, False or a function, not {probe!r}")
-    pair = open_pair(model, drafter, bits=bits, force=force)
-    if probe is not False:
-        pair = with_table(pair, exact, None if probe is True else probe)
-    engine = Engine(
-        pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
-    )
+    if not isinstance(keep_resident, bool):
+        raise UsageError(f"keep_resident must be True or False, not {keep_resident!r}")
+
+    def watched(watch: Watch | None) -> Watch:
+        def see(share: float) -> None:
+            if cancel is not None and cancel.is_set():
+                raise LoadCancelledError(f"loading {model} was cancelled")
+            if watch is not None:
+                watch(share)
+
+        return see
+
+    pair = open_pair(model, drafter, bits=bits, force=force, watch=watched(on_progress))
+    try:
+        if probe is not False:
+            pair = with_table(pair, exact, watched(None if probe is True else probe))
+        engine = Engine(
+            pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
+        )
+    except BaseException:
+        pair.models.discard()
+        raise
+    if keep_resident:
+        mlx_worker().run(device.keep_resident)
     if warm_up:
         engine.warm_up()
     return engine

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_gemma_mtp import device, memory
+from mlx_gemma_mtp import memory
 from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.defaults import GENERATION, notes, read_defaults, token_ids
+from mlx_gemma_mtp.engine.loading import Models, PairFiles, Watch
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.checkpoint import is_drafter
@@ -20,7 +21,6 @@ from mlx_gemma_mtp.files.plan import Download
 from mlx_gemma_mtp.files.preview import previews
 from mlx_gemma_mtp.files.remembered import depth_key
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.layers import fuse_projections
 from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -32,7 +32,7 @@ class OpenPair(NamedTuple):
     the measured depth is saved, made of all that the cost of a round depends on; None to save
     nothing. notes: what people should know of the checkpoint, one line each. drafter_name: its Hub
     name, or that of its folder; so is name, the target's. table: what a probe has just measured, in
-    place of the saved one.
+    place of the saved one. files: what the models were loaded from; None if they were not.
     """
 
     target: Target
@@ -44,6 +44,11 @@ class OpenPair(NamedTuple):
     drafter_name: str | None = None
     table: PassTable | None = None
     name: str | None = None
+    files: PairFiles | None = None
+
+    @property
+    def models(self) -> Models:
+        return Models(self.target, self.drafter)
 
     def default_tokens(self, key: str) -> list[int]:
         """Return the token ids of an entry of the defaults. Raises CheckpointError."""
@@ -57,8 +62,12 @@ def open_pair(
     *,
     bits: int | None = None,
     force: bool = False,
+    watch: Watch | None = None,
 ) -> OpenPair:
-    """Load the weights and everything that belongs to them. Arguments and errors as `load`."""
+    """Load the weights and everything that belongs to them. Arguments and errors as `load`.
+
+    watch: see `PairFiles.load`.
+    """
     choice = choose(model, bits=bits) if isinstance(model, str) else None
     if choice is not None:
         model, bits = choice.name, choice.bits
@@ -72,22 +81,15 @@ def open_pair(
     defaults = read_defaults(folder, text)
     found = notes(defaults, text)
 
-    def read() -> OpenPair:
-        device.keep_resident()
-        target = fuse_projections(weights.load_target(folder, bits=bits))
-        drafter, name = None, None
-        if drafter_folder is not None:
-            own = weights.drafter_bits(folder, drafter_folder, bits)
-            drafter = weights.load_drafter(drafter_folder, target.config, bits=own)
-            drafter, name = fuse_projections(drafter), target_name(drafter_folder, drafter_folder)
-        models = [model for model in (target, drafter) if model is not None]
-        sizes = [weights.num_bytes(model) for model in models]
-        shape = repr((*[model.config for model in models], target.dtype, sizes))
-        key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
-        pair = OpenPair(target, drafter, text, defaults, key, found, name)
-        return pair._replace(name=target_name(folder, folder))
-
-    return mlx_worker().run(read)
+    files = PairFiles(folder, drafter_folder, bits)
+    models = files.load(watch)
+    given = [model for model in models if model is not None]
+    sizes = [weights.num_bytes(model) for model in given]
+    shape = repr((*[model.config for model in given], models.target.dtype, sizes))
+    key = depth_key(folder.name, hashlib.sha256(shape.encode()).hexdigest()[:12])
+    drafter_name = None if drafter_folder is None else target_name(drafter_folder, drafter_folder)
+    name = target_name(folder, folder)
+    return OpenPair(*models, text, defaults, key, found, drafter_name, name=name, files=files)
 
 
 def check_downloads(downloads: Sequence[Download], *, bits: int | None = None) -> None:

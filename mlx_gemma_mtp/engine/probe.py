@@ -21,6 +21,7 @@ import mlx.core as mx
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.agreement import agreeing_chunks, find_classes
+from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.engine.passes import Passes, Shaped
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -46,7 +47,6 @@ TIE = 1.1  # a way is left for another if that is this much quicker
 
 T = TypeVar("T")
 Clock = Callable[[], float]
-Watch = Callable[[float], None]  # called with the share of the time that is over
 
 _one_at_a_time = threading.Lock()  # two probes would wait for each other
 
@@ -56,7 +56,8 @@ def measure(
 ) -> PassTable | None:
     """Run a probe from any thread but the worker's; return its table.
 
-    options: as of `Probe`. An exception in the middle, such as KeyboardInterrupt, leaves no trace.
+    watch: called with the share of the time that is over. options: as of `Probe`. An exception in
+    the middle, such as KeyboardInterrupt, leaves no trace.
     """
     worker = mlx_worker()
     with _one_at_a_time:

@@ -275,7 +275,10 @@ def model_identity(target: Target) -> str:
     parameters = dict(tree_flatten(target.parameters()))
     about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
     digest = hashlib.sha256(repr((target.config, about)).encode())
-    for _, array in sorted(parameters.items()):
-        sample = array.reshape(-1)[:: max(1, array.size // SAMPLES)]
-        digest.update(np.array(mx.contiguous(sample).view(mx.uint8)).tobytes())
+    samples = [
+        mx.contiguous(array.reshape(-1)[:: max(1, array.size // SAMPLES)]).view(mx.uint8)
+        for _, array in sorted(parameters.items())
+    ]
+    if samples:  # evaluated all at once
+        digest.update(np.array(mx.concatenate(samples)).tobytes())
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.files.checkpoint import read_config
 from mlx_gemma_mtp.files.quantization import HasShape, check_readable, format_of
+from mlx_gemma_mtp.files.sources import Joined, Source, whole
 from mlx_gemma_mtp.files.tensors import StoredTensor, blocks, is_text, read_tensors
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
@@ -108,8 +109,7 @@ def refuse_unknown(model: Target | Drafter, tensors: Mapping[str, HasShape], fol
 def read_arrays(model: Target | Drafter, tensors: dict[str, StoredTensor]) -> Arrays:
     """Return the arrays of these tensors under our names; MLX reads them when they are used.
 
-    Checkpoints may store the experts one by one, and their gate and up maps apart; here they are
-    one product, in this model too unless the maps are stored in different formats.
+    Joined as `sources_of` joins them.
     """
     files: dict[Path, Arrays] = {}
     for path in {tensor.path for tensor in tensors.values()}:
@@ -119,41 +119,50 @@ def read_arrays(model: Target | Drafter, tensors: dict[str, StoredTensor]) -> Ar
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         assert isinstance(stored, dict)  # safetensors always are
         files[path] = stored
-    arrays = {name: files[one.path][one.name] for name, one in tensors.items()}
-    _stack_experts(arrays)
+    return {name: whole(one, files) for name, one in sources_of(model, tensors).items()}
+
+
+def sources_of(model: Target | Drafter, tensors: dict[str, StoredTensor]) -> dict[str, Source]:
+    """Return what each of our names is made of.
+
+    Checkpoints may store the experts one by one, and their gate and up maps apart; here they are
+    one product, in this model too unless the maps are stored in different formats.
+    """
+    sources: dict[str, Source] = {**tensors}
+    _stack_experts(sources)
     for index, layer in enumerate(model.layers):
         gate, up = (f"layers.{index}.experts.{part}" for part in ("gate_proj", "up_proj"))
-        if "experts" not in layer or f"{gate}.weight" not in arrays:
+        if "experts" not in layer or f"{gate}.weight" not in sources:
             continue
         width = model.config.hidden_size
-        if format_of(gate, width, arrays) != format_of(up, width, arrays):
+        if format_of(gate, width, sources) != format_of(up, width, sources):
             if "gate_up_proj" in layer.experts:
                 layer.experts.split_gate_up()
             continue
         for part in ("weight", "scales", "biases"):
-            one, other = (arrays.pop(f"{path}.{part}", None) for path in (gate, up))
+            one, other = (sources.pop(f"{path}.{part}", None) for path in (gate, up))
             if one is None and other is None:
                 continue
             if one is None or other is None or one.shape != other.shape:
                 raise CheckpointError(f"tensor {gate}.{part} has no up_proj of the same shape")
             # The rows of a quantized map are independent, so joining keeps every bit.
-            joined = mx.concatenate([one, other], axis=1)
-            arrays[f"{gate.replace('gate_proj', 'gate_up_proj')}.{part}"] = joined
-    return arrays
+            joined = f"{gate.replace('gate_proj', 'gate_up_proj')}.{part}"
+            sources[joined] = Joined((one, other), axis=1)
+    return sources
 
 
-def _stack_experts(arrays: Arrays) -> None:
+def _stack_experts(sources: dict[str, Source]) -> None:
     """Stack maps that are stored one for each expert, in place; odd ones stay as they are."""
     apart: dict[str, dict[int, str]] = {}
-    for name in arrays:
+    for name in sources:
         if found := _ONE_EXPERT.match(name):
             apart.setdefault(f"{found[1]}.{found[3]}", {})[int(found[2])] = name
-    for whole, names in apart.items():
-        parts = [arrays[names[expert]] for expert in sorted(names)]
+    for stacked, names in apart.items():
+        parts = tuple(sources[names[expert]] for expert in sorted(names))
         if len({part.shape for part in parts}) == 1 and max(names) == len(names) - 1:
-            arrays[whole] = mx.stack(parts)
+            sources[stacked] = Joined(parts, axis=None)
             for name in names.values():
-                del arrays[name]
+                del sources[name]
 
 
 def _same(one: StoredTensor, other: StoredTensor | None) -> bool:

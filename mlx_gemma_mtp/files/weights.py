@@ -1,12 +1,12 @@
 """From a checkpoint's folder to a model with its weights.
 
 A model is first opened: MLX reads an array when it is used, so bytes can be counted before any are
-read. Every parameter must be there in the right shape; other tensors stay in the files.
+read. Then it is loaded, slice by slice. Every parameter must be there in the right shape; other
+tensors stay in the files.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,11 @@ from mlx_gemma_mtp.command_buffers import Shape, choose_limits
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.errors import CheckpointError, UsageError
-from mlx_gemma_mtp.files.arrays import Arrays, open_arrays, read_arrays, refuse_unknown
+from mlx_gemma_mtp.files.arrays import Arrays, open_arrays, refuse_unknown, sources_of
 from mlx_gemma_mtp.files.checkpoint import read_drafter_config, read_target_config
 from mlx_gemma_mtp.files.quantization import HasShape, is_quantized, stored_bits
+from mlx_gemma_mtp.files.slices import plan_slices, read_slices
+from mlx_gemma_mtp.files.sources import Source
 from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.model.config import TargetConfig, check_pair
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -44,21 +46,20 @@ def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     bits: 4 or 8 quantizes while loading. dtype: the type of everything that is not quantized; by
     default `default_dtype`. Raises CheckpointError, UsageError.
     """
-    return _read(open_target(folder, bits=bits, dtype=dtype or default_dtype()))
+    target = open_target(folder, bits=bits, dtype=dtype or default_dtype())
+    for piece in read_slices(plan_slices(target, find_sources(target, folder))):
+        piece.place()
+    return target
 
 
 def load_drafter(
     folder: Path, target: TargetConfig, *, bits: int | None = None, dtype: mx.Dtype | None = None
 ) -> Drafter:
     """Return the drafter in a folder, for this target; arguments and errors as `load_target`."""
-    drafter = _read(open_drafter(folder, target, bits=bits, dtype=dtype or default_dtype()))
-    if drafter.config.use_ordered_embeddings:
-        ids = drafter.masked_embedding.token_ordering
-        if mx.any((ids < 0) | (ids >= target.vocab_size)).item():  # MLX would read beyond arrays
-            raise CheckpointError(
-                f"{folder}: masked_embedding.token_ordering holds numbers that are no token ids: "
-                "the checkpoint is damaged, use another copy"
-            )
+    drafter = open_drafter(folder, target, bits=bits, dtype=dtype or default_dtype())
+    for piece in read_slices(plan_slices(drafter, find_sources(drafter, folder))):
+        piece.place()
+    check_loaded(drafter, folder)
     return drafter
 
 
@@ -91,6 +92,24 @@ def open_pair(
         return target, None
     bits = drafter_bits(folder, beside, bits)
     return target, open_drafter(beside, target.config, bits=bits, dtype=dtype)
+
+
+def find_sources(model: Target | Drafter, folder: Path) -> dict[str, Source]:
+    """Return what the parameters of an opened model are made of, for `plan_slices`."""
+    wanted = dict(tree_flatten(model.parameters()))
+    found = sources_of(model, read_tensors(folder))
+    return {name: source for name, source in found.items() if name in wanted}
+
+
+def check_loaded(model: Target | Drafter, folder: Path) -> None:
+    """Raise CheckpointError if a loaded model has numbers with which MLX would read past arrays."""
+    if isinstance(model, Drafter) and model.config.use_ordered_embeddings:
+        ids = model.masked_embedding.token_ordering
+        if mx.any((ids < 0) | (ids >= ids.size)).item():
+            raise CheckpointError(
+                f"{folder}: masked_embedding.token_ordering holds numbers that are no token ids: "
+                "the checkpoint is damaged, use another copy"
+            )
 
 
 def default_dtype() -> mx.Dtype | None:
@@ -151,20 +170,10 @@ def num_bytes(model: nn.Module) -> int:
 def loading_bytes(model: Target | Drafter, folder: Path) -> int:
     """Return the most bytes held at once while this opened model is loaded. Reads no weights.
 
-    Layers are loaded one after another, then everything else at once. A tensor that is cast or
-    quantized is held together with the result.
+    Tensors that are cast or quantized are held together with the result, a slice at a time.
     """
-    final = dict(tree_flatten(model.parameters()))
-    dtype = final["norm.weight"].dtype
-    passing: Counter[str] = Counter()  # by the number of the layer
-    for name, array in read_arrays(model, read_tensors(folder)).items():
-        if name in final:
-            typed = array.size * type_for(name, array, dtype).size
-            layer = name.split(".")[1] if name.startswith("layers.") else ""
-            passing[layer] += sum({array.nbytes, typed} - {final[name].nbytes})
-    at_the_end = num_bytes(model) + passing.pop("", 0)
-    layers = sum(num_bytes(layer) for layer in model.layers)
-    return max(at_the_end, layers + max(passing.values(), default=0))
+    plan = plan_slices(model, find_sources(model, folder))
+    return num_bytes(model) + max(sum(piece.held for piece in pieces) for pieces in plan)
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
@@ -231,12 +240,4 @@ def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) 
     if bits is not None:
         quantize(model, bits)
     model.eval()
-    return model
-
-
-def _read(model: Model) -> Model:
-    """Read an opened model's weights, one layer after another."""
-    for layer in model.layers:
-        mx.eval(layer.parameters())
-    mx.eval(model.parameters())
     return model

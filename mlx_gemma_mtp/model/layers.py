@@ -239,9 +239,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def fuse_projections(model: Model) -> Model:
     """Fuse the projections of the same input in every layer of a target or drafter, in place.
 
-    A wider product reads its weights faster: on an H100, 8% for the gate and up projections of 31B.
-    Projections that are quantized differently stay apart. Outputs differ in their last bits at
-    most.
+    Computes nothing yet. A wider product reads its weights faster: on an H100, 8% for the gate and
+    up projections of 31B. Projections that are quantized differently stay apart. Outputs differ in
+    their last bits at most.
     """
     for layer in model.layers:
         for module, fused in ((layer.self_attn, "qkv_proj"), (layer.mlp, "gate_up_proj")):
@@ -252,7 +252,6 @@ def fuse_projections(model: Model) -> Model:
             whole = parts[0]
             for name in whole.parameters():
                 whole[name] = mx.concatenate([part[name] for part in parts])
-            mx.eval(whole.parameters())
             for name in names:
                 del module[name]
             module[fused] = whole

@@ -249,7 +249,11 @@ class Text:
             return {self._in_disguise(key): self._in_disguise(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._in_disguise(item) for item in value]
-        return value
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise UsageError(  # a template could call its methods
+            f"messages and tools must be plain JSON values; convert the {type(value).__name__}"
+        )
 
     def _encode_plain(self, text: str) -> list[int]:
         """Return the token ids of a text in which nothing is a special token."""
