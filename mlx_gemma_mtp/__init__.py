@@ -12,15 +12,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.decode.params import SamplingParams
+    from mlx_gemma_mtp.engine.chat import Chat
     from mlx_gemma_mtp.engine.engine import Engine
     from mlx_gemma_mtp.engine.generation import Generation
     from mlx_gemma_mtp.engine.load import load
     from mlx_gemma_mtp.engine.results import Chunk, Completion
     from mlx_gemma_mtp.engine.session import Session
+    from mlx_gemma_mtp.engine.turn import ChatEvent, Turn
     from mlx_gemma_mtp.errors import MgmError
     from mlx_gemma_mtp.text.calls import ToolCall
 
 __all__ = [
+    "Chat",
+    "ChatEvent",
     "Chunk",
     "Completion",
     "Engine",
@@ -29,11 +33,14 @@ __all__ = [
     "SamplingParams",
     "Session",
     "ToolCall",
+    "Turn",
     "__version__",
     "load",
 ]
 
 _HOMES = {
+    "Chat": "engine.chat",
+    "ChatEvent": "engine.turn",
     "Chunk": "engine.results",
     "Completion": "engine.results",
     "Engine": "engine.engine",
@@ -42,6 +49,7 @@ _HOMES = {
     "SamplingParams": "decode.params",
     "Session": "engine.session",
     "ToolCall": "text.calls",
+    "Turn": "engine.turn",
     "load": "engine.load",
 }
 

@@ -311,11 +311,11 @@ class Engine:
 
         system: instructions. tools: Python functions with type hints; what they are for is in their
         docstrings. messages: what it starts with. saved: a file that `Chat.save` wrote, to continue
-        from, in place of messages. max_rounds: of calls, before the model must answer. priority and
-        timeout: of each request, as `submit`.
+        from, in place of messages. max_rounds: of calls, before the model must answer. priority,
+        timeout: of each request, as of `submit`.
 
-        Raises UsageError, and CheckpointError for another file; a saved session that does not fit
-        this model is prefilled again.
+        Raises UsageError, and CheckpointError for another file. If the saved session is of another
+        model, the messages are prefilled again.
         """
         self._check()
         if saved is not None and messages:
