@@ -136,7 +136,7 @@ def test_the_rule_of_a_continued_answer_starts_with_the_new_text(text: Text) -> 
 def test_answers_fit_their_schemas_and_do_not_depend_on_drafts(rng: np.random.Generator) -> None:
     schemas = [random_schema(rng) for _ in range(8)]
     with float32_demo() as engine:
-        plain, drafted = (answers(engine, schemas, drafts, max_tokens=120) for drafts in (0, 3))
+        plain, drafted = (answers(engine, schemas, drafts) for drafts in (0, 3))
         assert [one.tokens for one in plain] == [one.tokens for one in drafted]
         assert count(schemas, plain)["valid"] >= 2
         assert sum(one.stats.accepted for one in drafted) > 0
