@@ -45,6 +45,7 @@ class Batch:
     ) -> None:
         """copies: rows take them, see `decode.copies`."""
         self.target = target
+        self.loaded = True
         self.exactness = exactness
         self.limits = limits = exactness.limits
         self._player = player
@@ -66,12 +67,23 @@ class Batch:
     @property
     def num_free(self) -> int:
         """How many more requests may have a row."""
-        return self._rows.num_free
+        return self._rows.num_free if self.loaded else 0
 
     def clear(self) -> None:
         """Drop every row and return the memory."""
         self._flight = None
         self._rows.clear()
+
+    def unload(self) -> None:
+        """Let go of the models; no request may have a row. None gets one until `load`."""
+        self.clear()
+        self.loaded = False
+        del self.target, self._player
+
+    def load(self, target: Target, player: RoundPlayer) -> None:
+        """Take the models back."""
+        self.target, self._player, self.loaded = target, player, True
+        self._shapes.clear()
 
     def fail(self, error: BaseException) -> None:
         """End all requests with this error and drop their rows."""

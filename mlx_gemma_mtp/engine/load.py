@@ -33,6 +33,7 @@ def load(
     on_progress: Watch | None = None,
     cancel: threading.Event | None = None,
     keep_resident: bool = False,
+    idle_unload: float | None = None,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -60,7 +61,9 @@ def load(
 
     keep_resident: ask macOS to keep in memory what MLX holds in this process. Otherwise an idle
     model may be compressed or swapped out if other apps need the memory, and its next request
-    waits for it.
+    waits for it. idle_unload: seconds without a request after which the weights leave the memory;
+    the next request loads them again, and counts that as `queue_seconds`. Sessions stay as they
+    are.
 
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
@@ -84,6 +87,11 @@ def load(
     if not isinstance(keep_resident, bool):
         raise UsageError(f"keep_resident must be True or False, not {keep_resident!r}")
 
+    is_number = isinstance(idle_unload, (int, float)) and not isinstance(idle_unload, bool)
+    seconds = idle_unload if is_number and idle_unload else 0.0
+    if idle_unload is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise UsageError(f"idle_unload must be more than 0 seconds, not {idle_unload!r}")
+
     def watched(watch: Watch | None) -> Watch:
         def see(share: float) -> None:
             if cancel is not None and cancel.is_set():
@@ -98,7 +106,12 @@ def load(
         if probe is not False:
             pair = with_table(pair, exact, watched(None if probe is True else probe))
         engine = Engine(
-            pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
+            pair,
+            max_batch=int(max_batch),
+            max_queue=int(max_queue),
+            exact=exact,
+            copies=copies,
+            idle_unload=idle_unload,
         )
     except BaseException:
         pair.models.discard()

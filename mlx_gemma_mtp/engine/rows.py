@@ -31,7 +31,7 @@ class Rows:
     def __init__(
         self, target: Target, suppressed: Sequence[int], max_batch: int, limits: Limits
     ) -> None:
-        self._target = target
+        self._config, self._dtype = target.config, target.dtype
         self._limits = limits
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
         self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
@@ -148,7 +148,7 @@ class Rows:
 
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
-        config, dtype, limits = self._target.config, self._target.dtype, self._limits
+        config, dtype, limits = self._config, self._dtype, self._limits
         most, step = limits.most_beyond, limits.slot_step
         self.each = [None] * size
         self._spare_rounds = 0

@@ -75,7 +75,7 @@ class Scheduler:
         """End everything with an MgmError, also what is added later, and let go of the models."""
         if not self._closed:
             self._closed = True
-            self._end(CLOSED)
+            self.end(CLOSED)
             del self._batch  # errors that people keep may keep this alive
 
     def step(self) -> bool:
@@ -89,7 +89,7 @@ class Scheduler:
             if not self._gathering:
                 self._play()
         except BaseException as error:  # noqa: BLE001 - nobody may wait forever for a result
-            self._end(error)
+            self.end(error)
         more = bool(self._waiting or self._reading or self._batch.active)
         if not more:
             mx.clear_cache()
@@ -98,7 +98,7 @@ class Scheduler:
         self._count()
         return more
 
-    def _end(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
         """End everything with this error."""
         for request in list(self._waiting):
             self._waiting.take(request)
