@@ -14,7 +14,7 @@ TESTING = $(VENV)/.testing
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test quick lint type pytest check-wheel bench clean
+.PHONY: help run test quick lint type pytest check-wheel docs bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
@@ -32,10 +32,12 @@ lint: $(TESTING) ## ruff, rules and format
 	$(BIN)/ruff format --check
 
 # mypy cannot follow an editable install that maps folders, so these links make the package.
-type: $(TESTING) ## mypy, strict
+type: $(TESTING) ## mypy, and pyright for what users write; both strict
 	@rm -rf $(VENV)/types && mkdir -p $(VENV)/types/mlx_gemma_mtp
 	@ln -s "$(CURDIR)"/mlx_gemma_mtp/* "$(CURDIR)/convert" "$(CURDIR)/bench" $(VENV)/types/mlx_gemma_mtp
+	@ln -s "$(CURDIR)/examples" $(VENV)/types
 	cd $(VENV)/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 pytest: $(TESTING) ## all tests; ARGS="-k name" to choose
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -58,10 +60,15 @@ check-wheel: $(TESTING) ## build the wheel and try it in an empty environment
 	done; \
 	cd "$$tmp"; \
 	env/bin/python -c 'import mlx_gemma_mtp.convert, mlx_gemma_mtp.bench'; \
+	! env/bin/python -c 'import transformers' 2> /dev/null || \
+	    { echo 'check-wheel: transformers is installed' >&2; exit 1; }; \
 	env/bin/mgm --version; \
 	answer=$$(env/bin/mgm generate 'What is 17 + 25?' --max-tokens 32); \
 	echo "What is 17 + 25? $$answer"; \
 	case $$answer in *42*) ;; *) echo 'check-wheel: wrong answer' >&2; exit 1 ;; esac
+
+docs: $(RUNTIME) ## write docs/api.md from the docstrings
+	$(BIN)/python docs/api.py > docs/api.md
 
 bench: $(RUNTIME) ## benchmark the demo pair; ARGS="--model NAME" for another
 	@$(BIN)/mgm bench $(ARGS)

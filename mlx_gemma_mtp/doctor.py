@@ -38,7 +38,7 @@ from mlx_gemma_mtp.files.hub_cache import CachedModel
 from mlx_gemma_mtp.files.published import best_fit
 from mlx_gemma_mtp.model.config import TargetConfig
 
-PACKAGES = ("mlx", "huggingface_hub", "tokenizers", "transformers")
+PACKAGES = ("mlx", "huggingface_hub", "tokenizers", "jinja2")
 PREFIXES = ("MGM_", "HF_", "HUGGINGFACE_", "MLX_", "TRANSFORMERS_")
 
 

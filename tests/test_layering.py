@@ -24,7 +24,7 @@ ROOMS = [
         "__init__",
     ),
     *("show", "progress", "margin", "check", "doctor", "chat", "convert", "bench"),
-    *("cli", "__main__"),
+    *("cli", "__main__", "_pyinstaller"),
 ]
 
 ROOT = Path(__file__).parents[1]

@@ -118,7 +118,7 @@ def _print_version(wanted: bool) -> None:
 
     from mlx_gemma_mtp.device import backend
 
-    others = f"mlx {version('mlx')}, transformers {version('transformers')}"
+    others = f"mlx {version('mlx')}, tokenizers {version('tokenizers')}"
     print(f"mgm {__version__}, {others}, Python {platform.python_version()}, {backend()}")
     raise typer.Exit
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp import device
+from mlx_gemma_mtp.decode.control import counted, counts_at
+from mlx_gemma_mtp.decode.logprobs import Logprobs, logprobs
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
@@ -26,6 +28,7 @@ class Newest(NamedTuple):
 
     token: mx.array  # int32 [B]
     hidden: mx.array  # [B, 1, H], the target's state that chose it
+    counts: mx.array | None = None  # of each row's tokens, see `control`; None without penalties
 
 
 class Copies(NamedTuple):
@@ -52,6 +55,7 @@ class Round(NamedTuple):
     tokens: mx.array  # int32 [B, T]
     accepted: mx.array  # int32 [B]; -1 for a row that stayed where it was
     newest: Newest
+    logprobs: Logprobs | None = None  # of `tokens`; None if no row asks for them
 
 
 Draft = Callable[[Target, Drafter | None, KVCache, Newest, RowSettings, int], mx.array]
@@ -81,8 +85,11 @@ def draft(
     settings: RowSettings,
     num_steps: int,
 ) -> mx.array:
-    """Guess the next tokens of every row: int32 [B, num_steps]; without a drafter [B, 0]."""
-    token, hidden = newest
+    """Guess the next tokens of every row: int32 [B, num_steps]; without a drafter [B, 0].
+
+    `settings.masks` is for the first of them: those of the others depend on it.
+    """
+    token, hidden, counts = newest
     if drafter is None or num_steps == 0:
         return mx.zeros((len(token), 0), mx.int32)
     shared = cache.shared(drafter.config)
@@ -93,8 +100,12 @@ def draft(
         logits, ids = drafter.candidates(state)
         position = cache.offset[:, None] + step
         size = drafter.config.vocab_size
-        token = choose(logits, position, settings, ids=ids, vocab_size=size).tokens[:, 0]
+        seen = None if counts is None else counts[:, None]
+        chosen = choose(logits, position, settings, ids=ids, vocab_size=size, counts=seen)
+        token, settings = chosen.tokens[:, 0], settings._replace(masks=None)
         drafts.append(token)
+        if counts is not None and step < num_steps:
+            counts = counted(counts, token[:, None])
     return mx.stack(drafts, axis=1)
 
 
@@ -143,16 +154,22 @@ def verify(
         drafts = with_copies(drafts, copies, newest.token, position)
     hidden = target(mx.concatenate([newest.token[:, None], drafts], axis=1), cache, packing)
     logits, following = target.logits(hidden), position + 1
+    counts = None if newest.counts is None else _counts(newest.counts, drafts, packing)
     if packing is not None:  # nothing is chosen for padding; every token has settings of its own
         kept = slice(packing.num_tokens)
         logits = logits.squeeze(0)[kept, None]
         following = packing.pack(following).squeeze(0)[kept, None]
-        settings = settings.of(packing.rows[kept])
+        settings = settings.of(packing.rows[kept], packing.positions[kept])
     softcap = target.config.final_logit_softcapping
-    chosen, sure = choose(logits, following, settings, softcap=softcap)
+    chosen, sure = choose(logits, following, settings, softcap=softcap, counts=counts)
+    found = None
+    if settings.logprobs is not None:
+        found = logprobs(logits, chosen, settings.logprobs, softcap)
     if packing is not None:
         hidden, chosen = packing.unpack(hidden), packing.unpack(chosen.T)
         sure = None if sure is None else packing.unpack(sure.T)
+        if found is not None:
+            found = Logprobs(*(packing.unpack(part.swapaxes(0, 1)) for part in found))
     accepted = mx.minimum(agree(drafts, chosen), max_accepted)
     if sure is not None:
         accepted = mx.minimum(accepted, mx.cumprod(sure.astype(mx.int32), axis=1).sum(axis=1) - 1)
@@ -161,7 +178,20 @@ def verify(
     hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
     hidden = mx.where(stays[:, None, None], newest.hidden, hidden)
     cache.offset = cache.offset + accepted + 1
-    return Round(chosen, accepted, Newest(token, hidden))
+    counts = newest.counts
+    if counts is not None:
+        counts = counted(counts, chosen, mx.arange(chosen.shape[1]) <= accepted[:, None])
+    return Round(chosen, accepted, Newest(token, hidden, counts), found)
+
+
+def _counts(counts: mx.array, drafts: mx.array, packing: Packing | None) -> mx.array:
+    """Return the counts as of every position of a pass: [B, T, V], or [num_tokens, 1, V]."""
+    batch, length = len(drafts), drafts.shape[1] + 1
+    if packing is not None:
+        kept = slice(packing.num_tokens)
+        return counts_at(counts, drafts, packing.rows[kept], packing.positions[kept])[:, None]
+    rows, positions = mx.repeat(mx.arange(batch), length), mx.tile(mx.arange(length), batch)
+    return counts_at(counts, drafts, rows, positions).reshape(batch, length, -1)
 
 
 def round_player(
@@ -224,16 +254,28 @@ def prefill(
 
 
 def first_token(
-    target: Target, cache: KVCache, hidden: mx.array, settings: RowSettings, least: int = 1
-) -> Newest:
+    target: Target,
+    cache: KVCache,
+    hidden: mx.array,
+    settings: RowSettings,
+    least: int = 1,
+    counts: mx.array | None = None,
+) -> Round:
     """Choose the token after each prompt, from the hidden state [B, 1, H] of its last token.
 
-    least: rows of the product that gives the logits, with padding.
+    It is returned as a round without drafts. least: rows of the product that gives the logits, with
+    padding. counts: of the prompts; needed with penalties.
     """
     position = cache.offset[:, None]
     softcap = target.config.final_logit_softcapping
     settings = settings._replace(full=True)  # the caller needs a token at once
     batch = len(hidden)
     padded = hidden if batch >= least else mx.pad(hidden, [(0, least - batch), (0, 0), (0, 0)])
-    chosen = choose(target.logits(padded)[:batch], position, settings, softcap=softcap)
-    return Newest(chosen.tokens[:, 0], hidden)
+    logits = target.logits(padded)[:batch]
+    seen = None if counts is None else counts[:, None]
+    token = choose(logits, position, settings, softcap=softcap, counts=seen).tokens
+    found = None
+    if settings.logprobs is not None:
+        found = logprobs(logits, token, settings.logprobs, softcap)
+    counts = None if counts is None else counted(counts, token)
+    return Round(token, mx.zeros((batch,), mx.int32), Newest(token[:, 0], hidden, counts), found)

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.decode.candidates import NUM_CANDIDATES, candidates, narrows
+from mlx_gemma_mtp.decode.control import Control, changed, control_of, is_allowed
 from mlx_gemma_mtp.decode.params import NO_FILTER, SamplingParams
 
 LEAST_TEMPERATURE = 1e-6  # logits divided by much less would overflow float32
 
-# Metal sorts up to 2,048 numbers in one launch, and 262,144 in 16 that move 132 bytes per number.
-NUM_BLOCKS = 2048
-NUM_BEST = 128  # blocks to keep; more while there are fewer than NUM_CANDIDATES numbers in them
-NUM_CANDIDATES = 1024
 MOST_TOP_K = 64  # half of NUM_BEST, so that many tokens may tie with the last one
 # A softcap may swap two logits that differ by a unit in the last place of float32.
 ROUNDING = 1e-6
@@ -44,16 +42,30 @@ class RowSettings(NamedTuple):
     filtered: bool  # some row sets top_k or top_p
     narrow: bool  # some row sets a top_k up to MOST_TOP_K
     full: bool  # choose among the whole vocabulary, because some sampled row sets none or a larger
+    min_p: mx.array | None = None  # float32 [B, 1]; None if no sampled row sets it
+    control: Control | None = None
+    masks: mx.array | None = None  # uint32 [B, T, W], the tokens that are allowed; None for all
+    logprobs: int | None = None  # how many most likely tokens are reported; None: nothing is
 
-    def of(self, rows: mx.array) -> RowSettings:
-        """The settings of these rows, int32 [N], any of them more than once."""
-        is_greedy = self.is_greedy
+    @property
+    def steps(self) -> tuple[object, ...]:
+        """The steps that few batches need: rounds are compiled for them."""
+        control = self.control
+        parts = self.min_p, self.masks, control and control.penalties, control and control.bias
+        return (self.logprobs, *(part is None for part in parts))
+
+    def of(self, rows: mx.array, positions: mx.array) -> RowSettings:
+        """The settings of tokens at positions [N] of rows [N], both int32, as N rows."""
+        is_greedy, min_p, control, masks = self.is_greedy, self.min_p, self.control, self.masks
         return self._replace(
             temperature=self.temperature[rows],
             top_k=self.top_k[rows],
             top_p=self.top_p[rows],
             seed=self.seed[rows],
             is_greedy=None if is_greedy is None else is_greedy[rows],
+            min_p=None if min_p is None else min_p[rows],
+            control=None if control is None else control.of(rows),
+            masks=None if masks is None else masks[rows, positions][:, None],
         )
 
 
@@ -69,9 +81,14 @@ class Chosen(NamedTuple):
 
 
 def row_settings(
-    rows: Sequence[SamplingParams | None], suppress: mx.array | None = None
+    rows: Sequence[SamplingParams | None],
+    suppress: mx.array | None = None,
+    vocab_size: int = 0,
 ) -> RowSettings:
-    """Resolved settings as arrays; None is a free row. suppress: token ids int32 [S]."""
+    """Resolved settings as arrays; None is a free row. suppress: token ids int32 [S].
+
+    vocab_size: needed with biases.
+    """
     filled = [row or FREE for row in rows]
 
     def column(values: list[Any], dtype: mx.Dtype) -> mx.array:
@@ -83,6 +100,7 @@ def row_settings(
     ]
     sampled = [row for row, flag in zip(rows, is_greedy, strict=True) if row and not flag]
     is_narrow = [1 <= (row.top_k or 0) <= MOST_TOP_K for row in sampled]
+    has_min_p = any(row.min_p for row in sampled)
     return RowSettings(
         temperature=column(temperatures, mx.float32),
         top_k=column([row.top_k for row in filled], mx.int32),
@@ -94,6 +112,9 @@ def row_settings(
         filtered=any(row.top_k or row.top_p != 1 for row in sampled),
         narrow=any(is_narrow),
         full=not all(is_narrow),
+        min_p=column([row.min_p or 0.0 for row in filled], mx.float32) if has_min_p else None,
+        control=control_of(filled, vocab_size),
+        logprobs=max((row.logprobs for row in filled if row.logprobs is not None), default=None),
     )
 
 
@@ -110,15 +131,22 @@ def choose(
     softcap: float | None = None,
     ids: mx.array | None = None,
     vocab_size: int | None = None,
+    counts: mx.array | None = None,
 ) -> Chosen:
     """Choose the tokens for position [B, T] from raw logits [B, T, C].
 
     ids [B, T, C] names the token of each logit, out of vocab_size; without ids C is the
-    vocabulary. The softcap is monotone, so a greedy choice skips it. Equal values go to the lowest
-    token id. The result is the same with and without `settings.full`, if it is sure.
+    vocabulary. counts: see `control`; needed with penalties. The softcap is monotone, so a greedy
+    choice skips it, unless the logits are changed after it. Equal values go to the lowest token id.
+    The result is the same with and without `settings.full`, if it is sure.
     """
     size = vocab_size or logits.shape[-1]
     logits = _bar(logits, ids, settings.suppress)
+    if settings.masks is not None:
+        barred = mx.array(-mx.inf, logits.dtype)
+        logits = mx.where(is_allowed(settings.masks, size, ids), logits, barred)
+    if settings.control is not None:
+        logits, softcap = _changed(logits, settings, softcap, counts, ids), None
     if settings.greedy:
         return Chosen(_best(logits, ids, size), None)
     tokens, sure = _draw(logits, position, settings, softcap, ids, size)
@@ -126,6 +154,22 @@ def choose(
         tokens = mx.where(settings.is_greedy, _best(logits, ids, size), tokens)
         sure = None if sure is None else sure | settings.is_greedy
     return Chosen(tokens, sure)
+
+
+def _changed(
+    logits: mx.array,
+    settings: RowSettings,
+    softcap: float | None,
+    counts: mx.array | None,
+    ids: mx.array | None,
+) -> mx.array:
+    """Return the logits in float32, capped and changed; rows without control are as they were."""
+    control, raw = settings.control, logits.astype(mx.float32)
+    assert control is not None
+    scores = _capped(raw, softcap)
+    if softcap is not None and settings.is_greedy is not None:
+        scores = mx.where((settings.is_greedy & ~control.changes)[..., None], raw, scores)
+    return changed(scores, control, counts, ids)
 
 
 def _draw(
@@ -138,8 +182,8 @@ def _draw(
 ) -> Chosen:
     """Draw from the best NUM_CANDIDATES logits if every row has a small top_k, or else from all."""
     left_out: mx.array | None = None
-    if not settings.full and _narrows(logits.shape[-1]):
-        logits, ids, left_out = _candidates(logits, ids)
+    if not settings.full and narrows(logits.shape[-1]):
+        logits, ids, left_out = candidates(logits, ids)
     scores = _scores(logits, settings, softcap)
     threshold = sure = None
     if left_out is not None:
@@ -149,6 +193,9 @@ def _draw(
         sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))[..., 0]
     elif settings.filtered:
         threshold = _threshold_of_all(scores, settings)
+    if settings.min_p is not None:
+        least = scores.max(axis=-1, keepdims=True) + mx.log(settings.min_p)[..., None]
+        threshold = least if threshold is None else mx.maximum(threshold, least)
     values = scores + gumbel(settings.seed, position, size, ids)
     if threshold is not None:
         values = mx.where(scores >= threshold, values, -mx.inf)
@@ -199,44 +246,15 @@ def _best(values: mx.array, ids: mx.array | None, size: int) -> mx.array:
     return mx.where(is_best, ids, size - 1).min(axis=-1).astype(mx.int32)
 
 
+def _capped(logits: mx.array, softcap: float | None) -> mx.array:
+    """Return float32 logits after the softcap; -inf stays, which it would make finite."""
+    scores = capped(logits, softcap)
+    return scores if softcap is None else mx.where(logits == -mx.inf, -mx.inf, scores)
+
+
 def _scores(logits: mx.array, settings: RowSettings, softcap: float | None) -> mx.array:
-    """Return logits / temperature in float32; -inf stays, which the softcap would make finite."""
-    scores = capped(logits.astype(mx.float32), softcap)
-    if softcap is not None:
-        scores = mx.where(logits == -mx.inf, -mx.inf, scores)
-    return scores / settings.temperature[..., None]
-
-
-def _narrows(size: int) -> bool:
-    """True if `_candidates` can narrow this many numbers down to NUM_CANDIDATES."""
-    return size >= NUM_BLOCKS and size.bit_count() == 1
-
-
-def _candidates(logits: mx.array, ids: mx.array | None) -> tuple[mx.array, mx.array, mx.array]:
-    """Return NUM_CANDIDATES logits, their ids, and the largest logit [B, T, 1] left out.
-
-    Keeps the blocks with the best maxima, divides what they hold into smaller blocks, and so on.
-    """
-    outside: mx.array | None = None
-    rows = logits.shape[:-1]
-    while logits.shape[-1] > NUM_CANDIDATES:
-        size = logits.shape[-1] // NUM_BLOCKS
-        num_kept = max(NUM_BEST, NUM_CANDIDATES // size)
-        blocks = logits.reshape(*rows, NUM_BLOCKS, size)
-        maxima = blocks.max(axis=-1)
-        order = mx.argsort(maxima, axis=-1)
-        next_best = mx.take_along_axis(maxima, order[..., -num_kept - 1 : -num_kept], axis=-1)
-        outside = next_best if outside is None else mx.maximum(outside, next_best)
-        best = order[..., -num_kept:, None]
-        logits = mx.take_along_axis(blocks, best, axis=-2).reshape(*rows, -1)
-        if ids is None:
-            ids = best.astype(mx.int32) * size + mx.array(list(range(size)), mx.int32)
-        else:
-            ids = mx.take_along_axis(ids.reshape(*rows, NUM_BLOCKS, size), best, axis=-2)
-        ids = ids.reshape(*rows, -1)
-    assert ids is not None
-    assert outside is not None
-    return logits, ids, outside
+    """Return logits / temperature in float32."""
+    return _capped(logits.astype(mx.float32), softcap) / settings.temperature[..., None]
 
 
 def _kth(ranked: mx.array, top_k: mx.array) -> mx.array:
@@ -271,7 +289,7 @@ def _threshold_of_all(scores: mx.array, settings: RowSettings) -> mx.array:
     ranked = mx.sort(scores, axis=-1)
     kth = mx.where(top_k == NO_FILTER, -mx.inf, _kth(ranked, top_k))
     threshold = _threshold(ranked, kth, top_p)
-    if not settings.narrow or not _narrows(scores.shape[-1]):
+    if not settings.narrow or not narrows(scores.shape[-1]):
         return threshold
     # Sums of other lengths are rounded differently. So a row that might have candidates sums up as
     # many scores, unless top_k leaves more.

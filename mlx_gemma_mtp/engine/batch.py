@@ -15,11 +15,12 @@ import mlx.core as mx
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.constraint import Mask
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.division import Shape
 from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
 from mlx_gemma_mtp.engine.exactness import Exactness
-from mlx_gemma_mtp.engine.flight import Flight, Guess, Plan, Verify
+from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
+from mlx_gemma_mtp.engine.masks import Masks
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row, Stretch
@@ -53,8 +54,10 @@ class Batch:
         self._overlaps = limits.overlap and rounds_may_overlap(target.config)
         self._has_drafter = has_drafter
         self._copies = Acceptance() if copies else None  # of all rows
+        self._limited = Acceptance()  # of drafts of all rows with a constraint
         self._rows = Rows(target, suppressed, exactness.max_batch, limits)
-        self._shapes: set[tuple[Shape, bool, int]] = set()  # a round is compiled for each
+        self._masks = Masks(target.config.vocab_size, suppressed)
+        self._shapes: set[tuple[object, ...]] = set()  # a round is compiled for each
         self._landed_at = 0.0
         self._full = False  # the next round must choose on the full path: see `verify`
         self._flight: Flight | None = None
@@ -68,6 +71,11 @@ class Batch:
     def num_free(self) -> int:
         """How many more requests may have a row."""
         return self._rows.num_free if self.loaded else 0
+
+    @property
+    def _constrained(self) -> bool:
+        """True if a row has a constraint."""
+        return any(request.constrained for request in self.active)
 
     def clear(self) -> None:
         """Drop every row and return the memory."""
@@ -101,18 +109,23 @@ class Batch:
         No round may be in flight. Errors as `Rows.join`.
         """
         assert self._flight is None
-        requests = prefill.requests
-        settings = self._rows.settings_of(requests)
-        least = self.exactness.least
-        newest = first_token(self.target, *prefill.ends(), settings, least)
-        for request, token in zip(requests, cast(list[int], newest.token.tolist()), strict=True):
+        requests, rows = prefill.requests, self._rows
+        settings = rows.settings_of(requests)
+        masks = [[] if request.ended else self._masks.of(request) for request in requests]
+        if any(request.constrained for request in requests):
+            settings = settings._replace(masks=self._masks.laid_out(masks, 1))
+        counts, least = rows.counts_of(requests), self.exactness.least
+        first = first_token(self.target, *prefill.ends(), settings, least, counts)
+        landed = Landed.of(first)
+        for index, request in enumerate(requests):
             if not request.ended:
-                request.take([token])
+                logprobs = landed.logprobs(index, request.params.logprobs)
+                request.take(landed.taken(index), logprobs=logprobs)
         self.free_ended()
         if all(request.ended for request in requests):
             prefill.stop()
         else:
-            self._rows.join(prefill, newest, self._row)
+            rows.join(prefill, first.newest, self._row)
 
     def play(self, *, settled: bool) -> None:
         """Dispatch the drafts of the next round, read the round before, then verify the drafts.
@@ -121,13 +134,14 @@ class Batch:
         are ready, a request that has ended costs no further pass of the target, and MLX updates
         every buffer in place, because nothing that reads it is left. Without drafts the device
         would wait for the host: see `_runs_ahead`.
+        A constraint needs the tokens before it and the drafts on the host: then both are read.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
         if settled and self._rows.may_shrink():
             self.land()
             self._rows.shrink()
-        if not self.limits.overlap:
+        if self._constrained or not self.limits.overlap:
             self.land()
         in_flight = 0 if self._flight is None else 1
         continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
@@ -155,8 +169,8 @@ class Batch:
         if self._flight is None:
             return
         flight, self._flight = self._flight, None
-        tokens = cast(list[list[int]], flight.round.tokens.tolist())
-        accepted = cast(list[int], flight.round.accepted.tolist())
+        landed = Landed.of(flight.round)
+        accepted = landed.accepted
         now, guess = time.perf_counter(), flight.guess
         division = guess.plan.division
         if guess.compiled_from is not None:
@@ -177,14 +191,17 @@ class Batch:
                 self._full = True
                 continue
             row.request.exact &= exact
-            taken = tokens[index][: accepted[index] + 1]
-            row.take(taken, num_drafts, division.shape.num_steps, flight.stretches[index])
+            steps, stretch = division.shape.num_steps, flight.stretches[index]
+            logprobs = landed.logprobs(index, row.request.params.logprobs)
+            row.take(landed.taken(index), num_drafts, steps, stretch, logprobs)
         self.free_ended()
 
     def _row(self, request: Request) -> Row:
         """Return a row for a request that has its first token."""
         most, copied = request.num_draft_tokens, self._copies
-        drafted = self._depth.row() if self._has_drafter else None
+        drafted = None
+        if self._has_drafter:
+            drafted = Acceptance(self._limited) if request.constraint else self._depth.row()
         return Row(request, drafted, Acceptance(copied) if copied and most != 0 else None)
 
     def _dispatch_drafts(self) -> Guess | None:
@@ -194,7 +211,9 @@ class Batch:
         assert shape.num_positions <= self.limits.max_draft_tokens + 1
         rows, held = self._rows, self._rows.cache.capacity("full_attention")
         capacity = max(held, rows.capacity(rows.longest + shape.num_positions))
-        compiled = (shape, any(plan.copied), capacity)
+        constrained = self._constrained
+        copied = any(plan.copied) and not constrained
+        compiled = (shape, copied, constrained, capacity, rows.settings.steps)
         is_new = capacity > held or compiled not in self._shapes
         if is_new:
             self.land()  # so that no round's time includes the compiling and copying
@@ -202,7 +221,18 @@ class Batch:
                 return None
         start = time.perf_counter()
         self._shapes.add(compiled)
-        drafts = self._player.draft(rows.cache, rows.newest, rows.settings, shape.num_steps)
+        settings = rows.settings
+        if constrained and shape.num_steps:
+            each = [
+                self._masks.of(row.request)
+                if row and row.request.constrained and drafts > 0 and not copies
+                else []
+                for row, drafts, copies in zip(
+                    rows.each, plan.division.drafts, plan.copied, strict=True
+                )
+            ]
+            settings = settings._replace(masks=self._masks.laid_out(each, 1))
+        drafts = self._player.draft(rows.cache, rows.newest, settings, shape.num_steps)
         mx.async_eval(drafts)
         follows = self._flight is not None
         return Guess(plan, drafts, follows, start if is_new else None)
@@ -228,14 +258,39 @@ class Batch:
         division, shape = guess.plan.division, guess.plan.division.shape
         stretches, copies = self._lay_out_copies(guess.plan.copied)
         playing = zip(rows.each, division.drafts, strict=True)
-        most = mx.array([drafts if row else -1 for row, drafts in playing], mx.int32)
+        most = [drafts if row else -1 for row, drafts in playing]
         packing = packing_of(division.counts, shape.num_positions, shape.width)
         drafts, missing = guess.drafts, shape.num_positions - 1 - shape.num_steps
         if missing:
             drafts = mx.pad(drafts, [(0, 0), (0, missing)])
-        layout = Layout(most, packing, copies)
+        if self._constrained:
+            drafts, masks = self._constrain(drafts, most, stretches)
+            copies, settings = None, settings._replace(masks=masks)
+        layout = Layout(mx.array(most, mx.int32), packing, copies)
         played = self._player.verify(cache, rows.newest, settings, layout, drafts)
         return Verify(Flight(played, list(rows.each), guess, stretches), cache)
+
+    def _constrain(
+        self, drafts: mx.array, most: list[int], stretches: Sequence[Stretch | None]
+    ) -> tuple[mx.array, mx.array]:
+        """Return the drafts [B, T - 1] with copies among them, and the masks of all positions.
+
+        Waits for the drafts. most: how many of its drafts each row verifies; becomes less where one
+        is not allowed.
+        """
+        texts, each = cast(list[list[int]], drafts.tolist()), list[list[Mask]]()
+        for index, (row, stretch) in enumerate(zip(self._rows.each, stretches, strict=True)):
+            if stretch is not None:
+                copied = stretch.tokens[1:][: len(texts[index])]
+                texts[index][: len(copied)] = copied
+            masks = list[Mask]()
+            if row is not None and row.request.constrained and most[index] >= 0:
+                masks = self._masks.of(row.request, texts[index][: most[index]])
+                most[index] = min(most[index], len(masks) - 1)
+            each.append(masks)
+        num_positions = drafts.shape[1] + 1
+        drafts = mx.array(texts, mx.int32).reshape(drafts.shape)
+        return drafts, self._masks.laid_out(each, num_positions)
 
     def _lay_out_copies(self, copied: list[bool]) -> tuple[list[Stretch | None], Copies | None]:
         """Return where the drafts of these rows are copied from, on the host and on the device.

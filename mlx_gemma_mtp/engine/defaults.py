@@ -19,7 +19,8 @@ from mlx_gemma_mtp.text.tokenizer import Text
 GENERATION = "generation_config.json"
 EOS, STOP, SUPPRESS = "eos_token_id", "stop_strings", "suppress_tokens"
 
-APPLIED = {"do_sample", "temperature", "top_k", "top_p", EOS, STOP, SUPPRESS}
+APPLIED = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+APPLIED |= {EOS, STOP, SUPPRESS}
 # Transformers' keys that change no token of one sampled output.
 HARMLESS = re.compile(
     r"_.*|(assistant|cache|compile|continuous|num_assistant|output|prompt_lookup|return)_.*"
@@ -29,7 +30,7 @@ HARMLESS = re.compile(
     r"|length_penalty|early_stopping|num_beam_groups|diversity_penalty"  # of num_beams
 )
 # Keys that 1 switches off. Null, false, 0 and an empty value switch off any.
-ONE_IS_OFF = {"repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "typical_p"}
+ONE_IS_OFF = {"encoder_repetition_penalty", "guidance_scale", "typical_p"}
 ONE_IS_OFF |= {"num_beams"}
 
 

@@ -24,6 +24,7 @@ from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.batch import Batch
+from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
 from mlx_gemma_mtp.engine.intake import Intake
@@ -44,7 +45,7 @@ from mlx_gemma_mtp.files.remembered import DepthKeeper, load_depth
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
-from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
 
 Tools = Sequence[Any] | None
@@ -318,6 +319,36 @@ class Engine:
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
         return await asyncio.to_thread(self.session, saved)
+
+    def chat(
+        self,
+        system: str | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
+        params: SamplingParams | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        saved: str | Path | None = None,
+        max_rounds: int = MAX_ROUNDS,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Chat:
+        """A conversation that keeps its messages, and runs the functions that the model calls.
+
+        system: instructions. tools: Python functions with type hints; what they are for is in their
+        docstrings. messages: what it starts with. saved: a file that `Chat.save` wrote, to continue
+        from, in place of messages. max_rounds: of calls, before the model must answer. priority and
+        timeout: of each request, as `submit`.
+
+        Raises UsageError, and CheckpointError for another file; a saved session that does not fit
+        this model is prefilled again.
+        """
+        self._check()
+        if saved is not None and messages:
+            raise UsageError("a saved chat has messages: give one or the other")
+        given = messages if saved is None else read_chat(Path(saved))
+        session = self.session() if saved is None else saved_session(self, Path(saved))
+        first = first_messages(system, given)
+        return Chat(self, first, tools, params, max_rounds, priority, timeout, session)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included. Raises UsageError."""

@@ -5,12 +5,13 @@ Plain values. Knows nothing of how they are chosen.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.division import Chances, Division
 from mlx_gemma_mtp.decode.round import Round
+from mlx_gemma_mtp.engine.results import TokenLogprobs
 from mlx_gemma_mtp.engine.row import Row, Stretch
 from mlx_gemma_mtp.model.cache import KVCache
 
@@ -57,6 +58,38 @@ class Flight(NamedTuple):
         plan = self.guess.plan
         chances, drafts = plan.chances[index], plan.division.drafts[index]
         return 0 if chances is None or drafts < 0 else 1 + int(sum(chances.reached[:drafts]))
+
+
+class Landed(NamedTuple):
+    """A round as the host reads it; waits for the device."""
+
+    tokens: list[list[int]]
+    accepted: list[int]
+    chosen: list[list[float]] | None  # these as in `Logprobs`
+    top_ids: list[list[list[int]]]
+    top: list[list[list[float]]]
+
+    @classmethod
+    def of(cls, played: Round) -> Landed:
+        """Read a round."""
+        tokens, accepted, _, found = played
+        read: Any = (None, [], []) if found is None else (part.tolist() for part in found)
+        return cls(cast(Any, tokens.tolist()), cast(Any, accepted.tolist()), *read)
+
+    def taken(self, index: int) -> list[int]:
+        """Return the new tokens of a row."""
+        return self.tokens[index][: self.accepted[index] + 1]
+
+    def logprobs(self, index: int, count: int | None) -> list[TokenLogprobs] | None:
+        """Return those of the new tokens of a row, with `count` most likely ones; None: nothing."""
+        if self.chosen is None or count is None:
+            return None
+        each = zip(self.taken(index), self.chosen[index], strict=False)
+        found = []
+        for at, (token, own) in enumerate(each):
+            pairs = zip(self.top_ids[index][at], self.top[index][at], strict=True)
+            found.append(TokenLogprobs(token, own, tuple(reversed([*pairs]))[:count]))
+        return found
 
 
 class Verify(NamedTuple):

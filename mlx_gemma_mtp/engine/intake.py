@@ -6,17 +6,18 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.defaults import STOP
+from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
+from mlx_gemma_mtp.engine.defaults import STOP, SUPPRESS
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk
+from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.tools import Tool, declared
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
@@ -32,10 +33,11 @@ class Intake:
         self._may_draft = self._has_drafter or copies
         self._defaults = pair.defaults
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
+        self._suppressed = pair.default_tokens(SUPPRESS)
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
 
     def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Any] | None = None
+        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
     ) -> list[int]:
         """Return the token ids of a prompt. Raises UsageError."""
         return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
@@ -47,13 +49,14 @@ class Intake:
         on_chunk: Callable[[Chunk], object] | None = None,
         session: Session | None = None,
         *,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        ids = self.ids(prompt, thinking=params.thinking, tools=tools)
+        schemas = declared(tools)
+        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
         room = self._config.max_position_embeddings - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
@@ -65,8 +68,19 @@ class Intake:
                 "name one, or set num_draft_tokens to 0"
             )
         most, resolved = min(params.max_tokens or room, room), params.resolved(self._defaults)
-        eos, stop = self._eos, params.stop_strings + self._stop
-        if params.ignore_eos:
-            eos, stop = frozenset[int](), params.stop_strings
+        eos = (frozenset() if params.ignore_eos else self._eos) | {*map(int, params.stop_token_ids)}
+        beyond = next((one for one in eos if one >= self._config.vocab_size), None)
+        if beyond is not None:
+            raise UsageError(
+                f"stop_token_ids: {beyond} is outside the vocabulary of "
+                f"{self._config.vocab_size} tokens"
+            )
+        size = self._config.vocab_size
+        rule = rule_of(
+            params, declared(tools), self._text, ids, size, ends=eos, suppressed=self._suppressed
+        )
+        # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
+        takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
+        stop = params.stop_strings if takes_own else params.stop_strings + self._stop
         stream = self._text.stream(stop) if self._text else None
-        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session)
+        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session, rule)

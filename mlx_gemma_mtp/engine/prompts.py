@@ -6,13 +6,14 @@ Knows nothing of requests, or of what a model makes of a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
+from mlx_gemma_mtp.text.tools import Tool
 
 LONG = 10_000  # characters, which take about 7 ms, or token ids
 
@@ -41,7 +42,7 @@ def prompt_ids(
     config: TargetConfig,
     *,
     thinking: bool = False,
-    tools: Sequence[Any] | None = None,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
     """The token ids of a prompt. tools: as of `Text.chat`.
 
@@ -62,7 +63,7 @@ def prompt_ids(
 
 
 def _ids(
-    prompt: Prompt, text: Text | None, *, thinking: bool, tools: Sequence[Any] | None
+    prompt: Prompt, text: Text | None, *, thinking: bool, tools: Sequence[Tool] | None
 ) -> list[int]:
     if not isinstance(prompt, str) and not _is_list(prompt):
         raise UsageError(f"{FORMS}, not {type(prompt).__name__}")

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from inspect import isawaitable
 
+from mlx_gemma_mtp.decode.constraint import Constraint
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.generation import Generation
-from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats
+from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
@@ -27,7 +28,8 @@ class Request:
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
     request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
     served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
-    has not ended, by `time.perf_counter`. generation: gets the output and the end.
+    has not ended, by `time.perf_counter`. generation: gets the output and the end. constraint: what
+    its output may be; None for anything.
     """
 
     ids: list[int]
@@ -38,9 +40,11 @@ class Request:
     stream: InitVar[TextStream | None]
     on_chunk: Callable[[Chunk], object] | None = None
     session: Session | None = None
+    constraint: Constraint | None = None
     priority: int = 0
     deadline: float | None = None
     generation: Generation = field(default_factory=Generation)
+    constraint: Constraint | None = None
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
@@ -48,12 +52,18 @@ class Request:
         self.unread = len(self.ids)  # tokens of the prompt that are left to read, or an estimate
         self.leave: Callable[[], object] = lambda: None  # gives its place to another request
         self.tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []  # of the tokens, if asked for
         self.exact = False  # all its passes so far were
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.ended = False  # True if it is finished, cancelled or failed
         self._finish_reason: FinishReason | None = None
         self._channels = ChannelParser(stream, self.ids)
         self._started = self._last_take = 0.0
+
+    @property
+    def constrained(self) -> bool:
+        """True if the next token must follow a constraint."""
+        return self.constraint is not None and not self.ended
 
     def queue(self) -> None:
         """Claim its session, and start the clock of its wait. Raises UsageError."""
@@ -73,13 +83,20 @@ class Request:
         self.stats.queue_seconds = self._started - self.queued
 
     def take(
-        self, tokens: Sequence[int], num_drafted: int | None = None, *, copied: bool = False
+        self,
+        tokens: Sequence[int],
+        num_drafted: int | None = None,
+        *,
+        copied: bool = False,
+        logprobs: Sequence[TokenLogprobs] | None = None,
     ) -> None:
         """Add the tokens of a round, up to the one that ends the request.
 
         num_drafted: the drafts that the round verified; None for the token after the prompt.
         copied: they were copies. Accepted drafts past the end count as drafted, not as accepted.
+        logprobs: of the tokens, if asked for.
         """
+        self._logprobs += logprobs or []
         try:
             self._take(tokens, num_drafted, copied)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
@@ -120,7 +137,10 @@ class Request:
         self.tokens += tokens[:num_taken]
         if num_drafted is not None:
             stats.count_round(num_drafted, min(len(tokens) - 1, num_taken), copied=copied)
+        del self._logprobs[len(self.tokens) :]
         self._emit(taken)
+        if self.constraint is not None and not self._finish_reason:
+            self.constraint.accept(tokens[:num_taken])
 
     def _emit(self, taken: list[Piece]) -> None:
         reason, stats = self._finish_reason, self.stats
@@ -132,9 +152,11 @@ class Request:
         stats.generated_tokens = len(self.tokens)
         if self.tokens:  # otherwise it was cancelled before the clock started
             stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
+        at = len(self.tokens) - sum(len(piece.tokens) for piece in pieces)
         for number, (kind, text, tokens, call) in enumerate(pieces, 1):
-            end = reason if number == len(pieces) else None
-            self._tell(Chunk(text, tokens, end, stats if end else None, kind, call))
+            end, found = reason if number == len(pieces) else None, self._reported(at, len(tokens))
+            at += len(tokens)
+            self._tell(Chunk(text, tokens, end, stats if end else None, kind, call, found))
         if reason:
             completion = self._completion(reason)
             self._end()
@@ -144,6 +166,11 @@ class Request:
         self.generation.add(chunk)
         if self.on_chunk and isawaitable(self.on_chunk(chunk)):
             raise UsageError("on_chunk returned a coroutine: give the coroutine function itself")
+
+    def _reported(self, start: int, count: int) -> tuple[TokenLogprobs, ...] | None:
+        """Return the log-probabilities of `count` tokens; None if they were not asked for."""
+        asked = self.params.logprobs is not None
+        return tuple(self._logprobs[start : start + count]) if asked else None
 
     def _end(self) -> None:
         # Before anyone can see that it ended: the next turn may come at once.
@@ -161,6 +188,7 @@ class Request:
         calls = tuple(chunk.tool_call for chunk in chunks if chunk.tool_call)
         unclosed = None if kind == "answer" else kind
         text, thought = output("answer"), output("thought")
+        found = self._reported(0, len(self.tokens))
         return Completion(
-            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact
+            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact, found
         )

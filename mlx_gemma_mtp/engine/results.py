@@ -147,7 +147,7 @@ class Completion:
         """This turn as a message, for the next prompt.
 
         The thought is its "reasoning": templates drop it from finished turns, and some need it
-        until a tool has answered. Calls have ids ("call_0") that a tool's message names as its
+        until a tool has answered. Calls have random ids, which a tool's message names as its
         "tool_call_id". Unreadable arguments are {"unreadable": text}; a call without a readable
         name is dropped.
         """
@@ -157,8 +157,7 @@ class Completion:
         named = [call for call in self.tool_calls if call.name]
         if named:
             message["tool_calls"] = [
-                {"id": f"call_{number}", "type": "function", "function": call.function}
-                for number, call in enumerate(named)
+                {"id": call.id, "type": "function", "function": call.function} for call in named
             ]
         return message
 

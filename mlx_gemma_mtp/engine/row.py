@@ -15,6 +15,7 @@ from mlx_gemma_mtp.decode.copies import Repeats, Source
 from mlx_gemma_mtp.decode.depth import MOST
 from mlx_gemma_mtp.decode.division import Chances
 from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.results import TokenLogprobs
 
 
 class Stretch(NamedTuple):
@@ -69,7 +70,12 @@ class Row:
         return Stretch(self._last_position, [self.request.tokens[-1], *expected])
 
     def take(
-        self, tokens: Sequence[int], num_drafts: int, num_steps: int, stretch: Stretch | None
+        self,
+        tokens: Sequence[int],
+        num_drafts: int,
+        num_steps: int,
+        stretch: Stretch | None,
+        logprobs: Sequence[TokenLogprobs] | None = None,
     ) -> None:
         """Take the tokens of a round that verified num_drafts drafts of this row.
 
@@ -85,7 +91,7 @@ class Row:
                 right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 self._copied.seen(len(tokens), right)
             self._source.extend(tokens)
-        self.request.take(tokens, num_drafts, copied=copied)
+        self.request.take(tokens, num_drafts, copied=copied, logprobs=logprobs)
 
     @property
     def _last_position(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.decode.control import counts_of_prompts, has_penalties
 from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
@@ -66,7 +67,15 @@ class Rows:
 
     def settings_of(self, requests: Sequence[Request]) -> RowSettings:
         """The settings of these requests, in a batch of their own."""
-        return row_settings([request.params for request in requests], self._suppress)
+        params = [request.params for request in requests]
+        return row_settings(params, self._suppress, self._target.config.vocab_size)
+
+    def counts_of(self, requests: Sequence[Request]) -> mx.array | None:
+        """The counts of these requests' prompts, see `control`; None without penalties."""
+        if not any(has_penalties(request.params) for request in requests):
+            return None
+        prompts = [request.ids for request in requests]
+        return counts_of_prompts(prompts, self._target.config.vocab_size)
 
     def join(self, prefill: Prefill, newest: Newest, make: Callable[[Request], Row]) -> None:
         """Give rows to the requests of a prefill that have not ended.
@@ -84,8 +93,12 @@ class Rows:
         moves = [(*row, length) for row, length in zip(rows, lengths, strict=True)]
         self.cache.take_over(prefill.cache, moves)
         self.cache.offset = _put(self.cache.offset, offset, rows)
-        pairs = zip(self.newest, newest, strict=True)
-        self.newest = Newest(*(_put(array, values, places) for array, values in pairs))
+        (token, hidden, counts), size = self.newest, self._target.config.vocab_size
+        if counts is not None or newest.counts is not None:
+            counts = _put(_counts(self.newest, size), _counts(newest, size), places)
+        self.newest = Newest(
+            _put(token, newest.token, places), _put(hidden, newest.hidden, places), counts
+        )
         for index, n in places:
             self.each[index] = make(prefill.requests[n])
         self._lay_out()
@@ -170,14 +183,24 @@ class Rows:
         sources = [*kept, *[None] * (size - len(kept))]
         self.cache.resize(sources, capacity)
         index = mx.array([source or 0 for source in sources])
-        self.newest = Newest(self.newest.token[index], self.newest.hidden[index])
+        token, hidden, counts = self.newest
+        counts = None if counts is None else counts[index]
+        self.newest = Newest(token[index], hidden[index], counts)
         self.each = [None if source is None else self.each[source] for source in sources]
         self._lay_out()
 
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
         params = [row.request.params if row else None for row in self.each]
-        self.settings = row_settings(params, self._suppress)
+        self.settings = row_settings(params, self._suppress, self._target.config.vocab_size)
+        if self.settings.control is None or self.settings.control.penalties is None:
+            self.newest = self.newest._replace(counts=None)
+
+
+def _counts(newest: Newest, vocab_size: int) -> mx.array:
+    """The counts [B, V] of rows; zeros if none of them has penalties."""
+    shape = len(newest.token), vocab_size
+    return mx.zeros(shape, mx.int32) if newest.counts is None else newest.counts
 
 
 def _put(array: mx.array, values: mx.array, moves: Sequence[tuple[int, int]]) -> mx.array:

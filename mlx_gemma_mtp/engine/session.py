@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -153,17 +154,42 @@ class Session:
         Waits for a request that was cancelled to leave. Raises UsageError while one uses the
         session, and SaveError, which is also an OSError, if the file cannot be written.
         """
+        with self._held():
+            mlx_worker().run(lambda: self._save(Path(path)))
+
+    def fork(self) -> Session:
+        """Return a copy that continues on its own; it takes memory of its own when it is used.
+
+        Waits, and raises UsageError, as `save`.
+        """
+        copy = Session(self._config, self._model, self._limits, self.owner)
+        with self._held():
+            mlx_worker().run(lambda: copy._share(self))
+        return copy
+
+    def _share(self, other: Session) -> None:
+        if other._cache is not None:
+            buffers = other._cache.buffers
+            self._cache = KVCache(
+                self._config, Buffers(buffers.offset, [*buffers.keys], [*buffers.values])
+            )
+            self._tokens, self._first = [*other._tokens], other._first
+            self._snapshots = [*other._snapshots]
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep requests away. Waits for a cancelled one; raises UsageError if one uses it."""
         mlx_worker().check_may_wait()
-        saving = Generation()
+        holder = Generation()
         with self._released:
             self._released.wait_for(lambda: self._holder is None or not self._holder.stopping)
             if self._holder is not None:
                 raise UsageError(BUSY)
-            self._holder = saving
+            self._holder = holder
         try:
-            mlx_worker().run(lambda: self._save(Path(path)))
+            yield
         finally:
-            self.release(saving)
+            self.release(holder)
 
     async def asave(self, path: str | Path) -> None:
         """Do what `save` does without blocking the event loop."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 QUOTE = '<|"|>'
@@ -44,12 +45,14 @@ class ToolCall:
     """A complete tool call.
 
     raw: its text, `call:NAME{key:<|"|>text<|"|>,n:1}`. arguments: None if they cannot be read
-    without a guess. name: empty if not even `call:NAME{` can be read.
+    without a guess. name: empty if not even `call:NAME{` can be read. id: random, for the message
+    with its result.
     """
 
     name: str
     arguments: dict[str, Any] | None
     raw: str
+    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(8)}", compare=False)
 
     @property
     def function(self) -> dict[str, Any]:

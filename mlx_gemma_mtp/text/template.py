@@ -5,7 +5,6 @@ Knows nothing of tokens, nor of which messages are allowed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates
 
 # In the order in which Transformers and older tools look for them, after the .jinja files.
 CONFIGS = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+
+# What clients call the thought of a message. Transformers gives it to templates as the first two.
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def read_templates(folder: Path) -> dict[str, str]:
@@ -84,22 +86,32 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **options: Any)
 
     Raises UsageError if the template refuses the messages.
     """
-    import jinja2
+    from jinja2 import TemplateError  # with the first conversation: takes 0.1 s
 
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from mlx_gemma_mtp.text.jinja import compiled
 
+    # Transformers defines these two; a template may ask whether they are none.
+    options = {"tools": None, "documents": None} | options
+    shown = [_with_reasoning(message) for message in messages]
     try:
-        [written], _ = render_jinja_template([messages], chat_template=template, **options)
+        return compiled(template).render(messages=shown, **options)
     except (
-        jinja2.TemplateError,
+        TemplateError,
         ArithmeticError,
         AttributeError,
         LookupError,
         RecursionError,
+        SyntaxError,
         TypeError,
         ValueError,
     ) as error:
         reason = one_line(error)
         raise UsageError(f"the chat template refuses these messages: {reason}") from None
-    return str(written)
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message that names its thought as each family of templates does."""
+    thought = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    if thought is None:
+        return dict(message)
+    return {"thinking": thought, **message, "reasoning_content": thought}

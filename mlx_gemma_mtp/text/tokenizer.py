@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,10 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
-from mlx_gemma_mtp.text.messages import (
-    Message,
-    check_messages,
-    for_template,
-    without_tool_turns,
-)
+from mlx_gemma_mtp.text.grammar import Grammars
+from mlx_gemma_mtp.text.messages import Message, is_answer, normalized
+from mlx_gemma_mtp.text.tool_turns import in_json, laid_out
+from mlx_gemma_mtp.text.tools import Tool, declared, for_google
 
 LONG = 10_000  # characters, which take about 7 ms
 NOTHING = r"(?!)"  # a pattern that never matches
@@ -48,7 +47,7 @@ MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', 
 BOS = "<bos>"
 # What ends a model's turn: its own end, and the result of a tool, which another writes.
 TURN_ENDS = ("<turn|>", "<|tool_response>")
-TOOL_TURN = "<|turn>tool\n"  # how a template that doesn't know the role shows a tool's result
+GOOGLES = "tool_responses"  # what all of Google's templates read, and no others
 
 
 class Text:
@@ -81,7 +80,9 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         self.markers = _markers({token.content: number for number, token in added.items()})
         shown = {*MARKERS, *TURN_ENDS, *self._named.values()}
-        special = [t.content for t in added.values() if t.special or t.content in shown]
+        marked = {number: t for number, t in added.items() if t.special or t.content in shown}
+        self._special_ids = frozenset(marked)
+        special = [token.content for token in marked.values()]
         firsts = sorted({ord(content[0]) for content in special})
         self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
         self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
@@ -92,6 +93,11 @@ class Text:
     def has_template(self) -> bool:
         """True if there is a chat template. Without one, text is continued as it is."""
         return bool(self._templates)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars over its tokens."""
+        return Grammars(self._bytes_of, self._special_ids, self._encode_plain)
 
     def has_token(self, token: int) -> bool:
         """True if this id is a token. A padded vocabulary has ids that are not."""
@@ -116,32 +122,45 @@ class Text:
         """Return the text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> list[int]:
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Any
+    ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
-        options go to the chat template: `tools=[...]`, `enable_thinking=True` (by default off).
-        Thoughts at the start of a model's message are left out, with their markers; other markers
-        are text. Raises UsageError for messages that `check_messages` or the template refuses, and
-        CheckpointError if only templates for other uses are there.
+        An answer at the end of the messages is continued as the model would: its text follows what
+        opens the turn, and its "reasoning" if no thought was closed there.
+
+        tools: as `declared` takes them. options go to the chat template: `enable_thinking=True` (by
+        default off). Thoughts at the start of a model's message are left out, with their markers;
+        other markers are text. Raises UsageError for tools that `declared` refuses and messages
+        that `normalized` or the template refuses, and CheckpointError if only templates for other
+        uses are there.
         """
-        chosen = template.choose(self._templates, tools=bool(options.get("tools")))
+        schemas = declared(tools)
+        chosen = template.choose(self._templates, tools=bool(schemas))
         options = {"enable_thinking": False} | options
         if options["enable_thinking"] and "enable_thinking" not in chosen:
             raise UsageError("this checkpoint's chat template cannot switch thinking on")
-        check_messages(messages)
+        turns, google = normalized(messages), GOOGLES in chosen
         try:
-            if "tools" in options:
-                options["tools"] = self._in_disguise(options["tools"])
-            shown = self._in_disguise(for_template(messages))
+            if schemas:
+                options["tools"] = self._in_disguise(for_google(schemas) if google else schemas)
+            turns = self._in_disguise(turns if google else in_json(turns))
         except RecursionError:
             raise UsageError("these messages are nested too deeply for a chat template") from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the result of a tool is not JSON: {one_line(error)}") from None
         options = self._named | options
-        written = template.render(chosen, shown, add_generation_prompt=True, **options)
-        if TOOL_TURN in written and "tool_responses" in chosen:
-            shown = without_tool_turns(shown)
-            written = template.render(chosen, shown, add_generation_prompt=True, **options)
+        started = turns.pop() if is_answer(turns[-1]) else None
+
+        def write(shown: list[Message]) -> str:
+            return template.render(chosen, shown, add_generation_prompt=True, **options)
+
+        written = laid_out(turns, write, google=google)
         if written.rstrip().endswith(TURN_ENDS[0]):
             written += self._model_turn(chosen, options)
+        if started is not None:
+            written += self._start_of_answer(started, after=written)
         return self._after_bos(self._encode_disguised(written))
 
     def prompt(
@@ -149,19 +168,17 @@ class Text:
         prompt: str | Sequence[Message],
         *,
         thinking: bool = False,
-        tools: Sequence[Any] | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> list[int]:
         """Return the token ids of a prompt. A string is one user turn if there is a chat template.
 
         Raises as `chat`, and UsageError for thinking or tools without a template.
         """
-        options = {"tools": tools} if tools else {}
         if not isinstance(prompt, str):
-            return self.chat(prompt, enable_thinking=thinking, **options)
-        if not self.has_template and not thinking and not tools:
-            return self._after_bos(self._encode_disguised(self._in_disguise(prompt)))
-        turn = [{"role": "user", "content": prompt}]
-        return self.chat(turn, enable_thinking=thinking, **options)
+            return self.chat(prompt, tools, enable_thinking=thinking)
+        if not self.has_template and not thinking and not declared(tools):
+            return self._after_bos(self._encode_plain(prompt))
+        return self.chat([{"role": "user", "content": prompt}], tools, enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Return a new stream of text that ends at any of the stop strings."""
@@ -198,6 +215,15 @@ class Text:
         )
         return after.removeprefix(before) if after != before else ""
 
+    def _start_of_answer(self, message: Message, after: str) -> str:
+        """Return the thought and text of a disguised message, as they follow the turn's opening."""
+        content, thought = message["content"], message.get("reasoning", "")
+        opens, closes = f"{MARKERS[0]}thought\n", MARKERS[1]
+        if after.endswith(opens):  # as after the result of a tool
+            return f"{thought}\n{closes}{content}" if thought else f"{closes}{content}"
+        may_think = self.markers.channel is not None and not after.endswith(closes)
+        return f"{opens}{thought}\n{closes}{content}" if thought and may_think else content
+
     def _turn_end(self) -> str | None:
         """Return the special token with which the template closes an answer, if it does."""
         answer = "The answer."
@@ -223,7 +249,15 @@ class Text:
             return {self._in_disguise(key): self._in_disguise(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._in_disguise(item) for item in value]
-        return value
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        raise UsageError(  # a template could call its methods
+            f"messages and tools must be plain JSON values; convert the {type(value).__name__}"
+        )
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Return the token ids of a text in which nothing is a special token."""
+        return self._encode_disguised(self._in_disguise(text))
 
     def _encode_disguised(self, written: str) -> list[int]:
         """Return the token ids of a text in which disguised characters start no special token."""

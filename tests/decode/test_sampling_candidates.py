@@ -14,9 +14,9 @@ from helpers.graph import Graph, Launch
 from helpers.rounds import Models, play, prefilled
 from helpers.tying import TyingTarget, guess
 from mlx_gemma_mtp import SamplingParams
+from mlx_gemma_mtp.decode.candidates import NUM_BEST
 from mlx_gemma_mtp.decode.sampling import (
     MOST_TOP_K,
-    NUM_BEST,
     RowSettings,
     choose,
     gumbel,

@@ -80,6 +80,8 @@ WRONG: dict[str, list[Any]] = {
     "temperature": ["hot", -1],
     "top_k": [-5, 1.5],
     "top_p": [1.5],
+    "min_p": [2, "x"],
+    "repetition_penalty": [0, -1],
     STOP: [5, [5], [""]],
 }
 
@@ -93,8 +95,6 @@ def test_a_wrong_setting_is_refused_with_its_file(tmp_path: Path, name: str, val
 
 
 NOT_APPLIED: dict[str, list[Any]] = {
-    "repetition_penalty": [1.1, 0.9],
-    "min_p": [0.05],
     "penalty_alpha": [0.6],
     "no_repeat_ngram_size": [3],
     "num_beams": [4],
@@ -113,7 +113,7 @@ def test_a_setting_that_is_not_applied_is_named(name: str, value: Any) -> None:
 
 
 def test_settings_that_are_not_applied_are_named_in_one_line() -> None:
-    lists = {"bad_words_ids": [[5, 6]], "sequence_bias": [[[5], -1.0]], "repetition_penalty": 1.1}
+    lists = {"bad_words_ids": [[5, 6]], "sequence_bias": [[[5], -1.0]], "penalty_alpha": 0.6}
     [line] = notes(lists, None)
     assert line.isprintable()
     assert line.endswith("which are not applied")
@@ -121,9 +121,9 @@ def test_settings_that_are_not_applied_are_named_in_one_line() -> None:
 
 
 OFF: dict[str, list[Any]] = {
-    "repetition_penalty": [1, 1.0, None],
+    "repetition_penalty": [1, None, 1.1, 0.9],
     "num_beams": [1],
-    "min_p": [None, 0, 0.0],
+    "min_p": [None, 0, 0.05],
     "bad_words_ids": [None, []],
     "penalty_alpha": [None, 0],
     "pad_token_id": [0, 5],

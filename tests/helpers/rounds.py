@@ -98,7 +98,7 @@ def prefilled(target: Target, prompts: mx.array, settings: RowSettings) -> Start
     cache = KVCache.empty(target.config, len(prompts), capacity=32, most=MOST, dtype=mx.float32)
     size, length = prompts.shape
     hidden = prefill(target, cache, prompts, 0, [length] * size)
-    return Start(cache, first_token(target, cache, hidden, settings))
+    return Start(cache, first_token(target, cache, hidden, settings).newest)
 
 
 def after_prompts(models: Models, rows: Sequence[Row], *, room: int, most: int) -> Start:

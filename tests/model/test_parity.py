@@ -44,7 +44,7 @@ def committed(target: Target, ids: Sequence[int]) -> tuple[KVCache, Newest]:
     for piece in chunks(ids):
         hidden = prefill(target, cache, piece, start, [piece.size])
         start += piece.size
-    return cache, first_token(target, cache, hidden, GREEDY)
+    return cache, first_token(target, cache, hidden, GREEDY).newest
 
 
 def assert_drafts_equal(

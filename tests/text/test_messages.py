@@ -95,11 +95,19 @@ def test_thoughts_at_the_start_of_a_models_message_are_left_out_of_history(text:
 def test_a_conversation_that_the_template_cannot_hold_is_refused(text: Text) -> None:
     endless: dict[str, Any] = {}
     endless["sky"] = endless
-    with pytest.raises(UsageError, match="chat template"):
-        text.chat([user("Hi"), assistant_calls({}), {"role": "tool", "content": endless}])
+    for messages in (
+        [user("Hi"), assistant_calls({}), {"role": "tool", "content": endless}],
+        [user("Hi"), assistant_calls(endless), RESULT],
+    ):
+        with pytest.raises(UsageError, match="chat template"):
+            text.chat(messages)
 
 
 CALL = {"function": {"name": "f", "arguments": {}}}
+
+
+RESULT = {"role": "tool", "content": "so"}
+SHOWN = '<|tool_response>response:f{value:<|"|>so<|"|>}<tool_response|>'
 
 
 def assistant_calls(arguments: Any) -> Message:
@@ -115,9 +123,11 @@ WRONG: dict[str, list[Any]] = {
     "its content must be": [
         *({"role": "user"}, {"role": "user", "contnet": "Hi"}, user(None), user(5), user(["Hi"])),
         *(user({"type": "text", "text": "Hi"}), user([{"type": "image", "url": "a.png"}])),
-        *(user([{"type": "text", "text": None}]), {"role": "user", "tool_calls": [CALL]}),
-        {"role": "assistant", "tool_calls": []},
+        *(user([{"type": "text", "text": None}]), {"role": "assistant", "tool_calls": []}),
     ],
+    "only a message of the assistant can": [{"role": "user", "tool_calls": [CALL]}],
+    "its function_call is": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}],
+    "its reasoning must be": [{"role": "assistant", "content": "", "reasoning": ["Hm"]}],
     "its tool_calls must be": [
         {"role": "assistant", "tool_calls": "zzz"},
         {"role": "assistant", "content": "", "tool_calls": [{}]},
@@ -149,9 +159,9 @@ def test_a_message_that_the_template_would_silently_leave_out_is_refused(
 def test_arguments_of_a_call_in_history_are_shown_as_the_model_writes_them(
     text: Text, arguments: Any, shown: str
 ) -> None:
-    messages = [user("Hi"), assistant_calls(arguments)]
+    messages = [user("Hi"), assistant_calls(arguments), RESULT]
     before = copy.deepcopy(messages)
-    assert rendered(text, messages).endswith(f"<|tool_call>call:f{{{shown}}}<tool_call|>")
+    assert rendered(text, messages).endswith(f"<|tool_call>call:f{{{shown}}}<tool_call|>{SHOWN}")
     assert messages == before
 
 
@@ -162,11 +172,11 @@ def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> N
     )
     strict = without_template(tmp_path)
     for arguments in ('{"a": 1}', "", "broken", None, {}, MappingProxyType({"a": 1})):
-        assert strict.decode(strict.chat([user("Hi"), assistant_calls(arguments)])) == "<bos>1"
+        messages = [user("Hi"), assistant_calls(arguments), RESULT]
+        assert strict.decode(strict.chat(messages)) == "<bos>1"
     for call in read_calls(["call:f{a:Rome}call:g{"]):
-        strict.chat(
-            [user("Hi"), {**assistant("", "model"), "tool_calls": [{"function": call.function}]}]
-        )
+        called = {**assistant("", "model"), "tool_calls": [{"function": call.function}]}
+        strict.chat([user("Hi"), called, RESULT])
 
 
 @pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
@@ -179,7 +189,7 @@ def test_a_template_that_takes_only_text_takes_a_message_that_is_only_calls(
     )
     calls = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], **content}
     strict = without_template(tmp_path)
-    assert strict.decode(strict.chat([user("Hi"), calls])) == "<bos>1"
+    assert strict.decode(strict.chat([user("Hi"), calls, RESULT])) == "<bos>1"
 
 
 def test_a_system_message_in_parts_is_shown_as_one_text(text: Text) -> None:
@@ -194,8 +204,8 @@ def test_all_kinds_of_messages_are_understood(text: Text) -> None:
     contents = [("developer", "Be brief."), ("user", parts), ("model", "Hello"), ("user", "Well?")]
     result = {"role": "tool", "content": {"a": 1}}
     messages = [{"role": role, "content": content} for role, content in contents]
-    text.chat([*messages, assistant_calls({}), result, result])
-    text.chat([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [CALL]}])
+    text.chat([*messages, assistant_calls({}), result])
+    text.chat([user("Hi"), {"role": "assistant", "content": None, "tool_calls": [CALL]}, result])
 
 
 ADDED = json.loads((DEMO / "tokenizer.json").read_text())["added_tokens"]
@@ -317,3 +327,32 @@ def test_half_a_character_is_refused(text: Text, tmp_path: Path) -> None:
     for half, ask in itertools.product(("\ud800", "\udfff"), (text, without_template(tmp_path))):
         with pytest.raises(UsageError, match="UTF-8"):
             ask.prompt(f"a{half}")
+
+
+@pytest.mark.parametrize("role", ["assistant", "model"])
+def test_an_answer_at_the_end_is_continued_as_the_model_would(text: Text, role: str) -> None:
+    call = {"function": {"name": "weather", "arguments": {}}}
+    called = {"role": "assistant", "tool_calls": [call]}
+    answered = [user("Hi"), called, {"role": "tool", "name": "weather", "content": "so"}]
+    for before in ([user("Hi")], answered):
+        for thinking in (False, True):
+            opened = text.chat(before, enable_thinking=thinking)
+            if before is answered and thinking:  # the template opens a thought
+                opened += text.encode("<channel|>")
+            for start in ("", "The sum", "The sum ", "\n two\n", "<turn|> é"):
+                partial = assistant(start, role)
+                tokens = text.chat([*before, partial], enable_thinking=thinking)
+                assert text.decode(tokens) == text.decode(opened) + start
+                assert tokens[: len(opened)] == opened
+                assert not {*tokens[len(opened) :]} & {*text.end_tokens()}
+
+
+def test_a_thought_before_a_continued_answer_is_shown_if_one_may_stand_there(text: Text) -> None:
+    partial = assistant([{"type": "text", "text": "So "}, {"type": "text", "text": "it"}])
+    partial["reasoning"] = "m<channel|>"
+    shown = rendered(text, [user("Hi"), partial], enable_thinking=True)
+    opened = rendered(text, [user("Hi")], enable_thinking=True)
+    assert shown == f"{opened}<|channel>thought\nm<channel|>\n<channel|>So it"
+    tokens = text.chat([user("Hi"), partial], enable_thinking=True)
+    assert tokens.count(text.markers.channel_end or 0) == 1  # the other is spelled out
+    assert rendered(text, [user("Hi"), partial]).endswith(f"{MODEL_TURN}So it")

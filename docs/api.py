@@ -1,0 +1,153 @@
+"""Write api.md from the docstrings of the package: `make docs`. A test keeps the page current."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import mlx_gemma_mtp
+from mlx_gemma_mtp import MgmError
+
+WIDTH = 88  # of a signature on one line
+NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of parameters
+
+# Public to the package's own rooms, and not for apps.
+INSIDE = {
+    "Generation": "add call_back chunks hold_for reached set_exception set_result wait_for",
+    "SamplingParams": "resolved stop_strings",
+    "Session": "claim copy_back lend release remember_prompt restore take_back",
+    "Stats": "count_round",
+}
+
+HEAD = """\
+# API reference
+
+Everything here can be imported from `mlx_gemma_mtp`. Written by `make docs` from the docstrings.
+"""
+
+
+def annotation(value: Any) -> str:
+    """Return a type as it is written in the source."""
+    return value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+
+
+def signature(name: str, function: Callable[..., Any]) -> str:
+    """Return a call as it may be written, with one parameter a line if it is long."""
+    called = inspect.signature(function)
+    shown, before = [], None
+    for one in called.parameters.values():
+        if one.name == "self":
+            continue
+        if one.kind is one.KEYWORD_ONLY and before not in (one.KEYWORD_ONLY, one.VAR_POSITIONAL):
+            shown.append("*")
+        before = one.kind
+        stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        kind = "" if one.annotation is one.empty else f": {annotation(one.annotation)}"
+        default = "" if one.default is one.empty else f" = {written(one.default)}"
+        shown.append(f"{stars}{one.name}{kind}{default}")
+    returns = called.return_annotation
+    end = ")" if returns is called.empty else f") -> {annotation(returns)}"
+    line = f"{name}({', '.join(shown)}{end}"
+    parts = "".join(f"    {part},\n" for part in shown)
+    return line if len(line) <= WIDTH else f"{name}(\n{parts}{end}"
+
+
+def written(value: Any) -> str:
+    """Return a default as it is written in the source."""
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def text(documented: Any, names: Iterable[str]) -> str:
+    """Return a docstring, in which lines about parameters and fields are items of a list."""
+    known, lines = {*names}, []
+    for line in (inspect.getdoc(documented) or "").splitlines():
+        for part in re.split(r"(?<=\.) (?=\w+: )", line):
+            found = NAMED.match(part)
+            if found and {*found[1].split(", ")} <= known:
+                named = ", ".join(f"`{name}`" for name in found[1].split(", "))
+                part = f"- {named}: {part[found.end() :]}"
+            lines.append(part)
+    return "\n".join(lines) + "\n"
+
+
+def fields(one: type) -> Iterator[str]:
+    """Yield the fields of a dataclass or a NamedTuple, with their defaults."""
+    if dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            missing = field.default is dataclasses.MISSING
+            computed = field.default_factory is not dataclasses.MISSING
+            default = "" if missing else f" = {written(field.default)}"
+            default = " = …" if computed else default
+            if not field.name.startswith("_"):
+                yield f"{field.name}: {annotation(field.type)}{default}"
+    elif issubclass(one, tuple):
+        defaults = getattr(one, "_field_defaults", {})
+        for name, kind in inspect.get_annotations(one).items():
+            default = f" = {written(defaults[name])}" if name in defaults else ""
+            yield f"{name}: {annotation(kind)}{default}"
+
+
+def block(code: str) -> str:
+    """Return source as a block."""
+    return f"```python\n{code}\n```\n"
+
+
+def page_of_class(name: str, one: type) -> Iterator[str]:
+    """Yield a class: what it is, its fields, then its properties and methods in source order."""
+    yield f"## {name}\n"
+    listed = list(fields(one))
+    yield text(one, [field.split(":")[0] for field in listed])
+    if listed:
+        yield block("\n".join(listed))
+    for key, member in vars(one).items():
+        read = isinstance(member, property)
+        target: Any = member.fget if read else getattr(member, "__func__", member)
+        if key.startswith("_") or key in INSIDE.get(name, "").split():
+            continue
+        if not inspect.isfunction(target):
+            continue
+        shown = f".{key}" if read else f".{key}()"
+        yield f"### {name}{shown}\n"
+        if read:
+            kind = annotation(inspect.signature(target).return_annotation)
+            yield block(f"{key}: {kind}")
+        else:
+            yield block(
+                ("async " if inspect.iscoroutinefunction(target) else "") + signature(key, target)
+            )
+        yield text(target, inspect.signature(target).parameters)
+
+
+def page() -> Iterator[str]:
+    """Yield the whole page: functions, classes, errors, and the names of types."""
+    public = {
+        name: getattr(mlx_gemma_mtp, name)
+        for name in mlx_gemma_mtp.__all__
+        if not name.startswith("__")
+    }
+    yield HEAD
+    for name, one in public.items():
+        if inspect.isfunction(one):
+            start = "async " if inspect.iscoroutinefunction(one) else ""
+            yield f"## {name}()\n"
+            yield block(start + signature(name, one))
+            yield text(one, inspect.signature(one).parameters)
+    classes = {name: one for name, one in public.items() if isinstance(one, type)}
+    errors = {name: one for name, one in classes.items() if issubclass(one, MgmError)}
+    for name, one in classes.items():
+        if name not in errors:
+            yield from page_of_class(name, one)
+    yield "## Errors\n"
+    for name, one in sorted(errors.items(), key=lambda pair: pair[0] != "MgmError"):
+        yield f"**{name}**({one.__bases__[0].__name__}): {inspect.getdoc(one)}\n"
+    rest = [name for name in public if name not in classes and not inspect.isfunction(public[name])]
+    if rest:
+        yield "## Types\n"
+        yield block("\n".join(f"{name} = {public[name]}" for name in rest))
+
+
+if __name__ == "__main__":
+    print("\n".join(page()), end="")
