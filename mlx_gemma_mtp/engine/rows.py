@@ -68,14 +68,14 @@ class Rows:
     def settings_of(self, requests: Sequence[Request]) -> RowSettings:
         """The settings of these requests, in a batch of their own."""
         params = [request.params for request in requests]
-        return row_settings(params, self._suppress, self._target.config.vocab_size)
+        return row_settings(params, self._suppress, self._config.vocab_size)
 
     def counts_of(self, requests: Sequence[Request]) -> mx.array | None:
         """The counts of these requests' prompts, see `control`; None without penalties."""
         if not any(has_penalties(request.params) for request in requests):
             return None
         prompts = [request.ids for request in requests]
-        return counts_of_prompts(prompts, self._target.config.vocab_size)
+        return counts_of_prompts(prompts, self._config.vocab_size)
 
     def join(self, prefill: Prefill, newest: Newest, make: Callable[[Request], Row]) -> None:
         """Give rows to the requests of a prefill that have not ended.
@@ -93,7 +93,7 @@ class Rows:
         moves = [(*row, length) for row, length in zip(rows, lengths, strict=True)]
         self.cache.take_over(prefill.cache, moves)
         self.cache.offset = _put(self.cache.offset, offset, rows)
-        (token, hidden, counts), size = self.newest, self._target.config.vocab_size
+        (token, hidden, counts), size = self.newest, self._config.vocab_size
         if counts is not None or newest.counts is not None:
             counts = _put(_counts(self.newest, size), _counts(newest, size), places)
         self.newest = Newest(
@@ -192,7 +192,7 @@ class Rows:
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
         params = [row.request.params if row else None for row in self.each]
-        self.settings = row_settings(params, self._suppress, self._target.config.vocab_size)
+        self.settings = row_settings(params, self._suppress, self._config.vocab_size)
         if self.settings.control is None or self.settings.control.penalties is None:
             self.newest = self.newest._replace(counts=None)
 
