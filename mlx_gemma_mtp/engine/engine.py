@@ -77,6 +77,7 @@ class Engine:
         depth: Depth | None = None,
         exact: Exact = "auto",
         copies: bool = True,
+        memory_limit: int | None = None,
         idle_unload: float | None = None,
         after: After = after,
     ) -> None:
@@ -102,17 +103,21 @@ class Engine:
         self.name = pair.name
         self.drafter_name = pair.drafter_name
         self._pair = memory.Pair.of(target, pair.drafter)
+        budget = memory.Budget(self._pair, memory_limit)
+        self._memory_limit = memory_limit
         self._identity = mlx_worker().run(lambda: model_identity(target))
         self._copies = copies
         self._max_batch = exactness.max_batch
         self._limits = limits
-        self._intake = Intake(pair, copies=copies)
+        self._intake = Intake(pair, budget, copies=copies)
         suppressed = pair.default_tokens("suppress_tokens")
         self._keeper = keeper = None if key is None else DepthKeeper(key, depth)
         if keeper is not None:
             mlx_worker().at_exit.add(keeper.save)
 
-        batch = partial(Batch, target, rounds, suppressed, has_drafter=self.has_drafter)
+        batch = partial(
+            Batch, target, rounds, suppressed, has_drafter=self.has_drafter, budget=budget
+        )
 
         likewise = Depth.from_json(depth.to_json(), exact)
         one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
@@ -368,7 +373,8 @@ class Engine:
 
     def longest_context(self) -> int:
         """The longest session, in tokens, that fits in memory; 0 if none does. Never waits."""
-        return self._pair.longest_context(batch=1, have=device.available(), sessions=1)
+        have = min(device.available(), self._memory_limit or device.available())
+        return self._pair.longest_context(batch=1, have=have, sessions=1)
 
     def _request(
         self,

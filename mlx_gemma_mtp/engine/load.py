@@ -32,6 +32,7 @@ def load(
     probe: bool | Watch = True,
     on_progress: Watch | None = None,
     cancel: threading.Event | None = None,
+    memory_limit: int | None = None,
     keep_resident: bool = False,
     idle_unload: float | None = None,
 ) -> Engine:
@@ -58,6 +59,10 @@ def load(
     set it, from any thread, to end the load within a moment with LoadCancelledError; so does
     Ctrl-C. A download that has started ends first. Engines that are at work are not stopped by a
     load: it takes a slice of 16 MiB between two of their rounds.
+
+    memory_limit: the most bytes for the weights and the requests, instead of all that the machine
+    has: a pair or a prompt that needs more is refused, outputs are shorter, and fewer requests
+    decode together. What sessions keep between turns comes on top.
 
     keep_resident: ask macOS to keep in memory what MLX holds in this process. Otherwise an idle
     model may be compressed or swapped out if other apps need the memory, and its next request
@@ -87,6 +92,8 @@ def load(
     if not isinstance(keep_resident, bool):
         raise UsageError(f"keep_resident must be True or False, not {keep_resident!r}")
 
+    if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
+        raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
     is_number = isinstance(idle_unload, (int, float)) and not isinstance(idle_unload, bool)
     seconds = idle_unload if is_number and idle_unload else 0.0
     if idle_unload is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
@@ -101,7 +108,14 @@ def load(
 
         return see
 
-    pair = open_pair(model, drafter, bits=bits, force=force, watch=watched(on_progress))
+    pair = open_pair(
+        model,
+        drafter,
+        bits=bits,
+        force=force,
+        memory_limit=memory_limit,
+        watch=watched(on_progress),
+    )
     try:
         if probe is not False:
             pair = with_table(pair, exact, watched(None if probe is True else probe))
@@ -111,6 +125,7 @@ def load(
             max_queue=int(max_queue),
             exact=exact,
             copies=copies,
+            memory_limit=memory_limit,
             idle_unload=idle_unload,
         )
     except BaseException:

@@ -151,8 +151,19 @@ class Scheduler:
             waiting = [one for one in waiting if one.order[0] <= 0]
         elif self._batch.exactness.max_batch > 1:
             free -= 1
-        found = sorted([*found, *waiting[: max(free, 0)]], key=lambda one: one.order)
+        waiting = self._fitting(waiting[: max(free, 0)])
+        found = sorted([*found, *waiting], key=lambda one: one.order)
         return [one for one in found if one.order[0] == found[0].order[0]]
+
+    def _fitting(self, waiting: Sequence[Request]) -> list[Request]:
+        """Return the first of these that fit in memory together with all that have a row."""
+        taken = [*self._batch.active, *(one for each in self._reading for one in each.requests)]
+        fitting = list[Request]()
+        for request in waiting:
+            if not self._batch.fits([*taken, *fitting, request]):
+                break
+            fitting.append(request)
+        return fitting
 
     def _next(self, most: int) -> Request | Prefill | None:
         """What has the next pass, of up to this many tokens."""
