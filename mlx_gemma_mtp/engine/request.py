@@ -44,7 +44,6 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     generation: Generation = field(default_factory=Generation)
-    constraint: Constraint | None = None
 
     def __post_init__(self, stream: TextStream | None) -> None:
         self.queued = 0.0  # when, by `time.perf_counter`
