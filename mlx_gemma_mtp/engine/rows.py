@@ -158,9 +158,8 @@ class Rows:
 
     def may_shrink(self) -> bool:
         """True if fewer rows have been enough for some rounds; to be asked once a round."""
-        self._spare_rounds = (
-            self._spare_rounds + 1 if self.size_for(len(self.active)) < len(self.each) else 0
-        )
+        spare = self.size_for(len(self.active)) < len(self.each)
+        self._spare_rounds = self._spare_rounds + 1 if spare else 0
         return self._spare_rounds > self._limits.shrink_after
 
     def shrink(self) -> None:
