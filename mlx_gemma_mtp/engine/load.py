@@ -76,8 +76,7 @@ def load(
 
     What is not on this disk is downloaded, after its config and headers have shown that it can be
     loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
-    NotEnoughMemoryError,
-    LoadCancelledError.
+    NotEnoughMemoryError, LoadCancelledError.
     """
     if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
         raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
