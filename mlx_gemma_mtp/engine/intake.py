@@ -16,6 +16,7 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tools import Tool, declared
 
@@ -25,8 +26,9 @@ GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 class Intake:
     """Makes the requests of an engine."""
 
-    def __init__(self, pair: OpenPair, *, copies: bool) -> None:
+    def __init__(self, pair: OpenPair, budget: Budget, *, copies: bool) -> None:
         """copies: as `load`."""
+        self._budget = budget
         self._text = pair.text
         self._config = pair.target.config
         self._has_drafter = pair.drafter is not None
@@ -50,7 +52,8 @@ class Intake:
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
         ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
-        room = self._config.max_position_embeddings - len(ids)
+        self._budget.check(len(ids) + 1, 1)
+        room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
         asked = params.num_draft_tokens
