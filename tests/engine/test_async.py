@@ -247,11 +247,12 @@ def test_nothing_that_has_an_async_form_or_is_published_waits_for_the_worker(
 
 def test_a_long_prompt_is_checked_on_another_thread(running: Engine, prompts: list[Ids]) -> None:
     loop_thread = threading.current_thread()
-    checked: list[threading.Thread] = []
+    checked, refused = list[threading.Thread](), threading.Event()
     check = running._intake.request
 
     def request(*arguments: Any, **options: Any) -> Any:
         checked.append(threading.current_thread())
+        assert threading.current_thread() is loop_thread or refused.wait(SECONDS)
         return check(*arguments, **options)
 
     running._intake.request = request  # type: ignore[method-assign]
@@ -260,7 +261,8 @@ def test_a_long_prompt_is_checked_on_another_thread(running: Engine, prompts: li
         session = running.session()
         generation = running.submit([5] * (LONG + 1), PARAMS, session=session)
         with pytest.raises(UsageError, match="busy"):
-            running.submit(prompts[0], PARAMS, session=session)
+            running.stream([5] * (LONG + 1), PARAMS, session=session)
+        refused.set()
         with pytest.raises(UsageError, match=f"at most {MAX_POSITIONS}"):
             await generation
         await running.submit(prompts[0], PARAMS, session=session)  # free again
