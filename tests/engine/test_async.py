@@ -1,6 +1,7 @@
 """Engines in event loops: awaiting, reading, callbacks, cancelling; and no loop ever waits."""
 
 import asyncio
+import concurrent.futures
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -113,7 +114,7 @@ def test_leaving_an_async_loop_stops_the_request_and_frees_its_session(
 ) -> None:
     async def main() -> None:
         session = running.session()
-        for _ in range(20):
+        for _ in range(8):
             generation = running.stream(prompts[0], ENDLESS, session=session)
             async for _ in generation:
                 break
@@ -191,6 +192,38 @@ def test_a_coroutine_callback_needs_a_loop_and_ends_with_it(
 
     run(main())
     assert going[0].result(SECONDS).finish_reason == "cancelled"
+
+
+def test_waits_that_would_never_end_are_refused(running: Engine, prompts: list[Ids]) -> None:
+    waits: list[Callable[[Generation], Any]] = [
+        Generation.result,
+        Generation.exception,
+        list,
+        lambda generation: concurrent.futures.wait([generation]),
+    ]
+
+    async def main() -> None:
+        going: list[Generation] = []
+
+        async def on_chunk(_: Chunk) -> None:
+            await going[0]
+
+        for wait in waits:
+            generation = running.submit(prompts[0], ENDLESS, Notes())
+            with pytest.raises(UsageError, match="await it"):
+                wait(generation)
+            generation.cancel()
+            assert (await generation).finish_reason == "cancelled"
+        going.append(running.submit(prompts[0], PARAMS, on_chunk))
+        with pytest.raises(UsageError, match="its own request"):
+            await going[0]
+        generation = running.submit(prompts[0], PARAMS)
+        with pytest.raises(UsageError, match="takes tasks"):
+            await asyncio.wait([generation])  # type: ignore[type-var]
+        done, _ = await asyncio.wait([asyncio.ensure_future(wait_for_it(generation))])
+        assert len(done) == 1
+
+    run(main())
 
 
 def test_closing_fails_a_request_whose_callback_is_still_running(prompts: list[Ids]) -> None:

@@ -137,7 +137,7 @@ def test_a_block_waits_for_the_end_and_stops_the_request_if_it_raises(
 def test_the_next_turn_may_come_right_after_a_stop(running: Engine, prompts: list[Ids]) -> None:
     session, prompt = running.session(), prompts[0]
     for leave in (next, lambda it: [None for _ in zip(it, range(3), strict=False)]):
-        for _ in range(20):
+        for _ in range(8):
             stream = running.stream(prompt, ENDLESS, session=session)
             leave(stream)
             stream.close()
