@@ -62,8 +62,8 @@ class Ruled(Engine):
 
     rules: dict[int, Any]  # from a seed to what makes a new constraint
 
-    def _checked(self, prompt: Any, params: SamplingParams | None, *rest: Any) -> Request:
-        request = super()._checked(prompt, params, *rest)
+    def _request(self, *args: Any, **options: Any) -> Request:
+        request = super()._request(*args, **options)
         make = getattr(self, "rules", {}).get(request.params.seed)
         request.constraint = make() if make else None
         return request
