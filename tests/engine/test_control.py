@@ -256,6 +256,14 @@ def test_a_request_that_bars_all_that_is_allowed_fails(temperature: float) -> No
         assert done.tokens[1:] == [5] * 15
 
 
+def test_a_bias_for_a_token_that_does_not_exist_is_refused() -> None:
+    with (
+        Ruled(fake_pair(), player=fake_player) as engine,
+        pytest.raises(UsageError, match="logit_bias: 97"),
+    ):
+        engine.submit([5], replace(PARAMS, logit_bias={96: 1.0, 97: 1.0}))
+
+
 def test_an_error_in_accepting_tokens_ends_its_request_alone() -> None:
     class Refuses(Fails):
         def accept(self, tokens: Sequence[int]) -> None:
