@@ -17,9 +17,10 @@ NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of p
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
     "Chat": "claim release submit",
-    "Generation": "add call_back chunks hold_for reached set_exception set_result wait_for",
+    "Generation": "add add_done_callback call_back check_may_wait chunks hold_for reached "
+    "set_exception set_result wait_for",
     "SamplingParams": "resolved stop_strings",
-    "Session": "claim copy_back lend release remember_prompt restore take_back",
+    "Session": "claim copy_back lend release remember_prompt restore reusable take_back",
     "Stats": "count_round",
     "Turn": "stop",
 }
