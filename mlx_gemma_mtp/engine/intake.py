@@ -16,6 +16,7 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
+from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tools import Tool, declared
 
@@ -25,8 +26,9 @@ GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 class Intake:
     """Makes the requests of an engine."""
 
-    def __init__(self, pair: OpenPair, *, copies: bool) -> None:
+    def __init__(self, pair: OpenPair, budget: Budget, *, copies: bool) -> None:
         """copies: as `load`."""
+        self._budget = budget
         self._text = pair.text
         self._config = pair.target.config
         self._has_drafter = pair.drafter is not None
@@ -34,12 +36,6 @@ class Intake:
         self._defaults = pair.defaults
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
-
-    def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
-    ) -> list[int]:
-        """Return the token ids of a prompt. Raises UsageError."""
-        return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
 
     def request(
         self,
@@ -54,9 +50,10 @@ class Intake:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        schemas = declared(tools)
-        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
-        room = self._config.max_position_embeddings - len(ids)
+        schemas, thinking = declared(tools), params.thinking
+        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        self._budget.check(len(ids) + 1, 1)
+        room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
         asked = params.num_draft_tokens

@@ -342,6 +342,25 @@ def test_the_demo_calls_a_function_and_answers(engine: Engine) -> None:
     assert done.stats.reused_tokens > 0  # the session was used
 
 
+def test_the_demo_takes_functions_as_tools_in_every_way(engine: Engine) -> None:
+    question, tools = "What time is it in Paris?", [get_time]
+    done = [
+        engine.submit(question, GREEDY, tools=tools).result(),
+        engine.stream([user(question)], GREEDY, tools=tools).result(),
+        *engine.generate([question, question], GREEDY, tools=tools),
+    ]
+    for one in done:
+        (made,) = one.tool_calls
+        assert (made.name, made.arguments) == ("get_time", {"city": "Paris"})
+        assert one.tokens == done[0].tokens
+    assert len({one.tool_calls[0].id for one in done}) == len(done)
+    for wrong in ({"type": "function"}, [5], "f"):
+        with pytest.raises(UsageError, match="tool"):
+            engine.submit(question, GREEDY, tools=cast(Any, wrong))
+    with pytest.raises(UsageError, match="chat template"):
+        engine.submit([5, 6], GREEDY, tools=tools)
+
+
 def test_a_chat_is_forked_saved_and_restored_with_its_session(
     engine: Engine, tmp_path: Path
 ) -> None:
