@@ -31,7 +31,8 @@ Everything here can be imported from `mlx_gemma_mtp`. Written by `make docs` fro
 
 def annotation(value: Any) -> str:
     """Return a type as it is written in the source."""
-    return value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+    text = value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+    return text.replace("'", '"')  # Python stores them with single quotes
 
 
 def signature(name: str, function: Callable[..., Any]) -> str:
