@@ -31,13 +31,14 @@ from mlx_gemma_mtp.engine.intake import Intake
 from mlx_gemma_mtp.engine.loading import Models
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list, is_long
+from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.residence import After, Residence, after
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure
@@ -321,6 +322,12 @@ class Engine:
             mlx_worker().run(partial(session.restore, Path(saved)))
         return session
 
+    @property
+    def status(self) -> Status:
+        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
+        scheduler = self._scheduler
+        return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
+
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
         return await asyncio.to_thread(self.session, saved)
@@ -341,11 +348,11 @@ class Engine:
 
         system: instructions. tools: Python functions with type hints; what they are for is in their
         docstrings. messages: what it starts with. saved: a file that `Chat.save` wrote, to continue
-        from, in place of messages. max_rounds: of calls, before the model must answer. priority and
-        timeout: of each request, as `submit`.
+        from, in place of messages. max_rounds: of calls, before the model must answer. priority,
+        timeout: of each request, as of `submit`.
 
-        Raises UsageError, and CheckpointError for another file; a saved session that does not fit
-        this model is prefilled again.
+        Raises UsageError, and CheckpointError for another file. If the saved session is of another
+        model, the messages are prefilled again.
         """
         self._check()
         if saved is not None and messages:
@@ -364,8 +371,11 @@ class Engine:
         return self._tokenizer.decode(tokens)
 
     def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
-        """Return how many tokens a prompt has, with its template. Raises UsageError."""
-        return len(self._intake.ids(prompt, tools=tools))
+        """Return how many tokens a prompt has, with its template; 0 if it is empty.
+
+        It may be too long for the model. Raises UsageError.
+        """
+        return len(encoded(prompt, self.text, tools=tools))
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""
@@ -432,12 +442,17 @@ class Engine:
         self, request: Callable[[], Request], generation: Generation, session: Session | None
     ) -> None:
         """Make a request and queue it, on a thread of its own."""
+        made = None
         try:
-            self._submit(request())
+            made = request()
+            self._submit(made)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             if session is not None:
                 session.release(generation)
-            generation.set_exception(as_failure(error))
+            if made is not None and generation.stopping:  # its session may have another request
+                mlx_worker().submit(made.cancel)
+            else:
+                generation.set_exception(as_failure(error))
 
     def _check(self, session: Session | None = None) -> None:
         """Raise ClosedError, or UsageError for a session of others."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
-from mlx_gemma_mtp.engine.defaults import STOP, SUPPRESS
+from mlx_gemma_mtp.engine.defaults import STOP
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -35,14 +35,7 @@ class Intake:
         self._may_draft = self._has_drafter or copies
         self._defaults = pair.defaults
         self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
-        self._suppressed = pair.default_tokens(SUPPRESS)
         self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
-
-    def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
-    ) -> list[int]:
-        """Return the token ids of a prompt. Raises UsageError."""
-        return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
 
     def request(
         self,
@@ -57,8 +50,8 @@ class Intake:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        schemas = declared(tools)
-        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
+        schemas, thinking = declared(tools), params.thinking
+        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
         self._budget.check(len(ids) + 1, 1)
         room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
@@ -79,9 +72,7 @@ class Intake:
                 f"{self._config.vocab_size} tokens"
             )
         size = self._config.vocab_size
-        rule = rule_of(
-            params, declared(tools), self._text, ids, size, ends=eos, suppressed=self._suppressed
-        )
+        rule = rule_of(params, schemas, self._text, ids, size, ends=eos)
         # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
         stop = params.stop_strings if takes_own else params.stop_strings + self._stop

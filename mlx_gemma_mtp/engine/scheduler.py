@@ -75,6 +75,7 @@ class Scheduler:
         """End everything with an MgmError, also what is added later, and let go of the models."""
         if not self._closed:
             self._closed = True
+            self._waiting.close()
             self.end(CLOSED)
             del self._batch  # errors that people keep may keep this alive
 
