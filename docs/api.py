@@ -149,7 +149,7 @@ def page() -> Iterator[str]:
     rest = [name for name in public if name not in classes and not inspect.isfunction(public[name])]
     if rest:
         yield "## Types\n"
-        yield block("\n".join(f"{name} = {public[name]}" for name in rest))
+        yield block("\n".join(f"{name} = {annotation(public[name])}" for name in rest))
 
 
 if __name__ == "__main__":
