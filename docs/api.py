@@ -34,7 +34,8 @@ Everything here can be imported from `mlx_gemma_mtp`. Written by `make docs` fro
 
 def annotation(value: Any) -> str:
     """Return a type as it is written in the source."""
-    return value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+    shown = value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+    return str(shown).replace("'", '"')
 
 
 def signature(name: str, function: Callable[..., Any]) -> str:
@@ -149,7 +150,7 @@ def page() -> Iterator[str]:
     rest = [name for name in public if name not in classes and not inspect.isfunction(public[name])]
     if rest:
         yield "## Types\n"
-        yield block("\n".join(f"{name} = {public[name]}" for name in rest))
+        yield block("\n".join(f"{name} = {annotation(public[name])}" for name in rest))
 
 
 if __name__ == "__main__":
