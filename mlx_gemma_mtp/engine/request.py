@@ -16,7 +16,7 @@ from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.errors import UsageError, as_failure
+from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError, UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
@@ -113,7 +113,8 @@ class Request:
         """End the request with this error, in the words of `errors.as_failure`."""
         self._end()
         failure = as_failure(error)
-        log.warning("%s", failure)
+        expected = isinstance(failure, (ClosedError, RequestTimeoutError))
+        log.log(logging.INFO if expected else logging.WARNING, "%s", failure)
         self.generation.set_exception(failure)
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None, copied: bool) -> None:

@@ -124,11 +124,10 @@ class Scheduler:
             if request.generation.stopping:
                 request.cancel()
             elif request.deadline is not None and now >= request.deadline:
-                seconds = f"{request.deadline - request.queued:.3g} s"
                 request.fail(
                     RequestTimeoutError(
-                        f"the request took longer than its timeout of {seconds}: allow it more, or "
-                        "give it a higher priority"
+                        "the request took longer than its timeout: allow it more, or give it a "
+                        "higher priority"
                     )
                 )
         for prefill in [prefill for prefill in self._reading if prefill.num_rows == 0]:
