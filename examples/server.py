@@ -75,6 +75,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         with load(given.model, max_queue=100) as engine:
-            uvicorn.run(app_of(engine), port=given.port)
+            uvicorn.run(app_of(engine), port=given.port, timeout_graceful_shutdown=1)
     except MgmError as error:
         sys.exit(str(error))

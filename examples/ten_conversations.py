@@ -27,11 +27,9 @@ async def conversation(engine: Engine, name: str) -> int:
 async def main(model: str) -> None:
     async with await aload(model) as engine:
         start = time.perf_counter()
-        async with asyncio.TaskGroup() as group:  # the first failure cancels the others
-            tasks = [group.create_task(conversation(engine, name)) for name in NAMES]
+        counts = await asyncio.gather(*(conversation(engine, name) for name in NAMES))
         seconds = time.perf_counter() - start
-    num_tokens = sum(task.result() for task in tasks)
-    print(f"{len(tasks)} conversations, {num_tokens} tokens in {seconds:.1f} s")
+    print(f"{len(counts)} conversations, {sum(counts)} tokens in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
@@ -39,5 +37,5 @@ if __name__ == "__main__":
     parser.add_argument("model", nargs="?", default="demo", help="a folder, a Hub name, or a size")
     try:
         asyncio.run(main(parser.parse_args().model))
-    except* MgmError as errors:
-        sys.exit(str(errors.exceptions[0]))
+    except MgmError as error:
+        sys.exit(str(error))
