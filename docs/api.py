@@ -17,7 +17,8 @@ import mlx_gemma_mtp
 from mlx_gemma_mtp import MgmError
 
 WIDTH = 88  # of a signature on one line
-NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of parameters
+# What a docstring says of parameters, at the start of a line or a sentence.
+NAMED = re.compile(r"(\A|\n\n|\n|(?<=\.) )(\w+(?:,\s\w+)*):\s")
 
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
@@ -85,16 +86,17 @@ def written(value: Any) -> str:
 
 
 def text(documented: Any, names: Iterable[str]) -> str:
-    """Return a docstring, in which lines about parameters and fields are items of a list."""
-    known, lines = {*names}, []
-    for line in (inspect.getdoc(documented) or "").splitlines():
-        for part in re.split(r"(?<=\.) (?=\w+: )", line):
-            found = NAMED.match(part)
-            if found and {*found[1].split(", ")} <= known:
-                named = ", ".join(f"`{name}`" for name in found[1].split(", "))
-                part = f"- {named}: {part[found.end() :]}"
-            lines.append(part)
-    return "\n".join(lines) + "\n"
+    """Return a docstring, in which sentences about parameters and fields are items of a list."""
+    known = {*names}
+
+    def item(found: re.Match[str]) -> str:
+        named = found[2].replace(",", "").split()
+        if not {*named} <= known:
+            return found[0]
+        start = found[1] if found[1] in ("", "\n\n") else "\n"
+        return f"{start}- {', '.join(f'`{name}`' for name in named)}: "
+
+    return NAMED.sub(item, inspect.getdoc(documented) or "") + "\n"
 
 
 def fields(one: type) -> Iterator[str]:
@@ -176,6 +178,7 @@ def page() -> Iterator[str]:
     if rest:
         yield "## Types\n"
         yield block("\n".join(f"{name} = {annotation(public[name])}" for name in rest))
+        yield used("finish_reason|messages")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import pytest
 
 from helpers.cells import run_cells
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1"}
 PERSON = '{{"name":"{}","age":{},"city":"{}"}}'
@@ -58,7 +60,6 @@ def test_a_folder_without_texts_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, f"{tmp_path} has no .txt files\n")
 
 
-@pytest.mark.slow
 def test_the_notebook_prints_what_is_stored_in_it() -> None:
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -89,7 +90,6 @@ def ask(port: int, prompt: str) -> tuple[HTTPConnection, HTTPResponse]:
     return connection, connection.getresponse()
 
 
-@pytest.mark.slow
 def test_a_client_that_leaves_ends_its_generation() -> None:
     port: list[int] = []
     with serving(port) as log:
