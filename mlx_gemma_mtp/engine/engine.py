@@ -324,7 +324,7 @@ class Engine:
 
     @property
     def status(self) -> Status:
-        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
+        """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
         scheduler = self._scheduler
         return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
 

@@ -51,7 +51,7 @@ class Scheduler:
         self._pace = Pace(batch.limits, experts=batch.target.config.num_experts > 0)
         self._start_by = math.inf  # when rows that have only their first token start to decode
         self._closed = False
-        self._counted = (0, 0, 0)  # requests that are read, those that decode, bytes
+        self._count()
 
     @property
     def status(self) -> Status:
@@ -111,6 +111,7 @@ class Scheduler:
         self._count()
 
     def _count(self) -> None:
+        """Count the requests that are read, those that decode, and bytes."""
         reading = sum(prefill.num_rows for prefill in self._reading)
         self._counted = (reading, len(self._batch.active), mx.get_active_memory())
 
