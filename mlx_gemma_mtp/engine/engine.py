@@ -364,10 +364,15 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included. Raises UsageError."""
+        if not isinstance(text, str):
+            raise UsageError(f"text must be a string, not {type(text).__name__}")
         return self._tokenizer.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included. Raises UsageError."""
+        ids = isinstance(tokens, Sequence) and all(is_count(t) and 0 <= t < 2**31 for t in tokens)
+        if not ids:
+            raise UsageError("tokens must be a list of token ids")
         return self._tokenizer.decode(tokens)
 
     def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
