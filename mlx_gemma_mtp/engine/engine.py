@@ -23,6 +23,7 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
+from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.exactness import Exactness
@@ -31,11 +32,13 @@ from mlx_gemma_mtp.engine.intake import Intake
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import as_list, is_long
+from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure
@@ -43,6 +46,7 @@ from mlx_gemma_mtp.files.remembered import DepthKeeper, load_depth
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -91,12 +95,15 @@ class Engine:
         self.has_drafter = drafter is not None
         self.name = pair.name
         self.drafter_name = pair.drafter_name
+        self._defaults = pair.defaults
         self._pair = memory.Pair.of(target, drafter)
         self._identity = mlx_worker().run(lambda: model_identity(target))
         self._copies = copies
         self._max_batch = exactness.max_batch
         self._limits = limits
-        self._intake = Intake(pair, copies=copies)
+        self._intake = Intake(
+            self.text, self.config, pair.defaults, has_drafter=self.has_drafter, copies=copies
+        )
         suppressed = pair.default_tokens("suppress_tokens")
         rounds = player(target, drafter)
         self._keeper = None if key is None else DepthKeeper(key, depth)
@@ -111,7 +118,7 @@ class Engine:
             rows = batch(depth, exactness, copies=copies)
             return Scheduler(rows, max_queue=max_queue, on_idle=on_idle)
 
-        self._scheduler: Scheduler | None = mlx_worker().run(scheduler)
+        self._scheduler: Scheduler | Remote | None = mlx_worker().run(scheduler)
         likewise = Depth.from_json(depth.to_json(), exact)
         one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
         params = SamplingParams(seed=0).resolved(pair.defaults)
@@ -278,6 +285,12 @@ class Engine:
         # Enough to keep every row busy; the rest of the queue is for other callers.
         return finish_all(requests, submit, most=2 * self._max_batch)
 
+    @property
+    def status(self) -> Status:
+        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
+        scheduler = self._scheduler
+        return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
+
     def session(self, saved: str | Path | None = None) -> Session:
         """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
 
@@ -366,7 +379,38 @@ class Engine:
         request.generation = generation or request.generation
         return request
 
-    def _close(self, scheduler: Scheduler) -> None:
+    # What a worker process needs
+
+    @property
+    def about(self) -> About:
+        """What the engine is, for another process."""
+        return About(
+            None if self.text is None else self.text.folder,
+            self._pair,
+            self._defaults,
+            self._identity,
+            self._max_batch,
+            self.notes,
+            self.name,
+            self.drafter_name,
+        )
+
+    def take(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        schemas: list[Schema],
+        on_chunk: Callable[[Chunk], object],
+        session: Session | None,
+        priority: int,
+    ) -> Generation:
+        """Start a completion of a prompt that another process has checked."""
+        self._check(session)
+        request = self._intake.request_of(ids, params, on_chunk, session, schemas)
+        request.priority = priority
+        return self._submit(request)
+
+    def _close(self, scheduler: Any) -> None:
         self._warm_up.stop()
         scheduler.close()
         if self._keeper is not None:

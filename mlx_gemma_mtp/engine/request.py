@@ -15,8 +15,9 @@ from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.errors import UsageError, as_failure
+from mlx_gemma_mtp.errors import RequestTimeoutError, UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
+from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
 
@@ -29,7 +30,7 @@ class Request:
     request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
     served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
     has not ended, by `time.perf_counter`. generation: gets the output and the end. constraint: what
-    its output may be; None for anything.
+    its output may be; None for anything. schemas: of the tools, which the prompt names.
     """
 
     ids: list[int]
@@ -41,6 +42,7 @@ class Request:
     on_chunk: Callable[[Chunk], object] | None = None
     session: Session | None = None
     constraint: Constraint | None = None
+    schemas: Sequence[Schema] = ()
     priority: int = 0
     deadline: float | None = None
     generation: Generation = field(default_factory=Generation)
@@ -105,6 +107,29 @@ class Request:
         """End the request here and keep its output so far."""
         self._finish_reason = "cancelled"
         self.take([])
+
+    def relay(self, chunk: Chunk) -> None:
+        """Add a piece of output that another process made."""
+        self.tokens += chunk.tokens
+        try:
+            self._tell(chunk)
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            self.fail(error)
+
+    def finish(self, completion: Completion) -> None:
+        """End the request with the output that another process made."""
+        self._end()
+        self.generation.set_result(completion)
+
+    def time_out(self) -> None:
+        """End the request, whose deadline is over."""
+        assert self.deadline is not None
+        self.fail(
+            RequestTimeoutError(
+                f"the request took longer than its timeout of {self.deadline - self.queued:.3g} s: "
+                "allow it more, or give it a higher priority"
+            )
+        )
 
     def fail(self, error: BaseException) -> None:
         """End the request with this error, in the words of `errors.as_failure`."""

@@ -1,0 +1,176 @@
+"""A worker process of an isolated engine, as its parent sees it: a pipe, its start and its end.
+
+Knows nothing of requests. Messages to it are JSON; those from it are pickled, and trusted because
+nobody else has the other end of the pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, Pipe
+from queue import SimpleQueue
+from typing import Any
+
+from mlx_gemma_mtp.engine.about import About, State
+from mlx_gemma_mtp.engine.isolated import serve
+from mlx_gemma_mtp.errors import LoadCancelledError, MgmError, WorkerDiedError
+
+Watch = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
+Message = tuple[Any, ...]  # its kind, then what belongs to it
+
+POLL_SECONDS = 0.1  # between two looks at whether a load is cancelled
+
+# The parent's import path, and no `if __name__ == "__main__"` in the app's own file.
+START = (
+    "import sys; sys.path[:] = {path!r}; from mlx_gemma_mtp.engine.isolated import run; run({fd})"
+)
+
+
+class WorkerProcess:
+    """One worker. Anyone may call `send` and `kill`; one thread receives.
+
+    It ends when its parent does, because the pipe ends, and a Ctrl-C at a terminal doesn't reach
+    it: the parent decides.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Start it, and have it load. options: of `load`, as JSON takes them.
+
+        Raises MgmError if there is no way to start a process.
+        """
+        self._pipe, theirs = Pipe()
+        self._to_send: SimpleQueue[Message | None] = SimpleQueue()
+        try:
+            with theirs, _without_interrupts():
+                self._process = _start(theirs)
+        except OSError as error:
+            self._pipe.close()
+            raise MgmError(f"a worker process cannot be started: {error}") from None
+        _all.add(self)
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer.start()
+        self.send("load", options)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def send(self, *message: Any) -> None:
+        """Send a message, in order, without waiting. It is lost if the worker has died."""
+        self._to_send.put(message)
+
+    def receive(self) -> Message:
+        """Wait for the next message. Raises WorkerDiedError once it has ended; nothing is left."""
+        try:
+            message: Message = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerDiedError(self._end()) from None
+        return message
+
+    def loaded(
+        self, watches: Mapping[str, Watch], cancel: Callable[[], bool] | None, name: object
+    ) -> tuple[About, State]:
+        """Wait until it has loaded the model. Raises what `load` raises there.
+
+        watches: called in this thread with the shares of "load" and "probe". cancel: True to end
+        the load. If anything is raised here, the worker ends.
+        """
+        try:
+            while True:
+                if cancel is not None and cancel():
+                    raise LoadCancelledError(f"loading {name} was cancelled")
+                if not self._pipe.poll(POLL_SECONDS):
+                    continue
+                kind, *content = self.receive()
+                if kind == "progress":
+                    part, share = content
+                    if part in watches:
+                        watches[part](share)
+                elif kind == "loaded":
+                    about, state = content
+                    return about, state
+                elif kind == "failed":
+                    error, cause = content
+                    raise error from cause
+        except BaseException:
+            self.kill()
+            self._end()
+            raise
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def forget(self) -> None:
+        """Let go of the pipe in a forked child, so that the worker sees its parent end."""
+        self._pipe.close()
+
+    def _write(self) -> None:
+        for message in iter(self._to_send.get, None):
+            with suppress(OSError):  # it has died: who receives finds out
+                self._pipe.send_bytes(json.dumps(message).encode())
+
+    def _end(self) -> str:
+        """Return how it ended, and leave nothing of it."""
+        code = self._process.wait()
+        self._to_send.put(None)
+        self._writer.join()  # it must not write where the pipe was
+        self._pipe.close()
+        how = f"exit code {code}"
+        if code < 0:
+            how = "killed by " + signal.Signals(-code).name
+        return f"the worker process died ({how}): submit again, and the model is loaded again"
+
+
+class _Spawned:
+    """A process that a frozen app starts, which has no Python to run a command with."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._process = get_context("spawn").Process(target=serve, args=[pipe], daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode or 0
+
+
+def _start(pipe: Connection) -> subprocess.Popen[bytes] | _Spawned:
+    if getattr(sys, "frozen", False):
+        return _Spawned(pipe)
+    if not sys.executable:
+        raise MgmError("isolated=True needs sys.executable, the Python that runs a worker process")
+    code, fd = START.format(path=sys.path, fd=pipe.fileno()), pipe.fileno()
+    # What the worker prints must not get into the app's output.
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=2, pass_fds=[fd]
+    )
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start a process to which Ctrl-C doesn't get: it inherits what this thread blocks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _forked() -> None:
+    for worker in _all:
+        worker.forget()
+
+
+_all: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_forked)
