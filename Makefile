@@ -14,7 +14,7 @@ TESTING = $(VENV)/.testing
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test quick lint type pytest check-wheel docs bench clean
+.PHONY: help run test quick lint type pytest check-wheel check-app docs bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
@@ -66,6 +66,20 @@ check-wheel: $(TESTING) ## build the wheel and try it in an empty environment
 	answer=$$(env/bin/mgm generate 'What is 17 + 25?' --max-tokens 32); \
 	echo "What is 17 + 25? $$answer"; \
 	case $$answer in *42*) ;; *) echo 'check-wheel: wrong answer' >&2; exit 1 ;; esac
+
+# Not part of `make test`: PyInstaller takes half a minute or more.
+check-app: $(VENV)/.created ## build an app with PyInstaller and try it elsewhere
+	@set -e; \
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; trap 'exit 130' HUP INT TERM; \
+	$(BIN)/python -m venv --without-pip "$$tmp/env"; \
+	$(PIP) --python "$$tmp/env/bin/python" install . pyinstaller; \
+	"$$tmp/env/bin/pyinstaller" --log-level ERROR --distpath "$$tmp" --workpath "$$tmp/work" \
+	    --specpath "$$tmp" examples/hello.py; \
+	rm -rf "$$tmp/env" "$$tmp/work"; \
+	du -sh "$$tmp/hello"; \
+	cd /; answer=$$(env -i HOME="$$tmp" "$$tmp/hello/hello"); \
+	echo "$$answer"; \
+	case $$answer in *42*) ;; *) echo 'check-app: wrong answer' >&2; exit 1 ;; esac
 
 docs: $(RUNTIME) ## write docs/api.md from the docstrings
 	$(BIN)/python docs/api.py > docs/api.md

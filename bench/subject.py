@@ -127,7 +127,9 @@ class Opened(NamedTuple):
 
 def load(model: str, drafter: str | None, *, bits: int | None, force: bool) -> Opened:
     """Arguments and errors are those of `mlx_gemma_mtp.load`."""
-    return Opened(model, open_pair(model, drafter, bits=bits, force=force))
+    opened = open_pair(model, drafter, bits=bits, force=force)
+    mlx_worker().run(device.keep_resident)
+    return Opened(model, opened)
 
 
 # As in the generation_config.json of Google's checkpoints.

@@ -16,10 +16,15 @@ NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of p
 
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
-    "Generation": "add call_back chunks hold_for reached set_exception set_result wait_for",
+    "Chat": "claim release submit",
+    "Engine": "about take",
+    "Generation": (
+        "add call_back chunks hold_for reached set_exception set_result wait_for when_cancelled"
+    ),
     "SamplingParams": "resolved stop_strings",
     "Session": "claim copy_back lend release remember_prompt restore take_back",
     "Stats": "count_round",
+    "Turn": "stop",
 }
 
 HEAD = """\

@@ -88,7 +88,9 @@ def as_failure(error: BaseException) -> MgmError:
         # As text: the frames would keep models and buffers in memory while the error lives.
         frames = traceback.format_tb(error.__traceback__)
         error.add_note("".join(["In the engine's thread:\n", *frames]).rstrip())
-        error.__traceback__ = None
+        earlier: BaseException | None = error
+        while earlier is not None:
+            earlier.__traceback__, earlier = None, earlier.__cause__ or earlier.__context__
     message = f"{type(error).__name__}: {one_line(error)}"
     failure: MgmError = GenerationError(f"the request failed: {message}")
     if isinstance(error, MemoryError) or any(sign in message.lower() for sign in OUT_OF_MEMORY):

@@ -248,6 +248,36 @@ class Pair(NamedTuple):
         return low
 
 
+class Budget:
+    """What the rows of an engine may take. most: bytes, with the weights; None for no limit."""
+
+    def __init__(self, pair: Pair, most: int | None = None) -> None:
+        self.most = most
+        self.pair = pair
+        self._contexts = dict[int, int]()  # by batch size
+        self.context = self._longest(1)
+
+    def fits(self, context: int, batch: int) -> bool:
+        """Return whether this many rows of up to `context` positions fit."""
+        return context <= min(self.context, self._longest(batch))
+
+    def check(self, context: int, batch: int) -> None:
+        """Raise NotEnoughMemoryError unless these rows fit."""
+        if self.most is not None and not self.fits(context, batch):
+            raise NotEnoughMemoryError(
+                f"{batch} x {context:,} tokens of context do not fit in memory_limit "
+                f"({decimal(self.most)}): shorten the request, or load with a higher limit"
+            )
+
+    def _longest(self, batch: int) -> int:
+        if self.most is None:
+            return self.pair.target.max_position_embeddings
+        if batch not in self._contexts:
+            longest = self.pair.longest_context(batch=batch, have=self.most)
+            self._contexts[batch] = longest
+        return self._contexts[batch]
+
+
 def read_pair(
     folder: Path, beside: Path | None, *, bits: int | None = None, on_mac: bool = False
 ) -> Pair:
@@ -288,11 +318,19 @@ def check(
     )
 
 
-def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None = None) -> None:
+def check_load(
+    folder: Path,
+    beside: Path | None,
+    name: str,
+    *,
+    bits: int | None = None,
+    most: int | None = None,
+) -> None:
     """Raise NotEnoughMemoryError unless a pair can be loaded and then run with a modest context.
 
-    beside: the drafter's folder. name: what people call the model. Memory that this process already
-    holds is not available. Reads no weights. Raises CheckpointError, UsageError.
+    beside: the drafter's folder. name: what people call the model. most: bytes that it may take.
+    Memory that this process already holds is not available. Reads no weights. Raises
+    CheckpointError, UsageError.
     """
     pair = read_pair(folder, beside, bits=bits)
     context = min(LOAD_CONTEXT, pair.target.max_position_embeddings)
@@ -308,6 +346,7 @@ def check_load(folder: Path, beside: Path | None, name: str, *, bits: int | None
             yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load
 
     have = device.available() - mx.get_active_memory()
+    have = have if most is None else min(have, most)
     size, in_bits = best_fit(have)
     instead, smaller = "use a smaller model", size.needs(in_bits)
     if smaller <= have:

@@ -43,6 +43,8 @@ def load_engine(
             exact=options.as_exact(pair.exact),
             copies=pair.copies,
             probe=lambda share: show(f"measuring this machine, once: {share:.0%}"),
+            on_progress=lambda share: show(f"loading {pair.model}: {share:.0%}"),
+            keep_resident=True,  # a chat may rest for minutes between two turns
             warm_up=False,  # most commands send a request at once; a chat warms up by itself
         )
     for note in engine.notes:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.decode.candidates import candidates, narrows
+from mlx_gemma_mtp.decode.candidates import NUM_BLOCKS, candidates, narrows
 from mlx_gemma_mtp.decode.sampling import capped
 
 
@@ -27,11 +27,10 @@ def logprobs(logits: mx.array, chosen: mx.array, count: int, softcap: float | No
     From raw logits [B, T, V]. Of equal ones, those with lower ids are among the most likely.
     """
     scores = capped(logits.astype(mx.float32), softcap)
-    total = mx.logsumexp(scores, axis=-1, keepdims=True)
+    total = _total(scores)
     own = mx.take_along_axis(scores, chosen[..., None], axis=-1) - total
     if count == 0:
-        nothing = mx.zeros((*chosen.shape, 0))
-        return Logprobs(own[..., 0], nothing.astype(mx.int32), nothing)
+        return Logprobs(own[..., 0], chosen[..., None][..., :0], own[..., :0])
     if narrows(scores.shape[-1]):
         some, ids, _ = candidates(scores, None)
     else:
@@ -45,7 +44,19 @@ def logprobs(logits: mx.array, chosen: mx.array, count: int, softcap: float | No
     return Logprobs(own[..., 0], top_ids, top)
 
 
+def _total(scores: mx.array) -> mx.array:
+    """Return the logarithm [B, T, 1] of the sum of exponentials.
+
+    By blocks: one long sum in float32 is off by more than 1e-4, and GPUs are slow at it.
+    """
+    if narrows(scores.shape[-1]):
+        blocks = scores.reshape(*scores.shape[:-1], NUM_BLOCKS, -1)
+        scores = mx.logsumexp(blocks, axis=-1)
+    return mx.logsumexp(scores, axis=-1, keepdims=True)
+
+
 def _ordered(scores: mx.array) -> mx.array:
     """Return uint32 numbers in the order of float32 scores."""
-    bits, sign = (scores + 0.0).view(mx.uint32), mx.array(2**31, mx.uint32)  # -0 equals 0
-    return mx.where(bits >= sign, ~bits, bits | sign)
+    bits = (scores + 0.0).view(mx.uint32)  # -0 equals 0
+    sign, every = mx.array(2**31, mx.uint32), mx.array(2**32 - 1, mx.uint32)
+    return bits ^ mx.where(bits >= sign, every, sign)

@@ -38,3 +38,4 @@ class State(NamedTuple):
     available: int = 0
     plain_tokens_per_second: float | None = None
     warming: bool = False
+    loaded: bool = True

@@ -25,9 +25,12 @@ from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row, Stretch
 from mlx_gemma_mtp.engine.rows import Rows
+from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.packing import packing_of
 from mlx_gemma_mtp.model.target import Target
+
+LIKELY = 2048  # tokens that an output is expected to have at most
 
 
 class Batch:
@@ -43,18 +46,21 @@ class Batch:
         *,
         copies: bool = True,
         has_drafter: bool = True,
+        budget: Budget,
     ) -> None:
         """copies: rows take them, see `decode.copies`."""
         self.target = target
+        self.loaded = True
         self.exactness = exactness
         self.limits = limits = exactness.limits
         self._player = player
         self._depth = depth
+        self._budget = budget
         self._overlaps = limits.overlap and rounds_may_overlap(target.config)
         self._has_drafter = has_drafter
         self._copies = Acceptance() if copies else None  # of all rows
         self._limited = Acceptance()  # of drafts of all rows with a constraint
-        self._rows = Rows(target, suppressed, exactness.max_batch, limits)
+        self._rows = Rows(target, suppressed, exactness.max_batch, limits, budget)
         self._masks = Masks(target.config.vocab_size, suppressed)
         self._shapes: set[tuple[object, ...]] = set()  # a round is compiled for each
         self._landed_at = 0.0
@@ -69,7 +75,7 @@ class Batch:
     @property
     def num_free(self) -> int:
         """How many more requests may have a row."""
-        return self._rows.num_free
+        return self._rows.num_free if self.loaded else 0
 
     @property
     def _constrained(self) -> bool:
@@ -80,6 +86,22 @@ class Batch:
         """Drop every row and return the memory."""
         self._flight = None
         self._rows.clear()
+
+    def fits(self, requests: Sequence[Request]) -> bool:
+        """Return whether the budget has rows for all of these at once, for an output of LIKELY."""
+        ends = [len(one.ids) + min(one.max_tokens, LIKELY) for one in requests]
+        return len(ends) == 1 or self._budget.fits(max(ends), self._rows.size_for(len(ends)))
+
+    def unload(self) -> None:
+        """Let go of the models; no request may have a row. None gets one until `load`."""
+        self.clear()
+        self.loaded = False
+        del self.target, self._player
+
+    def load(self, target: Target, player: RoundPlayer) -> None:
+        """Take the models back."""
+        self.target, self._player, self.loaded = target, player, True
+        self._shapes.clear()
 
     def fail(self, error: BaseException) -> None:
         """End all requests with this error and drop their rows."""

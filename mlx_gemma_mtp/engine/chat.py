@@ -86,9 +86,10 @@ class Chat:
     def send(self, content: str | Sequence[Message]) -> Completion:
         """Add a message of the user, run what the model calls, and return its answer.
 
-        content: text, or a list of {"type": "text", "text": …}. Raises UsageError if another turn
-        is under way, and what `Engine.submit` and `Generation.result` raise; then the messages are
-        as they were before.
+        content: text, or a list of {"type": "text", "text": …}.
+
+        Raises UsageError if another turn is under way, and what `Engine.submit` and
+        `Generation.result` raise; then the messages are as they were before.
         """
         return _last([event.completion for event in self.stream(content)])
 

@@ -29,11 +29,13 @@ from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_cha
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
 from mlx_gemma_mtp.engine.intake import Intake
+from mlx_gemma_mtp.engine.loading import Models
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list, is_long
+from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
 from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.residence import After, Residence, after
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
@@ -79,51 +81,74 @@ class Engine:
         depth: Depth | None = None,
         exact: Exact = "auto",
         copies: bool = True,
+        memory_limit: int | None = None,
+        idle_unload: float | None = None,
+        after: After = after,
     ) -> None:
         """player: makes the two halves of the rounds of this pair.
 
-        depth: replaces what earlier runs learned, and the table; it is not saved. Others as `load`.
+        depth: replaces what earlier runs learned, and the table; it is not saved. after: as
+        `Residence`. Others as `load`.
         """
-        target, drafter, self.text = pair[:3]
+        self.text = pair.text
         key = pair.fingerprint if depth is None else None
         self._depth = depth = depth or load_depth(key, exact, pair.table)
-        target = copy(target)  # the same weights; other engines of this pair may have other ways
-        target.set_ways({} if depth.table is None else depth.table.ways)
+
+        def equip(models: Models) -> tuple[Target, RoundPlayer]:
+            target = copy(models.target)  # the same weights; other engines may have other ways
+            target.set_ways({} if depth.table is None else depth.table.ways)
+            return target, player(target, models.drafter)
+
+        target, rounds = equip(pair.models)
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.notes = (*pair.notes, exactness.note) if exactness.note else pair.notes
         self.config = target.config
-        self.has_drafter = drafter is not None
+        self.has_drafter = pair.drafter is not None
         self.name = pair.name
         self.drafter_name = pair.drafter_name
         self._defaults = pair.defaults
-        self._pair = memory.Pair.of(target, drafter)
+        self._pair = memory.Pair.of(target, pair.drafter)
+        budget = memory.Budget(self._pair, memory_limit)
+        self._memory_limit = memory_limit
         self._identity = mlx_worker().run(lambda: model_identity(target))
         self._copies = copies
         self._max_batch = exactness.max_batch
         self._limits = limits
         self._intake = Intake(
-            self.text, self.config, pair.defaults, has_drafter=self.has_drafter, copies=copies
+            self.text, pair.defaults, budget, has_drafter=self.has_drafter, copies=copies
         )
         suppressed = pair.default_tokens("suppress_tokens")
-        rounds = player(target, drafter)
-        self._keeper = None if key is None else DepthKeeper(key, depth)
-        on_idle = None
-        if self._keeper is not None:
-            on_idle = self._keeper.idle
-            mlx_worker().at_exit.add(self._keeper.save)
+        self._keeper = keeper = None if key is None else DepthKeeper(key, depth)
+        if keeper is not None:
+            mlx_worker().at_exit.add(keeper.save)
 
-        batch = partial(Batch, target, rounds, suppressed, has_drafter=self.has_drafter)
+        batch = partial(
+            Batch, target, rounds, suppressed, has_drafter=self.has_drafter, budget=budget
+        )
 
-        def scheduler() -> Scheduler:
-            rows = batch(depth, exactness, copies=copies)
-            return Scheduler(rows, max_queue=max_queue, on_idle=on_idle)
-
-        self._scheduler: Scheduler | Remote | None = mlx_worker().run(scheduler)
         likewise = Depth.from_json(depth.to_json(), exact)
         one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
         params = SamplingParams(seed=0).resolved(pair.defaults)
         drafts = first_drafts(likewise) if self.has_drafter else (0,)
-        self._warm_up = WarmUp(one_row, params, drafts)
+        self._warm_up = warm_up = WarmUp(one_row, params, drafts)
+        reload = pair.files.load if pair.files and idle_unload else None
+
+        def start() -> tuple[Residence, Scheduler]:
+            rows = batch(depth, exactness, copies=copies)
+            residence = Residence(
+                rows, equip, reload, idle_unload, on_unload=warm_up.stop, after=after
+            )
+
+            def on_idle() -> None:
+                if keeper is not None:
+                    keeper.idle()
+                residence.rest()
+
+            residence.rest()
+            return residence, Scheduler(rows, max_queue=max_queue, on_idle=on_idle)
+
+        self._scheduler: Scheduler | Remote | None
+        self._residence, self._scheduler = mlx_worker().run(start)
         self._owner = object()  # of its sessions
         log.info("opened %r", self)
 
@@ -148,6 +173,11 @@ class Engine:
     def closed(self) -> bool:
         """True once `close` is called."""
         return self._scheduler is None
+
+    @property
+    def loaded(self) -> bool:
+        """False while `idle_unload` has the weights out of memory, and once it is closed."""
+        return self._residence.loaded
 
     def close(self) -> None:
         """Stop all work within a round and free the memory.
@@ -285,12 +315,6 @@ class Engine:
         # Enough to keep every row busy; the rest of the queue is for other callers.
         return finish_all(requests, submit, most=2 * self._max_batch)
 
-    @property
-    def status(self) -> Status:
-        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
-        scheduler = self._scheduler
-        return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
-
     def session(self, saved: str | Path | None = None) -> Session:
         """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
 
@@ -303,6 +327,12 @@ class Engine:
         if saved is not None:
             mlx_worker().run(partial(session.restore, Path(saved)))
         return session
+
+    @property
+    def status(self) -> Status:
+        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
+        scheduler = self._scheduler
+        return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
 
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
@@ -324,11 +354,11 @@ class Engine:
 
         system: instructions. tools: Python functions with type hints; what they are for is in their
         docstrings. messages: what it starts with. saved: a file that `Chat.save` wrote, to continue
-        from, in place of messages. max_rounds: of calls, before the model must answer. priority and
-        timeout: of each request, as `submit`.
+        from, in place of messages. max_rounds: of calls, before the model must answer. priority,
+        timeout: of each request, as of `submit`.
 
-        Raises UsageError, and CheckpointError for another file; a saved session that does not fit
-        this model is prefilled again.
+        Raises UsageError, and CheckpointError for another file. If the saved session is of another
+        model, the messages are prefilled again.
         """
         self._check()
         if saved is not None and messages:
@@ -347,8 +377,11 @@ class Engine:
         return self._tokenizer.decode(tokens)
 
     def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
-        """Return how many tokens a prompt has, with its template. Raises UsageError."""
-        return len(self._intake.ids(prompt, tools=tools))
+        """Return how many tokens a prompt has, with its template; 0 if it is empty.
+
+        It may be too long for the model. Raises UsageError.
+        """
+        return len(encoded(prompt, self.text, tools=tools))
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""
@@ -356,7 +389,8 @@ class Engine:
 
     def longest_context(self) -> int:
         """The longest session, in tokens, that fits in memory; 0 if none does. Never waits."""
-        return self._pair.longest_context(batch=1, have=device.available(), sessions=1)
+        have = min(self._available(), self._memory_limit or self._available())
+        return self._pair.longest_context(batch=1, have=have, sessions=1)
 
     def _request(
         self,
@@ -410,9 +444,13 @@ class Engine:
         request.priority = priority
         return self._submit(request)
 
+    def _available(self) -> int:
+        return device.available()
+
     def _close(self, scheduler: Any) -> None:
         self._warm_up.stop()
         scheduler.close()
+        self._residence.close()
         if self._keeper is not None:
             mlx_worker().at_exit.discard(self._keeper.save)
             self._keeper.save()
@@ -436,20 +474,26 @@ class Engine:
         if scheduler is None:
             request.fail(CLOSED)
             return
+        assert isinstance(scheduler, Scheduler)  # with another, this method is another
         self._warm_up.stop()
         scheduler.add(request)
-        mlx_worker().repeat(scheduler.step)
+        self._residence.work(scheduler)
 
     def _submit_later(
         self, request: Callable[[], Request], generation: Generation, session: Session | None
     ) -> None:
         """Make a request and queue it, on a thread of its own."""
+        made = None
         try:
-            self._submit(request())
+            made = request()
+            self._submit(made)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             if session is not None:
                 session.release(generation)
-            generation.set_exception(as_failure(error))
+            if made is not None and generation.stopping:  # its session may have another request
+                mlx_worker().submit(made.cancel)
+            else:
+                generation.set_exception(as_failure(error))
 
     def _check(self, session: Session | None = None) -> None:
         """Raise ClosedError, or UsageError for a session of others."""

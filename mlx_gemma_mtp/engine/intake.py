@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
-from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, SUPPRESS, token_ids
+from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -31,31 +31,23 @@ class Intake:
     def __init__(
         self,
         text: Text | None,
-        config: TargetConfig,
         defaults: Mapping[str, Any],
+        budget: Budget,
         *,
         has_drafter: bool,
         copies: bool,
     ) -> None:
         """defaults: as of `OpenPair`. copies: as `load`."""
-
-        def tokens(key: str) -> list[int]:
-            return token_ids(defaults.get(key), config.vocab_size, f"{GENERATION}: {key}")
-
+        config = budget.pair.target
+        ends = token_ids(defaults.get(EOS), config.vocab_size, f"{GENERATION}: {EOS}")
+        self._budget = budget
         self._text = text
         self._config = config
         self._has_drafter = has_drafter
         self._may_draft = has_drafter or copies
         self._defaults = dict(defaults)
-        self._eos = frozenset(tokens(EOS) or [GEMMA_EOS])
-        self._suppressed = tokens(SUPPRESS)
+        self._eos = frozenset(ends or [GEMMA_EOS])
         self._stop = SamplingParams(stop=defaults.get(STOP) or ()).stop_strings
-
-    def ids(
-        self, prompt: Prompt, *, thinking: bool = False, tools: Sequence[Tool] | None = None
-    ) -> list[int]:
-        """Return the token ids of a prompt. Raises UsageError."""
-        return prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=tools)
 
     def request(
         self,
@@ -70,8 +62,8 @@ class Intake:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
-        schemas = declared(tools)
-        ids = self.ids(prompt, thinking=params.thinking, tools=schemas)
+        schemas, thinking = declared(tools), params.thinking
+        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
         return self.request_of(ids, params, on_chunk, session, schemas)
 
     def request_of(
@@ -83,7 +75,8 @@ class Intake:
         schemas: Sequence[Schema],
     ) -> Request:
         """Make a request of a prompt that is checked. Raises UsageError."""
-        room = self._config.max_position_embeddings - len(ids)
+        self._budget.check(len(ids) + 1, 1)
+        room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")
         asked = params.num_draft_tokens
@@ -102,9 +95,7 @@ class Intake:
                 f"{self._config.vocab_size} tokens"
             )
         size = self._config.vocab_size
-        rule = rule_of(
-            params, schemas, self._text, ids, size, ends=eos, suppressed=self._suppressed
-        )
+        rule = rule_of(params, schemas, self._text, ids, size, ends=eos)
         # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
         stop = params.stop_strings if takes_own else params.stop_strings + self._stop

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp.engine.engine import Engine
 
 STATE_SECONDS = 0.1  # between two looks at the state while there is work
+IDLE_SECONDS = 1.0  # while there is none, and the weights may leave the memory
 ENOUGH = 2**31 - 1  # of a queue whose places the parent counts
 
 
@@ -40,6 +41,8 @@ def run(fd: int) -> None:
 
 def serve(pipe: Connection) -> None:
     """Serve the parent at the other end of this pipe, and end the process."""
+    with suppress(OSError):  # an app without a terminal may have no stderr
+        os.dup2(2, 1)  # what is printed here must not get into the app's output
     inbox: SimpleQueue[list[Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=[pipe, inbox], daemon=True).start()
     Server(pipe).run(inbox)
@@ -74,7 +77,8 @@ class Server:
             self._send("failed", _whole(error), _whole(error.__cause__))
             return
         self._send("loaded", engine.about, _state(engine))
-        threading.Thread(target=self._report, args=[engine], daemon=True).start()
+        report = partial(self._report, engine, may_unload=options["idle_unload"] is not None)
+        threading.Thread(target=report, daemon=True).start()
         with engine:
             while (message := inbox.get())[0] != "close":
                 kind, number, *content = message
@@ -178,9 +182,10 @@ class Server:
         with self._sending, suppress(OSError):
             self._pipe.send(message)
 
-    def _report(self, engine: Engine) -> None:
+    def _report(self, engine: Engine, *, may_unload: bool) -> None:
         """Send what there is to send, and the state when it has changed."""
         last: State | None = None
+        idle = IDLE_SECONDS if may_unload else None
         while True:
             state = _state(engine)
             if last is None or state._replace(available=last.available) != last:
@@ -189,7 +194,7 @@ class Server:
             status = engine.status
             busy = bool(self._generations or status.reading or status.decoding or engine.warming)
             try:
-                message = self._to_send.get(timeout=STATE_SECONDS if busy else None)
+                message = self._to_send.get(timeout=STATE_SECONDS if busy else idle)
             except Empty:
                 continue
             if message:
@@ -203,6 +208,7 @@ def _state(engine: Engine) -> State:
         device.available(),
         engine.plain_tokens_per_second(),
         engine.warming,
+        engine.loaded,
     )
 
 

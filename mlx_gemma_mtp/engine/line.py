@@ -5,6 +5,7 @@ Knows nothing of rows or passes. Places are taken from any thread; everything el
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import insort
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ class Line:
     def __init__(self, max_batch: int, max_queue: int) -> None:
         """There are places for as many requests as have rows, and for max_queue that wait."""
         self._max_queue = max_queue
-        self._free = max_batch + max_queue
+        self._free: float = max_batch + max_queue
         self._num_waiting = 0
         self._changed = threading.Condition()
         self._numbers = count()
@@ -63,6 +64,12 @@ class Line:
         self._requests.remove(request)
         with self._changed:
             self._num_waiting -= 1
+
+    def close(self) -> None:
+        """Let everyone in: no place will be free, and what is added now only fails."""
+        with self._changed:
+            self._free = math.inf
+            self._changed.notify_all()
 
     def _leave(self) -> None:
         with self._changed:

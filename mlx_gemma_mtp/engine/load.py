@@ -33,7 +33,9 @@ def load(
     probe: bool | Watch = True,
     on_progress: Watch | None = None,
     cancel: threading.Event | None = None,
+    memory_limit: int | None = None,
     keep_resident: bool = False,
+    idle_unload: float | None = None,
     isolated: bool = False,
 ) -> Engine:
     """Load a target and its drafter.
@@ -60,9 +62,15 @@ def load(
     Ctrl-C. A download that has started ends first. Engines that are at work are not stopped by a
     load: it takes a slice of 16 MiB between two of their rounds.
 
+    memory_limit: the most bytes for the weights and the requests, instead of all that the machine
+    has: a pair or a prompt that needs more is refused, outputs are shorter, and fewer requests
+    decode together. What sessions keep between turns comes on top.
+
     keep_resident: ask macOS to keep in memory what MLX holds in this process. Otherwise an idle
     model may be compressed or swapped out if other apps need the memory, and its next request
-    waits for it.
+    waits for it. idle_unload: seconds without a request after which the weights leave the memory;
+    the next request loads them again, and counts that as `queue_seconds`. Sessions stay as they
+    are.
 
     isolated: keep the model in a worker process, so that a crash or a lack of memory there leaves
     this one alone: what was under way raises WorkerDiedError, and the next request starts another
@@ -76,8 +84,7 @@ def load(
 
     What is not on this disk is downloaded, after its config and headers have shown that it can be
     loaded here; a target with its drafter. Raises ModelNotFoundError, CheckpointError, UsageError,
-    NotEnoughMemoryError,
-    LoadCancelledError.
+    NotEnoughMemoryError, LoadCancelledError.
     """
     if not is_count(max_batch) or not 1 <= max_batch <= SIZES[-1]:
         raise UsageError(f"max_batch must be between 1 and {SIZES[-1]}, not {max_batch!r}")
@@ -94,6 +101,13 @@ def load(
     if not isinstance(isolated, bool):
         raise UsageError(f"isolated must be True or False, not {isolated!r}")
 
+    if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
+        raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
+    is_number = isinstance(idle_unload, (int, float)) and not isinstance(idle_unload, bool)
+    seconds = idle_unload if is_number and idle_unload else 0.0
+    if idle_unload is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise UsageError(f"idle_unload must be more than 0 seconds, not {idle_unload!r}")
+
     if isolated:
         watches = {"load": on_progress, "probe": None if isinstance(probe, bool) else probe}
         return load_remote(
@@ -107,7 +121,9 @@ def load(
                 "exact": exact,
                 "copies": copies,
                 "probe": probe is not False,
+                "memory_limit": None if memory_limit is None else int(memory_limit),
                 "keep_resident": keep_resident,
+                "idle_unload": idle_unload,
             },
             max_queue=int(max_queue),
             watches={part: watch for part, watch in watches.items() if watch is not None},
@@ -123,12 +139,25 @@ def load(
 
         return see
 
-    pair = open_pair(model, drafter, bits=bits, force=force, watch=watched(on_progress))
+    pair = open_pair(
+        model,
+        drafter,
+        bits=bits,
+        force=force,
+        memory_limit=memory_limit,
+        watch=watched(on_progress),
+    )
     try:
         if probe is not False:
             pair = with_table(pair, exact, watched(None if probe is True else probe))
         engine = Engine(
-            pair, max_batch=int(max_batch), max_queue=int(max_queue), exact=exact, copies=copies
+            pair,
+            max_batch=int(max_batch),
+            max_queue=int(max_queue),
+            exact=exact,
+            copies=copies,
+            memory_limit=memory_limit,
+            idle_unload=idle_unload,
         )
     except BaseException:
         pair.models.discard()

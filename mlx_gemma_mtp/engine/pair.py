@@ -62,6 +62,7 @@ def open_pair(
     *,
     bits: int | None = None,
     force: bool = False,
+    memory_limit: int | None = None,
     watch: Watch | None = None,
 ) -> OpenPair:
     """Load the weights and everything that belongs to them. Arguments and errors as `load`.
@@ -74,8 +75,9 @@ def open_pair(
     if force:
         folder, drafter_folder = find_pair(model, drafter)
     else:
-        folder, drafter_folder = find_pair(model, drafter, partial(check_downloads, bits=bits))
-        _check_load(folder, drafter_folder, str(model), bits)
+        check = partial(check_downloads, bits=bits, most=memory_limit)
+        folder, drafter_folder = find_pair(model, drafter, check)
+        _check_load(folder, drafter_folder, str(model), bits, memory_limit)
 
     text = Text(folder) if (folder / "tokenizer.json").exists() else None
     defaults = read_defaults(folder, text)
@@ -92,15 +94,19 @@ def open_pair(
     return OpenPair(*models, text, defaults, key, found, drafter_name, name=name, files=files)
 
 
-def check_downloads(downloads: Sequence[Download], *, bits: int | None = None) -> None:
+def check_downloads(
+    downloads: Sequence[Download], *, bits: int | None = None, most: int | None = None
+) -> None:
     """Raise what `load` would raise after this download: if it is too large, or not loadable.
 
-    Asks the Hub for configs and headers only. A drafter alone passes.
+    most: bytes that it may take. Asks the Hub for configs and headers only. A drafter alone passes.
     """
     with previews(downloads) as folders:
         if not is_drafter(folders[0]):
-            _check_load(folders[0], (*folders[1:], None)[0], downloads[0].name, bits)
+            _check_load(folders[0], (*folders[1:], None)[0], downloads[0].name, bits, most)
 
 
-def _check_load(folder: Path, beside: Path | None, name: str, bits: int | None) -> None:
-    mlx_worker().run(partial(memory.check_load, folder, beside, name, bits=bits))
+def _check_load(
+    folder: Path, beside: Path | None, name: str, bits: int | None, most: int | None
+) -> None:
+    mlx_worker().run(partial(memory.check_load, folder, beside, name, bits=bits, most=most))

@@ -126,7 +126,7 @@ class Prefill:
     @property
     def unread(self) -> int:
         """Tokens of each prompt that are left to read, or an estimate before the first pass."""
-        return self.requests[0].unread if self._done is None else self._longest - self._done
+        return self.requests[0].unread
 
     def takes(self, request: Request) -> bool:
         """True if this request can share its row: it has the same prompt."""
@@ -138,6 +138,7 @@ class Prefill:
         row = self._prompts.index(request.ids)
         if row in self.rows:
             request.stats.reused_tokens = len(request.ids)
+            request.unread = self.unread
         self.requests.append(request)
         self.rows.append(row)
         request.start(exact=self._exact)
@@ -167,6 +168,8 @@ class Prefill:
         # Wait, so that the activations of only one pass are in memory.
         mx.eval(hidden, self.cache.buffers)
         self.hidden, self._done = hidden, start + min(width, left)
+        for request in self.requests:
+            request.unread = self._longest - self._done
         session = self.requests[0].session
         if self.finished and session:
             session.remember_prompt(self.cache, self.requests[0].ids, padding=width - left)

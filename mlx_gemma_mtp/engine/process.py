@@ -74,6 +74,10 @@ class WorkerProcess:
             message: Message = self._pipe.recv()
         except (EOFError, OSError):
             raise WorkerDiedError(self._end()) from None
+        except BaseException:  # a message that cannot be read
+            self.kill()
+            self._end()
+            raise
         return message
 
     def loaded(
@@ -150,11 +154,9 @@ def _start(pipe: Connection) -> subprocess.Popen[bytes] | _Spawned:
         return _Spawned(pipe)
     if not sys.executable:
         raise MgmError("isolated=True needs sys.executable, the Python that runs a worker process")
-    code, fd = START.format(path=sys.path, fd=pipe.fileno()), pipe.fileno()
-    # What the worker prints must not get into the app's output.
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=2, pass_fds=[fd]
-    )
+    code, fd = START.format(path=[*map(str, sys.path)], fd=pipe.fileno()), pipe.fileno()
+    command, nothing = [sys.executable, "-c", code], subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=nothing, stdout=nothing, pass_fds=[fd])
 
 
 @contextmanager

@@ -44,11 +44,11 @@ def prompt_ids(
     thinking: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt. tools: as of `Text.chat`.
+    """The token ids of a prompt for this model.
 
-    Raises UsageError for anything else, and for a prompt that leaves no room for an answer.
+    Raises as `encoded`, and UsageError for a prompt that is empty or leaves no room for an answer.
     """
-    ids = _ids(prompt, text, thinking=thinking, tools=tools)
+    ids = encoded(prompt, text, thinking=thinking, tools=tools)
     if not ids:
         raise UsageError("the prompt is empty")
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
@@ -62,9 +62,17 @@ def prompt_ids(
     return ids
 
 
-def _ids(
-    prompt: Prompt, text: Text | None, *, thinking: bool, tools: Sequence[Tool] | None
+def encoded(
+    prompt: Prompt,
+    text: Text | None,
+    *,
+    thinking: bool = False,
+    tools: Sequence[Tool] | None = None,
 ) -> list[int]:
+    """The token ids of a prompt, however many there are. tools: as of `Text.chat`.
+
+    Raises UsageError for anything that is not a prompt, and what `Text.prompt` raises.
+    """
     if not isinstance(prompt, str) and not _is_list(prompt):
         raise UsageError(f"{FORMS}, not {type(prompt).__name__}")
     if isinstance(prompt, str) and not prompt.strip():

@@ -98,7 +98,7 @@ class Remote:
         soon = partial(mlx_worker().submit, partial(self._cancel, number))
         self._held[number] = 0.0
         if request.deadline is not None:
-            seconds = max(0.0, request.deadline - time.perf_counter())
+            seconds = min(request.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
             expire = partial(mlx_worker().submit, partial(self._expire, number))
             self._timers[number] = timer = threading.Timer(seconds, expire)
             timer.daemon = True
@@ -125,6 +125,7 @@ class Remote:
         self._closed.set()
         self.send("close", 0)
         self._process = None
+        self._waiting.close()
         self._fail_all(CLOSED)
 
     def join(self) -> None:

@@ -20,6 +20,7 @@ from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import CLOSED
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.tokenizer import Text
 
 
@@ -44,11 +45,12 @@ class RemoteEngine(Engine):
         self.drafter_name = about.drafter_name
         self._about = about
         self._pair = about.pair
+        self._memory_limit = options["memory_limit"]
         self._max_batch = about.max_batch
         self._intake = Intake(
             self.text,
-            self.config,
             about.defaults,
+            Budget(about.pair, self._memory_limit),
             has_drafter=self.has_drafter,
             copies=options["copies"],
         )
@@ -68,6 +70,11 @@ class RemoteEngine(Engine):
     def worker_pid(self) -> int | None:
         """The id of the worker process; None while there is none that has loaded the model."""
         return self._remote.pid
+
+    @property
+    def loaded(self) -> bool:
+        """False while there is no worker that has the weights in memory."""
+        return self._remote.pid is not None and self._remote.state.loaded
 
     @property
     def warming(self) -> bool:
@@ -95,10 +102,8 @@ class RemoteEngine(Engine):
         """As `Engine.plain_tokens_per_second`."""
         return self._remote.state.plain_tokens_per_second
 
-    def longest_context(self) -> int:
-        """As `Engine.longest_context`."""
-        have = self._remote.state.available
-        return self._pair.longest_context(batch=1, have=have, sessions=1)
+    def _available(self) -> int:
+        return self._remote.state.available
 
     def _close(self, scheduler: object) -> None:
         self._remote.close()

@@ -5,6 +5,7 @@ Lives on the host. Knows nothing of the device or of other requests.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -19,6 +20,8 @@ from mlx_gemma_mtp.errors import RequestTimeoutError, UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.tokenizer import TextStream
+
+log = logging.getLogger("mlx_gemma_mtp")
 
 
 @dataclass(eq=False)
@@ -134,7 +137,9 @@ class Request:
     def fail(self, error: BaseException) -> None:
         """End the request with this error, in the words of `errors.as_failure`."""
         self._end()
-        self.generation.set_exception(as_failure(error))
+        failure = as_failure(error)
+        log.warning("%s", failure)
+        self.generation.set_exception(failure)
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None, copied: bool) -> None:
         now, stats = time.perf_counter(), self.stats

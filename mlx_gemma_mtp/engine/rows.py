@@ -16,7 +16,8 @@ from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row
-from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.memory import Budget, Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
@@ -30,10 +31,16 @@ class Rows:
     """
 
     def __init__(
-        self, target: Target, suppressed: Sequence[int], max_batch: int, limits: Limits
+        self,
+        target: Target,
+        suppressed: Sequence[int],
+        max_batch: int,
+        limits: Limits,
+        budget: Budget,
     ) -> None:
-        self._target = target
+        self._config, self._dtype = target.config, target.dtype
         self._limits = limits
+        self._budget = budget
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
         self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
         self._spare_rounds: int  # in succession that would have fitted into the next smaller size
@@ -68,14 +75,14 @@ class Rows:
     def settings_of(self, requests: Sequence[Request]) -> RowSettings:
         """The settings of these requests, in a batch of their own."""
         params = [request.params for request in requests]
-        return row_settings(params, self._suppress, self._target.config.vocab_size)
+        return row_settings(params, self._suppress, self._config.vocab_size)
 
     def counts_of(self, requests: Sequence[Request]) -> mx.array | None:
         """The counts of these requests' prompts, see `control`; None without penalties."""
         if not any(has_penalties(request.params) for request in requests):
             return None
         prompts = [request.ids for request in requests]
-        return counts_of_prompts(prompts, self._target.config.vocab_size)
+        return counts_of_prompts(prompts, self._config.vocab_size)
 
     def join(self, prefill: Prefill, newest: Newest, make: Callable[[Request], Row]) -> None:
         """Give rows to the requests of a prefill that have not ended.
@@ -93,7 +100,7 @@ class Rows:
         moves = [(*row, length) for row, length in zip(rows, lengths, strict=True)]
         self.cache.take_over(prefill.cache, moves)
         self.cache.offset = _put(self.cache.offset, offset, rows)
-        (token, hidden, counts), size = self.newest, self._target.config.vocab_size
+        (token, hidden, counts), size = self.newest, self._config.vocab_size
         if counts is not None or newest.counts is not None:
             counts = _put(_counts(self.newest, size), _counts(newest, size), places)
         self.newest = Newest(
@@ -139,8 +146,10 @@ class Rows:
     def grow(self, capacity: int) -> bool:
         """Grow the cache. If memory runs out, fail the longest request and return False."""
         try:
+            # Drafts beyond the end of an output are counted by the budget.
+            self._budget.check(self.longest - self._limits.most_beyond, len(self.each))
             self.cache.grow(capacity)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, NotEnoughMemoryError) as error:
             requests = [row.request for row in self.active]
             longest = max(requests, key=lambda request: len(request.ids) + len(request.tokens))
             longest.fail(error)
@@ -149,19 +158,21 @@ class Rows:
 
     def may_shrink(self) -> bool:
         """True if fewer rows have been enough for some rounds; to be asked once a round."""
-        self._spare_rounds = self._spare_rounds + 1 if self._size() < len(self.each) else 0
+        spare = self.size_for(len(self.active)) < len(self.each)
+        self._spare_rounds = self._spare_rounds + 1 if spare else 0
         return self._spare_rounds > self._limits.shrink_after
 
     def shrink(self) -> None:
         """Have as few rows as the requests need."""
-        self._resize(self._size())
+        self._resize(self.size_for(len(self.active)))
 
-    def _size(self) -> int:
-        return next(size for size in self._sizes if size >= len(self.active))
+    def size_for(self, count: int) -> int:
+        """Return how many rows there are for this many requests."""
+        return next((size for size in self._sizes if size >= count), self._sizes[-1])
 
     def _start(self, size: int, capacity: int) -> None:
         """Start over with this many free rows."""
-        config, dtype, limits = self._target.config, self._target.dtype, self._limits
+        config, dtype, limits = self._config, self._dtype, self._limits
         most, step = limits.most_beyond, limits.slot_step
         self.each = [None] * size
         self._spare_rounds = 0
@@ -192,7 +203,7 @@ class Rows:
     def _lay_out(self) -> None:
         """Lay out the settings of the rows for the device."""
         params = [row.request.params if row else None for row in self.each]
-        self.settings = row_settings(params, self._suppress, self._target.config.vocab_size)
+        self.settings = row_settings(params, self._suppress, self._config.vocab_size)
         if self.settings.control is None or self.settings.control.penalties is None:
             self.newest = self.newest._replace(counts=None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mlx_gemma_mtp.decode.params import FORMS, MAX_BIAS, SamplingParams
+from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.call_grammar import call_rules
 from mlx_gemma_mtp.text.constraints import Rule
@@ -24,14 +24,12 @@ def rule_of(
     vocab_size: int,
     *,
     ends: Collection[int],
-    suppressed: Collection[int] = (),
 ) -> Rule | None:
     """Return the rule of an output; None if it is free.
 
-    tools: their schemas, in OpenAI's form. ends: tokens that end the output. suppressed: tokens
-    that are never chosen. Raises UsageError for settings that contradict each other, the tools or
-    the tokenizer, and for a form that cannot be followed; MgmError if that needs llguidance and it
-    is missing.
+    tools: their schemas, in OpenAI's form. ends: tokens that end the output. Raises UsageError for
+    settings that contradict each other, the tools or the tokenizer, and for a form that cannot be
+    followed; MgmError if llguidance is needed and missing.
     """
     given = [name for name in FORMS if getattr(params, name) is not None]
     choice, budget = params.tool_choice, params.thinking_budget
@@ -49,8 +47,6 @@ def rule_of(
     grammar = _grammar(params, tools, markers)
     if grammar is None:
         return Rule(text, prompt, vocab_size, ends, barred=barred, budget=budget)
-    barred += [one for one, bias in params.logit_bias.items() if bias <= -MAX_BIAS]
-    barred += suppressed
     try:
         match = text.grammars.start(grammar)
     except UsageError as error:

@@ -75,7 +75,8 @@ class Scheduler:
         """End everything with an MgmError, also what is added later, and let go of the models."""
         if not self._closed:
             self._closed = True
-            self._end(CLOSED)
+            self._waiting.close()
+            self.end(CLOSED)
             del self._batch  # errors that people keep may keep this alive
 
     def step(self) -> bool:
@@ -89,7 +90,7 @@ class Scheduler:
             if not self._gathering:
                 self._play()
         except BaseException as error:  # noqa: BLE001 - nobody may wait forever for a result
-            self._end(error)
+            self.end(error)
         more = bool(self._waiting or self._reading or self._batch.active)
         if not more:
             mx.clear_cache()
@@ -98,7 +99,7 @@ class Scheduler:
         self._count()
         return more
 
-    def _end(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
         """End everything with this error."""
         for request in list(self._waiting):
             self._waiting.take(request)
@@ -145,8 +146,19 @@ class Scheduler:
             waiting = [one for one in waiting if one.order[0] <= 0]
         elif self._batch.exactness.max_batch > 1:
             free -= 1
-        found = sorted([*found, *waiting[: max(free, 0)]], key=lambda one: one.order)
+        waiting = self._fitting(waiting[: max(free, 0)])
+        found = sorted([*found, *waiting], key=lambda one: one.order)
         return [one for one in found if one.order[0] == found[0].order[0]]
+
+    def _fitting(self, waiting: Sequence[Request]) -> list[Request]:
+        """Return the first of these that fit in memory together with all that have a row."""
+        taken = [*self._batch.active, *(one for each in self._reading for one in each.requests)]
+        fitting = list[Request]()
+        for request in waiting:
+            if not self._batch.fits([*taken, *fitting, request]):
+                break
+            fitting.append(request)
+        return fitting
 
     def _next(self, most: int) -> Request | Prefill | None:
         """What has the next pass, of up to this many tokens."""

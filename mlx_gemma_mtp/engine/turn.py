@@ -51,6 +51,8 @@ class Turn:
         self._added: list[Message] = [{"role": "user", "content": content}]
         self._said = ""  # of the answer that is being generated
         self._rounds = 0
+        self._round: list[Message] = []  # a message with calls, and the results so far
+        self._over = False  # True if the model need not be asked again
         self._state: Literal["new", "running", "over"] = "new"
         self._generation: Generation | None = None
         self.cancelled = False
@@ -77,13 +79,9 @@ class Turn:
                 for chunk in generation:
                     yield from self._seen(chunk)
                 done = generation.result()
-                calls = self._answered(done)
-                results = []
-                for call in calls:
-                    if not self.cancelled:
-                        results.append(self._run(call))
-                        yield ChatEvent("tool_result", call=call, result=results[-1])
-                if not self._continues(done, calls, results):
+                for call in self._answered(done):
+                    yield self._ran(call, self._run(call))
+                if self._over:
                     break
             self.stop()
             yield ChatEvent("end", completion=done)
@@ -102,13 +100,9 @@ class Turn:
                     for event in self._seen(chunk):
                         yield event
                 done = await generation
-                calls = self._answered(done)
-                results = []
-                for call in calls:
-                    if not self.cancelled:
-                        results.append(await self._run_async(call))
-                        yield ChatEvent("tool_result", call=call, result=results[-1])
-                if not self._continues(done, calls, results):
+                for call in self._answered(done):
+                    yield self._ran(call, await self._run_async(call))
+                if self._over:
                     break
             self.stop()
             yield ChatEvent("end", completion=done)
@@ -149,29 +143,30 @@ class Turn:
     def _may_call(self) -> bool:
         return bool(self._chat.tools) and self._rounds < self._chat.max_rounds
 
-    def _answered(self, done: Completion) -> list[ToolCall]:
-        """Return the calls to run. If there are none, or none may be run, this is the answer."""
-        if done.finish_reason == "cancelled" or not self._may_call:
-            return []
-        return [call for call in done.tool_calls if call.name]
+    def _answered(self, done: Completion) -> Iterator[ToolCall]:
+        """Give the calls to run, one after another. If none may be run, this is the answer."""
+        called = done.message if self._may_call else {}
+        if done.finish_reason == "cancelled" or not called.get("tool_calls"):
+            if done.finish_reason != "cancelled":
+                message = {key: one for key, one in done.message.items() if key != "tool_calls"}
+                self._added.append(message)
+                self._said = ""
+            self._over = True
+            return
+        self._round = [called]
+        for call in done.tool_calls:
+            self._over = self.cancelled
+            if call.name and not self._over:
+                yield call
 
-    def _continues(
-        self, done: Completion, calls: Sequence[ToolCall], results: Sequence[Any]
-    ) -> bool:
-        """Add what was said, and calls with their results. True if the model must answer them."""
-        if calls and len(results) == len(calls):
-            self._added.append(done.message)
-            self._added += [
-                {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": result}
-                for call, result in zip(calls, results, strict=True)
-            ]
-            self._said, self._rounds = "", self._rounds + 1
-            return not self.cancelled
-        if done.finish_reason != "cancelled" and not self.cancelled:
-            message = {key: one for key, one in done.message.items() if key != "tool_calls"}
-            self._added.append(message)
-            self._said = ""
-        return False
+    def _ran(self, call: ToolCall, result: str | Mapping[str, Any]) -> ChatEvent:
+        """Keep a result; the round with its calls is whole once all have one."""
+        about = {"role": "tool", "tool_call_id": call.id, "name": call.name}
+        self._round.append(about | {"content": result})
+        if len(self._round) > len(self._round[0]["tool_calls"]):
+            self._added += self._round
+            self._said, self._rounds, self._over = "", self._rounds + 1, self.cancelled
+        return ChatEvent("tool_result", call=call, result=result)
 
     def _bound(self, call: ToolCall) -> tuple[Function, dict[str, Any]]:
         """Return the function and its arguments. Raises ValueError, in words for a model."""

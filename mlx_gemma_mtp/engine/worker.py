@@ -12,9 +12,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -23,6 +25,9 @@ from mlx_gemma_mtp.errors import MgmError, UsageError
 
 T = TypeVar("T")
 
+log = logging.getLogger("mlx_gemma_mtp")
+
+SLOW_SECONDS = 1.0  # of a job, which is logged
 EXIT_SECONDS = 10.0  # how long the exit of the process waits for the current job
 
 
@@ -30,7 +35,7 @@ class Worker:
     """Runs jobs one after another on its own thread."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
+        self.lost = False  # True in a forked child, in which the thread does not exist
         self.leaving = threading.Event()  # set at exit; long jobs check it and stop
         self.at_exit: set[Callable[[], object]] = set()  # last jobs
         self._repeated: set[Callable[[], bool]] = set()
@@ -79,15 +84,18 @@ class Worker:
     def _work(self) -> None:
         while True:
             future, job = self._jobs.get()
+            start = time.perf_counter()
             try:
                 future.set_result(job())
             except BaseException as error:  # noqa: BLE001 - the future raises it in the caller
                 future.set_exception(error)
+            if (seconds := time.perf_counter() - start) > SLOW_SECONDS:
+                log.info("a step took %.1f s", seconds)
             del future, job  # an idle worker must not keep a closed model alive
 
     def _leave(self) -> None:
         self.leaving.set()
-        if self.process != os.getpid():  # a forked child, in which the thread does not exist
+        if self.lost:
             return
         # A job that takes longer, in one operation of MLX, ends with the process.
         with contextlib.suppress(TimeoutError):
@@ -108,9 +116,20 @@ def mlx_worker() -> Worker:
     if _worker is None:
         with _starting:
             _worker = _worker or Worker()
-    if _worker.process != os.getpid():
+    if _worker.lost:
         raise MgmError(
             "this process was forked from one that had loaded a model, which MLX does not survive: "
             'load it in the child only, or start the child with multiprocessing\'s "spawn" method'
         )
     return _worker
+
+
+def _forked() -> None:
+    """Start over in a forked child, or find the worker lost there."""
+    global _starting
+    _starting = threading.Lock()  # another thread of the parent may have held it
+    if _worker is not None:
+        _worker.lost = True
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -40,6 +40,8 @@ class Function:
             raise UsageError(f"a tool must be a function or a schema, not {function!r:.80}")
         self.function = function
         self.name = function.__name__
+        if not self.name.isidentifier():
+            raise UsageError("a tool needs a name: a function made with def, not a lambda")
         self._hints: dict[str, Any] = {}
         try:
             parameters = inspect.signature(function).parameters
@@ -246,7 +248,9 @@ def _named(hint: Any) -> str:
         return f"one of {', '.join(map(repr, schema['enum']))}"
     if "anyOf" in schema:
         return " or ".join(_named(one) for one in get_args(hint))
-    return {"array": "a list", "object": "an object"}.get(schema["type"], f"a {schema['type']}")
+    words = {"array": "a list", "object": "an object", "integer": "an integer", "null": "null"}
+    kind = schema.get("type", "value")
+    return words.get(kind, f"a {kind}")
 
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:

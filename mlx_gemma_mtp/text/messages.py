@@ -44,9 +44,12 @@ def normalized(messages: Sequence[Any]) -> list[Message]:
         raise UsageError(f"messages must be a list of {FORMS}")
     if not messages:
         raise UsageError("there are no messages")
+    after_call = False  # True if the last message that is not a tool's has calls
     for number, message in enumerate(messages, 1):
         wrong = _wrong(message)
-        if wrong is None and message["role"] == "tool" and not _follows_call(messages[:number]):
+        if wrong is None and message["role"] != "tool":
+            after_call = bool(message.get("tool_calls"))
+        elif wrong is None and not after_call:
             wrong = "the result of a tool must follow the message with its call"
         if wrong:
             raise UsageError(f"message {number}: {wrong}")
@@ -72,12 +75,6 @@ def normalized(messages: Sequence[Any]) -> list[Message]:
         if later:
             found.append({"role": "assistant", "content": later})
     return found
-
-
-def _follows_call(messages: Sequence[Any]) -> bool:
-    """Return True if the last message with another role than "tool" calls tools."""
-    last = next((one for one in reversed(messages) if one["role"] != "tool"), None)
-    return last is not None and last["role"] in MODEL_ROLES and bool(last.get("tool_calls"))
 
 
 def _wrong(message: Any) -> str | None:

@@ -23,10 +23,13 @@ def laid_out(
     """Return a conversation as a template writes it. google: it is one of Google's."""
     if not google:
         return write([*messages])
-    written = write(_with_responses(messages))
-    if TOOL_TURN in written:
-        return write(_without_tool_turns(_with_responses(messages)))
-    return write(_with_responses(messages, splits=False)) if LOOSE.search(written) else written
+    whole, joined = _with_responses(messages), _with_responses(messages, splits=False)
+    written = ""
+    for shown in (whole, _without_tool_turns(whole), _without_tool_turns(joined)):
+        written = write(shown)
+        if TOOL_TURN not in written and not LOOSE.search(written):
+            break
+    return written
 
 
 def in_json(messages: Sequence[Message]) -> list[Message]:
@@ -70,9 +73,9 @@ def _without_tool_turns(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         if message["role"] == "tool":
             continue
-        waits = bool(kept) and kept[-1].get("tool_responses") and not kept[-1]["content"]
-        if waits and is_answer(message):
-            kept[-1] = kept[-1] | {"content": message["content"]}
+        if kept and kept[-1].get("tool_responses") and is_answer(message):
+            both = (kept[-1]["content"], message["content"])
+            kept[-1] = kept[-1] | {"content": "\n".join(filter(None, both))}
         else:
             kept.append(message)
     return kept

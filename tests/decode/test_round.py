@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -30,6 +31,7 @@ from helpers.rounds import (
     watched_engine,
 )
 from mlx_gemma_mtp import Engine, SamplingParams, device
+from mlx_gemma_mtp.decode.control import counts_of_prompts
 from mlx_gemma_mtp.decode.round import (
     Layout,
     Newest,
@@ -237,6 +239,10 @@ def test_a_round_makes_no_host_read(
     for rows in ([GREEDY] * 3, [SAMPLED, None, SAMPLED], [GREEDY, None, FILTERED]):
         trace(models, at, row_settings(rows), num_draft_tokens)
         trace(models, at, row_settings(rows, suppress), num_draft_tokens)
+    every = replace(FILTERED, repetition_penalty=1.1, logit_bias={3: 1.0}, min_p=0.1, logprobs=3)
+    settings = row_settings([GREEDY, None, every], suppress, VOCAB)
+    at.newest = at.newest._replace(counts=counts_of_prompts([[1, 2]] * 3, VOCAB))
+    trace(models, at, settings, num_draft_tokens)
 
 
 READS: list[Callable[[mx.array], object]] = [

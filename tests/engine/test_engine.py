@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from helpers.fake_target import (
     MAX_POSITIONS,
     PARAMS,
     SECONDS,
+    VOCAB,
     FakeTarget,
     Rounds,
     fake_engine,
@@ -236,6 +238,79 @@ def test_closing_frees_the_memory_and_a_closed_engine_says_so(prompts: list[list
     for use in (running.generate, running.stream, running.submit):
         with pytest.raises(MgmError, match="closed"):
             use(prompts[0], PARAMS)
+
+
+def refused(running: Engine, prompt: object, **options: object) -> BaseException:
+    with pytest.raises(MgmError) as raised:
+        running.submit(prompt, **options).result()  # type: ignore[arg-type]
+    return raised.value
+
+
+def busy(running: Engine) -> BaseException:
+    session = running.session()
+    running.submit([5], ENDLESS, session=session)
+    return refused(running, [5], session=session)
+
+
+def full(running: Engine) -> BaseException:
+    with pytest.raises(MgmError, match="full") as raised:
+        [running.submit([5], ENDLESS) for _ in range(1000)]
+    return raised.value
+
+
+def failing(running: Engine) -> BaseException:
+    def on_chunk(_: object) -> None:
+        try:
+            raise KeyError(running)
+        except KeyError as error:
+            raise ValueError("broken") from error
+
+    return refused(running, [5], on_chunk=on_chunk)
+
+
+def interrupted(running: Engine) -> BaseException:
+    generation = running.submit([5], ENDLESS)
+    running.close()
+    error = generation.exception()
+    assert error is not None
+    return error
+
+
+def left(running: Engine) -> object:
+    stream = running.stream([5], ENDLESS)
+    next(stream)
+    return stream
+
+
+KEPT: dict[str, Callable[[Engine], object]] = {
+    "an empty prompt": lambda running: refused(running, []),
+    "a wrong token": lambda running: refused(running, [VOCAB]),
+    "wrong settings": lambda running: refused(running, [5], params=3),
+    "a prompt too long": lambda running: refused(running, [5] * MAX_POSITIONS),
+    "a busy session": busy,
+    "a full queue": full,
+    "a callback's error": failing,
+    "an error of closing": interrupted,
+    "a stream half read": left,
+    "a completion": lambda running: running.generate([5], PARAMS),
+    "a session": lambda running: (
+        running.generate([5], PARAMS, sessions=(s := running.session())) and s
+    ),
+}
+
+
+@pytest.mark.parametrize("make", KEPT.values(), ids=KEPT)
+def test_closing_lets_go_of_the_model_whatever_is_kept(make: Callable[[Engine], object]) -> None:
+    target = FakeTarget()
+    running = fake_engine(target, max_queue=4)
+    models = [weakref.ref(target), weakref.ref(running._scheduler._batch.target)]  # type: ignore[union-attr]
+    del target
+    kept = make(running)
+    running.close()
+    gc.collect()
+    assert [model() for model in models] == [None, None]
+    assert kept
+    assert running.closed
 
 
 def test_engines_of_one_pair_compute_experts_in_ways_of_their_own(rng: np.random.Generator) -> None:

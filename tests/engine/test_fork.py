@@ -1,5 +1,7 @@
 """A forked child cannot use its parent's engine or load one, and learns so at once."""
 
+import asyncio
+import concurrent.futures
 import os
 import signal
 from collections.abc import Callable
@@ -7,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from helpers.fake_target import PARAMS, fake_engine
-from mlx_gemma_mtp import Engine, MgmError, load
+from helpers.fake_target import ENDLESS, PARAMS, fake_engine
+from mlx_gemma_mtp import Engine, Generation, MgmError, load
 
 SECONDS = 20  # after which a child that waits is ended
 
@@ -20,6 +22,20 @@ USES: dict[str, Callable[[Engine], Any]] = {
     "close": lambda engine: engine.close(),
     "an engine of its own": lambda _: fake_engine(),
     "load": lambda _: load("demo"),
+}
+
+
+async def awaited(generation: Generation) -> None:
+    await generation
+
+
+WAITS: dict[str, Callable[[Generation], Any]] = {
+    "result": lambda generation: generation.result(),
+    "exception": lambda generation: generation.exception(),
+    "wait": lambda generation: concurrent.futures.wait([generation]),
+    "read": lambda generation: list(generation),
+    "block": lambda generation: generation.__exit__(None),
+    "await": lambda generation: asyncio.run(awaited(generation)),
 }
 
 
@@ -51,3 +67,14 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(
     assert "spawn" in said
     assert "\n" not in said
     assert running.generate([5], PARAMS)[0].tokens == before
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_forked_child_cannot_wait_for_a_request_of_its_parent(
+    running: Engine, wait: Callable[[Generation], Any]
+) -> None:
+    generation = running.submit([5], ENDLESS)
+    next(generation)
+    assert "spawn" in in_a_child(lambda: wait(generation))
+    generation.cancel()
+    assert generation.result(SECONDS).finish_reason == "cancelled"

@@ -94,6 +94,24 @@ def test_a_list_of_prompts_may_be_longer_than_the_queue_and_leaves_room_in_it(
     assert max(rounds.sizes) == 1
 
 
+def test_the_status_is_read_without_waiting_for_the_worker(prompts: list[list[int]]) -> None:
+    rounds, seen = Rounds(), list[tuple[int, ...]]()
+    with fake_engine(max_batch=2, player=rounds.player) as running:
+        rounds.then = lambda: seen.append(running.status[:3])
+        with held():
+            assert running.status[:3] == (0, 0, 0)
+            going = [running.submit(prompt, PARAMS) for prompt in prompts[:5]]
+            assert running.status[:3] == (5, 0, 0)
+            assert going[4].cancel()
+        assert [len(tokens(one)) for one in going] == [16, 16, 16, 16, 0]
+        mlx_worker().run(lambda: None)
+        assert running.status[:3] == (0, 0, 0)
+        assert running.status.memory_bytes >= 0
+    assert (2, 0, 2) in seen
+    assert set(seen) <= {(2, 0, 2), (0, 0, 2), (0, 0, 1), (1, 0, 2), (1, 0, 1)}
+    assert running.status == (0, 0, 0, 0)
+
+
 def test_two_engines_take_turns(prompts: list[list[int]]) -> None:
     turns, first, second = list[int](), Rounds(), Rounds()
     first.then, second.then = (partial(turns.append, number) for number in (1, 2))
@@ -153,6 +171,22 @@ def test_a_callback_that_waits_for_an_engine_gets_an_error(
 
 
 # Closing
+
+
+def test_closing_reaches_who_waits_for_a_place_before_anything_started(
+    prompts: list[list[int]],
+) -> None:
+    running = fake_engine(max_batch=1, max_queue=1)
+    with ThreadPoolExecutor(2) as threads:
+        with held():
+            going = [running.submit(prompt, ENDLESS) for prompt in prompts[:2]]
+            many = threads.submit(running.generate, prompts, ENDLESS)
+            closing = threads.submit(running.close)
+            while not running.closed:
+                time.sleep(0)
+        closing.result(SECONDS)
+        for one in (*going, many):
+            assert isinstance(one.exception(SECONDS), MgmError)
 
 
 def test_closing_reaches_everyone_whose_request_has_not_ended(prompts: list[list[int]]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -30,9 +30,11 @@ from mlx_gemma_mtp import Completion, Engine, SamplingParams, Session
 from mlx_gemma_mtp.decode.round import draft, round_player
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.session import model_identity
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, UsageError
+from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, SaveError, UsageError
 from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.target import Target
 
 LIMITS = Limits(
     chunks=(8, 24), rollback=24, max_draft_tokens=7, slot_step=1
@@ -260,6 +262,62 @@ class OtherTarget(FakeTarget):
 
     def parameters(self) -> dict[str, mx.array]:
         return {"scale": mx.array([1.0])}
+
+
+class LargeTarget(FakeTarget):
+    """A target with a large array, of a size that a sample does not divide."""
+
+    def __init__(self, weights: mx.array) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def parameters(self) -> dict[str, mx.array]:
+        return {"weights": self.weights}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.uint32])
+def test_weights_that_differ_a_little_have_another_identity(
+    rng: np.random.Generator, dtype: mx.Dtype
+) -> None:
+    values = rng.integers(1, 2**8, (101, 1009))
+    tuned, small = values + (rng.random(values.shape) < 0.1), values[:3].copy()
+    small[-1, -1] += 1
+    different = [values, values.reshape(1009, 101), tuned, values[:3], small]
+
+    def identity(of: Any) -> str:
+        return model_identity(cast(Target, LargeTarget(mx.array(of).astype(dtype))))
+
+    found = mlx_worker().run(lambda: [identity(one) for one in [*different, values.copy()]])
+    assert len({*found}) == len(different)
+    assert found[-1] == found[0]
+
+
+def test_a_session_of_another_engine_or_none_is_refused(engine: Engine, prompts: list[Ids]) -> None:
+    session = engine.session()
+    finish(engine, session, prompts[0])
+    with fake_engine(OtherTarget()) as other:
+        for wrong, why in ((session, "another engine"), ("chat", "must come from engine.session")):
+            for use in (other.submit, other.stream):
+                with pytest.raises(UsageError, match=why):
+                    use(prompts[0], PARAMS, session=wrong)  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match=why):
+                other.generate([prompts[0]], PARAMS, sessions=[wrong])  # type: ignore[list-item]
+    finish(engine, session, prompts[0])
+
+
+def test_a_session_that_cannot_be_written_says_so(
+    engine: Engine, prompts: list[Ids], tmp_path: Path
+) -> None:
+    session = engine.session()
+    finish(engine, session, prompts[0])
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none" / "talk", tmp_path / "file" / "talk", tmp_path):
+        with pytest.raises(SaveError, match="cannot be written") as raised:
+            session.save(path)
+        assert isinstance(raised.value, OSError)
+        assert "\n" not in str(raised.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    finish(engine, session, prompts[0])
 
 
 def test_a_damaged_session_or_one_of_another_model_is_refused(

@@ -17,12 +17,13 @@ ELEMENTWISE = {
     *("Abs", "Add", "AsType", "BitwiseBinary", "Broadcast", "Divide"),
     *("Equal", "Exp", "Greater", "GreaterEqual", "Less", "LessEqual", "Log", "Log1p"),
     *("LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum", "Multiply", "Negative"),
-    *("NotEqual", "Select", "Subtract", "Tanh"),
+    *("NotEqual", "Select", "Subtract", "Tanh", "View"),
 }
 STRIDED = {"Broadcast", "Slice", "Transpose"}  # views that a reshape has to copy
 VIEWS = {*STRIDED, "ExpandDims", "Flatten", "Reshape", "Squeeze", "Unflatten"}
 SORTS = {"ArgPartition", "ArgSort", "Partition", "Sort"}
-OTHERS = {"Arange", "ArgReduce", "Concatenate", "RandomBits", "Reduce", "Scan", "Softmax"}
+OTHERS = {"Arange", "ArgReduce", "Concatenate", "LogSumExp", "RandomBits", "Reduce", "Scan"}
+OTHERS |= {"Softmax"}
 MOST_DEPTH = 11  # of a chain that mx.compile fuses
 MOST_SORTED = 2048  # numbers that one launch can sort
 

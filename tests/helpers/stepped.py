@@ -15,7 +15,7 @@ from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import Scheduler
-from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.memory import Budget, Limits, Pair
 from mlx_gemma_mtp.model.cache import KVCache
 
 PARAMS = SamplingParams().resolved({})
@@ -55,7 +55,8 @@ class Stepped:
         depth, limits = depth or Depth(), limits or Limits()
         player = self._player._replace(verify=self._verify)
         rule = exactness or Exactness(limits, max_batch)
-        batch = Batch(target, player, [], depth, rule, **options)
+        budget = Budget(Pair.of(target, None))  # type: ignore[arg-type]
+        batch = Batch(target, player, [], depth, rule, budget=budget, **options)
         self.scheduler = Scheduler(batch, max_queue=64)
 
     @property

@@ -10,10 +10,10 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from helpers.small_files import WRITTEN
+from helpers.templates import FIRST, NEWEST
 from mlx_gemma_mtp.errors import UsageError, one_line
 from mlx_gemma_mtp.text.template import render
 from mlx_gemma_mtp.text.tokenizer import Text
-from text.test_tool_results import FIRST, GOOGLE
 
 LINES = """
   {# a comment #}
@@ -26,7 +26,7 @@ LINES = """
 """
 TEMPLATES = {
     "demo": WRITTEN,
-    "Google's, in few words": GOOGLE,
+    "Google's newest, in few words": NEWEST,
     "Google's first, in few words": FIRST,
     "break": "{% for m in messages %}{{ m.role }}{% if m.role == 'user' %}{% break %}{% endif %}-\n"
     "{% endfor %}",

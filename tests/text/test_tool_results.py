@@ -14,6 +14,7 @@ from helpers.templates import FIRST, OTHER, TEMPLATES, with_template
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.messages import Message, check_messages, normalized
 from mlx_gemma_mtp.text.tokenizer import Text
+from mlx_gemma_mtp.text.tool_turns import LOOSE
 
 HI: Message = {"role": "user", "content": "Hi"}
 
@@ -133,6 +134,12 @@ def test_text_before_calls_comes_before_them_and_answers_after_results(
     places = [written.find(one) for one in ("Let me see.", "call:f", "call:g", "so", "Done.")]
     assert places == sorted(places)
     assert min(places) >= 0
+
+
+def test_nothing_is_shown_outside_of_turns(any_text: Text) -> None:
+    written = any_text.decode(any_text.chat(CANONICAL))
+    assert LOOSE.search(written) is None
+    assert written.count("Let me see.") == written.count("Done.") == 1
 
 
 SECRET = "SECRET RESULT"

@@ -1,0 +1,59 @@
+"""An engine with a memory limit refuses, shortens and queues what would exceed it."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from helpers.fake_target import PARAMS, Rounds, fake_engine, fake_pair
+from mlx_gemma_mtp import SamplingParams, load
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
+from mlx_gemma_mtp.memory import Budget, Pair
+
+PAIR = Pair.of(*fake_pair().models)
+LONGEST = 300  # tokens that fit at batch 1
+LIMIT = PAIR.needs(LONGEST, 1)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_others_are_served() -> None:
+    with fake_engine(memory_limit=LIMIT) as engine, fake_engine() as free:
+        with pytest.raises(NotEnoughMemoryError, match="memory_limit") as refused:
+            engine.submit([5] * 2 * LONGEST, PARAMS)
+        assert "\n" not in str(refused.value)
+        assert (
+            engine.generate([5] * 20, PARAMS)[0].tokens == free.generate([5] * 20, PARAMS)[0].tokens
+        )
+        assert engine.longest_context() < free.longest_context()
+
+
+def test_an_output_ends_where_the_memory_does() -> None:
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    longest = Budget(PAIR, LIMIT).context
+    assert LONGEST <= longest < LONGEST + 256
+    with fake_engine(memory_limit=LIMIT) as engine:
+        (done,) = engine.generate([5] * 20, params)
+    assert (done.finish_reason, len(done.tokens)) == ("length", longest - 20)
+
+
+def test_requests_that_do_not_fit_together_wait_for_each_other(
+    prompts: Sequence[list[int]],
+) -> None:
+    params = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
+    limits = {LIMIT: 1, PAIR.needs(LONGEST, 2): 2, None: 8}
+    outputs = []
+    for limit, rows in limits.items():
+        rounds = Rounds()
+        with fake_engine(player=rounds.player, memory_limit=limit) as engine:
+            outputs.append([done.tokens for done in engine.generate(prompts, params)])
+        assert max(rounds.sizes) == rows
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_a_pair_that_exceeds_its_limit_is_not_loaded() -> None:
+    with pytest.raises(NotEnoughMemoryError, match=r"demo.* 10\.0 MB is available"):
+        load("demo", memory_limit=10_000_000)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "12 GB", True])
+def test_a_limit_is_a_number_of_bytes(wrong: object) -> None:
+    with pytest.raises(UsageError, match="memory_limit"):
+        load("demo", memory_limit=wrong)  # type: ignore[arg-type]
