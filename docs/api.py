@@ -18,11 +18,10 @@ NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of p
 INSIDE = {
     "Chat": "claim release submit",
     "Engine": "about take",
-    "Generation": (
-        "add call_back chunks hold_for reached set_exception set_result wait_for when_cancelled"
-    ),
+    "Generation": "add add_done_callback call_back check_may_wait chunks hold_for reached "
+    "set_exception set_result wait_for when_cancelled",
     "SamplingParams": "resolved stop_strings",
-    "Session": "claim copy_back lend release remember_prompt restore take_back",
+    "Session": "claim copy_back lend release remember_prompt restore reusable take_back",
     "Stats": "count_round",
     "Turn": "stop",
 }
@@ -36,7 +35,8 @@ Everything here can be imported from `mlx_gemma_mtp`. Written by `make docs` fro
 
 def annotation(value: Any) -> str:
     """Return a type as it is written in the source."""
-    return value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+    shown = value if isinstance(value, str) else getattr(value, "__forward_arg__", repr(value))
+    return str(shown).replace("'", '"')
 
 
 def signature(name: str, function: Callable[..., Any]) -> str:
@@ -151,7 +151,7 @@ def page() -> Iterator[str]:
     rest = [name for name in public if name not in classes and not inspect.isfunction(public[name])]
     if rest:
         yield "## Types\n"
-        yield block("\n".join(f"{name} = {public[name]}" for name in rest))
+        yield block("\n".join(f"{name} = {annotation(public[name])}" for name in rest))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_gemma_mtp.decode.control import changed, control_of, counts_of_prompts
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.decode.sampling import capped, gumbel
@@ -50,7 +51,9 @@ def margin(
     """Return the margin between two tokens that were chosen after `ids`, prompt and completion.
 
     size is the larger shortfall of the two; bound is NEAR_ULPS units in the last place of the
-    larger logit, divided by the temperature, and 0 for a float32 pair. Call it on the MLX thread.
+    larger logit, divided by the temperature, and 0 for a float32 pair. Of what a request may change
+    in its logits, only the repetition penalty is known here, because a checkpoint may ask for it.
+    Call it on the MLX thread.
     """
     target = pair.target
     most, capacity = min(chunk, len(ids)), capacity_for(len(ids))
@@ -61,13 +64,27 @@ def margin(
         mx.eval(hidden, cache.buffers)
     logits = target.logits(hidden)[0, 0]
     params, suppressed = params.resolved(pair.defaults), pair.default_tokens("suppress_tokens")
-    found = scores(logits, len(ids), params, target.config.final_logit_softcapping, suppressed)
+    seen, softcap = logits, target.config.final_logit_softcapping
+    if (params.repetition_penalty or 1.0) != 1.0:
+        seen, softcap = _penalized(logits, params, softcap, ids), None
+    found = scores(seen, len(ids), params, softcap, suppressed)
     size = min(max(shortfall(*found, token) for token in tokens), FARTHEST)
     if is_exact(target):
         return Margin(size, 0.0)
     larger = float(mx.abs(logits[mx.array(tokens)]).max())
     ulp = mx.finfo(target.dtype).eps * 2.0 ** (math.frexp(larger)[1] - 1)
     return Margin(size, NEAR_ULPS * ulp / (params.temperature or 1.0))
+
+
+def _penalized(
+    logits: mx.array, params: SamplingParams, softcap: float | None, ids: Sequence[int]
+) -> mx.array:
+    """Return logits [V] after softcap and repetition penalty, as float32."""
+    alone = replace(params, presence_penalty=0.0, frequency_penalty=0.0, logit_bias={})
+    control, counts = control_of([alone], len(logits)), counts_of_prompts([ids], len(logits))
+    assert control is not None
+    raw = capped(logits.astype(mx.float32), softcap)[None, None]
+    return changed(raw, control, counts[:, None], None)[0, 0]
 
 
 def is_exact(target: Target) -> bool:
@@ -86,7 +103,7 @@ def scores(
     """Return value and slack of all tokens for this position, both [V], from raw logits [V].
 
     value: what `sampling.choose` maximizes, without filters. slack: how far logit / temperature is
-    inside top_k and top_p; negative outside, infinite without filters, -inf if suppressed.
+    inside top_k, top_p and min_p; negative outside, infinite without filters, -inf if suppressed.
     """
     barred = np.isin(np.arange(len(logits)), suppressed)
     scaled = logits.astype(mx.float32)
@@ -95,7 +112,10 @@ def scores(
     scaled = capped(scaled, softcap) / params.temperature
     seed, at = mx.array([[params.seed]], mx.uint32), mx.array([[position]])
     noise = gumbel(seed, at, len(logits))[0, 0]
-    slack = _slack(np.where(barred, -np.inf, np.array(scaled)), params)
+    inside = np.where(barred, -np.inf, np.array(scaled))
+    slack = _slack(inside, params)
+    if params.min_p:
+        slack = np.minimum(slack, inside - inside.max() - math.log(params.min_p))
     return np.array(scaled + noise), slack
 
 

@@ -223,6 +223,8 @@ class Pair(NamedTuple):
         kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
         others = kept - prompt.nbytes if sessions else 0  # one of them lends its cache
         rows_then = rows.nbytes if batch > together else 0  # allocated after the first prompts
+        if batch > max(together, 2):  # a prompt is overtaken by others, of as many tokens together
+            rows_then += prompt.nbytes
         reading = others + rows_then + group.nbytes + _reading(group, context, chunk)
         # While a buffer is copied, old and new are both held.
         joining = others + rows_then + group.nbytes + max(keys.nbytes for keys in rows.keys)

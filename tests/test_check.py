@@ -26,6 +26,7 @@ from mlx_gemma_mtp.model.cache import KVCache
 GREEDY = SamplingParams(temperature=0, top_k=0, top_p=1, seed=0)
 UNFILTERED = SamplingParams(temperature=0.8, top_k=0, top_p=1, seed=7)
 FILTERS: list[dict[str, Any]] = [{"top_k": 20}, {"top_p": 0.9}, {"top_k": 20, "top_p": 0.9}]
+FILTERS += [{"min_p": 0.1}, {"top_k": 20, "min_p": 0.05}]
 SETTINGS = [GREEDY, UNFILTERED, *(replace(UNFILTERED, **filters) for filters in FILTERS)]
 Change = Callable[[list[list[int]], list[SamplingParams], list[Completion]], None]
 Run = Callable[..., Report]
@@ -192,9 +193,13 @@ def test_a_margin_is_the_difference_of_two_scores(rng: np.random.Generator) -> N
 
     logits = mlx_worker().run(raw)
     noise = np.array(gumbel(mx.array([[7]]), mx.array([[len(ids)]]), VOCAB))[0, 0]
+    capped = 30 * np.tanh(logits / 30)
+    repeated = np.where(np.isin(np.arange(VOCAB), ids), np.minimum(capped * 2, capped / 2), capped)
     for params, values in [
         (GREEDY, logits),
-        (UNFILTERED, 30 * np.tanh(logits / 30) / 0.8 + noise),
+        (UNFILTERED, capped / 0.8 + noise),
+        (replace(UNFILTERED, repetition_penalty=2), repeated / 0.8 + noise),
+        (replace(GREEDY, repetition_penalty=2), repeated),
     ]:
         values[SUPPRESSED] = -np.inf
         best = int(values.argmax())

@@ -109,11 +109,11 @@ def test_the_peak_is_as_estimated(
 
 
 def test_kept_sessions_are_counted(tiny: dict[str, PairPaths], rng: np.random.Generator) -> None:
-    paths = tiny["E2B"]
+    paths, limits = tiny["E2B"], Limits(pause_seconds=math.inf)
     need = read_pair(*paths).needs(1024, 1, sessions=2)
 
     def work() -> None:
-        with load(*paths, max_batch=1) as running:
+        with Engine(open_pair(*paths), max_batch=1, limits=limits) as running:
             kept = [running.session() for _ in range(2)]
             for session in kept:
                 ids: list[int] = []

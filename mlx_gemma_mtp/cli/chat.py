@@ -186,7 +186,7 @@ def _leave(chat: Chat, keep_cache: bool) -> None:
     if keep_cache and path and chat.transcript.conversation.messages:
         try:
             chat.session.save(store.cache_of(path))
-        except (MgmError, OSError, RuntimeError) as error:
+        except MgmError as error:
             chat.screen.say(f"mgm: the KV cache is not saved: {error}")
     chat.transcript.close()
     chat.engine.close()

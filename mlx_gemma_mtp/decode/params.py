@@ -50,11 +50,15 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted from the logits of tokens of the output, once
         and per occurrence, from -2 to 2, as OpenAI defines them.
     logit_bias: added to the logits of these token ids, from -100, which bars a token, to 100.
-    json_schema, regex, choices: the answer has this form; at most one of them. json_schema: a JSON
-        schema or a pydantic model. choices: the answer is one of these strings.
-    tool_choice: "auto"; "none" forbids calls, "required" makes the answer one, and so does the name
-        of a tool, which is then called.
-    thinking_budget: maximum tokens of a thought, which is then closed.
+    json_schema: the answer is JSON, on one line, that matches this JSON schema or pydantic model.
+    regex: the whole answer matches this, in Rust's syntax.
+    choices: the answer is one of these strings. At most one of these three can be set; they need
+        the extra "structured". A thought may come before the answer, and with tools a call instead
+        of it. Of an answer that is continued, the new text has the form. max_tokens and stop may
+        cut it.
+    tool_choice: "auto"; "none" forbids calls, "required" makes the output calls alone, and the name
+        of a tool makes it one call of this tool. Their arguments follow its schema.
+    thinking_budget: maximum tokens of thoughts, without markers; then they are closed.
 
     stop_token_ids: ids that end the answer, next to those of the checkpoint.
     logprobs: report the log-probability of each token and of this many most likely ones (0 to 20),

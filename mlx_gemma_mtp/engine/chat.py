@@ -42,7 +42,7 @@ class Chat:
     What a function returns, or raises, goes back to the model, for up to `max_rounds` rounds of
     calls; after them it must answer. Several calls of one round run one after another. A function
     runs on the thread that reads the turn; in an event loop, async ones run in the loop and others
-    on a thread.
+    on a thread. params: the settings of turns that start from now on.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
-from mlx_gemma_mtp.decode.params import SamplingParams, is_count
+from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
@@ -232,9 +232,9 @@ class Engine:
         priority: higher ones are served first. timeout: seconds after which it ends with a
         RequestTimeoutError.
 
-        In an event loop, a long prompt is encoded on a thread, and what is wrong with it is raised
-        by the Generation. Otherwise raises QueueFullError if max_queue requests are waiting
-        already, and errors as `generate`.
+        In an event loop, a long prompt or one whose answer has a form is prepared on a thread, and
+        what is wrong with it is raised by the Generation. Otherwise raises QueueFullError if
+        max_queue requests are waiting already, and errors as `generate`.
         """
         generation, loop = Generation(), running_loop()
         callback = on_chunk if on_chunk is not None and in_a_loop(on_chunk) else None
@@ -246,7 +246,7 @@ class Engine:
         request = partial(
             self._request, prompt, params, session, tools, priority, timeout, on_chunk, generation
         )
-        if loop is not None and is_long(prompt):
+        if loop is not None and (is_long(prompt) or has_rule(params)):
             self._check(session)
             if session is not None:
                 session.claim(generation)
@@ -515,6 +515,13 @@ class Engine:
         if self.text is None:
             raise UsageError("this checkpoint has no tokenizer: give prompts as token ids")
         return self.text
+
+
+def has_rule(params: SamplingParams | None) -> bool:
+    """True if it takes time to make a rule of these settings, see `rule_of`."""
+    if not isinstance(params, SamplingParams):
+        return False
+    return params.tool_choice != "auto" or any(getattr(params, one) is not None for one in FORMS)
 
 
 def deadline(timeout: float | None) -> float | None:

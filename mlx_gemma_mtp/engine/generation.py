@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import math
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any, TypeGuard
 
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import as_failure
+from mlx_gemma_mtp.errors import UsageError, as_failure
 
 Callback = Callable[[Chunk], object]
 AsyncCallback = Callable[[Chunk], Awaitable[object]]
@@ -40,7 +41,7 @@ class Generation(Future[Completion]):
         super().__init__()
         self.stopping = False  # True once it is cancelled
         self._on_cancel: Callable[[], object] = lambda: None
-        self._waiters = _Waiters()
+        self._waiters = _Waiters(weakref.ref(self))
         self._chunks: list[Chunk] = []
         self._changing = threading.Lock()
         self._waiting: list[tuple[float, Callable[[], object]]] = []  # for a chunk's number
@@ -75,7 +76,7 @@ class Generation(Future[Completion]):
 
         Raises the MgmError that ended it, or TimeoutError.
         """
-        self._check_may_wait()
+        self.check_may_wait()
         try:
             return super().result(timeout)
         finally:
@@ -83,8 +84,14 @@ class Generation(Future[Completion]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait like `result`, and return the error that ended it or None."""
-        self._check_may_wait()
+        self.check_may_wait()
         return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[Completion]], object]) -> None:
+        """Call a function with this object at the end, mostly on the thread that does the work."""
+        if getattr(fn, "__module__", None) == asyncio.tasks.__name__:  # it would never come back
+            raise UsageError("asyncio.wait takes tasks: give asyncio.ensure_future(generation)")
+        super().add_done_callback(fn)
 
     def cancel(self) -> bool:
         """End the request within a round; its result is the output so far.
@@ -145,7 +152,7 @@ class Generation(Future[Completion]):
     def wait_for(self, number: float) -> None:
         """Wait for the chunk of this number, from 0, or the end. Ctrl-C cancels the request."""
         if not self._has(number):
-            self._check_may_wait()
+            self.check_may_wait()
             reached = threading.Event()
             self._when(number, reached.set)
             try:
@@ -156,8 +163,13 @@ class Generation(Future[Completion]):
 
     async def reached(self, number: float) -> None:
         """Await the chunk of this number, from 0, or the end. CancelledError cancels."""
+        if self._callbacks is not None and asyncio.current_task() is self._callbacks:
+            raise UsageError("a callback must not await its own request, which ends after it")
+        await self._reach(number)
+
+    async def _reach(self, number: float) -> None:
         if not self._has(number):
-            self._check_may_wait()
+            mlx_worker().check_may_wait()
             loop = asyncio.get_running_loop()
             reached: asyncio.Future[None] = loop.create_future()
             self._when(number, partial(_tell, loop, reached))
@@ -186,9 +198,13 @@ class Generation(Future[Completion]):
         for tell in told:
             tell()
 
-    def _check_may_wait(self) -> None:
-        if not self.done():
-            mlx_worker().check_may_wait()
+    def check_may_wait(self) -> None:
+        """Raise UsageError if waiting in this thread would never end."""
+        if self.done():
+            return
+        mlx_worker().check_may_wait()
+        if self._loop is not None and running_loop() is self._loop:
+            raise UsageError("its callbacks run in this event loop: await it instead of waiting")
 
     # What the request calls, on the worker
 
@@ -237,7 +253,7 @@ class Generation(Future[Completion]):
         number, last = 0, False
         try:
             while not last:
-                await self.reached(number)
+                await self._reach(number)
                 if number == len(self._chunks):
                     break  # it failed
                 chunk, number = self._chunks[number], number + 1
@@ -323,8 +339,13 @@ class Chunks:
 class _Waiters(list[Any]):
     """What `concurrent.futures.wait` and `as_completed` add themselves to before they wait."""
 
+    def __init__(self, generation: weakref.ref[Generation]) -> None:
+        super().__init__()
+        self._generation = generation
+
     def append(self, waiter: Any) -> None:
-        mlx_worker().check_may_wait()
+        if (generation := self._generation()) is not None:
+            generation.check_may_wait()
         super().append(waiter)
 
 

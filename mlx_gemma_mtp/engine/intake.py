@@ -88,13 +88,11 @@ class Intake:
             )
         most, resolved = min(params.max_tokens or room, room), params.resolved(self._defaults)
         eos = (frozenset() if params.ignore_eos else self._eos) | {*map(int, params.stop_token_ids)}
-        beyond = next((one for one in eos if one >= self._config.vocab_size), None)
-        if beyond is not None:
-            raise UsageError(
-                f"stop_token_ids: {beyond} is outside the vocabulary of "
-                f"{self._config.vocab_size} tokens"
-            )
         size = self._config.vocab_size
+        for name, ids_of in (("stop_token_ids", eos), ("logit_bias", params.logit_bias)):
+            beyond = next((one for one in ids_of if one >= size), None)
+            if beyond is not None:
+                raise UsageError(f"{name}: {beyond} is outside the vocabulary of {size} tokens")
         rule = rule_of(params, schemas, self._text, ids, size, ends=eos)
         # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)

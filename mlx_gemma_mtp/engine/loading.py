@@ -34,10 +34,11 @@ class Models(NamedTuple):
     drafter: Drafter | None
 
     def discard(self) -> None:
-        """Free the weights, whoever still holds the models, such as an error that is kept."""
-        mlx_worker().run(self._clear)
+        """Do what `clear` does, from any thread but the worker's."""
+        mlx_worker().run(self.clear)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Free the weights, whoever still holds the models, such as an error that is kept."""
         for model in self:
             for module in [] if model is None else model.modules():
                 module.clear()

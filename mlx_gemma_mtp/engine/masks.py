@@ -6,16 +6,16 @@ drafts are made, or of what a round costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gemma_mtp.decode.constraint import Mask
-from mlx_gemma_mtp.decode.control import WORD
 from mlx_gemma_mtp.decode.params import MAX_BIAS
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.text.grammar import mask_of, num_words, without
 
 NOTHING_LEFT = (
     "no token is left to choose: the output may only continue with tokens that logit_bias or the "
@@ -27,8 +27,8 @@ class Masks:
     """Asks for the masks of requests to one target."""
 
     def __init__(self, vocab_size: int, suppressed: Sequence[int]) -> None:
-        self._num_words = -(-vocab_size // WORD)
-        self._open = self._mask(range(vocab_size)) & ~self._mask(suppressed)
+        self._num_words = num_words(vocab_size)
+        self._open = without(mask_of(range(vocab_size), vocab_size), suppressed)
 
     def of(self, request: Request, drafts: Sequence[int] = ()) -> list[Mask]:
         """Return what the next token may be, and what may follow each draft that is allowed.
@@ -37,7 +37,7 @@ class Masks:
         """
         bias, constraint = request.params.logit_bias, request.constraint
         barred = [token for token, value in bias.items() if value == -MAX_BIAS]
-        may = self._open & ~self._mask(barred) if barred else self._open
+        may = without(self._open, barred)
         kept = list[Mask]()
         try:
             for mask in [None] if constraint is None else constraint.masks(drafts):
@@ -59,8 +59,3 @@ class Masks:
             for at, mask in zip(row, own, strict=False):
                 at[:] = mask
         return mx.array(masks)
-
-    def _mask(self, tokens: Iterable[int]) -> Mask:
-        bits = np.zeros(self._num_words * WORD, np.bool_)
-        bits[list(tokens)] = True
-        return np.packbits(bits, bitorder="little").view(np.uint32)

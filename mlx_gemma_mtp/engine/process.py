@@ -47,8 +47,10 @@ class WorkerProcess:
 
         Raises MgmError if there is no way to start a process.
         """
+        # What people do about its death.
+        self._then = "it was loading; if memory is short, choose a smaller model or bits=4"
         self._pipe, theirs = Pipe()
-        self._to_send: SimpleQueue[Message | None] = SimpleQueue()
+        self._to_send: SimpleQueue[bytes | None] = SimpleQueue()
         try:
             with theirs, _without_interrupts():
                 self._process = _start(theirs)
@@ -66,17 +68,18 @@ class WorkerProcess:
 
     def send(self, *message: Any) -> None:
         """Send a message, in order, without waiting. It is lost if the worker has died."""
-        self._to_send.put(message)
+        self._to_send.put(json.dumps(message).encode())
 
     def receive(self) -> Message:
         """Wait for the next message. Raises WorkerDiedError once it has ended; nothing is left."""
         try:
             message: Message = self._pipe.recv()
         except (EOFError, OSError):
-            raise WorkerDiedError(self._end()) from None
+            raise WorkerDiedError(
+                f"the worker process died ({self._reap()}): {self._then}"
+            ) from None
         except BaseException:  # a message that cannot be read
-            self.kill()
-            self._end()
+            self.end()
             raise
         return message
 
@@ -100,19 +103,24 @@ class WorkerProcess:
                     if part in watches:
                         watches[part](share)
                 elif kind == "loaded":
+                    self._then = "submit again, and the model is loaded again"
                     about, state = content
                     return about, state
                 elif kind == "failed":
                     error, cause = content
                     raise error from cause
         except BaseException:
-            self.kill()
-            self._end()
+            self.end()
             raise
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once; who receives finds out."""
         self._process.kill()
+
+    def end(self) -> None:
+        """End it at once, and leave nothing; for the thread that receives."""
+        self.kill()
+        self._reap()
 
     def forget(self) -> None:
         """Let go of the pipe in a forked child, so that the worker sees its parent end."""
@@ -121,18 +129,15 @@ class WorkerProcess:
     def _write(self) -> None:
         for message in iter(self._to_send.get, None):
             with suppress(OSError):  # it has died: who receives finds out
-                self._pipe.send_bytes(json.dumps(message).encode())
+                self._pipe.send_bytes(message)
 
-    def _end(self) -> str:
-        """Return how it ended, and leave nothing of it."""
+    def _reap(self) -> str:
+        """Wait for its end, leave nothing of it, and return how it ended."""
         code = self._process.wait()
         self._to_send.put(None)
         self._writer.join()  # it must not write where the pipe was
         self._pipe.close()
-        how = f"exit code {code}"
-        if code < 0:
-            how = "killed by " + signal.Signals(-code).name
-        return f"the worker process died ({how}): submit again, and the model is loaded again"
+        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 class _Spawned:

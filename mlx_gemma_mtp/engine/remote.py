@@ -161,7 +161,7 @@ class Remote:
                 process = self._latest = WorkerProcess(self._options)
                 about, _ = process.loaded({}, self._closed.is_set, self._options["model"])
                 if about.identity != self._identity:
-                    process.kill()
+                    process.end()
                     raise CheckpointError("the model on disk has changed: load it again")
                 mlx_worker().submit(partial(self._ready, process))
             while True:
@@ -217,6 +217,7 @@ class Remote:
         if request.ended:  # its callback raised
             self.send("cancel", number)
             self._forget(number)
+            self._rest()
 
     def _finish(self, number: int, completion: Completion) -> None:
         completion.stats.queue_seconds += self._held[number]
@@ -254,7 +255,8 @@ class Remote:
         self._held[number] = time.perf_counter() - request.queued
         session = request.session.number if isinstance(request.session, RemoteSession) else None
         params, schemas = _plain(request.params), [*request.schemas]
-        process.send("submit", number, request.ids, params, schemas, session, request.priority)
+        priority = int(request.priority)
+        process.send("submit", number, request.ids, params, schemas, session, priority)
 
     def _call(self, future: Future[None], call: Call) -> None:
         if self._closed.is_set():
@@ -275,6 +277,7 @@ class Remote:
             self._process.send("cancel", number)
         else:
             self._forget(number).cancel()
+            self._rest()
 
     def _expire(self, number: int) -> None:
         if number in self._requests:

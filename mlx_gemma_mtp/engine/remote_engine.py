@@ -5,6 +5,7 @@ Knows nothing of pipes, and uses no MLX.
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import CLOSED
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -131,10 +133,14 @@ def load_remote(
         if isinstance(options[what], Path):
             options[what] = {"path": str(options[what])}
     options["folder"] = str(Path.cwd())
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"isolated=True takes plain values: {error}") from None
     process = WorkerProcess(options)
     about, state = process.loaded(watches, cancel, name)
     try:
         return RemoteEngine(process, about, state, options, max_queue=max_queue)
     except BaseException:
-        process.kill()
+        process.end()
         raise

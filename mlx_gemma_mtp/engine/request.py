@@ -16,7 +16,7 @@ from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.errors import RequestTimeoutError, UsageError, as_failure
+from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError, UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.tokenizer import TextStream
@@ -126,11 +126,10 @@ class Request:
 
     def time_out(self) -> None:
         """End the request, whose deadline is over."""
-        assert self.deadline is not None
         self.fail(
             RequestTimeoutError(
-                f"the request took longer than its timeout of {self.deadline - self.queued:.3g} s: "
-                "allow it more, or give it a higher priority"
+                "the request took longer than its timeout: allow it more, or give it a higher "
+                "priority"
             )
         )
 
@@ -138,7 +137,8 @@ class Request:
         """End the request with this error, in the words of `errors.as_failure`."""
         self._end()
         failure = as_failure(error)
-        log.warning("%s", failure)
+        expected = isinstance(failure, (ClosedError, RequestTimeoutError))
+        log.log(logging.INFO if expected else logging.WARNING, "%s", failure)
         self.generation.set_exception(failure)
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None, copied: bool) -> None:

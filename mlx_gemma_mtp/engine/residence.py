@@ -18,6 +18,7 @@ from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.loading import Models, Watch
 from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import ClosedError
 from mlx_gemma_mtp.model.target import Target
 
 After = Callable[[float, Callable[[], object]], Callable[[], None]]
@@ -58,7 +59,8 @@ class Residence:
         self._load, self._equip = load, equip
         self._seconds, self._on_unload = seconds, on_unload
         self._after, self._hold = after, hold
-        self._release: Callable[[], None] | None = None  # set while there is work
+        self._let_sleep: Callable[[], None] = lambda: None
+        self._working = False
         self._call_off: Callable[[], None] = lambda: None
         self._loading = self._closed = False
 
@@ -70,18 +72,18 @@ class Residence:
     def work(self, scheduler: Scheduler) -> None:
         """Play this scheduler's steps, which has something to do; load the models if need be."""
         self._call_off()
-        if self._release is None:
-            self._release = self._hold()
         if self._batch.loaded:
             mlx_worker().repeat(scheduler.step)
         elif not self._loading:
             self._loading = True
             threading.Thread(target=self._reload, args=[scheduler], daemon=True).start()
+        if not self._working:
+            self._working = True
+            self._let_sleep = self._hold()
 
     def rest(self) -> None:
         """There is nothing to do now."""
-        self._let_sleep()
-        self._call_off()
+        self._stop()
         if self._seconds is not None and self._load is not None and self.loaded:
             soon = partial(mlx_worker().submit, self._unload)
             self._call_off = self._after(self._seconds, soon)
@@ -89,18 +91,17 @@ class Residence:
     def close(self) -> None:
         """Let go of everything."""
         self._closed = True
-        self._let_sleep()
-        self._call_off()
+        self._stop()
         del self._batch
 
-    def _let_sleep(self) -> None:
-        if self._release is not None:
-            self._release()
-            self._release = None
+    def _stop(self) -> None:
+        self._call_off()
+        self._let_sleep()
+        self._let_sleep, self._working = lambda: None, False
 
     def _unload(self) -> None:
         # Work may have come in the moment between the timer and this job.
-        if self.loaded and self._release is None:
+        if self.loaded and not self._working:
             self._on_unload()
             self._batch.unload()
             mx.clear_cache()
@@ -111,7 +112,7 @@ class Residence:
 
         def watch(_: float) -> None:
             if self._closed:
-                raise CLOSED
+                raise ClosedError(str(CLOSED))
             mlx_worker().run(scheduler.step)
 
         try:
@@ -122,9 +123,15 @@ class Residence:
             mlx_worker().submit(partial(self._use, scheduler, models))
 
     def _use(self, scheduler: Scheduler, models: Models) -> None:
-        self._loading = False
-        if not self._closed:
+        if self._closed:
+            models.clear()
+            return
+        try:
             self._batch.load(*self._equip(models))
+        except BaseException as error:  # noqa: BLE001 - those who wait get it
+            self._failed(scheduler, error)
+        else:
+            self._loading = False
             mlx_worker().repeat(scheduler.step)
 
     def _failed(self, scheduler: Scheduler, error: BaseException) -> None:

@@ -139,12 +139,12 @@ def _merged(word: str, schema: Schema, root: Schema, path: tuple[str, ...]) -> S
 
 
 def _referred(reference: str, root: Schema) -> Schema:
-    """Return what "#/$defs/Name" refers to. Raises UsageError if that is not in the schema."""
+    """Return what "#/$defs/Name", or "#", refers to. Raises UsageError if it isn't there."""
     found: Any = root
-    for key in reference.removeprefix("#/").split("/"):
+    for key in reference.removeprefix("#").split("/")[1:]:
         key = key.replace("~1", "/").replace("~0", "~")
         found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not reference.startswith("#/"):
+    if not isinstance(found, dict) or not reference.startswith("#"):
         raise UsageError(f"the schema of a tool refers to {reference}, which is not in it")
     return found
 

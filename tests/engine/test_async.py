@@ -1,6 +1,7 @@
 """Engines in event loops: awaiting, reading, callbacks, cancelling; and no loop ever waits."""
 
 import asyncio
+import concurrent.futures
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -113,7 +114,7 @@ def test_leaving_an_async_loop_stops_the_request_and_frees_its_session(
 ) -> None:
     async def main() -> None:
         session = running.session()
-        for _ in range(20):
+        for _ in range(8):
             generation = running.stream(prompts[0], ENDLESS, session=session)
             async for _ in generation:
                 break
@@ -193,6 +194,38 @@ def test_a_coroutine_callback_needs_a_loop_and_ends_with_it(
     assert going[0].result(SECONDS).finish_reason == "cancelled"
 
 
+def test_waits_that_would_never_end_are_refused(running: Engine, prompts: list[Ids]) -> None:
+    waits: list[Callable[[Generation], Any]] = [
+        Generation.result,
+        Generation.exception,
+        list,
+        lambda generation: concurrent.futures.wait([generation]),
+    ]
+
+    async def main() -> None:
+        going: list[Generation] = []
+
+        async def on_chunk(_: Chunk) -> None:
+            await going[0]
+
+        for wait in waits:
+            generation = running.submit(prompts[0], ENDLESS, Notes())
+            with pytest.raises(UsageError, match="await it"):
+                wait(generation)
+            generation.cancel()
+            assert (await generation).finish_reason == "cancelled"
+        going.append(running.submit(prompts[0], PARAMS, on_chunk))
+        with pytest.raises(UsageError, match="its own request"):
+            await going[0]
+        generation = running.submit(prompts[0], PARAMS)
+        with pytest.raises(UsageError, match="takes tasks"):
+            await asyncio.wait([generation])  # type: ignore[type-var]
+        done, _ = await asyncio.wait([asyncio.ensure_future(wait_for_it(generation))])
+        assert len(done) == 1
+
+    run(main())
+
+
 def test_closing_fails_a_request_whose_callback_is_still_running(prompts: list[Ids]) -> None:
     async def main() -> None:
         engine, started = fake_engine(), asyncio.Event()
@@ -247,11 +280,12 @@ def test_nothing_that_has_an_async_form_or_is_published_waits_for_the_worker(
 
 def test_a_long_prompt_is_checked_on_another_thread(running: Engine, prompts: list[Ids]) -> None:
     loop_thread = threading.current_thread()
-    checked: list[threading.Thread] = []
+    checked, refused = list[threading.Thread](), threading.Event()
     check = running._intake.request
 
     def request(*arguments: Any, **options: Any) -> Any:
         checked.append(threading.current_thread())
+        assert threading.current_thread() is loop_thread or refused.wait(SECONDS)
         return check(*arguments, **options)
 
     running._intake.request = request  # type: ignore[method-assign]
@@ -260,7 +294,8 @@ def test_a_long_prompt_is_checked_on_another_thread(running: Engine, prompts: li
         session = running.session()
         generation = running.submit([5] * (LONG + 1), PARAMS, session=session)
         with pytest.raises(UsageError, match="busy"):
-            running.submit(prompts[0], PARAMS, session=session)
+            running.stream([5] * (LONG + 1), PARAMS, session=session)
+        refused.set()
         with pytest.raises(UsageError, match=f"at most {MAX_POSITIONS}"):
             await generation
         await running.submit(prompts[0], PARAMS, session=session)  # free again
@@ -288,7 +323,7 @@ def test_tasks_that_are_cancelled_at_any_moment_never_hang(
             assert done.tokens == output(prompt, len(done.tokens))
 
     async def main() -> None:
-        for _ in range(25):
+        for _ in range(12):
             engine = fake_engine(max_batch=4)
             session = engine.session()
             tasks = [

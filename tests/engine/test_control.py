@@ -9,23 +9,27 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from helpers.checkpoints import VOCAB
 from helpers.control import HashRule, Ruled, assert_as_in_a_loop, logits_of, packed
 from helpers.depths import AnyDepth
-from helpers.fake_target import PARAMS, fake_pair, fake_player, output
+from helpers.fake_target import CONFIG, PARAMS, fake_pair, fake_player, output
 from helpers.forced import Forced, Row, at_random
 from helpers.plain import again
 from helpers.random_pair import SUPPRESSED, random_pair
 from helpers.traffic import tokens_of
+from helpers.tying import TyingTarget, guess
 from mlx_gemma_mtp import Chunk, Completion, SamplingParams
 from mlx_gemma_mtp.decode.constraint import Mask
-from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.decode.round import Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.errors import GenerationError, UsageError
 from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.model.cache import KVCache
 
 NUM_TOKENS = 24
 LIMITS = Limits(chunks=(64,), pause_seconds=np.inf, slot_step=1)
@@ -123,6 +127,49 @@ def test_a_constraint_holds_at_every_token_and_drafts_change_nothing(
     pair: OpenPair, rng: np.random.Generator, turn: int
 ) -> None:
     check(pair, rng, constrained=True)
+
+
+class Tying(TyingTarget):
+    """Says how many tokens it has."""
+
+    config = replace(CONFIG, vocab_size=4096)
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_choices_that_are_not_sure_are_made_again_with_all_control(
+    drafts: int, rng: np.random.Generator
+) -> None:
+    pair = fake_pair(Tying(rng))
+    rounds = list[bool]()
+
+    def free_guess(*others: Any) -> mx.array:
+        *models, settings, num_steps = others
+        return guess(*models, settings._replace(control=None, masks=None), num_steps)
+
+    def player(*models: Any, whole: bool) -> RoundPlayer:
+        halves = round_player(*models, draft=free_guess)
+
+        def verify(cache: KVCache, newest: Any, settings: RowSettings, *others: Any) -> Round:
+            settings = settings._replace(full=settings.full or whole)
+            rounds.append(settings.full)
+            return halves.verify(cache, newest, settings, *others)
+
+        return halves._replace(verify=verify)
+
+    rows = [
+        Row(
+            rng.integers(0, 97, 5).tolist(),
+            replace(some_params(rng), seed=seed, top_k=5, temperature=1, logit_bias={7: 1.0}),
+            [],
+        )
+        for seed in range(4)
+    ]
+    rules = {seed: partial(HashRule, seed, 4096, [7]) for seed in (1, 2)}
+    whole = generated(pair, rows, 0, rules, player=partial(player, whole=True))
+    rounds.clear()
+    found = generated(pair, rows, drafts, rules, player=partial(player, whole=False))
+    assert [one.tokens for one in found] == [one.tokens for one in whole]
+    assert {*rounds} == {False, True}
 
 
 def test_rows_without_control_write_the_same_next_to_others(
@@ -254,6 +301,14 @@ def test_a_request_that_bars_all_that_is_allowed_fails(temperature: float) -> No
         assert done.tokens[1:] == [6] * 15
         (done,) = engine.generate([5], replace(params, seed=2, logit_bias=barred))
         assert done.tokens[1:] == [5] * 15
+
+
+def test_a_bias_for_a_token_that_does_not_exist_is_refused() -> None:
+    with (
+        Ruled(fake_pair(), player=fake_player) as engine,
+        pytest.raises(UsageError, match="logit_bias: 97"),
+    ):
+        engine.submit([5], replace(PARAMS, logit_bias={96: 1.0, 97: 1.0}))
 
 
 def test_an_error_in_accepting_tokens_ends_its_request_alone() -> None:

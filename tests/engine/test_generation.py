@@ -17,7 +17,7 @@ from helpers.spelled import NumbersText, spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, MgmError, SamplingParams
 from mlx_gemma_mtp.engine.results import Stats
-from mlx_gemma_mtp.errors import ClosedError, UsageError
+from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError, UsageError
 
 Ids = list[int]
 DONE = Completion("a", [1], "stop", Stats(), 0)
@@ -137,7 +137,7 @@ def test_a_block_waits_for_the_end_and_stops_the_request_if_it_raises(
 def test_the_next_turn_may_come_right_after_a_stop(running: Engine, prompts: list[Ids]) -> None:
     session, prompt = running.session(), prompts[0]
     for leave in (next, lambda it: [None for _ in zip(it, range(3), strict=False)]):
-        for _ in range(20):
+        for _ in range(8):
             stream = running.stream(prompt, ENDLESS, session=session)
             leave(stream)
             stream.close()
@@ -232,6 +232,23 @@ def test_generate_takes_sessions(running: Engine, prompts: list[Ids]) -> None:
         running.generate(prompts[0], PARAMS, sessions=sessions[0], n=2)
     with pytest.raises(UsageError, match="2 prompts but 1 sessions"):
         running.generate(prompts[:2], PARAMS, sessions=sessions[:1])
+
+
+def test_a_timeout_ends_a_request_and_leaves_nothing_running(prompts: list[Ids]) -> None:
+    rounds = Rounds()
+    with fake_engine(max_batch=1, player=rounds.player) as running:
+        session = running.session()
+        first = running.submit(prompts[0], ENDLESS)
+        for make in (running.submit, running.stream):
+            with pytest.raises(RequestTimeoutError, match="longer than its timeout"):
+                make(prompts[1], PARAMS, session=session, timeout=0.01).result(SECONDS)
+        with pytest.raises(RequestTimeoutError):
+            running.generate(prompts[:3], PARAMS, timeout=0.01)
+        first.cancel()
+        done = running.submit(prompts[0], PARAMS, session=session, timeout=SECONDS)
+        assert done.result(SECONDS).tokens == output(prompts[0], 16)
+        (found,) = running.generate(prompts[1], PARAMS, timeout=SECONDS, priority=1)
+        assert found.tokens == output(prompts[1], 16)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, True, "1", float("nan")])

@@ -50,7 +50,6 @@ def test_no_more_requests_share_a_prompt_than_there_are_rows(prompts: list[list[
 
 def test_a_session_shares_its_prompt_with_nobody(prompts: list[list[int]]) -> None:
     stepped, session = Stepped(limits=LIMITS), Session(CONFIG, "fake", LIMITS)
-    session.claim()
     requests = [stepped.submit([*prompts[1]], session=one) for one in (None, session, None)]
     stepped.finish(*requests)
     assert stepped.passes == [[len(prompts[1])]] * 2

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.fake_target import fake_engine, output
 from helpers.sampled import read, sample, tokens_of
 from helpers.schemas import random_schema
 from helpers.structured import answers, count, float32_demo
@@ -100,8 +101,8 @@ def test_a_required_call_is_of_any_tool_and_a_named_one_is_a_single_call(
     def calls(choice: str) -> list[str]:
         one = rule(text, TOOLS, tool_choice=choice)
         assert one is not None
-        output = sample(one, rng, ENDS)
-        by_kind, found = read(text, output, ENDS)
+        tokens = sample(one, rng, ENDS)
+        by_kind, found = read(text, tokens, ENDS)
         assert by_kind["answer"] == ""
         return [call.name for call in found]
 
@@ -132,9 +133,23 @@ def test_the_rule_of_a_continued_answer_starts_with_the_new_text(text: Text) -> 
     assert allowed(one) == {*ENDS}
 
 
+def test_stop_token_ids_end_the_output_with_and_without_the_ends_of_the_checkpoint() -> None:
+    prompt = [3, 14, 15]
+    tokens = output(prompt, 12)
+    last = tokens[7]
+    expected = tokens[: tokens.index(last) + 1]
+    with fake_engine() as engine:
+        for ignore_eos in (False, True):
+            params = SamplingParams(max_tokens=12, stop_token_ids=[last], ignore_eos=ignore_eos)
+            [done] = engine.generate(prompt, params)
+            assert (done.tokens, done.finish_reason) == (expected, "stop")
+        with pytest.raises(UsageError, match="stop_token_ids: 97 is outside the vocabulary"):
+            engine.generate(prompt, SamplingParams(stop_token_ids=[97]))
+
+
 @pytest.mark.slow
 def test_answers_fit_their_schemas_and_do_not_depend_on_drafts(rng: np.random.Generator) -> None:
-    schemas = [random_schema(rng) for _ in range(8)]
+    schemas = [random_schema(rng) for _ in range(6)]
     with float32_demo() as engine:
         plain, drafted = (answers(engine, schemas, drafts) for drafts in (0, 3))
         assert [one.tokens for one in plain] == [one.tokens for one in drafted]

@@ -71,11 +71,9 @@ def test_a_turn_counts_for_the_tokens_that_its_session_does_not_hold(
     rng: np.random.Generator,
 ) -> None:
     stepped, session = Stepped(limits=LIMITS), Session(CONFIG, "fake", LIMITS)
-    session.claim()
     before = stepped.submit(prompt_of(rng, 30 * CHUNK), session=session)
     stepped.finish(before)
     long = stepped.submit(prompt_of(rng, 20 * CHUNK))
-    session.claim()
     turn = stepped.submit([*before.ids, *before.tokens, *prompt_of(rng, 5)], session=session)
     stepped.step()
     assert turn.tokens
@@ -221,7 +219,6 @@ def test_a_request_that_passes_its_deadline_fails_within_a_round_and_no_other_do
     session, told = Session(CONFIG, "fake", LIMITS), list[Chunk]()
     other = stepped.submit(prompts[0], LONG)
     stepped.step(2)
-    session.claim()
     long = [7] * 10 * CHUNK if where == "reading" else prompts[1]
     late = stepped.submit(long, LONG, session=session, deadline=1005.0, on_chunk=told.append)
     stepped.step(5)
@@ -235,7 +232,6 @@ def test_a_request_that_passes_its_deadline_fails_within_a_round_and_no_other_do
     assert "took longer than its timeout of 5 s" in str(error)
     assert len(stepped.rounds) <= rounds + 1
     assert tokens_of(told) == output(long, LONG)[: len(tokens_of(told))]
-    session.claim()  # it is free
     following = stepped.submit([*long, *late.tokens, 5], session=session)
     stepped.finish(other, following)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mlx_gemma_mtp.decode.table import PassClass, PassTable
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.files.remembered import (
     FORMAT,
+    DepthKeeper,
     depth_key,
     depths_of,
     load_depth,
@@ -225,3 +228,45 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
         read = pool.submit(pipe.read_bytes)
         write_whole(pipe, b"content")
     assert (read.result(), pipe.is_fifo()) == (b"content", True)
+
+
+def test_what_is_learned_is_kept_when_a_shape_is_new_and_when_it_is_saved(file: Path) -> None:
+    depth = learned(0.1)
+    keeper = DepthKeeper("one", depth)
+    depth.round_took(Shape(4, 2, 3, 12, 12), 0.2)  # one of those that it knows
+    keeper.idle()
+    assert not file.exists()
+    depth.round_took(Shape(2, 0, 1, 2, 2), 0.2)
+    keeper.idle()
+    assert costs("one") == known(depth)
+    file.unlink()
+    keeper.idle()
+    assert not file.exists()
+    keeper.save()
+    assert costs("one") == known(depth)
+
+
+USED = """
+from dataclasses import replace
+from helpers.fake_target import PARAMS, fake_pair, fake_player
+from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.files.folders import depth_file
+engine = Engine(fake_pair()._replace(fingerprint="one"), player=fake_player)
+def use():
+    engine.generate([5], replace(PARAMS, num_draft_tokens=0))
+    mlx_worker().run(lambda: None)  # the end of the step that gave the result
+    return depth_file().read_bytes()
+use()
+print(use() == use())
+depth_file().unlink()
+"""
+
+
+@pytest.mark.parametrize("end", ["engine.close()", ""])
+def test_the_file_is_written_when_an_engine_closes_and_at_exit(file: Path, end: str) -> None:
+    run = [sys.executable, "-c", USED + end]
+    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | path)
+    assert done.stdout == "True\n"
+    assert costs("one")["1"]

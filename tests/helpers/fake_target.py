@@ -69,6 +69,9 @@ class FakeTarget:
     def parameters(self) -> dict[str, Any]:
         return {}
 
+    def modules(self) -> list[Any]:
+        return []
+
     def set_ways(self, ways: Mapping[int, str]) -> None:
         """Without experts, they make no difference."""
 
@@ -118,6 +121,9 @@ class FakeDrafter:
 
     def parameters(self) -> dict[str, Any]:
         return {}
+
+    def modules(self) -> list[Any]:
+        return []
 
 
 def draft(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from helpers.small_files import WRITTEN
-from helpers.templates import FIRST, NEWEST
+from helpers import templates
 from mlx_gemma_mtp.errors import UsageError, one_line
 from mlx_gemma_mtp.text.template import render
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -25,9 +24,7 @@ LINES = """
 
 """
 TEMPLATES = {
-    "demo": WRITTEN,
-    "Google's newest, in few words": NEWEST,
-    "Google's first, in few words": FIRST,
+    **templates.TEMPLATES,
     "break": "{% for m in messages %}{{ m.role }}{% if m.role == 'user' %}{% break %}{% endif %}-\n"
     "{% endfor %}",
     "continue": "{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}\n"

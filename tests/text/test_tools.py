@@ -204,7 +204,9 @@ WRONG: dict[str, Any] = {
     "its properties": [SCHEMA | {"parameters": {"properties": one}} for one in ([], {"a": 5})],
     "what is required": [SCHEMA | {"parameters": {"required": ["a"]}}],
     "JSON schema": [SCHEMA | {"parameters": {"a": object()}}],
-    "refers to #/x": [SCHEMA | {"parameters": {"properties": {"a": {"$ref": "#/x"}}}}],
+    "refers to": [
+        SCHEMA | {"parameters": {"properties": {"a": {"$ref": where}}}} for where in ("#/x", "x")
+    ],
 }
 
 
@@ -242,11 +244,15 @@ def test_googles_templates_get_one_type_and_no_references(text: Text, tmp_path: 
         "f": {"allOf": [{"$ref": "#/$defs/A"}], "title": "F"},
         "g": True,
     } | {"h": {"enum": [1, 2]}, "i": {"items": {}}}
+    properties["j"] = {"$ref": "#"}
     own = {"type": "object", "properties": {"n": {"$ref": "#/$defs/A"}}}
     parameters = {"type": "object", "properties": properties, "$defs": {"A": own}}
     properties["g"] = {}
     schema = declared([SCHEMA | {"parameters": parameters}])
     (shown,) = for_google(schema)
+    whole = shown["function"]["parameters"]["properties"].pop("j")
+    assert whole["properties"].pop("j") == {"type": "object"}
+    assert whole == shown["function"]["parameters"]
     plain_own = {"type": "object", "properties": {"n": {"type": "object"}}}
     assert shown["function"]["parameters"] == {
         "type": "object",
