@@ -70,6 +70,7 @@ class Server:
 
     def run(self, inbox: SimpleQueue[list[Any]]) -> None:
         """Load, and serve until the parent closes the engine."""
+        self._send("started")
         _, options = inbox.get()
         try:
             engine = self._load(options)

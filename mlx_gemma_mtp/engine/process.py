@@ -7,11 +7,13 @@ nobody else has the other end of the pipe.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,12 +24,17 @@ from typing import Any
 
 from mlx_gemma_mtp.engine.about import About, State
 from mlx_gemma_mtp.engine.isolated import serve
-from mlx_gemma_mtp.errors import LoadCancelledError, MgmError, WorkerDiedError
+from mlx_gemma_mtp.errors import LoadCancelledError, MgmError, WorkerDiedError, one_line
 
 Watch = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
 Message = tuple[Any, ...]  # its kind, then what belongs to it
 
 POLL_SECONDS = 0.1  # between two looks at whether a load is cancelled
+START_SECONDS = 120.0  # that a worker has until its first message, on however slow a machine
+
+# Otherwise the worker would be the app again, and start another one.
+IS_WORKER = "MGM_IS_WORKER"
+HELP = "in a frozen app, call multiprocessing.freeze_support() first"
 
 # The parent's import path, and no `if __name__ == "__main__"` in the app's own file.
 START = (
@@ -48,15 +55,15 @@ class WorkerProcess:
         Raises MgmError if there is no way to start a process.
         """
         # What people do about its death.
-        self._then = "it was loading; if memory is short, choose a smaller model or bits=4"
+        self._then = f"it has not started; {HELP}"
         self._pipe, theirs = Pipe()
         self._to_send: SimpleQueue[bytes | None] = SimpleQueue()
         try:
             with theirs, _without_interrupts():
                 self._process = _start(theirs)
-        except OSError as error:
+        except (OSError, MgmError) as error:
             self._pipe.close()
-            raise MgmError(f"a worker process cannot be started: {error}") from None
+            raise MgmError(f"a worker process cannot be started: {one_line(error)}") from None
         _all.add(self)
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
@@ -91,14 +98,20 @@ class WorkerProcess:
         watches: called in this thread with the shares of "load" and "probe". cancel: True to end
         the load. If anything is raised here, the worker ends.
         """
+        start_by = time.monotonic() + START_SECONDS
         try:
             while True:
                 if cancel is not None and cancel():
                     raise LoadCancelledError(f"loading {name} was cancelled")
+                if time.monotonic() > start_by:
+                    raise MgmError(f"the worker process does not start; {HELP}")
                 if not self._pipe.poll(POLL_SECONDS):
                     continue
                 kind, *content = self.receive()
-                if kind == "progress":
+                if kind == "started":
+                    self._then = "it was loading; if memory is short, choose a smaller model"
+                    start_by = math.inf
+                elif kind == "progress":
                     part, share = content
                     if part in watches:
                         watches[part](share)
@@ -155,13 +168,20 @@ class _Spawned:
 
 
 def _start(pipe: Connection) -> subprocess.Popen[bytes] | _Spawned:
+    if IS_WORKER in os.environ or "--multiprocessing-fork" in sys.argv:
+        raise MgmError(f"a worker process must not start another; {HELP}")
     if getattr(sys, "frozen", False):
         return _Spawned(pipe)
     if not sys.executable:
         raise MgmError("isolated=True needs sys.executable, the Python that runs a worker process")
     code, fd = START.format(path=[*map(str, sys.path)], fd=pipe.fileno()), pipe.fileno()
-    command, nothing = [sys.executable, "-c", code], subprocess.DEVNULL
-    return subprocess.Popen(command, stdin=nothing, stdout=nothing, pass_fds=[fd])
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[fd],
+        env={**os.environ, IS_WORKER: "1"},
+    )
 
 
 @contextmanager
