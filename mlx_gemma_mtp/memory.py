@@ -261,7 +261,7 @@ class Budget:
 
     def fits(self, context: int, batch: int) -> bool:
         """Return whether this many rows of up to `context` positions fit."""
-        return context <= min(self.context, self._longest(batch))
+        return self.most is None or context <= min(self.context, self._longest(batch))
 
     def check(self, context: int, batch: int) -> None:
         """Raise NotEnoughMemoryError unless these rows fit."""

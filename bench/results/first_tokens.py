@@ -39,7 +39,7 @@ def ours(engine: Engine, prompts: list[list[int]]) -> list[float]:
     return [at[number] for number in range(len(prompts))]
 
 
-def theirs(model: Any, prompts: list[list[int]], options: dict[str, int]) -> list[float]:
+def theirs(model: Any, prompts: list[list[int]], options: dict[str, Any]) -> list[float]:
     """Return when each prompt had its first token."""
     from mlx_lm.generate import BatchGenerator
 

@@ -89,14 +89,14 @@ def test_what_a_checkpoint_asks_for_and_does_not_get_is_on_stderr_once(
 ) -> None:
     folder = shutil.copytree(DEMO, tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
-    set_values({"repetition_penalty": 1.1, "top_k": 64.0}, "generation_config.json")(folder)
+    set_values({"no_repeat_ngram_size": 3, "top_k": 64.0}, "generation_config.json")(folder)
     done = here("Hi", "--model", folder, "--drafter", "none", "--max-tokens", "2", *GREEDY)
     assert_plain(done)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(folder)] * 2
     assert "no chat template" in lines[0]
-    assert lines[1].endswith("asks for repetition_penalty=1.1, which is not applied")
+    assert lines[1].endswith("asks for no_repeat_ngram_size=3, which is not applied")
 
 
 def test_json_has_text_tokens_and_statistics_and_is_the_same_without_drafter(here: Here) -> None:
