@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -184,16 +185,17 @@ class Server:
             self._pipe.send(message)
 
     def _report(self, engine: Engine, *, may_unload: bool) -> None:
-        """Send what there is to send, and the state when it has changed."""
-        last: State | None = None
+        """Send what there is to send, and now and then the state if it has changed."""
+        last, looked = _state(engine), 0.0
         idle = IDLE_SECONDS if may_unload else None
         while True:
-            state = _state(engine)
-            if last is None or state._replace(available=last.available) != last:
-                self._send("state", state)
-                last = state
-            status = engine.status
+            status, now = engine.status, time.monotonic()
             busy = bool(self._generations or status.reading or status.decoding or engine.warming)
+            if not busy or now >= looked + STATE_SECONDS:
+                state, looked = _state(engine), now
+                if state._replace(available=last.available) != last:
+                    self._send("state", state)
+                    last = state
             try:
                 message = self._to_send.get(timeout=STATE_SECONDS if busy else idle)
             except Empty:

@@ -168,9 +168,11 @@ class _Spawned:
 
 
 def _start(pipe: Connection) -> subprocess.Popen[bytes] | _Spawned:
-    if IS_WORKER in os.environ or "--multiprocessing-fork" in sys.argv:
+    frozen = getattr(sys, "frozen", False)
+    # Without freeze_support, what multiprocessing starts is the app, with these arguments.
+    if IS_WORKER in os.environ or (frozen and any("multiprocessing" in one for one in sys.argv)):
         raise MgmError(f"a worker process must not start another; {HELP}")
-    if getattr(sys, "frozen", False):
+    if frozen:
         return _Spawned(pipe)
     if not sys.executable:
         raise MgmError("isolated=True needs sys.executable, the Python that runs a worker process")
