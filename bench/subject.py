@@ -17,8 +17,8 @@ from mlx_gemma_mtp import Engine, device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.round import round_player
-from mlx_gemma_mtp.engine.engine import Player
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.local import Player
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError

@@ -9,56 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import mlx.core as mx
-
-from mlx_gemma_mtp import device, memory
-from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.division import Exact
-from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count
-from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.engine.about import About
-from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
-from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
-from mlx_gemma_mtp.engine.intake import Intake
-from mlx_gemma_mtp.engine.loading import Models
+from mlx_gemma_mtp.engine.intake import Intake, Tools, deadline, has_rule
+from mlx_gemma_mtp.engine.local import Local, Options
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
 from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.residence import After, Residence, after
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.engine.rows import SIZES
-from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
-from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.status import Status
-from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure
-from mlx_gemma_mtp.files.remembered import DepthKeeper, load_depth
-from mlx_gemma_mtp.memory import Limits
-from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.target import Target
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
 
-Tools = Sequence[Any] | None
-Player = Callable[[Target, Drafter | None], RoundPlayer]
-
 log = logging.getLogger("mlx_gemma_mtp")
-
-MAX_QUEUE = 256
-DEFAULT_LIMITS = Limits()
 
 
 class Engine:
@@ -70,85 +46,24 @@ class Engine:
     pair was not opened from files.
     """
 
-    def __init__(
-        self,
-        pair: OpenPair,
-        *,
-        max_batch: int = SIZES[-1],
-        max_queue: int = MAX_QUEUE,
-        player: Player = round_player,
-        limits: Limits = DEFAULT_LIMITS,
-        depth: Depth | None = None,
-        exact: Exact = "auto",
-        copies: bool = True,
-        memory_limit: int | None = None,
-        idle_unload: float | None = None,
-        after: After = after,
-    ) -> None:
-        """player: makes the two halves of the rounds of this pair.
+    def __init__(self, pair: OpenPair, **options: Unpack[Options]) -> None:
+        """Serve a pair in this process."""
+        self._open(Local(pair, **options), pair.text)
 
-        depth: replaces what earlier runs learned, and the table; it is not saved. after: as
-        `Residence`. Others as `load`.
-        """
-        self.text = pair.text
-        key = pair.fingerprint if depth is None else None
-        self._depth = depth = depth or load_depth(key, exact, pair.table)
-
-        def equip(models: Models) -> tuple[Target, RoundPlayer]:
-            target = copy(models.target)  # the same weights; other engines may have other ways
-            target.set_ways({} if depth.table is None else depth.table.ways)
-            return target, player(target, models.drafter)
-
-        target, rounds = equip(pair.models)
-        exactness = Exactness.of(exact, depth, limits, max_batch)
-        self.notes = (*pair.notes, exactness.note) if exactness.note else pair.notes
-        self.config = target.config
+    def _open(self, back: Local | Remote, text: Text | None) -> None:
+        """back: the place where the model is."""
+        about, pair = back.about, back.about.pair
+        self.text = text
+        self.notes = about.notes
+        self.config = pair.target
         self.has_drafter = pair.drafter is not None
-        self.name = pair.name
-        self.drafter_name = pair.drafter_name
-        self._defaults = pair.defaults
-        self._pair = memory.Pair.of(target, pair.drafter)
-        budget = memory.Budget(self._pair, memory_limit)
-        self._memory_limit = memory_limit
-        self._identity = mlx_worker().run(lambda: model_identity(target))
-        self._copies = copies
-        self._max_batch = exactness.max_batch
-        self._limits = limits
+        self.name = about.name
+        self.drafter_name = about.drafter_name
+        self._back = back
+        self._closed = False
         self._intake = Intake(
-            self.text, pair.defaults, budget, has_drafter=self.has_drafter, copies=copies
+            text, about.defaults, back.budget, has_drafter=self.has_drafter, copies=back.copies
         )
-        suppressed = pair.default_tokens("suppress_tokens")
-        self._keeper = keeper = None if key is None else DepthKeeper(key, depth)
-        if keeper is not None:
-            mlx_worker().at_exit.add(keeper.save)
-
-        batch = partial(
-            Batch, target, rounds, suppressed, has_drafter=self.has_drafter, budget=budget
-        )
-
-        likewise = Depth.from_json(depth.to_json(), exact)
-        one_row = partial(batch, likewise, exactness._replace(max_batch=1), copies=False)
-        params = SamplingParams(seed=0).resolved(pair.defaults)
-        drafts = first_drafts(likewise) if self.has_drafter else (0,)
-        self._warm_up = warm_up = WarmUp(one_row, params, drafts)
-        reload = pair.files.load if pair.files and idle_unload else None
-
-        def start() -> tuple[Residence, Scheduler]:
-            rows = batch(depth, exactness, copies=copies)
-            residence = Residence(
-                rows, equip, reload, idle_unload, on_unload=warm_up.stop, after=after
-            )
-
-            def on_idle() -> None:
-                if keeper is not None:
-                    keeper.idle()
-                residence.rest()
-
-            residence.rest()
-            return residence, Scheduler(rows, max_queue=max_queue, on_idle=on_idle)
-
-        self._scheduler: Scheduler | Remote | None
-        self._residence, self._scheduler = mlx_worker().run(start)
         self._owner = object()  # of its sessions
         log.info("opened %r", self)
 
@@ -172,12 +87,12 @@ class Engine:
     @property
     def closed(self) -> bool:
         """True once `close` is called."""
-        return self._scheduler is None
+        return self._closed
 
     @property
     def loaded(self) -> bool:
         """False while `idle_unload` has the weights out of memory, and once it is closed."""
-        return self._residence.loaded
+        return self._back.loaded
 
     def close(self) -> None:
         """Stop all work within a round and free the memory.
@@ -186,9 +101,9 @@ class Engine:
         closing twice is fine. Raises UsageError in an `on_chunk` callback.
         """
         mlx_worker().check_may_wait()
-        scheduler, self._scheduler = self._scheduler, None
-        if scheduler is not None:
-            mlx_worker().run(partial(self._close, scheduler))
+        was_closed, self._closed = self._closed, True
+        if not was_closed:
+            self._back.close()
             log.info("closed %r", self)
 
     async def aclose(self) -> None:
@@ -202,13 +117,12 @@ class Engine:
         nothing the second time, after a request, and on a CPU, where nothing is compiled, unless
         on_cpu.
         """
-        if self._warm_up.possible and (on_cpu or device.backend() != "cpu"):
-            mlx_worker().run(self._warm_up.start)
+        self._back.warm_up(on_cpu=on_cpu)
 
     @property
     def warming(self) -> bool:
         """True while `warm_up` is at work."""
-        return self._warm_up.running
+        return self._back.warming
 
     def submit(
         self,
@@ -313,7 +227,7 @@ class Engine:
             return self._submit(request, patient=True)
 
         # Enough to keep every row busy; the rest of the queue is for other callers.
-        return finish_all(requests, submit, most=2 * self._max_batch)
+        return finish_all(requests, submit, most=2 * self._back.about.max_batch)
 
     def session(self, saved: str | Path | None = None) -> Session:
         """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
@@ -323,16 +237,15 @@ class Engine:
         CheckpointError for any other file.
         """
         self._check()
-        session = Session(self.config, self._identity, self._limits, owner=self._owner)
+        session = self._back.session(self._owner)
         if saved is not None:
-            mlx_worker().run(partial(session.restore, Path(saved)))
+            session.restore(Path(saved))
         return session
 
     @property
     def status(self) -> Status:
         """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
-        scheduler = self._scheduler
-        return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
+        return Status(0, 0, 0, 0) if self._closed else self._back.status
 
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
@@ -390,12 +303,13 @@ class Engine:
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""
-        return self._depth.plain_tokens_per_second
+        return self._back.plain_tokens_per_second
 
     def longest_context(self) -> int:
         """The longest session, in tokens, that fits in memory; 0 if none does. Never waits."""
-        have = min(self._available(), self._memory_limit or self._available())
-        return self._pair.longest_context(batch=1, have=have, sessions=1)
+        have, limit = self._back.available, self._back.budget.most
+        have = have if limit is None else min(have, limit)
+        return self._back.about.pair.longest_context(batch=1, have=have, sessions=1)
 
     def _request(
         self,
@@ -423,16 +337,7 @@ class Engine:
     @property
     def about(self) -> About:
         """What the engine is, for another process."""
-        return About(
-            None if self.text is None else self.text.folder,
-            self._pair,
-            self._defaults,
-            self._identity,
-            self._max_batch,
-            self.notes,
-            self.name,
-            self.drafter_name,
-        )
+        return self._back.about
 
     def take(
         self,
@@ -449,40 +354,17 @@ class Engine:
         request.priority = priority
         return self._submit(request)
 
-    def _available(self) -> int:
-        return device.available()
-
-    def _close(self, scheduler: Any) -> None:
-        self._warm_up.stop()
-        scheduler.close()
-        self._residence.close()
-        if self._keeper is not None:
-            mlx_worker().at_exit.discard(self._keeper.save)
-            self._keeper.save()
-        mx.clear_cache()
-
     def _submit(self, request: Request, *, patient: bool = False) -> Generation:
         """Queue a request; if patient, wait for a place in the queue."""
         self._check()
         request.queue()
         try:
-            if (scheduler := self._scheduler) is not None:  # else `_serve` says so
-                scheduler.reserve(patient=patient)
+            self._back.reserve(patient=patient)
         except MgmError:
             request.unqueue()
             raise
-        mlx_worker().submit(partial(self._serve, request))
+        mlx_worker().submit(partial(self._back.add, request))
         return request.generation
-
-    def _serve(self, request: Request) -> None:
-        scheduler = self._scheduler
-        if scheduler is None:
-            request.fail(CLOSED)
-            return
-        assert isinstance(scheduler, Scheduler)  # with another, this method is another
-        self._warm_up.stop()
-        scheduler.add(request)
-        self._residence.work(scheduler)
 
     def _submit_later(
         self, request: Callable[[], Request], generation: Generation, session: Session | None
@@ -520,19 +402,3 @@ class Engine:
         if self.text is None:
             raise UsageError("this checkpoint has no tokenizer: give prompts as token ids")
         return self.text
-
-
-def has_rule(params: SamplingParams | None) -> bool:
-    """True if it takes time to make a rule of these settings, see `rule_of`."""
-    if not isinstance(params, SamplingParams):
-        return False
-    return params.tool_choice != "auto" or any(getattr(params, one) is not None for one in FORMS)
-
-
-def deadline(timeout: float | None) -> float | None:
-    """Return when a request that starts now has timed out, by `time.perf_counter`."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
-    return time.perf_counter() + timeout

@@ -5,6 +5,7 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
 from mlx_gemma_mtp.text.tools import Tool, declared
+
+Tools = Sequence[Any] | None
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
@@ -99,3 +102,19 @@ class Intake:
         stop = params.stop_strings if takes_own else params.stop_strings + self._stop
         stream = self._text.stream(stop) if self._text else None
         return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session, rule, schemas)
+
+
+def has_rule(params: SamplingParams | None) -> bool:
+    """True if it takes time to make a rule of these settings, see `rule_of`."""
+    if not isinstance(params, SamplingParams):
+        return False
+    return params.tool_choice != "auto" or any(getattr(params, one) is not None for one in FORMS)
+
+
+def deadline(timeout: float | None) -> float | None:
+    """Return when a request that starts now has timed out, by `time.perf_counter`."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return time.perf_counter() + timeout

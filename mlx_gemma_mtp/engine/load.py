@@ -8,8 +8,9 @@ from pathlib import Path
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
-from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
+from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.loading import Watch
+from mlx_gemma_mtp.engine.local import MAX_QUEUE
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.probe import measure
 from mlx_gemma_mtp.engine.remote_engine import load_remote

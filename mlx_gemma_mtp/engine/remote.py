@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import fields
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any, cast
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.about import About, State
 from mlx_gemma_mtp.engine.line import Line
 from mlx_gemma_mtp.engine.process import WorkerProcess
+from mlx_gemma_mtp.engine.remote_session import RemoteSession
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.scheduler import CLOSED
@@ -28,7 +27,7 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, as_failure
-from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.memory import Budget
 
 STOP_SECONDS = 10.0  # after which a worker that was asked to close its engine is killed
 
@@ -52,8 +51,10 @@ class Remote:
         max_queue: int,
     ) -> None:
         """process: has loaded what about says. options: to load it again."""
+        self.about = about
+        self.copies: bool = options["copies"]
+        self.budget = Budget(about.pair, options["memory_limit"])
         self._options = options
-        self._identity = about.identity
         self._process: WorkerProcess | None = process  # one that has loaded the model
         self._waiting = Line(about.max_batch, max_queue)
         self._numbers = count()
@@ -64,7 +65,7 @@ class Remote:
         self._closed = threading.Event()
         self._abandoned = False
         self.state = state
-        self.session_numbers = count()
+        self._session_numbers = count()
         self._latest = process
         self._running = True  # until `_lost`
         self._runner = self._run(process)
@@ -78,10 +79,38 @@ class Remote:
         return Status(unread - reading, reading, decoding, self.state.memory_bytes)
 
     @property
+    def loaded(self) -> bool:
+        """False while there is no worker that has the weights in memory."""
+        return self._process is not None and self.state.loaded
+
+    @property
+    def warming(self) -> bool:
+        """True while `warm_up` is at work."""
+        return self.state.warming
+
+    @property
+    def available(self) -> int:
+        """Bytes that MLX may hold in the worker."""
+        return self.state.available
+
+    @property
+    def plain_tokens_per_second(self) -> float | None:
+        """As `Engine.plain_tokens_per_second`."""
+        return self.state.plain_tokens_per_second
+
+    @property
     def pid(self) -> int | None:
         """The process; None while there is none that has loaded the model."""
         process = self._process
         return None if process is None else process.pid
+
+    def warm_up(self, *, on_cpu: bool) -> None:
+        """As `Engine.warm_up`, in the worker."""
+        self.send("warm_up", -1, None, on_cpu)
+
+    def session(self, owner: object) -> Session:
+        """Return a new session. If the worker dies, it starts from scratch."""
+        return RemoteSession(self, next(self._session_numbers), owner)
 
     def reserve(self, *, patient: bool = False) -> None:
         """Take a place in the queue for a request; from any thread. As `Line.reserve`."""
@@ -121,7 +150,14 @@ class Remote:
             process.send(*message)
 
     def close(self) -> None:
-        """End everything with an MgmError, also what is added later, and ask the worker to end."""
+        """End everything with an MgmError, also what is added later, and the worker process.
+
+        Waits for it, from any other thread.
+        """
+        mlx_worker().run(self._close)
+        self.join()
+
+    def _close(self) -> None:
         self._closed.set()
         self.send("close", 0)
         self._process = None
@@ -139,7 +175,7 @@ class Remote:
         """Nobody will ask for more: close when all that is under way has ended."""
         self._abandoned = True
         if not self._requests and not self._closed.is_set():
-            self.close()
+            self._close()
 
     # The life of a worker
 
@@ -160,7 +196,7 @@ class Remote:
             if process is None:
                 process = self._latest = WorkerProcess(self._options)
                 about, _ = process.loaded({}, self._closed.is_set, self._options["model"])
-                if about.identity != self._identity:
+                if about.identity != self.about.identity:
                     process.end()
                     raise CheckpointError("the model on disk has changed: load it again")
                 mlx_worker().submit(partial(self._ready, process))
@@ -284,40 +320,6 @@ class Remote:
             self.send("cancel", number)
             self._forget(number).time_out()
             self._rest()
-
-
-class RemoteSession(Session):
-    """The session of an isolated engine: its cache is in the worker, and ends with it."""
-
-    def __init__(self, remote: Remote, about: About, owner: object) -> None:
-        self._remote = remote
-        self._about = about
-        self.number = next(remote.session_numbers)
-        super().__init__(about.pair.target, about.identity, Limits(), owner)
-        weakref.finalize(self, remote.send, "drop", self.number).atexit = False
-
-    def __repr__(self) -> str:
-        return f"<Session in a worker process{', busy' if self._holder else ''}>"
-
-    def close(self) -> None:
-        """Drop everything; the next turn starts from scratch."""
-        self._remote.send("drop", self.number)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything to a file, as `Session.save`."""
-        with self._held():
-            self._remote.call("save", self.number, str(Path(path).absolute()))
-
-    def restore(self, path: Path) -> None:
-        """Load what `save` wrote; from any thread but the worker's. As `Session.restore`."""
-        self._remote.call("restore", self.number, str(path.absolute()))
-
-    def fork(self) -> Session:
-        """Return a copy that continues on its own, as `Session.fork`."""
-        copy = RemoteSession(self._remote, self._about, self.owner)
-        with self._held():
-            self._remote.call("fork", self.number, copy.number)
-        return copy
 
 
 def _plain(params: SamplingParams) -> dict[str, Any]:

@@ -215,6 +215,9 @@ class Session:
 
     def restore(self, path: Path) -> None:
         """Load what `save` wrote. Raises CheckpointError for anything else, or another model."""
+        mlx_worker().run(lambda: self._restore(path))
+
+    def _restore(self, path: Path) -> None:
         try:
             loaded = mx.load(str(path), format="safetensors", return_metadata=True)
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)

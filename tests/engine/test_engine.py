@@ -303,7 +303,7 @@ KEPT: dict[str, Callable[[Engine], object]] = {
 def test_closing_lets_go_of_the_model_whatever_is_kept(make: Callable[[Engine], object]) -> None:
     target = FakeTarget()
     running = fake_engine(target, max_queue=4)
-    models = [weakref.ref(target), weakref.ref(running._scheduler._batch.target)]  # type: ignore[union-attr]
+    models = [weakref.ref(target), weakref.ref(running._back._scheduler._batch.target)]  # type: ignore[union-attr]
     del target
     kept = make(running)
     running.close()

@@ -34,6 +34,8 @@ def spell(*parts: str | int) -> tuple[list[int], TextStream]:
 class NumbersText:
     """Stands in for `tokenizer.Text`: three digits per token, so that a stop can span two."""
 
+    folder = None
+
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         texts = {token: spelled([token]) for token in range(1000)}
         return TextStream(Detokenizer(texts), stop, Markers())

@@ -1,0 +1,47 @@
+"""A session whose cache is in a worker process. Knows nothing of pipes."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.memory import Limits
+
+if TYPE_CHECKING:
+    from mlx_gemma_mtp.engine.remote import Remote
+
+
+class RemoteSession(Session):
+    """The session of an isolated engine: its cache is in the worker, and ends with it."""
+
+    def __init__(self, remote: Remote, number: int, owner: object) -> None:
+        self._remote = remote
+        self.number = number
+        super().__init__(remote.about.pair.target, remote.about.identity, Limits(), owner)
+        weakref.finalize(self, remote.send, "drop", self.number).atexit = False
+
+    def __repr__(self) -> str:
+        return f"<Session in a worker process{', busy' if self._holder else ''}>"
+
+    def close(self) -> None:
+        """Drop everything; the next turn starts from scratch."""
+        self._remote.send("drop", self.number)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a file, as `Session.save`."""
+        with self._held():
+            self._remote.call("save", self.number, str(Path(path).absolute()))
+
+    def restore(self, path: Path) -> None:
+        """Load what `save` wrote; from any thread but the worker's. As `Session.restore`."""
+        self._remote.call("restore", self.number, str(path.absolute()))
+
+    def fork(self) -> Session:
+        """Return a copy that continues on its own, as `Session.fork`."""
+        copy = self._remote.session(self.owner)
+        assert isinstance(copy, RemoteSession)
+        with self._held():
+            self._remote.call("fork", self.number, copy.number)
+        return copy
