@@ -271,6 +271,15 @@ class Budget:
                 f"({decimal(self.most)}): shorten the request, or load with a higher limit"
             )
 
+    def check_useful(self) -> None:
+        """Raise NotEnoughMemoryError unless a prompt of one token and its answer fit."""
+        if self.most is not None and self.context < 2:
+            raise NotEnoughMemoryError(
+                f"memory_limit is {decimal(self.most)}, but the model needs "
+                f"{decimal(self.pair.needs(LOAD_CONTEXT, 1))} with {LOAD_CONTEXT:,} tokens of "
+                "context: load with a higher limit"
+            )
+
     def _longest(self, batch: int) -> int:
         if self.most is None:
             return self.pair.target.max_position_embeddings
@@ -302,19 +311,23 @@ def check(
     what: str,
     *,
     ways: Iterable[tuple[str, int]] = (),
+    limited: bool = False,
     instead: str = "use a smaller model",
     despite: str = "",
 ) -> None:
     """Raise NotEnoughMemoryError unless `need` bytes fit in `have`.
 
     what: the subject of the message. ways: alternatives with their bytes; those that fit are named.
-    instead: what to do if none fits. despite: how to continue anyway.
+    limited: True if memory_limit is what they must fit in. instead: what to do if none fits.
+    despite: how to continue anyway.
     """
     if need <= have:
         return
     fitting = [f"{way} ({decimal(size)})" for way, size in ways if size <= have]
+    size = decimal(max(have, 0))
+    limit = f"memory_limit is {size}" if limited else f"{size} is available"
     raise NotEnoughMemoryError(
-        f"{what} needs {decimal(need)} of memory, but {decimal(max(have, 0))} is available: "
+        f"{what} needs {decimal(need)} of memory, but {limit}: "
         + (f"{' or '.join(fitting)} would fit" if fitting else instead)
         + (f"; {despite}" if despite else "")
     )
@@ -348,7 +361,8 @@ def check_load(
             yield "the model without its drafter", read_pair(folder, None, bits=bits).needs_to_load
 
     have = device.available() - mx.get_active_memory()
-    have = have if most is None else min(have, most)
+    limited = most is not None and most < have
+    have = most if most is not None and limited else have
     size, in_bits = best_fit(have)
     instead, smaller = "use a smaller model", size.needs(in_bits)
     if smaller <= have:
@@ -358,6 +372,7 @@ def check_load(
         have,
         f"{name}, with {context:,} tokens of context,",
         ways=ways(),
-        instead=instead,
-        despite="force=True or --force loads it anyway",
+        limited=limited,
+        instead="raise it" if limited else instead,
+        despite="" if limited else "force=True or --force loads it anyway",
     )

@@ -18,11 +18,11 @@ from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
-from mlx_gemma_mtp.engine.intake import Intake, Tools, deadline, has_rule
+from mlx_gemma_mtp.engine.intake import Intake, Tools, has_rule
 from mlx_gemma_mtp.engine.local import Local, Options
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
+from mlx_gemma_mtp.engine.prompts import as_list, checked_path, encoded, is_long
 from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion
@@ -52,11 +52,11 @@ class Engine:
 
     def _open(self, back: Local | Remote, text: Text | None) -> None:
         """back: the place where the model is."""
-        about, pair = back.about, back.about.pair
+        about = back.about
         self.text = text
         self.notes = about.notes
-        self.config = pair.target
-        self.has_drafter = pair.drafter is not None
+        self.config = about.pair.target
+        self.has_drafter = back.has_drafter
         self.name = about.name
         self.drafter_name = about.drafter_name
         self._back = back
@@ -144,7 +144,9 @@ class Engine:
         raises, the request ends. session: the conversation that this is a turn of; the tokens it
         holds are not prefilled again. tools: those that the model may call, for the chat template.
         priority: higher ones are served first. timeout: seconds after which it ends with a
-        RequestTimeoutError.
+        RequestTimeoutError; `Generation.text` keeps the answer so far.
+
+        Several at once in an event loop: `await asyncio.gather(*map(engine.submit, prompts))`.
 
         In an event loop, a long prompt or one whose answer has a form is prepared on a thread, and
         what is wrong with it is raised by the Generation. Otherwise raises QueueFullError if
@@ -155,7 +157,7 @@ class Engine:
         if callback is not None:
             if loop is None:
                 raise UsageError("a coroutine function as on_chunk needs a running event loop")
-            generation.hold_for(loop)
+            generation._hold_for(loop)
             on_chunk = None
         request = partial(
             self._request, prompt, params, session, tools, priority, timeout, on_chunk, generation
@@ -163,12 +165,12 @@ class Engine:
         if loop is not None and (is_long(prompt) or has_rule(params)):
             self._check(session)
             if session is not None:
-                session.claim(generation)
+                session._claim(generation)
             threading.Thread(target=self._submit_later, args=[request, generation, session]).start()
         else:
             self._submit(request())
         if callback is not None:
-            generation.call_back(callback)
+            generation._call_back(callback)
         return generation
 
     def stream(
@@ -205,8 +207,9 @@ class Engine:
         A prompt is a string (one user turn), a list of token ids, or a list of messages
         {"role", "content"}; a single one needs no list around it. `params` apply to all prompts,
         or are a list with one entry for each, as `sessions` are. n: completions of each prompt, in
-        a row, with the seeds seed, seed + 1, ... The results are in the order of the prompts. The
-        first failure ends all of them. timeout: of each, from when it waits for a row. Others as
+        a row, with the seeds seed, seed + 1, ... (after 2**32 - 1 comes 0). The results are in the
+        order of the prompts. The first failure ends all of them. It waits for them, and blocks an
+        event loop: see `submit` for one. timeout: of each, from when it waits for a row. Others as
         `submit`.
 
         Raises UsageError for a wrong prompt or setting, before any work; NotEnoughMemoryError,
@@ -222,10 +225,7 @@ class Engine:
             for prompt, one, session in asked
         ]
 
-        def submit(request: Request) -> Generation:
-            request.deadline = deadline(timeout)
-            return self._submit(request, patient=True)
-
+        submit = partial(self._submit, patient=True)
         # Enough to keep every row busy; the rest of the queue is for other callers.
         return finish_all(requests, submit, most=2 * self._back.about.max_batch)
 
@@ -237,9 +237,11 @@ class Engine:
         CheckpointError for any other file.
         """
         self._check()
+        if saved is not None:
+            saved = checked_path(saved, "saved")
         session = self._back.session(self._owner)
         if saved is not None:
-            session.restore(Path(saved))
+            session._restore(saved)
         return session
 
     @property
@@ -274,10 +276,13 @@ class Engine:
         model, the messages are prefilled again.
         """
         self._check()
-        if saved is not None and messages:
-            raise UsageError("a saved chat has messages: give one or the other")
-        given = messages if saved is None else read_chat(Path(saved))
-        session = self.session() if saved is None else saved_session(self, Path(saved))
+        if saved is None:
+            given, session = messages, self.session()
+        else:
+            if messages:
+                raise UsageError("a saved chat has messages: give one or the other")
+            saved = checked_path(saved, "saved")
+            given, session = read_chat(saved), saved_session(self, saved)
         first = first_messages(system, given)
         return Chat(self, first, tools, params, max_rounds, priority, timeout, session)
 
@@ -324,11 +329,9 @@ class Engine:
     ) -> Request:
         """Return a request of `Intake.request`, if the engine is open."""
         self._check(session)
-        if not is_count(priority):
-            raise UsageError(f"priority must be an integer, not {priority!r}")
-        ends = deadline(timeout)
-        request = self._intake.request(prompt, params, on_chunk, session, tools=tools)
-        request.priority, request.deadline = priority, ends
+        request = self._intake.request(
+            prompt, params, on_chunk, session, tools=tools, priority=priority, timeout=timeout
+        )
         request.generation = generation or request.generation
         return request
 
@@ -376,11 +379,11 @@ class Engine:
             self._submit(made)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it
             if session is not None:
-                session.release(generation)
-            if made is not None and generation.stopping:  # its session may have another request
+                session._release(generation)
+            if made is not None and generation._stopping:  # its session may have another request
                 mlx_worker().submit(made.cancel)
             else:
-                generation.set_exception(as_failure(error))
+                generation._fail(as_failure(error))
 
     def _check(self, session: Session | None = None) -> None:
         """Raise ClosedError, or UsageError for a session of others."""
@@ -391,7 +394,7 @@ class Engine:
             return
         if not isinstance(session, Session):
             raise UsageError(f"session must come from engine.session(), not {session!r}")
-        if session.owner is not self._owner:
+        if session._owner is not self._owner:
             raise UsageError(
                 "this session belongs to another engine: start one with engine.session(), or save "
                 "it and open the file with the same model"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import math
 import threading
 import weakref
@@ -14,18 +15,21 @@ from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
+from mlx_gemma_mtp.engine.chunks import Chunks
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError, as_failure
+
+log = logging.getLogger("mlx_gemma_mtp")
 
 Callback = Callable[[Chunk], object]
 AsyncCallback = Callable[[Chunk], Awaitable[object]]
 
 
 class Generation(Future[Completion]):
-    """A request under way, made by `Engine.submit` and `Engine.stream`.
+    """A request under way, made by `Engine.submit` and `Engine.stream`, never by hand.
 
     A Future of its Completion. `await` gives the Completion, too. `for` and `async for` give the
     chunks, each loop from the first one on; a loop that is left early cancels the request.
@@ -39,10 +43,10 @@ class Generation(Future[Completion]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stopping = False  # True once it is cancelled
+        self._stopping = False  # True once it is cancelled
         self._on_cancel: Callable[[], object] = lambda: None
         self._waiters = _Waiters(weakref.ref(self))
-        self._chunks: list[Chunk] = []
+        self._chunks: list[Chunk] = []  # so far; it only grows
         self._changing = threading.Lock()
         self._waiting: list[tuple[float, Callable[[], object]]] = []  # for a chunk's number
         self._own: Chunks | None = None
@@ -53,7 +57,7 @@ class Generation(Future[Completion]):
 
     def __repr__(self) -> str:
         num_tokens = sum(len(chunk.tokens) for chunk in self._chunks)
-        state = "cancelled" if self.stopping else "running"
+        state = "cancelled" if self._stopping else "running"
         if self.done():
             done = self.completion
             state = done.finish_reason if done else "failed"
@@ -76,7 +80,7 @@ class Generation(Future[Completion]):
 
         Raises the MgmError that ended it, or TimeoutError.
         """
-        self.check_may_wait()
+        self._check_may_wait()
         try:
             return super().result(timeout)
         finally:
@@ -84,7 +88,7 @@ class Generation(Future[Completion]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait like `result`, and return the error that ended it or None."""
-        self.check_may_wait()
+        self._check_may_wait()
         return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[Completion]], object]) -> None:
@@ -93,12 +97,20 @@ class Generation(Future[Completion]):
             raise UsageError("asyncio.wait takes tasks: give asyncio.ensure_future(generation)")
         super().add_done_callback(fn)
 
+    def set_result(self, result: Completion) -> NoReturn:
+        """Raise UsageError: only the engine ends it. To stop it, use `cancel`."""
+        raise UsageError("the engine sets the result of a request: to stop it, use cancel()")
+
+    def set_exception(self, exception: BaseException | None) -> NoReturn:
+        """Raise UsageError, as `set_result`."""
+        raise UsageError("the engine sets the result of a request: to stop it, use cancel()")
+
     def cancel(self) -> bool:
         """End the request within a round; its result is the output so far.
 
         Never blocks. The finish_reason is "cancelled". Returns False if it has ended already.
         """
-        self.stopping = True
+        self._stopping = True
         self._on_cancel()
         return not self.done()
 
@@ -127,10 +139,10 @@ class Generation(Future[Completion]):
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.cancel()
-        await self.reached(math.inf)
+        await self._reached(math.inf)
 
     async def _awaited(self) -> Completion:
-        await self.reached(math.inf)
+        await self._reached(math.inf)
         return self.result()
 
     # Chunks
@@ -149,10 +161,10 @@ class Generation(Future[Completion]):
         self._own = self._own or Chunks(self)
         return await anext(self._own)
 
-    def wait_for(self, number: float) -> None:
+    def _wait_for(self, number: float) -> None:
         """Wait for the chunk of this number, from 0, or the end. Ctrl-C cancels the request."""
         if not self._has(number):
-            self.check_may_wait()
+            self._check_may_wait()
             reached = threading.Event()
             self._when(number, reached.set)
             try:
@@ -161,7 +173,7 @@ class Generation(Future[Completion]):
                 self.cancel()
                 raise
 
-    async def reached(self, number: float) -> None:
+    async def _reached(self, number: float) -> None:
         """Await the chunk of this number, from 0, or the end. CancelledError cancels."""
         if self._callbacks is not None and asyncio.current_task() is self._callbacks:
             raise UsageError("a callback must not await its own request, which ends after it")
@@ -198,7 +210,7 @@ class Generation(Future[Completion]):
         for tell in told:
             tell()
 
-    def check_may_wait(self) -> None:
+    def _check_may_wait(self) -> None:
         """Raise UsageError if waiting in this thread would never end."""
         if self.done():
             return
@@ -208,48 +220,42 @@ class Generation(Future[Completion]):
 
     # What the request calls, on the worker
 
-    @property
-    def chunks(self) -> list[Chunk]:
-        """The output so far; it only grows."""
-        return self._chunks
-
-    def when_cancelled(self, tell: Callable[[], object]) -> None:
+    def _when_cancelled(self, tell: Callable[[], object]) -> None:
         """Call this on each `cancel`, from its thread; now, if it was cancelled before."""
         self._on_cancel = tell
-        if self.stopping:
+        if self._stopping:
             tell()
 
-    def add(self, chunk: Chunk) -> None:
+    def _add(self, chunk: Chunk) -> None:
         """Add a piece of output."""
         self._chunks.append(chunk)
         if self._waiting:
             self._tell_waiting()
 
-    def set_result(self, result: Completion) -> None:
+    def _finish(self, completion: Completion) -> None:
         """End it, after the last callback if those run in a loop."""
         with self._changing:
             if self._loop is not None and not self._loop.is_closed():
-                self._ended = result
+                self._ended = completion
                 return
-        self._settle(result)
+        self._settle(completion)
 
-    def set_exception(self, exception: BaseException | None) -> None:
+    def _fail(self, error: BaseException) -> None:
         """End it with an error, whatever callbacks are still running."""
-        super().set_exception(exception)
-        self._tell_waiting()
+        self._end(partial(super().set_exception, error))
 
     # Callbacks in an event loop
 
-    def hold_for(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the result wait for `call_back`, to be called in this loop once it is submitted."""
+    def _hold_for(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the result wait for `_call_back`, to be called in this loop once it is submitted."""
         self._loop = loop
 
-    def call_back(self, on_chunk: AsyncCallback) -> None:
+    def _call_back(self, on_chunk: AsyncCallback) -> None:
         """Call this with every chunk, in the loop, one after another. An error ends the request."""
         assert self._loop is not None
-        self._callbacks = self._loop.create_task(self._call_back(on_chunk))
+        self._callbacks = self._loop.create_task(self._run_callbacks(on_chunk))
 
-    async def _call_back(self, on_chunk: AsyncCallback) -> None:
+    async def _run_callbacks(self, on_chunk: AsyncCallback) -> None:
         number, last = 0, False
         try:
             while not last:
@@ -274,66 +280,16 @@ class Generation(Future[Completion]):
     def _settle(self, completion: Completion) -> None:
         error, self._callback_error = self._callback_error, None
         if error is None:
-            super().set_result(completion)
+            self._end(partial(super().set_result, completion))
         else:
-            super().set_exception(as_failure(error))
+            self._fail(as_failure(error))
+
+    def _end(self, end: Callable[[], object]) -> None:
+        try:
+            end()
+        except BaseException:
+            log.exception("the end of a request could not be handed out")
         self._tell_waiting()
-
-
-class Chunks:
-    """The chunks of a generation, from the first on, as `for` and `async for` read them.
-
-    If it is dropped or closed before the last, the request is cancelled.
-    """
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._number = 0
-        self.reading = False
-
-    def __iter__(self) -> Chunks:
-        return self
-
-    def __aiter__(self) -> Chunks:
-        return self
-
-    def __next__(self) -> Chunk:
-        self.reading = True
-        self._generation.wait_for(self._number)
-        chunk = self._next()
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    async def __anext__(self) -> Chunk:
-        self.reading = True
-        await self._generation.reached(self._number)
-        chunk = self._next()
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-    def close(self) -> None:
-        """Cancel the request, from any thread; whoever reads gets the end within a round."""
-        self._generation.cancel()
-
-    async def aclose(self) -> None:
-        """Cancel the request."""
-        self.close()
-
-    def __del__(self) -> None:
-        if self.reading:
-            self.close()
-
-    def _next(self) -> Chunk | None:
-        """Return the next chunk, which is there; None at the end, or raise what failed."""
-        chunks = self._generation.chunks
-        if self._number < len(chunks):
-            self._number += 1
-            return chunks[self._number - 1]
-        self.reading = False
-        self._generation.result()
-        return None
 
 
 class _Waiters(list[Any]):
@@ -345,7 +301,7 @@ class _Waiters(list[Any]):
 
     def append(self, waiter: Any) -> None:
         if (generation := self._generation()) is not None:
-            generation.check_may_wait()
+            generation._check_may_wait()
         super().append(waiter)
 
 

@@ -5,11 +5,10 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
+from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count
 from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -60,14 +59,25 @@ class Intake:
         session: Session | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> Request:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
+        if on_chunk is not None and not callable(on_chunk):
+            raise UsageError(f"on_chunk must be a function, not {on_chunk!r}")
+        if not is_count(priority):
+            raise UsageError(f"priority must be an integer, not {priority!r}")
+        is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and timeout > 0):
+            raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
         ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
-        return self.request_of(ids, params, on_chunk, session, schemas)
+        request = self.request_of(ids, params, on_chunk, session, schemas)
+        request.priority, request.timeout = priority, timeout
+        return request
 
     def request_of(
         self,
@@ -109,12 +119,3 @@ def has_rule(params: SamplingParams | None) -> bool:
     if not isinstance(params, SamplingParams):
         return False
     return params.tool_choice != "auto" or any(getattr(params, one) is not None for one in FORMS)
-
-
-def deadline(timeout: float | None) -> float | None:
-    """Return when a request that starts now has timed out, by `time.perf_counter`."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
-    return time.perf_counter() + timeout

@@ -35,8 +35,8 @@ class Line:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have a place and have not started, from any thread."""
-        return self._num_waiting
+        """Requests that have a place, and have not started or ended, from any thread."""
+        return self._num_waiting - sum(request.ended for request in [*self._requests])
 
     def reserve(self, *, patient: bool) -> None:
         """Take a place, which is free again when the request ends; from any thread.

@@ -9,6 +9,7 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.generation import in_a_loop
 from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.engine.local import MAX_QUEUE
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
@@ -93,15 +94,22 @@ def load(
         raise UsageError(f"max_queue must be at least 1, not {max_queue!r}")
     if exact != "auto" and not isinstance(exact, bool):
         raise UsageError(f'exact must be "auto", True or False, not {exact!r}')
-    if not isinstance(copies, bool):
-        raise UsageError(f"copies must be True or False, not {copies!r}")
-    if not (isinstance(probe, bool) or callable(probe)):
+    switches = {
+        "force": force,
+        "warm_up": warm_up,
+        "copies": copies,
+        "keep_resident": keep_resident,
+        "isolated": isolated,
+    }
+    for name, switch in switches.items():
+        if not isinstance(switch, bool):
+            raise UsageError(f"{name} must be True or False, not {switch!r}")
+    if not isinstance(probe, bool) and not _is_function(probe):
         raise UsageError(f"probe must be True, False or a function, not {probe!r}")
-    if not isinstance(keep_resident, bool):
-        raise UsageError(f"keep_resident must be True or False, not {keep_resident!r}")
-    if not isinstance(isolated, bool):
-        raise UsageError(f"isolated must be True or False, not {isolated!r}")
-
+    if on_progress is not None and not _is_function(on_progress):
+        raise UsageError(f"on_progress must be a function that is not async, not {on_progress!r}")
+    if cancel is not None and not isinstance(cancel, threading.Event):
+        raise UsageError(f"cancel must be a threading.Event, not {cancel!r}")
     if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
         raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
     is_number = isinstance(idle_unload, (int, float)) and not isinstance(idle_unload, bool)
@@ -168,6 +176,10 @@ def load(
     if warm_up:
         engine.warm_up()
     return engine
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not in_a_loop(value)
 
 
 def with_table(pair: OpenPair, exact: Exact = "auto", watch: Watch | None = None) -> OpenPair:

@@ -92,7 +92,9 @@ class Local:
         has_drafter = pair.drafter is not None
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.copies = copies
+        self.has_drafter = has_drafter
         self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit)
+        self.budget.check_useful()
         self.about = About(
             None if pair.text is None else pair.text.folder,
             self.budget.pair,

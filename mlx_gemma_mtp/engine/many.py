@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.engine.generation import Generation
@@ -25,9 +25,11 @@ SEEDS = 2**32
 
 def each_of(given: T | Sequence[T], count: int, what: str) -> Sequence[T]:
     """Return a list with one entry for each of `count` prompts. Raises UsageError."""
-    each = given if isinstance(given, Sequence) else [given] * count
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    each = cast(Sequence[T], given) if several else [cast(T, given)] * count
     if len(each) != count:
-        raise UsageError(f"{count} prompts but {len(each)} {what}: give one for each")
+        prompts = "1 prompt" if count == 1 else f"{count} prompts"
+        raise UsageError(f"{prompts} but {len(each)} {what}: give one for each")
     return each
 
 

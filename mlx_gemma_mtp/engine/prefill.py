@@ -172,7 +172,7 @@ class Prefill:
             request.unread = self._longest - self._done
         session = self.requests[0].session
         if self.finished and session:
-            session.remember_prompt(self.cache, self.requests[0].ids, padding=width - left)
+            session._remember_prompt(self.cache, self.requests[0].ids, padding=width - left)
         return len(chunks) * width
 
     def ends(self) -> tuple[KVCache, mx.array]:
@@ -185,14 +185,14 @@ class Prefill:
         """Return the cache to the request's session, if it has one."""
         request = self.requests[0]
         if request.session:
-            request.session.take_back(self.cache, request.ids[: self._done])
+            request.session._take_back(self.cache, request.ids[: self._done])
 
     def _open(self) -> int:
         """Make the cache, or borrow that of a session; returns how many tokens are in it."""
         first, window = self.requests[0], self._target.config.sliding_window
         step, padding = self._limits.slot_step, self._exactness.most_padding
         capacity = capacity_for(self._longest + padding, step)
-        lent = first.session.lend(first.ids) if first.session else None
+        lent = first.session._lend(first.ids) if first.session else None
         if lent:
             self.cache, first.stats.reused_tokens = lent
             self.cache.grow(capacity)

@@ -6,7 +6,10 @@ Knows nothing of requests, or of what a model makes of a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
 
 from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.errors import UsageError
@@ -20,8 +23,16 @@ LONG = 10_000  # characters, which take about 7 ms, or token ids
 FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 
 
+def checked_path(path: str | Path, name: str) -> Path:
+    """Return the path of a file that a caller names. Raises UsageError."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise UsageError(f"{name} must be the path of a file, not {path!r}")
+    return Path(path)
+
+
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts, also of a single prompt."""
+    prompts = _listed(prompts)
     if _is_list(prompts) and not (prompts and all(is_count(p) or _is_message(p) for p in prompts)):
         return cast(list[Prompt], list(prompts))
     return [cast(Prompt, prompts)]
@@ -73,6 +84,7 @@ def encoded(
 
     Raises UsageError for anything that is not a prompt, and what `Text.prompt` raises.
     """
+    prompt = _listed(prompt)
     if not isinstance(prompt, str) and not _is_list(prompt):
         raise UsageError(f"{FORMS}, not {type(prompt).__name__}")
     if isinstance(prompt, str) and not prompt.strip():
@@ -87,6 +99,11 @@ def encoded(
     if text is None:
         raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
     return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking, tools=tools)
+
+
+def _listed(value: Any) -> Any:
+    """Return NumPy's token ids as a list; anything else stays."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _is_list(value: object) -> bool:

@@ -53,6 +53,7 @@ class Remote:
         """process: has loaded what about says. options: to load it again."""
         self.about = about
         self.copies: bool = options["copies"]
+        self.has_drafter = about.pair.drafter is not None
         self.budget = Budget(about.pair, options["memory_limit"])
         self._options = options
         self._process: WorkerProcess | None = process  # one that has loaded the model
@@ -135,7 +136,7 @@ class Remote:
         if self._process is not None:
             self._ask(self._process, number)
         self._start()
-        request.generation.when_cancelled(soon)
+        request.generation._when_cancelled(soon)
 
     def call(self, kind: str, *content: Any) -> None:
         """Have the worker do something else, and wait for it; from any other thread."""
@@ -289,7 +290,7 @@ class Remote:
     def _ask(self, process: WorkerProcess, number: int) -> None:
         request = self._requests[number]
         self._held[number] = time.perf_counter() - request.queued
-        session = request.session.number if isinstance(request.session, RemoteSession) else None
+        session = request.session._number if isinstance(request.session, RemoteSession) else None
         params, schemas = _plain(request.params), [*request.schemas]
         priority = int(request.priority)
         process.send("submit", number, request.ids, params, schemas, session, priority)

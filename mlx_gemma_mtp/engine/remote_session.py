@@ -18,30 +18,30 @@ class RemoteSession(Session):
 
     def __init__(self, remote: Remote, number: int, owner: object) -> None:
         self._remote = remote
-        self.number = number
+        self._number = number
         super().__init__(remote.about.pair.target, remote.about.identity, Limits(), owner)
-        weakref.finalize(self, remote.send, "drop", self.number).atexit = False
+        weakref.finalize(self, remote.send, "drop", self._number).atexit = False
 
     def __repr__(self) -> str:
         return f"<Session in a worker process{', busy' if self._holder else ''}>"
 
     def close(self) -> None:
         """Drop everything; the next turn starts from scratch."""
-        self._remote.send("drop", self.number)
+        self._remote.send("drop", self._number)
 
     def save(self, path: str | Path) -> None:
         """Write everything to a file, as `Session.save`."""
         with self._held():
-            self._remote.call("save", self.number, str(Path(path).absolute()))
+            self._remote.call("save", self._number, str(Path(path).absolute()))
 
-    def restore(self, path: Path) -> None:
-        """Load what `save` wrote; from any thread but the worker's. As `Session.restore`."""
-        self._remote.call("restore", self.number, str(path.absolute()))
+    def _restore(self, path: Path) -> None:
+        """Load what `save` wrote; from any thread but the worker's. As `Session._restore`."""
+        self._remote.call("restore", self._number, str(path.absolute()))
 
     def fork(self) -> Session:
         """Return a copy that continues on its own, as `Session.fork`."""
-        copy = self._remote.session(self.owner)
+        copy = self._remote.session(self._owner)
         assert isinstance(copy, RemoteSession)
         with self._held():
-            self._remote.call("fork", self.number, copy.number)
+            self._remote.call("fork", self._number, copy._number)
         return copy

@@ -32,7 +32,8 @@ class Request:
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
     request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
     served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
-    has not ended, by `time.perf_counter`. generation: gets the output and the end. constraint: what
+    has not ended, by `time.perf_counter`. timeout: seconds from `queue` to its deadline; None to
+    leave that as it is. generation: gets the output and the end. constraint: what
     its output may be; None for anything. schemas: of the tools, which the prompt names.
     """
 
@@ -48,6 +49,7 @@ class Request:
     schemas: Sequence[Schema] = ()
     priority: int = 0
     deadline: float | None = None
+    timeout: float | None = None
     generation: Generation = field(default_factory=Generation)
 
     def __post_init__(self, stream: TextStream | None) -> None:
@@ -72,13 +74,15 @@ class Request:
     def queue(self) -> None:
         """Claim its session, and start the clock of its wait. Raises UsageError."""
         if self.session:
-            self.session.claim(self.generation)
+            self.session._claim(self.generation)
         self.queued = time.perf_counter()
+        if self.timeout is not None:
+            self.deadline = self.queued + self.timeout
 
     def unqueue(self) -> None:
         """Release its session: it was refused a place."""
         if self.session:
-            self.session.release(self.generation)
+            self.session._release(self.generation)
 
     def start(self, *, exact: bool) -> None:
         """Its prefill starts now. exact: its passes are, see `exactness`."""
@@ -122,14 +126,15 @@ class Request:
     def finish(self, completion: Completion) -> None:
         """End the request with the output that another process made."""
         self._end()
-        self.generation.set_result(completion)
+        self.generation._finish(completion)
 
     def time_out(self) -> None:
         """End the request, whose deadline is over."""
+        seconds = "" if self.timeout is None else f" of {self.timeout:g} seconds"
         self.fail(
             RequestTimeoutError(
-                "the request took longer than its timeout: allow it more, or give it a higher "
-                "priority"
+                f"the request took longer than its timeout{seconds}: allow it more, or give it a "
+                "higher priority"
             )
         )
 
@@ -139,7 +144,7 @@ class Request:
         failure = as_failure(error)
         expected = isinstance(failure, (ClosedError, RequestTimeoutError))
         log.log(logging.INFO if expected else logging.WARNING, "%s", failure)
-        self.generation.set_exception(failure)
+        self.generation._fail(failure)
 
     def _take(self, tokens: Sequence[int], num_drafted: int | None, copied: bool) -> None:
         now, stats = time.perf_counter(), self.stats
@@ -189,10 +194,10 @@ class Request:
         if reason:
             completion = self._completion(reason)
             self._end()
-            self.generation.set_result(completion)
+            self.generation._finish(completion)
 
     def _tell(self, chunk: Chunk) -> None:
-        self.generation.add(chunk)
+        self.generation._add(chunk)
         if self.on_chunk and isawaitable(self.on_chunk(chunk)):
             raise UsageError("on_chunk returned a coroutine: give the coroutine function itself")
 
@@ -211,7 +216,7 @@ class Request:
         def output(kind: Kind) -> str:
             return "".join(chunk.text for chunk in chunks if chunk.kind == kind)
 
-        chunks = self.generation.chunks
+        chunks = self.generation._chunks
         stats, seed, kind = self.stats, self.params.seed, self._channels.kind
         assert seed is not None
         calls = tuple(chunk.tool_call for chunk in chunks if chunk.tool_call)

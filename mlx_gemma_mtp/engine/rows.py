@@ -137,7 +137,7 @@ class Rows:
                 # The keys and values of the newest token are not computed yet.
                 held = [*request.ids, *request.tokens[:-1]]
                 try:
-                    request.session.copy_back(self.cache, index, held)
+                    request.session._copy_back(self.cache, index, held)
                 except (RuntimeError, MemoryError):  # no room: the next turn starts from scratch
                     request.session.close()
         if ended:

@@ -55,8 +55,9 @@ class Scheduler:
 
     @property
     def status(self) -> Status:
-        """As of the last round or pass, from any thread."""
-        return Status(self._waiting.num_waiting, *self._counted)
+        """As of the last round or pass, without requests that have ended; from any thread."""
+        reading, decoding = (sum(not one.ended for one in each) for each in self._counted)
+        return Status(self._waiting.num_waiting, reading, decoding, mx.get_active_memory())
 
     def reserve(self, *, patient: bool = False) -> None:
         """Take a place in the queue for a request; from any thread. As `Line.reserve`."""
@@ -66,7 +67,7 @@ class Scheduler:
         """Queue a request that has a place."""
         self._waiting.add(request)
         if request.session:
-            request.unread -= request.session.reusable(request.ids)
+            request.unread -= request.session._reusable(request.ids)
         if self._closed:
             self._waiting.take(request)
             request.fail(CLOSED)
@@ -111,9 +112,9 @@ class Scheduler:
         self._count()
 
     def _count(self) -> None:
-        """Count the requests that are read, those that decode, and bytes."""
-        reading = sum(prefill.num_rows for prefill in self._reading)
-        self._counted = (reading, len(self._batch.active), mx.get_active_memory())
+        """Note the requests that are read, and those that decode."""
+        reading = [request for prefill in self._reading for request in prefill.requests]
+        self._counted = reading, self._batch.active
 
     def _drop_ended(self) -> None:
         """End the requests that were cancelled or took too long, wherever they are."""
@@ -122,7 +123,7 @@ class Scheduler:
         for request in [*self._waiting, *reading, *self._batch.active]:
             if request.ended:
                 continue
-            if request.generation.stopping:
+            if request.generation._stopping:
                 request.cancel()
             elif request.deadline is not None and now >= request.deadline:
                 request.time_out()

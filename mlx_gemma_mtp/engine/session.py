@@ -45,23 +45,25 @@ class _Snapshot(NamedTuple):
 
 
 class Session:
-    """One conversation, made by `Engine.session`; pass it to `submit` and `stream`.
+    """What the model has read and written in one conversation, so that no turn is prefilled twice.
 
-    Takes as much memory as a row of the batch, and a window for each snapshot, until it is closed
-    or dropped. It serves one request at a time. After a turn that fails, the next one starts from
-    scratch.
+    Made by `Engine.session`. Pass it to `submit`, `stream` or `generate` with the whole prompt of
+    each turn: the tokens that it holds are not prefilled again, and the output is the same as
+    without it. It serves one request at a time. After a turn that fails, the next one starts from
+    scratch. It takes the memory of its conversation until it is closed or dropped.
     """
 
-    # Who owns its cache: the session, between turns. `lend` gives it to the prefill of a turn, and
-    # from there its contents move into a row of the batch. It comes back with `take_back` from a
-    # prefill that stops, or as a copy of the row with `copy_back`. A turn that fails returns
+    # It takes as much memory as a row of the batch, and a window for each snapshot.
+    # Who owns its cache: the session, between turns. `_lend` gives it to the prefill of a turn, and
+    # from there its contents move into a row of the batch. It comes back with `_take_back` from a
+    # prefill that stops, or as a copy of the row with `_copy_back`. A turn that fails returns
     # nothing. All of this happens on the worker.
 
     def __init__(
         self, config: TargetConfig, model: str, limits: Limits, owner: object = None
     ) -> None:
-        """model: identifies the weights, for `save` and `restore`. owner: stands for its engine."""
-        self.owner = owner
+        """model: identifies the weights, for `save`. owner: stands for its engine."""
+        self._owner = owner
         self._config = config
         self._model = model
         self._limits = limits
@@ -82,25 +84,25 @@ class Session:
         self._first = 0  # the lowest position that the cache's sliding layers still hold
         self._snapshots: list[_Snapshot] = []
 
-    def claim(self, holder: Generation) -> None:
+    def _claim(self, holder: Generation) -> None:
         """Reserve it for one request, also if it has it. Raises UsageError if another one uses it.
 
         One that was cancelled is no obstacle: it leaves before the next one starts.
         """
         with self._released:
             other = self._holder
-            if other is not None and other is not holder and not other.stopping:
+            if other is not None and other is not holder and not other._stopping:
                 raise UsageError(BUSY)
             self._holder = holder
 
-    def release(self, holder: Generation) -> None:
+    def _release(self, holder: Generation) -> None:
         """End the claim, unless another one has taken its place."""
         with self._released:
             if self._holder is holder:
                 self._holder = None
                 self._released.notify_all()
 
-    def lend(self, ids: Sequence[int]) -> tuple[KVCache, int] | None:
+    def _lend(self, ids: Sequence[int]) -> tuple[KVCache, int] | None:
         """Give away the cache, rolled back to the longest usable prefix of this prompt; its length.
 
         The prompt's last token is not in it: its logits are needed. None if nothing can be used.
@@ -121,11 +123,11 @@ class Session:
         cache.offset = mx.array([length], mx.int32)
         return cache, length
 
-    def reusable(self, ids: Sequence[int]) -> int:
-        """Return how many tokens of this prompt `lend` would give."""
+    def _reusable(self, ids: Sequence[int]) -> int:
+        """Return how many tokens of this prompt `_lend` would give."""
         return 0 if self._cache is None else self._best(self._cache, ids)[1]
 
-    def remember_prompt(self, cache: KVCache, ids: Sequence[int], padding: int = 0) -> None:
+    def _remember_prompt(self, cache: KVCache, ids: Sequence[int], padding: int = 0) -> None:
         """Take a snapshot: the cache holds exactly this prompt, then padding. Copies nothing."""
         written = len(ids) + padding
         first = self._first = max(self._first, written - cache.capacity("sliding_attention"))
@@ -133,12 +135,12 @@ class Session:
         earlier = earlier[-self._limits.snapshots + 1 :]
         self._snapshots = [*earlier, self._snapshot(cache, len(ids), first)]
 
-    def take_back(self, cache: KVCache, tokens: Sequence[int]) -> None:
+    def _take_back(self, cache: KVCache, tokens: Sequence[int]) -> None:
         """Own the cache that was lent again, which now holds these tokens."""
         self._cache, self._tokens = cache, list(tokens)
         self._first = max(self._first, len(tokens) - cache.capacity("sliding_attention"))
 
-    def copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
+    def _copy_back(self, cache: KVCache, row: int, tokens: Sequence[int]) -> None:
         """Own a copy of a batch's row that holds these tokens."""
         length, step, dtype = len(tokens), self._limits.slot_step, cache.keys[0].dtype
         capacity, most = capacity_for(length, step), self._limits.rollback
@@ -147,7 +149,7 @@ class Session:
         )
         copy.copy_row(cache, row, length)
         self._first = max(0, length - self._config.sliding_window)
-        self.take_back(copy, tokens)
+        self._take_back(copy, tokens)
 
     def save(self, path: str | Path) -> None:
         """Write everything to a safetensors file, for `Engine.session` of another process.
@@ -163,7 +165,7 @@ class Session:
 
         Waits, and raises UsageError, as `save`.
         """
-        copy = Session(self._config, self._model, self._limits, self.owner)
+        copy = Session(self._config, self._model, self._limits, self._owner)
         with self._held():
             mlx_worker().run(lambda: copy._share(self))
         return copy
@@ -183,14 +185,14 @@ class Session:
         mlx_worker().check_may_wait()
         holder = Generation()
         with self._released:
-            self._released.wait_for(lambda: self._holder is None or not self._holder.stopping)
+            self._released.wait_for(lambda: self._holder is None or not self._holder._stopping)
             if self._holder is not None:
                 raise UsageError(BUSY)
             self._holder = holder
         try:
             yield
         finally:
-            self.release(holder)
+            self._release(holder)
 
     async def asave(self, path: str | Path) -> None:
         """Do what `save` does without blocking the event loop."""
@@ -213,11 +215,11 @@ class Session:
             why = one_line(error) if path.parent.is_dir() else f"{path.parent} is not a folder"
             raise SaveError(f"{path} cannot be written: {why}") from None
 
-    def restore(self, path: Path) -> None:
-        """Load what `save` wrote. Raises CheckpointError for anything else, or another model."""
-        mlx_worker().run(lambda: self._restore(path))
-
     def _restore(self, path: Path) -> None:
+        """Load what `save` wrote. Raises CheckpointError for anything else, or another model."""
+        mlx_worker().run(lambda: self._load(path))
+
+    def _load(self, path: Path) -> None:
         try:
             loaded = mx.load(str(path), format="safetensors", return_metadata=True)
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)

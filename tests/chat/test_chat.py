@@ -96,13 +96,13 @@ def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> N
     class Prefill(Generation):
         def cancel(self) -> bool:
             if not self.done():
-                self.set_result(reply("", finish_reason="cancelled"))
+                self._finish(reply("", finish_reason="cancelled"))
             return True
 
     def prefill() -> Generation:
         press = partial(talk.interrupts.press, signal.SIGINT, None)
         generation = Prefill()
-        late = threading.Timer(10, generation.set_result, [reply("late")])
+        late = threading.Timer(10, generation._finish, [reply("late")])
         generation.add_done_callback(lambda _: late.cancel())
         late.start()
         threading.Timer(delay, press).start() if delay else press()
@@ -122,7 +122,7 @@ def test_ctrl_c_in_a_long_prefill_is_acknowledged_at_once() -> None:
         generation = Generation()
         stopped = reply("", finish_reason="cancelled")
         threading.Timer(0.1, talk.interrupts.press, [signal.SIGINT, None]).start()
-        threading.Timer(0.8, generation.set_result, [stopped]).start()
+        threading.Timer(0.8, generation._finish, [stopped]).start()
         return generation
 
     talk = Talk(prefill)

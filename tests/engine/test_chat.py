@@ -30,7 +30,7 @@ class Endless(Generation):
     def cancel(self) -> bool:
         super().cancel()
         if not self.done():
-            self.set_result(Completion("So far", [1], "cancelled", Stats(), 0))
+            self._finish(Completion("So far", [1], "cancelled", Stats(), 0))
         return False
 
 
@@ -54,20 +54,20 @@ class Scripted:
         self.params.append(params)
         answer = self._answers.pop(0)
         if isinstance(answer, Endless):
-            answer.add(Chunk("So far", [1]))
+            answer._add(Chunk("So far", [1]))
             return answer
         generation = Generation()
         if isinstance(answer, MgmError):
-            generation.set_exception(answer)
+            generation._fail(answer)
             return generation
         parts = answer if isinstance(answer, tuple) else (answer,)
         calls = tuple(part for part in parts if isinstance(part, ToolCall))
         said = [part for part in parts if isinstance(part, str)]
         for one in said:
-            generation.add(Chunk(one, [1]))
+            generation._add(Chunk(one, [1]))
         for made in calls:
-            generation.add(Chunk("", [1], kind="tool_call", tool_call=made))
-        generation.set_result(Completion("".join(said), [1], "stop", Stats(), 0, tool_calls=calls))
+            generation._add(Chunk("", [1], kind="tool_call", tool_call=made))
+        generation._finish(Completion("".join(said), [1], "stop", Stats(), 0, tool_calls=calls))
         return generation
 
     def chat(self, *tools: Callable[..., Any], max_rounds: int = 8) -> Chat:
@@ -253,7 +253,7 @@ def test_a_cancelled_task_cancels_the_turn(text: Text) -> None:
 
     async def cancelled() -> None:
         task = asyncio.create_task(chat.asend("Hi"))
-        while not endless.chunks:
+        while not endless._chunks:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()
@@ -261,7 +261,7 @@ def test_a_cancelled_task_cancels_the_turn(text: Text) -> None:
             await task
 
     asyncio.run(cancelled())
-    assert endless.stopping
+    assert endless._stopping
     assert shape(chat.messages) in ([], ["Hi", "So far"])  # by what the task had read
 
 

@@ -164,11 +164,11 @@ def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues
 ) -> None:
     class Unreadable(Generation):
         @property
-        def stopping(self) -> bool:
+        def _stopping(self) -> bool:
             raise RuntimeError("broken")
 
-        @stopping.setter
-        def stopping(self, _: bool) -> None: ...
+        @_stopping.setter
+        def _stopping(self, _: bool) -> None: ...
 
     stepped = Stepped(max_batch=1)
     requests = [stepped.submit(prompt) for prompt in prompts]

@@ -71,8 +71,8 @@ def test_a_stream_works_before_it_is_read(prompts: list[Ids]) -> None:
 
 def test_what_failed_is_raised_after_the_chunks_before_it() -> None:
     generation = Generation()
-    generation.add(Chunk("a", [1]))
-    generation.set_exception(MgmError("broken"))
+    generation._add(Chunk("a", [1]))
+    generation._fail(MgmError("broken"))
     chunks = iter(generation)
     assert next(chunks).text == "a"
     with pytest.raises(MgmError, match="broken"):

@@ -49,8 +49,10 @@ def test_requests_that_do_not_fit_together_wait_for_each_other(
 
 
 def test_a_pair_that_exceeds_its_limit_is_not_loaded() -> None:
-    with pytest.raises(NotEnoughMemoryError, match=r"demo.* 10\.0 MB is available"):
+    with pytest.raises(NotEnoughMemoryError, match=r"demo.* memory_limit is 10\.0 MB: raise it$"):
         load("demo", memory_limit=10_000_000)
+    with pytest.raises(NotEnoughMemoryError, match=r"memory_limit is 1\.0 kB, .* a higher limit"):
+        load("demo", memory_limit=1000, force=True)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "12 GB", True])

@@ -176,7 +176,7 @@ def test_after_an_error_the_next_turn_starts_from_scratch(talk: Talk, fail_at: s
 
 def test_without_memory_for_the_copy_the_next_turn_starts_from_scratch(talk: Talk) -> None:
     class NoRoom(Session):
-        def copy_back(self, *_: object) -> None:
+        def _copy_back(self, *_: object) -> None:
             raise MemoryError
 
     prompt = talk.words()

@@ -29,7 +29,7 @@ from mlx_gemma_mtp.engine.request import Request
 take = Request.take
 def take_and_hold(self, *arguments, **options):
     take(self, *arguments, **options)
-    while len(self.tokens) > 100 and not (self.ended or self.generation.stopping):
+    while len(self.tokens) > 100 and not (self.ended or self.generation._stopping):
         time.sleep(0.01)
 Request.take = take_and_hold
 """

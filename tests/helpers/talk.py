@@ -64,12 +64,12 @@ class FakeEngine:
             return answer()
         generation = Generation()
         if isinstance(answer, MgmError):
-            generation.set_exception(answer)
+            generation._fail(answer)
             return generation
         if answer.thought:
             on_chunk(Chunk(answer.thought, [1, 2, 3], kind="thought"))
         on_chunk(Chunk(answer.text, [4], answer.finish_reason, answer.stats))
-        generation.set_result(answer)
+        generation._finish(answer)
         return generation
 
     def warm_up(self) -> None:
