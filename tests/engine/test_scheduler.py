@@ -45,7 +45,11 @@ def test_requests_start_in_their_order(rng: np.random.Generator) -> None:
 def test_a_chunk_is_the_largest_that_takes_no_longer_than_a_pause() -> None:
     fresh = Pace(Limits())
     assert (fresh.chunk(), fresh.chunk(0.25)) == (CHUNKS[-1], CHUNKS[0])
-    fresh.measure(CHUNKS[0] - 1, 0.001)  # too few tokens to count
+    # A token of a short pass takes longer: that shows what one takes at most.
+    for seconds, chunk in [(1.0, CHUNKS[0]), (0.04, 256), (0.2, 256), (0.01, 1024)]:
+        fresh.measure(50, seconds)
+        assert fresh.chunk(0.25) == chunk
+    fresh.measure(100, 1.0)
     assert fresh.chunk(0.25) == CHUNKS[0]
     for seconds_per_token, chunk in [(1e-6, 2048), (0.2 / 512, 512), (0.2 / 128, 128), (1.0, 64)]:
         pace = Pace(Limits())
