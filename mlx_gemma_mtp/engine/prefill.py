@@ -27,10 +27,15 @@ class Pace:
         self._experts = experts
         self._seconds_per_token = math.inf  # a running mean; infinite until measured
 
+    @property
+    def known(self) -> bool:
+        """True once a pass was measured."""
+        return self._seconds_per_token < math.inf
+
     def measure(self, num_tokens: int, seconds: float) -> None:
         """Record the duration of one pass. A short one only shows what a token takes at most."""
         now, before = seconds / num_tokens, self._seconds_per_token
-        if num_tokens < self._limits.chunks[0] or before == math.inf:
+        if num_tokens < self._limits.chunks[0] or not self.known:
             self._seconds_per_token = min(before, now)
         else:
             self._seconds_per_token = (before + now) / 2
@@ -51,7 +56,7 @@ class Pace:
         weights again, and 512 tokens cost 8 to 30% more than 2,048 (Apple M4 to M5).
         """
         chunk, limits = self.chunk(seconds), self._limits
-        if self._experts or self._seconds_per_token == math.inf:
+        if self._experts or not self.known:
             chunk = max(chunk, self.chunk(math.inf, most=limits.decoding_chunk))
         return chunk
 

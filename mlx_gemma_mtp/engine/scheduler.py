@@ -248,6 +248,9 @@ class Scheduler:
         self._for_all_rows(self._batch.land)  # so that no tokens wait for the prefill
         left = self._chunk()
         following = self._next(left)
+        several = following is not None and following.unread > left
+        if several and not self._pace.known and not self._batch.exactness.fixed:
+            left = self._pace.chunk(LONE_PASS * self._batch.limits.pause_seconds, most=left)
         while following is not None:
             left -= self._read(self._begin(following, left), left)
             left = min(left, self._chunk())

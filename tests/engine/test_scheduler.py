@@ -62,6 +62,18 @@ def test_a_chunk_is_the_largest_that_takes_no_longer_than_a_pause() -> None:
         assert pace.chunk(0.25) == CHUNKS[-1]
 
 
+def test_a_long_prompt_starts_with_a_small_pass_that_shows_the_pace(
+    rng: np.random.Generator, wait: Callable[[float], None]
+) -> None:
+    stepped = Stepped()
+    stepped.then = lambda event: wait(event.size / 100 * (event.what == "chunk"))
+    long = stepped.submit(rng.integers(0, VOCAB, 700).tolist())
+    stepped.step()
+    question = stepped.submit([7] * 3)
+    stepped.finish(long, question)
+    assert stepped.passes[:3] == [[64], [3], [64]]  # 100 tokens in the second that a pass may take
+
+
 def test_others_decode_between_the_chunks_of_a_long_prompt(
     rng: np.random.Generator, prompts: list[list[int]], wait: Callable[[float], None]
 ) -> None:
