@@ -80,6 +80,20 @@ def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
     stepped.finish()
 
 
+def test_rows_wait_for_prompts_that_came_during_their_pass(rng: np.random.Generator) -> None:
+    """The scheduler gets those after the step, and so after a round."""
+    limits = Limits(chunks=(16,), pause_seconds=1e6, start_seconds=1e9)
+    stepped = Stepped(limits=limits)
+    late = Request(rng.integers(0, VOCAB, 48).tolist(), PARAMS, 5, 0, frozenset(), None)
+    stepped.then = lambda _: None if late.queued else late.queue()
+    first = stepped.submit([7] * 3)
+    stepped.step()
+    stepped.scheduler.reserve()
+    stepped.scheduler.add(late)
+    stepped.finish(first, late)
+    assert [event.what for event in stepped.events[:5]] == ["chunk", "round", *["chunk"] * 3]
+
+
 def test_rows_do_not_wait_for_prompts_that_came_after_their_first_token(
     rng: np.random.Generator,
 ) -> None:
