@@ -1,4 +1,4 @@
-"""An assistant that calls Python functions. Type questions; Ctrl-D quits.
+"""An assistant that calls Python functions.
 
 Try: What time is it in Paris? What is the phone number of Ben? How much does a lamp cost?
 """
@@ -28,20 +28,12 @@ def get_time(city: str) -> str:
 
 
 def get_phone(name: str) -> dict[str, str]:
-    """Look up a phone number.
-
-    Args:
-        name: The person.
-    """
+    """Look up a phone number."""
     return {"number": PHONES[name]} if name in PHONES else {"error": f"{name} is not known"}
 
 
 def get_price(item: str) -> dict[str, int]:
-    """Look up a price in euros.
-
-    Args:
-        item: What to look up.
-    """
+    """Look up a price in euros."""
     if item not in PRICES:
         raise ValueError(f"there is no price for {item}")  # the model gets this text
     return {"price": PRICES[item]}
@@ -64,9 +56,14 @@ def main(model: str) -> None:
             params=SamplingParams(temperature=0, max_tokens=500),
             timeout=60,
         )
-        for line in sys.stdin:
-            if question := line.strip():
-                answer(chat, question)
+        print(f"Ask {engine.name}. Ctrl-C stops an answer, Ctrl-D quits.")
+        for line in filter(str.strip, sys.stdin):
+            try:
+                answer(chat, line.strip())
+            except KeyboardInterrupt:
+                print(" [stopped]")  # the chat keeps what there is
+            except MgmError as error:  # the chat is as it was before
+                print(error, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -21,18 +21,22 @@ class Person(BaseModel):
 
 
 def main(model: str, folder: Path) -> None:
-    files = sorted(folder.glob("*.txt"))
-    if not files:
-        sys.exit(f"{folder} has no .txt files")
-    texts = [file.read_text(encoding="utf-8", errors="replace").strip() for file in files]
+    read = {
+        file.name: file.read_text(encoding="utf-8", errors="replace").strip()
+        for file in sorted(folder.glob("*.txt"))
+    }
+    texts = {name: text for name, text in read.items() if text}  # of nothing, it would invent one
+    if not texts:
+        sys.exit(f"{folder} has no .txt files with text")
     params = SamplingParams(json_schema=Person, temperature=0, max_tokens=200)
     with load(model) as engine:  # reads up to eight files at a time
-        answers = engine.generate([f"Extract the data as JSON: {text}" for text in texts], params)
-    for file, answer in zip(files, answers, strict=True):
+        prompts = [f"Extract the data as JSON: {text}" for text in texts.values()]
+        answers = engine.generate(prompts, params)
+    for name, answer in zip(texts, answers, strict=True):
         try:
             person = Person.model_validate_json(answer.text)
         except ValidationError:  # only if max_tokens has cut it
-            print(f"{file.name}: no record: {answer.finish_reason}", file=sys.stderr)
+            print(f"{name}: no record: {answer.finish_reason}", file=sys.stderr)
         else:
             print(person.model_dump_json())
 

@@ -1,6 +1,6 @@
 """Ten conversations at once in one event loop. Eight decode together, the others wait for a row.
 
-Each remembers its own name: what one of them is told, the others don't know.
+Each remembers its own name and knows nothing of the others.
 """
 
 import argparse

@@ -28,7 +28,7 @@ ANSWERS = {
     "ten_conversations": ["What is my name? -> Your name is Jack.", "10 conversations"],
     "assistant": ["-> {'number': '220011'}]", "The phone number of Ben is 220011.", "no price for"],
 }
-QUESTIONS = "What is the phone number of Ben?\n\nHow much does a castle cost?\n"
+QUESTIONS = "What is the phone number of Ben?\nHow much does a castle cost?\n"
 
 
 def run(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -56,8 +56,9 @@ def test_a_model_that_is_missing_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_texts_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
     done = run("extract", "--folder", tmp_path, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (1, f"{tmp_path} has no .txt files\n")
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path} has no .txt files with text\n")
 
 
 def test_the_notebook_prints_what_is_stored_in_it() -> None:

@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "menu_bar.py"
 
 
 class Screen(ModuleType):
-    """Stands for rumps: remembers what is shown, and types the answers."""
+    """Stands for rumps: remembers what is shown, and types the questions."""
 
     def __init__(self, question: str) -> None:
         super().__init__("rumps")
@@ -89,7 +89,7 @@ def test_a_question_is_answered_and_a_long_answer_stopped(monkeypatch: pytest.Mo
     assert not screen.running
 
 
-def test_a_model_that_is_missing_is_said_and_the_app_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_missing_is_shown_and_the_app_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, app = started("", "missing", monkeypatch)
     assert "no folder 'missing'" in screen.alerts[0][1]
     assert not app.timer.alive
