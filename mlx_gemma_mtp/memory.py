@@ -355,6 +355,8 @@ def check_load(
     instead, smaller = "use a smaller model", size.needs(in_bits)
     if smaller <= have:
         instead += f", such as {size.short} ({decimal(smaller)})"
+    if most == have:
+        instead += ", or raise memory_limit"
     check(
         pair.needs_to_load,
         have,
