@@ -149,8 +149,10 @@ class Scheduler:
             waiting = [one for one in waiting if one.order[0] <= 0]
         elif self._batch.exactness.max_batch > 1:
             free -= 1
-        waiting = self._fitting(waiting[: max(free, 0)])
-        found = sorted([*found, *waiting], key=lambda one: one.order)
+        fitting = self._fitting(waiting[: max(free, 0)])
+        found = sorted([*found, *fitting], key=lambda one: one.order)
+        if waiting and not found:  # for the row or the memory of one in the background
+            found = sorted(self._reading, key=lambda one: one.order)
         return [one for one in found if one.order[0] == found[0].order[0]]
 
     def _fitting(self, waiting: Sequence[Request]) -> list[Request]:
