@@ -1,4 +1,8 @@
-"""Write api.md from the docstrings of the package: `make docs`. A test keeps the page current."""
+"""Write api.md from the docstrings of the package: `make docs`. A test keeps the page current.
+
+Each entry links to the sections of python.md that use it. There, an object of a class is in a
+variable with the class's name.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,22 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx_gemma_mtp
 from mlx_gemma_mtp import MgmError
 
 WIDTH = 88  # of a signature on one line
-NAMED = re.compile(r"(\w+(?:, \w+)*): ")  # what a line of a docstring says of parameters
+# What a docstring says of parameters, at the start of a line or a sentence.
+NAMED = re.compile(r"(\A|\n\n|\n|(?<=\.) )(\w+(?:,\s\w+)*):\s")
 
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
     "Chat": "claim release submit",
+    "Engine": "about take",
     "Generation": "add add_done_callback call_back check_may_wait chunks hold_for reached "
-    "set_exception set_result wait_for",
+    "set_exception set_result wait_for when_cancelled",
     "SamplingParams": "resolved stop_strings",
     "Session": "claim copy_back lend release remember_prompt restore reusable take_back",
     "Stats": "count_round",
@@ -29,7 +36,22 @@ HEAD = """\
 # API reference
 
 Everything here can be imported from `mlx_gemma_mtp`. Written by `make docs` from the docstrings.
+The links lead to tested examples in [the guide](python.md).
 """
+
+GUIDE = Path(__file__).parent / "python.md"
+SHORT = {"ChatEvent": "event", "TokenLogprobs": "logprobs", "ToolCall": "call"}  # variables there
+SECTIONS = {
+    title: "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", section))
+    for title, section in re.findall(r"(?ms)^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE.read_text())
+}
+
+
+def used(pattern: str) -> str:
+    """Return a line with links to what uses this in the guide; empty if nothing does."""
+    titles = [title for title, code in SECTIONS.items() if re.search(rf"\b({pattern})\b", code)]
+    links = (f"[{title}](python.md#{title.lower().replace(' ', '-')})" for title in titles)
+    return f"Examples: {', '.join(links)}.\n" if titles else ""
 
 
 def annotation(value: Any) -> str:
@@ -65,16 +87,17 @@ def written(value: Any) -> str:
 
 
 def text(documented: Any, names: Iterable[str]) -> str:
-    """Return a docstring, in which lines about parameters and fields are items of a list."""
-    known, lines = {*names}, []
-    for line in (inspect.getdoc(documented) or "").splitlines():
-        for part in re.split(r"(?<=\.) (?=\w+: )", line):
-            found = NAMED.match(part)
-            if found and {*found[1].split(", ")} <= known:
-                named = ", ".join(f"`{name}`" for name in found[1].split(", "))
-                part = f"- {named}: {part[found.end() :]}"
-            lines.append(part)
-    return "\n".join(lines) + "\n"
+    """Return a docstring, in which sentences about parameters and fields are items of a list."""
+    known = {*names}
+
+    def item(found: re.Match[str]) -> str:
+        named = found[2].replace(",", "").split()
+        if not {*named} <= known:
+            return found[0]
+        start = found[1] if found[1] in ("", "\n\n") else "\n"
+        return f"{start}- {', '.join(f'`{name}`' for name in named)}: "
+
+    return NAMED.sub(item, inspect.getdoc(documented) or "") + "\n"
 
 
 def fields(one: type) -> Iterator[str]:
@@ -102,10 +125,12 @@ def block(code: str) -> str:
 def page_of_class(name: str, one: type) -> Iterator[str]:
     """Yield a class: what it is, its fields, then its properties and methods in source order."""
     yield f"## {name}\n"
+    variable = SHORT.get(name, name.lower())
     listed = list(fields(one))
     yield text(one, [field.split(":")[0] for field in listed])
     if listed:
         yield block("\n".join(listed))
+    yield used(rf"{name}|{variable}\.\w+")
     for key, member in vars(one).items():
         read = isinstance(member, property)
         target: Any = member.fget if read else getattr(member, "__func__", member)
@@ -123,6 +148,7 @@ def page_of_class(name: str, one: type) -> Iterator[str]:
                 ("async " if inspect.iscoroutinefunction(target) else "") + signature(key, target)
             )
         yield text(target, inspect.signature(target).parameters)
+        yield used(rf"{variable}\.{key}")
 
 
 def page() -> Iterator[str]:
@@ -139,6 +165,7 @@ def page() -> Iterator[str]:
             yield f"## {name}()\n"
             yield block(start + signature(name, one))
             yield text(one, inspect.signature(one).parameters)
+            yield used(name)
     classes = {name: one for name, one in public.items() if isinstance(one, type)}
     errors = {name: one for name, one in classes.items() if issubclass(one, MgmError)}
     for name, one in classes.items():
@@ -147,11 +174,13 @@ def page() -> Iterator[str]:
     yield "## Errors\n"
     for name, one in sorted(errors.items(), key=lambda pair: pair[0] != "MgmError"):
         yield f"**{name}**({one.__bases__[0].__name__}): {inspect.getdoc(one)}\n"
+    yield used("MgmError")
     rest = [name for name in public if name not in classes and not inspect.isfunction(public[name])]
     if rest:
         yield "## Types\n"
         yield block("\n".join(f"{name} = {annotation(public[name])}" for name in rest))
+        yield used("finish_reason|messages")
 
 
 if __name__ == "__main__":
-    print("\n".join(page()), end="")
+    print("\n".join(filter(None, page())), end="")

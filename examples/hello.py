@@ -1,12 +1,13 @@
-"""Ask the embedded demo model one question."""
+"""Ask one question, of the embedded demo model or of another: hello.py [MODEL]."""
 
+import sys
 from multiprocessing import freeze_support
 
 from mlx_gemma_mtp import SamplingParams, load
 
 
 def main() -> None:
-    with load("demo") as engine:
+    with load(sys.argv[1] if sys.argv[1:] else "demo") as engine:
         [answer] = engine.generate(["What is 17 + 25?"], SamplingParams(max_tokens=32))
     print(answer.text)
 

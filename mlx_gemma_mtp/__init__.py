@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         SaveError,
         UsageError,
         VerificationError,
+        WorkerDiedError,
     )
     from mlx_gemma_mtp.text.calls import ToolCall
     from mlx_gemma_mtp.text.messages import Message, Prompt
@@ -75,6 +76,7 @@ __all__ = [
     "Turn",
     "UsageError",
     "VerificationError",
+    "WorkerDiedError",
     "__version__",
     "aload",
     "load",

@@ -59,6 +59,10 @@ class LoadCancelledError(MgmError):
     """A load that its `cancel` event ended; nothing of it is left in memory."""
 
 
+class WorkerDiedError(MgmError):
+    """The worker process of an isolated engine ended while it was at work."""
+
+
 class RequestTimeoutError(MgmError, TimeoutError):
     """A request took longer than its timeout."""
 

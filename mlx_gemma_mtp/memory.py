@@ -255,7 +255,7 @@ class Budget:
 
     def __init__(self, pair: Pair, most: int | None = None) -> None:
         self.most = most
-        self._pair = pair
+        self.pair = pair
         self._contexts = dict[int, int]()  # by batch size
         self.context = self._longest(1)
 
@@ -273,9 +273,9 @@ class Budget:
 
     def _longest(self, batch: int) -> int:
         if self.most is None:
-            return self._pair.target.max_position_embeddings
+            return self.pair.target.max_position_embeddings
         if batch not in self._contexts:
-            longest = self._pair.longest_context(batch=batch, have=self.most)
+            longest = self.pair.longest_context(batch=batch, have=self.most)
             self._contexts[batch] = longest
         return self._contexts[batch]
 

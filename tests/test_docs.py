@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mlx_gemma_mtp
+from helpers.cells import run_cells
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -25,6 +28,23 @@ def test_all_that_the_reference_shows_is_described() -> None:
         title, _, rest = part.partition("\n")
         prose = re.sub(r"(?s)```.*?```", "", rest).strip()
         assert prose or title in ("Types",), f"{title} has no docstring"
+
+
+def test_all_that_the_reference_shows_has_an_example() -> None:
+    shown = (DOCS / "api.md").read_text()
+    for part in re.split(r"(?m)^##+ ", shown)[1:]:
+        title = part.partition("\n")[0]
+        assert "](python.md#" in part, f"{title} is not in python.md"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_code_of_a_page_runs_and_prints_what_it_says(page: str) -> None:
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / page).read_text())
+    for block, printed in zip(blocks, run_cells(blocks), strict=True):
+        lines = printed.splitlines()
+        for said in re.findall(r"(?m)^ *print\(.*\)  # (.+)$", block):
+            assert said in lines
 
 
 def test_names_and_files_in_the_pages_exist() -> None:

@@ -23,6 +23,7 @@ from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
+from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.exactness import Exactness
@@ -32,9 +33,10 @@ from mlx_gemma_mtp.engine.loading import Models
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
+from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.residence import After, Residence, after
-from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.session import Session, model_identity
@@ -46,6 +48,7 @@ from mlx_gemma_mtp.files.remembered import DepthKeeper, load_depth
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target
+from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -103,6 +106,7 @@ class Engine:
         self.has_drafter = pair.drafter is not None
         self.name = pair.name
         self.drafter_name = pair.drafter_name
+        self._defaults = pair.defaults
         self._pair = memory.Pair.of(target, pair.drafter)
         budget = memory.Budget(self._pair, memory_limit)
         self._memory_limit = memory_limit
@@ -110,7 +114,9 @@ class Engine:
         self._copies = copies
         self._max_batch = exactness.max_batch
         self._limits = limits
-        self._intake = Intake(pair, budget, copies=copies)
+        self._intake = Intake(
+            self.text, pair.defaults, budget, has_drafter=self.has_drafter, copies=copies
+        )
         suppressed = pair.default_tokens("suppress_tokens")
         self._keeper = keeper = None if key is None else DepthKeeper(key, depth)
         if keeper is not None:
@@ -141,7 +147,7 @@ class Engine:
             residence.rest()
             return residence, Scheduler(rows, max_queue=max_queue, on_idle=on_idle)
 
-        self._scheduler: Scheduler | None
+        self._scheduler: Scheduler | Remote | None
         self._residence, self._scheduler = mlx_worker().run(start)
         self._owner = object()  # of its sessions
         log.info("opened %r", self)
@@ -324,7 +330,7 @@ class Engine:
 
     @property
     def status(self) -> Status:
-        """What it is doing; all 0 once it is closed. Any thread may read it, and nothing waits."""
+        """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
         scheduler = self._scheduler
         return Status(0, 0, 0, 0) if scheduler is None else scheduler.status
 
@@ -364,10 +370,15 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included. Raises UsageError."""
+        if not isinstance(text, str):
+            raise UsageError(f"text must be a string, not {type(text).__name__}")
         return self._tokenizer.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included. Raises UsageError."""
+        ids = isinstance(tokens, Sequence) and all(is_count(t) and 0 <= t < 2**31 for t in tokens)
+        if not ids:
+            raise UsageError("tokens must be a list of token ids")
         return self._tokenizer.decode(tokens)
 
     def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
@@ -383,7 +394,7 @@ class Engine:
 
     def longest_context(self) -> int:
         """The longest session, in tokens, that fits in memory; 0 if none does. Never waits."""
-        have = min(device.available(), self._memory_limit or device.available())
+        have = min(self._available(), self._memory_limit or self._available())
         return self._pair.longest_context(batch=1, have=have, sessions=1)
 
     def _request(
@@ -407,7 +418,41 @@ class Engine:
         request.generation = generation or request.generation
         return request
 
-    def _close(self, scheduler: Scheduler) -> None:
+    # What a worker process needs
+
+    @property
+    def about(self) -> About:
+        """What the engine is, for another process."""
+        return About(
+            None if self.text is None else self.text.folder,
+            self._pair,
+            self._defaults,
+            self._identity,
+            self._max_batch,
+            self.notes,
+            self.name,
+            self.drafter_name,
+        )
+
+    def take(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        schemas: list[Schema],
+        on_chunk: Callable[[Chunk], object],
+        session: Session | None,
+        priority: int,
+    ) -> Generation:
+        """Start a completion of a prompt that another process has checked."""
+        self._check(session)
+        request = self._intake.request_of(ids, params, on_chunk, session, schemas)
+        request.priority = priority
+        return self._submit(request)
+
+    def _available(self) -> int:
+        return device.available()
+
+    def _close(self, scheduler: Any) -> None:
         self._warm_up.stop()
         scheduler.close()
         self._residence.close()
@@ -434,6 +479,7 @@ class Engine:
         if scheduler is None:
             request.fail(CLOSED)
             return
+        assert isinstance(scheduler, Scheduler)  # with another, this method is another
         self._warm_up.stop()
         scheduler.add(request)
         self._residence.work(scheduler)

@@ -40,6 +40,7 @@ class Generation(Future[Completion]):
     def __init__(self) -> None:
         super().__init__()
         self.stopping = False  # True once it is cancelled
+        self._on_cancel: Callable[[], object] = lambda: None
         self._waiters = _Waiters(weakref.ref(self))
         self._chunks: list[Chunk] = []
         self._changing = threading.Lock()
@@ -98,6 +99,7 @@ class Generation(Future[Completion]):
         Never blocks. The finish_reason is "cancelled". Returns False if it has ended already.
         """
         self.stopping = True
+        self._on_cancel()
         return not self.done()
 
     def close(self) -> None:
@@ -210,6 +212,12 @@ class Generation(Future[Completion]):
     def chunks(self) -> list[Chunk]:
         """The output so far; it only grows."""
         return self._chunks
+
+    def when_cancelled(self, tell: Callable[[], object]) -> None:
+        """Call this on each `cancel`, from its thread; now, if it was cancelled before."""
+        self._on_cancel = tell
+        if self.stopping:
+            tell()
 
     def add(self, chunk: Chunk) -> None:
         """Add a piece of output."""

@@ -5,11 +5,11 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
-from mlx_gemma_mtp.engine.defaults import STOP
-from mlx_gemma_mtp.engine.pair import OpenPair
+from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk
@@ -17,7 +17,9 @@ from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
 from mlx_gemma_mtp.memory import Budget
+from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.tokenizer import Text
 from mlx_gemma_mtp.text.tools import Tool, declared
 
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
@@ -26,16 +28,26 @@ GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 class Intake:
     """Makes the requests of an engine."""
 
-    def __init__(self, pair: OpenPair, budget: Budget, *, copies: bool) -> None:
-        """copies: as `load`."""
+    def __init__(
+        self,
+        text: Text | None,
+        defaults: Mapping[str, Any],
+        budget: Budget,
+        *,
+        has_drafter: bool,
+        copies: bool,
+    ) -> None:
+        """defaults: as of `OpenPair`. copies: as `load`."""
+        config = budget.pair.target
+        ends = token_ids(defaults.get(EOS), config.vocab_size, f"{GENERATION}: {EOS}")
         self._budget = budget
-        self._text = pair.text
-        self._config = pair.target.config
-        self._has_drafter = pair.drafter is not None
-        self._may_draft = self._has_drafter or copies
-        self._defaults = pair.defaults
-        self._eos = frozenset(pair.default_tokens("eos_token_id") or [GEMMA_EOS])
-        self._stop = SamplingParams(stop=pair.defaults.get(STOP) or ()).stop_strings
+        self._text = text
+        self._config = config
+        self._has_drafter = has_drafter
+        self._may_draft = has_drafter or copies
+        self._defaults = dict(defaults)
+        self._eos = frozenset(ends or [GEMMA_EOS])
+        self._stop = SamplingParams(stop=defaults.get(STOP) or ()).stop_strings
 
     def request(
         self,
@@ -52,6 +64,17 @@ class Intake:
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
         ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        return self.request_of(ids, params, on_chunk, session, schemas)
+
+    def request_of(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        on_chunk: Callable[[Chunk], object] | None,
+        session: Session | None,
+        schemas: Sequence[Schema],
+    ) -> Request:
+        """Make a request of a prompt that is checked. Raises UsageError."""
         self._budget.check(len(ids) + 1, 1)
         room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
@@ -75,4 +98,4 @@ class Intake:
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
         stop = params.stop_strings if takes_own else params.stop_strings + self._stop
         stream = self._text.stream(stop) if self._text else None
-        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session, rule)
+        return Request(ids, resolved, most, drafts, eos, stream, on_chunk, session, rule, schemas)

@@ -12,6 +12,7 @@ from mlx_gemma_mtp.engine.engine import MAX_QUEUE, Engine
 from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.probe import measure
+from mlx_gemma_mtp.engine.remote_engine import load_remote
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import LoadCancelledError, UsageError, one_line
@@ -35,6 +36,7 @@ def load(
     memory_limit: int | None = None,
     keep_resident: bool = False,
     idle_unload: float | None = None,
+    isolated: bool = False,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -70,6 +72,12 @@ def load(
     the next request loads them again, and counts that as `queue_seconds`. Sessions stay as they
     are.
 
+    isolated: keep the model in a worker process, so that a crash or a lack of memory there leaves
+    this one alone: what was under way raises WorkerDiedError, and the next request starts another
+    worker, waiting while it loads; sessions start from scratch. It ends with this process, and is
+    this Python without the program's own file. In a frozen app, call `freeze_support` of
+    `multiprocessing` first. What the worker prints goes to stderr.
+
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
     set. If MLX was in use before, its own limits stay.
@@ -90,6 +98,8 @@ def load(
         raise UsageError(f"probe must be True, False or a function, not {probe!r}")
     if not isinstance(keep_resident, bool):
         raise UsageError(f"keep_resident must be True or False, not {keep_resident!r}")
+    if not isinstance(isolated, bool):
+        raise UsageError(f"isolated must be True or False, not {isolated!r}")
 
     if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
         raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
@@ -97,6 +107,28 @@ def load(
     seconds = idle_unload if is_number and idle_unload else 0.0
     if idle_unload is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
         raise UsageError(f"idle_unload must be more than 0 seconds, not {idle_unload!r}")
+
+    if isolated:
+        watches = {"load": on_progress, "probe": None if isinstance(probe, bool) else probe}
+        return load_remote(
+            {
+                "model": model,
+                "drafter": drafter,
+                "bits": bits,
+                "max_batch": int(max_batch),
+                "force": force,
+                "warm_up": warm_up,
+                "exact": exact,
+                "copies": copies,
+                "probe": probe is not False,
+                "memory_limit": None if memory_limit is None else int(memory_limit),
+                "keep_resident": keep_resident,
+                "idle_unload": idle_unload,
+            },
+            max_queue=int(max_queue),
+            watches={part: watch for part, watch in watches.items() if watch is not None},
+            cancel=None if cancel is None else cancel.is_set,
+        )
 
     def watched(watch: Watch | None) -> Watch:
         def see(share: float) -> None:

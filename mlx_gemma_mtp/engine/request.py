@@ -18,6 +18,7 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats,
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError, UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
+from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.tokenizer import TextStream
 
 log = logging.getLogger("mlx_gemma_mtp")
@@ -32,7 +33,7 @@ class Request:
     request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
     served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
     has not ended, by `time.perf_counter`. generation: gets the output and the end. constraint: what
-    its output may be; None for anything.
+    its output may be; None for anything. schemas: of the tools, which the prompt names.
     """
 
     ids: list[int]
@@ -44,6 +45,7 @@ class Request:
     on_chunk: Callable[[Chunk], object] | None = None
     session: Session | None = None
     constraint: Constraint | None = None
+    schemas: Sequence[Schema] = ()
     priority: int = 0
     deadline: float | None = None
     generation: Generation = field(default_factory=Generation)
@@ -108,6 +110,28 @@ class Request:
         """End the request here and keep its output so far."""
         self._finish_reason = "cancelled"
         self.take([])
+
+    def relay(self, chunk: Chunk) -> None:
+        """Add a piece of output that another process made."""
+        self.tokens += chunk.tokens
+        try:
+            self._tell(chunk)
+        except BaseException as error:  # noqa: BLE001 - the submitter gets it
+            self.fail(error)
+
+    def finish(self, completion: Completion) -> None:
+        """End the request with the output that another process made."""
+        self._end()
+        self.generation.set_result(completion)
+
+    def time_out(self) -> None:
+        """End the request, whose deadline is over."""
+        self.fail(
+            RequestTimeoutError(
+                "the request took longer than its timeout: allow it more, or give it a higher "
+                "priority"
+            )
+        )
 
     def fail(self, error: BaseException) -> None:
         """End the request with this error, in the words of `errors.as_failure`."""

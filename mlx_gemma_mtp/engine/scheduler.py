@@ -18,7 +18,7 @@ from mlx_gemma_mtp.engine.line import Line
 from mlx_gemma_mtp.engine.prefill import Pace, Prefill, together
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.status import Status
-from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError
+from mlx_gemma_mtp.errors import ClosedError
 
 CLOSED = ClosedError("the engine was closed before the request was finished")
 LONE_PASS = 4  # pauses that a pass over prompts may take while no row decodes
@@ -51,7 +51,7 @@ class Scheduler:
         self._pace = Pace(batch.limits, experts=batch.target.config.num_experts > 0)
         self._start_by = math.inf  # when rows that have only their first token start to decode
         self._closed = False
-        self._counted = (0, 0, 0)  # requests that are read, those that decode, bytes
+        self._count()
 
     @property
     def status(self) -> Status:
@@ -111,6 +111,7 @@ class Scheduler:
         self._count()
 
     def _count(self) -> None:
+        """Count the requests that are read, those that decode, and bytes."""
         reading = sum(prefill.num_rows for prefill in self._reading)
         self._counted = (reading, len(self._batch.active), mx.get_active_memory())
 
@@ -124,12 +125,7 @@ class Scheduler:
             if request.generation.stopping:
                 request.cancel()
             elif request.deadline is not None and now >= request.deadline:
-                request.fail(
-                    RequestTimeoutError(
-                        "the request took longer than its timeout: allow it more, or give it a "
-                        "higher priority"
-                    )
-                )
+                request.time_out()
         for prefill in [prefill for prefill in self._reading if prefill.num_rows == 0]:
             prefill.stop()
             self._reading.remove(prefill)

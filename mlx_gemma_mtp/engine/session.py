@@ -48,13 +48,14 @@ class Session:
     """One conversation, made by `Engine.session`; pass it to `submit` and `stream`.
 
     Takes as much memory as a row of the batch, and a window for each snapshot, until it is closed
-    or dropped. It serves one request at a time.
-
-    Who owns its cache: the session, between turns. `lend` gives it to the prefill of a turn, and
-    from there its contents move into a row of the batch. It comes back with `take_back` from a
-    prefill that stops, or as a copy of the row with `copy_back`. A turn that fails returns nothing,
-    and the next one starts from scratch. All of this happens on the worker.
+    or dropped. It serves one request at a time. After a turn that fails, the next one starts from
+    scratch.
     """
+
+    # Who owns its cache: the session, between turns. `lend` gives it to the prefill of a turn, and
+    # from there its contents move into a row of the batch. It comes back with `take_back` from a
+    # prefill that stops, or as a copy of the row with `copy_back`. A turn that fails returns
+    # nothing. All of this happens on the worker.
 
     def __init__(
         self, config: TargetConfig, model: str, limits: Limits, owner: object = None

@@ -63,6 +63,7 @@ class Text:
         """Raises CheckpointError."""
         from tokenizers import Tokenizer
 
+        self.folder = folder
         path = folder / "tokenizer.json"
         try:
             self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))

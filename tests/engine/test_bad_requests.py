@@ -55,6 +55,16 @@ def test_a_prompt_of_a_wrong_kind_is_refused(engine: Engine, prompt: Any) -> Non
     refusal(UsageError, lambda: list(engine.stream(prompt, GREEDY)))
 
 
+@pytest.mark.parametrize("tokens", [None, 5, "5", [-1], [2**40], [5.0], [True], {5}, ["Hi"]])
+def test_tokens_of_a_wrong_kind_are_refused(engine: Engine, tokens: Any) -> None:
+    refusal(UsageError, lambda: engine.decode(tokens))
+
+
+@pytest.mark.parametrize("text", [None, 5, b"Hi", ["Hi"], "\ud83d"], ids=ascii)
+def test_text_of_a_wrong_kind_is_refused(engine: Engine, text: Any) -> None:
+    refusal(UsageError, lambda: engine.encode(text))
+
+
 EMPTY_PROMPTS: list[Any] = ["", " \n\t ", [""], [[]], [[5], []], ["Hi", ""]]
 
 

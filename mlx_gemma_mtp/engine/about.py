@@ -1,0 +1,41 @@
+"""What an engine is and does, in plain values for another process. Knows no arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_gemma_mtp.memory import Pair
+
+
+class About(NamedTuple):
+    """What an engine says of itself, and what the checks of its prompts need.
+
+    folder: of its tokenizer; None without one. pair: the sizes of its models. defaults: the
+    checkpoint's generation_config, see `defaults`. identity: see `model_identity`. max_batch: the
+    most rows. The others as of `Engine`.
+    """
+
+    folder: Path | None
+    pair: Pair
+    defaults: dict[str, Any]
+    identity: str
+    max_batch: int
+    notes: tuple[str, ...]
+    name: str | None
+    drafter_name: str | None
+
+
+class State(NamedTuple):
+    """What an engine in another process is doing, next to what the requests show.
+
+    reading: requests whose prompts are being read. memory_bytes: see `Status`. available: bytes
+    that MLX may hold there. The others as of `Engine`.
+    """
+
+    reading: int = 0
+    memory_bytes: int = 0
+    available: int = 0
+    plain_tokens_per_second: float | None = None
+    warming: bool = False
+    loaded: bool = True

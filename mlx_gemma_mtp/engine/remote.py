@@ -1,0 +1,339 @@
+"""The requests of an isolated engine: in its worker process, or waiting for one.
+
+Has the methods of a `Scheduler` that an engine needs. All of them run on this process's own worker,
+which calls back; the model is in the other process. Knows nothing of prompts as text.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import fields
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.about import About, State
+from mlx_gemma_mtp.engine.line import Line
+from mlx_gemma_mtp.engine.process import WorkerProcess
+from mlx_gemma_mtp.engine.request import Request
+from mlx_gemma_mtp.engine.results import Chunk, Completion
+from mlx_gemma_mtp.engine.scheduler import CLOSED
+from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.engine.status import Status
+from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.errors import CheckpointError, MgmError, as_failure
+from mlx_gemma_mtp.memory import Limits
+
+STOP_SECONDS = 10.0  # after which a worker that was asked to close its engine is killed
+
+Call = tuple[Any, ...]  # a kind of message, then what belongs to it
+
+
+class Remote:
+    """Serves requests in a worker process. If that dies, the next request or call starts another.
+
+    What was under way fails then, and sessions start from scratch. If a new worker fails to load,
+    all that waits for it fails as well.
+    """
+
+    def __init__(
+        self,
+        process: WorkerProcess,
+        about: About,
+        state: State,
+        options: Mapping[str, Any],
+        *,
+        max_queue: int,
+    ) -> None:
+        """process: has loaded what about says. options: to load it again."""
+        self._options = options
+        self._identity = about.identity
+        self._process: WorkerProcess | None = process  # one that has loaded the model
+        self._waiting = Line(about.max_batch, max_queue)
+        self._numbers = count()
+        self._requests: dict[int, Request] = {}
+        self._held: dict[int, float] = {}  # seconds until they were sent
+        self._timers: dict[int, threading.Timer] = {}
+        self._calls: dict[int, tuple[Future[None], Call]] = {}
+        self._closed = threading.Event()
+        self._abandoned = False
+        self.state = state
+        self.session_numbers = count()
+        self._latest = process
+        self._running = True  # until `_lost`
+        self._runner = self._run(process)
+
+    @property
+    def status(self) -> Status:
+        """What it is doing, from any thread."""
+        unread = self._waiting.num_waiting
+        reading = min(self.state.reading, unread)
+        decoding = sum(bool(request.tokens) for request in list(self._requests.values()))
+        return Status(unread - reading, reading, decoding, self.state.memory_bytes)
+
+    @property
+    def pid(self) -> int | None:
+        """The process; None while there is none that has loaded the model."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def reserve(self, *, patient: bool = False) -> None:
+        """Take a place in the queue for a request; from any thread. As `Line.reserve`."""
+        self._waiting.reserve(patient=patient)
+
+    def add(self, request: Request) -> None:
+        """Serve a request that has a place."""
+        number = next(self._numbers)
+        self._waiting.add(request)
+        self._requests[number] = request
+        if self._closed.is_set():
+            self._fail(number, CLOSED)
+            return
+        soon = partial(mlx_worker().submit, partial(self._cancel, number))
+        self._held[number] = 0.0
+        if request.deadline is not None:
+            seconds = min(request.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
+            expire = partial(mlx_worker().submit, partial(self._expire, number))
+            self._timers[number] = timer = threading.Timer(seconds, expire)
+            timer.daemon = True
+            timer.start()
+        if self._process is not None:
+            self._ask(self._process, number)
+        self._start()
+        request.generation.when_cancelled(soon)
+
+    def call(self, kind: str, *content: Any) -> None:
+        """Have the worker do something else, and wait for it; from any other thread."""
+        future: Future[None] = Future()
+        mlx_worker().run(partial(self._call, future, (kind, *content)))
+        future.result()
+
+    def send(self, *message: Any) -> None:
+        """Send a message that needs no answer, from any thread; it is lost without a worker."""
+        process = self._process
+        if process is not None:
+            process.send(*message)
+
+    def close(self) -> None:
+        """End everything with an MgmError, also what is added later, and ask the worker to end."""
+        self._closed.set()
+        self.send("close", 0)
+        self._process = None
+        self._waiting.close()
+        self._fail_all(CLOSED)
+
+    def join(self) -> None:
+        """Wait until the worker has ended, after `close`; from any other thread."""
+        self._runner.join(STOP_SECONDS)
+        if self._runner.is_alive():
+            self._latest.kill()
+            self._runner.join()
+
+    def abandon(self) -> None:
+        """Nobody will ask for more: close when all that is under way has ended."""
+        self._abandoned = True
+        if not self._requests and not self._closed.is_set():
+            self.close()
+
+    # The life of a worker
+
+    def _start(self) -> None:
+        """Start a worker unless there is one, or one is on its way."""
+        if not self._running:
+            self._running = True
+            self._runner = self._run(None)
+
+    def _run(self, process: WorkerProcess | None) -> threading.Thread:
+        runner = threading.Thread(target=self._live, args=[process], daemon=True)
+        runner.start()
+        return runner
+
+    def _live(self, process: WorkerProcess | None) -> None:
+        """Start a worker if there is none, and take its messages until it has ended."""
+        try:
+            if process is None:
+                process = self._latest = WorkerProcess(self._options)
+                about, _ = process.loaded({}, self._closed.is_set, self._options["model"])
+                if about.identity != self._identity:
+                    process.end()
+                    raise CheckpointError("the model on disk has changed: load it again")
+                mlx_worker().submit(partial(self._ready, process))
+            while True:
+                mlx_worker().submit(partial(self._take, *process.receive()))
+        except BaseException as error:  # noqa: BLE001 - all who wait get it
+            mlx_worker().submit(partial(self._lost, error))
+
+    def _ready(self, process: WorkerProcess) -> None:
+        if self._closed.is_set():
+            process.send("close", 0)
+            return
+        self._process = process
+        for number, (_, (kind, *content)) in self._calls.items():
+            process.send(kind, number, *content)
+        for number in self._requests:
+            self._ask(process, number)
+
+    def _lost(self, error: BaseException) -> None:
+        self._running = False
+        if not self._closed.is_set():
+            self._process, self.state = None, State(available=self.state.available)
+            self._fail_all(error)
+
+    # What comes from the worker
+
+    def _take(self, kind: str, *content: Any) -> None:
+        if kind == "state":
+            (self.state,) = content
+            return
+        number, *rest = content
+        if kind in ("result", "refused"):
+            future, _ = self._calls.pop(number, (Future[None](), ()))
+            if kind == "result":
+                future.set_result(None)
+            else:
+                future.set_exception(_caused(*rest))
+        elif number not in self._requests:
+            return  # it has ended here
+        elif kind == "chunk":
+            self._relay(number, *rest)
+        elif kind == "done":
+            self._finish(number, *rest)
+        elif kind == "failed":
+            self._fail(number, _caused(*rest))
+
+    def _relay(self, number: int, chunk: Chunk) -> None:
+        request = self._requests[number]
+        if not request.tokens and request in self._waiting:
+            self._waiting.take(request)
+        if chunk.stats is not None:
+            chunk.stats.queue_seconds += self._held[number]
+        request.relay(chunk)
+        if request.ended:  # its callback raised
+            self.send("cancel", number)
+            self._forget(number)
+            self._rest()
+
+    def _finish(self, number: int, completion: Completion) -> None:
+        completion.stats.queue_seconds += self._held[number]
+        self._forget(number).finish(completion)
+        self._rest()
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        self._forget(number).fail(error)
+        self._rest()
+
+    def _fail_all(self, error: BaseException) -> None:
+        calls, self._calls = self._calls, {}
+        for number in list(self._requests):
+            self._fail(number, error)
+        for future, _ in calls.values():
+            future.set_exception(as_failure(error))
+
+    def _forget(self, number: int) -> Request:
+        request = self._requests.pop(number)
+        self._held.pop(number, None)
+        if number in self._timers:
+            self._timers.pop(number).cancel()
+        if not request.tokens and request in self._waiting:
+            self._waiting.take(request)
+        return request
+
+    def _rest(self) -> None:
+        if self._abandoned:
+            self.abandon()
+
+    # What goes to the worker
+
+    def _ask(self, process: WorkerProcess, number: int) -> None:
+        request = self._requests[number]
+        self._held[number] = time.perf_counter() - request.queued
+        session = request.session.number if isinstance(request.session, RemoteSession) else None
+        params, schemas = _plain(request.params), [*request.schemas]
+        priority = int(request.priority)
+        process.send("submit", number, request.ids, params, schemas, session, priority)
+
+    def _call(self, future: Future[None], call: Call) -> None:
+        if self._closed.is_set():
+            future.set_exception(as_failure(CLOSED))
+            return
+        number = next(self._numbers)
+        self._calls[number] = future, call
+        if self._process is not None:
+            kind, *content = call
+            self._process.send(kind, number, *content)
+        self._start()
+
+    def _cancel(self, number: int) -> None:
+        request = self._requests.get(number)
+        if request is None:
+            return
+        if self._process is not None:
+            self._process.send("cancel", number)
+        else:
+            self._forget(number).cancel()
+            self._rest()
+
+    def _expire(self, number: int) -> None:
+        if number in self._requests:
+            self.send("cancel", number)
+            self._forget(number).time_out()
+            self._rest()
+
+
+class RemoteSession(Session):
+    """The session of an isolated engine: its cache is in the worker, and ends with it."""
+
+    def __init__(self, remote: Remote, about: About, owner: object) -> None:
+        self._remote = remote
+        self._about = about
+        self.number = next(remote.session_numbers)
+        super().__init__(about.pair.target, about.identity, Limits(), owner)
+        weakref.finalize(self, remote.send, "drop", self.number).atexit = False
+
+    def __repr__(self) -> str:
+        return f"<Session in a worker process{', busy' if self._holder else ''}>"
+
+    def close(self) -> None:
+        """Drop everything; the next turn starts from scratch."""
+        self._remote.send("drop", self.number)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a file, as `Session.save`."""
+        with self._held():
+            self._remote.call("save", self.number, str(Path(path).absolute()))
+
+    def restore(self, path: Path) -> None:
+        """Load what `save` wrote; from any thread but the worker's. As `Session.restore`."""
+        self._remote.call("restore", self.number, str(path.absolute()))
+
+    def fork(self) -> Session:
+        """Return a copy that continues on its own, as `Session.fork`."""
+        copy = RemoteSession(self._remote, self._about, self.owner)
+        with self._held():
+            self._remote.call("fork", self.number, copy.number)
+        return copy
+
+
+def _plain(params: SamplingParams) -> dict[str, Any]:
+    """Return settings that have been checked as values that JSON takes."""
+    found = {one.name: getattr(params, one.name) for one in fields(params)}
+    schema = params.json_schema
+    if isinstance(schema, type):
+        found["json_schema"] = cast(Any, schema).model_json_schema()
+    elif schema is not None:
+        found["json_schema"] = dict(schema)
+    found["stop_token_ids"] = [*map(int, params.stop_token_ids)]
+    found["logit_bias"] = {int(one): float(bias) for one, bias in params.logit_bias.items()}
+    return found
+
+
+def _caused(error: MgmError, cause: BaseException | None) -> MgmError:
+    """Return an error with its cause, which does not travel with it."""
+    error.__cause__ = cause
+    return error
