@@ -23,11 +23,8 @@ NAMED = re.compile(r"(\A|\n\n|\n|(?<=\.) )(\w+(?:,\s\w+)*):\s")
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
     "Chat": "claim release submit",
-    "Engine": "about take",
-    "Generation": "add add_done_callback call_back check_may_wait chunks hold_for reached "
-    "set_exception set_result wait_for when_cancelled",
+    "Generation": "add_done_callback set_exception set_result",
     "SamplingParams": "resolved stop_strings",
-    "Session": "claim copy_back lend release remember_prompt restore reusable take_back",
     "Stats": "count_round",
     "Turn": "stop",
 }

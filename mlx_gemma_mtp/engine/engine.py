@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
-from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
 from mlx_gemma_mtp.engine.intake import Intake, Tools, has_rule
@@ -335,14 +334,7 @@ class Engine:
         request.generation = generation or request.generation
         return request
 
-    # What a worker process needs
-
-    @property
-    def about(self) -> About:
-        """What the engine is, for another process."""
-        return self._back.about
-
-    def take(
+    def _take(
         self,
         ids: list[int],
         params: SamplingParams,

@@ -78,7 +78,7 @@ class Server:
         except BaseException as error:  # noqa: BLE001 - the parent raises it
             self._send("failed", _whole(error), _whole(error.__cause__))
             return
-        self._send("loaded", engine.about, _state(engine))
+        self._send("loaded", engine._back.about, _state(engine))
         report = partial(self._report, engine, may_unload=options["idle_unload"] is not None)
         threading.Thread(target=report, daemon=True).start()
         with engine:
@@ -134,7 +134,7 @@ class Server:
         if session in self._turns:
             # The parent lets no two turns run: if this one has not ended here, it has there.
             self._turns[session].cancel()
-        generation = engine.take(
+        generation = engine._take(
             ids,
             SamplingParams(**params, logit_bias=bias),
             schemas,

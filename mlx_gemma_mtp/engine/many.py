@@ -25,7 +25,7 @@ SEEDS = 2**32
 
 def each_of(given: T | Sequence[T], count: int, what: str) -> Sequence[T]:
     """Return a list with one entry for each of `count` prompts. Raises UsageError."""
-    several = isinstance(given, Sequence) and not isinstance(given, str)
+    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
     each = cast(Sequence[T], given) if several else [cast(T, given)] * count
     if len(each) != count:
         prompts = "1 prompt" if count == 1 else f"{count} prompts"

@@ -4,6 +4,7 @@ import inspect
 import logging
 import subprocess
 import sys
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -24,6 +25,16 @@ def test_every_name_can_be_imported_and_listed_and_all_errors_are_among_them() -
     assert kinds <= {*mlx_gemma_mtp.__all__}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mlx_gemma_mtp.nothing
+
+
+def test_completion_offers_what_apps_need() -> None:
+    assert {*dir(mlx_gemma_mtp)} == {*mlx_gemma_mtp.__all__}
+    with fake_engine() as engine:
+        generation, session = engine.submit([5], PARAMS), engine.session()
+        shown = {name for name in dir(generation) if name[0] != "_"} - {*dir(Future)}
+        assert shown == {"close", "completion", "text"}
+        assert [one for one in dir(session) if one[0] != "_"] == ["asave", "close", "fork", "save"]
+        generation.result()
 
 
 def test_names_are_there_before_anything_is_imported_and_importing_is_silent() -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -37,7 +37,7 @@ def plain_engine() -> Iterator[Engine]:
 A_MESSAGE = {"role": "user", "content": "Hi"}
 WRONG_PROMPTS: list[Any] = [
     *(None, 5, 1.5, True, b"Hi", bytearray(b"Hi"), {"Hi"}, {5, 6}, {}, A_MESSAGE),
-    *((word for word in ("a", "b")), iter([5, 6]), np.array([5, 6]), mx.array([5, 6])),
+    *((word for word in ("a", "b")), iter([5, 6]), np.array([5.0]), mx.array([5, 6])),
     *([True, False], [5.0, 6.0], [5, "Hi"], ["Hi", 5], [5, A_MESSAGE], ["Hi", None]),
     *([A_MESSAGE, None], [[[5]]], [[5.0]], [b"Hi"], [[True]], [[5, "Hi"]]),
     *([{"role": "user"}], [{"content": "Hi"}], [{"role": "user", "content": 5}]),
@@ -87,6 +87,7 @@ def test_an_id_outside_the_vocabulary_is_named(plain_engine: Engine, token: int)
 def test_ids_of_numpy_are_ids(plain_engine: Engine) -> None:
     expected = plain_engine.generate([5, 6], GREEDY)[0].tokens
     assert plain_engine.generate(list(np.array([5, 6])), GREEDY)[0].tokens == expected
+    assert plain_engine.generate(np.array([5, 6]), GREEDY)[0].tokens == expected  # type: ignore[arg-type]
     assert plain_engine.generate((5, 6), GREEDY)[0].tokens == expected
 
 
@@ -163,8 +164,37 @@ def test_settings_of_a_wrong_kind_or_for_another_number_of_prompts_are_refused(
     for params in wrong:
         refusal(UsageError, partial(engine.generate, "Hi", params))
         refusal(UsageError, lambda params=params: list(engine.stream("Hi", params)))
+    for one in ("greedy", b"greedy"):
+        assert "must be SamplingParams" in refusal(UsageError, partial(engine.generate, "Hi", one))
     for count in (0, 1, 3):
         refusal(UsageError, partial(engine.generate, ["Hi", "Hello"], [GREEDY] * count))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda engine: engine.session(3),
+        lambda engine: engine.session(""),
+        lambda engine: engine.chat(saved=b"x"),
+        lambda engine: engine.submit([5], GREEDY, "x"),
+        lambda engine: engine.generate([5], GREEDY, sessions="x"),
+    ],
+)
+def test_other_arguments_of_a_wrong_kind_are_refused_at_once(
+    plain_engine: Engine, wrong: Callable[[Engine], object]
+) -> None:
+    refusal(UsageError, lambda: wrong(plain_engine))
+
+
+async def asynchronous(_: float) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [3, asynchronous])
+@pytest.mark.parametrize("name", ["force", "warm_up", "cancel", "on_progress", "probe"])
+def test_options_of_a_wrong_kind_are_refused_before_anything_is_loaded(
+    name: str, wrong: Any
+) -> None:
+    assert refusal(UsageError, lambda: load("demo", **{name: wrong})).startswith(f"{name} must be")
 
 
 def test_drafts_without_a_drafter_are_refused(plain_engine: Engine) -> None:

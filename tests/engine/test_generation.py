@@ -80,6 +80,24 @@ def test_what_failed_is_raised_after_the_chunks_before_it() -> None:
     assert generation.completion is None
 
 
+def test_only_the_engine_ends_a_request_and_nothing_at_its_end_reaches_another(
+    running: Engine, prompts: list[Ids]
+) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    ended, left, other = (running.submit(prompt, PARAMS) for prompt in prompts[:3])
+    for end in (ended.set_result, ended.set_exception):
+        with pytest.raises(UsageError, match="cancel"):
+            end(DONE)  # type: ignore[arg-type]
+    with suppress(concurrent.futures.InvalidStateError):  # it may have ended
+        Future.set_result(ended, DONE)
+    left.add_done_callback(leave)
+    assert other.result(SECONDS).tokens == output(prompts[2], 16)
+    assert left.result(SECONDS).tokens == output(prompts[1], 16)
+    assert running.submit(prompts[0], PARAMS).result(SECONDS).tokens == output(prompts[0], 16)
+
+
 # Stopping
 
 
@@ -240,7 +258,7 @@ def test_a_timeout_ends_a_request_and_leaves_nothing_running(prompts: list[Ids])
         session = running.session()
         first = running.submit(prompts[0], ENDLESS)
         for make in (running.submit, running.stream):
-            with pytest.raises(RequestTimeoutError, match="longer than its timeout"):
+            with pytest.raises(RequestTimeoutError, match=r"timeout of 0\.01 seconds"):
                 make(prompts[1], PARAMS, session=session, timeout=0.01).result(SECONDS)
         with pytest.raises(RequestTimeoutError):
             running.generate(prompts[:3], PARAMS, timeout=0.01)

@@ -77,6 +77,7 @@ def test_idle_weights_leave_the_memory_and_come_back_with_the_next_request() -> 
         clock.pass_by()
         assert not engine.loaded
         assert memory_at_rest() - before < loaded / 100
+        assert engine.status.memory_bytes - before < loaded / 100
         done = engine.generate("What is 17 + 25?", GREEDY)[0]
         assert engine.loaded
         assert (done.tokens, done.text) == (expected.tokens, expected.text)

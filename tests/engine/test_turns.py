@@ -229,7 +229,7 @@ def test_a_request_that_passes_its_deadline_fails_within_a_round_and_no_other_do
     error = late.generation.exception(0)
     assert isinstance(error, RequestTimeoutError)
     assert isinstance(error, TimeoutError)
-    assert "took longer than its timeout" in str(error)
+    assert "longer than its timeout:" in str(error)
     assert len(stepped.rounds) <= rounds + 1
     assert tokens_of(told) == output(long, LONG)[: len(tokens_of(told))]
     following = stepped.submit([*long, *late.tokens, 5], session=session)
