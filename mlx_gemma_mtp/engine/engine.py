@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
+from mlx_gemma_mtp.engine.callbacks import Callback, in_a_loop, running_loop
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
-from mlx_gemma_mtp.engine.generation import Callback, Generation, in_a_loop, running_loop
+from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.intake import Intake, Tools, has_rule
 from mlx_gemma_mtp.engine.local import Local, Options
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
@@ -207,9 +208,9 @@ class Engine:
         {"role", "content"}; a single one needs no list around it. `params` apply to all prompts,
         or are a list with one entry for each, as `sessions` are. n: completions of each prompt, in
         a row, with the seeds seed, seed + 1, ... (after 2**32 - 1 comes 0). The results are in the
-        order of the prompts. The first failure ends all of them. It waits for them, and blocks an
-        event loop: see `submit` for one. timeout: of each, from when it waits for a row. Others as
-        `submit`.
+        order of the prompts. The first failure ends all of them. timeout: of each, from when it
+        waits for a row. Others as `submit`. It blocks an event loop until all are done: there,
+        await what `submit` returns.
 
         Raises UsageError for a wrong prompt or setting, before any work; NotEnoughMemoryError,
         RequestTimeoutError and GenerationError for what fails later.

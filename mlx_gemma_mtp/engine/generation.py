@@ -6,26 +6,23 @@ Any thread and any event loop may use it, several at once. Knows nothing of how 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
+from mlx_gemma_mtp.engine.callbacks import AsyncCallback, running_loop
 from mlx_gemma_mtp.engine.chunks import Chunks
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError, as_failure
 
 log = logging.getLogger("mlx_gemma_mtp")
-
-Callback = Callable[[Chunk], object]
-AsyncCallback = Callable[[Chunk], Awaitable[object]]
 
 
 class Generation(Future[Completion]):
@@ -303,20 +300,6 @@ class _Waiters(list[Any]):
         if (generation := self._generation()) is not None:
             generation._check_may_wait()
         super().append(waiter)
-
-
-def in_a_loop(on_chunk: Callback) -> TypeGuard[AsyncCallback]:
-    """True for a coroutine function, or an object whose call is one."""
-    call = getattr(on_chunk, "__call__", None)  # noqa: B004 - its kind, not whether there is one
-    return inspect.iscoroutinefunction(on_chunk) or inspect.iscoroutinefunction(call)
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread; None if there is none."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _tell(loop: asyncio.AbstractEventLoop, reached: asyncio.Future[None]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count
+from mlx_gemma_mtp.engine.callbacks import in_a_loop
 from mlx_gemma_mtp.engine.engine import Engine
-from mlx_gemma_mtp.engine.generation import in_a_loop
 from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.engine.local import MAX_QUEUE
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair

@@ -9,7 +9,8 @@ class Status(NamedTuple):
     """Requests of an engine by what they do, and the memory that MLX holds in this process.
 
     waiting: not started. reading: their prompts are being read. decoding: they have tokens.
-    memory_bytes: the weights and caches of all engines of the process.
+    memory_bytes: the weights and caches of all engines of the process; of an isolated engine, of
+    its worker process.
     """
 
     waiting: int
