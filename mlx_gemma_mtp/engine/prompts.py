@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from mlx_gemma_mtp.decode.params import is_count
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import PromptTooLongError, UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -46,7 +46,7 @@ def prompt_ids(
 ) -> list[int]:
     """The token ids of a prompt for this model.
 
-    Raises as `encoded`, and UsageError for a prompt that is empty or leaves no room for an answer.
+    Raises as `encoded`, UsageError for a prompt that is empty, and PromptTooLongError.
     """
     ids = encoded(prompt, text, thinking=thinking, tools=tools)
     if not ids:
@@ -55,7 +55,7 @@ def prompt_ids(
     if bad is not None:
         raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
     if len(ids) >= config.max_position_embeddings:
-        raise UsageError(
+        raise PromptTooLongError(
             f"the prompt has {len(ids)} tokens, but prompt and answer together can have at most "
             f"{config.max_position_embeddings}: shorten it"
         )
