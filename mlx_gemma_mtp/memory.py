@@ -36,7 +36,9 @@ LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
 
 # The float32 copies of the logits in `sampling.choose` if it sorts the whole vocabulary: capped,
 # divided, ranked, as probabilities, summed up, filtered, the keys and bits of the noise, their sum.
-LOGITS_COPIES = 10
+# Five more with penalties: counts of each position and what is made of them. Biases and masks, a
+# megabyte per row at most, and log-probabilities, which come after the sorting, fit in that.
+LOGITS_COPIES = 15
 
 
 @dataclass(frozen=True)
@@ -353,6 +355,8 @@ def check_load(
     instead, smaller = "use a smaller model", size.needs(in_bits)
     if smaller <= have:
         instead += f", such as {size.short} ({decimal(smaller)})"
+    if most == have:
+        instead += ", or raise memory_limit"
     check(
         pair.needs_to_load,
         have,

@@ -43,7 +43,9 @@ SLACK = 500_000  # bytes
 NEW_TOKENS = 8
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, num_draft_tokens=3, ignore_eos=True)
 SAMPLED = replace(GREEDY, temperature=1, top_k=64, top_p=0.95, seed=1, num_draft_tokens=15)
-UNBOUNDED = replace(SAMPLED, top_k=0)  # sorts the whole vocabulary
+CONTROLLED = replace(  # sorts the whole vocabulary
+    SAMPLED, top_k=0, repetition_penalty=1.1, logit_bias={5: 1.0}, min_p=0.1, logprobs=20
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def peak_of(work: Callable[[], object]) -> int:
         ("26B-A4B", 300, 2, GREEDY),
         ("31B", 130, 4, GREEDY),
         ("31B", 700, 1, GREEDY),
-        ("wide", 40, 2, UNBOUNDED),
+        ("wide", 40, 2, CONTROLLED),
         ("demo", 24, 2, SAMPLED),
         ("demo", 300, 1, GREEDY),
     ],

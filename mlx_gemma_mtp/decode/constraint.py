@@ -25,5 +25,11 @@ class Constraint(Protocol):
         the state as it is. Raises MgmError if no token is allowed.
         """
 
+    def forced(self, count: int) -> list[int]:
+        """Return the next tokens, up to `count`, while each is the only one that is allowed.
+
+        May return fewer than there are.
+        """
+
     def accept(self, tokens: Sequence[int]) -> None:
         """Add the next tokens of the output, each of which was allowed."""

@@ -51,6 +51,7 @@ class SamplingParams:
         and per occurrence, from -2 to 2, as OpenAI defines them.
     logit_bias: added to the logits of these token ids, from -100, which bars a token, to 100.
     json_schema: the answer is JSON, on one line, that matches this JSON schema or pydantic model.
+        A "number" can have digits without end, unless it has a multipleOf.
     regex: the whole answer matches this, in Rust's syntax.
     choices: the answer is one of these strings. At most one of these three can be set; they need
         the extra "structured". A thought may come before the answer, and with tools a call instead

@@ -314,7 +314,8 @@ class Batch:
             row.stretch(count) if row and one else None
             for row, one in zip(rows, copied, strict=True)
         ]
-        tokens = [one.tokens if one else [-1] * count for one in stretches]
+        known = [one.tokens if one else [] for one in stretches]
+        tokens = [each + [-1] * (count - len(each)) for each in known]
         start = [one.start if one else -1 for one in stretches]
         return stretches, Copies(mx.array(tokens, mx.int32), mx.array(start, mx.int32))
 

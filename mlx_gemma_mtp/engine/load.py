@@ -60,7 +60,7 @@ def load(
     on_progress: called in this thread with the share of the weights that is loaded, 0 to 1. cancel:
     set it, from any thread, to end the load within a moment with LoadCancelledError; so does
     Ctrl-C. A download that has started ends first. Engines that are at work are not stopped by a
-    load: it takes a slice of 16 MiB between two of their rounds.
+    load: it takes about 50 ms between two of their rounds.
 
     memory_limit: the most bytes for the weights and the requests, instead of all that the machine
     has: a pair or a prompt that needs more is refused, outputs are shorter, and fewer requests

@@ -17,8 +17,6 @@ from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 
-MOST_COMPUTED = 4 / 3  # of what prompts take alone: at most a quarter of a pass is padding
-
 
 class Pace:
     """How long prefill takes on this machine, so how much of it fits into a pause."""
@@ -29,12 +27,18 @@ class Pace:
         self._experts = experts
         self._seconds_per_token = math.inf  # a running mean; infinite until measured
 
+    @property
+    def known(self) -> bool:
+        """True once a pass was measured."""
+        return self._seconds_per_token < math.inf
+
     def measure(self, num_tokens: int, seconds: float) -> None:
-        """Record the duration of one pass."""
-        if num_tokens < self._limits.chunks[0]:
-            return  # each token of a short pass takes longer
+        """Record the duration of one pass. A short one only shows what a token takes at most."""
         now, before = seconds / num_tokens, self._seconds_per_token
-        self._seconds_per_token = now if before == math.inf else (before + now) / 2
+        if num_tokens < self._limits.chunks[0] or not self.known:
+            self._seconds_per_token = min(before, now)
+        else:
+            self._seconds_per_token = (before + now) / 2
 
     def chunk(self, pause: float = math.inf, *, most: float = math.inf) -> int:
         """The largest chunk that should take no longer than `pause` seconds, and is `most` or less.
@@ -52,7 +56,7 @@ class Pace:
         weights again, and 512 tokens cost 8 to 30% more than 2,048 (Apple M4 to M5).
         """
         chunk, limits = self.chunk(seconds), self._limits
-        if self._experts or self._seconds_per_token == math.inf:
+        if self._experts or not self.known:
             chunk = max(chunk, self.chunk(math.inf, most=limits.decoding_chunk))
         return chunk
 
@@ -63,8 +67,8 @@ def together(
     """Return the first request and those of the others that one prefill reads with it.
 
     Those with the same prompt share its row. Different ones must fit into a pass of `most` tokens
-    whole, and little of it may be padding: a short prompt counts for the smallest chunk, which
-    takes as long. A session brings a cache of its own, so its prompt is read alone.
+    whole; padding takes next to no time, but memory: with it they must fit into the largest chunk.
+    A session brings a cache of its own, so its prompt is read alone.
     """
     if first.session:
         return [first]
@@ -73,12 +77,12 @@ def together(
         if request.session:
             continue
         if request.ids not in prompts:
-            together = [*prompts, request.ids]
-            computed = len(together) * max(map(len, together))
-            alone = sum(max(len(ids), exactness.limits.chunks[0]) for ids in together)
-            if exactness.alone or computed > min(most, MOST_COMPUTED * alone):
+            lengths = [len(ids) for ids in (*prompts, request.ids)]
+            positions = len(lengths) * max(lengths)
+            held = positions <= exactness.limits.chunks[-1]
+            if exactness.alone or sum(lengths) > most or not held:
                 continue
-            prompts = together
+            prompts.append(request.ids)
         group.append(request)
     return group
 
@@ -151,6 +155,8 @@ class Prefill:
     def advance(self, most: int) -> int:
         """Run up to `most` more tokens and wait for them; returns how many were computed.
 
+        Padding counts only for a single prompt: see `Target.read`.
+
         Several prompts are read whole, whatever `most` has become since they were put together.
         """
         start = self._open() if self._done is None else self._done
@@ -173,7 +179,7 @@ class Prefill:
         session = self.requests[0].session
         if self.finished and session:
             session.remember_prompt(self.cache, self.requests[0].ids, padding=width - left)
-        return len(chunks) * width
+        return width if len(chunks) == 1 else sum(lengths)
 
     def ends(self) -> tuple[KVCache, mx.array]:
         """Return the buffers, with the offset of each request, and its hidden state [B, 1, H]."""

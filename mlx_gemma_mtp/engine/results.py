@@ -32,10 +32,10 @@ class Stats:
     or an equal request had them read.
     drafted_at[i] counts the rounds that drafted token i (from 0), accepted_at[i] the rounds that
     accepted it. copies_drafted_at and copies_accepted_at count those among them whose drafts were
-    copied from the prompt or the output so far. queue_seconds is the wait before the prefill; the
-    other clocks start with the prefill. longest_pause_seconds is the longest wait for more tokens
-    after the first. thought_tokens and tool_call_tokens are parts of generated_tokens, with their
-    markers.
+    copied from the prompt or the output so far, or the only ones that a schema allowed.
+    queue_seconds is the wait before the prefill; the other clocks start with the prefill.
+    longest_pause_seconds is the longest wait for more tokens after the first. thought_tokens and
+    tool_call_tokens are parts of generated_tokens, with their markers.
     """
 
     prompt_tokens: int = 0

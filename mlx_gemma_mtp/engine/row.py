@@ -1,6 +1,7 @@
 """A request that is decoding: what it may expect of drafts, and what became of them.
 
-A row has two sources of drafts: the drafter, and copies of its own text. Knows nothing of the
+A row has three sources of drafts: the drafter, copies of its own text, and what its constraint
+forces. The last two need no drafter, and both are called copies here. Knows nothing of the
 device or of other rows.
 """
 
@@ -55,7 +56,7 @@ class Row:
             most = max(0, min(most, left - 1))
         else:
             pinned = most = min(most, pinned)
-        copied = self._copies_reached(coming)[:most]
+        copied = self._copies_reached(most, coming)[:most]
         most = most if pinned is not None else min(most, MOST)
         drafted = [] if self._drafted is None else self._drafted.reached[:most]
         if copied and sum(copied) >= sum(drafted):
@@ -63,8 +64,8 @@ class Row:
         return Chances(drafted, pinned)
 
     def stretch(self, count: int) -> Stretch | None:
-        """Return `count` tokens of a copy, the last known one first; None if there is no copy."""
-        expected = [] if self._source is None else self._source.expected(count - 1)
+        """Return up to `count` tokens of a copy, the last known one first; None without a copy."""
+        expected, _ = self._expected(count - 1)
         if not expected:
             return None
         return Stretch(self._last_position, [self.request.tokens[-1], *expected])
@@ -97,13 +98,27 @@ class Row:
     def _last_position(self) -> int:
         return len(self.request.ids) + len(self.request.tokens) - 1
 
-    def _copies_reached(self, coming: int) -> list[float]:
+    def _expected(self, count: int) -> tuple[list[int], int]:
+        """Return up to `count` tokens of a copy, and how many of them are forced.
+
+        Nothing is in flight of a row that has a constraint.
+        """
+        if not count:
+            return [], 0
+        constraint = self.request.constraint
+        forced = [] if constraint is None else constraint.forced(count)
+        copied = [] if self._source is None else self._source.expected(count)
+        return copied if copied[: len(forced)] == forced else forced, len(forced)
+
+    def _copies_reached(self, most: int, coming: int) -> list[float]:
         """The chances of copied drafts; those in flight must be right as well, all of them."""
-        if self._copied is None or self._source is None or not self._source.expected(1):
-            return []
+        expected, num_forced = self._expected(most)
+        certain = [1.0] * num_forced
+        if self._copied is None or len(expected) == num_forced:
+            return certain
         reached = self._copied.reached
         there = reached[min(coming, len(reached)) - 1] if coming else 1.0
-        return [there * one for one in reached]
+        return certain + [there * one for one in reached]
 
     def _is_on(self, stretch: Stretch) -> bool:
         """True if the text has been as expected so far, as far as the device looks."""

@@ -85,10 +85,12 @@ class Scheduler:
             return False
         try:
             self._drop_ended()
-            self._read_prompts()
+            has_read = self._read_prompts()
             self._count()
             if not self._gathering:
                 self._play()
+                if not has_read:  # requests that came during a pass are here by the next step
+                    self._start_by = 0.0
         except BaseException as error:  # noqa: BLE001 - nobody may wait forever for a result
             self.end(error)
         more = bool(self._waiting or self._reading or self._batch.active)
@@ -147,8 +149,10 @@ class Scheduler:
             waiting = [one for one in waiting if one.order[0] <= 0]
         elif self._batch.exactness.max_batch > 1:
             free -= 1
-        waiting = self._fitting(waiting[: max(free, 0)])
-        found = sorted([*found, *waiting], key=lambda one: one.order)
+        fitting = self._fitting(waiting[: max(free, 0)])
+        found = sorted([*found, *fitting], key=lambda one: one.order)
+        if waiting and not found:  # for the row or the memory of one in the background
+            found = sorted(self._reading, key=lambda one: one.order)
         return [one for one in found if one.order[0] == found[0].order[0]]
 
     def _fitting(self, waiting: Sequence[Request]) -> list[Request]:
@@ -220,7 +224,6 @@ class Scheduler:
 
     def _play(self) -> None:
         self._for_all_rows(partial(self._batch.play, settled=not self._reading))
-        self._start_by = 0.0
 
     def _chunk(self) -> int:
         """The most tokens of the next pass over prompts."""
@@ -231,21 +234,28 @@ class Scheduler:
             return self._pace.chunk(min(self._time_to_start, LONE_PASS * limits.pause_seconds))
         return self._pace.chunk(limits.pause_seconds, most=limits.decoding_chunk)
 
-    def _read_prompts(self) -> None:
-        """Prefill between two rounds: one pass, or several over short prompts instead."""
+    def _read_prompts(self) -> bool:
+        """Prefill between two rounds: one pass, or several over short prompts instead.
+
+        Returns whether there was anything to read.
+        """
         if not self._batch.active:
             self._start_by = math.inf
         if not self._candidates():
-            return
+            return False
         self._for_all_rows(self._batch.land)  # so that no tokens wait for the prefill
         left = self._chunk()
         following = self._next(left)
+        several = following is not None and following.unread > left
+        if several and not self._pace.known and not self._batch.exactness.fixed:
+            left = self._pace.chunk(LONE_PASS * self._batch.limits.pause_seconds, most=left)
         while following is not None:
             left -= self._read(self._begin(following, left), left)
             left = min(left, self._chunk())
             following = self._next(left)
             if following is not None and following.unread > left:
-                return
+                break
+        return True
 
     def _read(self, prefill: Prefill, most: int) -> int:
         """Run one pass, and give the requests rows after the last.

@@ -280,6 +280,7 @@ def model_identity(target: Target) -> str:
         mx.contiguous(array.reshape(-1)[:: max(1, array.size // SAMPLES)]).view(mx.uint8)
         for _, array in sorted(parameters.items())
     ]
-    if samples:  # evaluated all at once
-        digest.update(np.array(mx.concatenate(samples)).tobytes())
+    mx.eval(samples)  # all at once
+    for sample in samples:
+        digest.update(np.array(sample).tobytes())
     return digest.hexdigest()

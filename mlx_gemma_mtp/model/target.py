@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -92,23 +93,27 @@ class Target(nn.Module):
         """Like a call, for the next tokens [B, T] of prompts; returns [B, 1, H].
 
         start: the offset of every row, known to the host. lengths [B]: how many of the T tokens
-        each row has; the rest is padding. least: the least tokens in any product, with more padding
-        if need be. Returns the state of each row's last token alone. The others skip the layers
-        that write no keys and values (more than half of E2B and E4B).
+        each row has; the rest is padding. That of several rows costs attention alone; that of a
+        single one is computed, because it is there for the size of the products. least: the least
+        tokens in any product, with more padding if need be. Returns the state of each row's last
+        token alone. The others skip the layers that write no keys and values (more than half of
+        E2B and E4B).
         """
         batch, num_positions = tokens.shape
         kinds, end, owners = self.config.kinds, start + num_positions, self.config.num_kv_layers
-        width = max(batch * num_positions, least)
-        packing = packing_of([num_positions] * batch, num_positions, width)
+        own = cast(list[int], lengths.tolist())  # made on the host: nothing waits
+        counts = [num_positions] if batch == 1 else own
+        num_tokens = sum(counts)
+        packing = packing_of(counts, num_positions, max(num_tokens, least))
         tokens = tokens if packing is None else packing.pack(tokens)
         h = self.embed(tokens)
         extra = self._per_layer_inputs(tokens, h)
         reaches = {kind: prompt_reach(cache, kind, num_positions, start) for kind in kinds}
-        way = self.ways[batch * num_positions]
+        way = self.ways[num_tokens]
         through = Pass(cache, cache.offset, reaches, packing, way)
         h = _through(self.layers[:owners], h, extra, through)
 
-        last = mx.arange(batch) * num_positions + lengths - 1  # among the tokens of all rows
+        last = mx.array([end - 1 for end in accumulate(own)])  # among the tokens of all rows
         packing = packing_of([1] * batch, 1, max(batch, least))
 
         def last_of(x: mx.array) -> mx.array:

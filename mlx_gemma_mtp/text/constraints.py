@@ -7,6 +7,7 @@ which tokens may follow.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,13 @@ class Rule:
             self._state, self._added = state, added
         return found
 
+    def forced(self, count: int) -> list[int]:
+        """See `Constraint.forced`."""
+        state = self._state
+        if self._match is None or state.thinking or state.may_think:
+            return []
+        return self._match.forced_tokens()[:count]
+
     def accept(self, tokens: Sequence[int]) -> None:
         """See `Constraint.accept`."""
         for token in tokens:
@@ -123,13 +131,19 @@ class Rule:
         if self._match is None:
             if state.may_think or channel is None:
                 return self._all
-            everything = mask_of(range(self._size), self._size) if self._all is None else self._all
-            return without(everything, [channel])
+            return self._no_thought
         assert self._all is not None
         mask, may_end = self._match.next_tokens()
         mask = clear(self._fit(mask) & self._all, self._ends)
         also = [*(self._ends if may_end else ()), *([channel] if state.may_think else ())]
         return allow(mask, [one for one in also if one is not None])
+
+    @cached_property
+    def _no_thought(self) -> Mask:
+        """What is allowed wherever nothing else is said, but for a thought."""
+        everything = mask_of(range(self._size), self._size) if self._all is None else self._all
+        channel = self._markers.channel
+        return without(everything, [] if channel is None else [channel])
 
     def _add(self, token: int) -> None:
         markers, state = self._markers, self._state

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_KEPT = 32  # compiled grammars
+MOST_TEXTS = 1024  # that grammars force, such as keys, with their tokens
 MISSING = "this needs llguidance: pip install 'mlx-gemma-mtp[structured]'"
 
 
@@ -98,7 +100,7 @@ class _Vocabulary:
         self.eos_token_id = size
         self.tokens = [found.get(token, b"") for token in range(size)] + [b"<end>"]
         self.special_token_ids = [*sorted(grammars._special), size]
-        self._encode = grammars._encode
+        self._encode = lru_cache(MOST_TEXTS)(grammars._encode)
 
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
@@ -112,22 +114,32 @@ class Match:
     def __init__(self, matcher: LLMatcher, size: int) -> None:
         self._matcher = matcher
         self._size = size
+        self._next: tuple[Mask, bool] | None = None  # what `next_tokens` returned
 
     def next_tokens(self) -> tuple[Mask, bool]:
         """Return the tokens that may follow, and True if the text may end here. Raises MgmError."""
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32).copy()
-        self._check()
-        ends = has(mask, self._size)
-        return clear(mask, [self._size])[: num_words(self._size)], ends
+        if self._next is None:
+            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32).copy()
+            self._check()
+            ends = has(mask, self._size)
+            self._next = clear(mask, [self._size])[: num_words(self._size)], ends
+        return self._next
+
+    def forced_tokens(self) -> list[int]:
+        """Return the tokens that must follow: each is the only one that may."""
+        found = self._matcher.compute_ff_tokens()
+        return [*takewhile(lambda token: token < self._size, found)]
 
     def add(self, token: int) -> None:
         """Add a token to the text. Raises MgmError if it does not fit."""
+        self._next = None
         self._matcher.consume_token(token)
         self._check()
 
     def remove(self, count: int) -> None:
         """Remove the last tokens from the text."""
         if count:
+            self._next = None
             self._matcher.rollback(count)
             self._check()
 

@@ -332,6 +332,9 @@ def test_copies_that_are_not_allowed_are_cut(rng: np.random.Generator) -> None:
             turn = len(prefix) % 11 if len(prefix) < 70 or len(prefix) % 5 else len(prefix) % 13
             return np.isin(np.arange(97), turn)
 
+        def forced(self, count: int) -> list[int]:
+            return []
+
     with Ruled(fake_pair()._replace(drafter=None), player=fake_player) as engine:
         engine.rules = {1: partial(Repeats, 0, 97)}
         (done,) = engine.generate([5], replace(PARAMS, seed=1, max_tokens=120))
@@ -339,3 +342,20 @@ def test_copies_that_are_not_allowed_are_cut(rng: np.random.Generator) -> None:
     assert done.tokens == plain.tokens
     assert 0 < done.stats.copies_accepted < done.stats.copies_drafted
     assert packed(np.array([True])) == [1]
+
+
+def test_forced_tokens_are_drafts_that_need_no_drafter_and_are_all_accepted() -> None:
+    class Forces(HashRule):
+        """Forces seven tokens of eight."""
+
+        def allowed(self, prefix: Sequence[int]) -> np.ndarray | None:
+            return np.isin(np.arange(97), len(prefix) ** 2 % 97) if len(prefix) % 8 else None
+
+    params = replace(PARAMS, seed=1, max_tokens=65, num_draft_tokens=7)
+    with Ruled(fake_pair(), player=fake_player) as engine:
+        engine.rules = {1: partial(Forces, 0, 97)}
+        (done,) = engine.generate([5], params)
+        (plain,) = engine.generate([5], replace(params, num_draft_tokens=0))
+    assert done.tokens == plain.tokens
+    assert done.stats.copies_accepted == done.stats.accepted == done.stats.drafted == 56
+    assert (done.stats.rounds, plain.stats.rounds) == (8, 64)

@@ -21,7 +21,7 @@ from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.packing import Packing
 
-LIMITS = Limits(start_seconds=1e9)
+LIMITS = Limits(start_seconds=1e9, pause_seconds=1e6)  # as on the quickest machine
 CHUNKS = LIMITS.chunks
 WIDE, PLAIN = PassClass(3, 64, 1, 16), PassClass(1, 4, 1, 1)
 LENGTHS = [5, 64, 70, 150, 200, 3000]

@@ -2,36 +2,74 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from itertools import groupby, pairwise
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
-from helpers.fake_target import PARAMS, Rounds, fake_engine
+from helpers.fake_target import PARAMS, SECONDS, Rounds, fake_engine
 from helpers.traffic import memory_at_rest
 from mlx_gemma_mtp import Engine, SamplingParams, load
-from mlx_gemma_mtp.engine.loading import PairFiles
+from mlx_gemma_mtp.engine.loading import AHEAD, PairFiles, Turns
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import LoadCancelledError
 from mlx_gemma_mtp.files.names import DEMO, DEMO_DRAFTER
+from mlx_gemma_mtp.files.slices import Piece, Slice
+from mlx_gemma_mtp.files.sources import Joined
 
 MOST = 1 << 20  # bytes of a slice: the demo has about 40 of them
 
 
-def test_rounds_of_other_engines_are_played_between_slices() -> None:
+@pytest.mark.parametrize(("slice_seconds", "most"), [(0.02, 3), (1.0, 1)])
+def test_others_play_a_round_after_each_turn_of_a_load_that_reads_ahead(
+    slice_seconds: float, most: int
+) -> None:
     rounds, started = Rounds(), threading.Event()
     events: list[str] = []
     rounds.then = lambda: events.append("round")
+
+    seen, ahead, busy = list[float](), threading.Event(), list[Future[bool]]()
+
+    def watch(share: float) -> None:
+        if not seen:  # at the first slice
+            busy.append(mlx_worker().submit(partial(ahead.wait, SECONDS)))
+        seen.append(share)
+        if len(seen) == AHEAD + 1:
+            ahead.set()
+
+    def clock() -> float:  # read when a turn starts, and after each slice
+        events.append("clock")
+        return slice_seconds * len(events)
+
     with fake_engine(player=rounds.player) as engine:
         params = SamplingParams(max_tokens=400, ignore_eos=True, num_draft_tokens=1)
         talking = engine.submit([5], params, lambda _: started.set())
         started.wait()
-        PairFiles(DEMO, None, None).load(lambda _: events.append("slice"), MOST)
+        PairFiles(DEMO, None, None).load(watch, MOST, clock)
         assert not talking.done()
         talking.cancel()
-    slices = events.count("slice")
-    assert slices > 20
-    # The worker may place one slice before a round ends, and one after.
-    assert max(len([*run]) for what, run in groupby(events) if what == "slice") <= 2
+    assert busy[0].result()
+    turns = [len([*run]) - 1 for what, run in groupby(events) if what == "clock"]
+    assert sum(turns) > 20  # slices
+    assert max(turns) == most
+
+
+def test_what_the_worker_raises_ends_the_load() -> None:
+    def fail() -> mx.array:
+        raise ZeroDivisionError
+
+    piece = Piece(nn.Linear(1, 1), ("weight",), Joined((), axis=0), False, first=0, end=1)
+    turns = Turns(time.perf_counter)
+    turns.add(Slice([piece], [fail]))
+    with pytest.raises(ZeroDivisionError):
+        turns.finish()
+    with pytest.raises(ZeroDivisionError):
+        turns.add(Slice([piece], [fail]))
 
 
 def test_progress_rises_from_0_to_1() -> None:

@@ -4,10 +4,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from helpers.fake_target import PARAMS, Rounds, fake_engine, fake_pair
-from mlx_gemma_mtp import SamplingParams, load
+from helpers.fake_target import (
+    PARAMS,
+    SECONDS,
+    FakeTarget,
+    Rounds,
+    fake_engine,
+    fake_pair,
+    output,
+)
+from mlx_gemma_mtp import Generation, SamplingParams, load
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.memory import Budget, Pair
+from mlx_gemma_mtp.memory import Budget, Limits, Pair
 
 PAIR = Pair.of(*fake_pair().models)
 LONGEST = 300  # tokens that fit at batch 1
@@ -48,8 +56,28 @@ def test_requests_that_do_not_fit_together_wait_for_each_other(
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.parametrize("options", [{"memory_limit": LIMIT}, {"max_batch": 1}])
+def test_a_request_that_waits_for_one_in_the_background_lets_it_finish(
+    options: dict[str, int],
+) -> None:
+    going, sizes = list[Generation](), list[int]()
+
+    def on_pass(rows: list[list[int]]) -> None:
+        sizes.append(len(rows[0]))
+        if len(sizes) == 1:
+            going.append(engine.submit([7] * 250, PARAMS))
+
+    limits = Limits(chunks=(64,))
+    with fake_engine(FakeTarget(on_pass), limits=limits, **options) as engine:
+        background = engine.submit([5] * 250, PARAMS, priority=-1)
+        assert background.result(SECONDS).tokens == output([5] * 250, PARAMS.max_tokens or 0)
+        assert going[0].result(SECONDS).tokens == output([7] * 250, PARAMS.max_tokens or 0)
+    assert len(sizes) > 2  # it came while the other was read
+
+
 def test_a_pair_that_exceeds_its_limit_is_not_loaded() -> None:
-    with pytest.raises(NotEnoughMemoryError, match=r"demo.* 10\.0 MB is available"):
+    message = r"^demo.* 10\.0 MB is available: .*raise memory_limit.*$"
+    with pytest.raises(NotEnoughMemoryError, match=message):
         load("demo", memory_limit=10_000_000)
 
 

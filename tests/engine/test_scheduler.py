@@ -45,7 +45,11 @@ def test_requests_start_in_their_order(rng: np.random.Generator) -> None:
 def test_a_chunk_is_the_largest_that_takes_no_longer_than_a_pause() -> None:
     fresh = Pace(Limits())
     assert (fresh.chunk(), fresh.chunk(0.25)) == (CHUNKS[-1], CHUNKS[0])
-    fresh.measure(CHUNKS[0] - 1, 0.001)  # too few tokens to count
+    # A token of a short pass takes longer: that shows what one takes at most.
+    for seconds, chunk in [(1.0, CHUNKS[0]), (0.04, 256), (0.2, 256), (0.01, 1024)]:
+        fresh.measure(50, seconds)
+        assert fresh.chunk(0.25) == chunk
+    fresh.measure(100, 1.0)
     assert fresh.chunk(0.25) == CHUNKS[0]
     for seconds_per_token, chunk in [(1e-6, 2048), (0.2 / 512, 512), (0.2 / 128, 128), (1.0, 64)]:
         pace = Pace(Limits())
@@ -56,6 +60,18 @@ def test_a_chunk_is_the_largest_that_takes_no_longer_than_a_pause() -> None:
         for _ in range(20):
             pace.measure(100, 1e-6)  # it was a hiccup
         assert pace.chunk(0.25) == CHUNKS[-1]
+
+
+def test_a_long_prompt_starts_with_a_small_pass_that_shows_the_pace(
+    rng: np.random.Generator, wait: Callable[[float], None]
+) -> None:
+    stepped = Stepped()
+    stepped.then = lambda event: wait(event.size / 100 * (event.what == "chunk"))
+    long = stepped.submit(rng.integers(0, VOCAB, 700).tolist())
+    stepped.step()
+    question = stepped.submit([7] * 3)
+    stepped.finish(long, question)
+    assert stepped.passes[:3] == [[64], [3], [64]]  # 100 tokens in the second that a pass may take
 
 
 def test_others_decode_between_the_chunks_of_a_long_prompt(

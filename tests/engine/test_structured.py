@@ -147,6 +147,24 @@ def test_stop_token_ids_end_the_output_with_and_without_the_ends_of_the_checkpoi
             engine.generate(prompt, SamplingParams(stop_token_ids=[97]))
 
 
+def test_forced_tokens_are_those_that_the_masks_allow_alone(
+    text: Text, rng: np.random.Generator
+) -> None:
+    num_forced = 0
+    for number in range(8):
+        options = {"json_schema": random_schema(rng), "thinking_budget": number}
+        one, other = rule(text, **options), rule(text, **options)
+        assert one is not None
+        assert other is not None
+        for token in sample(other, rng, ENDS)[:-1]:
+            forced = one.forced(5)
+            num_forced += len(forced)
+            masks = one.masks(forced)[: len(forced)]
+            assert [tokens_of(mask, SIZE) for mask in masks] == [[alone] for alone in forced]
+            one.accept([token])
+    assert num_forced > 0
+
+
 @pytest.mark.slow
 def test_answers_fit_their_schemas_and_do_not_depend_on_drafts(rng: np.random.Generator) -> None:
     schemas = [random_schema(rng) for _ in range(6)]

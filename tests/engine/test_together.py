@@ -23,9 +23,10 @@ QUICK = Limits(start_seconds=1e9, pause_seconds=1e6)  # as on the quickest machi
     [
         ([256] * 8, [[256] * 8]),
         ([257] * 8, [[257] * 7, [257]]),
-        ([5, 60, 64, 1], [[5, 60, 64, 1]]),  # short ones count for the smallest chunk
-        ([200, 256, 100], [[200, 256], [100]]),  # a quarter of a pass may be padding
-        ([64, 500, 500, 10], [[64, 10], [500, 500]]),  # what fits, whatever is between
+        ([5, 60, 64, 1], [[5, 60, 64, 1]]),
+        ([64, 500, 500, 10], [[64, 500, 500, 10]]),  # padding takes no time
+        ([64, 600, 600, 10, 20], [[64, 600, 600], [10, 20]]),  # but memory
+        ([300, 1500, 200], [[300, 200], [1500]]),  # what fits, whatever is between
         ([800, 800, 800, 900], [[800, 800], [800, 900]]),
         ([3000, 1900], [[2048], [952], [1900]]),  # by itself, in as many as it takes
     ],
@@ -77,6 +78,20 @@ def test_rows_wait_for_prompts_that_came_with_theirs_only_so_long(
     for request in requests:
         request.generation.cancel()
     stepped.finish()
+
+
+def test_rows_wait_for_prompts_that_came_during_their_pass(rng: np.random.Generator) -> None:
+    """The scheduler gets those after the step, and so after a round."""
+    limits = Limits(chunks=(16,), pause_seconds=1e6, start_seconds=1e9)
+    stepped = Stepped(limits=limits)
+    late = Request(rng.integers(0, VOCAB, 48).tolist(), PARAMS, 5, 0, frozenset(), None)
+    stepped.then = lambda _: None if late.queued else late.queue()
+    first = stepped.submit([7] * 3)
+    stepped.step()
+    stepped.scheduler.reserve()
+    stepped.scheduler.add(late)
+    stepped.finish(first, late)
+    assert [event.what for event in stepped.events[:5]] == ["chunk", "round", *["chunk"] * 3]
 
 
 def test_rows_do_not_wait_for_prompts_that_came_after_their_first_token(

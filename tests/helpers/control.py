@@ -44,6 +44,15 @@ class HashRule:
             prefix.append(token)
         return found
 
+    def forced(self, count: int) -> list[int]:
+        found = list[int]()
+        while len(found) < count:
+            may = self.allowed([*self.tokens, *found])
+            if may is None or may.sum() != 1:
+                break
+            found.append(int(may.argmax()))
+        return found
+
     def accept(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             may = self.allowed(self.tokens)

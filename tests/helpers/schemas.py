@@ -50,7 +50,9 @@ def scalar(rng: np.random.Generator) -> dict[str, Any]:
         case 0:
             return {"type": "integer", "minimum": low, "maximum": low + int(rng.integers(0, 999))}
         case 1:
-            return {"type": "number", "minimum": low, "exclusiveMaximum": low + 1.5}
+            # Without a step, a number may have digits without end.
+            step = {"multipleOf": 0.25}
+            return {"type": "number", "minimum": low, "exclusiveMaximum": low + 1.5} | step
         case 2:
             return {"type": ["boolean", "null"]}
         case 3:

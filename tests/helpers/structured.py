@@ -24,6 +24,7 @@ from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
+LONG = 1000  # tokens, more than any of these outputs needs
 QUESTIONS = ["Who are you?", "What is 17 + 25?", "Zähl bis drei.", "Name a few colors 😀."]
 
 
@@ -69,13 +70,13 @@ def count(schemas: Sequence[dict[str, Any]], done: Sequence[Completion]) -> Coun
     return counts
 
 
-def main(number: int, at_once: int = 25) -> None:
+def main(number: int, at_once: int = 60) -> None:
     rng, total = np.random.default_rng(number), Counter[str]()
     with float32_demo() as engine:
         for _ in range(0, number, at_once):
             schemas = [random_schema(rng) for _ in range(at_once)]
             start = time.perf_counter()
-            plain, drafted = (answers(engine, schemas, drafts) for drafts in (0, 3))
+            plain, drafted = (answers(engine, schemas, drafts, LONG) for drafts in (0, 3))
             total += count(schemas, plain)
             total["drafts accepted"] += sum(one.stats.accepted for one in drafted)
             total["differ with drafts"] += sum(

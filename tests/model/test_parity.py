@@ -59,7 +59,7 @@ def assert_drafts_equal(
     assert newest.token.tolist() == [expected.newest]
     shared = cache.shared(drafter.config)
     position = cache.offset + position_offset
-    token, hidden = newest
+    token, hidden, _ = newest
     for step in range(NUM_STEPS):
         state, hidden = drafter(target.embed(token[:, None]), hidden, shared, position)
         logits, ids = drafter.candidates(state)
