@@ -249,10 +249,10 @@ FULL = PromptTooLongError("the prompt has 9 tokens: shorten it")
 
 def test_a_full_chat_says_that_old_messages_can_be_dropped(text: Text) -> None:
     chat = Scripted(text, FULL, "Hello.", FULL).chat()
-    with pytest.raises(PromptTooLongError, match="shorten it$"):
+    with pytest.raises(PromptTooLongError, match=r"shorten it$"):
         chat.send("A long message")
     chat.send("Hi")
-    with pytest.raises(PromptTooLongError, match="or drop old messages: chat.messages = …$"):
+    with pytest.raises(PromptTooLongError, match=r"or drop old messages: chat\.messages = …$"):
         chat.send("Next")
     assert shape(chat.messages) == ["Hi", "Hello."]
 
