@@ -6,18 +6,22 @@ Knows nothing of tokens, thoughts and calls.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import UsageError, one_line
 from mlx_gemma_mtp.text.grammar import escaped
 
 # As `json.dumps` writes it: with free white space, a model can write spaces without end.
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Nothing keeps out what fits two schemas of a oneOf.
+OPTIONS = LAYOUT | {"coerce_one_of": True}
 
 SCHEMAS = {"items", "additionalProperties"}  # keywords with a schema
 LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}  # with a list of them
 NAMED = {"properties", "patternProperties", "$defs", "definitions"}  # with schemas by name
+SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")  # in a regex
 OTHERS = {"anyOf", "oneOf", "$ref"}  # what else an object with properties must match
 
 
@@ -29,7 +33,10 @@ def json_form(schema: object) -> str:
     Raises UsageError for anything that is not a schema; the compiler refuses keywords.
     """
     if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-        schema = schema.model_json_schema()
+        try:
+            schema = schema.model_json_schema()
+        except Exception as error:  # noqa: BLE001 - pydantic's own, which is no dependency
+            raise UsageError(f"json_schema: {one_line(error)}") from None
     if not isinstance(schema, Mapping):
         raise UsageError("json_schema must be a mapping or a pydantic model")
     try:
@@ -42,7 +49,7 @@ def json_form(schema: object) -> str:
         for node in nodes:
             if _is_closed(node):
                 node.setdefault("additionalProperties", False)
-    return f"%json {json.dumps(plain | {'x-guidance': LAYOUT})}"
+    return f"%json {json.dumps(plain | {'x-guidance': OPTIONS})}"
 
 
 def regex_form(regex: object) -> str:
@@ -60,7 +67,7 @@ def choice_form(choices: object) -> str:
     given = choices if isinstance(choices, (list, tuple)) else []
     if not given or not all(isinstance(one, str) and one for one in given):
         raise UsageError("choices must be a list of strings that are not empty")
-    return " | ".join(map(literal, given))
+    return regex_form("|".join(SPECIAL.sub(r"\\\g<0>", one) for one in given))  # takes thousands
 
 
 def form_of(json_schema: object, regex: object, choices: object) -> str | None:

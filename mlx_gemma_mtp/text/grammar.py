@@ -6,6 +6,7 @@ thoughts and ends.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, lru_cache
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 MOST_KEPT = 32  # compiled grammars
 MOST_TEXTS = 1024  # that grammars force, such as keys, with their tokens
+WORDS = {  # llguidance's reasons for people
+    r"Unimplemented keys: \[(.*)\]": r"\1 is not supported: leave it out, and check the answer",
+    r"Unknown format: (.*)": r'the format "\1" is not supported: leave it out, or give a pattern',
+    r"NoExtensionBias": "nothing matches it",
+}
 MISSING = "this needs llguidance: pip install 'mlx-gemma-mtp[structured]'"
 
 
@@ -84,9 +90,10 @@ class Grammars:
         from llguidance import LLMatcher
 
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # finds what only the first tokens show
         if matcher.is_error():
             raise UsageError(_reason(matcher.get_error()))
-        matcher.compute_bitmask()  # finds what only the first tokens show
         return matcher
 
 
@@ -202,4 +209,7 @@ def _reason(error: str) -> str:
     first = lines[0] if lines else ""
     for start in ("failed to compile JSON schema: ", "): "):
         first = first.rpartition(start)[2]
-    return f"{first.rstrip(':')}: {last}" if last else first
+    found = f"{first.rstrip(':')}: {last}" if last else first
+    for theirs, ours in WORDS.items():
+        found = re.sub(theirs, ours, found)
+    return found

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jsonschema
@@ -79,8 +79,17 @@ def test_any_allowed_tokens_match_the_regex(
 
 def test_any_allowed_tokens_are_one_of_the_choices(text: Text, rng: np.random.Generator) -> None:
     choices = ["a", "ab", "abc", "é 😀", '"', "<|tool_call>", "<eos>", "two\nlines"]
-    found = {answer(text, choice_form(choices), rng) for _ in range(100)}
+    choices += [r"\d", "a/b", "x|y", "[^$.]", "(a)", "{}", "#&-~", "<[5]>"]
+    found = {answer(text, choice_form(choices), rng) for _ in range(400)}
     assert found == {*choices}
+    many = [f"choice {number}" for number in range(5000)]
+    assert answer(text, choice_form(many), rng) in many
+
+
+def test_any_allowed_tokens_match_a_schema_of_one_of(text: Text, rng: np.random.Generator) -> None:
+    schema = {"oneOf": [{"type": "boolean"}, {"const": "b"}]}
+    found = {answer(text, json_form(schema), rng) for _ in range(50)}
+    assert found == {"true", "false", '"b"'}
 
 
 def test_every_token_of_a_character_is_allowed_where_the_character_is(text: Text) -> None:
@@ -245,8 +254,12 @@ def test_an_argument_without_a_known_schema_is_any_readable_value(
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        ({"type": "object", "properties": {"a": {"not": {}}}}, r'Unimplemented keys: \["not"\]'),
-        ({"type": "string", "format": "cube"}, "Unknown format: cube"),
+        (
+            {"type": "object", "properties": {"a": {"not": {}}}},
+            r'^"not" is not supported: leave it',
+        ),
+        ({"type": "array", "uniqueItems": True}, r'^"uniqueItems" is not supported'),
+        ({"type": "string", "format": "cube"}, 'the format "cube" is not supported'),
         ({"type": "strin"}, "strin"),
         ({"$ref": "#/$defs/gone"}, r"/\$defs/gone"),
         ({"type": "string", "pattern": "(?<=a)b"}, "look-around"),
@@ -265,6 +278,12 @@ def test_a_schema_that_cannot_be_followed_is_refused_with_its_keyword(
 def test_what_is_no_schema_is_refused(schema: object) -> None:
     with pytest.raises(UsageError, match="json_schema must be"):
         json_form(schema)
+
+
+def test_a_model_that_has_no_schema_is_refused() -> None:
+    model = pytest.importorskip("pydantic").create_model("Model", a=(Callable[[], int], ...))
+    with pytest.raises(UsageError, match="json_schema: Cannot generate"):
+        json_form(model)
 
 
 def test_matches_of_one_grammar_do_not_share_their_text(text: Text) -> None:
