@@ -58,6 +58,7 @@ class Turn:
         self._chat = chat
         self._added: list[Message] = [{"role": "user", "content": content}]
         self._said = ""  # of the answer that is being generated
+        self._has_answered = False  # True once there is a piece of that answer
         self._rounds = 0
         self._round: list[Message] = []  # a message with calls, and the results so far
         self._over = False  # True if the model need not be asked again
@@ -162,7 +163,7 @@ class Turn:
 
     def _ask(self) -> Generation:
         """Ask the model, who must answer once the rounds are used up."""
-        chat, self._said, self._generation = self._chat, "", None
+        chat, self._said, self._has_answered = self._chat, "", False
         params = chat.params or SamplingParams()
         if self._rounds and params.tool_choice != "none":
             params = replace(params, tool_choice="auto")  # it has made the call it had to
@@ -174,6 +175,7 @@ class Turn:
         return generation
 
     def _seen(self, chunk: Chunk) -> Iterator[ChatEvent]:
+        self._has_answered = True
         if chunk.kind == "answer":
             self._said += chunk.text
         if chunk.text and chunk.kind != "tool_call":
@@ -186,7 +188,7 @@ class Turn:
 
         Raises an error like the given one if there is none, or if the model has answered.
         """
-        if self._generation is not None and self._generation.chunks:
+        if self._has_answered:
             raise error
         results = [*takewhile(lambda one: one["role"] == "tool", reversed(self._added))]
         longest = max(results, key=_length, default=None)
