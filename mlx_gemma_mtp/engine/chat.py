@@ -106,7 +106,7 @@ class Chat:
         content: text, or a list of {"type": "text", "text": …}.
 
         Raises UsageError if another turn is under way or the content is empty, and what
-        `Engine.submit` and `Generation.result` raise; what is kept then, `Turn` says.
+        `Engine.submit` and `Generation.result` raise. `Turn` describes what is kept then.
         """
         return _last([event.completion for event in self.stream(content)])
 
