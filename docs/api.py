@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx_gemma_mtp
 from mlx_gemma_mtp import MgmError
@@ -22,11 +23,26 @@ NAMED = re.compile(r"(\A|\n\n|\n|(?<=\.) )(\w+(?:,\s\w+)*):\s")
 
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
-    "Chat": "claim release submit",
     "Generation": "add_done_callback set_exception set_result",
     "SamplingParams": "resolved stop_strings",
     "Stats": "count_round",
-    "Turn": "stop",
+}
+
+# What `__init__` sets, for apps to read, or to change.
+ATTRIBUTES = {
+    "Chat": {
+        "params": "SamplingParams | None",
+        "max_rounds": "int",
+        "tools": "list[dict[str, Any]]  # the schemas of its functions",
+    },
+    "Engine": {
+        "name": "str | None",
+        "drafter_name": "str | None",
+        "has_drafter": "bool",
+        "notes": "tuple[str, ...]",
+        "config": "TargetConfig  # the sizes of the target, as its config.json names them",
+        "text": "Text | None  # the tokenizer and the chat template",
+    },
 }
 
 HEAD = """\
@@ -123,7 +139,8 @@ def page_of_class(name: str, one: type) -> Iterator[str]:
     """Yield a class: what it is, its fields, then its properties and methods in source order."""
     yield f"## {name}\n"
     variable = SHORT.get(name, name.lower())
-    listed = list(fields(one))
+    attributes = ATTRIBUTES.get(name, {})
+    listed = [*fields(one), *(f"{key}: {kind}" for key, kind in attributes.items())]
     yield text(one, [field.split(":")[0] for field in listed])
     if listed:
         yield block("\n".join(listed))
@@ -148,6 +165,21 @@ def page_of_class(name: str, one: type) -> Iterator[str]:
         yield used(rf"{variable}\.{key}")
 
 
+def aliases(public: dict[str, Any]) -> dict[str, Any]:
+    """Return the names of types that the page uses and that stand for others, such as Exact."""
+    found = {}
+    for name, one in public.items():
+        hidden = INSIDE.get(name, "").split()
+        members = vars(one) if isinstance(one, type) else {name: one}
+        shown = [member for key, member in members.items() if key[0] != "_" and key not in hidden]
+        for documented in (one, *filter(inspect.isfunction, shown)):
+            kinds = " ".join(map(annotation, inspect.get_annotations(documented).values()))
+            module = vars(sys.modules[documented.__module__])
+            meant = {kind: module.get(kind) for kind in re.findall(r"\b[A-Z]\w+", kinds)}
+            found |= {kind: one for kind, one in meant.items() if get_args(one)}
+    return dict(sorted(found.items()))
+
+
 def page() -> Iterator[str]:
     """Yield the whole page: functions, classes, errors, and the names of types."""
     public = {
@@ -156,13 +188,13 @@ def page() -> Iterator[str]:
         if not name.startswith("__")
     }
     yield HEAD
-    for name, one in public.items():
-        if inspect.isfunction(one):
-            start = "async " if inspect.iscoroutinefunction(one) else ""
-            yield f"## {name}()\n"
-            yield block(start + signature(name, one))
-            yield text(one, inspect.signature(one).parameters)
-            yield used(name)
+    called = {name: one for name, one in public.items() if inspect.isfunction(one)}
+    for name, one in called.items():
+        start = "async " if inspect.iscoroutinefunction(one) else ""
+        yield f"## {name}()\n"
+        yield block(start + signature(name, one))
+        yield text(one, inspect.signature(one).parameters)
+        yield used(name)
     classes = {name: one for name, one in public.items() if isinstance(one, type)}
     errors = {name: one for name, one in classes.items() if issubclass(one, MgmError)}
     for name, one in classes.items():
@@ -172,11 +204,12 @@ def page() -> Iterator[str]:
     for name, one in sorted(errors.items(), key=lambda pair: pair[0] != "MgmError"):
         yield f"**{name}**({one.__bases__[0].__name__}): {inspect.getdoc(one)}\n"
     yield used("MgmError")
-    rest = [name for name in public if name not in classes and not inspect.isfunction(public[name])]
-    if rest:
-        yield "## Types\n"
-        yield block("\n".join(f"{name} = {annotation(public[name])}" for name in rest))
-        yield used("finish_reason|messages")
+    yield "## Types\n"
+    yield "FinishReason, Message and Prompt can be imported; the others are written out here.\n"
+    named = {name: one for name, one in public.items() if get_args(one)} | aliases(classes | called)
+    shown = (f"{name} = {annotation(meant)}" for name, meant in named.items())
+    yield block("\n".join(re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", line) for line in shown))
+    yield used("finish_reason|messages")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ class UsageError(MgmError):
     exit_code = 2
 
 
+class PromptTooLongError(UsageError):
+    """A prompt that leaves no room for an answer in the model's context."""
+
+
 class ModelNotFoundError(MgmError):
     """No folder of this name, and no repository in the cache or on the Hub."""
 

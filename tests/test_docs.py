@@ -11,6 +11,7 @@ import pytest
 
 import mlx_gemma_mtp
 from helpers.cells import run_cells
+from helpers.fake_target import fake_engine
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,6 +36,19 @@ def test_all_that_the_reference_shows_has_an_example() -> None:
     for part in re.split(r"(?m)^##+ ", shown)[1:]:
         title = part.partition("\n")[0]
         assert "](python.md#" in part, f"{title} is not in python.md"
+
+
+def test_attributes_and_types_that_the_reference_names_are_there() -> None:
+    shown = (DOCS / "api.md").read_text()
+    with fake_engine() as engine:
+        for title, one in (("Engine", engine), ("Chat", engine.chat())):
+            listed = shown.partition(f"\n## {title}\n")[2].partition("\n#")[0]
+            names = re.findall(r"(?m)^([a-z]\w*): ", listed)
+            assert names
+            assert all(hasattr(one, name) for name in names)
+    types = shown.partition("\n## Types\n")[2]
+    for alias in ("Callback", "Exact", "Kind", "Message", "Tools", "Watch"):
+        assert f"\n{alias} = " in types
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ Any thread may use it, one turn at a time. Knows nothing of how a turn goes, nor
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import threading
@@ -16,24 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
+from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Completion
-from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.engine.runner import is_async
+from mlx_gemma_mtp.engine.session import Session, checked_path
 from mlx_gemma_mtp.engine.turn import Turn
 from mlx_gemma_mtp.errors import CheckpointError, SaveError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.text.functions import Function, Schema
-from mlx_gemma_mtp.text.messages import Message, check_messages
+from mlx_gemma_mtp.text.messages import INSTRUCTIONS, Message, check_messages
 from mlx_gemma_mtp.text.tools import declared
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.engine.engine import Engine
-    from mlx_gemma_mtp.engine.generation import Generation
 
 log = logging.getLogger("mlx_gemma_mtp")
 
 FORMAT = "mgm chat 1"
 MAX_ROUNDS = 8
-INSTRUCTIONS = ("system", "developer")  # roles of a first message
 
 
 class Chat:
@@ -49,7 +48,7 @@ class Chat:
         self,
         engine: Engine,
         messages: Sequence[Message],
-        tools: Sequence[Callable[..., Any]],
+        tools: Sequence[Callable[..., Any]] | None,
         params: SamplingParams | None,
         max_rounds: int,
         priority: int,
@@ -62,11 +61,12 @@ class Chat:
         if not is_count(max_rounds) or max_rounds < 1:
             raise UsageError("max_rounds must be at least 1")
         self.tools: list[Schema] = declared(tools)
+        tools = tools or ()
         if not all(callable(one) for one in tools):
             raise UsageError("a chat runs its tools: give Python functions, not schemas")
         made = [Function(one) for one in tools]
-        self.functions = {one.name: one for one in made}
-        self.has_coroutines = any(inspect.iscoroutinefunction(one.function) for one in made)
+        self._functions = {one.name: one for one in made}
+        self._has_coroutines = any(map(is_async, made))
         self.params = params
         self.max_rounds = max_rounds
         self._engine = engine
@@ -78,18 +78,34 @@ class Chat:
         self._busy = threading.Lock()
         self._turn: Turn | None = None
 
+    def __repr__(self) -> str:
+        busy = ", busy" if self._busy.locked() else ""
+        return f"<Chat {len(self._messages)} messages{busy}>"
+
     @property
     def messages(self) -> list[Message]:
-        """A copy of all messages, the system's first."""
+        """A copy of all messages, the system's first. Set it to drop old ones, or to change them.
+
+        Setting it raises UsageError during a turn, and for anything that a model cannot be shown.
+        """
         return deepcopy(self._messages)
+
+    @messages.setter
+    def messages(self, messages: Sequence[Message]) -> None:
+        checked = first_messages(None, messages)
+        self._claim()
+        try:
+            self._messages = deepcopy(checked)
+        finally:
+            self._release()
 
     def send(self, content: str | Sequence[Message]) -> Completion:
         """Add a message of the user, run what the model calls, and return its answer.
 
         content: text, or a list of {"type": "text", "text": …}.
 
-        Raises UsageError if another turn is under way, and what `Engine.submit` and
-        `Generation.result` raise; then the messages are as they were before.
+        Raises UsageError if another turn is under way or the content is empty, and what
+        `Engine.submit` and `Generation.result` raise. `Turn` describes what is kept then.
         """
         return _last([event.completion for event in self.stream(content)])
 
@@ -109,7 +125,7 @@ class Chat:
 
     def fork(self) -> Chat:
         """Return a copy that continues on its own. Raises UsageError during a turn."""
-        self.claim()
+        self._claim()
         try:
             return Chat(
                 self._engine,
@@ -122,7 +138,7 @@ class Chat:
                 self._session.fork(),
             )
         finally:
-            self.release()
+            self._release()
 
     def save(self, path: str | Path) -> None:
         """Write the messages to a file, and the session next to it, with .safetensors added.
@@ -131,8 +147,8 @@ class Chat:
         replaced whole, and the messages do not need the session. Raises UsageError during a turn,
         and SaveError.
         """
-        path = Path(path)
-        self.claim()
+        path = checked_path(path, "path")
+        self._claim()
         try:
             written = json.dumps({"format": FORMAT, "messages": self._messages}, ensure_ascii=False)
             try:
@@ -144,7 +160,7 @@ class Chat:
             except OSError as error:
                 raise SaveError(f"{path} cannot be written: {one_line(error)}") from None
         finally:
-            self.release()
+            self._release()
 
     async def asave(self, path: str | Path) -> None:
         """Do what `save` does without blocking the event loop."""
@@ -152,19 +168,19 @@ class Chat:
 
     # What a turn needs
 
-    def claim(self, turn: Turn | None = None) -> None:
+    def _claim(self, turn: Turn | None = None) -> None:
         """Reserve it for a turn. Raises UsageError if another one is under way."""
         if not self._busy.acquire(blocking=False):
             raise UsageError("this chat is busy: wait for its answer, or cancel() the turn")
         self._turn = turn
 
-    def release(self, added: Sequence[Message] = ()) -> None:
+    def _release(self, added: Sequence[Message] = ()) -> None:
         """End the claim. added: the messages of the turn."""
         self._messages += added
         self._turn = None
         self._busy.release()
 
-    def submit(self, added: Sequence[Message], params: SamplingParams) -> Generation:
+    def _submit(self, added: Sequence[Message], params: SamplingParams) -> Generation:
         """Ask the model. added: messages of the turn so far."""
         return self._engine.submit(
             [*self._messages, *added],
@@ -176,18 +192,23 @@ class Chat:
         )
 
 
-def first_messages(system: str | None, messages: Sequence[Message]) -> list[Message]:
+def first_messages(
+    system: str | None, messages: Sequence[Message] | None, *, replace: bool = True
+) -> list[Message]:
     """Return the messages that a chat starts with. Raises UsageError.
 
-    system: in place of the instructions that they start with, if any.
+    replace: put `system` in place of the instructions that they start with; otherwise refuse both.
     """
     if not isinstance(system, str | None):
         raise UsageError(f"system must be text, not {type(system).__name__}")
-    if messages:
+    messages = [] if messages is None else messages
+    if not isinstance(messages, (list, tuple)) or messages:
         check_messages(messages)
     rest = [*messages]
     if system is not None:
         if rest and rest[0]["role"] in INSTRUCTIONS:
+            if not replace:
+                raise UsageError("system and messages both have instructions: give one of them")
             del rest[0]
         if system:
             rest.insert(0, {"role": "system", "content": system})

@@ -22,11 +22,11 @@ from mlx_gemma_mtp.engine.intake import Intake, Tools, has_rule
 from mlx_gemma_mtp.engine.local import Local, Options
 from mlx_gemma_mtp.engine.many import each_of, finish_all, repeated
 from mlx_gemma_mtp.engine.pair import OpenPair
-from mlx_gemma_mtp.engine.prompts import as_list, checked_path, encoded, is_long
+from mlx_gemma_mtp.engine.prompts import as_list, encoded, is_long
 from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.engine.session import Session, checked_path
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure

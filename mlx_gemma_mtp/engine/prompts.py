@@ -6,13 +6,12 @@ Knows nothing of requests, or of what a model makes of a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from mlx_gemma_mtp.decode.params import is_count
-from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.errors import PromptTooLongError, UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -21,13 +20,6 @@ from mlx_gemma_mtp.text.tools import Tool
 LONG = 10_000  # characters, which take about 7 ms, or token ids
 
 FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
-
-
-def checked_path(path: str | Path, name: str) -> Path:
-    """Return the path of a file that a caller names. Raises UsageError."""
-    if not isinstance(path, str | Path) or not str(path):
-        raise UsageError(f"{name} must be the path of a file, not {path!r}")
-    return Path(path)
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -57,7 +49,7 @@ def prompt_ids(
 ) -> list[int]:
     """The token ids of a prompt for this model.
 
-    Raises as `encoded`, and UsageError for a prompt that is empty or leaves no room for an answer.
+    Raises as `encoded`, UsageError for a prompt that is empty, and PromptTooLongError.
     """
     ids = encoded(prompt, text, thinking=thinking, tools=tools)
     if not ids:
@@ -66,7 +58,7 @@ def prompt_ids(
     if bad is not None:
         raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
     if len(ids) >= config.max_position_embeddings:
-        raise UsageError(
+        raise PromptTooLongError(
             f"the prompt has {len(ids)} tokens, but prompt and answer together can have at most "
             f"{config.max_position_embeddings}: shorten it"
         )

@@ -6,7 +6,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_gemma_mtp.engine.session import Session
+from mlx_gemma_mtp.engine.session import Session, checked_path
 from mlx_gemma_mtp.memory import Limits
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ class RemoteSession(Session):
 
     def save(self, path: str | Path) -> None:
         """Write everything to a file, as `Session.save`."""
+        checked = checked_path(path, "path").absolute()
         with self._held():
-            self._remote.call("save", self._number, str(Path(path).absolute()))
+            self._remote.call("save", self._number, str(checked))
 
     def _restore(self, path: Path) -> None:
         """Load what `save` wrote; from any thread but the worker's. As `Session._restore`."""

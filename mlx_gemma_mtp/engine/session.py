@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -157,8 +158,9 @@ class Session:
         Waits for a request that was cancelled to leave. Raises UsageError while one uses the
         session, and SaveError, which is also an OSError, if the file cannot be written.
         """
+        checked = checked_path(path, "path")
         with self._held():
-            mlx_worker().run(lambda: self._save(Path(path)))
+            mlx_worker().run(lambda: self._save(checked))
 
     def fork(self) -> Session:
         """Return a copy that continues on its own; it takes memory of its own when it is used.
@@ -266,6 +268,13 @@ class Session:
         """
         length = min(most, snapshot.length)
         return length if snapshot.first <= max(0, length - self._config.sliding_window + 1) else 0
+
+
+def checked_path(path: str | Path, name: str) -> Path:
+    """Return the path of a file that a caller names. Raises UsageError."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise UsageError(f"{name} must be the path of a file, not {path!r}")
+    return Path(path)
 
 
 def _named(cache: KVCache, layers: Sequence[int]) -> dict[str, mx.array]:

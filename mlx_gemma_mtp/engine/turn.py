@@ -7,28 +7,32 @@ how requests are served.
 from __future__ import annotations
 
 import asyncio
-import inspect
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.errors import UsageError, one_line
+from mlx_gemma_mtp.engine.runner import Result, Runner
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, PromptTooLongError, UsageError
 from mlx_gemma_mtp.text.calls import ToolCall
-from mlx_gemma_mtp.text.functions import Function, result_of
-from mlx_gemma_mtp.text.messages import Message
+from mlx_gemma_mtp.text.messages import INSTRUCTIONS, Message
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.engine.chat import Chat
-    from mlx_gemma_mtp.engine.generation import Generation
+
+SHORT = 200  # characters of a result, or of an error in its place, that hardly fill a context
+TOO_LONG = (PromptTooLongError, NotEnoughMemoryError)
 
 
 class ChatEvent(NamedTuple):
     """What happens in a turn.
 
     "text" and "thought" have a piece of `text`. "tool_call" has the `call`, "tool_result" also its
-    `result`, as the model gets it. "end" has the last `completion`.
+    `result`, as the model gets it if it is not too long. "end" has the last `completion`.
     """
 
     kind: Literal["text", "thought", "tool_call", "tool_result", "end"]
@@ -43,28 +47,55 @@ class Turn:
 
     It starts with the first event that is asked for. If reading stops early, or `cancel` is called,
     the chat keeps the calls that have results and the text so far, or nothing if there is neither.
-    If it raises, the chat is as it was before.
+    If it raises, the chat keeps the calls that have results, or is as it was before. Of a result
+    that leaves no room for an answer, the model only gets to know its length.
     """
 
     def __init__(self, chat: Chat, content: str | Sequence[Message]) -> None:
+        """Raises UsageError for content that is empty."""
+        if _is_empty(content):
+            raise UsageError("the message is empty")
         self._chat = chat
         self._added: list[Message] = [{"role": "user", "content": content}]
         self._said = ""  # of the answer that is being generated
+        self._has_answered = False  # True once there is a piece of that answer
         self._rounds = 0
         self._round: list[Message] = []  # a message with calls, and the results so far
         self._over = False  # True if the model need not be asked again
         self._state: Literal["new", "running", "over"] = "new"
         self._generation: Generation | None = None
-        self.cancelled = False
+        self._completion: Completion | None = None
+        self._runner = Runner(chat._functions)
+
+    def __repr__(self) -> str:
+        return f"<Turn {'cancelled' if self.cancelled else self._state}, {self._rounds} rounds>"
+
+    @property
+    def completion(self) -> Completion | None:
+        """The last Completion; None before the end, or if it failed or was left early."""
+        return self._completion
+
+    @property
+    def text(self) -> str:
+        """The answer so far: what the model has said since its last calls."""
+        return self._said if self._completion is None else self._completion.text
 
     def cancel(self) -> None:
-        """End it within a round, or when the function that is running returns. Any thread may."""
-        self.cancelled = True
+        """End it within a round, from any thread.
+
+        An async function that is running is cancelled; another one returns first.
+        """
+        self._runner.cancel()
         if self._generation is not None:
             self._generation.cancel()
 
+    @property
+    def cancelled(self) -> bool:
+        """True once it is cancelled."""
+        return self._runner.cancelled
+
     def __iter__(self) -> Iterator[ChatEvent]:
-        if self._chat.has_coroutines and _in_event_loop():
+        if self._chat._has_coroutines and _in_event_loop():
             raise UsageError("in an event loop, functions that are async need asend or async for")
         return self._events()
 
@@ -75,18 +106,24 @@ class Turn:
         self._start()
         try:
             while True:
-                generation = self._ask()
-                for chunk in generation:
-                    yield from self._seen(chunk)
-                done = generation.result()
+                try:
+                    generation = self._ask()
+                    for chunk in generation:
+                        yield from self._seen(chunk)
+                    done = generation.result()
+                except TOO_LONG as error:
+                    self._shorten(error)
+                    continue
                 for call in self._answered(done):
-                    yield self._ran(call, self._run(call))
+                    if (result := self._runner.run(call)) is not None:
+                        yield self._ran(call, result)
                 if self._over:
                     break
-            self.stop()
+            self._completion = done
+            self._stop()
             yield ChatEvent("end", completion=done)
         except (GeneratorExit, KeyboardInterrupt):
-            self.stop()
+            self._stop()
             raise
         finally:
             self._fail()
@@ -95,19 +132,25 @@ class Turn:
         self._start()
         try:
             while True:
-                generation = self._ask()
-                async for chunk in generation:
-                    for event in self._seen(chunk):
-                        yield event
-                done = await generation
+                try:
+                    generation = self._ask()
+                    async for chunk in generation:
+                        for event in self._seen(chunk):
+                            yield event
+                    done = await generation
+                except TOO_LONG as error:
+                    self._shorten(error)
+                    continue
                 for call in self._answered(done):
-                    yield self._ran(call, await self._run_async(call))
+                    if (result := await self._runner.run_async(call)) is not None:
+                        yield self._ran(call, result)
                 if self._over:
                     break
-            self.stop()
+            self._completion = done
+            self._stop()
             yield ChatEvent("end", completion=done)
         except (GeneratorExit, asyncio.CancelledError):
-            self.stop()
+            self._stop()
             raise
         finally:
             self._fail()
@@ -115,29 +158,50 @@ class Turn:
     def _start(self) -> None:
         if self._state != "new":
             raise UsageError("a turn can be read once: stream another message")
-        self._chat.claim(self)
+        self._chat._claim(self)
         self._state = "running"
 
     def _ask(self) -> Generation:
         """Ask the model, who must answer once the rounds are used up."""
-        chat, self._said = self._chat, ""
+        chat, self._said, self._has_answered = self._chat, "", False
         params = chat.params or SamplingParams()
         if self._rounds and params.tool_choice != "none":
             params = replace(params, tool_choice="auto")  # it has made the call it had to
         if self._rounds == chat.max_rounds and chat.tools:
             params = replace(params, tool_choice="none")
-        self._generation = generation = chat.submit(self._added, params)
+        self._generation = generation = chat._submit(self._added, params)
         if self.cancelled:
             generation.cancel()
         return generation
 
     def _seen(self, chunk: Chunk) -> Iterator[ChatEvent]:
+        self._has_answered = True
         if chunk.kind == "answer":
             self._said += chunk.text
         if chunk.text and chunk.kind != "tool_call":
             yield ChatEvent("thought" if chunk.kind == "thought" else "text", chunk.text)
         if chunk.tool_call is not None and chunk.tool_call.name and self._may_call:
             yield ChatEvent("tool_call", call=chunk.tool_call)
+
+    def _shorten(self, error: UsageError | NotEnoughMemoryError) -> None:
+        """Leave the longest result of the last round out, so that the model can be asked again.
+
+        Raises an error like the given one if there is none, or if the model has answered.
+        """
+        if self._has_answered:
+            raise error
+        results = [*takewhile(lambda one: one["role"] == "tool", reversed(self._added))]
+        longest = max(results, key=_length, default=None)
+        if longest is not None and (length := _length(longest)) > SHORT:
+            long = f"the result of {longest['name']:.80} is too long: {length:,} characters"
+            longest["content"] = {"error": f"{long}. Ask for less."}
+            return
+        ran = ", ".join(dict.fromkeys(one["name"] for one in self._added if one["role"] == "tool"))
+        if ran or any(one["role"] not in INSTRUCTIONS for one in self._chat._messages):
+            kept = f"; the calls of {ran} are kept, with their results" if ran else ""
+            longer = f"{error}, or drop old messages: chat.messages = …{kept}"
+            raise type(error)(longer) from error.__cause__
+        raise error
 
     @property
     def _may_call(self) -> bool:
@@ -155,67 +219,38 @@ class Turn:
             return
         self._round = [called]
         for call in done.tool_calls:
-            self._over = self.cancelled
-            if call.name and not self._over:
+            if call.name and not self.cancelled:
                 yield call
+        self._over = self.cancelled
 
-    def _ran(self, call: ToolCall, result: str | Mapping[str, Any]) -> ChatEvent:
+    def _ran(self, call: ToolCall, result: Result) -> ChatEvent:
         """Keep a result; the round with its calls is whole once all have one."""
         about = {"role": "tool", "tool_call_id": call.id, "name": call.name}
         self._round.append(about | {"content": result})
         if len(self._round) > len(self._round[0]["tool_calls"]):
             self._added += self._round
-            self._said, self._rounds, self._over = "", self._rounds + 1, self.cancelled
+            self._said, self._rounds, self._round = "", self._rounds + 1, []
         return ChatEvent("tool_result", call=call, result=result)
 
-    def _bound(self, call: ToolCall) -> tuple[Function, dict[str, Any]]:
-        """Return the function and its arguments. Raises ValueError, in words for a model."""
-        function = self._chat.functions.get(call.name)
-        if function is None:
-            named = ", ".join(self._chat.functions)
-            raise ValueError(f"there is no tool named {call.name}, only {named}")
-        if call.arguments is None:
-            raise ValueError("these arguments cannot be read")
-        return function, function.bound(call.arguments)
-
-    def _run(self, call: ToolCall) -> str | Mapping[str, Any]:
-        try:
-            function, arguments = self._bound(call)
-            value = function.function(**arguments)
-            if inspect.isawaitable(value):
-                value = asyncio.run(_awaited(value))
-            return result_of(value)
-        except Exception as error:  # noqa: BLE001 - the model gets it
-            return _failure(error)
-
-    async def _run_async(self, call: ToolCall) -> str | Mapping[str, Any]:
-        try:
-            function, arguments = self._bound(call)
-            if inspect.iscoroutinefunction(function.function):
-                value = await function.function(**arguments)
-            else:
-                value = await asyncio.to_thread(function.function, **arguments)
-            if inspect.isawaitable(value):
-                value = await value
-            return result_of(value)
-        except Exception as error:  # noqa: BLE001 - the model gets it
-            return _failure(error)
-
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """End it here, and keep what there is."""
-        said = [{"role": "assistant", "content": self._said}] * bool(self._said)
-        added = self._added + said
-        self._end(added if len(added) > 1 else [])
+        self._end([{"role": "assistant", "content": self._said}] if self._said else [])
 
     def _fail(self) -> None:
         self._end([])
 
-    def _end(self, added: Sequence[Message]) -> None:
+    def _end(self, said: Sequence[Message]) -> None:
         if self._state == "running":
             self._state = "over"
             if self._generation is not None:
                 self._generation.cancel()
-            self._chat.release(added)
+            if len(self._round) > 1:  # calls after the last result are left out
+                called, *results = self._round
+                kept = {one["tool_call_id"] for one in results}
+                calls = [one for one in called["tool_calls"] if one["id"] in kept]
+                said = [called | {"tool_calls": calls}, *results]
+            added = [*self._added, *said]
+            self._chat._release(added if len(added) > 1 else [])
 
 
 class _AsyncEvents:
@@ -236,17 +271,19 @@ class _AsyncEvents:
         await self._events.aclose()
 
     def __del__(self) -> None:
-        self._turn.stop()
+        self._turn._stop()
 
 
-def _failure(error: Exception) -> Mapping[str, Any]:
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    text = f"{kind}{one_line(error)}"
-    return {"error": text.encode(errors="replace").decode()}
+def _is_empty(content: object) -> bool:
+    """True for text without words, and for parts that have none."""
+    parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
+    texts = [one.get("text") if isinstance(one, Mapping) else None for one in parts]
+    return all(isinstance(one, str) and not one.strip() for one in texts)
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
+def _length(message: Message) -> int:
+    """Return the characters of a result of a tool."""
+    return len(json.dumps(message["content"], ensure_ascii=False))
 
 
 def _in_event_loop() -> bool:

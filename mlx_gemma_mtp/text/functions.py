@@ -7,6 +7,7 @@ and calls.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -35,22 +36,33 @@ class Function:
     """A function that a model may call. name, schema: as OpenAI's "tools" has them."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        """Raises UsageError for a signature that a call with named arguments cannot fill."""
-        if not inspect.isroutine(function):
-            raise UsageError(f"a tool must be a function or a schema, not {function!r:.80}")
+        """Take a function, a method, an object with __call__, or a functools.partial.
+
+        A model can give the arguments that a partial has not set. Raises UsageError for a signature
+        that a call with named arguments cannot fill.
+        """
+        set_before: Mapping[str, Any] = {}
+        called: Any = function
+        if isinstance(function, functools.partial):
+            set_before, called = function.keywords, function.func
+        if isinstance(called, type):
+            raise UsageError(f"a tool must be a function or a schema, not {called!r:.80}")
+        named = called if inspect.isroutine(called) else type(called)
+        hinted = called if inspect.isroutine(called) else named.__call__
         self.function = function
-        self.name = function.__name__
+        self.name = getattr(function, "__name__", named.__name__)
         if not self.name.isidentifier():
             raise UsageError("a tool needs a name: a function made with def, not a lambda")
         self._hints: dict[str, Any] = {}
         try:
-            parameters = inspect.signature(function).parameters
-            hints = typing.get_type_hints(function, include_extras=True)
+            parameters = {**inspect.signature(function).parameters}
+            hints = typing.get_type_hints(hinted, include_extras=True)
         except (TypeError, ValueError, NameError) as error:
             raise UsageError(
                 f"the signature of {self.name} is unclear: {one_line(error)}"
             ) from None
-        about, described = _docstring(inspect.getdoc(function) or "")
+        about, described = _docstring(inspect.getdoc(hinted if hinted.__doc__ else named) or "")
+        parameters = {name: one for name, one in parameters.items() if name not in set_before}
         properties = {}
         for name, parameter in parameters.items():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

@@ -19,7 +19,8 @@ Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
 MODEL_ROLES = ("assistant", "model")
-ROLES = ("system", "developer", "user", *MODEL_ROLES, "tool")
+INSTRUCTIONS = ("system", "developer")  # roles of a first message
+ROLES = (*INSTRUCTIONS, "user", *MODEL_ROLES, "tool")
 # Thoughts at the start of a model's message, as their text and markers decode.
 LEADING_THOUGHTS = re.compile(r"(?s)\A(?:\s*<\|channel>(?:thought)?\n.*?(?:<channel\|>|\Z))+")
 FORMS = '{"role": "user", "content": "…"}'

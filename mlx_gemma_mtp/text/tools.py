@@ -43,6 +43,8 @@ def _checked(tool: Any) -> Schema:
     try:
         found = json.loads(json.dumps(tool, default=dict))  # a copy of plain values
     except (TypeError, ValueError, RecursionError) as error:
+        if not isinstance(tool, Mapping):
+            raise UsageError(f"{FORMS}, not of {type(tool).__name__}") from None
         raise UsageError(f"a tool must be a JSON schema: {one_line(error)}") from None
     if not isinstance(found, dict):
         raise UsageError(f"{FORMS}, not of {type(tool).__name__}")

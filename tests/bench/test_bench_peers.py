@@ -67,8 +67,10 @@ LENGTHS = (9, 17, 3, 40)
 TOKENS = 11
 PLAIN = SamplingParams(temperature=0, max_tokens=TOKENS, num_draft_tokens=0, ignore_eos=True)
 
+MLX_VLM = find_spec("mlx_vlm")  # without an origin it is a folder of this name
 needs_mlx_vlm = pytest.mark.skipif(
-    find_spec("mlx_vlm") is None, reason="mlx-vlm, which is no dependency, is not installed"
+    MLX_VLM is None or MLX_VLM.origin is None,
+    reason="mlx-vlm, which is no dependency, is not installed",
 )
 
 

@@ -16,7 +16,7 @@ import pytest
 from helpers.broken import GREEDY, each, refusal
 from helpers.fake_target import MAX_POSITIONS, VOCAB, fake_engine, fake_pair, fake_player
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams, load
-from mlx_gemma_mtp.errors import ClosedError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import ClosedError, ModelNotFoundError, PromptTooLongError, UsageError
 from mlx_gemma_mtp.files.names import DEMO
 
 
@@ -93,7 +93,7 @@ def test_ids_of_numpy_are_ids(plain_engine: Engine) -> None:
 
 def test_a_prompt_longer_than_the_model_allows_is_refused(plain_engine: Engine) -> None:
     for length in (MAX_POSITIONS, MAX_POSITIONS + 1, 10 * MAX_POSITIONS):
-        message = refusal(UsageError, partial(plain_engine.generate, [5] * length, GREEDY))
+        message = refusal(PromptTooLongError, partial(plain_engine.generate, [5] * length, GREEDY))
         assert str(length) in message
         assert str(MAX_POSITIONS) in message
     [longest] = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)
@@ -175,6 +175,7 @@ def test_settings_of_a_wrong_kind_or_for_another_number_of_prompts_are_refused(
     [
         lambda engine: engine.session(3),
         lambda engine: engine.session(""),
+        lambda engine: engine.session().save(3),
         lambda engine: engine.chat(saved=b"x"),
         lambda engine: engine.submit([5], GREEDY, "x"),
         lambda engine: engine.generate([5], GREEDY, sessions="x"),
@@ -214,7 +215,8 @@ def test_an_engine_answers_as_before_after_every_wrong_request(
             engine.generate(prompt, GREEDY)
     assert engine.generate("What is 2 + 3?", GREEDY)[0].tokens == before
     for wrong in ([6, VOCAB], [], [6] * MAX_POSITIONS):
-        refusal(UsageError, partial(plain_engine.generate, [[5], wrong, [8]], GREEDY))
+        kind = PromptTooLongError if len(wrong) == MAX_POSITIONS else UsageError
+        refusal(kind, partial(plain_engine.generate, [[5], wrong, [8]], GREEDY))
         done = plain_engine.generate([[5], [6, 7], [8]], GREEDY)
         assert [one.tokens for one in done] == batch
 

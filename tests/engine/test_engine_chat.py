@@ -12,7 +12,13 @@ from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, MgmError, Sampl
 from mlx_gemma_mtp.engine.chat import Chat, first_messages
 from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.engine.turn import ChatEvent
-from mlx_gemma_mtp.errors import CheckpointError, GenerationError, UsageError
+from mlx_gemma_mtp.errors import (
+    CheckpointError,
+    GenerationError,
+    NotEnoughMemoryError,
+    PromptTooLongError,
+    UsageError,
+)
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -191,9 +197,9 @@ def test_async_functions_in_a_loop_need_its_own_way(text: Text) -> None:
         asyncio.run(blocked())
 
 
-def test_a_turn_that_fails_leaves_no_trace(text: Text) -> None:
-    made = call("add", {"a": 1})
-    chat = Scripted(text, "Hello.", made, GenerationError("broken"), "Again.").chat(add)
+def test_a_turn_that_fails_leaves_no_trace_but_calls_that_were_run(text: Text) -> None:
+    made, broken = call("add", {"a": 1}), GenerationError("broken")
+    chat = Scripted(text, "Hello.", broken, made, broken, "Again.").chat(add)
     chat.send("Hi")
     before = chat.messages
     with pytest.raises(GenerationError):
@@ -202,8 +208,83 @@ def test_a_turn_that_fails_leaves_no_trace(text: Text) -> None:
     with pytest.raises(UsageError, match="content"):
         chat.send(cast(Any, 5))
     assert chat.messages == before
-    chat.send("Add")
-    assert shape(chat.messages) == ["Hi", "Hello.", "Add", "Again."]
+    with pytest.raises(GenerationError):
+        chat.send("Add")
+    chat.send("And?")
+    assert shape(chat.messages[2:]) == ["Add", ["add"], {"value": 2}, "And?", "Again."]
+
+
+def test_messages_without_words_are_refused(text: Text) -> None:
+    chat = Scripted(text).chat()
+    nothing: list[Any] = ["", " \n", [], [{"type": "text", "text": " "}]]
+    for content in nothing:
+        with pytest.raises(UsageError, match="the message is empty"):
+            chat.send(content)
+
+
+def test_messages_can_be_replaced_between_turns(text: Text) -> None:
+    engine = Scripted(text, "Hello.", Endless(), "Bye.")
+    chat = engine.chat()
+    chat.send("Hi")
+    chat.messages = []
+    assert chat.messages == []
+    other: list[Message] = [user("Hey"), {"role": "assistant", "content": "Ho"}]
+    chat.messages = other
+    other[0]["content"] = "changed"
+    for wrong in ("Hi", [{"role": "me"}], [{"role": "tool", "content": "5"}]):
+        with pytest.raises(UsageError, match="message"):
+            chat.messages = cast(Any, wrong)
+    assert shape(chat.messages) == ["Hey", "Ho"]
+    events = cast(Any, iter(chat.stream("Wait")))
+    next(events)
+    with pytest.raises(UsageError, match="busy"):
+        chat.messages = []
+    events.close()
+    chat.send("Bye")
+    assert shape(engine.asked[-1]) == ["Hey", "Ho", "Wait", "So far", "Bye"]
+
+
+FULL = PromptTooLongError("the prompt has 9 tokens: shorten it")
+
+
+def test_a_full_chat_says_that_old_messages_can_be_dropped(text: Text) -> None:
+    chat = Scripted(text, FULL, "Hello.", FULL).chat()
+    with pytest.raises(PromptTooLongError, match=r"shorten it$"):
+        chat.send("A long message")
+    chat.send("Hi")
+    with pytest.raises(PromptTooLongError, match=r"or drop old messages: chat\.messages = …$"):
+        chat.send("Next")
+    assert shape(chat.messages) == ["Hi", "Hello."]
+
+
+def read(pages: int) -> str:
+    """Read pages."""
+    return "word " * 100 * pages
+
+
+@pytest.mark.parametrize("error", [FULL, NotEnoughMemoryError("no memory: shorten the request")])
+def test_the_model_is_asked_again_without_a_result_that_is_too_long(
+    text: Text, error: MgmError
+) -> None:
+    calls = (call("read", {"pages": 1}), call("read", {"pages": 9}))
+    script = (calls, error, "Done.")
+    chat = Scripted(text, *script).chat(read)
+    assert chat.send("Read").text == "Done."
+    *_, first, second, _ = chat.messages
+    assert first["content"] == read(1)
+    note = "the result of read is too long: 4,502 characters. Ask for less."
+    assert second["content"] == {"error": note}
+    other = Scripted(text, *script).chat(read)
+    assert asyncio.run(other.asend("Read")).text == "Done."
+    assert shape(other.messages) == shape(chat.messages)
+
+
+def test_calls_that_were_run_are_kept_if_no_prompt_with_them_fits(text: Text) -> None:
+    chat = Scripted(text, call("read", {"pages": 1}), FULL, FULL).chat(read)
+    with pytest.raises(PromptTooLongError, match="the calls of read are kept"):
+        chat.send("Read")
+    assert shape(chat.messages)[:2] == ["Read", ["read"]]
+    assert "too long" in chat.messages[2]["content"]["error"]
 
 
 def test_a_turn_that_is_left_early_keeps_calls_with_results_and_the_text_so_far(text: Text) -> None:
@@ -276,7 +357,61 @@ def test_no_more_calls_are_run_once_a_turn_is_cancelled(text: Text) -> None:
     chat = Scripted(text, ("Well.", call("stop", {}), call("stop", {}))).chat(stop)
     assert chat.send("Hi").tool_calls
     assert ran == [1]
-    assert shape(chat.messages) == ["Hi", "Well."]
+    assert shape(chat.messages) == ["Hi", ["stop"], {"value": None}]
+    assert chat.messages[1]["content"] == "Well."
+
+
+@pytest.mark.parametrize("in_loop", [True, False])
+def test_an_async_function_is_cancelled_with_its_turn(text: Text, in_loop: bool) -> None:
+    ended = []
+
+    async def wait() -> None:
+        """Wait."""
+        threading.Thread(target=chat.cancel).start()
+        try:
+            await asyncio.sleep(SECONDS)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        ended.append("slept")
+
+    chat = Scripted(text, (call("add", {"a": 1}), call("wait", {}))).chat(add, wait)
+    done = asyncio.run(chat.asend("Hi")) if in_loop else chat.send("Hi")
+    assert [one.name for one in done.tool_calls] == ["add", "wait"]
+    assert ended == ["cancelled"]
+    assert shape(chat.messages) == ["Hi", ["add"], {"value": 2}]
+
+
+def test_a_function_that_cancels_itself_has_failed(text: Text) -> None:
+    async def quit() -> None:
+        """Quit."""
+        raise asyncio.CancelledError
+
+    chat = Scripted(text, call("quit", {}), "Well.").chat(quit)
+    assert asyncio.run(chat.asend("Hi")).text == "Well."
+    assert "cancelled" in chat.messages[2]["content"]["error"]
+
+
+def test_a_chat_and_its_turns_show_what_they_are(text: Text) -> None:
+    chat = Scripted(text, call("add", {"a": 1}), "Two.").chat(add)
+    turn = chat.stream("Hi")
+    assert (repr(chat), repr(turn)) == ("<Chat 0 messages>", "<Turn new, 0 rounds>")
+    for event in turn:
+        if event.kind == "tool_result":
+            assert (repr(chat), repr(turn)) == (
+                "<Chat 0 messages, busy>",
+                "<Turn running, 1 rounds>",
+            )
+            assert turn.completion is None
+        elif event.kind == "text":
+            assert turn.text == "Two."
+    assert repr(chat) == "<Chat 4 messages>"
+    assert turn.completion is not None
+    assert turn.text == turn.completion.text == "Two."
+    cancel = chat.stream("Hi")
+    cancel.cancel()
+    assert repr(cancel) == "<Turn cancelled, 0 rounds>"
+    assert not {"claim", "release", "submit"} & {*dir(chat)}
 
 
 def test_a_second_turn_at_the_same_time_is_refused(text: Text, tmp_path: Path) -> None:
@@ -308,6 +443,11 @@ def test_a_chat_is_refused_what_it_cannot_use(text: Text) -> None:
     old = [{"role": "developer", "content": "Old."}, user("Hi")]
     assert shape(first_messages("New.", old)) == ["New.", "Hi"]
     assert shape(first_messages("", old)) == ["Hi"]
+    with pytest.raises(UsageError, match="give one of them"):
+        first_messages("New.", old, replace=False)
+    assert Chat(engine, [], None, None, 8, 0, None, cast(Any, None)).tools == []
+    with pytest.raises(UsageError, match="path"):
+        Scripted(text).chat().save(cast(Any, None))
 
 
 # The demo pair

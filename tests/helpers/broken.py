@@ -14,12 +14,17 @@ import mlx.core as mx
 import pytest
 
 from mlx_gemma_mtp import MgmError, SamplingParams, load
-from mlx_gemma_mtp.errors import CheckpointError, ModelNotFoundError, UsageError
+from mlx_gemma_mtp.errors import (
+    CheckpointError,
+    ModelNotFoundError,
+    PromptTooLongError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from helpers.checkpoints import PairPaths
 
-EXIT_CODES = {UsageError: 2, ModelNotFoundError: 3}  # others: 1
+EXIT_CODES = {UsageError: 2, PromptTooLongError: 2, ModelNotFoundError: 3}  # others: 1
 LONGEST = 600  # characters of a message, paths included
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 WEIGHTS = "model.safetensors"

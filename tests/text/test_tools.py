@@ -1,5 +1,6 @@
 """Tools as schemas and as Python functions, declared alike and called with checked arguments."""
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,32 @@ def test_the_schema_of_a_function_comes_from_its_signature_and_docstring() -> No
         "other": {},
     }
     json.dumps(schema)
+
+
+class Lookup:
+    """Look up a word."""
+
+    def __call__(self, word: str) -> str:
+        return word
+
+
+def test_an_object_that_can_be_called_and_a_partial_are_functions() -> None:
+    bound = functools.partial(weather, days=3, place=Place("Rome"))
+    tools = (Lookup(), functools.partial(Lookup(), word="a"), bound)
+    looked, fixed, weathered = [Function(one) for one in tools]
+    assert looked.name == fixed.name == "Lookup"
+    made = looked.schema["function"]
+    assert made["description"] == "Look up a word."
+    assert made["parameters"]["properties"] == {"word": {"type": "string"}}
+    assert fixed.schema["function"]["parameters"]["properties"] == {}
+    assert weathered.name == "weather"
+    parameters = weathered.schema["function"]["parameters"]
+    assert parameters["required"] == []
+    assert "unit" in parameters["properties"]
+    with pytest.raises(ValueError, match="unknown arguments: days"):  # a model cannot change it
+        weathered.bound({"days": 1})
+    bound.__name__ = "in_rome"  # type: ignore[attr-defined]
+    assert Function(bound).name == "in_rome"
 
 
 def test_arguments_become_what_the_function_takes() -> None:
