@@ -256,10 +256,10 @@ class Engine:
     def chat(
         self,
         system: str | None = None,
-        tools: Sequence[Callable[..., Any]] = (),
+        tools: Sequence[Callable[..., Any]] | None = None,
         params: SamplingParams | None = None,
         *,
-        messages: Sequence[Message] = (),
+        messages: Sequence[Message] | None = None,
         saved: str | Path | None = None,
         max_rounds: int = MAX_ROUNDS,
         priority: int = 0,
@@ -267,9 +267,9 @@ class Engine:
     ) -> Chat:
         """A conversation that keeps its messages, and runs the functions that the model calls.
 
-        system: instructions. tools: Python functions with type hints; what they are for is in their
-        docstrings. messages: what it starts with. saved: a file that `Chat.save` wrote, to continue
-        from, in place of messages. max_rounds: of calls, before the model must answer. priority,
+        system: instructions, in place of those of a saved chat. tools: Python functions with type
+        hints; what they are for is in their docstrings. messages: what it starts with. saved: a
+        file that `Chat.save` wrote, to continue from, in place of messages. max_rounds: of calls, before the model must answer. priority,
         timeout: of each request, as of `submit`.
 
         Raises UsageError, and CheckpointError for another file. If the saved session is of another
@@ -283,7 +283,7 @@ class Engine:
                 raise UsageError("a saved chat has messages: give one or the other")
             saved = checked_path(saved, "saved")
             given, session = read_chat(saved), saved_session(self, saved)
-        first = first_messages(system, given)
+        first = first_messages(system, given, replace=saved is not None)
         return Chat(self, first, tools, params, max_rounds, priority, timeout, session)
 
     def encode(self, text: str) -> list[int]:
