@@ -269,8 +269,8 @@ class Engine:
 
         system: instructions, in place of those of a saved chat. tools: Python functions with type
         hints; what they are for is in their docstrings. messages: what it starts with. saved: a
-        file that `Chat.save` wrote, to continue from, in place of messages. max_rounds: of calls, before the model must answer. priority,
-        timeout: of each request, as of `submit`.
+        file that `Chat.save` wrote, to continue from, in place of messages. max_rounds: of calls,
+        before the model must answer. priority, timeout: of each request, as of `submit`.
 
         Raises UsageError, and CheckpointError for another file. If the saved session is of another
         model, the messages are prefilled again.
