@@ -109,7 +109,7 @@ def test_a_small_download_is_not_asked_for_and_the_command_goes_on(
         online.add(name, files)
     shown = [answer_of(mgm_here) for _ in range(2)]
     assert shown[0].stdout == shown[1].stdout == "17 + 25 = 42\n"
-    assert re.search(r"^Download: 20.9 MB; .*\nMemory: .* 8 GB\n", shown[0].stderr, re.MULTILINE)
+    assert re.search(r"^Download: 21\.\d MB; .*\nMemory: .* 8 GB\n", shown[0].stderr, re.MULTILINE)
     assert shown[1].stderr == ""
 
 
