@@ -21,11 +21,15 @@ class Logprobs(NamedTuple):
     top: mx.array  # float32 [B, T, N]
 
 
-def logprobs(logits: mx.array, chosen: mx.array, count: int, softcap: float | None) -> Logprobs:
-    """Return those of the tokens chosen [B, T], and of the `count` most likely ones.
+def logprobs(
+    logits: mx.array, chosen: mx.array, count: int | None, softcap: float | None
+) -> Logprobs | None:
+    """Return those of the tokens chosen [B, T], and of the `count` most likely ones; None for None.
 
     From raw logits [B, T, V]. Of equal ones, those with lower ids are among the most likely.
     """
+    if count is None:
+        return None
     scores = capped(logits.astype(mx.float32), softcap)
     total = _total(scores)
     own = mx.take_along_axis(scores, chosen[..., None], axis=-1) - total

@@ -162,9 +162,7 @@ def verify(
         settings = settings.of(packing.rows[kept], packing.positions[kept])
     softcap = target.config.final_logit_softcapping
     chosen, sure = choose(logits, following, settings, softcap=softcap, counts=counts)
-    found = None
-    if settings.logprobs is not None:
-        found = logprobs(logits, chosen, settings.logprobs, softcap)
+    found = logprobs(logits, chosen, settings.logprobs, softcap)
     if packing is not None:
         hidden, chosen = packing.unpack(hidden), packing.unpack(chosen.T)
         sure = None if sure is None else packing.unpack(sure.T)
@@ -247,9 +245,8 @@ def prefill(
     has; the rest is padding. Rows that end at different positions cannot be continued here. least:
     as of `Target.read`. Returns the hidden state [B, 1, H] of each row's last token.
     """
-    num_tokens = mx.array(list(lengths), mx.int32)
-    hidden = target.read(tokens, cache, start, num_tokens, least)
-    cache.offset = cache.offset + num_tokens
+    hidden = target.read(tokens, cache, start, lengths, least)
+    cache.offset = cache.offset + mx.array(list(lengths), mx.int32)
     return hidden
 
 
@@ -274,8 +271,6 @@ def first_token(
     logits = target.logits(padded)[:batch]
     seen = None if counts is None else counts[:, None]
     token = choose(logits, position, settings, softcap=softcap, counts=seen).tokens
-    found = None
-    if settings.logprobs is not None:
-        found = logprobs(logits, token, settings.logprobs, softcap)
+    found = logprobs(logits, token, settings.logprobs, softcap)
     counts = None if counts is None else counted(counts, token)
     return Round(token, mx.zeros((batch,), mx.int32), Newest(token[:, 0], hidden, counts), found)

@@ -166,8 +166,8 @@ def _read(
     )
     hidden = mx.zeros((1, 1, config.hidden_size), target.dtype)
     for start in range(0, size, chunk):
-        read = mx.array([min(chunk, length - start)])
-        hidden = target.read(tokens[:, start : start + chunk], cache, start, read)
+        read = min(chunk, length - start)
+        hidden = target.read(tokens[:, start : start + chunk], cache, start, [read])
         cache.offset = cache.offset + read
         mx.eval(hidden, cache.buffers)
         yield

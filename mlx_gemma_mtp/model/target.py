@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -88,11 +88,11 @@ class Target(nn.Module):
         return self.norm(_through(self.layers, h, extra, through))
 
     def read(
-        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: Sequence[int], least: int = 1
     ) -> mx.array:
         """Like a call, for the next tokens [B, T] of prompts; returns [B, 1, H].
 
-        start: the offset of every row, known to the host. lengths [B]: how many of the T tokens
+        start: the offset of every row, known to the host. lengths: how many of the T tokens
         each row has; the rest is padding. That of several rows costs attention alone; that of a
         single one is computed, because it is there for the size of the products. least: the least
         tokens in any product, with more padding if need be. Returns the state of each row's last
@@ -101,8 +101,7 @@ class Target(nn.Module):
         """
         batch, num_positions = tokens.shape
         kinds, end, owners = self.config.kinds, start + num_positions, self.config.num_kv_layers
-        own = cast(list[int], lengths.tolist())  # made on the host: nothing waits
-        counts = [num_positions] if batch == 1 else own
+        counts = [num_positions] if batch == 1 else lengths
         num_tokens = sum(counts)
         packing = packing_of(counts, num_positions, max(num_tokens, least))
         tokens = tokens if packing is None else packing.pack(tokens)
@@ -113,7 +112,7 @@ class Target(nn.Module):
         through = Pass(cache, cache.offset, reaches, packing, way)
         h = _through(self.layers[:owners], h, extra, through)
 
-        last = mx.array([end - 1 for end in accumulate(own)])  # among the tokens of all rows
+        last = mx.array([end - 1 for end in accumulate(lengths)])  # among the tokens of all rows
         packing = packing_of([1] * batch, 1, max(batch, least))
 
         def last_of(x: mx.array) -> mx.array:
@@ -122,7 +121,7 @@ class Target(nn.Module):
 
         h = last_of(h)
         extra = None if extra is None else last_of(extra)[:, :, owners:]
-        position = start + lengths - 1
+        position = mx.array([start + length - 1 for length in lengths], mx.int32)
         reaches = {kind: last_reach(cache, kind, position, end) for kind in kinds}
         through = Pass(cache, position, reaches, packing, self.ways[batch])
         h = _through(self.layers[owners:], h, extra, through)

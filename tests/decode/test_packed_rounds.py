@@ -109,7 +109,7 @@ def test_experts_compute_no_padding_and_in_the_way_for_their_number(
         way = target.ways[sum(counts)]
         assert seen == [(sum(counts), way)] * len(target.layers)
     seen.clear()
-    target.read(tokens, cache, 0, mx.array([3, 2]), least=9)
+    target.read(tokens, cache, 0, [3, 2], least=9)
     assert seen == [(5, target.ways[5])] * len(target.layers)
 
 
@@ -148,7 +148,7 @@ def test_the_state_after_a_prompt_is_the_same_from_wider_products(
     target = models.target
     for size, length in ((1, 1), (3, 5)):
         tokens = mx.array(rng.integers(0, VOCAB, (size, length)))
-        lengths = mx.array(rng.integers(1, length + 1, size).tolist(), mx.int32)
+        lengths = rng.integers(1, length + 1, size).tolist()
         plain, padded = (start(target, rng, [0] * size).cache for _ in range(2))
         expected = target.read(tokens, plain, 0, lengths)
         found = target.read(tokens, padded, 0, lengths, least)
@@ -167,9 +167,9 @@ def fake_rows(prompts: list[list[int]]) -> tuple[KVCache, Newest]:
     cache = KVCache.empty(config, len(prompts), capacity=64, most=8, dtype=mx.float32)
     width = max(map(len, prompts))
     tokens = mx.array([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
-    lengths = mx.array([len(prompt) for prompt in prompts], mx.int32)
+    lengths = [len(prompt) for prompt in prompts]
     target.read(tokens, cache, 0, lengths)
-    cache.offset = lengths
+    cache.offset = mx.array(lengths, mx.int32)
     newest = mx.array([output(prompt, 1)[0] for prompt in prompts], mx.int32)
     return cache, Newest(newest, mx.zeros((len(prompts), 1, 1)))
 

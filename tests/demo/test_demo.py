@@ -42,11 +42,11 @@ class PromptsReadOnce:
         return self._target(*arguments)
 
     def read(
-        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: Sequence[int], least: int = 1
     ) -> mx.array:
         if start > 0:  # a later chunk depends on the ones before it
             return self._target.read(tokens, cache, start, lengths, least)
-        key = (cache.capacity("full_attention"), *lengths.tolist(), *np.array(tokens).flatten())
+        key = (cache.capacity("full_attention"), *lengths, *np.array(tokens).flatten())
         if key not in self._made:
             hidden = self._target.read(tokens, cache, start, lengths, least)
             self._made[key] = hidden, Buffers(cache.offset, list(cache.keys), list(cache.values))

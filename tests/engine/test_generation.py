@@ -40,14 +40,8 @@ def test_every_loop_starts_with_the_first_chunk_and_next_reads_on(
 
 
 def test_the_text_and_the_completion_are_there_as_soon_as_they_are(prompts: list[Ids]) -> None:
-    reached, resume, rounds = threading.Event(), threading.Event(), Rounds()
-
-    def hold() -> None:
-        if len(rounds.sizes) == 5:
-            reached.set()
-            resume.wait(SECONDS)
-
-    rounds.then = hold
+    rounds = Rounds()
+    reached, resume = rounds.hold(after=5)
     with fake_engine(text=NumbersText(), player=rounds.player) as running:
         generation = running.submit(prompts[0], replace(PARAMS, num_draft_tokens=0))
         assert reached.wait(SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -139,14 +139,14 @@ class SlowTarget:
         return hidden if packing is None else packing.pack(hidden)
 
     def read(
-        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: Sequence[int], least: int = 1
     ) -> mx.array:
         size = tokens.shape[1]
         self.clock.now += self._seconds(size)
         reaches = {kind: prompt_reach(cache, kind, size, start) for kind in KINDS}
         self._write(tokens + self._read_kept_quirk(size), cache, reaches)
         hidden = tokens[..., None] + mx.array(self._read_quirk(size))
-        return mx.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+        return mx.take_along_axis(hidden, mx.array(lengths)[:, None, None] - 1, axis=1)
 
     def _write(self, tokens: mx.array, cache: KVCache, reaches: dict[LayerKind, Any]) -> None:
         for index, layer in enumerate(self.config.layers):

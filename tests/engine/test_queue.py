@@ -189,14 +189,8 @@ def test_closing_reaches_who_waits_for_a_place_before_anything_started(
 
 
 def test_closing_reaches_everyone_whose_request_has_not_ended(prompts: list[list[int]]) -> None:
-    reached, resume, rounds = threading.Event(), threading.Event(), Rounds()
-
-    def hold() -> None:
-        if len(rounds.sizes) == 5:
-            reached.set()
-            resume.wait(SECONDS)
-
-    rounds.then = hold
+    rounds = Rounds()
+    reached, resume = rounds.hold(after=5)
     running = fake_engine(max_batch=2, max_queue=3, player=rounds.player)
     with held():
         going = [running.submit(one, ENDLESS) for one in (prompts[0], [7] * 900, prompts[2])]

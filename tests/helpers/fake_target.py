@@ -6,6 +6,7 @@ the last WINDOW in a sliding one. So a wrong slot, mask, row or rollback changes
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -88,13 +89,13 @@ class FakeTarget:
         return hidden if packing is None else packing.pack(hidden)
 
     def read(
-        self, tokens: mx.array, cache: KVCache, start: int, lengths: mx.array, least: int = 1
+        self, tokens: mx.array, cache: KVCache, start: int, lengths: Sequence[int], least: int = 1
     ) -> mx.array:
-        num_tokens, rows = tokens.shape[1], zip(tokens.tolist(), lengths.tolist(), strict=True)
+        num_tokens, rows = tokens.shape[1], zip(tokens.tolist(), lengths, strict=True)
         reaches = {k: prompt_reach(cache, k, num_tokens, start) for k in KINDS}
         hidden = self._through(tokens, cache, reaches)
         self._on_pass([row[:length] for row, length in rows])
-        return mx.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+        return mx.take_along_axis(hidden, mx.array(lengths)[:, None, None] - 1, axis=1)
 
     def _through(
         self, tokens: mx.array, cache: KVCache, reaches: dict[LayerKind, Reach]
@@ -154,6 +155,18 @@ class Rounds:
     def __init__(self) -> None:
         self.sizes: list[int] = []  # rows in each round
         self.then: Callable[[], object] = lambda: None
+
+    def hold(self, after: int) -> tuple[threading.Event, threading.Event]:
+        """Hold the engine after this round: return what is set then, and what lets it continue."""
+        reached, resume = threading.Event(), threading.Event()
+
+        def then() -> None:
+            if len(self.sizes) == after:
+                reached.set()
+                resume.wait(SECONDS)
+
+        self.then = then
+        return reached, resume
 
     def player(self, *models: Any) -> RoundPlayer:
         player = fake_player(*models)
