@@ -31,11 +31,12 @@ class Control(NamedTuple):
     def of(self, rows: mx.array) -> Control:
         """The control of these rows, int32 [N], any of them more than once."""
         penalties, bias, changes = self
-        return Control(
-            None if penalties is None else penalties[rows],
-            None if bias is None else bias[rows],
-            changes[rows],
-        )
+        return Control(of_rows(penalties, rows), of_rows(bias, rows), changes[rows])
+
+
+def of_rows(x: mx.array | None, rows: mx.array) -> mx.array | None:
+    """Return an array [B, ...] at rows [N], if there is one."""
+    return None if x is None else x[rows]
 
 
 def control_of(rows: Sequence[SamplingParams], vocab_size: int) -> Control | None:

@@ -7,7 +7,7 @@ import numbers
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from mlx_gemma_mtp.errors import UsageError
 
@@ -180,6 +180,11 @@ class SamplingParams:
 def is_count(value: object) -> bool:
     """True for an integer, Python's or numpy's; False for a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_duration(value: object) -> TypeGuard[float]:
+    """True for a number of seconds above 0; False for a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _within(value: Any, low: int, high: int) -> bool:

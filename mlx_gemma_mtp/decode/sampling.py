@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.candidates import NUM_CANDIDATES, candidates, narrows
-from mlx_gemma_mtp.decode.control import Control, changed, control_of, is_allowed
+from mlx_gemma_mtp.decode.control import Control, changed, control_of, is_allowed, of_rows
 from mlx_gemma_mtp.decode.params import NO_FILTER, SamplingParams
 
 LEAST_TEMPERATURE = 1e-6  # logits divided by much less would overflow float32
@@ -56,14 +56,14 @@ class RowSettings(NamedTuple):
 
     def of(self, rows: mx.array, positions: mx.array) -> RowSettings:
         """The settings of tokens at positions [N] of rows [N], both int32, as N rows."""
-        is_greedy, min_p, control, masks = self.is_greedy, self.min_p, self.control, self.masks
+        control, masks = self.control, self.masks
         return self._replace(
             temperature=self.temperature[rows],
             top_k=self.top_k[rows],
             top_p=self.top_p[rows],
             seed=self.seed[rows],
-            is_greedy=None if is_greedy is None else is_greedy[rows],
-            min_p=None if min_p is None else min_p[rows],
+            is_greedy=of_rows(self.is_greedy, rows),
+            min_p=of_rows(self.min_p, rows),
             control=None if control is None else control.of(rows),
             masks=None if masks is None else masks[rows, positions][:, None],
         )

@@ -233,15 +233,7 @@ class Batch:
         self._shapes.add(compiled)
         settings = rows.settings
         if constrained and shape.num_steps:
-            each = [
-                self._masks.of(row.request)
-                if row and row.request.constrained and drafts > 0 and not copies
-                else []
-                for row, drafts, copies in zip(
-                    rows.each, plan.division.drafts, plan.copied, strict=True
-                )
-            ]
-            settings = settings._replace(masks=self._masks.laid_out(each, 1))
+            settings = settings._replace(masks=self._first_masks(plan))
         drafts = self._player.draft(rows.cache, rows.newest, settings, shape.num_steps)
         mx.async_eval(drafts)
         follows = self._flight is not None
@@ -279,6 +271,15 @@ class Batch:
         layout = Layout(mx.array(most, mx.int32), packing, copies)
         played = self._player.verify(cache, rows.newest, settings, layout, drafts)
         return Verify(Flight(played, list(rows.each), guess, stretches), cache)
+
+    def _first_masks(self, plan: Plan) -> mx.array:
+        """Return the masks uint32 [B, 1, W] of the drafter's first drafts."""
+        each = [list[Mask]() for _ in self._rows.each]
+        for index, row in enumerate(self._rows.each):
+            drafts = plan.division.drafts[index] > 0 and not plan.copied[index]
+            if row and row.request.constrained and drafts:
+                each[index] = self._masks.of(row.request)
+        return self._masks.laid_out(each, 1)
 
     def _constrain(
         self, drafts: mx.array, most: list[int], stretches: Sequence[Stretch | None]

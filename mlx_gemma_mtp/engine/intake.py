@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count
+from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count, is_duration
 from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -67,8 +67,7 @@ class Intake:
             raise UsageError(f"on_chunk must be a function, not {on_chunk!r}")
         if not is_count(priority):
             raise UsageError(f"priority must be an integer, not {priority!r}")
-        is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-        if timeout is not None and not (is_number and timeout > 0):
+        if timeout is not None and not is_duration(timeout):
             raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
-from mlx_gemma_mtp.decode.params import is_count
+from mlx_gemma_mtp.decode.params import is_count, is_duration
 from mlx_gemma_mtp.engine.callbacks import in_a_loop
 from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.loading import Watch
@@ -112,9 +112,8 @@ def load(
         raise UsageError(f"cancel must be a threading.Event, not {cancel!r}")
     if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
         raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
-    is_number = isinstance(idle_unload, (int, float)) and not isinstance(idle_unload, bool)
-    seconds = idle_unload if is_number and idle_unload else 0.0
-    if idle_unload is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
+    fits = is_duration(idle_unload) and idle_unload <= threading.TIMEOUT_MAX
+    if idle_unload is not None and not fits:
         raise UsageError(f"idle_unload must be more than 0 seconds, not {idle_unload!r}")
 
     if isolated:

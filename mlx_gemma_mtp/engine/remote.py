@@ -28,6 +28,7 @@ from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, as_failure
 from mlx_gemma_mtp.memory import Budget
+from mlx_gemma_mtp.text.forms import as_schema
 
 STOP_SECONDS = 10.0  # after which a worker that was asked to close its engine is killed
 
@@ -326,11 +327,8 @@ class Remote:
 def _plain(params: SamplingParams) -> dict[str, Any]:
     """Return settings that have been checked as values that JSON takes."""
     found = {one.name: getattr(params, one.name) for one in fields(params)}
-    schema = params.json_schema
-    if isinstance(schema, type):
-        found["json_schema"] = cast(Any, schema).model_json_schema()
-    elif schema is not None:
-        found["json_schema"] = dict(schema)
+    if params.json_schema is not None:
+        found["json_schema"] = dict(cast(Any, as_schema(params.json_schema)))
     found["stop_token_ids"] = [*map(int, params.stop_token_ids)]
     found["logit_bias"] = {int(one): float(bias) for one, bias in params.logit_bias.items()}
     return found

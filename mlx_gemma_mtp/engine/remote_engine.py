@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx_gemma_mtp.engine.about import About, State
 from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.process import Watch, WorkerProcess
 from mlx_gemma_mtp.engine.remote import Remote
@@ -24,20 +23,12 @@ from mlx_gemma_mtp.text.tokenizer import Text
 class RemoteEngine(Engine):
     """An engine that `load(isolated=True)` makes."""
 
-    def __init__(
-        self,
-        process: WorkerProcess,
-        about: About,
-        state: State,
-        options: Mapping[str, Any],
-        *,
-        max_queue: int,
-    ) -> None:
-        """Take over a worker that has loaded. Others as `Remote`."""
-        self._remote = Remote(process, about, state, options, max_queue=max_queue)
-        self._open(self._remote, None if about.folder is None else Text(about.folder))
+    def __init__(self, remote: Remote) -> None:
+        """remote: has a worker that has loaded the model."""
+        self._remote, folder = remote, remote.about.folder
+        self._open(remote, None if folder is None else Text(folder))
         # An engine that is dropped takes its worker with it, once that has nothing left to do.
-        abandon = partial(mlx_worker().submit, self._remote.abandon)
+        abandon = partial(mlx_worker().submit, remote.abandon)
         weakref.finalize(self, abandon).atexit = False
 
     @property
@@ -69,7 +60,7 @@ def load_remote(
     process = WorkerProcess(options)
     about, state = process.loaded(watches, cancel, name)
     try:
-        return RemoteEngine(process, about, state, options, max_queue=max_queue)
+        return RemoteEngine(Remote(process, about, state, options, max_queue=max_queue))
     except BaseException:
         process.end()
         raise

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.decode.control import counts_of_prompts, has_penalties
+from mlx_gemma_mtp.decode.control import counts_of_prompts, has_penalties, of_rows
 from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
@@ -195,8 +195,7 @@ class Rows:
         self.cache.resize(sources, capacity)
         index = mx.array([source or 0 for source in sources])
         token, hidden, counts = self.newest
-        counts = None if counts is None else counts[index]
-        self.newest = Newest(token[index], hidden[index], counts)
+        self.newest = Newest(token[index], hidden[index], of_rows(counts, index))
         self.each = [None if source is None else self.each[source] for source in sources]
         self._lay_out()
 

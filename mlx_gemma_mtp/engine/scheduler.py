@@ -113,16 +113,18 @@ class Scheduler:
         self._batch.fail(error)
         self._count()
 
+    @property
+    def _being_read(self) -> list[Request]:
+        return [request for prefill in self._reading for request in prefill.requests]
+
     def _count(self) -> None:
         """Note the requests that are read, and those that decode."""
-        reading = [request for prefill in self._reading for request in prefill.requests]
-        self._counted = reading, self._batch.active
+        self._counted = self._being_read, self._batch.active
 
     def _drop_ended(self) -> None:
         """End the requests that were cancelled or took too long, wherever they are."""
-        reading = [request for prefill in self._reading for request in prefill.requests]
         now = time.perf_counter()
-        for request in [*self._waiting, *reading, *self._batch.active]:
+        for request in [*self._waiting, *self._being_read, *self._batch.active]:
             if request.ended:
                 continue
             if request.generation._stopping:
@@ -158,7 +160,7 @@ class Scheduler:
 
     def _fitting(self, waiting: Sequence[Request]) -> list[Request]:
         """Return the first of these that fit in memory together with all that have a row."""
-        taken = [*self._batch.active, *(one for each in self._reading for one in each.requests)]
+        taken = [*self._batch.active, *self._being_read]
         fitting = list[Request]()
         for request in waiting:
             if not self._batch.fits([*taken, *fitting, request]):

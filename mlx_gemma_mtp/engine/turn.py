@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.callbacks import running_loop
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.runner import Result, Runner
@@ -95,7 +96,7 @@ class Turn:
         return self._runner.cancelled
 
     def __iter__(self) -> Iterator[ChatEvent]:
-        if self._chat._has_coroutines and _in_event_loop():
+        if self._chat._has_coroutines and running_loop() is not None:
             raise UsageError("in an event loop, functions that are async need asend or async for")
         return self._events()
 
@@ -284,11 +285,3 @@ def _is_empty(content: object) -> bool:
 def _length(message: Message) -> int:
     """Return the characters of a result of a tool."""
     return len(json.dumps(message["content"], ensure_ascii=False))
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

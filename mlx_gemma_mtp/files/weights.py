@@ -47,8 +47,7 @@ def load_target(folder: Path, *, bits: int | None = None, dtype: mx.Dtype | None
     default `default_dtype`. Raises CheckpointError, UsageError.
     """
     target = open_target(folder, bits=bits, dtype=dtype or default_dtype())
-    for piece in read_slices(plan_slices(target, find_sources(target, folder))):
-        piece.place()
+    _load(target, folder)
     return target
 
 
@@ -57,8 +56,7 @@ def load_drafter(
 ) -> Drafter:
     """Return the drafter in a folder, for this target; arguments and errors as `load_target`."""
     drafter = open_drafter(folder, target, bits=bits, dtype=dtype or default_dtype())
-    for piece in read_slices(plan_slices(drafter, find_sources(drafter, folder))):
-        piece.place()
+    _load(drafter, folder)
     check_loaded(drafter, folder)
     return drafter
 
@@ -228,6 +226,12 @@ def checked(
             f"for {list(shape)}: weights and config are of different models"
         )
     return found
+
+
+def _load(model: Target | Drafter, folder: Path) -> None:
+    """Put the weights of an opened model into memory."""
+    for each in read_slices(plan_slices(model, find_sources(model, folder))):
+        each.place()
 
 
 def _open(model: Model, folder: Path, bits: int | None, dtype: mx.Dtype | None) -> Model:

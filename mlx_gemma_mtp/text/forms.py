@@ -25,6 +25,16 @@ SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")  # in a regex
 OTHERS = {"anyOf", "oneOf", "$ref"}  # what else an object with properties must match
 
 
+def as_schema(schema: object) -> object:
+    """Return the schema of a pydantic model; anything else stays. Raises UsageError."""
+    if not isinstance(schema, type) or not hasattr(schema, "model_json_schema"):
+        return schema
+    try:
+        return schema.model_json_schema()
+    except Exception as error:  # noqa: BLE001 - pydantic's own, which is no dependency
+        raise UsageError(f"json_schema: {one_line(error)}") from None
+
+
 def json_form(schema: object) -> str:
     """Return the grammar of JSON text that matches a schema, or a pydantic model's.
 
@@ -32,11 +42,7 @@ def json_form(schema: object) -> str:
     properties than the schema names, unless it says so, or combines schemas of one object.
     Raises UsageError for anything that is not a schema; the compiler refuses keywords.
     """
-    if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
-        try:
-            schema = schema.model_json_schema()
-        except Exception as error:  # noqa: BLE001 - pydantic's own, which is no dependency
-            raise UsageError(f"json_schema: {one_line(error)}") from None
+    schema = as_schema(schema)
     if not isinstance(schema, Mapping):
         raise UsageError("json_schema must be a mapping or a pydantic model")
     try:

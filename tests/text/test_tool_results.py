@@ -58,6 +58,7 @@ def with_calls(first: Message, *results: Message, last: Sequence[Message] = ()) 
 
 CALLED = CANONICAL[1]
 SO, N = CANONICAL[2:4]
+RESPONSES = [{"name": "f", "response": "so"}, {"name": "g", "response": {"n": 1}}]
 FORMS: dict[str, list[Message]] = {
     "arguments as JSON text": with_calls(
         calls("f", "g", arguments=json.dumps(ARGUMENTS), content="Let me see.", ids="ab"), SO, N
@@ -79,31 +80,11 @@ FORMS: dict[str, list[Message]] = {
         last=[calls("f", arguments=None, ids="a"), result("", tool_call_id="a")],
     ),
     "tool_responses": [
-        *(
-            HI,
-            {
-                **CALLED,
-                "content": "",
-                "tool_responses": [
-                    {"name": "f", "response": "so"},
-                    {"name": "g", "response": {"n": 1}},
-                ],
-            },
-        ),
+        *(HI, {**CALLED, "content": "", "tool_responses": RESPONSES}),
         *CANONICAL[4:],
     ],
     "the answer with its tool_responses": [
-        *(
-            HI,
-            {
-                **CALLED,
-                "content": "Done.",
-                "tool_responses": [
-                    {"name": "f", "response": "so"},
-                    {"name": "g", "response": {"n": 1}},
-                ],
-            },
-        ),
+        *(HI, {**CALLED, "content": "Done.", "tool_responses": RESPONSES}),
         *CANONICAL[5:],
     ],
 }
