@@ -57,10 +57,11 @@ def prompt_ids(
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     if bad is not None:
         raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
-    if len(ids) >= config.max_position_embeddings:
+    most = config.max_position_embeddings - 1
+    if len(ids) > most:
         raise PromptTooLongError(
-            f"the prompt has {len(ids)} tokens, but prompt and answer together can have at most "
-            f"{config.max_position_embeddings}: shorten it"
+            f"prompt is too long: {len(ids)} tokens > {most}, the most that leave room for an "
+            "answer: shorten it"
         )
     return ids
 
