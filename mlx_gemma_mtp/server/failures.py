@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from mlx_gemma_mtp.errors import (
     ClosedError,
-    MgmError,
     NotEnoughMemoryError,
     PromptTooLongError,
     QueueFullError,
@@ -74,5 +73,4 @@ def failure_of(error: BaseException, names: Mapping[str, str] | None = None) -> 
             return Failure(message, 504, "server_error", code="timeout")
         case _:
             log.error("a request failed", exc_info=error)
-            code = "generation_failed" if isinstance(error, MgmError) else None
-            return Failure(INTERNAL, 500, "server_error", code=code)
+            return Failure(INTERNAL, 500, "server_error", code="internal_error")

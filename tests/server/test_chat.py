@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-
-from mlx_gemma_mtp import load
-from mlx_gemma_mtp.server.app import app_of
-from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.settings import Settings
 
 PATH = "/v1/chat/completions"
 SUM: dict[str, Any] = {
     "messages": [{"role": "user", "content": "What is 17 + 25?"}],
     "temperature": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with load("demo", warm_up=False, probe=False) as engine:
-        with TestClient(app_of(Service(engine, Settings(("demo", "other"))))) as client:
-            yield client
 
 
 def events(client: TestClient, body: dict[str, Any]) -> list[Any]:
