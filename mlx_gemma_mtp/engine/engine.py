@@ -247,7 +247,7 @@ class Engine:
     @property
     def status(self) -> Status:
         """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
-        return Status(0, 0, 0, 0) if self._closed else self._back.status
+        return Status() if self._closed else self._back.status
 
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""

@@ -39,6 +39,7 @@ def load(
     keep_resident: bool = False,
     idle_unload: float | None = None,
     isolated: bool = False,
+    prefix_cache: int | None = None,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -80,6 +81,12 @@ def load(
     this Python without the program's own file. In a frozen app, call `freeze_support` of
     `multiprocessing` first. What the worker prints goes to stderr.
 
+    prefix_cache: bytes in which to keep the keys and values of prompts and answers, so that what
+    later prompts start with is not prefilled again: the instructions that conversations share, and
+    the earlier turns of each. None or 0 keeps nothing. The prefixes that were not used for longest
+    go first, and all of them at an `idle_unload`. They are part of `memory_limit`, and give way to
+    requests. Outputs stay the same. Requests that come together prefill what they share once.
+
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
     set. If MLX was in use before, its own limits stay.
@@ -112,6 +119,8 @@ def load(
         raise UsageError(f"cancel must be a threading.Event, not {cancel!r}")
     if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
         raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
+    if prefix_cache is not None and (not is_count(prefix_cache) or prefix_cache < 0):
+        raise UsageError(f"prefix_cache must be a number of bytes, not {prefix_cache!r}")
     fits = is_duration(idle_unload) and idle_unload <= threading.TIMEOUT_MAX
     if idle_unload is not None and not fits:
         raise UsageError(f"idle_unload must be more than 0 seconds, not {idle_unload!r}")
@@ -132,6 +141,7 @@ def load(
                 "memory_limit": None if memory_limit is None else int(memory_limit),
                 "keep_resident": keep_resident,
                 "idle_unload": idle_unload,
+                "prefix_cache": int(prefix_cache or 0),
             },
             max_queue=int(max_queue),
             watches={part: watch for part, watch in watches.items() if watch is not None},
@@ -166,6 +176,7 @@ def load(
             copies=copies,
             memory_limit=memory_limit,
             idle_unload=idle_unload,
+            prefix_cache=int(prefix_cache or 0),
         )
     except BaseException:
         pair.models.discard()

@@ -58,6 +58,7 @@ class Options(TypedDict, total=False):
     copies: bool
     memory_limit: int | None
     idle_unload: float | None
+    prefix_cache: int
     after: After
 
 
@@ -77,6 +78,7 @@ class Local:
         copies: bool = True,
         memory_limit: int | None = None,
         idle_unload: float | None = None,
+        prefix_cache: int = 0,
         after: After = after,
     ) -> None:
         """Arguments as `Options`."""

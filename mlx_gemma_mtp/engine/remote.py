@@ -75,10 +75,10 @@ class Remote:
     @property
     def status(self) -> Status:
         """What it is doing, from any thread."""
-        unread = self._waiting.num_waiting
-        reading = min(self.state.reading, unread)
+        unread, there = self._waiting.num_waiting, self.state.status
+        reading = min(there.reading, unread)
         decoding = sum(bool(request.tokens) for request in list(self._requests.values()))
-        return Status(unread - reading, reading, decoding, self.state.memory_bytes)
+        return there._replace(waiting=unread - reading, reading=reading, decoding=decoding)
 
     @property
     def loaded(self) -> bool:
