@@ -306,6 +306,11 @@ class Engine:
         """
         return len(encoded(prompt, self.text, tools=tools))
 
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer together, as of `load`."""
+        return self._back.budget.context
+
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""
         return self._back.plain_tokens_per_second

@@ -74,7 +74,10 @@ class Intake:
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
-        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        context = self._budget.allowed
+        ids = prompt_ids(
+            prompt, self._text, self._config, context=context, thinking=thinking, tools=schemas
+        )
         request = self.request_of(ids, params, on_chunk, session, schemas)
         request.priority, request.timeout = priority, timeout
         return request
