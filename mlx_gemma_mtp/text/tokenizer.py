@@ -104,6 +104,10 @@ class Text:
         """True if this id is a token. A padded vocabulary has ids that are not."""
         return token in self._bytes_of
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the UTF-8 bytes of a token, a part of a character perhaps; none for other ids."""
+        return self._bytes_of.get(token, b"")
+
     def end_tokens(self) -> list[int]:
         """Return the ids that end a turn, by the names of tokens and by the chat template."""
         names = [self._named.get("eos_token"), self._named.get("eot_token"), *TURN_ENDS]

@@ -1,0 +1,53 @@
+"""All protocols as one ASGI app. Knows none of them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.protocols import chat
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.shapes import error_response
+
+LEFT = 499  # as nginx logs a client that hung up; nobody reads it
+
+KINDS = {404: "not_found_error", 405: "invalid_request_error"}
+
+
+def app_of(service: Service) -> Starlette:
+    """Return the app that serves this engine. Its errors have the shape of the path's protocol."""
+    app = Starlette(
+        routes=[*chat.routes],
+        exception_handlers={
+            ClientDisconnect: _left,
+            HTTPException: _refused,
+            Exception: _failed,
+            Failure: _failed,
+            MgmError: _failed,
+        },
+    )
+    app.state.service = service
+    return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, failure_of(error))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path:.200}"
+    if error.status_code == 404:
+        message = f"{what} is not served here"
+    else:
+        message = f"{what}: {error.detail}"
+    kind = KINDS.get(error.status_code, "invalid_request_error")
+    return error_response(request.url.path, Failure(message, error.status_code, kind))
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    return Response(status_code=LEFT)

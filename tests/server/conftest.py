@@ -1,0 +1,25 @@
+"""The demo pair behind the app, for all tests of a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from mlx_gemma_mtp import Engine, load
+from mlx_gemma_mtp.server.app import app_of
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    with load("demo", warm_up=False, probe=False) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def client(engine: Engine) -> Iterator[TestClient]:
+    with TestClient(app_of(Service(engine, Settings(("demo", "other"))))) as client:
+        yield client
