@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion
@@ -18,8 +19,8 @@ Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 class Run:
     """Reads the chunks of all completions, in the order in which they come.
 
-    started: when the request came, by `time.perf_counter`. failure: what ended it early. left: True
-    if the client hung up.
+    started: when the request came, by `time.perf_counter`. seen: what has been read. failure: what
+    ended it early. left: True if the client hung up.
     """
 
     def __init__(self, asked: Asked, generations: Sequence[Generation], started: float) -> None:
@@ -27,6 +28,7 @@ class Run:
         self.generations = generations
         self.started = started
         self.ended: float | None = None
+        self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False
         self._parts: asyncio.Queue[Part | BaseException | None] = asyncio.Queue()
@@ -57,7 +59,14 @@ class Run:
         """Wait for the end of all. Raises Failure."""
         while await self._next() is not None:
             pass
-        return [generation.result() for generation in self.generations]
+        return self.results()
+
+    def results(self) -> list[Completion]:
+        """Return the completions, which have ended."""
+        found = [generation.result() for generation in self.generations]
+        if self.asked.one_call:
+            found = [replace(one, tool_calls=one.tool_calls[:1]) for one in found]
+        return found
 
     def cancel(self) -> None:
         """End all completions within a round."""
@@ -72,15 +81,20 @@ class Run:
                 self.failure = failure_of(part, self.asked.names)
                 raise self.failure
             if part is not None:
+                self.seen.append(part)
                 return part
             self._open -= 1
         return None
 
     async def _read(self, number: int, generation: Generation) -> None:
         try:
+            called = False
             async for chunk in generation:
-                self._parts.put_nowait((number, chunk))
-                if chunk.tool_call is not None and self.asked.one_call:
+                if called and chunk.finish_reason is None:
+                    continue
+                self._parts.put_nowait((number, _without_output(chunk) if called else chunk))
+                if chunk.tool_call is not None and self.asked.one_call and not called:
+                    called = True
                     generation.cancel()
             self._parts.put_nowait(None)
         except Exception as error:  # noqa: BLE001 - whoever reads the parts gets it
@@ -91,3 +105,8 @@ class Run:
         self.cancel()
         if self.ended is None:
             self.ended = time.perf_counter()
+
+
+def _without_output(chunk: Chunk) -> Chunk:
+    """Return a chunk after the only call that was asked for: its end alone."""
+    return Chunk("", [], chunk.finish_reason, chunk.stats)
