@@ -36,15 +36,20 @@ def text_of(content: Any, field: str) -> str:
     return "".join(texts)
 
 
-def checked(messages: Sequence[Message], field: str) -> Sequence[Message]:
-    """Return messages that a model can be shown. Raises a Failure that names the wrong one."""
+def checked(messages: Sequence[Message], field: str, fields: Sequence[str]) -> Sequence[Message]:
+    """Return messages that a model can be shown. Raises a Failure that names the wrong one.
+
+    field: where they are in the body. fields: where each of them is.
+    """
     try:
         check_messages(messages)
     except UsageError as error:
         message = str(error)
         found = NUMBERED.match(message)
-        at = f"{field}.{int(found[1]) - 1}" if found else field
-        raise Failure(f"{at}{message[found.end() :]}" if found else message, field=at) from None
+        if found is not None:
+            field = fields[int(found[1]) - 1]
+            message = field + message[found.end() :]
+        raise Failure(message, field=field) from None
     return messages
 
 

@@ -90,10 +90,11 @@ class Run:
         try:
             called = False
             async for chunk in generation:
-                if called and chunk.finish_reason is None:
-                    continue
-                self._parts.put_nowait((number, _without_output(chunk) if called else chunk))
-                if chunk.tool_call is not None and self.asked.one_call and not called:
+                if self.asked.one_call:
+                    chunk = _of_first_call(chunk, called=called)
+                if not called or chunk.finish_reason is not None:
+                    self._parts.put_nowait((number, chunk))
+                if self.asked.one_call and chunk.tool_call is not None:
                     called = True
                     generation.cancel()
             self._parts.put_nowait(None)
@@ -107,6 +108,8 @@ class Run:
             self.ended = time.perf_counter()
 
 
-def _without_output(chunk: Chunk) -> Chunk:
-    """Return a chunk after the only call that was asked for: its end alone."""
-    return Chunk("", [], chunk.finish_reason, chunk.stats)
+def _of_first_call(chunk: Chunk, *, called: bool) -> Chunk:
+    """Return a chunk without other calls than the first. called: that one is complete."""
+    if called:
+        return Chunk("", [], chunk.finish_reason, chunk.stats)
+    return replace(chunk, call_deltas=tuple(one for one in chunk.call_deltas if not one.index))

@@ -76,8 +76,9 @@ class ChatBody(Common):
     def asked(self, service: Service) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
         self._check()
-        given = [_message(one, f"messages.{number}") for number, one in enumerate(self.messages)]
-        messages, schemas = as_turns(checked(given, "messages")), schemas_of(self.tools)
+        fields = [f"messages.{number}" for number in range(len(self.messages))]
+        given = [*map(_message, self.messages, fields)]
+        messages, schemas = as_turns(checked(given, "messages", fields)), schemas_of(self.tools)
         most, options = self.max_completion_tokens, self.chat_template_kwargs
         return Asked(
             "chat",
