@@ -10,7 +10,7 @@ from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.many import repeated
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.asked import Asked
-from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.failures import Failure, failure_of, log
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.settings import Settings
 
@@ -79,4 +79,7 @@ class Service:
         if run.ended is None:
             run.end()
             for tell in self._on_end:
-                tell(run)
+                try:
+                    tell(run)
+                except Exception:  # noqa: BLE001 - the client has its answer
+                    log.exception("a request could not be counted")
