@@ -493,6 +493,17 @@ def test_the_demo_takes_functions_as_tools_in_every_way(engine: Engine) -> None:
         (made,) = one.tool_calls
         assert (made.name, made.arguments) == ("get_time", {"city": "Paris"})
         assert one.tokens == done[0].tokens
+
+
+def test_the_arguments_of_a_call_come_as_json_before_it_is_complete(engine: Engine) -> None:
+    generation = engine.stream("What time is it in Paris?", GREEDY, tools=[get_time])
+    deltas = [(delta, chunk.tool_call) for chunk in generation for delta in chunk.call_deltas]
+    (call,) = generation.result().tool_calls
+    assert {delta.id for delta, _ in deltas} == {call.id}
+    assert "".join(delta.name or "" for delta, _ in deltas) == call.name
+    assert json.loads("".join(delta.arguments for delta, _ in deltas)) == call.arguments
+    early = "".join(delta.arguments for delta, complete in deltas if complete is None)
+    assert early == '{"city": "Paris'
     assert len({one.tool_calls[0].id for one in done}) == len(done)
     for wrong in ({"type": "function"}, [5], "f"):
         with pytest.raises(UsageError, match="tool"):
