@@ -28,6 +28,7 @@ from mlx_gemma_mtp.server.protocols.openai import (
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
+from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message
 
@@ -164,6 +165,13 @@ def _call(call: ToolCall) -> dict[str, Any]:
     }
 
 
+def _call_delta(delta: CallDelta) -> dict[str, Any]:
+    if delta.name is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+
+
 def _finish(reason: FinishReason, has_calls: bool) -> str:
     if has_calls and reason != "length":
         return "tool_calls"
@@ -189,7 +197,7 @@ def _logprobs(service: Service, given: Sequence[TokenLogprobs] | None) -> dict[s
 async def _events(service: Service, run: Run, wants_usage: bool) -> AsyncIterator[str]:
     """Yield the events of all completions, each with a first and a last one of its own."""
     frame = Frame(service, "chatcmpl", "chat.completion.chunk")
-    calls = [0] * len(run.generations)
+    called = [False] * len(run.generations)
     opened: set[int] = set()
 
     def choice(number: int, delta: Mapping[str, Any], **others: Any) -> str:
@@ -205,12 +213,11 @@ async def _events(service: Service, run: Run, wants_usage: bool) -> AsyncIterato
             yield choice(number, {"content": chunk.text}, logprobs=logprobs)
         elif chunk.kind == "thought" and chunk.text:
             yield choice(number, {"reasoning_content": chunk.text})
-        if chunk.tool_call is not None:
-            delta = {"index": calls[number], **_call(chunk.tool_call)}
-            calls[number] += 1
-            yield choice(number, {"tool_calls": [delta]})
+        for delta in chunk.call_deltas:
+            yield choice(number, {"tool_calls": [_call_delta(delta)]})
+        called[number] |= chunk.tool_call is not None
         if chunk.finish_reason is not None:
-            finish = _finish(chunk.finish_reason, calls[number] > 0)
+            finish = _finish(chunk.finish_reason, called[number])
             yield choice(number, {}, finish_reason=finish)
     completions = [one.result() for one in run.generations]
     if wants_usage:
