@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.failures import Failure, failure_of
-from mlx_gemma_mtp.server.protocols import chat
+from mlx_gemma_mtp.server.protocols import chat, completions, responses
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
@@ -21,7 +21,7 @@ KINDS = {404: "not_found_error", 405: "invalid_request_error"}
 def app_of(service: Service) -> Starlette:
     """Return the app that serves this engine. Its errors have the shape of the path's protocol."""
     app = Starlette(
-        routes=[*chat.routes],
+        routes=[*chat.routes, *completions.routes, *responses.routes],
         exception_handlers={
             ClientDisconnect: _left,
             HTTPException: _refused,
