@@ -80,13 +80,14 @@ class KnownCallers:
                 f"the host name {_name(host)[:100]!r} is not known here: start mgm serve with "
                 "--allow-host NAME"
             )
-        same = origin is None or urlsplit(origin).netloc.lower() == host.lower()
-        if not same and not {origin, "*"} & {*self._origins}:
-            return _forbidden(
-                f"pages from {origin[:100]} may not use this server: start mgm serve with "
-                f"--allow-origin {origin[:100]}"
-            )
-        return None
+        if origin is None or {origin, "*"} & {*self._origins}:  # without one, it is not a page
+            return None
+        if _netloc(origin) == host.lower():
+            return None
+        return _forbidden(
+            f"pages from {origin[:100]} may not use this server: start mgm serve with "
+            f"--allow-origin {origin[:100]}"
+        )
 
     def _is_known(self, host: str) -> bool:
         name = _name(host)
@@ -108,6 +109,14 @@ def _name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an origin, in lower case; None if it is not valid."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 class NeedsKey:
