@@ -252,7 +252,7 @@ class Engine:
     @property
     def status(self) -> Status:
         """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
-        return Status(0, 0, 0, 0) if self._closed else self._back.status
+        return Status() if self._closed else self._back.status
 
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
@@ -310,6 +310,11 @@ class Engine:
         It may be too long for the model. Raises UsageError.
         """
         return len(encoded(prompt, self.text, tools=tools))
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer together, as of `load`."""
+        return self._back.budget.context
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""

@@ -56,8 +56,10 @@ class Options(TypedDict, total=False):
     depth: Depth | None
     exact: Exact
     copies: bool
+    context: int | None
     memory_limit: int | None
     idle_unload: float | None
+    prefix_cache: int
     after: After
 
 
@@ -75,8 +77,10 @@ class Local:
         depth: Depth | None = None,
         exact: Exact = "auto",
         copies: bool = True,
+        context: int | None = None,
         memory_limit: int | None = None,
         idle_unload: float | None = None,
+        prefix_cache: int = 0,
         after: After = after,
     ) -> None:
         """Arguments as `Options`."""
@@ -93,7 +97,7 @@ class Local:
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.copies = copies
         self.has_drafter = has_drafter
-        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit)
+        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit, context)
         self.budget.check_useful()
         self.about = About(
             None if pair.text is None else pair.text.folder,

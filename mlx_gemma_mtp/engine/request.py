@@ -12,7 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from inspect import isawaitable
 
 from mlx_gemma_mtp.decode.constraint import Constraint
-from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
@@ -68,8 +68,10 @@ class Request:
 
     @property
     def constrained(self) -> bool:
-        """True if the next token must follow a constraint."""
-        return self.constraint is not None and not self.ended
+        """True if a constraint may limit the tokens of two rounds, one in flight and the next."""
+        if self.constraint is None or self.ended:
+            return False
+        return not self.constraint.is_free(2 * (MAX_DRAFT_TOKENS + 1))
 
     def queue(self) -> None:
         """Claim its session, and start the clock of its wait. Raises UsageError."""
