@@ -17,6 +17,8 @@ def load_engine(
     *,
     max_batch: int = 8,
     max_queue: int = 256,
+    context: int | None = None,
+    prefix_cache: int | None = None,
     idle_unload: float | None = None,
     within: AbstractContextManager[None] | None = None,
 ) -> Engine:
@@ -43,6 +45,8 @@ def load_engine(
             bits=pair.bits,
             max_batch=max_batch,
             max_queue=max_queue,
+            context=context,
+            prefix_cache=prefix_cache,
             idle_unload=idle_unload,
             force=pair.force,
             exact=options.as_exact(pair.exact),

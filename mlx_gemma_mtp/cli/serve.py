@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")  # of the extra
 
+MOST_PREFIX_BYTES = 8_000_000_000
+
 # What a service needs of the environment it was printed in: where models and timings are.
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "MGM_CACHE_DIR", "MGM_DATA_DIR")
 
@@ -36,7 +38,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on. Any but this machine's own needs a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 for any that is free.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8080,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -51,8 +53,23 @@ def serve(
             metavar="<str>", help="Name of the model for clients; repeatable [its own name]."
         ),
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="Requests to run at once, 1 to 8.")] = 8,
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; others get a 503.")] = 256,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--context", min=1, help="Most tokens of a prompt and its answer [the model's limit]."
+        ),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=8, help="Requests to run at once.")] = 8,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; others get a 503.")
+    ] = 256,
+    prefix_cache: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="GB for prompts that are not read twice; 0: off [1/8 of memory, up to 8].",
+        ),
+    ] = None,
     idle_unload: Annotated[
         float | None,
         typer.Option(help="Free the model's memory after this many seconds without a request."),
@@ -68,7 +85,7 @@ def serve(
             help="Web page that may use it, as https://example.org, or * for all; repeatable.",
         ),
     ] = None,
-    max_body: Annotated[int, typer.Option(help="Largest request, in MB.")] = 32,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MB.")] = 32,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
     stop_when_parent_dies: Annotated[
@@ -101,8 +118,6 @@ def serve(
     if stop_when_parent_dies:
         running.stop_with_parent()
     pair = options.with_model(pair, model_name, options.given(context))
-    if max_body < 1:
-        raise UsageError(f"--max-body must be at least 1, not {max_body}")
     origins = tuple(map(_origin, allow_origin or ()))
     sockets = running.bind(host, port)
     local = running.only_local(sockets)
@@ -110,7 +125,12 @@ def serve(
     running.allow_connections()
     log_trouble()
     with load_engine(
-        pair.chosen(), max_batch=max_batch, max_queue=max_queue, idle_unload=idle_unload
+        pair.chosen(),
+        max_batch=max_batch,
+        max_queue=max_queue,
+        context=context_tokens,
+        prefix_cache=_prefix_bytes(prefix_cache),
+        idle_unload=idle_unload,
     ) as engine:
         _warm_up(engine)
         settings = Settings(
@@ -170,6 +190,15 @@ def _run(
     server.run(sockets)
     say("mgm: stopped")
     return server.was_interrupted
+
+
+def _prefix_bytes(gigabytes: float | None) -> int:
+    """Return --prefix-cache in bytes. What it keeps gives way to requests."""
+    from mlx_gemma_mtp import device
+
+    if gigabytes is None:
+        return min(device.available() // 8, MOST_PREFIX_BYTES)
+    return int(gigabytes * 1e9)
 
 
 def _warm_up(engine: Engine) -> None:

@@ -30,7 +30,7 @@ def facts(service: Service, url: str, max_queue: int) -> dict[str, Any]:
         "models": list(settings.served),
         "checkpoint": engine.name,
         "drafter": engine.drafter_name if engine.has_drafter else None,
-        "context": min(service.context, engine.longest_context()),
+        "context": min(engine.context, engine.longest_context()),
         "max_batch": engine.max_batch,
         "max_queue": max_queue,
         "needs_key": settings.api_key is not None,

@@ -21,9 +21,8 @@ UNLOGGED = ("/health", "/metrics")
 def facts(exchange: Exchange, model: str) -> dict[str, Any]:
     """Return what is logged of a request, by name; values that it does not have are left out.
 
-    model: the one of a request that names none.
-    Seconds and tokens per second are those that its client saw. Of several completions, tokens are
-    added up.
+    model: the one of a request that names none. Seconds and tokens per second are those that its
+    client saw. Of several completions, tokens are added up.
     """
     found: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp import __version__
 from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.results import Stats
 from mlx_gemma_mtp.server.exchange import Exchange
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -22,7 +27,7 @@ class Metrics:
     def __init__(self, engine: Engine, model: str) -> None:
         """model: the name that clients are shown."""
         self._engine = engine
-        self.registry = own = CollectorRegistry()  # another app in this process has its own
+        self._registry = own = CollectorRegistry()  # another app in this process has its own
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"mgm_{name}", what, labels, registry=own)
@@ -30,41 +35,23 @@ class Metrics:
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"mgm_{name}", what, registry=own, buckets=buckets)
 
-        def gauge(name: str, what: str, *labels: str) -> Gauge:
-            return Gauge(f"mgm_{name}", what, labels, registry=own)
-
         self._requests = counter("requests", "Requests by path and status.", "path", "status")
         self._prompt = counter("prompt_tokens", "Tokens of prompts.")
         self._cached = counter("cached_tokens", "Tokens of prompts that were not prefilled again.")
         self._generated = counter("generated_tokens", "Tokens generated.")
         self._rounds = counter("rounds", "Rounds of all requests.")
-        position = "by position in the round, from 1."
-        self._drafted = counter("drafted_tokens", f"Draft tokens verified, {position}", "position")
-        self._accepted = counter(
-            "accepted_tokens", f"Draft tokens accepted, {position}", "position"
-        )
+        place = "by place in the round, from 1."
+        self._drafted = counter("drafted_tokens", f"Draft tokens verified, {place}", "position")
+        self._accepted = counter("accepted_tokens", f"Draft tokens accepted, {place}", "position")
         self._first = histogram(
             "time_to_first_token_seconds", "From a request to its first token.", SECONDS
         )
         self._queued = histogram("queue_seconds", "From a request to its prefill.", SECONDS)
-        self._seconds = histogram(
-            "request_seconds", "From a request to the end of its answer.", SECONDS
-        )
+        self._seconds = histogram("request_seconds", "From a request to its end.", SECONDS)
         self._speed = histogram(
             "decode_tokens_per_second", "Speed of a request after its first token.", SPEEDS
         )
-        states = gauge("engine_requests", "Requests in the engine by what they do.", "state")
-        states.labels("waiting").set_function(lambda: engine.status.waiting)
-        states.labels("reading").set_function(lambda: engine.status.reading)
-        states.labels("decoding").set_function(lambda: engine.status.decoding)
-        memory = gauge("memory_bytes", "Memory that MLX holds in this process.")
-        memory.set_function(lambda: engine.status.memory_bytes)
-        gauge("engine_loaded", "1 while the weights are in memory.").set_function(
-            lambda: engine.loaded
-        )
-        gauge("build", "Always 1; version and model are its labels.", "version", "model").labels(
-            __version__, model
-        ).set(1)
+        own.register(_EngineFigures(engine, model))
 
     def __call__(self, exchange: Exchange) -> None:
         """Count a request."""
@@ -73,21 +60,22 @@ class Metrics:
         if exchange.run is not None:
             self._seconds.observe(exchange.seconds)
         for done in exchange.completions:
-            stats = done.stats
-            self._prompt.inc(stats.prompt_tokens)
-            self._cached.inc(stats.reused_tokens)
-            self._generated.inc(stats.generated_tokens)
-            self._rounds.inc(stats.rounds)
-            for at, (drafted, accepted) in enumerate(
-                zip(stats.drafted_at, stats.accepted_at, strict=True), 1
-            ):
-                self._drafted.labels(at).inc(drafted)
-                self._accepted.labels(at).inc(accepted)
-            self._queued.observe(stats.queue_seconds)
-            if stats.generated_tokens:
-                self._first.observe(stats.queue_seconds + stats.first_token_seconds)
-            if (speed := stats.decode_tokens_per_second) is not None:
-                self._speed.observe(speed)
+            self._count(done.stats)
+
+    def _count(self, stats: Stats) -> None:
+        self._prompt.inc(stats.prompt_tokens)
+        self._cached.inc(stats.reused_tokens)
+        self._generated.inc(stats.generated_tokens)
+        self._rounds.inc(stats.rounds)
+        by_position = zip(stats.drafted_at, stats.accepted_at, strict=True)
+        for position, (drafted, accepted) in enumerate(by_position, 1):
+            self._drafted.labels(position).inc(drafted)
+            self._accepted.labels(position).inc(accepted)
+        self._queued.observe(stats.queue_seconds)
+        if stats.generated_tokens:
+            self._first.observe(stats.queue_seconds + stats.first_token_seconds)
+        if (speed := stats.decode_tokens_per_second) is not None:
+            self._speed.observe(speed)
 
     @property
     def routes(self) -> list[Route]:
@@ -96,10 +84,38 @@ class Metrics:
 
     async def _show(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self.registry), headers={"Content-Type": content_type})
+        return Response(encode(self._registry), headers={"Content-Type": content_type})
 
     async def _health(self, _: Request) -> Response:
         """Return llama.cpp's answer. It is well while its weights are out of memory, too."""
         if self._engine.closed:
             return JSONResponse({"status": "stopping"}, 503)
         return JSONResponse({"status": "ok"})
+
+
+class _EngineFigures(Collector):
+    """What the engine does, as of the last round."""
+
+    def __init__(self, engine: Engine, model: str) -> None:
+        self._engine, self._model = engine, model
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all of it."""
+        status = self._engine.status
+        requests = GaugeMetricFamily(
+            "mgm_engine_requests", "Requests in the engine by what they do.", labels=["state"]
+        )
+        for state in ("waiting", "reading", "decoding"):
+            requests.add_metric([state], getattr(status, state))
+        yield requests
+        for kind, name, what, value in (
+            (GaugeMetricFamily, "memory_bytes", "What MLX holds.", status.memory_bytes),
+            (GaugeMetricFamily, "prefix_bytes", "Cached prefixes, of it.", status.prefix_bytes),
+            (CounterMetricFamily, "prefix_hits", "Requests that found one.", status.prefix_hits),
+            (CounterMetricFamily, "prefix_tokens", "Tokens found there.", status.prefix_tokens),
+            (GaugeMetricFamily, "engine_loaded", "1 with weights in memory.", self._engine.loaded),
+        ):
+            yield kind(f"mgm_{name}", what, value=value)
+        build = GaugeMetricFamily("mgm_build", "Always 1.", labels=["version", "model"])
+        build.add_metric([__version__, self._model], 1)
+        yield build

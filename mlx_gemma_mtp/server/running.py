@@ -38,8 +38,6 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
     port: 0 for any that is free. Raises UsageError, or MgmError for a port that is taken.
     """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port must be between 0 and 65535, not {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
