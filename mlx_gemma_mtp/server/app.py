@@ -15,6 +15,7 @@ from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
 from mlx_gemma_mtp.server.metrics import Metrics
+from mlx_gemma_mtp.server.page import page
 from mlx_gemma_mtp.server.protocols import anthropic, chat, completions, responses
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
@@ -35,6 +36,7 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
             *responses.routes,
             *anthropic.routes,
             *metrics.routes,
+            *page.routes,
         ],
         middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
         exception_handlers={
