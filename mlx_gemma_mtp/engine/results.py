@@ -110,8 +110,8 @@ class Chunk:
 
     A round gives one chunk for each run of tokens of one kind, so mostly one. The chunks of a tool
     call hold its text, and the last of them the tool_call. If the model wrote several calls between
-    one pair of markers, each comes in a chunk at the end. call_deltas: the same calls as JSON text,
-    with all that is certain so far. Markers are in tokens, not in text.
+    one pair of markers, each comes in a chunk at the end. `call_deltas` are what is certain of the
+    calls so far, as JSON text. Markers are in tokens, not in text.
     """
 
     text: str

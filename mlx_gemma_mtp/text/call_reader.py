@@ -92,14 +92,14 @@ class CallReader:
         comma = ""
         while (yield from self._next()) != closer:
             yield comma
-            comma = ", "
+            comma = ","
             if closer == "}":
                 key = (yield from self._take(_KEY, ends=":"))[1].strip()
                 key = key[1:-1] if key[0] in f"{MARK}\"'" else key
                 if key in keys:
                     raise ValueError("a key is there twice")
                 keys.add(key)
-                yield f"{_json(key)}: "
+                yield f"{_json(key)}:"
             yield from self._value()
             following = yield from self._next()
             if following == ",":

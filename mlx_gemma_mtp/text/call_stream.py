@@ -17,15 +17,14 @@ QUOTE = '<|"|>'
 
 @dataclass(frozen=True)
 class CallDelta:
-    """What is new of a tool call.
+    """What is new in a tool call.
 
-    index: of the call among those of its completion that have a name. id: that of the ToolCall.
-    name: with the first delta of the call, else None. arguments: a piece of JSON text. done: True
-    with the last delta of the call.
+    index: counts the calls of a completion that have a name, from 0. id: of the ToolCall. name: set
+    in the first delta of a call. arguments: a piece of JSON text. done: True in the last delta.
 
-    All pieces of a call are the JSON of its arguments. If those cannot be read, the pieces are
-    {"unreadable": text} if the fault is at the start, and no valid JSON otherwise: nobody should
-    take a part of the arguments for the whole.
+    The pieces of a call join to the JSON of its arguments. If these cannot be read, they join to
+    {"unreadable": text} when the fault is at their start. Later the pieces are not valid JSON, so
+    that no client runs a part of a call. A call that the output never completes has no last delta.
     """
 
     index: int
@@ -36,9 +35,9 @@ class CallDelta:
 
 
 class CallStream:
-    """Reads the calls between one pair of markers, mostly one. Nothing that it gives is a guess.
+    """Reads the calls between one pair of markers, mostly one. It never takes a piece back.
 
-    calls: none before `finish`; their raw texts join to the whole. index: of the next call.
+    calls: empty until `finish`; their raw texts join to the whole. index: of the next call.
     """
 
     def __init__(self, index: int = 0, source: str = "") -> None:
@@ -116,7 +115,8 @@ def joined_deltas(deltas: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
 def _unread(call: ToolCall, given: str, rest: str) -> str:
     """Return what follows `given` for unreadable arguments. rest: what was not read of them."""
     if given == "{":
-        return json.dumps(call.function["arguments"], ensure_ascii=False)[1:]
+        shown = call.function["arguments"]
+        return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))[1:]
     return f" {UNREADABLE}: {_raw(rest)}"
 
 

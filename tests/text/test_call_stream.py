@@ -14,6 +14,10 @@ from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.channels import ChannelParser
 
 
+def compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def cut(rng: np.random.Generator, text: str) -> list[str]:
     cuts = [0, *np.sort(rng.integers(len(text) + 1, size=rng.integers(12))), len(text)]
     return [text[start:end] for start, end in pairwise(cuts)]
@@ -27,7 +31,7 @@ def test_pieces_are_the_json_of_the_arguments_however_the_call_is_cut(
         whole = f"call:f{written(arguments)}"
         for pieces in (cut(rng, whole), [*whole]):
             [call], deltas = streamed(*pieces, quote="\0")
-            assert joined_arguments(deltas) == json.dumps(call.arguments, ensure_ascii=False)
+            assert joined_arguments(deltas) == compact(call.arguments)
             assert call.arguments == arguments
 
 
@@ -59,7 +63,7 @@ def test_each_piece_of_a_string_comes_at_once() -> None:
     _, steps = streamed("call:f{a:[Q", *words, "Q],b:Qx", "yQ}")
     given = [json.loads(f'"{joined_arguments([step])}"') for step in steps[1:6]]
     assert given == words
-    assert joined_arguments(steps[6:7]) == '"], "b": "x'
+    assert joined_arguments(steps[6:7]) == '"],"b":"x'
 
 
 @pytest.mark.parametrize("inner", ["f(QQQ 1", "print(QaQ + bQc", "say QhiQ to", "Q; andQ"])
@@ -71,19 +75,19 @@ def test_a_string_with_quote_tokens_of_its_own_comes_before_its_end(inner: str) 
 
 def test_what_is_not_certain_is_held_back() -> None:
     for unfinished, given in {
-        "{a:Qx": '{"a": "x',
-        "{a:QxQ": '{"a": "x',
-        "{a:QxQ, b": '{"a": "x',
-        "{a:QxQ, b:t": '{"a": "x',
-        "{a:QxQ, b:12": '{"a": "x", "b": ',
-        "{a:1": '{"a": ',
-        "{a:1.": '{"a": ',
-        "{a:tru": '{"a": ',
-        "{a:true": '{"a": ',
-        "{a:1}": '{"a": 1',
-        "{a:[": '{"a": [',
-        "{a:'x": '{"a": ',
-        "{a:1,}": '{"a": 1',
+        "{a:Qx": '{"a":"x',
+        "{a:QxQ": '{"a":"x',
+        "{a:QxQ, b": '{"a":"x',
+        "{a:QxQ, b:t": '{"a":"x',
+        "{a:QxQ, b:12": '{"a":"x","b":',
+        "{a:1": '{"a":',
+        "{a:1.": '{"a":',
+        "{a:tru": '{"a":',
+        "{a:true": '{"a":',
+        "{a:1}": '{"a":1',
+        "{a:[": '{"a":[',
+        "{a:'x": '{"a":',
+        "{a:1,}": '{"a":1',
         "{first na": "{",
     }.items():
         _, steps = streamed(*f"call:f{unfinished}")
@@ -138,7 +142,7 @@ def collected(deltas: list[CallDelta]) -> dict[int, str]:
 def test_calls_of_one_output_are_counted() -> None:
     parts = ["Hm.", CALL, "call:a{x:1}", CALL_END, CALL, "call:b{}call:c{y:", "2}", CALL_END]
     deltas, calls = parsed(*parts)
-    assert collected(deltas) == {0: '{"x": 1}', 1: "{}", 2: '{"y": 2}'}
+    assert collected(deltas) == {0: '{"x":1}', 1: "{}", 2: '{"y":2}'}
     assert [(delta.id, delta.name) for delta in deltas if delta.name] == calls
 
 
@@ -165,5 +169,5 @@ def test_a_quote_that_is_spelled_out_is_text_in_the_pieces_too() -> None:
 def test_a_call_that_the_prompt_opened_comes_whole(opened: int) -> None:
     parts = [CALL, "call:f{a:", QUOTE, "x y", QUOTE, ",b:1}", CALL_END, CALL, "call:g{}", CALL_END]
     deltas, calls = parsed(*parts, prompt=opened)
-    assert collected(deltas) == {0: '{"a": "x y", "b": 1}', 1: "{}"}
+    assert collected(deltas) == {0: '{"a":"x y","b":1}', 1: "{}"}
     assert [(delta.id, delta.name) for delta in deltas if delta.name] == calls
