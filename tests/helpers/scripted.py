@@ -15,15 +15,18 @@ from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.settings import Settings
 from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
+from mlx_gemma_mtp.text.tokenizer import Text
 
 
 class ScriptedEngine:
     """Gives every request these chunks, and then their completion or an error."""
 
-    text = None
     context = 100
 
-    def __init__(self, chunks: Sequence[Chunk], error: MgmError | None = None) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], error: MgmError | None = None, text: Text | None = None
+    ) -> None:
+        self.text = text
         self._chunks = chunks
         self._error = error
 
@@ -39,9 +42,14 @@ class ScriptedEngine:
         return generation
 
 
-def scripted(chunks: Sequence[Chunk], error: MgmError | None = None, **settings: Any) -> TestClient:
+def scripted(
+    chunks: Sequence[Chunk],
+    error: MgmError | None = None,
+    text: Text | None = None,
+    **settings: Any,
+) -> TestClient:
     """Return a client of a server whose engine plays this script. settings: of the Service."""
-    engine: Any = ScriptedEngine(chunks, error)
+    engine: Any = ScriptedEngine(chunks, error, text)
     return TestClient(app_of(Service(engine, Settings(("demo",)), **settings)))
 
 
