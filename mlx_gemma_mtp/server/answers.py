@@ -70,7 +70,7 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._service.end(self._run)
+            self._run.cancel()
 
     async def _sent(
         self, events: AsyncIterator[str], failed: Callable[[Failure], str]
@@ -105,7 +105,7 @@ async def begin(service: Service, request: Request, asked: Asked) -> Run:
     try:
         await _unless_left(request, run, run.ready(READY_SECONDS))
     except BaseException:
-        service.end(run)
+        run.cancel()
         raise
     return run
 
@@ -116,7 +116,7 @@ async def whole(service: Service, request: Request, asked: Asked) -> tuple[Run, 
     try:
         return run, await _unless_left(request, run, run.completions())
     finally:
-        service.end(run)
+        run.cancel()
 
 
 async def _unless_left(request: Request, run: Run, waiting: Coroutine[Any, Any, T]) -> T:

@@ -27,7 +27,6 @@ class Run:
         self.asked = asked
         self.generations = generations
         self.started = started
-        self.ended: float | None = None
         self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False
@@ -100,12 +99,6 @@ class Run:
             self._parts.put_nowait(None)
         except Exception as error:  # noqa: BLE001 - whoever reads the parts gets it
             self._parts.put_nowait(error)
-
-    def end(self) -> None:
-        """Note that nobody reads any more."""
-        self.cancel()
-        if self.ended is None:
-            self.ended = time.perf_counter()
 
 
 def _of_first_call(chunk: Chunk, *, called: bool) -> Chunk:

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 
 from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.many import repeated
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.asked import Asked
-from mlx_gemma_mtp.server.failures import Failure, failure_of, log
+from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.settings import Settings
 
 
 class Service:
-    """Starts what clients ask for, and says so when it ends.
+    """Starts what clients ask for.
 
-    created: seconds since 1970, as lists of models have them. ends: tokens that end a turn. on_end:
-    called with every `Run` that has ended, on the event loop.
+    created: seconds since 1970, as lists of models have them. ends: tokens that end a turn.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        on_end: Sequence[Callable[[Run], object]] = (),
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
         self.created = int(time.time())
         text = engine.text
         self.ends = frozenset(text.end_tokens() if text else ())
-        self._on_end = list(on_end)
 
     @property
     def model(self) -> str:
@@ -73,13 +65,3 @@ class Service:
                 generation.cancel()
             raise failure_of(error, asked.names) from None
         return Run(asked, generations, started)
-
-    def end(self, run: Run) -> None:
-        """Cancel what is left of a request, and tell those who count. Twice is fine."""
-        if run.ended is None:
-            run.end()
-            for tell in self._on_end:
-                try:
-                    tell(run)
-                except Exception:  # noqa: BLE001 - the client has its answer
-                    log.exception("a request could not be counted")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -11,6 +11,7 @@ from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion, Stats
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.app import app_of
+from mlx_gemma_mtp.server.exchange import Exchange
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.settings import Settings
 from mlx_gemma_mtp.text.call_stream import CallDelta
@@ -46,11 +47,11 @@ def scripted(
     chunks: Sequence[Chunk],
     error: MgmError | None = None,
     text: Text | None = None,
-    **settings: Any,
+    tell: Sequence[Callable[[Exchange], object]] = (),
 ) -> TestClient:
-    """Return a client of a server whose engine plays this script. settings: of the Service."""
+    """Return a client of a server whose engine plays this script. tell: as of `app_of`."""
     engine: Any = ScriptedEngine(chunks, error, text)
-    return TestClient(app_of(Service(engine, Settings(("demo",)), **settings)))
+    return TestClient(app_of(Service(engine, Settings(("demo",))), tell), "http://localhost")
 
 
 def call_chunks(index: int, name: str, *arguments: str) -> list[Chunk]:
