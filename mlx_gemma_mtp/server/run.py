@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,14 +18,12 @@ Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 class Run:
     """Reads the chunks of all completions, in the order in which they come.
 
-    started: when the request came, by `time.perf_counter`. seen: what has been read. failure: what
-    ended it early. left: True if the client hung up.
+    seen: what has been read. failure: what ended it early. left: True if the client hung up.
     """
 
-    def __init__(self, asked: Asked, generations: Sequence[Generation], started: float) -> None:
+    def __init__(self, asked: Asked, generations: Sequence[Generation]) -> None:
         self.asked = asked
         self.generations = generations
-        self.started = started
         self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False

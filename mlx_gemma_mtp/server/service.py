@@ -50,7 +50,6 @@ class Service:
 
     def start(self, asked: Asked) -> Run:
         """Submit a request, in an event loop. Raises Failure."""
-        started = time.perf_counter()
         self.check_model(asked.model)
         generations: list[Generation] = []
         try:
@@ -64,4 +63,4 @@ class Service:
             for generation in generations:
                 generation.cancel()
             raise failure_of(error, asked.names) from None
-        return Run(asked, generations, started)
+        return Run(asked, generations)
