@@ -94,6 +94,11 @@ class Engine:
         """False while `idle_unload` has the weights out of memory, and once it is closed."""
         return self._back.loaded
 
+    @property
+    def max_batch(self) -> int:
+        """The most requests that decode together: of `load`, or fewer if exact passes need that."""
+        return self._back.about.max_batch
+
     def close(self) -> None:
         """Stop all work within a round and free the memory.
 
