@@ -31,7 +31,7 @@ TOOL = {
 @pytest.fixture(scope="module")
 def claude(client: TestClient) -> Any:
     return anthropic.Anthropic(
-        base_url="http://testserver", api_key="any", http_client=client, max_retries=0
+        base_url="http://localhost", api_key="any", http_client=client, max_retries=0
     )
 
 

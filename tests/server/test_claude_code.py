@@ -29,7 +29,7 @@ RUNS: list[Run] = []
 @pytest.fixture(scope="module")
 def code(engine: Engine) -> Iterator[TestClient]:
     service = Service(engine, Settings(("demo",)), [RUNS.append])
-    with TestClient(app_of(service), headers=HEADERS) as client:
+    with TestClient(app_of(service), "http://localhost", headers=HEADERS) as client:
         yield client
 
 
