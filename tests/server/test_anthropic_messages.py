@@ -15,11 +15,14 @@ READ = {"name": "Read", "description": "Read a file.", "input_schema": SCHEMA}
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
 
 
+def turn(role: str, content: Any) -> Turn:
+    return Turn.model_validate({"role": role, "content": content})
+
+
 def turns(*contents: Any, system: Any = None) -> list[Message]:
     """Turns of the user and the assistant, one after another."""
     roles = ("user", "assistant") * len(contents)
-    each = [Turn(role=r, content=c) for r, c in zip(roles, contents, strict=False)]
-    found = turns_of(system, each)
+    found = turns_of(system, [*map(turn, roles, contents)])
     check_messages(found)
     return found
 
@@ -97,7 +100,7 @@ def test_instructions_are_the_same_in_all_requests_of_claude_code() -> None:
 
 def test_instructions_in_mid_conversation_stay_where_they_are() -> None:
     each = [("user", "Hi"), ("system", "Speak French."), ("assistant", "Salut"), ("user", "?")]
-    found = turns_of("You are.", [Turn(role=r, content=c) for r, c in each])  # type: ignore[arg-type]
+    found = turns_of("You are.", [turn(*one) for one in each])
     assert [one["content"] for one in found] == ["You are.", "Hi", "Speak French.", "Salut", "?"]
     assert [one["role"] for one in found][:3] == ["system", "user", "user"]
 

@@ -39,10 +39,13 @@ def text(text: str, **others: Any) -> dict[str, Any]:
 
 def tools() -> list[dict[str, Any]]:
     """28 of its own, small ones because the demo's context is, and one that only Anthropic has."""
-    schema = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"path": {"type": "string"}}}
+    schema["required"] = ["path"]
     schema |= {"additionalProperties": False, "$schema": "http://json-schema.org/draft-07/schema#"}
     read = {"name": "Read", "description": "Read a file.", "input_schema": schema, "strict": True}
-    others = [{"name": f"T{at}", "input_schema": {"type": "object"}} for at in range(27)]
+    others: list[dict[str, Any]] = [
+        {"name": f"T{at}", "input_schema": {"type": "object"}} for at in range(27)
+    ]
     others[0] |= {"defer_loading": True, "eager_input_streaming": True}
     return [read, *others, {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}]
 
@@ -113,7 +116,7 @@ def test_a_session_of_an_agent_with_calls_results_and_reminders_is_answered(
 
 
 def test_a_request_for_a_title_is_answered_in_the_background(code: TestClient) -> None:
-    schema = {"type": "object", "properties": {"title": {"enum": ["A greeting"]}}}
+    schema: dict[str, Any] = {"type": "object", "properties": {"title": {"enum": ["A greeting"]}}}
     schema |= {"required": ["title"], "additionalProperties": False}
     system = [text("Write a short title for this coding session, as JSON.")]
     form = {"format": {"type": "json_schema", "schema": schema}}

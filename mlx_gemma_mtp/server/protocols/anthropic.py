@@ -124,7 +124,9 @@ class MessagesBody(Body):
         )
 
     def _params(self, service: Service) -> SamplingParams:
-        form = (self.output_config and self.output_config.format) or self.output_format
+        form = self.output_format
+        if self.output_config and self.output_config.format:
+            form = self.output_config.format
         return params_of(
             NAMES,
             max_tokens=self.max_tokens,
@@ -141,8 +143,10 @@ class MessagesBody(Body):
 
     def _choice(self) -> str | None:
         choice = self.tool_choice
-        if choice is None or choice.type != "tool":
-            return choice and CHOICES[choice.type]
+        if choice is None:
+            return None
+        if choice.type != "tool":
+            return CHOICES[choice.type]
         if not choice.name:
             raise Failure("tool_choice.name is missing", field="tool_choice.name")
         return choice.name
@@ -151,7 +155,7 @@ class MessagesBody(Body):
         """Return the settings of the thought. An effort alone asks for none."""
         if not self.thinking or not self.thinks:
             return {}
-        effort = self.output_config and self.output_config.effort
+        effort = self.output_config.effort if self.output_config else None
         return thinking_of(service, effort, asked=True, budget=self.thinking.budget_tokens)
 
 
