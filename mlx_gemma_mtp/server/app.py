@@ -15,7 +15,14 @@ from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
 from mlx_gemma_mtp.server.metrics import Metrics
-from mlx_gemma_mtp.server.protocols import chat, completions, responses
+from mlx_gemma_mtp.server.protocols import (
+    chat,
+    completions,
+    llama,
+    ollama,
+    ollama_models,
+    responses,
+)
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
@@ -29,7 +36,15 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
     """
     metrics = Metrics(service.engine, service.model)
     app = Starlette(
-        routes=[*chat.routes, *completions.routes, *responses.routes, *metrics.routes],
+        routes=[
+            *chat.routes,
+            *completions.routes,
+            *responses.routes,
+            *ollama.routes,
+            *ollama_models.routes,
+            *llama.routes,
+            *metrics.routes,
+        ],
         middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
         exception_handlers={
             ClientDisconnect: _left,

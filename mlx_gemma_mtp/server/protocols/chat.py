@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.answers import begin, whole
+from mlx_gemma_mtp.server.answers import begin, compact, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
@@ -167,7 +166,7 @@ def _choice(service: Service, run: Run, number: int, completion: Completion) -> 
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments = json.dumps(call.function["arguments"], ensure_ascii=False)  # as in a stream
+    arguments = compact(call.function["arguments"])  # as in a stream
     function = {"name": call.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
 
