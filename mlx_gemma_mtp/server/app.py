@@ -15,7 +15,9 @@ from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
 from mlx_gemma_mtp.server.metrics import Metrics
+from mlx_gemma_mtp.server.page import page
 from mlx_gemma_mtp.server.protocols import (
+    anthropic,
     chat,
     completions,
     llama,
@@ -40,10 +42,12 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
             *chat.routes,
             *completions.routes,
             *responses.routes,
+            *anthropic.routes,
             *ollama.routes,
             *ollama_models.routes,
             *llama.routes,
             *metrics.routes,
+            *page.routes,
         ],
         middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
         exception_handlers={
