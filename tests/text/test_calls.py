@@ -42,6 +42,7 @@ SLIPS: dict[str, Any] = {
     "{a:Qhe said Qb: soQ to meQ}": {"a": 'he said "b: so" to me'},
     "{a:Qf(Q} bQ)Q}": {"a": 'f("} b")'},
     "{a:Qcut at Q, b: cQ nowQ}": {"a": 'cut at ", b: c" now'},
+    "{a:Qcut at Q, b: truest, cQ nowQ}": {"a": 'cut at ", b: truest, c" now'},
     '{a:"say QhiQ"}': {"a": 'say "hi"'},
     # A comma that is missing before a key, or left at the end.
     "{a:QlookQb:90}": {"a": "look", "b": 90},
