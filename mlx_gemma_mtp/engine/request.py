@@ -63,7 +63,9 @@ class Request:
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.ended = False  # True if it is finished, cancelled or failed
         self._finish_reason: FinishReason | None = None
-        self._channels = ChannelParser(stream, self.ids)
+        may_call = self.params.tool_choice != "none"
+        tools = [one["function"]["name"] for one in self.schemas if may_call]
+        self._channels = ChannelParser(stream, self.ids, tools)
         self._started = self._last_take = 0.0
 
     @property
