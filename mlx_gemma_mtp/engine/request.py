@@ -163,7 +163,7 @@ class Request:
                 taken.append(self._channels.end(token))
             else:
                 taken += self._channels.add(token)
-                if self._channels.stopped:
+                if self._channels.stop is not None:
                     self._finish_reason = "stop"
                 elif length >= self.max_tokens:
                     self._finish_reason = "length"
@@ -226,5 +226,15 @@ class Request:
         text, thought = output("answer"), output("thought")
         found = self._reported(0, len(self.tokens))
         return Completion(
-            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact, found
+            text,
+            self.tokens,
+            reason,
+            stats,
+            seed,
+            thought,
+            calls,
+            unclosed,
+            self.exact,
+            found,
+            self._channels.stop,
         )

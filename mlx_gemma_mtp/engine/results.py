@@ -129,7 +129,8 @@ class Completion:
     within a thought, `thought` is the rest of it. `tool_calls` are the complete ones, with all of a
     call that started in the prompt. `unclosed` is what the output ended in the middle of: "thought"
     or "tool_call". `seed` repeats the output, also if it was drawn. `exact`: every pass of it,
-    prompt included, gives the same bits with any drafts, batch and load: see `load`.
+    prompt included, gives the same bits with any drafts, batch and load: see `load`. `stop` is the
+    stop string that ended the answer; None if anything else did.
     """
 
     text: str
@@ -142,6 +143,7 @@ class Completion:
     unclosed: Literal["thought", "tool_call"] | None = None
     exact: bool = False
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of `tokens`; None if not asked for
+    stop: str | None = None
 
     @property
     def message(self) -> Message:

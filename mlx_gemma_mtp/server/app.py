@@ -15,7 +15,7 @@ from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
 from mlx_gemma_mtp.server.metrics import Metrics
-from mlx_gemma_mtp.server.protocols import chat
+from mlx_gemma_mtp.server.protocols import anthropic, chat
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
@@ -29,7 +29,7 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
     """
     metrics = Metrics(service.engine, service.model)
     app = Starlette(
-        routes=[*chat.routes, *metrics.routes],
+        routes=[*anthropic.routes, *chat.routes, *metrics.routes],
         middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
         exception_handlers={
             ClientDisconnect: _left,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.text.messages import INSTRUCTIONS, Message
 
 TEXT = ("text", "input_text", "output_text")  # types of parts
-BACKGROUND = "### Task:\n"  # how Open WebUI's requests for titles, tags and follow-ups start
 
 
 def text_of(content: Any, field: str) -> str:
@@ -51,9 +50,3 @@ def as_turns(messages: Iterable[Message]) -> list[Message]:
         else:
             found.append({"role": "user", "content": message["content"]})
     return found
-
-
-def is_background(messages: Sequence[Message]) -> bool:
-    """True for what a front end asks for by itself, such as the title of a conversation."""
-    last = messages[-1] if messages else {"role": None}
-    return last["role"] == "user" and str(last.get("content", "")).startswith(BACKGROUND)

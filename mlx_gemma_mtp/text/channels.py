@@ -62,9 +62,9 @@ class ChannelParser:
         return "thought" if self._thinking else "answer"
 
     @property
-    def stopped(self) -> bool:
-        """True if a stop string was found."""
-        return self._stream is not None and self._stream.stopped
+    def stop(self) -> str | None:
+        """The stop string that was found; None if there was none."""
+        return self._stream.stop if self._stream else None
 
     def add(self, token: int) -> list[Piece]:
         """Return the text that is certain with this token, which is in the last piece."""

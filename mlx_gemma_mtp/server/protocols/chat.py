@@ -14,8 +14,9 @@ from mlx_gemma_mtp.decode.params import MAX_LOGPROBS, SamplingParams
 from mlx_gemma_mtp.engine.results import Completion, FinishReason, TokenLogprobs
 from mlx_gemma_mtp.server.answers import EventStream, begin, compact, event, whole
 from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
-from mlx_gemma_mtp.server.content import as_turns, is_background, text_of
+from mlx_gemma_mtp.server.content import as_turns, text_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
@@ -32,7 +33,6 @@ from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message
 
 EFFORTS = {"none": 0, "minimal": 0, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
-BACKGROUND = -1  # the priority of what a front end asks for by itself
 
 DONE = "data: [DONE]\n\n"
 
@@ -74,16 +74,16 @@ class ChatBody(Common):
         messages = as_turns(
             _message(one, f"messages.{number}") for number, one in enumerate(self.messages)
         )
-        background = BACKGROUND if is_background(messages) else 0
+        tools, given = self.tools or (), self.priority
         return Asked(
             "chat",
             [messages],
             self._params(service),
             self.model,
-            self.tools or (),
+            tools,
             self.n or 1,
             one_call=self.parallel_tool_calls is False,
-            priority=-self.priority if self.priority is not None else background,
+            priority=priority_of(messages, tools) if given is None else -given,
             stream=bool(self.stream),
             names=NAMES,
         )
