@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.channels import Kind
 from mlx_gemma_mtp.text.messages import Message
@@ -109,7 +110,8 @@ class Chunk:
 
     A round gives one chunk for each run of tokens of one kind, so mostly one. The chunks of a tool
     call hold its text, and the last of them the tool_call. If the model wrote several calls between
-    one pair of markers, each comes in a chunk at the end. Markers are in tokens, not in text.
+    one pair of markers, each comes in a chunk at the end. `call_deltas` are what is certain of the
+    calls so far, as JSON text. Markers are in tokens, not in text.
     """
 
     text: str
@@ -119,6 +121,7 @@ class Chunk:
     kind: Kind = "answer"
     tool_call: ToolCall | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of `tokens`; None if not asked for
+    call_deltas: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
 from mlx_gemma_mtp.server.metrics import Metrics
-from mlx_gemma_mtp.server.protocols import anthropic, chat
+from mlx_gemma_mtp.server.page import page
+from mlx_gemma_mtp.server.protocols import anthropic, chat, completions, responses
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
@@ -29,7 +30,14 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
     """
     metrics = Metrics(service.engine, service.model)
     app = Starlette(
-        routes=[*anthropic.routes, *chat.routes, *metrics.routes],
+        routes=[
+            *chat.routes,
+            *completions.routes,
+            *responses.routes,
+            *anthropic.routes,
+            *metrics.routes,
+            *page.routes,
+        ],
         middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
         exception_handlers={
             ClientDisconnect: _left,

@@ -14,8 +14,8 @@ from typing import Any
 from mlx_gemma_mtp.errors import one_line
 from mlx_gemma_mtp.server.exchange import LEFT, Exchange
 
-# Other programs ask for these all the time.
-UNLOGGED = ("/health", "/metrics")
+# Pages, lists and figures, which programs ask for all the time; logged if they fail.
+UNLOGGED = ("GET", "HEAD", "OPTIONS")
 
 
 def facts(exchange: Exchange, model: str) -> dict[str, Any]:
@@ -96,8 +96,8 @@ class Log:
         self._model, self._as_json = model, as_json
 
     def __call__(self, exchange: Exchange) -> None:
-        """Write the line of a request, unless it only asks how the server is."""
-        if exchange.path not in UNLOGGED or exchange.status >= 400:
+        """Write the line of a request."""
+        if exchange.method not in UNLOGGED or exchange.status >= 400:
             text = (
                 json.dumps(facts(exchange, self._model))
                 if self._as_json

@@ -143,7 +143,7 @@ def test_output_starts_in_what_the_prompt_ends_in(what: str, before: list[str | 
     parser = ChannelParser(stream, tokens[: len(prompt)])
     assert parser.kind == kind
     pieces = [piece for token in tokens[len(prompt) :] for piece in parser.add(token)]
-    assert joined(pieces) == [Piece(kind, "x", tokens[len(prompt) :])]
+    assert [piece[:3] for piece in joined(pieces)] == [(kind, "x", tokens[len(prompt) :])]
 
 
 def test_a_call_that_the_prompt_opened_is_read_whole(text: Text) -> None:
