@@ -134,7 +134,7 @@ def serve(
     ) as engine:
         _warm_up(engine)
         settings = Settings(
-            served=tuple(served_name or _names(pair.model, engine)),
+            served=tuple(served_name or names_for_clients(pair.model, engine)),
             host=host,
             local=local,
             hosts=tuple(allow_host or ()),
@@ -211,7 +211,7 @@ def _warm_up(engine: Engine) -> None:
             time.sleep(0.05)
 
 
-def _names(asked: str, engine: Engine) -> list[str]:
+def names_for_clients(asked: str, engine: Engine) -> list[str]:
     """Return the names of a model for clients: what was typed if it is short, then its own.
 
     Never a path.
