@@ -167,7 +167,7 @@ def _choice(service: Service, run: Run, number: int, completion: Completion) -> 
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments = json.dumps(call.function["arguments"], ensure_ascii=False)  # as in a stream
+    arguments = compact(call.function["arguments"])  # as in a stream
     function = {"name": call.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
 
