@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.answers import begin, whole
+from mlx_gemma_mtp.server.answers import begin, compact, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
