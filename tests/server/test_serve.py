@@ -173,8 +173,17 @@ def test_logs_are_json_if_asked_for() -> None:
         assert found["context"] == 100
         assert found["needs_key"] is True
         assert httpx.post(found["url"] + CHAT, json=SUM).status_code == 401
-        logged = json.loads(process.stderr.readline())
-        assert (logged["status"], logged["path"]) == (401, CHAT)
+        with closing(
+            socket.create_connection(found["url"].removeprefix("http://").split(":"))
+        ) as no:
+            no.sendall(b"This is not HTTP.\r\n\r\n")
+            assert no.recv(1000).startswith(b"HTTP/1.1 400")
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+        logged = [json.loads(line) for line in process.stderr]
+        assert (logged[0]["status"], logged[0]["path"]) == (401, CHAT)
+        assert "Invalid HTTP" in logged[1]["message"]
+        assert len(logged) == 2
     finally:
         process.kill()
         process.communicate()
