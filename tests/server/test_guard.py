@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
@@ -186,8 +186,8 @@ def test_a_body_over_the_limit_is_refused_in_the_shape_of_its_protocol(
 def test_a_large_body_over_a_socket_is_answered_and_the_server_lives(engine: Engine) -> None:
     with listening(app_of(Service(engine, Settings(("demo",), body_limit=100_000)))) as url:
         for content in (b" " * 5_000_000, pieces(5_000_000)):
-            assert httpx.post(url + CHAT, content=content).status_code == 413
-        assert httpx.get(url + MODELS).status_code == 200
+            assert httpx2.post(url + CHAT, content=content).status_code == 413
+        assert httpx2.get(url + MODELS).status_code == 200
 
 
 PIECE = {"type": "http.request", "body": b"{", "more_body": True}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -110,14 +110,14 @@ def test_a_client_that_hangs_up_is_logged_as_such_with_what_it_got(
     engine: Engine, kept: Kept
 ) -> None:
     with listening(app_of(Service(engine, Settings(("demo",))), [kept.append])) as url:
-        with httpx.stream("POST", url + CHAT, json=ENDLESS) as answer:
+        with httpx2.stream("POST", url + CHAT, json=ENDLESS) as answer:
             next(answer.iter_lines())
         [one] = kept.wait_for(1)
         assert one.status == LEFT
         assert 0 < facts(one, "demo")["generated_tokens"] < 3000
         assert "client left" in line(one, "demo")
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url + CHAT, json=ENDLESS | {"stream": False}, timeout=0.3)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(url + CHAT, json=ENDLESS | {"stream": False}, timeout=0.3)
         assert kept.wait_for(2)[1].status == LEFT
 
 
