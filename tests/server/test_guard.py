@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,8 +154,13 @@ def test_nothing_is_served_without_the_key(
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_health_needs_no_key(engine: Engine) -> None:
-    assert client_of(engine, api_key=KEY).get("/health").json() == {"status": "ok"}
+def test_health_and_the_page_that_asks_for_the_key_need_none(engine: Engine) -> None:
+    client = client_of(engine, api_key=KEY)
+    assert client.get("/health").json() == {"status": "ok"}
+    page = client.get("/").text
+    [*files] = re.findall(r'(?:src|href)="/?(page/[^"]+)"', page)
+    assert files
+    assert all(client.get(f"/{file}").status_code == 200 for file in files)
 
 
 def test_without_a_key_any_is_accepted(client: TestClient) -> None:
