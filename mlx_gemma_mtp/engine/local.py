@@ -21,13 +21,14 @@ from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.identity import model_identity
 from mlx_gemma_mtp.engine.loading import Models
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.residence import After, Residence, after
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import Scheduler
-from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker

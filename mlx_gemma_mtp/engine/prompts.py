@@ -60,7 +60,8 @@ def prompt_ids(
         raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
     if len(ids) >= context:
         raise PromptTooLongError(
-            f"prompt is too long: {len(ids)} tokens > {context - 1}, the most that leave room for "
+            # Claude Code reads both numbers from these words, and shortens its conversation.
+            f"prompt is too long: {len(ids)} tokens > {context - 1} maximum, which leaves room for "
             "an answer: shorten it"
         )
     return ids

@@ -101,7 +101,7 @@ async def begin(service: Service, request: Request, asked: Asked) -> Run:
 
     Raises Failure, and ClientDisconnect if the client leaves.
     """
-    run = service.start(asked)
+    run = request.state.run = service.start(asked)
     try:
         await _unless_left(request, run, run.ready(READY_SECONDS))
     except BaseException:
@@ -112,7 +112,7 @@ async def begin(service: Service, request: Request, asked: Asked) -> Run:
 
 async def whole(service: Service, request: Request, asked: Asked) -> tuple[Run, list[Completion]]:
     """Start a request, and wait for all of it. Raises as `begin`."""
-    run = service.start(asked)
+    run = request.state.run = service.start(asked)
     try:
         return run, await _unless_left(request, run, run.completions())
     finally:
