@@ -265,6 +265,10 @@ class Budget:
         """Return whether this many rows of up to `context` positions fit."""
         return self.most is None or context <= min(self.context, self._longest(batch))
 
+    def left(self, context: int, batch: int) -> int | None:
+        """Return the bytes that this many rows of up to `context` positions leave; None: any."""
+        return None if self.most is None else self.most - self.pair.needs(context, batch)
+
     def check(self, context: int, batch: int) -> None:
         """Raise NotEnoughMemoryError unless these rows fit."""
         if self.most is not None and not self.fits(context, batch):
