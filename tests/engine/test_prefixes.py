@@ -141,7 +141,7 @@ def test_one_in_front_does_not_wait_for_one_in_the_background(rng: np.random.Gen
     stepped.finish(background, front)
 
 
-@pytest.mark.parametrize("length", [LEAST + 1, WINDOW - 1, WINDOW, WINDOW + 1, 41, 130])
+@pytest.mark.parametrize("length", [LEAST + 1, WINDOW, 41])
 def test_a_prompt_may_differ_from_earlier_ones_at_every_point(
     rng: np.random.Generator, length: int
 ) -> None:
@@ -149,11 +149,10 @@ def test_a_prompt_may_differ_from_earlier_ones_at_every_point(
     first = words(rng, length)
     ask(stepped, first)
     for at in range(length):
-        for tail in (1, 30):
-            ask(stepped, [*first[:at], *words(rng, tail)])
+        ask(stepped, [*first[:at], *words(rng, 1 + 29 * (at % 2))], 3)
     before = stepped.scheduler.status.prefix_tokens
     for at in range(length):
-        ask(stepped, [*first[:at], *words(rng, 3)])
+        ask(stepped, [*first[:at], *words(rng, 3)], 3)
     # Where prompts have parted before, the next ones continue.
     if length > 3 * LEAST:
         assert stepped.scheduler.status.prefix_tokens - before > length * (length - 3 * LEAST) / 3
@@ -170,8 +169,8 @@ def test_a_prompt_that_changes_within_its_instructions_is_read_from_there_the_th
     assert read[2:] == [104] * 2
 
 
-@pytest.mark.parametrize("most", [0, 1000, 3000, 8000, MUCH])
-@pytest.mark.parametrize("max_batch", [1, 3, 8])
+@pytest.mark.parametrize("most", [1000, 4000, MUCH])
+@pytest.mark.parametrize("max_batch", [1, 4])
 def test_outputs_stay_the_same_however_conversations_mix_and_little_is_kept(
     rng: np.random.Generator, most: int, max_batch: int
 ) -> None:
@@ -179,7 +178,7 @@ def test_outputs_stay_the_same_however_conversations_mix_and_little_is_kept(
     systems = [[TURN, *words(rng, int(rng.integers(5, 90)))] for _ in range(3)]
     talks = [list(systems[n % 3]) for n in range(6)]
     requests = dict[int, Request]()
-    for _ in range(90):
+    for _ in range(60):
         n = int(rng.integers(len(talks)))
         if n in requests:
             done = requests.pop(n)
@@ -239,8 +238,8 @@ def test_a_request_that_runs_out_of_memory_gets_that_of_the_prefixes(
     stepped = caching()
     ask(stepped, words(rng, 100))
 
-    def fail(_: Event) -> None:
-        if held(stepped):
+    def fail(event: Event) -> None:
+        if event.what == "chunk" and held(stepped):
             raise RuntimeError("[malloc] Unable to allocate 9 bytes.")
 
     stepped.then = fail
