@@ -106,6 +106,7 @@ class Local:
             (*pair.notes, exactness.note) if exactness.note else pair.notes,
             pair.name,
             pair.drafter_name,
+            memory_limit,
         )
         self._limits = limits
         suppressed = pair.default_tokens("suppress_tokens")
