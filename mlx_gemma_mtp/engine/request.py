@@ -56,6 +56,7 @@ class Request:
         self.queued = 0.0  # when, by `time.perf_counter`
         self.order = (0, 0)  # among the requests of an engine: the lowest first
         self.unread = len(self.ids)  # tokens of the prompt that are left to read, or an estimate
+        self.waits: Callable[[], bool] | None = None  # True while another one reads its prefix
         self.leave: Callable[[], object] = lambda: None  # gives its place to another request
         self.tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []  # of the tokens, if asked for
