@@ -22,8 +22,6 @@ from mlx_gemma_mtp.server.service import Service
 
 T = TypeVar("T")
 
-READY_SECONDS = 5.0  # after which a stream starts without output
-
 COMMENT = ": working\n\n"  # clients of server-sent events skip it
 
 
@@ -99,11 +97,12 @@ class EventStream(StreamingResponse):
 async def begin(service: Service, request: Request, asked: Asked) -> Run:
     """Start a request, and wait a little for its first output, so that a refusal has a status.
 
-    Raises Failure, and ClientDisconnect if the client leaves.
+    With that wait, the first heartbeat comes after ten seconds. Raises Failure, and
+    ClientDisconnect if the client leaves.
     """
     run = request.state.run = service.start(asked)
     try:
-        await _unless_left(request, run, run.ready(READY_SECONDS))
+        await _unless_left(request, run, run.ready(service.settings.heartbeat_seconds / 4))
     except BaseException:
         run.cancel()
         raise

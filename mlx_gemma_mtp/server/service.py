@@ -37,6 +37,11 @@ class Service:
         """The most tokens of a prompt and its answer together."""
         return self.engine.context
 
+    @property
+    def template(self) -> str:
+        """The chat template; empty if there is none."""
+        return self.engine.text.chat_template if self.engine.text else ""
+
     def check_model(self, name: str | None) -> None:
         """Raise a Failure unless this model is served. None and "" are the one that is."""
         if name and name not in self.settings.served:
