@@ -12,11 +12,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.results import Chunk
+from mlx_gemma_mtp.engine.results import Chunk, FinishReason
 from mlx_gemma_mtp.server.answers import EventStream, event
 from mlx_gemma_mtp.server.body import Body
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import Settings, form_of, new_id, statistics
+from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, form_of, new_id, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
@@ -48,7 +48,7 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-class Common(Settings):
+class ChoicesBody(OpenAIBody):
     """The fields that chats and completions share."""
 
     stream_options: StreamOptions | None = None
@@ -122,6 +122,13 @@ def choice_stream(
         yield DONE
 
     return EventStream(service, run, events(), _failed)
+
+
+def finish_of(reason: FinishReason, *, has_calls: bool) -> str:
+    """Return the finish_reason of a choice."""
+    if has_calls and reason != "length":
+        return "tool_calls"
+    return "stop" if reason == "cancelled" else reason
 
 
 def chunks_of(run: Run, number: int, *kinds: Kind) -> list[Chunk]:
