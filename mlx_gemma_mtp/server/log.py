@@ -97,7 +97,8 @@ class Log:
 
     def __call__(self, exchange: Exchange) -> None:
         """Write the line of a request, unless it only asks how the server is."""
-        if exchange.path not in UNLOGGED or exchange.status >= 400:
+        path = exchange.path
+        if not (path in UNLOGGED or path.startswith("/page/")) or exchange.status >= 400:
             text = (
                 json.dumps(facts(exchange, self._model))
                 if self._as_json
