@@ -36,6 +36,7 @@ def load(
     probe: bool | Watch = True,
     on_progress: Watch | None = None,
     cancel: threading.Event | None = None,
+    context: int | None = None,
     memory_limit: int | None = None,
     keep_resident: bool = False,
     idle_unload: float | None = None,
@@ -66,6 +67,7 @@ def load(
     Ctrl-C. A download that has started ends first. Engines that are at work are not stopped by a
     load: it takes about 50 ms between two of their rounds.
 
+    context: the most tokens of a prompt and its answer, if fewer than the model's maximum.
     memory_limit: the most bytes for the weights and the requests, instead of all that the machine
     has once the model is loaded: a pair is refused if it needs more, and so is a prompt, before it
     is prefilled; outputs are shorter, and fewer requests decode together. What sessions keep
@@ -119,6 +121,8 @@ def load(
         raise UsageError(f"on_progress must be a function that is not async, not {on_progress!r}")
     if cancel is not None and not isinstance(cancel, threading.Event):
         raise UsageError(f"cancel must be a threading.Event, not {cancel!r}")
+    if context is not None and (not is_count(context) or context < 2):
+        raise UsageError(f"context must be at least 2 tokens, not {context!r}")
     if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
         raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
     if prefix_cache is not None and (not is_count(prefix_cache) or prefix_cache < 0):
@@ -140,6 +144,7 @@ def load(
                 "exact": exact,
                 "copies": copies,
                 "probe": probe is not False,
+                "context": None if context is None else int(context),
                 "memory_limit": None if memory_limit is None else int(memory_limit),
                 "keep_resident": keep_resident,
                 "idle_unload": idle_unload,
@@ -178,6 +183,7 @@ def load(
             max_queue=int(max_queue),
             exact=exact,
             copies=copies,
+            context=context,
             memory_limit=memory_limit,
             idle_unload=idle_unload,
             prefix_cache=int(prefix_cache or 0),
