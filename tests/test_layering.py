@@ -23,7 +23,7 @@ ROOMS = [
         "engine",
         "__init__",
     ),
-    *("show", "progress", "margin", "check", "doctor", "chat", "convert", "bench"),
+    *("show", "progress", "margin", "check", "doctor", "chat", "server", "convert", "bench"),
     *("cli", "__main__", "_pyinstaller"),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.memory import Pair
 
 
@@ -13,7 +14,7 @@ class About(NamedTuple):
 
     folder: of its tokenizer; None without one. pair: the sizes of its models. defaults: the
     checkpoint's generation_config, see `defaults`. identity: see `model_identity`. max_batch: the
-    most rows. The others as of `Engine`.
+    most rows. memory_limit: bytes that it may take; None for any. The others as of `Engine`.
     """
 
     folder: Path | None
@@ -24,17 +25,17 @@ class About(NamedTuple):
     notes: tuple[str, ...]
     name: str | None
     drafter_name: str | None
+    memory_limit: int | None
 
 
 class State(NamedTuple):
     """What an engine in another process is doing, next to what the requests show.
 
-    reading: requests whose prompts are being read. memory_bytes: see `Status`. available: bytes
-    that MLX may hold there. The others as of `Engine`.
+    status: of that engine, whose queue holds only what was sent to it. available: bytes that MLX
+    may hold there. The others as of `Engine`.
     """
 
-    reading: int = 0
-    memory_bytes: int = 0
+    status: Status = Status()
     available: int = 0
     plain_tokens_per_second: float | None = None
     warming: bool = False

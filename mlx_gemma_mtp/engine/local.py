@@ -57,8 +57,10 @@ class Options(TypedDict, total=False):
     depth: Depth | None
     exact: Exact
     copies: bool
+    context: int | None
     memory_limit: int | None
     idle_unload: float | None
+    prefix_cache: int
     after: After
 
 
@@ -76,8 +78,10 @@ class Local:
         depth: Depth | None = None,
         exact: Exact = "auto",
         copies: bool = True,
+        context: int | None = None,
         memory_limit: int | None = None,
         idle_unload: float | None = None,
+        prefix_cache: int = 0,
         after: After = after,
     ) -> None:
         """Arguments as `Options`."""
@@ -94,7 +98,7 @@ class Local:
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.copies = copies
         self.has_drafter = has_drafter
-        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit)
+        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit, context)
         self.budget.check_useful()
         self.about = About(
             None if pair.text is None else pair.text.folder,
@@ -105,6 +109,7 @@ class Local:
             (*pair.notes, exactness.note) if exactness.note else pair.notes,
             pair.name,
             pair.drafter_name,
+            memory_limit,
         )
         self._limits = limits
         suppressed = pair.default_tokens("suppress_tokens")
@@ -124,7 +129,8 @@ class Local:
         reload = pair.files.load if pair.files and idle_unload else None
 
         def start() -> tuple[Residence, Scheduler]:
-            rows = batch(depth, exactness, copies=copies)
+            turn = None if pair.text is None else pair.text.markers.turn
+            rows = batch(depth, exactness, copies=copies, prefix_cache=prefix_cache, turn=turn)
             residence = Residence(
                 rows, equip, reload, idle_unload, on_unload=warm_up.stop, after=after
             )

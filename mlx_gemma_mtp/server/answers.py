@@ -1,0 +1,139 @@
+"""Answers over HTTP that end with the client: streams of events, and whole ones.
+
+Knows nothing of protocols, whose files give the events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.run import Run
+from mlx_gemma_mtp.server.service import Service
+
+T = TypeVar("T")
+
+COMMENT = ": working\n\n"  # clients of server-sent events skip it
+
+
+def event(data: Any, name: str | None = None) -> str:
+    """Return a server-sent event."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {compact(data)}\n\n"
+
+
+def compact(data: Any) -> str:
+    """Return JSON on one line, as UTF-8 text without needless spaces."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+class EventStream(StreamingResponse):
+    """Events as they come.
+
+    heartbeat: sent after some silence. failed: the events of an error, for which another status
+    comes too late. If the client leaves, the request ends within a round.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        run: Run,
+        events: AsyncIterator[str],
+        failed: Callable[[Failure], str],
+        *,
+        heartbeat: str = COMMENT,
+        media_type: str = "text/event-stream",
+    ) -> None:
+        self._service = service
+        self._run = run
+        self._heartbeat = heartbeat
+        super().__init__(
+            self._sent(events, failed),
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            media_type=media_type,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        self._run.left = True  # until all is sent
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._run.cancel()
+
+    async def _sent(
+        self, events: AsyncIterator[str], failed: Callable[[Failure], str]
+    ) -> AsyncIterator[str]:
+        """Yield events, and the heartbeat while there are none."""
+        seconds = self._service.settings.heartbeat_seconds
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                await asyncio.wait({coming}, timeout=seconds)
+                if not coming.done():
+                    yield self._heartbeat
+                    continue
+                if (text := coming.result()) is None:
+                    break
+                coming = asyncio.ensure_future(anext(events, None))
+                yield text
+        except Exception as error:  # noqa: BLE001 - the client gets it
+            self._run.failure = failure_of(error)
+            yield failed(self._run.failure)
+        finally:
+            coming.cancel()
+        self._run.left = False
+
+
+async def begin(service: Service, request: Request, asked: Asked) -> Run:
+    """Start a request, and wait a little for its first output, so that a refusal has a status.
+
+    With that wait, the first heartbeat comes after ten seconds. Raises Failure, and
+    ClientDisconnect if the client leaves.
+    """
+    run = request.state.run = service.start(asked)
+    try:
+        await _unless_left(request, run, run.ready(service.settings.heartbeat_seconds / 4))
+    except BaseException:
+        run.cancel()
+        raise
+    return run
+
+
+async def whole(service: Service, request: Request, asked: Asked) -> tuple[Run, list[Completion]]:
+    """Start a request, and wait for all of it. Raises as `begin`."""
+    run = request.state.run = service.start(asked)
+    try:
+        return run, await _unless_left(request, run, run.completions())
+    finally:
+        run.cancel()
+
+
+async def _unless_left(request: Request, run: Run, waiting: Coroutine[Any, Any, T]) -> T:
+    """Wait for something, or raise ClientDisconnect if the client hangs up before."""
+    done = asyncio.ensure_future(waiting)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({done, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if done.done():
+            return done.result()
+        run.left = True
+        raise ClientDisconnect
+    finally:
+        leaving.cancel()
+        done.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Wait until the client hangs up. Its body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,81 @@
+"""All protocols as one ASGI app. Knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
+from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.guard import guards
+from mlx_gemma_mtp.server.metrics import Metrics
+from mlx_gemma_mtp.server.page import page
+from mlx_gemma_mtp.server.protocols import (
+    anthropic,
+    chat,
+    completions,
+    llama,
+    ollama,
+    ollama_models,
+    responses,
+)
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.shapes import error_response
+
+KINDS = {404: "not_found_error", 405: "invalid_request_error"}
+
+
+def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) -> Starlette:
+    """Return the app that serves this engine. Its errors have the shape of the path's protocol.
+
+    tell: called with every request that has ended, for a log.
+    """
+    metrics = Metrics(service.engine, service.model)
+    app = Starlette(
+        routes=[
+            *chat.routes,
+            *completions.routes,
+            *responses.routes,
+            *anthropic.routes,
+            *ollama.routes,
+            *ollama_models.routes,
+            *llama.routes,
+            *metrics.routes,
+            *page.routes,
+        ],
+        middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
+        exception_handlers={
+            ClientDisconnect: _left,
+            HTTPException: _refused,
+            Exception: _failed,
+            Failure: _failed,
+            MgmError: _failed,
+        },
+    )
+    app.state.service = service
+    return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, failure_of(error))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path:.200}"
+    if error.status_code == 404:
+        message = f"{what} is not served here"
+    else:
+        message = f"{what}: {error.detail}"
+    kind = KINDS.get(error.status_code, "invalid_request_error")
+    return error_response(request.url.path, Failure(message, error.status_code, kind))
+
+
+async def _left(_: Request, __: Exception) -> Response:
+    return Response(status_code=LEFT)

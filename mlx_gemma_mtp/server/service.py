@@ -1,0 +1,71 @@
+"""An engine and the requests that clients have of it. Knows nothing of protocols."""
+
+from __future__ import annotations
+
+import time
+
+from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.generation import Generation
+from mlx_gemma_mtp.engine.many import repeated
+from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.run import Run
+from mlx_gemma_mtp.server.settings import Settings
+
+
+class Service:
+    """Starts what clients ask for.
+
+    created: seconds since 1970, as lists of models have them. ends: tokens that end a turn.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.created = int(time.time())
+        text = engine.text
+        self.ends = frozenset(text.end_tokens() if text else ())
+
+    @property
+    def model(self) -> str:
+        """The name that clients are shown."""
+        return self.settings.served[0]
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer together."""
+        return self.engine.context
+
+    @property
+    def template(self) -> str:
+        """The chat template; empty if there is none."""
+        return self.engine.text.chat_template if self.engine.text else ""
+
+    def check_model(self, name: str | None) -> None:
+        """Raise a Failure unless this model is served. None and "" are the one that is."""
+        if name and name not in self.settings.served:
+            served = " and ".join(self.settings.served)
+            raise Failure(
+                f"the model {name!r:.80} is not served here: use {served}",
+                404,
+                code="model_not_found",
+                field="model",
+            )
+
+    def start(self, asked: Asked) -> Run:
+        """Submit a request, in an event loop. Raises Failure."""
+        self.check_model(asked.model)
+        generations: list[Generation] = []
+        try:
+            each = [(prompt, asked.params, None) for prompt in asked.prompts]
+            for prompt, params, _ in repeated(each, asked.n):
+                generation = self.engine.submit(
+                    prompt, params, tools=asked.tools or None, priority=asked.priority
+                )
+                generations.append(generation)
+        except MgmError as error:
+            for generation in generations:
+                generation.cancel()
+            raise failure_of(error, asked.names) from None
+        return Run(asked, generations)
