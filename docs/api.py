@@ -53,7 +53,13 @@ The links lead to tested examples in [the guide](python.md).
 """
 
 GUIDE = Path(__file__).parent / "python.md"
-SHORT = {"ChatEvent": "event", "TokenLogprobs": "logprobs", "ToolCall": "call"}  # variables there
+# The variables there.
+SHORT = {
+    "CallDelta": "delta",
+    "ChatEvent": "event",
+    "TokenLogprobs": "logprobs",
+    "ToolCall": "call",
+}
 SECTIONS = {
     title: "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", section))
     for title, section in re.findall(r"(?ms)^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE.read_text())

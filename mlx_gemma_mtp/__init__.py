@@ -45,10 +45,12 @@ if TYPE_CHECKING:
         VerificationError,
         WorkerDiedError,
     )
+    from mlx_gemma_mtp.text.call_stream import CallDelta
     from mlx_gemma_mtp.text.calls import ToolCall
     from mlx_gemma_mtp.text.messages import Message, Prompt
 
 __all__ = [
+    "CallDelta",
     "Chat",
     "ChatEvent",
     "CheckpointError",
@@ -95,6 +97,7 @@ _HOMES = {
     "engine.session": ("Session",),
     "engine.status": ("Status",),
     "engine.turn": ("ChatEvent", "Turn"),
+    "text.call_stream": ("CallDelta",),
     "text.calls": ("ToolCall",),
     "text.messages": ("Message", "Prompt"),
 }

@@ -253,13 +253,19 @@ class Pair(NamedTuple):
 
 
 class Budget:
-    """What the rows of an engine may take. most: bytes, with the weights; None for no limit."""
+    """What the rows of an engine may take.
 
-    def __init__(self, pair: Pair, most: int | None = None) -> None:
+    most: bytes, with the weights; None for no limit. context: the most tokens of a prompt and its
+    answer; None for the model's maximum.
+    """
+
+    def __init__(self, pair: Pair, most: int | None = None, context: int | None = None) -> None:
         self.most = most
         self.pair = pair
         self._contexts = dict[int, int]()  # by batch size
-        self.context = self._longest(1)
+        model = pair.target.max_position_embeddings
+        self.allowed = model if context is None else min(context, model)
+        self.context = min(self._longest(1), self.allowed)
 
     def fits(self, context: int, batch: int) -> bool:
         """Return whether this many rows of up to `context` positions fit."""

@@ -5,7 +5,8 @@
 
 At batch N the first 8 N outputs are compared, and all of them where rows join and leave. With
 random weights, drafts are the known continuation with 3 of 10 tokens changed, so some are accepted
-and some rejected. Exits with 5 if a completion of exact passes differs.
+and some rejected. Exits with 5 if a completion of exact passes differs. A GPU is measured twice:
+the first time compiles kernels.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from mlx_gemma_mtp.bench.record import NumDrafts
 from mlx_gemma_mtp import Completion, Engine, SamplingParams, device
 from mlx_gemma_mtp.decode.round import draft, round_player
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
-from mlx_gemma_mtp.engine.load import with_table
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
+from mlx_gemma_mtp.engine.probe import MOST_SECONDS, measure
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
 DRAFTS: dict[str, list[NumDrafts]] = {
@@ -98,11 +99,16 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--auto", action="store_true", help='exact="auto" instead of True')
     parser.add_argument("--batch", default="1,2,4,8")
+    parser.add_argument("--probe-seconds", type=float, default=MOST_SECONDS)
     given = parser.parse_args()
     exact: Any = "auto" if given.auto else True
     pair, prompts = opened(given.model, given.bits, given.outputs)
-    pair = with_table(pair, exact)
-    for part, figures in (pair.table.in_words() if pair.table else {}).items():
+    for _ in range(1 if device.backend() == "cpu" else 2):
+        start = time.perf_counter()
+        table = measure(pair.target, pair.drafter, seconds=given.probe_seconds)
+        print(f"measured in {time.perf_counter() - start:.1f} s")
+    pair = pair._replace(table=table)
+    for part, figures in (table.in_words() if table else {"no table": ""}).items():
         print(f"{part}: {figures}")
     # Lengths differ, so rows join and leave at different times. Every other output is sampled.
     params = [

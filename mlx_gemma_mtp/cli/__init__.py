@@ -26,6 +26,7 @@ from mlx_gemma_mtp.cli.generate import generate
 from mlx_gemma_mtp.cli.models import list_models, remove
 from mlx_gemma_mtp.cli.paths import paths
 from mlx_gemma_mtp.cli.pull import pull
+from mlx_gemma_mtp.cli.serve import serve
 from mlx_gemma_mtp.cli.sessions import sessions
 from mlx_gemma_mtp.cli.verify import verify
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, UsageError, one_line
@@ -98,6 +99,7 @@ app = typer.Typer(
 app.command()(chat)
 app.command("run", help="The same as chat: mgm run e4b.")(chat)
 app.command()(generate)
+app.command(short_help="Serve a model over HTTP: OpenAI's, Anthropic's and Ollama's APIs.")(serve)
 app.command(short_help="Measure whether drafting is worth it here.")(bench)
 app.command(short_help="Quantize a target and its drafter for MLX.")(convert)
 app.command()(verify)

@@ -31,12 +31,7 @@ def chat(
     context: typer.Context,
     pair: options.Loading,
     sampling: options.Sampling,
-    model_name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL", help="The same as --model.", autocompletion=complete.models
-        ),
-    ] = None,
+    model_name: options.ModelName = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     resume: Annotated[
         bool, typer.Option("--continue", "-c", help="Resume the last conversation.")
@@ -84,10 +79,7 @@ def chat(
     keeps = (editing and not no_keep) or keep_cache
     named = store.last() if resume else None if session is None else store.path_of(session)
     given = options.given(context)
-    if model_name is not None:
-        if "model" in given:
-            raise UsageError("two models are given: leave --model out")
-        pair, given = replace(pair, model=model_name), {*given, "model"}
+    pair = options.with_model(pair, model_name, given)
     screen = Screen(sys.stdout.buffer, sys.stderr, raw=raw or wants_raw())
     interrupts = Interrupts() if editing else None
 

@@ -16,12 +16,17 @@ def load_engine(
     pair: options.Loading,
     *,
     max_batch: int = 8,
+    max_queue: int = 256,
+    context: int | None = None,
+    prefix_cache: int | None = None,
+    idle_unload: float | None = None,
     within: AbstractContextManager[None] | None = None,
 ) -> Engine:
     """Load the models, which must have a tokenizer.
 
     A drafter that is not here is offered, or named on stderr. What people should know of the
     checkpoint goes to stderr too, once. within: entered while they are loaded, after all questions.
+    Others as `load`.
     """
     from mlx_gemma_mtp import load
     from mlx_gemma_mtp.files.find import check_tokenizer
@@ -39,6 +44,10 @@ def load_engine(
             drafter,
             bits=pair.bits,
             max_batch=max_batch,
+            max_queue=max_queue,
+            context=context,
+            prefix_cache=prefix_cache,
+            idle_unload=idle_unload,
             force=pair.force,
             exact=options.as_exact(pair.exact),
             copies=pair.copies,

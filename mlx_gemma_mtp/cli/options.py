@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlx_gemma_mtp import SamplingParams
 
 T = TypeVar("T")
+L = TypeVar("L", bound="Loading")
 
 SIZES = "A size (e2b, e4b, 12b, 26b, 31b)"  # the start of help texts
 
@@ -49,6 +50,12 @@ INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 def default_model() -> str:
     """Return the model of a command that names none."""
     return os.environ.get("MGM_MODEL") or "demo"
+
+
+ModelName = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="The same as --model.", autocompletion=complete.models),
+]
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,19 @@ class Sampling:
         except UsageError as error:  # it starts with the setting: name the option instead
             name, _, wrong = str(error).partition(" ")
             raise UsageError(f"--{name.replace('_', '-')} {wrong}") from None
+
+
+def with_model(pair: L, name: str | None, given: set[str]) -> L:
+    """Return the pair with the model that a command's first argument names, if it does.
+
+    given: see `given`. Raises UsageError if --model names one, too.
+    """
+    if name is None:
+        return pair
+    if "model" in given:
+        raise UsageError("two models are given: leave --model out")
+    given.add("model")
+    return replace(pair, model=name)
 
 
 def given(context: typer.Context) -> set[str]:

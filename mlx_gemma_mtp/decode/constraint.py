@@ -22,8 +22,11 @@ class Constraint(Protocol):
         """Return which tokens are allowed next, then after each of `tokens`, drafts of the output.
 
         Ends early if one of them is not allowed, or ends the output. None allows all tokens. Leaves
-        the state as it is. Raises MgmError if no token is allowed.
+        the state as it is.
         """
+
+    def is_free(self, count: int) -> bool:
+        """True if each of the next `count` tokens may be any, whatever those before it are."""
 
     def forced(self, count: int) -> list[int]:
         """Return the next tokens, up to `count`, while each is the only one that is allowed.

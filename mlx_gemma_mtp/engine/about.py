@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.memory import Pair
 
 
@@ -29,12 +30,11 @@ class About(NamedTuple):
 class State(NamedTuple):
     """What an engine in another process is doing, next to what the requests show.
 
-    reading: requests whose prompts are being read. memory_bytes: see `Status`. available: bytes
-    that MLX may hold there. The others as of `Engine`.
+    status: of that engine, whose queue holds only what was sent to it. available: bytes that MLX
+    may hold there. The others as of `Engine`.
     """
 
-    reading: int = 0
-    memory_bytes: int = 0
+    status: Status = Status()
     available: int = 0
     plain_tokens_per_second: float | None = None
     warming: bool = False

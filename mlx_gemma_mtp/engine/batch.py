@@ -79,7 +79,7 @@ class Batch:
 
     @property
     def _constrained(self) -> bool:
-        """True if a row has a constraint."""
+        """True if the tokens of a row must be read before the next ones are limited."""
         return any(request.constrained for request in self.active)
 
     def clear(self) -> None:
@@ -211,7 +211,7 @@ class Batch:
         most, copied = request.num_draft_tokens, self._copies
         drafted = None
         if self._has_drafter:
-            drafted = Acceptance(self._limited) if request.constraint else self._depth.row()
+            drafted = Acceptance(self._limited) if request.constrained else self._depth.row()
         return Row(request, drafted, Acceptance(copied) if copied and most != 0 else None)
 
     def _dispatch_drafts(self) -> Guess | None:

@@ -94,6 +94,11 @@ class Engine:
         """False while `idle_unload` has the weights out of memory, and once it is closed."""
         return self._back.loaded
 
+    @property
+    def max_batch(self) -> int:
+        """The most requests that decode together: of `load`, or fewer if exact passes need that."""
+        return self._back.about.max_batch
+
     def close(self) -> None:
         """Stop all work within a round and free the memory.
 
@@ -247,7 +252,7 @@ class Engine:
     @property
     def status(self) -> Status:
         """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
-        return Status(0, 0, 0, 0) if self._closed else self._back.status
+        return Status() if self._closed else self._back.status
 
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
@@ -299,12 +304,17 @@ class Engine:
             raise UsageError("tokens must be a list of token ids")
         return self._tokenizer.decode(tokens)
 
-    def count_tokens(self, prompt: Prompt, tools: Tools = None) -> int:
+    def count_tokens(self, prompt: Prompt, tools: Tools = None, *, thinking: bool = False) -> int:
         """Return how many tokens a prompt has, with its template; 0 if it is empty.
 
-        It may be too long for the model. Raises UsageError.
+        thinking: as of SamplingParams. It may be too long for the model. Raises UsageError.
         """
-        return len(encoded(prompt, self.text, tools=tools))
+        return len(encoded(prompt, self.text, thinking=thinking, tools=tools))
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer together, as of `load`."""
+        return self._back.budget.context
 
     def plain_tokens_per_second(self) -> float | None:
         """Tokens per second without drafts at batch 1; None until measured. Never waits."""

@@ -6,9 +6,10 @@ Runs in the caller's thread. Knows nothing of the device, or of other requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from mlx_gemma_mtp.decode.params import FORMS, SamplingParams, is_count, is_duration
+from mlx_gemma_mtp.decode.params import FORMS, MAX_BIAS, SamplingParams, is_count, is_duration
 from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -73,7 +74,10 @@ class Intake:
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
-        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        context = self._budget.allowed
+        ids = prompt_ids(
+            prompt, self._text, self._config, context=context, thinking=thinking, tools=schemas
+        )
         request = self.request_of(ids, params, on_chunk, session, schemas)
         request.priority, request.timeout = priority, timeout
         return request
@@ -106,6 +110,9 @@ class Intake:
             if beyond is not None:
                 raise UsageError(f"{name}: {beyond} is outside the vocabulary of {size} tokens")
         rule = rule_of(params, schemas, self._text, ids, size, ends=eos)
+        call = None if self._text is None else self._text.markers.call
+        if params.tool_choice == "none" and call is not None and call < size:
+            resolved = replace(resolved, logit_bias={**resolved.logit_bias, call: -MAX_BIAS})
         # Where an answer with a form ends is up to the form, not to the checkpoint's stop strings.
         takes_own = params.ignore_eos or any(getattr(params, form) is not None for form in FORMS)
         stop = params.stop_strings if takes_own else params.stop_strings + self._stop

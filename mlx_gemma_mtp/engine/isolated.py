@@ -206,8 +206,7 @@ class Server:
 
 def _state(engine: Engine) -> State:
     return State(
-        engine.status.reading,
-        engine.status.memory_bytes,
+        engine.status,
         device.available(),
         engine.plain_tokens_per_second(),
         engine.warming,

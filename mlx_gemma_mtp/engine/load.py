@@ -35,10 +35,12 @@ def load(
     probe: bool | Watch = True,
     on_progress: Watch | None = None,
     cancel: threading.Event | None = None,
+    context: int | None = None,
     memory_limit: int | None = None,
     keep_resident: bool = False,
     idle_unload: float | None = None,
     isolated: bool = False,
+    prefix_cache: int | None = None,
 ) -> Engine:
     """Load a target and its drafter.
 
@@ -64,6 +66,7 @@ def load(
     Ctrl-C. A download that has started ends first. Engines that are at work are not stopped by a
     load: it takes about 50 ms between two of their rounds.
 
+    context: the most tokens of a prompt and its answer, if fewer than the model's maximum.
     memory_limit: the most bytes for the weights and the requests, instead of all that the machine
     has: a pair or a prompt that needs more is refused, outputs are shorter, and fewer requests
     decode together. What sessions keep between turns comes on top.
@@ -79,6 +82,12 @@ def load(
     worker, waiting while it loads; sessions start from scratch. It ends with this process, and is
     this Python without the program's own file. In a frozen app, call `freeze_support` of
     `multiprocessing` first. What the worker prints goes to stderr.
+
+    prefix_cache: bytes in which to keep the keys and values of prompts and answers, so that what
+    later prompts start with is not prefilled again: the instructions that conversations share, and
+    the earlier turns of each. None or 0 keeps nothing. The prefixes that were not used for longest
+    go first, and all of them at an `idle_unload`. They are part of `memory_limit`, and give way to
+    requests. Outputs stay the same. Requests that come together prefill what they share once.
 
     On an M1 to M4, the first model of a process also sets how much work MLX puts into a command
     buffer of the GPU (`command_buffers`), unless MLX_MAX_OPS_PER_BUFFER or MLX_MAX_MB_PER_BUFFER is
@@ -110,8 +119,12 @@ def load(
         raise UsageError(f"on_progress must be a function that is not async, not {on_progress!r}")
     if cancel is not None and not isinstance(cancel, threading.Event):
         raise UsageError(f"cancel must be a threading.Event, not {cancel!r}")
+    if context is not None and (not is_count(context) or context < 2):
+        raise UsageError(f"context must be at least 2 tokens, not {context!r}")
     if memory_limit is not None and (not is_count(memory_limit) or memory_limit < 1):
         raise UsageError(f"memory_limit must be a number of bytes, not {memory_limit!r}")
+    if prefix_cache is not None and (not is_count(prefix_cache) or prefix_cache < 0):
+        raise UsageError(f"prefix_cache must be a number of bytes, not {prefix_cache!r}")
     fits = is_duration(idle_unload) and idle_unload <= threading.TIMEOUT_MAX
     if idle_unload is not None and not fits:
         raise UsageError(f"idle_unload must be more than 0 seconds, not {idle_unload!r}")
@@ -129,9 +142,11 @@ def load(
                 "exact": exact,
                 "copies": copies,
                 "probe": probe is not False,
+                "context": None if context is None else int(context),
                 "memory_limit": None if memory_limit is None else int(memory_limit),
                 "keep_resident": keep_resident,
                 "idle_unload": idle_unload,
+                "prefix_cache": int(prefix_cache or 0),
             },
             max_queue=int(max_queue),
             watches={part: watch for part, watch in watches.items() if watch is not None},
@@ -164,8 +179,10 @@ def load(
             max_queue=int(max_queue),
             exact=exact,
             copies=copies,
+            context=context,
             memory_limit=memory_limit,
             idle_unload=idle_unload,
+            prefix_cache=int(prefix_cache or 0),
         )
     except BaseException:
         pair.models.discard()

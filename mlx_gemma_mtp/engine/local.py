@@ -21,13 +21,14 @@ from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.identity import model_identity
 from mlx_gemma_mtp.engine.loading import Models
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.residence import After, Residence, after
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.scheduler import Scheduler
-from mlx_gemma_mtp.engine.session import Session, model_identity
+from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.warm_up import WarmUp, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -56,8 +57,10 @@ class Options(TypedDict, total=False):
     depth: Depth | None
     exact: Exact
     copies: bool
+    context: int | None
     memory_limit: int | None
     idle_unload: float | None
+    prefix_cache: int
     after: After
 
 
@@ -75,8 +78,10 @@ class Local:
         depth: Depth | None = None,
         exact: Exact = "auto",
         copies: bool = True,
+        context: int | None = None,
         memory_limit: int | None = None,
         idle_unload: float | None = None,
+        prefix_cache: int = 0,
         after: After = after,
     ) -> None:
         """Arguments as `Options`."""
@@ -93,7 +98,7 @@ class Local:
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.copies = copies
         self.has_drafter = has_drafter
-        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit)
+        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit, context)
         self.budget.check_useful()
         self.about = About(
             None if pair.text is None else pair.text.folder,

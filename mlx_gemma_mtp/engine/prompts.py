@@ -44,10 +44,11 @@ def prompt_ids(
     text: Text | None,
     config: TargetConfig,
     *,
+    context: int,
     thinking: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt for this model.
+    """The token ids of a prompt for this model. context: the most tokens, with the answer.
 
     Raises as `encoded`, UsageError for a prompt that is empty, and PromptTooLongError.
     """
@@ -57,11 +58,11 @@ def prompt_ids(
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     if bad is not None:
         raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
-    most = config.max_position_embeddings - 1
-    if len(ids) > most:
+    if len(ids) >= context:
         raise PromptTooLongError(
-            f"prompt is too long: {len(ids)} tokens > {most}, the most that leave room for an "
-            "answer: shorten it"
+            # Claude Code reads both numbers from these words, and shortens its conversation.
+            f"prompt is too long: {len(ids)} tokens > {context - 1} maximum, which leaves room for "
+            "an answer: shorten it"
         )
     return ids
 

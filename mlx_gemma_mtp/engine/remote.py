@@ -55,7 +55,7 @@ class Remote:
         self.about = about
         self.copies: bool = options["copies"]
         self.has_drafter = about.pair.drafter is not None
-        self.budget = Budget(about.pair, options["memory_limit"])
+        self.budget = Budget(about.pair, options["memory_limit"], options["context"])
         self._options = options
         self._process: WorkerProcess | None = process  # one that has loaded the model
         self._waiting = Line(about.max_batch, max_queue)
@@ -75,10 +75,10 @@ class Remote:
     @property
     def status(self) -> Status:
         """What it is doing, from any thread."""
-        unread = self._waiting.num_waiting
-        reading = min(self.state.reading, unread)
+        unread, there = self._waiting.num_waiting, self.state.status
+        reading = min(there.reading, unread)
         decoding = sum(bool(request.tokens) for request in list(self._requests.values()))
-        return Status(unread - reading, reading, decoding, self.state.memory_bytes)
+        return there._replace(waiting=unread - reading, reading=reading, decoding=decoding)
 
     @property
     def loaded(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from inspect import isawaitable
 
 from mlx_gemma_mtp.decode.constraint import Constraint
-from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS, SamplingParams
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, Stats, TokenLogprobs
 from mlx_gemma_mtp.engine.session import Session
@@ -68,8 +68,10 @@ class Request:
 
     @property
     def constrained(self) -> bool:
-        """True if the next token must follow a constraint."""
-        return self.constraint is not None and not self.ended
+        """True if a constraint may limit the tokens of two rounds, one in flight and the next."""
+        if self.constraint is None or self.ended:
+            return False
+        return not self.constraint.is_free(2 * (MAX_DRAFT_TOKENS + 1))
 
     def queue(self) -> None:
         """Claim its session, and start the clock of its wait. Raises UsageError."""
@@ -161,7 +163,7 @@ class Request:
                 taken.append(self._channels.end(token))
             else:
                 taken += self._channels.add(token)
-                if self._channels.stopped:
+                if self._channels.stop is not None:
                     self._finish_reason = "stop"
                 elif length >= self.max_tokens:
                     self._finish_reason = "length"
@@ -187,10 +189,10 @@ class Request:
         if self.tokens:  # otherwise it was cancelled before the clock started
             stats.decode_seconds = time.perf_counter() - self._started - stats.first_token_seconds
         at = len(self.tokens) - sum(len(piece.tokens) for piece in pieces)
-        for number, (kind, text, tokens, call) in enumerate(pieces, 1):
+        for number, (kind, text, tokens, call, deltas) in enumerate(pieces, 1):
             end, found = reason if number == len(pieces) else None, self._reported(at, len(tokens))
             at += len(tokens)
-            self._tell(Chunk(text, tokens, end, stats if end else None, kind, call, found))
+            self._tell(Chunk(text, tokens, end, stats if end else None, kind, call, found, deltas))
         if reason:
             completion = self._completion(reason)
             self._end()
@@ -224,5 +226,15 @@ class Request:
         text, thought = output("answer"), output("thought")
         found = self._reported(0, len(self.tokens))
         return Completion(
-            text, self.tokens, reason, stats, seed, thought, calls, unclosed, self.exact, found
+            text,
+            self.tokens,
+            reason,
+            stats,
+            seed,
+            thought,
+            calls,
+            unclosed,
+            self.exact,
+            found,
+            self._channels.stop,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.channels import Kind
 from mlx_gemma_mtp.text.messages import Message
@@ -109,7 +110,8 @@ class Chunk:
 
     A round gives one chunk for each run of tokens of one kind, so mostly one. The chunks of a tool
     call hold its text, and the last of them the tool_call. If the model wrote several calls between
-    one pair of markers, each comes in a chunk at the end. Markers are in tokens, not in text.
+    one pair of markers, each comes in a chunk at the end. `call_deltas` are what is certain of the
+    calls so far, as JSON text. Markers are in tokens, not in text.
     """
 
     text: str
@@ -119,6 +121,7 @@ class Chunk:
     kind: Kind = "answer"
     tool_call: ToolCall | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of `tokens`; None if not asked for
+    call_deltas: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class Completion:
     within a thought, `thought` is the rest of it. `tool_calls` are the complete ones, with all of a
     call that started in the prompt. `unclosed` is what the output ended in the middle of: "thought"
     or "tool_call". `seed` repeats the output, also if it was drawn. `exact`: every pass of it,
-    prompt included, gives the same bits with any drafts, batch and load: see `load`.
+    prompt included, gives the same bits with any drafts, batch and load: see `load`. `stop` is the
+    stop string that ended the answer; None if anything else did.
     """
 
     text: str
@@ -142,6 +146,7 @@ class Completion:
     unclosed: Literal["thought", "tool_call"] | None = None
     exact: bool = False
     logprobs: tuple[TokenLogprobs, ...] | None = None  # of `tokens`; None if not asked for
+    stop: str | None = None
 
     @property
     def message(self) -> Message:

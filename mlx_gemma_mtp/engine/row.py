@@ -101,7 +101,7 @@ class Row:
     def _expected(self, count: int) -> tuple[list[int], int]:
         """Return up to `count` tokens of a copy, and how many of them are forced.
 
-        Nothing is in flight of a row that has a constraint.
+        Nothing is in flight of a row whose constraint forces tokens.
         """
         if not count:
             return [], 0

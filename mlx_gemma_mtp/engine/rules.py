@@ -25,7 +25,7 @@ def rule_of(
     *,
     ends: Collection[int],
 ) -> Rule | None:
-    """Return the rule of an output; None if it is free.
+    """Return the rule of an output; None if it is free. That calls are barred is not part of it.
 
     tools: their schemas, in OpenAI's form. ends: tokens that end the output. Raises UsageError for
     settings that contradict each other, the tools or the tokenizer, and for a form that cannot be
@@ -43,15 +43,14 @@ def rule_of(
     wrong = _wrong(params, given, [tool["function"]["name"] for tool in tools], markers)
     if wrong:
         raise UsageError(wrong)
-    barred = [markers.call] if choice == "none" and markers.call is not None else []
     grammar = _grammar(params, tools, markers)
     if grammar is None:
-        return Rule(text, prompt, vocab_size, ends, barred=barred, budget=budget)
+        return None if budget is None else Rule(text, prompt, vocab_size, ends, budget=budget)
     try:
         match = text.grammars.start(grammar)
     except UsageError as error:
         raise UsageError(f"{asked[0]} cannot be followed: {error}") from None
-    return Rule(text, prompt, vocab_size, ends, match=match, barred=barred, budget=budget)
+    return Rule(text, prompt, vocab_size, ends, match=match, budget=budget)
 
 
 def _wrong(

@@ -8,7 +8,6 @@ held as well. Knows nothing of text, nor of who computes.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import threading
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.worker import mlx_worker
@@ -29,12 +26,10 @@ from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, capacity_for
 from mlx_gemma_mtp.model.config import TargetConfig
-from mlx_gemma_mtp.model.target import Target
 
 FORMAT = "mgm session 3"
 BUSY = "this session is busy: wait for its answer, or start another session"
 PARTS = ("keys", "values")
-SAMPLES = 4096  # values of an array
 
 
 class _Snapshot(NamedTuple):
@@ -280,21 +275,3 @@ def checked_path(path: str | Path, name: str) -> Path:
 def _named(cache: KVCache, layers: Sequence[int]) -> dict[str, mx.array]:
     """The buffers of these layers, by the names that they have in a file."""
     return {f"{part}.{i}": getattr(cache, part)[i] for part in PARTS for i in layers}
-
-
-def model_identity(target: Target) -> str:
-    """Identifies the weights that keys and values come from: configuration, types, and values.
-
-    Of large arrays SAMPLES values, evenly spread; of others all. Evaluates arrays: on the worker.
-    """
-    parameters = dict(tree_flatten(target.parameters()))
-    about = [(name, array.shape, str(array.dtype)) for name, array in sorted(parameters.items())]
-    digest = hashlib.sha256(repr((target.config, about)).encode())
-    samples = [
-        mx.contiguous(array.reshape(-1)[:: max(1, array.size // SAMPLES)]).view(mx.uint8)
-        for _, array in sorted(parameters.items())
-    ]
-    mx.eval(samples)  # all at once
-    for sample in samples:
-        digest.update(np.array(sample).tobytes())
-    return digest.hexdigest()

@@ -57,20 +57,43 @@ class EventStream(StreamingResponse):
     ) -> None:
         self._service = service
         self._run = run
-        seconds = service.settings.heartbeat_seconds
+        self._heartbeat = heartbeat
         super().__init__(
-            _sent(run, events, failed, heartbeat, seconds),
+            self._sent(events, failed),
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             media_type=media_type,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
+        self._run.left = True  # until all is sent
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._run.left = not all(one.done() for one in self._run.generations)
             self._service.end(self._run)
+
+    async def _sent(
+        self, events: AsyncIterator[str], failed: Callable[[Failure], str]
+    ) -> AsyncIterator[str]:
+        """Yield events, and the heartbeat while there are none."""
+        seconds = self._service.settings.heartbeat_seconds
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                await asyncio.wait({coming}, timeout=seconds)
+                if not coming.done():
+                    yield self._heartbeat
+                    continue
+                if (text := coming.result()) is None:
+                    break
+                coming = asyncio.ensure_future(anext(events, None))
+                yield text
+        except Exception as error:  # noqa: BLE001 - the client gets it
+            self._run.failure = failure_of(error)
+            yield failed(self._run.failure)
+        finally:
+            coming.cancel()
+        self._run.left = False
 
 
 async def begin(service: Service, request: Request, asked: Asked) -> Run:
@@ -78,7 +101,7 @@ async def begin(service: Service, request: Request, asked: Asked) -> Run:
 
     Raises Failure, and ClientDisconnect if the client leaves.
     """
-    run = service.start(asked)
+    run = request.state.run = service.start(asked)
     try:
         await _unless_left(request, run, run.ready(READY_SECONDS))
     except BaseException:
@@ -89,7 +112,7 @@ async def begin(service: Service, request: Request, asked: Asked) -> Run:
 
 async def whole(service: Service, request: Request, asked: Asked) -> tuple[Run, list[Completion]]:
     """Start a request, and wait for all of it. Raises as `begin`."""
-    run = service.start(asked)
+    run = request.state.run = service.start(asked)
     try:
         return run, await _unless_left(request, run, run.completions())
     finally:
@@ -115,29 +138,3 @@ async def _left(request: Request) -> None:
     """Wait until the client hangs up. Its body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _sent(
-    run: Run,
-    events: AsyncIterator[str],
-    failed: Callable[[Failure], str],
-    heartbeat: str,
-    seconds: float,
-) -> AsyncIterator[str]:
-    """Yield events, and the heartbeat when there are none for so many seconds."""
-    coming = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            await asyncio.wait({coming}, timeout=seconds)
-            if not coming.done():
-                yield heartbeat
-                continue
-            if (text := coming.result()) is None:
-                return
-            coming = asyncio.ensure_future(anext(events, None))
-            yield text
-    except Exception as error:  # noqa: BLE001 - the client gets it
-        run.failure = failure_of(error)
-        yield failed(run.failure)
-    finally:
-        coming.cancel()

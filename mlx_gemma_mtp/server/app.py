@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
-from mlx_gemma_mtp.server.protocols import chat
+from mlx_gemma_mtp.server.guard import guards
+from mlx_gemma_mtp.server.metrics import Metrics
+from mlx_gemma_mtp.server.page import page
+from mlx_gemma_mtp.server.protocols import anthropic, chat, completions, responses
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
-
-LEFT = 499  # as nginx logs a client that hung up; nobody reads it
 
 KINDS = {404: "not_found_error", 405: "invalid_request_error"}
 
 
-def app_of(service: Service) -> Starlette:
-    """Return the app that serves this engine. Its errors have the shape of the path's protocol."""
+def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) -> Starlette:
+    """Return the app that serves this engine. Its errors have the shape of the path's protocol.
+
+    tell: called with every request that has ended, for a log.
+    """
+    metrics = Metrics(service.engine, service.model)
     app = Starlette(
-        routes=[*chat.routes],
+        routes=[
+            *chat.routes,
+            *completions.routes,
+            *responses.routes,
+            *anthropic.routes,
+            *metrics.routes,
+            *page.routes,
+        ],
+        middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
         exception_handlers={
             ClientDisconnect: _left,
             HTTPException: _refused,

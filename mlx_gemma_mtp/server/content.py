@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.text.messages import INSTRUCTIONS, Message
+from mlx_gemma_mtp.text.messages import INSTRUCTIONS, Message, check_messages
 
-TEXT = ("text", "input_text", "output_text")  # types of parts
-BACKGROUND = "### Task:\n"  # how Open WebUI's requests for titles, tags and follow-ups start
+TEXT = ("text", "input_text", "output_text", "refusal")  # types of parts
+
+NUMBERED = re.compile(r"(?:after )?message (\d+)")
 
 
 def text_of(content: Any, field: str) -> str:
@@ -24,12 +27,30 @@ def text_of(content: Any, field: str) -> str:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in TEXT or not isinstance(part.get("text"), str):
+        text = part.get("refusal" if kind == "refusal" else "text") if kind in TEXT else None
+        if not isinstance(text, str):
             at = f"{field}.{number}"
             what = f"parts of type {kind!r:.40}" if kind not in TEXT else "parts without text"
             raise Failure(f"{at}: {what} are not supported, only text", field=at)
-        texts.append(part["text"])
+        texts.append(text)
     return "".join(texts)
+
+
+def checked(messages: Sequence[Message], field: str, fields: Sequence[str]) -> Sequence[Message]:
+    """Return messages that a model can be shown. Raises a Failure that names the wrong one.
+
+    field: where they are in the body. fields: where each of them is.
+    """
+    try:
+        check_messages(messages)
+    except UsageError as error:
+        message = str(error)
+        found = NUMBERED.match(message)
+        if found is not None:
+            field = fields[int(found[1]) - 1]
+            message = field + message[found.end() :]
+        raise Failure(message, field=field) from None
+    return messages
 
 
 def as_turns(messages: Iterable[Message]) -> list[Message]:
@@ -51,9 +72,3 @@ def as_turns(messages: Iterable[Message]) -> list[Message]:
         else:
             found.append({"role": "user", "content": message["content"]})
     return found
-
-
-def is_background(messages: Sequence[Message]) -> bool:
-    """True for what a front end asks for by itself, such as the title of a conversation."""
-    last = messages[-1] if messages else {"role": None}
-    return last["role"] == "user" and str(last.get("content", "")).startswith(BACKGROUND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
 from mlx_gemma_mtp.errors import (
@@ -16,6 +17,8 @@ from mlx_gemma_mtp.errors import (
 )
 
 log = logging.getLogger("mlx_gemma_mtp.server")
+
+SETTING = re.compile(r"[a-z_]+")
 
 RETRY_SECONDS = 5  # until a row or memory may be free
 
@@ -51,19 +54,22 @@ class Failure(Exception):
 def failure_of(error: BaseException, names: Mapping[str, str] | None = None) -> Failure:
     """Return an error of the engine as one for a client.
 
-    names: what a protocol calls the settings whose wrong values an error starts with. Anything that
-    is not meant for people is logged, and the client only gets to know that it happened.
+    names: what a protocol calls the settings whose wrong values an error starts with, and its
+    "prompt". Anything that is not meant for people is logged, and the client only gets to know that
+    it happened.
     """
     if isinstance(error, Failure):
         return error
-    message = str(error)
+    message, names = str(error), names or {}
     match error:
         case PromptTooLongError():
-            return Failure(message, code="context_length_exceeded", field="messages")
+            return Failure(message, code="context_length_exceeded", field=names.get("prompt"))
         case UsageError():
-            word, _, rest = message.partition(" ")
-            name = (names or {}).get(word)
-            return Failure(f"{name} {rest}" if name else message, field=name)
+            word = SETTING.match(message)
+            name = names.get(word[0]) if word else None
+            if word and name:
+                message = name + message[word.end() :]
+            return Failure(message, field=name)
         case QueueFullError() | NotEnoughMemoryError():
             code = "queue_full" if isinstance(error, QueueFullError) else "not_enough_memory"
             return Failure(message, 503, "server_error", code=code, retry_after=RETRY_SECONDS)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion
@@ -18,8 +19,8 @@ Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 class Run:
     """Reads the chunks of all completions, in the order in which they come.
 
-    started: when the request came, by `time.perf_counter`. failure: what ended it early. left: True
-    if the client hung up.
+    started: when the request came, by `time.perf_counter`. seen: what has been read. failure: what
+    ended it early. left: True if the client hung up.
     """
 
     def __init__(self, asked: Asked, generations: Sequence[Generation], started: float) -> None:
@@ -27,6 +28,7 @@ class Run:
         self.generations = generations
         self.started = started
         self.ended: float | None = None
+        self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False
         self._parts: asyncio.Queue[Part | BaseException | None] = asyncio.Queue()
@@ -57,7 +59,14 @@ class Run:
         """Wait for the end of all. Raises Failure."""
         while await self._next() is not None:
             pass
-        return [generation.result() for generation in self.generations]
+        return self.results()
+
+    def results(self) -> list[Completion]:
+        """Return the completions, which have ended."""
+        found = [generation.result() for generation in self.generations]
+        if self.asked.one_call:
+            found = [replace(one, tool_calls=one.tool_calls[:1]) for one in found]
+        return found
 
     def cancel(self) -> None:
         """End all completions within a round."""
@@ -72,15 +81,21 @@ class Run:
                 self.failure = failure_of(part, self.asked.names)
                 raise self.failure
             if part is not None:
+                self.seen.append(part)
                 return part
             self._open -= 1
         return None
 
     async def _read(self, number: int, generation: Generation) -> None:
         try:
+            called = False
             async for chunk in generation:
-                self._parts.put_nowait((number, chunk))
-                if chunk.tool_call is not None and self.asked.one_call:
+                if self.asked.one_call:
+                    chunk = _of_first_call(chunk, called=called)
+                if not called or chunk.finish_reason is not None:
+                    self._parts.put_nowait((number, chunk))
+                if self.asked.one_call and chunk.tool_call is not None:
+                    called = True
                     generation.cancel()
             self._parts.put_nowait(None)
         except Exception as error:  # noqa: BLE001 - whoever reads the parts gets it
@@ -91,3 +106,10 @@ class Run:
         self.cancel()
         if self.ended is None:
             self.ended = time.perf_counter()
+
+
+def _of_first_call(chunk: Chunk, *, called: bool) -> Chunk:
+    """Return a chunk without other calls than the first. called: that one is complete."""
+    if called:
+        return Chunk("", [], chunk.finish_reason, chunk.stats)
+    return replace(chunk, call_deltas=tuple(one for one in chunk.call_deltas if not one.index))

@@ -43,7 +43,7 @@ class Service:
     @property
     def context(self) -> int:
         """The most tokens of a prompt and its answer together."""
-        return self.engine.config.max_position_embeddings
+        return self.engine.context
 
     def check_model(self, name: str | None) -> None:
         """Raise a Failure unless this model is served. None and "" are the one that is."""

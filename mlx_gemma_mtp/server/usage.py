@@ -57,7 +57,7 @@ def metrics_of(completions: Sequence[Completion]) -> dict[str, Any]:
     at_least = np.zeros(longest + 2, dtype=int)
     at_least[0] = rounds
     for one in each:
-        at_least[1 : len(one.accepted_at) + 1] += one.accepted_at
+        at_least[1 : len(one.accepted_at) + 1] += np.array(one.accepted_at, dtype=int)
     return {
         "speculative_decoding": {
             "mean_acceptance_length": 1 + accepted / rounds if rounds else None,

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from mlx_gemma_mtp.text.calls import QUOTE, ToolCall, read_calls
+from mlx_gemma_mtp.text.call_reader import MARK
+from mlx_gemma_mtp.text.call_stream import QUOTE, CallDelta, CallStream, joined_deltas
+from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
 
 Kind = Literal["answer", "thought", "tool_call"]
@@ -18,12 +20,16 @@ THOUGHT = "thought\n"  # the channel's name, after the marker that opens a thoug
 
 
 class Piece(NamedTuple):
-    """Text of one kind, and its tokens; the last piece of a call has the call."""
+    """Text of one kind, and its tokens; the last piece of a call has the call.
+
+    deltas: what is certain of calls with it.
+    """
 
     kind: Kind
     text: str
     tokens: list[int]
     call: ToolCall | None = None
+    deltas: tuple[CallDelta, ...] = ()
 
 
 class ChannelParser:
@@ -49,10 +55,9 @@ class ChannelParser:
         self._stream = stream
         self._thinking = False
         self._name: str | None = None  # of the channel, while it may still become "thought\n"
-        self._call: list[str] | None = None  # split at its quotes: every other part is a string
-        for token in _last_turn(prompt, self._markers.turn):
-            if token in self._limits or self._call is not None or self._name is not None:
-                self.add(token)
+        self._call: CallStream | None = None
+        self._num_calls = 0  # that have a name
+        self._replay(_last_turn(prompt, self._markers.turn))
 
     @property
     def kind(self) -> Kind:
@@ -62,9 +67,9 @@ class ChannelParser:
         return "thought" if self._thinking else "answer"
 
     @property
-    def stopped(self) -> bool:
-        """True if a stop string was found."""
-        return self._stream is not None and self._stream.stopped
+    def stop(self) -> str | None:
+        """The stop string that was found; None if there was none."""
+        return self._stream.stop if self._stream else None
 
     def add(self, token: int) -> list[Piece]:
         """Return the text that is certain with this token, which is in the last piece."""
@@ -72,8 +77,8 @@ class ChannelParser:
             return self._mark(token)
         if token == self._markers.quote and self._call is not None:
             before = self.finish()
-            self._call.append("")
-            return [before, Piece("tool_call", QUOTE, [token])]
+            deltas = self._call.add(MARK)
+            return [before, Piece("tool_call", QUOTE, [token], None, deltas)]
         stopping = self.kind == "answer"
         text = self._stream.add(token, stopping=stopping) if self._stream else ""
         return [self._piece(text, [token])]
@@ -87,17 +92,28 @@ class ChannelParser:
         stopping = self.kind == "answer"
         return self._piece(self._stream.finish(stopping=stopping) if self._stream else "", [])
 
+    def _replay(self, prompt: Sequence[int]) -> None:
+        for token in prompt:
+            if token in self._limits or self._call is not None or self._name is not None:
+                self.add(token)
+        self._num_calls = 0
+        if self._call is not None:  # its first delta has what the prompt has of it
+            self._call = CallStream(source=self._call.source)
+
     def _mark(self, token: int) -> list[Piece]:
         markers = self._markers
         before = self.finish()
         call, self._call, self._name = self._call, None, None
-        if token == markers.call_end and call is not None:
-            *first, last = read_calls(call)
-            pieces = [Piece("tool_call", "", [], one) for one in first]
-            return [before, *pieces, Piece("tool_call", "", [token], last)]
+        if call is not None:
+            deltas = call.finish() if token == markers.call_end else ()
+            self._num_calls = call.index
+            if call.calls:
+                *first, last = call.calls
+                pieces = [Piece("tool_call", "", [], one) for one in first]
+                return [before, *pieces, Piece("tool_call", "", [token], last, deltas)]
         kind = self.kind
         if token == markers.call:
-            self._call, kind = [""], "tool_call"
+            self._call, kind = CallStream(self._num_calls), "tool_call"
         elif token == markers.channel:
             self._thinking, self._name, kind = True, "", "thought"
         elif token == markers.channel_end:
@@ -105,15 +121,16 @@ class ChannelParser:
         return [before, Piece(kind, "", [token])]
 
     def _piece(self, text: str, tokens: list[int]) -> Piece:
+        deltas: tuple[CallDelta, ...] = ()
         if self._call is not None:
-            self._call[-1] += text
+            deltas = self._call.add(text)
         elif self._thinking and self._name is not None:
             name = self._name + text
             if THOUGHT.startswith(name) and name != THOUGHT:
                 self._name, text = name, ""
             else:
                 self._name, text = None, name.removeprefix(THOUGHT)
-        return Piece(self.kind, text, tokens)
+        return Piece(self.kind, text, tokens, None, deltas)
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
@@ -121,9 +138,12 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
     found: list[Piece] = []
     for piece in pieces:
         if found and found[-1].kind == piece.kind and found[-1].call is None:
-            _, text, tokens, _ = found[-1]
-            found[-1] = piece._replace(text=text + piece.text, tokens=tokens + piece.tokens)
-        elif piece.text or piece.tokens or piece.call:
+            _, text, tokens, _, deltas = found[-1]
+            deltas = joined_deltas([*deltas, *piece.deltas])
+            found[-1] = Piece(
+                piece.kind, text + piece.text, tokens + piece.tokens, piece.call, deltas
+            )
+        elif any(piece[1:]):
             found.append(piece)
     return found
 

@@ -13,15 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mlx_gemma_mtp.decode.constraint import Mask
-from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.text.channels import THOUGHT, ChannelParser
 from mlx_gemma_mtp.text.grammar import Match, allow, clear, has, mask_of, num_words, without
 from mlx_gemma_mtp.text.tokenizer import Text
 
-NO_TOKEN = (
-    "no token can follow: the grammar of the output and barred tokens (logit_bias, "
-    "suppress_tokens) leave none"
-)
 NAMED = 1 << 20  # more tokens than a name has: it is complete, or another
 
 
@@ -40,7 +35,7 @@ class Rule:
 
     With a match, an optional thought comes first, then text that matches, and the output ends where
     it may. Neither has a thought or a call in its middle, unless the grammar has. Without a match,
-    the output is free, but for what is barred and for the budget of its thoughts.
+    the output is free, but for the budget of its thoughts.
     """
 
     def __init__(
@@ -51,10 +46,9 @@ class Rule:
         ends: Collection[int],
         *,
         match: Match | None = None,
-        barred: Collection[int] = (),
         budget: int | None = None,
     ) -> None:
-        """vocab_size: of the model. ends: tokens that end the output. barred: never allowed.
+        """vocab_size: of the model. ends: tokens that end the output.
 
         budget: maximum tokens of thoughts, see `_State`; then they are closed, and no other opened.
         """
@@ -66,11 +60,9 @@ class Rule:
         self._added = 0  # tokens of the match
         self._all: Mask | None = None  # allowed wherever nothing else is said
         self._thought: Mask | None = None  # in a thought
-        if match is not None or barred:
-            barred = [one for one in barred if one < vocab_size]
-            self._all = self._thought = without(self._fit(grammars.all_tokens), barred)
         if match is not None:
-            plain = without(self._fit(grammars.plain_tokens), [*self._ends, *barred])
+            self._all = self._fit(grammars.all_tokens)
+            plain = without(self._fit(grammars.plain_tokens), self._ends)
             inside = (markers.quote, markers.channel_end)
             self._thought = allow(plain, [one for one in inside if one is not None])
         kind, last = ChannelParser(text.stream(), prompt).kind, prompt[-1]
@@ -88,23 +80,27 @@ class Rule:
     def masks(self, tokens: Sequence[int]) -> list[Mask | None]:
         """See `Constraint.masks`."""
         state, added, found = self._state, self._added, [self._mask()]
-        if found[0] is not None and not found[0].any():
-            raise MgmError(NO_TOKEN)
         try:
             for token in tokens:
                 mask = found[-1]
                 if token in self._ends or not (mask is None or has(mask, token)):
                     break
                 self._add(token)
-                mask = self._mask()
-                if mask is not None and not mask.any():
-                    break  # an error only if the output takes this way
-                found.append(mask)
+                found.append(self._mask())
         finally:
             if self._match is not None:
                 self._match.remove(self._added - added)
             self._state, self._added = state, added
         return found
+
+    def is_free(self, count: int) -> bool:
+        """See `Constraint.is_free`."""
+        if self._match is not None:
+            return False
+        state, budget = self._state, self._budget
+        if budget is None:
+            return True
+        return (state.thinking or state.may_think) and state.num_thought + count <= budget
 
     def forced(self, count: int) -> list[int]:
         """See `Constraint.forced`."""
@@ -129,9 +125,7 @@ class Rule:
                 return mask_of([self._name[state.num_named]], self._size)
             return mask_of([self._markers.channel_end or 0], self._size)
         if self._match is None:
-            if state.may_think or channel is None:
-                return self._all
-            return self._no_thought
+            return None if state.may_think or channel is None else self._no_thought
         assert self._all is not None
         mask, may_end = self._match.next_tokens()
         mask = clear(self._fit(mask) & self._all, self._ends)
@@ -141,8 +135,7 @@ class Rule:
     @cached_property
     def _no_thought(self) -> Mask:
         """What is allowed wherever nothing else is said, but for a thought."""
-        everything = mask_of(range(self._size), self._size) if self._all is None else self._all
-        channel = self._markers.channel
+        everything, channel = mask_of(range(self._size), self._size), self._markers.channel
         return without(everything, [] if channel is None else [channel])
 
     def _add(self, token: int) -> None:

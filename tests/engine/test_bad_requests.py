@@ -95,7 +95,7 @@ def test_a_prompt_longer_than_the_model_allows_is_refused(plain_engine: Engine) 
     for length in (MAX_POSITIONS, MAX_POSITIONS + 1, 10 * MAX_POSITIONS):
         message = refusal(PromptTooLongError, partial(plain_engine.generate, [5] * length, GREEDY))
         assert str(length) in message
-        assert str(MAX_POSITIONS) in message
+        assert f"> {MAX_POSITIONS - 1} maximum" in message
     [longest] = plain_engine.generate([5] * (MAX_POSITIONS - 1), GREEDY)
     assert (len(longest.tokens), longest.finish_reason) == (1, "length")
 

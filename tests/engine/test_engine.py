@@ -165,6 +165,7 @@ def test_a_stream_gives_what_generate_gives(
             assert last.stats.rounds == done.stats.rounds
             assert last.stats.generated_tokens == len(done.tokens)
             assert done.text == (whole.split(met[0])[0] if params.stop == met else whole)
+            assert done.stop == (met[0] if params.stop == met else None)
         assert whole == spelled(done.tokens)
 
 

@@ -1,6 +1,7 @@
 """Chats: what the model calls is run, and the messages are those of turns that ended well."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -499,6 +500,17 @@ def test_the_demo_takes_functions_as_tools_in_every_way(engine: Engine) -> None:
             engine.submit(question, GREEDY, tools=cast(Any, wrong))
     with pytest.raises(UsageError, match="chat template"):
         engine.submit([5, 6], GREEDY, tools=tools)
+
+
+def test_the_arguments_of_a_call_come_as_json_before_it_is_complete(engine: Engine) -> None:
+    generation = engine.stream("What time is it in Paris?", GREEDY, tools=[get_time])
+    deltas = [(delta, chunk.tool_call) for chunk in generation for delta in chunk.call_deltas]
+    (call,) = generation.result().tool_calls
+    assert {delta.id for delta, _ in deltas} == {call.id}
+    assert "".join(delta.name or "" for delta, _ in deltas) == call.name
+    assert json.loads("".join(delta.arguments for delta, _ in deltas)) == call.arguments
+    early = "".join(delta.arguments for delta, complete in deltas if complete is None)
+    assert early == '{"city":"Paris'
 
 
 def test_a_chat_is_forked_saved_and_restored_with_its_session(

@@ -33,6 +33,7 @@ from mlx_gemma_mtp import (
     load,
 )
 from mlx_gemma_mtp.engine.remote_engine import RemoteEngine
+from mlx_gemma_mtp.engine.status import Status
 
 SECONDS = 120  # after which a request or a process counts as stuck
 SHORT = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, seed=0)
@@ -201,7 +202,7 @@ def test_a_worker_that_dies_ends_what_is_under_way_and_the_next_request_works(
             one.result(SECONDS)
     assert is_gone(killed)
     await_loss(isolated)
-    assert isolated.status == (0, 0, 0, 0)
+    assert isolated.status == Status()
     (again,) = isolated.generate(QUESTION, SHORT, sessions=session)
     assert (len(again.tokens), again.stats.reused_tokens) == (8, 0)
     (again,) = isolated.generate(QUESTION, SHORT, sessions=session)

@@ -13,6 +13,7 @@ import pytest
 
 from helpers.fake_target import ENDLESS, SECONDS, Rounds, fake_engine, output
 from mlx_gemma_mtp import Engine, Generation, MgmError, load
+from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import QueueFullError, UsageError
 
@@ -108,7 +109,7 @@ def test_the_status_is_read_without_waiting_for_the_worker(prompts: list[list[in
         assert running.status[:3] == (0, 0, 0)
     assert (2, 0, 2) in seen
     assert set(seen) <= {(2, 0, 2), (0, 0, 2), (0, 0, 1), (1, 0, 2), (1, 0, 1)}
-    assert running.status == (0, 0, 0, 0)
+    assert running.status == Status()
 
 
 def test_two_engines_take_turns(prompts: list[list[int]]) -> None:

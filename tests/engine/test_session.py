@@ -28,9 +28,9 @@ from helpers.stepped import Stepped, assert_complete
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Completion, Engine, SamplingParams, Session
 from mlx_gemma_mtp.decode.round import draft, round_player
+from mlx_gemma_mtp.engine.identity import model_identity
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.session import model_identity
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, QueueFullError, SaveError, UsageError
 from mlx_gemma_mtp.memory import Limits
@@ -290,6 +290,15 @@ def test_weights_that_differ_a_little_have_another_identity(
     found = mlx_worker().run(lambda: [identity(one) for one in [*different, values.copy()]])
     assert len({*found}) == len(different)
     assert found[-1] == found[0]
+
+
+def test_weights_with_more_values_than_an_axis_may_have_get_an_identity() -> None:
+    def identity(value: int) -> str:
+        weights = mx.broadcast_to(mx.array(value, mx.uint8), (2**16, 2**15 + 1))
+        assert weights.size > 2**31
+        return model_identity(cast(Target, LargeTarget(weights)))
+
+    assert mlx_worker().run(lambda: len({identity(value) for value in (1, 2)})) == 2
 
 
 def test_a_session_of_another_engine_or_none_is_refused(engine: Engine, prompts: list[Ids]) -> None:

@@ -44,6 +44,9 @@ class HashRule:
             prefix.append(token)
         return found
 
+    def is_free(self, count: int) -> bool:
+        return False
+
     def forced(self, count: int) -> list[int]:
         found = list[int]()
         while len(found) < count:

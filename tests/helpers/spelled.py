@@ -35,6 +35,7 @@ class NumbersText:
     """Stands in for `tokenizer.Text`: three digits per token, so that a stop can span two."""
 
     folder = None
+    markers = Markers()
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         texts = {token: spelled([token]) for token in range(1000)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from helpers.server import server  # noqa: F401 - a fixture
 from mlx_gemma_mtp import Engine, load
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.service import Service
@@ -21,5 +22,6 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def client(engine: Engine) -> Iterator[TestClient]:
-    with TestClient(app_of(Service(engine, Settings(("demo", "other"))))) as client:
+    app = app_of(Service(engine, Settings(("demo", "other"))))
+    with TestClient(app, "http://localhost") as client:
         yield client

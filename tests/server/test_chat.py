@@ -57,3 +57,24 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_field(
     error = answer.json()["error"]
     assert error["param"].split(".")[0] == field
     assert field.split("_")[0] in error["message"]
+
+
+def test_the_arguments_of_a_call_are_streamed(client: TestClient) -> None:
+    function = {"name": "get_time", "description": "Get the time in a city."}
+    city = {"type": "string", "description": "The city."}
+    function |= {"parameters": {"properties": {"city": city}, "required": ["city"]}}
+    asked = {
+        "messages": [{"role": "user", "content": "What time is it in Paris?"}],
+        "tools": [{"type": "function", "function": function}],
+        "temperature": 0,
+    }
+    stream = [one["choices"][0] for one in events(client, asked | {"draft": False})]
+    deltas = [call for one in stream for call in one["delta"].get("tool_calls", ())]
+    whole = client.post(PATH, json=asked).json()["choices"][0]["message"]["tool_calls"][0]
+    assert len(deltas) > 2
+    assert deltas[0]["id"]
+    assert {delta["index"] for delta in deltas} == {0}
+    assert [one for delta in deltas if (one := delta["function"].get("name"))] == ["get_time"]
+    arguments = "".join(delta["function"]["arguments"] for delta in deltas)
+    assert arguments == whole["function"]["arguments"] == '{"city":"Paris"}'
+    assert stream[-1]["finish_reason"] == "tool_calls"

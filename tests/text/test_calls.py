@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_gemma_mtp.text.calls import ToolCall, read_calls
+from helpers.calls import read_calls
+from mlx_gemma_mtp.text.calls import ToolCall
 
 # Q stands for the quote token.
 WELL_FORMED: dict[str, Any] = {
@@ -61,25 +62,26 @@ READABLE = WELL_FORMED | SLIPS
 
 @pytest.mark.parametrize("arguments", [*READABLE, *UNREADABLE], ids=lambda a: repr(a[:20]))
 def test_arguments_are_read_or_kept_as_written(arguments: str) -> None:
-    parts = f"call:f{arguments}".split("Q")
-    assert read_calls(parts) == [ToolCall("f", READABLE.get(arguments), '<|"|>'.join(parts))]
+    written = f"call:f{arguments}"
+    raw = written.replace("Q", '<|"|>')
+    assert read_calls(written) == [ToolCall("f", READABLE.get(arguments), raw)]
 
 
 @pytest.mark.parametrize("raw", ["", "f{}", "call:", "call:f", "call:{}", "Hello", "call f{}"])
 def test_a_call_without_a_name_is_kept_as_written(raw: str) -> None:
-    assert read_calls([raw]) == [ToolCall("", None, raw)]
+    assert read_calls(raw) == [ToolCall("", None, raw)]
 
 
 def test_several_calls_in_a_row_are_read_one_by_one() -> None:
     written = ["call:a{x:QyQ}", "call:b{y:2},\n ", "call:c{}"]
-    calls = read_calls("".join(written).split("Q"))
+    calls = read_calls("".join(written))
     assert [(call.name, call.arguments) for call in calls] == [
         ("a", {"x": "y"}),
         ("b", {"y": 2}),
         ("c", {}),
     ]
     assert "".join(call.raw for call in calls) == "".join(written).replace("Q", '<|"|>')
-    broken = read_calls(["call:a{x:1}call:b{y:}call:c{}"])  # nobody knows where b ends
+    broken = read_calls("call:a{x:1}call:b{y:}call:c{}")  # nobody knows where b ends
     assert [(call.name, call.arguments) for call in broken] == [("a", {"x": 1}), ("b", None)]
 
 
@@ -110,18 +112,18 @@ def written(value: Any) -> str:
 def test_any_well_formed_call_is_read_as_it_was_meant(rng: np.random.Generator) -> None:
     for _ in range(500):
         arguments = {"a": drawn(rng), "b": drawn(rng)}
-        (call,) = read_calls(f"call:f{written(arguments)}".split("\0"))
+        (call,) = read_calls(f"call:f{written(arguments)}", quote="\0")
         assert call.arguments == arguments
 
 
 @pytest.mark.parametrize("before", ["", "call:f{", "call:f{a:Q", "call:f{a:[Q", "call:f{a:'"])
 def test_reading_a_call_takes_time_in_proportion_to_its_length(before: str) -> None:
     for junk in (" ", "{", "a", ",", "{a:", " a", "a :", "Q", "Q,", "Q,a:Q", "Q}", '"', "call:f{"):
-        for call in read_calls((before + junk * 10_000).split("Q")):
+        for call in read_calls(before + junk * 10_000):
             assert call.arguments is None
 
 
 def test_the_function_of_a_call_is_what_templates_take() -> None:
-    read, broken = read_calls(["call:f{a:1} call:g{b:Rome} "])
+    read, broken = read_calls("call:f{a:1} call:g{b:Rome} ")
     assert read.function == {"name": "f", "arguments": {"a": 1}}
     assert broken.function == {"name": "g", "arguments": {"unreadable": "b:Rome"}}

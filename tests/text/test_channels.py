@@ -33,7 +33,7 @@ def parse(tokens: Sequence[int], stream: TextStream) -> tuple[list[Piece], Chann
     parser, pieces = ChannelParser(stream), []
     for token in tokens:
         pieces += parser.add(token)
-        if parser.stopped:
+        if parser.stop is not None:
             break
     pieces.append(parser.finish())
     return pieces, parser
@@ -143,7 +143,7 @@ def test_output_starts_in_what_the_prompt_ends_in(what: str, before: list[str | 
     parser = ChannelParser(stream, tokens[: len(prompt)])
     assert parser.kind == kind
     pieces = [piece for token in tokens[len(prompt) :] for piece in parser.add(token)]
-    assert joined(pieces) == [Piece(kind, "x", tokens[len(prompt) :])]
+    assert [piece[:3] for piece in joined(pieces)] == [(kind, "x", tokens[len(prompt) :])]
 
 
 def test_a_call_that_the_prompt_opened_is_read_whole(text: Text) -> None:
@@ -154,15 +154,15 @@ def test_a_call_that_the_prompt_opened_is_read_whole(text: Text) -> None:
         assert [piece.call.arguments for piece in pieces if piece.call] == [
             {"a": "é, or 😀", "b": [1]}
         ]
-        assert not parser.stopped
+        assert parser.stop is None
 
 
 def test_a_stop_string_in_the_prompt_stops_nothing(text: Text) -> None:
     prompt = text.encode("<|turn>model\nSTOP<|channel>thought\nSTOP<channel|>STOP ST")
     parser = ChannelParser(text.stream(["STOP"]), prompt)
-    assert not parser.stopped
+    assert parser.stop is None
     said = [piece.text for token in text.encode("OP STOP") for piece in parser.add(token)]
-    assert ("".join(said), parser.stopped) == ("OP ", True)
+    assert ("".join(said), parser.stop) == ("OP ", "STOP")
 
 
 def test_a_quote_spelled_out_is_part_of_a_string() -> None:

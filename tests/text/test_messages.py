@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.calls import read_calls
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.names import DEMO
-from mlx_gemma_mtp.text.calls import read_calls
 from mlx_gemma_mtp.text.messages import Message
 from mlx_gemma_mtp.text.tokenizer import Text
 
@@ -174,7 +174,7 @@ def test_a_template_that_takes_only_mappings_takes_any_call(tmp_path: Path) -> N
     for arguments in ('{"a": 1}', "", "broken", None, {}, MappingProxyType({"a": 1})):
         messages = [user("Hi"), assistant_calls(arguments), RESULT]
         assert strict.decode(strict.chat(messages)) == "<bos>1"
-    for call in read_calls(["call:f{a:Rome}call:g{"]):
+    for call in read_calls("call:f{a:Rome}call:g{"):
         called = {**assistant("", "model"), "tool_calls": [{"function": call.function}]}
         strict.chat([user("Hi"), called, RESULT])
 

@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mlx_gemma_mtp.decode.params import MAX_LOGPROBS, SamplingParams
-from mlx_gemma_mtp.engine.results import Completion, FinishReason, TokenLogprobs
-from mlx_gemma_mtp.server.answers import EventStream, begin, compact, event, whole
+from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
+from mlx_gemma_mtp.engine.results import Chunk, Completion
+from mlx_gemma_mtp.server.answers import begin, compact, whole
 from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
-from mlx_gemma_mtp.server.content import as_turns, is_background, text_of
+from mlx_gemma_mtp.server.content import as_turns, checked, text_of
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import (
-    NAMES,
+from mlx_gemma_mtp.server.protocols.choices import (
+    Choice,
     Common,
     Frame,
+    choice_stream,
+    chunks_of,
+)
+from mlx_gemma_mtp.server.protocols.openai import (
+    NAMES,
+    Effort,
+    choice_of,
+    finish_of,
+    logprob_entries,
+    reported,
+    schemas_of,
     statistics,
-    token_text,
-    without_end,
+    thinking_of,
 )
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.shapes import openai_error
+from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message
 
-EFFORTS = {"none": 0, "minimal": 0, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
-BACKGROUND = -1  # the priority of what a front end asks for by itself
+# What a model is shown of a message. Clients send back all that an answer had.
+KEPT = ("role", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content")
 
-DONE = "data: [DONE]\n\n"
-
-
-class NamedFunction(Body):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedTool(Body):
-    """The tool that must be called."""
-
-    function: NamedFunction
+OLD = {"functions": "tools", "function_call": "tool_choice"}
 
 
 class TemplateOptions(Body):
@@ -63,66 +63,74 @@ class ChatBody(Common):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateOptions | None = None
     thinking_budget: int | None = None
+    modalities: list[str] | None = None
+    functions: Any = None
+    function_call: Any = None
 
     def asked(self, service: Service) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
-        messages = as_turns(
-            _message(one, f"messages.{number}") for number, one in enumerate(self.messages)
-        )
-        background = BACKGROUND if is_background(messages) else 0
+        self._check()
+        fields = [f"messages.{number}" for number in range(len(self.messages))]
+        given = [*map(_message, self.messages, fields)]
+        messages, schemas = as_turns(checked(given, "messages", fields)), schemas_of(self.tools)
+        most, options = self.max_completion_tokens, self.chat_template_kwargs
         return Asked(
             "chat",
             [messages],
-            self._params(service),
+            self.params(
+                NAMES,
+                self.max_tokens if most is None else most,
+                tool_choice=choice_of(self.tool_choice),
+                logprobs=(self.top_logprobs or 0) if self._wants_logprobs else None,
+                **thinking_of(
+                    service,
+                    self.reasoning_effort,
+                    asked=bool(options and options.enable_thinking),
+                    budget=self.thinking_budget,
+                ),
+            ),
             self.model,
-            self.tools or (),
+            schemas,
             self.n or 1,
             one_call=self.parallel_tool_calls is False,
-            priority=-self.priority if self.priority is not None else background,
+            priority=self.served_at(priority_of(messages, schemas)),
             stream=bool(self.stream),
-            names=NAMES,
+            names=NAMES | {"prompt": "messages"},
         )
 
-    def _params(self, service: Service) -> SamplingParams:
-        most = self.max_completion_tokens
-        choice = self.tool_choice
-        logprobs = None
-        if self.logprobs or self.top_logprobs is not None:
-            logprobs = self.top_logprobs or 0
-        thinks, budget = self._thought()
-        if thinks and budget is None:
-            budget = service.settings.thinking_budget
-        return self.params(
-            max_tokens=self.max_tokens if most is None else most,
-            tool_choice=choice.function.name if isinstance(choice, NamedTool) else choice,
-            logprobs=logprobs,
-            thinking=thinks,
-            thinking_budget=service.settings.thinking_budget
-            if thinks and budget is None
-            else budget,
-        )
+    @property
+    def _wants_logprobs(self) -> bool:
+        return bool(self.logprobs) or self.top_logprobs is not None
 
-    def _thought(self) -> tuple[bool, int | None]:
-        """Whether to think, and at most how many tokens."""
-        budget = self.thinking_budget
-        if self.reasoning_effort is not None:
-            effort = EFFORTS[self.reasoning_effort]
-            return effort != 0, budget if effort is None or budget is not None else effort or None
-        options = self.chat_template_kwargs
-        return bool(options and options.enable_thinking), budget
+    def _check(self) -> None:
+        """Refuse what would silently be left out."""
+        for field, new in OLD.items():
+            if getattr(self, field) is not None:
+                raise Failure(f"{field} is an old form: give {new}", field=field)
+        for number, tool in enumerate(self.tools or ()):
+            if (kind := tool.get("type", "function")) != "function":
+                field = f"tools.{number}.type"
+                raise Failure(f"{field}: {kind!r:.40} is not supported, only function", field=field)
+        if not {*(self.modalities or ())} <= {"text"}:
+            raise Failure("modalities: only text is supported", field="modalities")
 
 
 def _message(given: Mapping[str, Any], at: str) -> Message:
-    """Return a message with its content as text. Its roles and calls are checked later."""
-    role = given.get("role")
+    """Return a message with its content as text. Its calls are checked later."""
+    role, called = given.get("role"), given.get("function_call")
     if not isinstance(role, str):
         raise Failure(f"{at}.role must be a string", field=f"{at}.role")
-    return {**given, "content": text_of(given.get("content"), f"{at}.content")}
+    if role == "function" or called:
+        new = "the role tool, with a tool_call_id" if role == "function" else "tool_calls"
+        raise Failure(f"{at}: functions are an old form: give {new}", field=at)
+    texts = [text_of(given.get(name), f"{at}.{name}") for name in ("content", "refusal")]
+    shown = {name: given[name] for name in KEPT if given.get(name) is not None}
+    return {**shown, "content": "".join(texts)}
 
 
 async def chat(request: Request) -> Response:
@@ -131,95 +139,89 @@ async def chat(request: Request) -> Response:
     body = await read(request, ChatBody)
     asked = body.asked(service)
     if not asked.stream:
-        _, completions = await whole(service, request, asked)
+        run, completions = await whole(service, request, asked)
         frame = Frame(service, "chatcmpl", "chat.completion")
-        choices = [_choice(service, number, one) for number, one in enumerate(completions)]
+        choices = [_choice(service, run, number, one) for number, one in enumerate(completions)]
         return JSONResponse(frame(choices, **statistics(completions, asked.n)))
     run = await begin(service, request, asked)
-    wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return EventStream(service, run, _events(service, run, wants_usage), _failed)
+    frame = Frame(service, "chatcmpl", "chat.completion.chunk")
+    choices_of = _Deltas(service, asked).choices
+    return choice_stream(service, run, frame, choices_of, wants_usage=body.wants_usage)
 
 
-def _choice(service: Service, number: int, completion: Completion) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text}
+def _choice(service: Service, run: Run, number: int, completion: Completion) -> Choice:
+    calls = [one for one in completion.tool_calls if one.name]
+    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
     if completion.thought:
         message["reasoning_content"] = completion.thought
-    if completion.tool_calls:
+    if calls:
         message["content"] = completion.text or None
-        message["tool_calls"] = [_call(one) for one in completion.tool_calls]
+        message["tool_calls"] = [_call(one) for one in calls]
     return {
         "index": number,
         "message": message,
-        "logprobs": _logprobs(service, completion.logprobs),
-        "finish_reason": _finish(completion.finish_reason, bool(completion.tool_calls)),
+        "logprobs": _logprobs(service, run.asked, chunks_of(run, number, "answer")),
+        "finish_reason": finish_of(completion.finish_reason, has_calls=bool(calls)),
     }
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments = compact(call.function["arguments"])
+    arguments = compact(call.function["arguments"])  # as in a stream
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _call_delta(delta: CallDelta) -> dict[str, Any]:
+    function = {"arguments": delta.arguments}
+    if delta.name is None:
+        return {"index": delta.index, "function": function}
     return {
-        "id": call.id,
+        "index": delta.index,
+        "id": delta.id,
         "type": "function",
-        "function": {"name": call.name, "arguments": arguments},
+        "function": {"name": delta.name, **function},
     }
 
 
-def _finish(reason: FinishReason, has_calls: bool) -> str:
-    if has_calls and reason != "length":
-        return "tool_calls"
-    return "stop" if reason == "cancelled" else reason
-
-
-def _logprobs(service: Service, given: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
-    found = without_end(given, service)
-    if found is None:
+def _logprobs(service: Service, asked: Asked, chunks: Sequence[Chunk]) -> dict[str, Any] | None:
+    """Return the log-probabilities of an answer; None if they are not asked for."""
+    if asked.params.logprobs is None:
         return None
-
-    def entry(token: int, logprob: float) -> dict[str, Any]:
-        text, raw = token_text(service, token)
-        return {"token": text, "logprob": logprob, "bytes": raw}
-
-    content = [
-        {**entry(one.token, one.logprob), "top_logprobs": [entry(*top) for top in one.top]}
-        for one in found
-    ]
-    return {"content": content, "refusal": None}
+    found = [one for chunk in chunks for one in reported(service, asked, chunk)]
+    return {"content": logprob_entries(service, found), "refusal": None}
 
 
-async def _events(service: Service, run: Run, wants_usage: bool) -> AsyncIterator[str]:
-    """Yield the events of all completions, each with a first and a last one of its own."""
-    frame = Frame(service, "chatcmpl", "chat.completion.chunk")
-    calls = [0] * len(run.generations)
-    opened: set[int] = set()
+class _Deltas:
+    """Makes the choices of a stream: a first one of each completion, its pieces, and a last one."""
 
-    def choice(number: int, delta: Mapping[str, Any], **others: Any) -> str:
-        shared = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
-        return event(frame([{**shared, **others}]))
+    def __init__(self, service: Service, asked: Asked) -> None:
+        self._service = service
+        self._asked = asked
+        self._opened: set[int] = set()
+        self._calls: Counter[int] = Counter()
 
-    async for number, chunk in run.parts():
-        if number not in opened:
-            opened.add(number)
-            yield choice(number, {"role": "assistant", "content": ""})
-        logprobs = _logprobs(service, chunk.logprobs)
-        if chunk.kind == "answer" and (chunk.text or (logprobs and logprobs["content"])):
-            yield choice(number, {"content": chunk.text}, logprobs=logprobs)
+    def choices(self, number: int, chunk: Chunk) -> Iterator[Choice]:
+        """Yield those of one chunk of the completion of this number."""
+
+        def choice(delta: Mapping[str, Any], **others: Any) -> Choice:
+            empty = {"logprobs": None, "finish_reason": None}
+            return {"index": number, "delta": delta, **empty, **others}
+
+        if number not in self._opened:
+            self._opened.add(number)
+            yield choice({"role": "assistant", "content": ""})
+        if chunk.kind == "answer":
+            logprobs = _logprobs(self._service, self._asked, [chunk])
+            if chunk.text or (logprobs and logprobs["content"]):
+                yield choice({"content": chunk.text}, logprobs=logprobs)
         elif chunk.kind == "thought" and chunk.text:
-            yield choice(number, {"reasoning_content": chunk.text})
-        if chunk.tool_call is not None:
-            delta = {"index": calls[number], **_call(chunk.tool_call)}
-            calls[number] += 1
-            yield choice(number, {"tool_calls": [delta]})
+            yield choice({"reasoning_content": chunk.text})
+        if chunk.call_deltas:
+            self._calls[number] += sum(one.done for one in chunk.call_deltas)
+            yield choice({"tool_calls": [*map(_call_delta, chunk.call_deltas)]})
         if chunk.finish_reason is not None:
-            finish = _finish(chunk.finish_reason, calls[number] > 0)
-            yield choice(number, {}, finish_reason=finish)
-    completions = [one.result() for one in run.generations]
-    if wants_usage:
-        yield event(frame([], **statistics(completions, run.asked.n)))
-    yield DONE
-
-
-def _failed(failure: Failure) -> str:
-    return event(openai_error(failure)) + DONE
+            finish = finish_of(chunk.finish_reason, has_calls=self._calls[number] > 0)
+            yield choice({}, finish_reason=finish)
 
 
 async def models(request: Request) -> Response:

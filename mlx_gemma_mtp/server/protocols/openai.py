@@ -1,45 +1,35 @@
-"""What OpenAI's endpoints for chats and for completions share: settings, answers' frames.
+"""What OpenAI's endpoints share: settings of a body, tool choices, parts of answers.
 
-Fields of vLLM's and llama.cpp's servers are taken as well. Knows neither endpoint.
+Fields of vLLM's and llama.cpp's servers are taken as well. Knows none of the endpoints.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.results import Completion, TokenLogprobs
-from mlx_gemma_mtp.server.asked import params_of
+from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, TokenLogprobs
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.body import Body
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.usage import hash_of, metrics_of, timings_of, usage_of
+from mlx_gemma_mtp.text.functions import Schema
+from mlx_gemma_mtp.text.tools import declared
 
-MOST_COMPLETIONS = 128  # of one prompt, as OpenAI allows
+MOST_DIGITS = 9  # of a token id
+NO_LIMIT = -1  # a max_tokens, as llama.cpp's clients send it
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+# The most tokens of a thought; None for as many as the server allows.
+EFFORTS = {"none": 0, "minimal": 0, "low": 1024, "medium": 4096}
 
-class StreamOptions(Body):
-    """Of a stream."""
-
-    include_usage: bool | None = None
-
-
-class JsonSchema(Body):
-    """A schema and its name. A strict one is followed, and so is any other."""
-
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-
-
-class ResponseFormat(Body):
-    """The form of an answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 
 class Forms(Body):
@@ -50,17 +40,14 @@ class Forms(Body):
     choice: list[str] | None = None
 
 
-class Common(Body):
-    """The fields that chats and completions share.
+class Settings(Body):
+    """The settings that all endpoints take.
 
     draft: False decodes without drafts, to compare. priority: as vLLM's, lower ones come first.
     """
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, le=MOST_COMPLETIONS)
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(default=None, ge=-1)
@@ -73,72 +60,101 @@ class Common(Body):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: Forms | None = None
     priority: int | None = None
     draft: bool | None = None
 
-    def params(self, **others: Any) -> SamplingParams:
-        """Return the settings as the engine takes them. Raises Failure."""
+    def params(
+        self, names: Mapping[str, str], max_tokens: int | None, **others: Any
+    ) -> SamplingParams:
+        """Return the settings as the engine takes them. names: as of `Asked`. Raises Failure."""
         same = ("temperature", "top_p", "top_k", "min_p", "seed", "stop_token_ids", "ignore_eos")
         penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
-        given = {name: getattr(self, name) for name in ("max_tokens", *same, *penalties)}
+        given = {name: getattr(self, name) for name in (*same, *penalties)}
+        given["max_tokens"] = None if max_tokens == NO_LIMIT else max_tokens
         given["stop"] = self.stop or None
         given["logit_bias"] = self._bias()
         given["num_draft_tokens"] = 0 if self.draft is False else None
-        return params_of(NAMES, **(given | self._form() | others))
+        if (form := self.structured_outputs) is not None:
+            given |= {"json_schema": form.json_, "regex": form.regex, "choices": form.choice}
+        wanted = {name: value for name, value in others.items() if value is not None}
+        return params_of(names, **(given | wanted))
+
+    def served_at(self, background: int = 0) -> int:
+        """Return the priority for the engine. background: if the client asks for none."""
+        return background if self.priority is None else -self.priority
 
     def _bias(self) -> dict[int, float] | None:
         given = self.logit_bias or {}
-        wrong = next((key for key in given if not key.isdecimal()), None)
-        if wrong is not None:
-            raise Failure(
-                f"logit_bias: {wrong!r:.40} is not a token id", field=f"logit_bias.{wrong:.40}"
-            )
+        for key in given:
+            if not key.isdecimal() or len(key) > MOST_DIGITS:
+                name = f"logit_bias.{key:.40}"
+                raise Failure(f"{name}: {key!r:.40} is not a token id", field=name)
         return {int(key): bias for key, bias in given.items()} or None
 
-    def _form(self) -> dict[str, Any]:
-        wanted, others = self.response_format, self.structured_outputs
-        found: dict[str, Any] = {}
-        if others is not None:
-            found = {"json_schema": others.json_, "regex": others.regex, "choices": others.choice}
-        if wanted is not None and wanted.type == "json_object":
-            found["json_schema"] = {"type": "object", "additionalProperties": True}
-        elif wanted is not None and wanted.type == "json_schema":
-            schema = wanted.json_schema and wanted.json_schema.schema_
-            if schema is None:
-                field = "response_format.json_schema.schema"
-                raise Failure(f"{field} is missing", field=field)
-            found["json_schema"] = schema
-        return found
 
-
-NAMES = {name: name for name in Common.model_fields} | {
+NAMES = {name: name for name in (*Settings.model_fields, "max_tokens")} | {
     "json_schema": "response_format",
     "regex": "structured_outputs.regex",
     "choices": "structured_outputs.choice",
     "num_draft_tokens": "draft",
+    "tool_choice": "tool_choice",
 }
+
+
+def thinking_of(service: Service, effort: Effort | None, *, asked: bool, budget: int | None) -> Any:
+    """Return the settings of the thought. asked, budget: what the client says next to an effort."""
+    thinks = asked if effort is None else EFFORTS.get(effort) != 0
+    if thinks and budget is None:
+        budget = EFFORTS.get(effort or "") or service.settings.thinking_budget
+    return {"thinking": thinks, "thinking_budget": budget}
+
+
+def form_of(kind: str, schema: Mapping[str, Any] | None, field: str) -> Mapping[str, Any] | None:
+    """Return the schema of an answer; None if it is free. field: where the schema must be."""
+    if kind == "json_schema" and schema is None:
+        raise Failure(f"{field} is missing", field=field)
+    return {"text": None, "json_object": ANY_OBJECT}.get(kind, schema)
+
+
+def choice_of(given: str | Mapping[str, Any] | None) -> str | None:
+    """Return a tool_choice as the engine takes it. Raises Failure."""
+    field = "tool_choice"
+    if given is None or given in ("auto", "none", "required"):
+        return given if isinstance(given, str) else None
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if isinstance(given, Mapping) and kind in ("function", "custom"):
+        inner = given.get(kind)
+        name = (inner if isinstance(inner, Mapping) else given).get("name")
+        if isinstance(name, str) and name:
+            return name
+        raise Failure(f"{field}: the name of the {kind} is missing", field=field)
+    if kind == "allowed_tools":
+        raise Failure(
+            f"{field}: allowed_tools is not supported: give only the allowed ones as tools",
+            field=field,
+        )
+    raise Failure(f"{field} must be auto, none, required or a function", field=field)
+
+
+def schemas_of(tools: Sequence[Any] | None) -> list[Schema]:
+    """Return the schemas of tools. Raises Failure."""
+    try:
+        return declared(tools)
+    except UsageError as error:
+        raise Failure(str(error), field="tools") from None
 
 
 def new_id(kind: str) -> str:
     """Return a random id of an answer or a part of it."""
-    return f"{kind}-{secrets.token_hex(12)}"
+    return f"{kind}{secrets.token_hex(12)}"
 
 
-class Frame:
-    """What is the same in all events of an answer."""
-
-    def __init__(self, service: Service, kind: str, object_: str) -> None:
-        self._same = {
-            "id": new_id(kind),
-            "object": object_,
-            "created": int(time.time()),
-            "model": service.model,
-        }
-
-    def __call__(self, choices: Sequence[Mapping[str, Any]], **others: Any) -> dict[str, Any]:
-        return {**self._same, "choices": choices, **others}
+def finish_of(reason: FinishReason, *, has_calls: bool) -> str:
+    """Return the finish_reason of a choice."""
+    if has_calls and reason != "length":
+        return "tool_calls"
+    return "stop" if reason == "cancelled" else reason
 
 
 def statistics(completions: Sequence[Completion], n: int) -> dict[str, Any]:
@@ -153,17 +169,28 @@ def statistics(completions: Sequence[Completion], n: int) -> dict[str, Any]:
     return found
 
 
-def token_text(service: Service, token: int) -> tuple[str, list[int]]:
-    """Return the text of a token and its bytes, which may be part of a character."""
+def reported(service: Service, asked: Asked, chunk: Chunk) -> Sequence[TokenLogprobs]:
+    """Return the log-probabilities of a chunk, without those of the token that ends the output."""
+    found = chunk.logprobs or ()
+    ends = {*service.ends, *asked.params.stop_token_ids}
+    is_end = chunk.finish_reason == "stop" and found and found[-1].token in ends
+    return found[:-1] if is_end else found
+
+
+def bytes_of(service: Service, token: int) -> bytes:
+    """Return the bytes of a token, which may be a part of a character."""
     text = service.engine.text
-    raw = b"" if text is None else text.bytes_of(token)
-    return raw.decode(errors="replace"), [*raw]
+    return b"" if text is None else text.bytes_of(token)
 
 
-def without_end(
-    logprobs: Sequence[TokenLogprobs] | None, service: Service
-) -> Sequence[TokenLogprobs] | None:
-    """Return log-probabilities without those of the token that ends the turn."""
-    if logprobs is None:
-        return None
-    return [one for one in logprobs if one.token not in service.ends]
+def logprob_entries(service: Service, found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+    """Return log-probabilities in the shape of chats and responses."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        raw = bytes_of(service, token)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": [*raw]}
+
+    return [
+        {**entry(one.token, one.logprob), "top_logprobs": [entry(*top) for top in one.top]}
+        for one in found
+    ]

@@ -1,0 +1,196 @@
+"""OpenAI's completions: a text or token ids, continued as they are, without a chat template."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
+from mlx_gemma_mtp.engine.engine import Engine
+from mlx_gemma_mtp.engine.prompts import LONG
+from mlx_gemma_mtp.engine.results import Chunk, TokenLogprobs
+from mlx_gemma_mtp.errors import UsageError
+from mlx_gemma_mtp.server.answers import begin, whole
+from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.body import read
+from mlx_gemma_mtp.server.failures import Failure
+from mlx_gemma_mtp.server.protocols.choices import (
+    Choice,
+    Common,
+    Frame,
+    choice_stream,
+    chunks_of,
+)
+from mlx_gemma_mtp.server.protocols.openai import (
+    NAMES,
+    bytes_of,
+    finish_of,
+    reported,
+    statistics,
+)
+from mlx_gemma_mtp.server.run import Run
+from mlx_gemma_mtp.server.service import Service
+
+MAX_TOKENS = 16  # as OpenAI's, if a body has none
+MOST_PROMPTS = 1024  # in one body, times n
+
+PROMPT = NAMES | {"prompt": "prompt"}
+
+
+class CompletionBody(Common):
+    """A body of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+    def asked(self, prompts: Sequence[list[int]]) -> Asked:
+        """Return it in the engine's terms. prompts: as token ids. Raises Failure."""
+        most = MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return Asked(
+            "completions",
+            prompts,
+            self.params(PROMPT, most, logprobs=self.logprobs),
+            self.model,
+            n=self.n or 1,
+            priority=self.served_at(),
+            stream=bool(self.stream),
+            names=PROMPT,
+        )
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return all prompts. Raises a Failure for what is not supported."""
+        given, n = self.prompt, self.n or 1
+        one = isinstance(given, str) or (given and isinstance(given[0], int))
+        found: list[Any] = [given] if one else [*given]
+        wrong = {
+            "prompt": (not found or len(found) * n > MOST_PROMPTS)
+            and f"prompt must have from 1 to {MOST_PROMPTS // n} texts or lists of token ids",
+            "suffix": self.suffix and "suffix is not supported: the model only writes what follows",
+            "best_of": self.best_of not in (None, n) and f"best_of must be as n, {n}",
+            "echo": self.echo
+            and self.logprobs is not None
+            and "echo cannot have logprobs: those of a prompt are not computed",
+        }
+        for field, message in wrong.items():
+            if message:
+                raise Failure(message, field=field)
+        return found
+
+
+def _encoded(engine: Engine, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    """Return prompts as token ids; a text follows <bos>."""
+    text = engine.text
+    start = [] if text is None or text.bos is None else [text.bos]
+    found = []
+    for prompt in prompts:
+        ids = engine.encode(prompt) if isinstance(prompt, str) else prompt
+        has_start = not isinstance(prompt, str) or ids[:1] == start
+        found.append(ids if has_start else start + ids)
+    return found
+
+
+async def completions(request: Request) -> Response:
+    """Answer /v1/completions."""
+    service: Service = request.app.state.service
+    body = await read(request, CompletionBody)
+    prompts = body.prompts()
+    try:
+        if sum(map(len, prompts)) > LONG:
+            ids = await asyncio.to_thread(_encoded, service.engine, prompts)
+        else:
+            ids = _encoded(service.engine, prompts)
+    except UsageError as error:
+        raise Failure(str(error), field="prompt") from None
+    asked = body.asked(ids)
+    texts = _Texts(service, asked, prompts if body.echo else [""] * len(prompts))
+    frame = Frame(service, "cmpl", "text_completion")
+    if asked.stream:
+        run = await begin(service, request, asked)
+        return choice_stream(service, run, frame, texts.choices, wants_usage=body.wants_usage)
+    run, found = await whole(service, request, asked)
+    choices = [_joined(texts, run, number) for number in range(len(found))]
+    return JSONResponse(frame(choices, **statistics(found, asked.n)))
+
+
+def _joined(texts: _Texts, run: Run, number: int) -> Choice:
+    """Return the pieces of a completion as one."""
+    pieces = [one for chunk in chunks_of(run, number) for one in texts.choices(number, chunk)]
+    whole = {**pieces[-1], "text": "".join(one["text"] for one in pieces)}
+    if whole["logprobs"] is not None:
+        whole["logprobs"] = {
+            name: [value for one in pieces for value in one["logprobs"][name]]
+            for name in whole["logprobs"]
+        }
+    return whole
+
+
+class _Texts:
+    """Makes choices of chunks: their text, whatever its kind.
+
+    echoes: what goes before the output of each prompt, a text or token ids.
+    """
+
+    def __init__(
+        self, service: Service, asked: Asked, echoes: Sequence[str | Sequence[int]]
+    ) -> None:
+        self._service = service
+        self._asked = asked
+        self._echoes = echoes
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
+        self._lengths: Counter[int] = Counter()  # in characters, of the tokens so far
+
+    def choices(self, number: int, chunk: Chunk) -> Iterator[Choice]:
+        """Yield those of one chunk of the completion of this number."""
+        before = ""
+        if number not in self._decoders:
+            self._decoders[number] = codecs.getincrementaldecoder("utf-8")("replace")
+            echo = self._echoes[number // self._asked.n]
+            before = echo if isinstance(echo, str) else self._service.engine.decode(echo)
+            self._lengths[number] = len(before)
+        finish = chunk.finish_reason and finish_of(chunk.finish_reason, has_calls=False)
+        logprobs = None
+        if self._asked.params.logprobs is not None:
+            logprobs = self._logprobs(number, reported(self._service, self._asked, chunk))
+        text = before + chunk.text
+        if text or finish or (logprobs and logprobs["tokens"]):
+            same = {"index": number, "text": text, "logprobs": logprobs}
+            yield {**same, "finish_reason": finish}
+
+    def _logprobs(self, number: int, found: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
+        """Return log-probabilities in the shape of completions. Offsets count characters."""
+        offsets = []
+        for one in found:
+            offsets.append(self._lengths[number])
+            text = self._decoders[number].decode(bytes_of(self._service, one.token))
+            self._lengths[number] += len(text)
+        return {
+            "tokens": [self._shown(one.token) for one in found],
+            "token_logprobs": [one.logprob for one in found],
+            "top_logprobs": [
+                {self._shown(token): logprob for token, logprob in (*one.top, one[:2])}
+                for one in found
+            ],
+            "text_offset": offsets,
+        }
+
+    def _shown(self, token: int) -> str:
+        """Return the text of a token; its bytes if they are a part of a character."""
+        raw = bytes_of(self._service, token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+routes = [Route("/v1/completions", completions, methods=["POST"])]

@@ -1,0 +1,193 @@
+"""The page in a headless Chromium, and a fake server behind it that says what a test wants.
+
+The fake speaks the chunks of /v1/chat/completions, and answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from mlx_gemma_mtp.server.page import page
+
+MODEL = "gemma-4-demo-it"
+SECONDS = 20  # for anything that a browser does, on a busy machine
+HOLD: dict[str, Any] = {}  # a piece: the rest comes when the test says so
+
+# Without the network: Chromium asks for updates and much else.
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+
+
+def say(*texts: str) -> list[dict[str, Any]]:
+    """The deltas of an answer, a chunk for each text."""
+    return [{"content": text} for text in texts]
+
+
+def think(*texts: str) -> list[dict[str, Any]]:
+    """The deltas of a thought."""
+    return [{"reasoning_content": text} for text in texts]
+
+
+def calls(name: str, *arguments: str, index: int = 0) -> list[dict[str, Any]]:
+    """The deltas of a call, whose arguments come in pieces."""
+    first = {"index": index, "id": f"call-{index}", "type": "function"}
+    deltas = [{**first, "function": {"name": name, "arguments": ""}}]
+    deltas += [{"index": index, "function": {"arguments": text}} for text in arguments]
+    return [{"tool_calls": [delta]} for delta in deltas]
+
+
+@dataclass
+class Reply:
+    """An answer. status, error: a refusal instead. cut: True ends the stream in the middle."""
+
+    pieces: Sequence[dict[str, Any]] = ()
+    finish: str = "stop"
+    status: int = 200
+    error: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+
+
+class FakeServer:
+    """replies: the next answers, in order; then it repeats the question. bodies: what it got."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.key: str | None = None  # required by the API, not by the page
+        self.left = 0  # clients that hung up
+        self.resume = threading.Event()
+        self.app = Starlette(
+            routes=[
+                *page.routes,
+                Route("/v1/models", self._models),
+                Route("/props", self._props),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            ]
+        )
+
+    def _refusal(self, request: Request) -> Response | None:
+        given = request.headers.get("authorization")
+        self.keys.append(given)
+        if self.key is None or given == f"Bearer {self.key}":
+            return None
+        return JSONResponse({"error": {"message": "invalid API key"}}, 401)
+
+    async def _models(self, request: Request) -> Response:
+        models = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+        return self._refusal(request) or JSONResponse(models)
+
+    async def _props(self, request: Request) -> Response:
+        props = {"default_generation_settings": {"n_ctx": 4096}, "model_alias": MODEL}
+        return self._refusal(request) or JSONResponse(props)
+
+    async def _chat(self, request: Request) -> Response:
+        body = await request.json()
+        if refusal := self._refusal(request):
+            return refusal
+        self.bodies.append(body)
+        question = body["messages"][-1].get("content", "")
+        reply = self.replies.pop(0) if self.replies else Reply(say(f"You said: {question}"))
+        if reply.status != 200:
+            shape = {"error": {"message": reply.error, "type": "server_error"}}
+            return JSONResponse(shape, reply.status, reply.headers)
+        return StreamingResponse(self._events(reply, body), media_type="text/event-stream")
+
+    async def _events(self, reply: Reply, body: dict[str, Any]) -> AsyncIterator[str]:
+        drafts = body.get("draft") is not False
+        speed = 54.2 if drafts else 23.4
+        number, finished = 0, False
+        try:
+            for piece in reply.pieces:
+                if piece is HOLD:
+                    while not self.resume.is_set():
+                        await asyncio.sleep(0.005)
+                    continue
+                number += 1
+                yield _event([{"index": 0, "delta": piece, "finish_reason": None}])
+            if reply.cut:
+                return
+            if reply.error:
+                yield f"data: {json.dumps({'error': {'message': reply.error}})}\n\n"
+                return
+            yield _event([{"index": 0, "delta": {}, "finish_reason": reply.finish}])
+            usage = {"prompt_tokens": 21, "completion_tokens": number}
+            timings = {"predicted_n": number, "predicted_ms": 1000 * number / speed}
+            timings |= {"predicted_per_second": speed}
+            timings |= {"draft_n": 40 * drafts, "draft_n_accepted": 31 * drafts}
+            yield _event([], usage=usage, timings=timings)
+            yield "data: [DONE]\n\n"
+            finished = True
+        finally:
+            self.left += not (finished or reply.cut or reply.error)
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        with serving(self.app) as address:
+            yield address
+
+
+def _event(choices: list[dict[str, Any]], **others: Any) -> str:
+    chunk = {"object": "chat.completion.chunk", "choices": choices, **others}
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+@contextmanager
+def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
+    """Serve an app on a thread; yields its address. It ends at once, also with open streams."""
+    config = uvicorn.Config(
+        app, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=0
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
+
+
+def wait_until(condition: Any) -> None:
+    """Wait until a condition holds. Fails after a time."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Start the system's Chromium; skip the test where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium: install it, or name it in the variable CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
