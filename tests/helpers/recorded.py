@@ -18,7 +18,7 @@ KEY = {"Authorization": "Bearer sk-local"}
 
 @dataclass(frozen=True)
 class Recorded:
-    """A request. headers: those that matter to a server. answers: False for one without text."""
+    """A request. headers: those that matter to a server."""
 
     path: str
     body: Mapping[str, Any]
