@@ -84,6 +84,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """True for Python's MemoryError, and for what MLX raises instead."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in message for sign in OUT_OF_MEMORY)
+
+
 def as_failure(error: BaseException) -> MgmError:
     """Return the error to raise in the caller of a request, with this one as its cause."""
     if isinstance(error, MgmError):
@@ -97,7 +103,7 @@ def as_failure(error: BaseException) -> MgmError:
             earlier.__traceback__, earlier = None, earlier.__cause__ or earlier.__context__
     message = f"{type(error).__name__}: {one_line(error)}"
     failure: MgmError = GenerationError(f"the request failed: {message}")
-    if isinstance(error, MemoryError) or any(sign in message.lower() for sign in OUT_OF_MEMORY):
+    if is_lack_of_memory(error):
         failure = NotEnoughMemoryError(
             f"not enough memory ({message}): shorten the request or load with a smaller max_batch"
         )

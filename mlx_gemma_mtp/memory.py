@@ -271,12 +271,17 @@ class Budget:
         """Return whether this many rows of up to `context` positions fit."""
         return self.most is None or context <= min(self.context, self._longest(batch))
 
+    def left(self, context: int, batch: int) -> int | None:
+        """Return the bytes that this many rows of up to `context` positions leave; None: any."""
+        return None if self.most is None else self.most - self.pair.needs(context, batch)
+
     def check(self, context: int, batch: int) -> None:
         """Raise NotEnoughMemoryError unless these rows fit."""
         if self.most is not None and not self.fits(context, batch):
             raise NotEnoughMemoryError(
-                f"{batch} x {context:,} tokens of context do not fit in memory_limit "
-                f"({decimal(self.most)}): shorten the request, or load with a higher limit"
+                f"{batch} x {context:,} tokens of context need "
+                f"{decimal(self.pair.needs(context, batch))} of memory, but the engine may take "
+                f"{decimal(self.most)}: shorten the request, or load with a higher memory_limit"
             )
 
     def check_useful(self) -> None:
@@ -295,6 +300,15 @@ class Budget:
             longest = self.pair.longest_context(batch=batch, have=self.most)
             self._contexts[batch] = longest
         return self._contexts[batch]
+
+
+def room_for(pair: Pair) -> int:
+    """Return the bytes that a loaded pair may take on this machine, its weights included.
+
+    What other models of this process hold is not available.
+    """
+    others = mx.get_active_memory() - pair.target_bytes - pair.drafter_bytes
+    return device.available() - max(0, others)
 
 
 def read_pair(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")  # of the extra
 
 MOST_PREFIX_BYTES = 8_000_000_000
-
-# What a service needs of the environment it was printed in: where models and timings are.
-VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "MGM_CACHE_DIR", "MGM_DATA_DIR")
 
 
 @options.spread
@@ -108,7 +102,9 @@ def serve(
     if missing := [one for one in PACKAGES if importlib.util.find_spec(one) is None]:
         raise MgmError(f"mgm serve needs {', '.join(missing)}: pip install 'mlx-gemma-mtp[serve]'")
     if print_service is not None:
-        print(_service_file(print_service, context), end="")
+        from mlx_gemma_mtp.cli.service import service_file
+
+        print(service_file(print_service, context), end="")
         return
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.server import running
@@ -123,7 +119,7 @@ def serve(
     local = running.only_local(sockets)
     _check_key(api_key, host, local=local)
     running.allow_connections()
-    log_trouble()
+    log_trouble(as_json=log_json)
     with load_engine(
         pair.chosen(),
         max_batch=max_batch,
@@ -134,7 +130,7 @@ def serve(
     ) as engine:
         _warm_up(engine)
         settings = Settings(
-            served=tuple(served_name or _names(pair.model, engine)),
+            served=tuple(served_name or names_for_clients(pair.model, engine)),
             host=host,
             local=local,
             hosts=tuple(allow_host or ()),
@@ -172,13 +168,17 @@ def _run(
     def start() -> None:
         print(json.dumps(found) if log_json else announce.block(found, settings), flush=True)
 
+    def tell(text: str, interrupted: bool = False) -> None:
+        if not log_json:  # whose reader takes JSON only
+            say(options.interruption(text) if interrupted else f"mgm: {text}")
+
     def stop(interrupted: bool) -> None:
         status = engine.status
         under_way = status.waiting + status.reading + status.decoding
         answers = "1 answer" if under_way == 1 else f"{under_way} answers"
         what = "ending" if interrupted else "finishing"
-        then = f"{what} {answers}; Ctrl-C stops at once" if under_way else "stopping"
-        say(options.interruption(then) if interrupted else f"mgm: {then}")
+        ends = f"{what} {answers}; Ctrl-C stops at once" if under_way else "stopping"
+        tell(ends, interrupted)
 
     server = Server(
         app_of(service, [] if quiet else [Log(service.model, as_json=log_json)]),
@@ -188,7 +188,7 @@ def _run(
         at_once=options.INTERRUPTED,
     )
     server.run(sockets)
-    say("mgm: stopped")
+    tell("stopped")
     return server.was_interrupted
 
 
@@ -211,7 +211,7 @@ def _warm_up(engine: Engine) -> None:
             time.sleep(0.05)
 
 
-def _names(asked: str, engine: Engine) -> list[str]:
+def names_for_clients(asked: str, engine: Engine) -> list[str]:
     """Return the names of a model for clients: what was typed if it is short, then its own.
 
     Never a path.
@@ -239,43 +239,3 @@ def _origin(given: str) -> str:
     if origin in ("*", "null") or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#]+", origin):
         return origin
     raise UsageError(f"--allow-origin takes one such as https://example.org, not {given!r}")
-
-
-def _service_file(kind: str, context: typer.Context) -> str:
-    """Return the service file that runs the command of this context, wherever it is started."""
-    from mlx_gemma_mtp.server import units
-
-    # -P: nothing in the folder where it is started can take the place of a package.
-    command = [sys.executable, "-P", "-m", "mlx_gemma_mtp", "serve", *_arguments(context)]
-    environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    if kind == "launchd":
-        return units.launchd(command, environment, Path.home())
-    return units.systemd(command, environment)
-
-
-def _arguments(context: typer.Context) -> list[str]:
-    """Return the options that were given, with the model by name, and folders in full."""
-    values, given = context.params, options.given(context)
-    found = [_in_full(values["model_name"] or values["model"])]
-    # A key in a file that others may read is no secret: the file says where it belongs.
-    hidden = {"model", "model_name", "print_service", "api_key"}
-    for parameter in context.command.params:
-        value = values.get(str(parameter.name))
-        if parameter.name not in given - hidden:
-            continue
-        name = parameter.opts[0]
-        if value is True:
-            found.append(name)
-        elif value is False:
-            found.append(parameter.secondary_opts[0])
-        else:
-            for one in value if isinstance(value, list | tuple) else [value]:
-                found += [name, _in_full(str(one)) if parameter.name == "drafter" else str(one)]
-    return found
-
-
-def _in_full(name: str) -> str:
-    """Return a folder with its whole path, and any other name as it is."""
-    from mlx_gemma_mtp.files.names import is_folder
-
-    return str(Path(name).expanduser().resolve()) if is_folder(name) else name

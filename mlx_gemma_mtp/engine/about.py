@@ -14,7 +14,7 @@ class About(NamedTuple):
 
     folder: of its tokenizer; None without one. pair: the sizes of its models. defaults: the
     checkpoint's generation_config, see `defaults`. identity: see `model_identity`. max_batch: the
-    most rows. The others as of `Engine`.
+    most rows. memory_limit: bytes that it may take; None for any. The others as of `Engine`.
     """
 
     folder: Path | None
@@ -25,6 +25,7 @@ class About(NamedTuple):
     notes: tuple[str, ...]
     name: str | None
     drafter_name: str | None
+    memory_limit: int | None
 
 
 class State(NamedTuple):

@@ -22,6 +22,7 @@ from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
 from mlx_gemma_mtp.engine.masks import Masks
 from mlx_gemma_mtp.engine.prefill import Prefill
+from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row, Stretch
 from mlx_gemma_mtp.engine.rows import Rows
@@ -47,8 +48,10 @@ class Batch:
         copies: bool = True,
         has_drafter: bool = True,
         budget: Budget,
+        prefix_cache: int = 0,
+        turn: int | None = None,
     ) -> None:
-        """copies: rows take them, see `decode.copies`."""
+        """copies: rows take them, see `decode.copies`. prefix_cache, turn: see `Prefixes`."""
         self.target = target
         self.loaded = True
         self.exactness = exactness
@@ -60,7 +63,8 @@ class Batch:
         self._has_drafter = has_drafter
         self._copies = Acceptance() if copies else None  # of all rows
         self._limited = Acceptance()  # of drafts of all rows with a constraint
-        self._rows = Rows(target, suppressed, exactness.max_batch, limits, budget)
+        self.prefixes = Prefixes(target.config, exactness, budget, prefix_cache, turn)
+        self._rows = Rows(target, suppressed, exactness.max_batch, limits, budget, self.prefixes)
         self._masks = Masks(target.config.vocab_size, suppressed)
         self._shapes: set[tuple[object, ...]] = set()  # a round is compiled for each
         self._landed_at = 0.0
@@ -89,12 +93,24 @@ class Batch:
 
     def fits(self, requests: Sequence[Request]) -> bool:
         """Return whether the budget has rows for all of these at once, for an output of LIKELY."""
+        return len(requests) == 1 or self._budget.fits(*self._likely(requests))
+
+    def make_room(self, requests: Sequence[Request]) -> None:
+        """Drop prefixes until there is room for rows for all of these."""
+        self.prefixes.give_way(*self._likely(requests))
+
+    def _likely(self, requests: Sequence[Request]) -> tuple[int, int]:
+        """Return how long the rows of these become, and how many there are."""
         ends = [len(one.ids) + min(one.max_tokens, LIKELY) for one in requests]
-        return len(ends) == 1 or self._budget.fits(max(ends), self._rows.size_for(len(ends)))
+        return max(ends), self._rows.size_for(len(ends))
 
     def unload(self) -> None:
-        """Let go of the models; no request may have a row. None gets one until `load`."""
+        """Let go of the models and the prefixes; no request may have a row.
+
+        None gets one until `load`.
+        """
         self.clear()
+        self.prefixes.clear()
         self.loaded = False
         del self.target, self._player
 

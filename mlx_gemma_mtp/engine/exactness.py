@@ -80,6 +80,10 @@ class Exactness(NamedTuple):
         """Return whether a pass over this many tokens of one prompt, of those left, is exact."""
         return not self.fixed or num_tokens == min(left, self.limits.decoding_chunk)
 
+    def continues(self, start: int) -> bool:
+        """Return whether passes from this position on are divided as from the first."""
+        return not self.fixed or start % self.limits.decoding_chunk == 0
+
     @property
     def most_padding(self) -> int:
         """The most tokens of padding in a pass over one prompt."""

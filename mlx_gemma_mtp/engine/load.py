@@ -19,6 +19,7 @@ from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import LoadCancelledError, UsageError, one_line
 from mlx_gemma_mtp.files.remembered import load_table, save_table
+from mlx_gemma_mtp.memory import Pair, room_for
 
 
 def load(
@@ -68,8 +69,9 @@ def load(
 
     context: the most tokens of a prompt and its answer, if fewer than the model's maximum.
     memory_limit: the most bytes for the weights and the requests, instead of all that the machine
-    has: a pair or a prompt that needs more is refused, outputs are shorter, and fewer requests
-    decode together. What sessions keep between turns comes on top.
+    has once the model is loaded: a pair is refused if it needs more, and so is a prompt, before it
+    is prefilled; outputs are shorter, and fewer requests decode together. What sessions keep
+    between turns comes on top. With force, requests have no limit unless this is set.
 
     keep_resident: ask macOS to keep in memory what MLX holds in this process. Otherwise an idle
     model may be compressed or swapped out if other apps need the memory, and its next request
@@ -173,6 +175,8 @@ def load(
     try:
         if probe is not False:
             pair = with_table(pair, exact, watched(None if probe is True else probe))
+        if memory_limit is None and not force:
+            memory_limit = room_for(Pair.of(pair.target, pair.drafter))
         engine = Engine(
             pair,
             max_batch=int(max_batch),

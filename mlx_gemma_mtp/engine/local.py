@@ -109,6 +109,7 @@ class Local:
             (*pair.notes, exactness.note) if exactness.note else pair.notes,
             pair.name,
             pair.drafter_name,
+            memory_limit,
         )
         self._limits = limits
         suppressed = pair.default_tokens("suppress_tokens")
@@ -128,7 +129,8 @@ class Local:
         reload = pair.files.load if pair.files and idle_unload else None
 
         def start() -> tuple[Residence, Scheduler]:
-            rows = batch(depth, exactness, copies=copies)
+            turn = None if pair.text is None else pair.text.markers.turn
+            rows = batch(depth, exactness, copies=copies, prefix_cache=prefix_cache, turn=turn)
             residence = Residence(
                 rows, equip, reload, idle_unload, on_unload=warm_up.stop, after=after
             )

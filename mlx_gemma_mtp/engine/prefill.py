@@ -6,12 +6,14 @@ Knows nothing of batches or of how the queue is kept.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
@@ -62,27 +64,36 @@ class Pace:
 
 
 def together(
-    first: Request, others: Iterable[Request], most: int, exactness: Exactness
+    first: Request,
+    others: Iterable[Request],
+    most: int,
+    exactness: Exactness,
+    prefixes: Prefixes,
 ) -> list[Request]:
     """Return the first request and those of the others that one prefill reads with it.
 
     Those with the same prompt share its row. Different ones must fit into a pass of `most` tokens
     whole; padding takes next to no time, but memory: with it they must fit into the largest chunk.
+    They continue from the same prefix, and have no longer one in common that is worth a wait.
     A session brings a cache of its own, so its prompt is read alone.
     """
     if first.session:
         return [first]
-    group, prompts = [first], [first.ids]
+    group, prompts, prefix = [first], [first.ids], prefixes.find(first.ids)
+    start = 0 if prefix is None else prefix.end
     for request in others:
         if request.session:
             continue
-        if request.ids not in prompts:
-            lengths = [len(ids) for ids in (*prompts, request.ids)]
-            positions = len(lengths) * max(lengths)
-            held = positions <= exactness.limits.chunks[-1]
-            if exactness.alone or sum(lengths) > most or not held:
+        ids = request.ids
+        if ids not in prompts:
+            lengths = [len(one) for one in (*prompts, ids)]
+            held = len(lengths) * max(lengths) <= exactness.limits.chunks[-1]
+            new = sum(lengths) - start * len(lengths)
+            if exactness.alone or new > most or not held or prefixes.find(ids) is not prefix:
                 continue
-            prompts.append(request.ids)
+            if any(prefixes.shared(ids, one) >= start + prefixes.least for one in prompts):
+                continue
+            prompts.append(ids)
         group.append(request)
     return group
 
@@ -90,11 +101,18 @@ def together(
 class Prefill:
     """The prompts of some requests, and the cache with a row for each that they are read into.
 
-    Several are read in one pass, each from its start; one alone in as many as it takes. Requests
-    with the same prompt share a row.
+    Several are read in one pass, each from its start or from the same prefix; one alone in as many
+    as it takes, some of which end where a prefix of it is kept. Requests with the same prompt share
+    a row.
     """
 
-    def __init__(self, target: Target, requests: Sequence[Request], exactness: Exactness) -> None:
+    def __init__(
+        self,
+        target: Target,
+        requests: Sequence[Request],
+        exactness: Exactness,
+        prefixes: Prefixes,
+    ) -> None:
         self.requests: list[Request] = []
         self.rows: list[int] = []  # of the cache, one for each request
         self.cache: KVCache  # from the first pass on
@@ -102,13 +120,25 @@ class Prefill:
         self._target = target
         self._exactness = exactness
         self._limits = exactness.limits
+        self._prefixes = prefixes
         self._prompts: list[list[int]] = []
         for request in requests:
             if request.ids not in self._prompts:
                 self._prompts.append(request.ids)
         self._longest = max(map(len, self._prompts))
-        self._done: int | None = None  # tokens of each prompt that are in the cache
+        first = requests[0]
+        prefix = prefixes.find(first.ids)
+        lent = first.session._reusable(first.ids) if first.session else 0
+        self._prefix = prefix if prefix is not None and prefix.end > lent else None
+        self._start = self._done = lent if self._prefix is None else self._prefix.end
+        # Of each prompt, where it is kept. A session holds most of its prompts itself.
+        shown = [] if lent and self._prefix is None else self._prompts
+        most = 1 if first.session else None
+        self._cuts = [prefixes.cuts(ids, self._start)[:most] for ids in shown]
+        self._opened = False
         self._exact = exactness.prompts and len(self._prompts) == 1
+        if self._prefix is not None:
+            self._exact &= self._prefix.exact and exactness.continues(self._start)
         for request in requests:
             self.share(request)
 
@@ -129,8 +159,8 @@ class Prefill:
 
     @property
     def unread(self) -> int:
-        """Tokens of each prompt that are left to read, or an estimate before the first pass."""
-        return self.requests[0].unread
+        """Tokens of each prompt that are left to read."""
+        return self._longest - self._done
 
     def takes(self, request: Request) -> bool:
         """True if this request can share its row: it has the same prompt."""
@@ -140,12 +170,32 @@ class Prefill:
     def share(self, request: Request) -> None:
         """Start a request with one of its prompts."""
         row = self._prompts.index(request.ids)
-        if row in self.rows:
-            request.stats.reused_tokens = len(request.ids)
-            request.unread = self.unread
+        shares = row in self.rows
+        request.stats.reused_tokens = len(request.ids) if shares else self._start
+        request.unread = self.unread
         self.requests.append(request)
         self.rows.append(row)
         request.start(exact=self._exact)
+
+    def gives(self, request: Request) -> int:
+        """Return how many tokens of another prompt are kept here soon, if it can wait for them.
+
+        0 if not, or if it is not worth it.
+        """
+        if len(self._cuts) != 1 or self.takes(request):
+            return 0
+        cuts, prefixes = self._cuts[0], self._prefixes
+        most, worth = prefixes.shared(request.ids, self._prompts[0]), prefixes.least
+        found = max((cut for cut in cuts if self._done < cut <= most), default=0)
+        if most - max(found, self._done) >= worth and not self.requests[0].session:
+            insort(cuts, most)
+            found = most
+        held = prefixes.find(request.ids)
+        return found if found - (0 if held is None else held.end) >= worth else 0
+
+    def has(self, num_tokens: int) -> bool:
+        """True if this many tokens have been read."""
+        return self._done >= num_tokens
 
     @property
     def finished(self) -> bool:
@@ -159,23 +209,28 @@ class Prefill:
 
         Several prompts are read whole, whatever `most` has become since they were put together.
         """
-        start = self._open() if self._done is None else self._done
-        width = left = self._longest - start
+        self.open()
+        start, left = self._done, self._longest - self._done
+        width, end = left, self._longest
         if len(self._prompts) == 1:
-            width = self._exactness.padded(min(left, most))
+            width, end = self._next_pass(most)
             self._exact &= self._exactness.follows(width, left)
             for request in self.requests:
                 request.exact = self._exact
-        chunks = [ids[start : start + width] for ids in self._prompts]
+        chunks = [ids[start:end] for ids in self._prompts]
         lengths = [len(chunk) for chunk in chunks]
         padded = [[*chunk, *[0] * (width - len(chunk))] for chunk in chunks]
         tokens, least = mx.array(padded), self._exactness.least
         hidden = prefill(self._target, self.cache, tokens, start, lengths, least)
         # Wait, so that the activations of only one pass are in memory.
         mx.eval(hidden, self.cache.buffers)
-        self.hidden, self._done = hidden, start + min(width, left)
+        self.hidden, self._done = hidden, end
         for request in self.requests:
-            request.unread = self._longest - self._done
+            request.unread = self.unread
+        for row, cuts in enumerate(self._cuts):
+            for cut in cuts:
+                if start < cut <= end:
+                    self._keep(row, cut)
         session = self.requests[0].session
         if self.finished and session:
             session._remember_prompt(self.cache, self.requests[0].ids, padding=width - left)
@@ -188,26 +243,32 @@ class Prefill:
         return KVCache(self._target.config, buffers), self.hidden[rows]
 
     def stop(self) -> None:
-        """Return the cache to the request's session, if it has one."""
+        """Return the cache to the request's session, or keep what was read of a single prompt."""
         request = self.requests[0]
         if request.session:
             request.session._take_back(self.cache, request.ids[: self._done])
+        elif len(self._prompts) == 1:
+            self._keep(0, self._done)
 
-    def _open(self) -> int:
-        """Make the cache, or borrow that of a session; returns how many tokens are in it."""
+    def open(self) -> None:
+        """Make the cache, with the prefix, or borrow that of a session; once."""
+        if self._opened:
+            return
+        self._opened = True
         first, window = self.requests[0], self._target.config.sliding_window
         step, padding = self._limits.slot_step, self._exactness.most_padding
         capacity = capacity_for(self._longest + padding, step)
-        lent = first.session._lend(first.ids) if first.session else None
-        if lent:
-            self.cache, first.stats.reused_tokens = lent
-            self.cache.grow(capacity)
-            return first.stats.reused_tokens
         if first.session:
+            lent = first.session._lend(first.ids) if self._prefix is None else None
+            if lent:
+                self.cache, _ = lent
+                self.cache.grow(capacity)
+                return
+            first.session._start_from(self._start)
             most = self._limits.rollback
         else:  # no round runs here; sliding layers hold the padding as well
             held = self._longest if len(self._prompts) > 1 else min(self._longest, window)
-            most = held + padding - window
+            most = held + padding + self._prefixes.spare - window
         self.cache = KVCache.empty(
             self._target.config,
             len(self._prompts),
@@ -216,4 +277,25 @@ class Prefill:
             dtype=self._target.dtype,
             slot_step=step,
         )
-        return 0
+        if self._prefix is not None:
+            self._prefixes.lend(self._prefix, self.cache, len(self.requests))
+            self._prefix = None
+
+    def _next_pass(self, most: int) -> tuple[int, int]:
+        """Return how many tokens the next pass over a single prompt computes, and where it ends.
+
+        That is where a prefix must be kept, if a longer pass would overwrite the window before.
+        """
+        start, end = self._done, self._longest
+        width = self._exactness.padded(min(end - start, most))
+        ring = self.cache.capacity("sliding_attention")
+        for cut in self._cuts[0] if self._cuts else []:
+            kept_from = max(0, cut - self._target.config.sliding_window)
+            if start < cut < min(start + width, end) and start + width - ring > kept_from:
+                width, end = self._exactness.padded(min(cut - start, most)), cut
+                break
+        return width, min(start + width, end)
+
+    def _keep(self, row: int, length: int) -> None:
+        ids = self._prompts[row]
+        self._prefixes.keep(self.cache, row, ids, length, len(ids), exact=self._exact)

@@ -55,7 +55,7 @@ class Remote:
         self.about = about
         self.copies: bool = options["copies"]
         self.has_drafter = about.pair.drafter is not None
-        self.budget = Budget(about.pair, options["memory_limit"], options["context"])
+        self.budget = Budget(about.pair, about.memory_limit, options["context"])
         self._options = options
         self._process: WorkerProcess | None = process  # one that has loaded the model
         self._waiting = Line(about.max_batch, max_queue)

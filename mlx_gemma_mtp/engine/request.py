@@ -56,6 +56,7 @@ class Request:
         self.queued = 0.0  # when, by `time.perf_counter`
         self.order = (0, 0)  # among the requests of an engine: the lowest first
         self.unread = len(self.ids)  # tokens of the prompt that are left to read, or an estimate
+        self.waits: Callable[[], bool] | None = None  # True while another one reads its prefix
         self.leave: Callable[[], object] = lambda: None  # gives its place to another request
         self.tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []  # of the tokens, if asked for
@@ -63,7 +64,9 @@ class Request:
         self.stats = Stats(prompt_tokens=len(self.ids))
         self.ended = False  # True if it is finished, cancelled or failed
         self._finish_reason: FinishReason | None = None
-        self._channels = ChannelParser(stream, self.ids)
+        may_call = self.params.tool_choice != "none"
+        tools = [one["function"]["name"] for one in self.schemas if may_call]
+        self._channels = ChannelParser(stream, self.ids, tools)
         self._started = self._last_take = 0.0
 
     @property

@@ -7,6 +7,7 @@ the requests that wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 
@@ -14,9 +15,10 @@ from mlx_gemma_mtp.decode.control import counts_of_prompts, has_penalties, of_ro
 from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine.prefill import Prefill
+from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row
-from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, is_lack_of_memory
 from mlx_gemma_mtp.memory import Budget, Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
@@ -37,10 +39,12 @@ class Rows:
         max_batch: int,
         limits: Limits,
         budget: Budget,
+        prefixes: Prefixes,
     ) -> None:
         self._config, self._dtype = target.config, target.dtype
         self._limits = limits
         self._budget = budget
+        self._prefixes = prefixes
         self._sizes = sorted({min(size, max_batch) for size in SIZES})
         self._suppress = mx.array(list(suppressed), mx.int32) if suppressed else None
         self._spare_rounds: int  # in succession that would have fitted into the next smaller size
@@ -118,8 +122,8 @@ class Rows:
             try:
                 if num_rows > len(self.each):
                     size = next(size for size in self._sizes if size >= num_rows)
-                    self._resize(size, longest)
-                self.cache.grow(self.capacity(longest))
+                    self._with_room(partial(self._resize, size, longest))
+                self._with_room(partial(self.cache.grow, self.capacity(longest)))
             except (RuntimeError, MemoryError) as error:
                 if len(joining) == 1:
                     raise
@@ -129,13 +133,19 @@ class Rows:
                 return joining
 
     def free_ended(self) -> None:
-        """Free the rows of requests that have ended; their sessions get a copy of the cache."""
+        """Free the rows of requests that have ended.
+
+        Their sessions get a copy of the cache. Without a session it becomes a prefix.
+        """
         ended = [(index, row) for index, row in enumerate(self.each) if row and row.request.ended]
         for index, row in ended:
             self.each[index], request = None, row.request
-            if request.session:
-                # The keys and values of the newest token are not computed yet.
-                held = [*request.ids, *request.tokens[:-1]]
+            # The keys and values of the newest token are not computed yet.
+            held, prompt = [*request.ids, *request.tokens[:-1]], len(request.ids)
+            if not request.session:
+                exact = request.exact
+                self._prefixes.keep(self.cache, index, held, len(held), prompt, exact=exact)
+            else:
                 try:
                     request.session._copy_back(self.cache, index, held)
                 except (RuntimeError, MemoryError):  # no room: the next turn starts from scratch
@@ -147,14 +157,25 @@ class Rows:
         """Grow the cache. If memory runs out, fail the longest request and return False."""
         try:
             # Drafts beyond the end of an output are counted by the budget.
-            self._budget.check(self.longest - self._limits.most_beyond, len(self.each))
-            self.cache.grow(capacity)
+            longest = self.longest - self._limits.most_beyond
+            self._budget.check(longest, len(self.each))
+            self._prefixes.give_way(longest, len(self.each))
+            self._with_room(partial(self.cache.grow, capacity))
         except (RuntimeError, MemoryError, NotEnoughMemoryError) as error:
             requests = [row.request for row in self.active]
             longest = max(requests, key=lambda request: len(request.ids) + len(request.tokens))
             longest.fail(error)
             return False
         return True
+
+    def _with_room(self, action: Callable[[], object]) -> None:
+        """Do something that takes memory; if there is not enough, without the prefixes."""
+        try:
+            action()
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error) or not self._prefixes.clear():
+                raise
+            action()
 
     def may_shrink(self) -> bool:
         """True if fewer rows have been enough for some rounds; to be asked once a round."""

@@ -18,7 +18,7 @@ from mlx_gemma_mtp.engine.line import Line
 from mlx_gemma_mtp.engine.prefill import Pace, Prefill, together
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.status import Status
-from mlx_gemma_mtp.errors import ClosedError
+from mlx_gemma_mtp.errors import ClosedError, is_lack_of_memory
 
 CLOSED = ClosedError("the engine was closed before the request was finished")
 LONE_PASS = 4  # pauses that a pass over prompts may take while no row decodes
@@ -43,6 +43,7 @@ class Scheduler:
     ) -> None:
         """on_idle is called whenever nothing is left to do."""
         self._batch = batch
+        self._prefixes = batch.prefixes
         self._on_idle = on_idle
         self._waiting = Line(batch.exactness.max_batch, max_queue)
         self._reading: list[Prefill] = []
@@ -57,7 +58,8 @@ class Scheduler:
     def status(self) -> Status:
         """As of the last round or pass, without requests that have ended; from any thread."""
         reading, decoding = (sum(not one.ended for one in each) for each in self._counted)
-        return Status(self._waiting.num_waiting, reading, decoding, mx.get_active_memory())
+        waiting, held = self._waiting.num_waiting, mx.get_active_memory()
+        return Status(waiting, reading, decoding, held, *self._prefixes.counts)
 
     def reserve(self, *, patient: bool = False) -> None:
         """Take a place in the queue for a request; from any thread. As `Line.reserve`."""
@@ -66,8 +68,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request that has a place."""
         self._waiting.add(request)
-        if request.session:
-            request.unread -= request.session._reusable(request.ids)
+        self._look_up(request)
+        for prefill in self._reading:
+            self._wait_for(prefill, request)
         if self._closed:
             self._waiting.take(request)
             request.fail(CLOSED)
@@ -78,6 +81,7 @@ class Scheduler:
             self._closed = True
             self._waiting.close()
             self.end(CLOSED)
+            self._prefixes.clear()
             del self._batch  # errors that people keep may keep this alive
 
     def step(self) -> bool:
@@ -144,7 +148,7 @@ class Scheduler:
         """What may have the next pass, in order: all of the highest priority that has a row."""
         free = self._batch.num_free - sum(prefill.num_rows for prefill in self._reading)
         active = self._batch.active
-        waiting = list(self._waiting)
+        waiting = [request for request in self._waiting if not self._waits(request)]
         found: list[Request | Prefill] = sorted(self._reading, key=lambda one: one.order)
         foreground = any(one.order[0] <= 0 for one in (*active, *found, *waiting[:1]))
         if foreground:
@@ -193,15 +197,48 @@ class Scheduler:
                 self._waiting.take(request)
                 one.share(request)
             return one
-        group = together(one, others, most, self._batch.exactness)
+        group = together(one, others, most, self._batch.exactness, self._prefixes)
+        self._batch.make_room([*self._batch.active, *self._being_read, *group])
         for request in group:
             self._waiting.take(request)
-        return self._start(group)
+        prefill = self._start(group)
+        for request in self._waiting:
+            self._wait_for(prefill, request)
+        return prefill
 
     def _start(self, requests: Sequence[Request]) -> Prefill:
-        prefill = Prefill(self._batch.target, requests, self._batch.exactness)
+        batch = self._batch
+        prefill = Prefill(batch.target, requests, batch.exactness, self._prefixes)
         self._reading.append(prefill)
         return prefill
+
+    # Who waits for a prefix that another one reads
+
+    def _wait_for(self, prefill: Prefill, request: Request) -> None:
+        """Have a request wait if this prefill reads what it starts with, and it had less so far.
+
+        Not for one of a lower priority, which may have to wait itself.
+        """
+        if prefill.order[0] > request.order[0] or not (cut := prefill.gives(request)):
+            return
+
+        def waits() -> bool:
+            return prefill in self._reading and not prefill.has(cut)
+
+        request.waits = waits
+
+    def _waits(self, request: Request) -> bool:
+        """True if another one is reading what it starts with."""
+        if request.waits is not None and not request.waits():
+            request.waits = None
+            self._look_up(request)
+        return request.waits is not None
+
+    def _look_up(self, request: Request) -> None:
+        """Estimate how much of a prompt is left to read."""
+        prefix = self._prefixes.find(request.ids)
+        held = request.session._reusable(request.ids) if request.session else 0
+        request.unread = len(request.ids) - max(held, 0 if prefix is None else prefix.end)
 
     # When rows wait for it
 
@@ -263,12 +300,14 @@ class Scheduler:
     def _read(self, prefill: Prefill, most: int) -> int:
         """Run one pass, and give the requests rows after the last.
 
-        An error ends its request alone: if a pass over several fails, they are read one by one.
+        An error ends its request alone: if a pass over several fails, they are read one by one. If
+        memory ran out, the prefixes make room before.
         Returns how many tokens it counts for: a few take as long as the smallest chunk.
         """
         num_tokens, requests, limits = most, prefill.requests, self._batch.limits
         apart: Sequence[Request] = ()
         try:
+            prefill.open()
             start = time.perf_counter()
             num_tokens = prefill.advance(most)
             self._pace.measure(num_tokens, time.perf_counter() - start)
@@ -277,10 +316,10 @@ class Scheduler:
                 self._batch.add(prefill)
                 self._start_by = min(self._start_by, time.perf_counter() + limits.start_seconds)
         except BaseException as error:  # noqa: BLE001 - the submitters get it
-            if prefill not in self._reading or len(requests) == 1:
-                _fail(requests, error)
-            else:
+            if prefill in self._reading and self._may_read_again(requests, error):
                 apart = [request for request in requests if not request.ended]
+            else:
+                _fail(requests, error)
             self._reading = [one for one in self._reading if one is not prefill]
         if apart:
             del prefill  # its memory is free before they are read again
@@ -289,6 +328,10 @@ class Scheduler:
                 while alone in self._reading:  # padding may take another pass
                     self._read(alone, len(request.ids))
         return max(num_tokens, limits.chunks[0])
+
+    def _may_read_again(self, requests: Sequence[Request], error: BaseException) -> bool:
+        """True for several, which may do better alone, and if there is more memory now."""
+        return len(requests) > 1 or (is_lack_of_memory(error) and self._prefixes.clear())
 
     def _for_all_rows(self, action: Callable[[], None]) -> None:
         """Do something that all rows depend on. An error ends all of them."""

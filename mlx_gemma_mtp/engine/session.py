@@ -119,6 +119,11 @@ class Session:
         cache.offset = mx.array([length], mx.int32)
         return cache, length
 
+    def _start_from(self, length: int) -> None:
+        """Drop everything: the next cache has this many tokens from elsewhere."""
+        self.close()
+        self._first = max(0, length - self._config.sliding_window)
+
     def _reusable(self, ids: Sequence[int]) -> int:
         """Return how many tokens of this prompt `_lend` would give."""
         return 0 if self._cache is None else self._best(self._cache, ids)[1]

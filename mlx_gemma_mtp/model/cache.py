@@ -10,7 +10,7 @@ MLX updates a buffer in place only while nothing else refers to it: keep no view
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -127,6 +127,11 @@ class KVCache:
         """Size of all buffers in bytes."""
         return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
 
+    def bytes_of(self, kind: LayerKind) -> int:
+        """Bytes of one position of one row in the layers of this kind."""
+        buffers = [part[index] for part, index in self._buffers(kind)]
+        return sum(one.nbytes // (one.shape[0] * one.shape[2]) for one in buffers)
+
     def reach(self, kind: LayerKind, num_positions: int) -> Reach:
         """Slots and mask of a forward over the next num_positions positions of every row."""
         query = (self.offset[:, None] + mx.arange(num_positions))[:, None, :, None]
@@ -235,6 +240,33 @@ class KVCache:
             self._copy_layer(index, 0, other, row, length)
             mx.eval(self.keys[index], self.values[index])
         self.offset = mx.array([length], mx.int32)
+
+    def taken(self, kind: LayerKind, row: int, start: int, end: int) -> list[mx.array]:
+        """Return copies of what a row holds at positions start to end - 1, evaluated.
+
+        [1, kv_heads, end - start, head_dim] of each layer of this kind, keys first, then values.
+        """
+        positions, found = mx.arange(start, end), list[mx.array]()
+        for part, index in self._buffers(kind):
+            slots = positions % part[index].shape[2]
+            found.append(mx.take(part[index][row : row + 1], slots, axis=2))
+        mx.eval(found)
+        return found
+
+    def put(self, kind: LayerKind, taken: Sequence[mx.array], start: int) -> None:
+        """Give all rows what `taken` returned, from position `start` on."""
+        for (part, index), new in zip(self._buffers(kind), taken, strict=True):
+            slots = (start + mx.arange(new.shape[2])) % part[index].shape[2]
+            rows = mx.broadcast_to(new, (len(self.offset), *new.shape[1:]))
+            part[index] = mx.put_along_axis(part[index], slots[None, None, :, None], rows, axis=2)
+            mx.eval(part[index])
+
+    def _buffers(self, kind: LayerKind) -> Iterator[tuple[list[mx.array], int]]:
+        """The lists that hold the buffers of this kind, and their places there."""
+        for part in (self.keys, self.values):
+            for index in range(len(part)):
+                if self.config.layers[index].kind == kind:
+                    yield part, index
 
     def _copy_layer(self, index: int, row: int, other: KVCache, source: int, length: int) -> None:
         """Copy what the next query may see of one layer's first `length` positions."""

@@ -52,7 +52,7 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
         f"  context   {found['context']:,} tokens",
         f"  requests  {found['max_batch']} at once; {found['max_queue']} more wait",
         f"  API key   {'required' if key else 'any, or none'}",
-        "Ask it with curl, OpenAI's SDK or Claude Code:",
+        "Open it in a browser, or ask it with curl, OpenAI's SDK or Claude Code:",
         f"  curl {url}/v1/chat/completions{bearer} -d '{body}'",
         f'  client = OpenAI(base_url="{url}/v1", api_key={python_key})  # model="{model}"',
         f"  ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={token} ANTHROPIC_MODEL={model} "

@@ -22,8 +22,6 @@ from mlx_gemma_mtp.server.service import Service
 
 T = TypeVar("T")
 
-READY_SECONDS = 5.0  # after which a stream starts without output
-
 COMMENT = ": working\n\n"  # clients of server-sent events skip it
 
 
@@ -70,7 +68,7 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._service.end(self._run)
+            self._run.cancel()
 
     async def _sent(
         self, events: AsyncIterator[str], failed: Callable[[Failure], str]
@@ -99,13 +97,14 @@ class EventStream(StreamingResponse):
 async def begin(service: Service, request: Request, asked: Asked) -> Run:
     """Start a request, and wait a little for its first output, so that a refusal has a status.
 
-    Raises Failure, and ClientDisconnect if the client leaves.
+    With that wait, the first heartbeat comes after ten seconds. Raises Failure, and
+    ClientDisconnect if the client leaves.
     """
     run = request.state.run = service.start(asked)
     try:
-        await _unless_left(request, run, run.ready(READY_SECONDS))
+        await _unless_left(request, run, run.ready(service.settings.heartbeat_seconds / 4))
     except BaseException:
-        service.end(run)
+        run.cancel()
         raise
     return run
 
@@ -116,7 +115,7 @@ async def whole(service: Service, request: Request, asked: Asked) -> tuple[Run, 
     try:
         return run, await _unless_left(request, run, run.completions())
     finally:
-        service.end(run)
+        run.cancel()
 
 
 async def _unless_left(request: Request, run: Run, waiting: Coroutine[Any, Any, T]) -> T:

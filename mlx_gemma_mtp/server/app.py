@@ -16,7 +16,15 @@ from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
 from mlx_gemma_mtp.server.metrics import Metrics
 from mlx_gemma_mtp.server.page import page
-from mlx_gemma_mtp.server.protocols import anthropic, chat, completions, responses
+from mlx_gemma_mtp.server.protocols import (
+    anthropic,
+    chat,
+    completions,
+    llama,
+    ollama,
+    ollama_models,
+    responses,
+)
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
@@ -35,6 +43,9 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
             *completions.routes,
             *responses.routes,
             *anthropic.routes,
+            *ollama.routes,
+            *ollama_models.routes,
+            *llama.routes,
             *metrics.routes,
             *page.routes,
         ],

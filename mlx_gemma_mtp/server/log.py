@@ -14,8 +14,10 @@ from typing import Any
 from mlx_gemma_mtp.errors import one_line
 from mlx_gemma_mtp.server.exchange import LEFT, Exchange
 
-# Other programs ask for these all the time.
-UNLOGGED = ("/health", "/metrics")
+# Pages, lists and figures, which programs ask for all the time; logged if they fail.
+UNLOGGED = ("GET", "HEAD", "OPTIONS")
+
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 def facts(exchange: Exchange, model: str) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def facts(exchange: Exchange, model: str) -> dict[str, Any]:
     client saw. Of several completions, tokens are added up.
     """
     found: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "time": time.strftime(TIME),
         "method": exchange.method,
         "path": exchange.path,
         "status": exchange.status,
@@ -96,40 +98,47 @@ class Log:
         self._model, self._as_json = model, as_json
 
     def __call__(self, exchange: Exchange) -> None:
-        """Write the line of a request, unless it only asks how the server is."""
-        if exchange.path not in UNLOGGED or exchange.status >= 400:
-            text = (
-                json.dumps(facts(exchange, self._model))
-                if self._as_json
-                else line(exchange, self._model)
-            )
-            with suppress(OSError):  # the reader of stderr has gone; the server is needed still
-                sys.stderr.write(f"{text}\n")
-                sys.stderr.flush()
+        """Write the line of a request."""
+        if exchange.method in UNLOGGED and exchange.status < 400:
+            return
+        text = line(exchange, self._model)
+        if self._as_json:
+            text = json.dumps(facts(exchange, self._model))
+        with suppress(OSError):  # the reader of stderr has gone; the server is needed still
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 class OneLine(logging.Formatter):
     """What went wrong within the server, as one line; with MGM_DEBUG set, also where."""
 
+    def __init__(self, *, as_json: bool = False) -> None:
+        """as_json: make it a JSON object."""
+        super().__init__()
+        self._as_json = as_json
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         if os.environ.get("MGM_DEBUG"):
             return super().format(record)
-        message = f"mgm: {' '.join(record.getMessage().split())}"
+        message = " ".join(record.getMessage().split())
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             message += f": {type(error).__name__}: {one_line(error)} (MGM_DEBUG=1 shows where)"
-        return message
+        if self._as_json:
+            return json.dumps({"time": time.strftime(TIME), "message": message})
+        return f"mgm: {message}"
 
 
-def is_trouble(record: logging.LogRecord) -> bool:
-    """Return False for requests that were cancelled because the server stops."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+def is_of_use(record: logging.LogRecord) -> bool:
+    """Return False for requests that end because the server does, and for advice on WebSockets."""
+    ends = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not ends and "WebSocket" not in record.msg
 
 
-def log_trouble() -> None:
+def log_trouble(*, as_json: bool = False) -> None:
     """Write warnings and errors of all packages to stderr, as `OneLine`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine())
-    handler.addFilter(is_trouble)
+    handler.setFormatter(OneLine(as_json=as_json))
+    handler.addFilter(is_of_use)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,15 +18,12 @@ Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 class Run:
     """Reads the chunks of all completions, in the order in which they come.
 
-    started: when the request came, by `time.perf_counter`. seen: what has been read. failure: what
-    ended it early. left: True if the client hung up.
+    seen: what has been read. failure: what ended it early. left: True if the client hung up.
     """
 
-    def __init__(self, asked: Asked, generations: Sequence[Generation], started: float) -> None:
+    def __init__(self, asked: Asked, generations: Sequence[Generation]) -> None:
         self.asked = asked
         self.generations = generations
-        self.started = started
-        self.ended: float | None = None
         self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False
@@ -100,12 +96,6 @@ class Run:
             self._parts.put_nowait(None)
         except Exception as error:  # noqa: BLE001 - whoever reads the parts gets it
             self._parts.put_nowait(error)
-
-    def end(self) -> None:
-        """Note that nobody reads any more."""
-        self.cancel()
-        if self.ended is None:
-            self.ended = time.perf_counter()
 
 
 def _of_first_call(chunk: Chunk, *, called: bool) -> Chunk:

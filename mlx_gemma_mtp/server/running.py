@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -30,6 +31,9 @@ OPEN_FILES = 4096  # macOS starts processes with 256
 
 PARENT_SECONDS = 0.5  # between two looks at whether the parent is there
 
+# A name may have addresses of a kind that is turned off here, such as IPv6.
+MISSING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -43,19 +47,33 @@ def bind(host: str, port: int) -> list[socket.socket]:
     except (socket.gaierror, UnicodeError):
         raise UsageError(f"--host {host} is not a name or an address of this machine") from None
     sockets: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in found:
-            one = socket.socket(family, kind, protocol)
-            sockets.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind((address[0], port_of(sockets), *address[2:]) if not port else address)
-    except OSError as error:
+    failed: OSError | None = None
+    for family, _, _, _, (address, _, *scope) in found:
+        one_port = port_of(sockets) if sockets else port
+        try:
+            sockets.append(_bound(family, (address, one_port, *scope)))
+        except OSError as error:
+            failed = error
+            if error.errno not in MISSING:
+                break
+    if failed is not None and not (sockets and failed.errno in MISSING):
         for one in sockets:
             one.close()
-        raise _not_bound(host, port, error) from None
+        raise _not_bound(host, port, failed)
     return sockets
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one
 
 
 def listen(host: str, sockets: Sequence[socket.socket]) -> None:
@@ -105,7 +123,7 @@ def _not_bound(host: str, port: int, error: OSError) -> MgmError:
         )
     if error.errno == errno.EACCES:
         return UsageError(f"port {port} is reserved for the system: choose one from 1024 on")
-    if error.errno == errno.EADDRNOTAVAIL:
+    if error.errno in MISSING:
         return UsageError(f"--host {host} is not an address of this machine")
     return MgmError(f"port {port} of {host} cannot be opened: {error.strerror}")
 
@@ -167,10 +185,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals within it, if this is the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """Handle signals within it."""
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:
             yield

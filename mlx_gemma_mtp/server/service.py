@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 
 from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.generation import Generation
@@ -16,24 +15,17 @@ from mlx_gemma_mtp.server.settings import Settings
 
 
 class Service:
-    """Starts what clients ask for, and says so when it ends.
+    """Starts what clients ask for.
 
-    created: seconds since 1970, as lists of models have them. ends: tokens that end a turn. on_end:
-    called with every `Run` that has ended, on the event loop.
+    created: seconds since 1970, as lists of models have them. ends: tokens that end a turn.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        on_end: Sequence[Callable[[Run], object]] = (),
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
         self.created = int(time.time())
         text = engine.text
         self.ends = frozenset(text.end_tokens() if text else ())
-        self._on_end = list(on_end)
 
     @property
     def model(self) -> str:
@@ -44,6 +36,11 @@ class Service:
     def context(self) -> int:
         """The most tokens of a prompt and its answer together."""
         return self.engine.context
+
+    @property
+    def template(self) -> str:
+        """The chat template; empty if there is none."""
+        return self.engine.text.chat_template if self.engine.text else ""
 
     def check_model(self, name: str | None) -> None:
         """Raise a Failure unless this model is served. None and "" are the one that is."""
@@ -58,7 +55,6 @@ class Service:
 
     def start(self, asked: Asked) -> Run:
         """Submit a request, in an event loop. Raises Failure."""
-        started = time.perf_counter()
         self.check_model(asked.model)
         generations: list[Generation] = []
         try:
@@ -72,11 +68,4 @@ class Service:
             for generation in generations:
                 generation.cancel()
             raise failure_of(error, asked.names) from None
-        return Run(asked, generations, started)
-
-    def end(self, run: Run) -> None:
-        """Cancel what is left of a request, and tell those who count. Twice is fine."""
-        if run.ended is None:
-            run.end()
-            for tell in self._on_end:
-                tell(run)
+        return Run(asked, generations)

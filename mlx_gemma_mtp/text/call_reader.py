@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_gemma_mtp.text.calls import finite
 
+QUOTE = '<|"|>'
 MARK = "\ud800"  # the quote token within a source: a lone surrogate, which no UTF-8 text contains
 DEEPEST = 50  # brackets within brackets; chat templates write arguments recursively
 WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
@@ -24,7 +25,9 @@ _BARE_KEY = rf"[^\s{{}}\[\],:{MARK}\"'][^{{}}\[\],:{MARK}]*+"
 _WORD_KEY = r"[^\W\d][\w.-]*+"  # after a comma that is missing
 _VALUE_STARTS = rf"""\s*+(?:[{MARK}"'\[{{]|-?\d|(?:{"|".join(WORDS)})\b)"""
 
-START = re.compile(rf"[\s,]*+call:\s*+([^\s{{{MARK}]++)\s*+(?=\{{)")
+_NAME = rf":\s*+([^\s{{{MARK}]++)\s*+(?=\{{)"
+START = re.compile(rf"[\s,]*+call{_NAME}")
+FIRST = re.compile(rf"[\s,]*+(?:call)?+{_NAME}")  # right after a marker, the word may be missing
 _SPACE = re.compile(r"\s*+")
 _KEY = re.compile(rf"\s*+({_KEY_IN_QUOTES}|{_BARE_KEY})\s*+:")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*+)(?:\.\d++)?+(?:[eE][+-]?\d++)?+(?![\w.+-])", re.ASCII)
@@ -206,6 +209,11 @@ class CallReader:
         found = _SPACE.match(self.source, at)
         assert found
         return found.end()
+
+
+def raw(source: str) -> str:
+    """Return a source as the model wrote it."""
+    return source.replace(MARK, QUOTE)
 
 
 def _plain(written: str) -> str:

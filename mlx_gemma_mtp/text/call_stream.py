@@ -9,10 +9,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from mlx_gemma_mtp.text.call_reader import MARK, START, CallReader
+from mlx_gemma_mtp.text.call_reader import FIRST, CallReader, raw
 from mlx_gemma_mtp.text.calls import UNREADABLE, ToolCall, new_id
-
-QUOTE = '<|"|>'
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ class CallStream:
     def _read(self) -> Iterator[CallDelta | None]:
         """Yield what is new, and None when there must be more text first."""
         begin = 0
-        while not (start := START.match(self.source)) and not self._whole:
+        while not (start := FIRST.match(self.source)) and not self._whole:
             yield None
         if start is None:
-            self.calls.append(ToolCall("", None, _raw(self.source)))
+            self.calls.append(ToolCall("", None, raw(self.source)))
         while start:
             index, call, given = self.index, new_id(), ""
             self.index += 1
@@ -93,7 +91,7 @@ class CallStream:
                 arguments = None
             following = reader.following
             end = following.start() if following else len(self.source)
-            made = ToolCall(start[1], arguments, _raw(self.source[begin:end]), call)
+            made = ToolCall(start[1], arguments, raw(self.source[begin:end]), call)
             self.calls.append(made)
             rest = _unread(made, given, self.source[reader.at :]) if arguments is None else ""
             yield CallDelta(index, call, arguments=rest, done=True)
@@ -117,8 +115,4 @@ def _unread(call: ToolCall, given: str, rest: str) -> str:
     if given == "{":
         shown = call.function["arguments"]
         return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))[1:]
-    return f" {UNREADABLE}: {_raw(rest)}"
-
-
-def _raw(source: str) -> str:
-    return source.replace(MARK, QUOTE)
+    return f" {UNREADABLE}: {raw(rest)}"

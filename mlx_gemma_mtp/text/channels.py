@@ -6,13 +6,14 @@ text like any other. Knows nothing of requests, and what is done with a call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from mlx_gemma_mtp.text.call_reader import MARK
-from mlx_gemma_mtp.text.call_stream import QUOTE, CallDelta, CallStream, joined_deltas
+from mlx_gemma_mtp.text.call_reader import MARK, QUOTE
+from mlx_gemma_mtp.text.call_stream import CallDelta, CallStream, joined_deltas
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
+from mlx_gemma_mtp.text.unmarked import UnmarkedCall
 
 Kind = Literal["answer", "thought", "tool_call"]
 
@@ -42,14 +43,17 @@ class ChannelParser:
     markers and the name "thought" are not part of the text; other names are. `<|tool_call>` opens a
     call, also inside a thought, which continues after the call. Any of the four markers ends a
     call, but only `<tool_call|>` completes it; several calls before it are a piece each. A marker
-    that closes nothing is left out.
+    that closes nothing is left out. A call of a known tool may lack the marker that opens it: see
+    `UnmarkedCall`.
 
     Stop strings are searched in the answer only, and not across a marker. Without a stream (no
     tokenizer) all tokens are answer, without text.
     """
 
-    def __init__(self, stream: TextStream | None, prompt: Sequence[int] = ()) -> None:
-        """prompt: the ids before the output."""
+    def __init__(
+        self, stream: TextStream | None, prompt: Sequence[int] = (), tools: Collection[str] = ()
+    ) -> None:
+        """prompt: the ids before the output. tools: names of those that may be called."""
         self._markers = stream.markers if stream else Markers()
         self._limits = [marker for marker in self._markers[:4] if marker is not None]
         self._stream = stream
@@ -57,6 +61,7 @@ class ChannelParser:
         self._name: str | None = None  # of the channel, while it may still become "thought\n"
         self._call: CallStream | None = None
         self._num_calls = 0  # that have a name
+        self._unmarked = UnmarkedCall(tools)
         self._replay(_last_turn(prompt, self._markers.turn))
 
     @property
@@ -76,9 +81,12 @@ class ChannelParser:
         if token in self._limits:
             return self._mark(token)
         if token == self._markers.quote and self._call is not None:
-            before = self.finish()
+            before = self._flush()
             deltas = self._call.add(MARK)
             return [before, Piece("tool_call", QUOTE, [token], None, deltas)]
+        if token == self._markers.quote and self._unmarked.held:
+            before = self._flush()
+            return [before, self._piece(MARK, [token])]
         stopping = self.kind == "answer"
         text = self._stream.add(token, stopping=stopping) if self._stream else ""
         return [self._piece(text, [token])]
@@ -89,6 +97,10 @@ class ChannelParser:
 
     def finish(self) -> Piece:
         """Return the text that was held back."""
+        piece = self._flush()
+        return piece._replace(text=piece.text + self._unmarked.release())
+
+    def _flush(self) -> Piece:
         stopping = self.kind == "answer"
         return self._piece(self._stream.finish(stopping=stopping) if self._stream else "", [])
 
@@ -102,7 +114,12 @@ class ChannelParser:
 
     def _mark(self, token: int) -> list[Piece]:
         markers = self._markers
-        before = self.finish()
+        before = [self._flush()]
+        if token == markers.call_end and self._unmarked.is_call:
+            self._call = CallStream(self._num_calls, self._unmarked.held)
+            before.append(Piece("tool_call", self._unmarked.release(), []))
+        else:
+            before.append(Piece("answer", self._unmarked.release(), []))
         call, self._call, self._name = self._call, None, None
         if call is not None:
             deltas = call.finish() if token == markers.call_end else ()
@@ -110,7 +127,7 @@ class ChannelParser:
             if call.calls:
                 *first, last = call.calls
                 pieces = [Piece("tool_call", "", [], one) for one in first]
-                return [before, *pieces, Piece("tool_call", "", [token], last, deltas)]
+                return [*before, *pieces, Piece("tool_call", "", [token], last, deltas)]
         kind = self.kind
         if token == markers.call:
             self._call, kind = CallStream(self._num_calls), "tool_call"
@@ -118,7 +135,7 @@ class ChannelParser:
             self._thinking, self._name, kind = True, "", "thought"
         elif token == markers.channel_end:
             self._thinking = False
-        return [before, Piece(kind, "", [token])]
+        return [*before, Piece(kind, "", [token])]
 
     def _piece(self, text: str, tokens: list[int]) -> Piece:
         deltas: tuple[CallDelta, ...] = ()
@@ -130,6 +147,8 @@ class ChannelParser:
                 self._name, text = name, ""
             else:
                 self._name, text = None, name.removeprefix(THOUGHT)
+        elif not self._thinking:
+            text = self._unmarked.add(text)
         return Piece(self.kind, text, tokens, None, deltas)
 
 

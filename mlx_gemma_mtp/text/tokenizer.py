@@ -95,6 +95,11 @@ class Text:
         """True if there is a chat template. Without one, text is continued as it is."""
         return bool(self._templates)
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template, as Jinja's source; empty if there is none by that name."""
+        return self._templates.get(template.DEFAULT, "")
+
     @cached_property
     def grammars(self) -> Grammars:
         """The grammars over its tokens."""

@@ -17,18 +17,22 @@ from mlx_gemma_mtp.text.tokenizer import Text, TextStream
 
 
 def play(
-    rounds: Sequence[Sequence[int]], stream: TextStream | None, prompt: Sequence[int] = (5,)
+    rounds: Sequence[Sequence[int]],
+    stream: TextStream | None,
+    prompt: Sequence[int] = (5,),
+    **options: Any,
 ) -> tuple[list[Chunk], Completion]:
     """The chunks and the completion of a request whose rounds give these tokens."""
     chunks: list[Chunk] = []
     request = Request(
         [*prompt],
-        SamplingParams(seed=1),
+        options.pop("params", SamplingParams(seed=1)),
         max_tokens=sum(map(len, rounds)),
         num_draft_tokens=None,
         eos=frozenset({TURN_END}),
         stream=stream,
         on_chunk=chunks.append,
+        **options,
     )
     request.queue()
     request.start(exact=False)
@@ -69,6 +73,18 @@ def test_a_round_gives_a_chunk_for_each_kind_in_it() -> None:
     counts = (stats.thought_tokens, stats.tool_call_tokens, stats.answer_tokens)
     assert counts == (4, 3, 3)
     assert sum(counts) == stats.generated_tokens == len(tokens)
+
+
+def test_a_call_without_its_opening_marker_is_found_if_tools_may_be_called() -> None:
+    written = ("call:get_", "time{city:", QUOTE, "Paris", QUOTE, "}", CALL_END, TURN_END)
+    for choice, found in (("auto", ["get_time"]), ("none", [])):
+        tokens, stream = spell(*written)
+        params = SamplingParams(seed=1, tool_choice=choice)
+        schemas = [TOOLS["get_time"]]
+        chunks, done = play([[one] for one in tokens], stream, params=params, schemas=schemas)
+        assert [call.name for call in done.tool_calls] == found
+        assert (done.text == "") == (choice == "auto")
+        assert_told_once(chunks, done)
 
 
 def test_characters_split_over_tokens_come_out_whole() -> None:

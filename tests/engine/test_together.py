@@ -10,9 +10,10 @@ from helpers.stepped import LONG, PARAMS, Stepped
 from mlx_gemma_mtp import Chunk, MgmError
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.prefill import Prefill
+from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.memory import Limits
+from mlx_gemma_mtp.memory import Budget, Limits, Pair
 
 CHUNKS = Limits().chunks
 QUICK = Limits(start_seconds=1e9, pause_seconds=1e6)  # as on the quickest machine
@@ -52,7 +53,10 @@ def test_a_group_is_read_whole_even_if_a_pass_may_have_fewer_tokens_by_then(
 ) -> None:
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in (90, 40, 80)]
     requests = [Request(prompt, PARAMS, 1, 0, frozenset(), None) for prompt in prompts]
-    prefill = Prefill(FakeTarget(), requests, Exactness(Limits(), 8))  # type: ignore[arg-type]
+    target, rule = FakeTarget(), Exactness(Limits(), 8)
+    budget = Budget(Pair.of(target, None))  # type: ignore[arg-type]
+    prefixes = Prefixes(CONFIG, rule, budget)
+    prefill = Prefill(target, requests, rule, prefixes)  # type: ignore[arg-type]
     prefill.advance(64)
     assert prefill.finished
     assert prefill.hidden[:, 0, 0].tolist() == [output(prompt, 1)[0] for prompt in prompts]

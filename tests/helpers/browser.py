@@ -77,11 +77,11 @@ class FakeServer:
         self.key: str | None = None  # required by the API, not by the page
         self.left = 0  # clients that hung up
         self.resume = threading.Event()
+        self.address = ""
         self.app = Starlette(
             routes=[
                 *page.routes,
                 Route("/v1/models", self._models),
-                Route("/props", self._props),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
             ]
         )
@@ -94,12 +94,8 @@ class FakeServer:
         return JSONResponse({"error": {"message": "invalid API key"}}, 401)
 
     async def _models(self, request: Request) -> Response:
-        models = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+        models = {"data": [{"id": MODEL, "object": "model", "context_length": 4096}]}
         return self._refusal(request) or JSONResponse(models)
-
-    async def _props(self, request: Request) -> Response:
-        props = {"default_generation_settings": {"n_ctx": 4096}, "model_alias": MODEL}
-        return self._refusal(request) or JSONResponse(props)
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
@@ -142,9 +138,9 @@ class FakeServer:
             self.left += not (finished or reply.cut or reply.error)
 
     @contextmanager
-    def running(self) -> Iterator[str]:
-        with serving(self.app) as address:
-            yield address
+    def running(self, port: int = 0) -> Iterator[str]:
+        with serving(self.app, port) as self.address:
+            yield self.address
 
 
 def _event(choices: list[dict[str, Any]], **others: Any) -> str:
@@ -191,3 +187,64 @@ def chromium() -> Iterator[Any]:
             yield browser
         finally:
             browser.close()
+
+
+class Reader:
+    """Somebody at the page. problems: what the browser's console complains about."""
+
+    def __init__(self, context: Any, address: str) -> None:
+        context.set_default_timeout(1000 * SECONDS)
+        self.context = context
+        self.problems: list[str] = []
+        self.page = self.open(address)
+
+    def open(self, address: str) -> Any:
+        """Open the page in another tab."""
+        page = self.context.new_page()
+        page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.goto(address)
+        return page
+
+    def type(self, text: str) -> None:
+        self.page.locator("#question").fill(text)
+
+    def ask(self, text: str, wait: bool = True) -> None:
+        """Type a question and press Enter."""
+        self.type(text)
+        self.page.locator("#question").press("Enter")
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until nothing is running."""
+        self.page.locator("#send").wait_for()
+
+    def press(self, name: str) -> None:
+        """Press the button with this name; the last one, if there are several."""
+        self.page.get_by_role("button", name=name, exact=True).last.click()
+
+    def see(self, text: str) -> None:
+        """Wait until a text is on the page, where it can be seen."""
+        self.page.get_by_text(text).filter(visible=True).first.wait_for()
+
+    @property
+    def answers(self) -> list[str]:
+        return list(self.page.locator("article.answer > .markdown").all_inner_texts())
+
+    @property
+    def questions(self) -> list[str]:
+        return list(self.page.locator("article.question .text").all_inner_texts())
+
+    @property
+    def typed(self) -> str:
+        return str(self.page.locator("#question").input_value())
+
+    @property
+    def notices(self) -> list[str]:
+        return list(self.page.locator(".notice p").all_inner_texts())
+
+    @property
+    def titles(self) -> list[str]:
+        """Of the conversations in the list."""
+        return list(self.page.locator("#entries .title").all_inner_texts())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
@@ -153,8 +154,13 @@ def test_nothing_is_served_without_the_key(
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_health_needs_no_key(engine: Engine) -> None:
-    assert client_of(engine, api_key=KEY).get("/health").json() == {"status": "ok"}
+def test_health_and_the_page_that_asks_for_the_key_need_none(engine: Engine) -> None:
+    client = client_of(engine, api_key=KEY)
+    assert client.get("/health").json() == {"status": "ok"}
+    page = client.get("/").text
+    [*files] = re.findall(r'(?:src|href)="/?(page/[^"]+)"', page)
+    assert files
+    assert all(client.get(f"/{file}").status_code == 200 for file in files)
 
 
 def test_without_a_key_any_is_accepted(client: TestClient) -> None:
@@ -186,8 +192,8 @@ def test_a_body_over_the_limit_is_refused_in_the_shape_of_its_protocol(
 def test_a_large_body_over_a_socket_is_answered_and_the_server_lives(engine: Engine) -> None:
     with listening(app_of(Service(engine, Settings(("demo",), body_limit=100_000)))) as url:
         for content in (b" " * 5_000_000, pieces(5_000_000)):
-            assert httpx.post(url + CHAT, content=content).status_code == 413
-        assert httpx.get(url + MODELS).status_code == 200
+            assert httpx2.post(url + CHAT, content=content).status_code == 413
+        assert httpx2.get(url + MODELS).status_code == 200
 
 
 PIECE = {"type": "http.request", "body": b"{", "more_body": True}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -18,7 +18,7 @@ from helpers.server import listening
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.exchange import LEFT, Exchange
-from mlx_gemma_mtp.server.log import Log, OneLine, facts, is_trouble, line
+from mlx_gemma_mtp.server.log import Log, OneLine, facts, is_of_use, line
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.settings import Settings
 
@@ -110,14 +110,14 @@ def test_a_client_that_hangs_up_is_logged_as_such_with_what_it_got(
     engine: Engine, kept: Kept
 ) -> None:
     with listening(app_of(Service(engine, Settings(("demo",))), [kept.append])) as url:
-        with httpx.stream("POST", url + CHAT, json=ENDLESS) as answer:
+        with httpx2.stream("POST", url + CHAT, json=ENDLESS) as answer:
             next(answer.iter_lines())
         [one] = kept.wait_for(1)
         assert one.status == LEFT
         assert 0 < facts(one, "demo")["generated_tokens"] < 3000
         assert "client left" in line(one, "demo")
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url + CHAT, json=ENDLESS | {"stream": False}, timeout=0.3)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(url + CHAT, json=ENDLESS | {"stream": False}, timeout=0.3)
         assert kept.wait_for(2)[1].status == LEFT
 
 
@@ -166,8 +166,10 @@ def test_what_fails_within_the_server_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MGM_DEBUG", raising=False)
     shown = OneLine().format(record_of(ValueError("bad\nthing")))
     assert shown == "mgm: It failed: ValueError: bad thing (MGM_DEBUG=1 shows where)"
+    in_json = json.loads(OneLine(as_json=True).format(record_of(ValueError("bad\nthing"))))
+    assert in_json["message"] == shown.removeprefix("mgm: ")
 
 
-def test_a_request_that_was_cancelled_at_the_end_is_no_trouble() -> None:
-    assert not is_trouble(record_of(asyncio.CancelledError()))
-    assert is_trouble(record_of(ValueError()))
+def test_a_request_that_is_cancelled_at_the_end_is_not_logged_as_an_error() -> None:
+    assert not is_of_use(record_of(asyncio.CancelledError()))
+    assert is_of_use(record_of(ValueError()))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import httpx
+import httpx2
 import pytest
 
 from helpers.command import MGM, SECONDS, Here, assert_one_line, assert_plain, environment, mgm
@@ -48,10 +48,10 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         try:
-            with httpx.stream("POST", self.url + CHAT, json=self.body, timeout=SECONDS) as answer:
+            with httpx2.stream("POST", self.url + CHAT, json=self.body, timeout=SECONDS) as answer:
                 for line in answer.iter_lines():
                     self.lines.append(line)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             self.error = error
 
     def end(self) -> str:
@@ -86,7 +86,7 @@ def test_it_says_where_it_is_and_the_lines_to_paste_work(server: Served) -> None
 
 
 def test_requests_are_logged(server: Served) -> None:
-    httpx.post(server.url + CHAT, json=SUM)
+    httpx2.post(server.url + CHAT, json=SUM)
     assert re.search(r"\d\d:\d\d:\d\d  chat  demo  prompt 24", server.wait_for("  chat  "))
 
 
@@ -109,8 +109,8 @@ def test_sigterm_lets_answers_finish_and_ends_those_that_take_too_long() -> None
         assert "finishing 4 answers" in server.wait_for("finishing")
         assert '"finish_reason":"length"' in short.end()
         assert server.process.poll() is None
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(server.url)
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(server.url)
         for stream in streams:
             assert "unavailable" in stream.end()
         assert ended(server) == 0
@@ -135,24 +135,23 @@ def test_it_stops_when_the_program_that_started_it_dies() -> None:
     )
     assert app.stdout is not None
     url = app.stdout.readline().split()[2]
-    assert httpx.get(url + "/health").json() == {"status": "ok"}
+    assert httpx2.get(url + "/health").json() == {"status": "ok"}
     app.kill()
-    assert app.stdout.read() is not None  # until the server, which has the other end, has ended
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(url)
-    app.wait(SECONDS)
+    app.communicate(timeout=SECONDS)  # until the server, which has the other end, has ended
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(url)
 
 
 def test_the_weights_leave_the_memory_and_come_back() -> None:
     with served("--idle-unload", "0.3", "--quiet") as server:
         answers = []
         for _ in range(2):
-            answers.append(httpx.post(server.url + CHAT, json=SUM, timeout=SECONDS).json())
+            answers.append(httpx2.post(server.url + CHAT, json=SUM, timeout=SECONDS).json())
             until = time.monotonic() + SECONDS
-            while "mgm_engine_loaded 0.0" not in httpx.get(server.url + "/metrics").text:
+            while "mgm_engine_loaded 0.0" not in httpx2.get(server.url + "/metrics").text:
                 assert time.monotonic() < until
                 time.sleep(0.05)
-            assert httpx.get(server.url + "/health").status_code == 200
+            assert httpx2.get(server.url + "/health").status_code == 200
         assert answers[0]["output_hash"] == answers[1]["output_hash"]
         assert server.log() == ""  # --quiet
 
@@ -172,9 +171,18 @@ def test_logs_are_json_if_asked_for() -> None:
         assert found["models"] == ["mine"]
         assert found["context"] == 100
         assert found["needs_key"] is True
-        assert httpx.post(found["url"] + CHAT, json=SUM).status_code == 401
-        logged = json.loads(process.stderr.readline())
-        assert (logged["status"], logged["path"]) == (401, CHAT)
+        assert httpx2.post(found["url"] + CHAT, json=SUM).status_code == 401
+        with closing(
+            socket.create_connection(found["url"].removeprefix("http://").split(":"))
+        ) as no:
+            no.sendall(b"This is not HTTP.\r\n\r\n")
+            assert no.recv(1000).startswith(b"HTTP/1.1 400")
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+        logged = [json.loads(line) for line in process.stderr]
+        assert (logged[0]["status"], logged[0]["path"]) == (401, CHAT)
+        assert "Invalid HTTP" in logged[1]["message"]
+        assert len(logged) == 2
     finally:
         process.kill()
         process.communicate()

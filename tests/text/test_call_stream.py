@@ -114,8 +114,8 @@ def test_arguments_that_start_unreadable_are_shown_as_templates_take_them(rest: 
 @pytest.mark.parametrize("start", ["call:f{a:Q", "call:f{a:'", "call:f{"])
 def test_the_time_of_a_piece_does_not_grow_with_the_call(start: str, piece: str) -> None:
     began = time.process_time()
-    streamed(start, *[piece] * 20_000)
-    assert time.process_time() - began < 10
+    streamed(start, *[piece] * 10_000)
+    assert time.process_time() - began < 5
 
 
 # Several calls, and what the parser of an output makes of them

@@ -42,6 +42,7 @@ SLIPS: dict[str, Any] = {
     "{a:Qhe said Qb: soQ to meQ}": {"a": 'he said "b: so" to me'},
     "{a:Qf(Q} bQ)Q}": {"a": 'f("} b")'},
     "{a:Qcut at Q, b: cQ nowQ}": {"a": 'cut at ", b: c" now'},
+    "{a:Qcut at Q, b: truest, cQ nowQ}": {"a": 'cut at ", b: truest, c" now'},
     '{a:"say QhiQ"}': {"a": 'say "hi"'},
     # A comma that is missing before a key, or left at the end.
     "{a:QlookQb:90}": {"a": "look", "b": 90},
@@ -127,3 +128,9 @@ def test_the_function_of_a_call_is_what_templates_take() -> None:
     read, broken = read_calls("call:f{a:1} call:g{b:Rome} ")
     assert read.function == {"name": "f", "arguments": {"a": 1}}
     assert broken.function == {"name": "g", "arguments": {"unreadable": "b:Rome"}}
+
+
+def test_the_word_call_may_be_missing_after_its_marker() -> None:
+    [call, other] = read_calls(":f{a:1}call:g{}")
+    assert (call.name, call.arguments, other.name) == ("f", {"a": 1}, "g")
+    assert read_calls("call:f{}:g{}") == [ToolCall("f", None, "call:f{}:g{}")]

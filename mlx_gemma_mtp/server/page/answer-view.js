@@ -79,7 +79,7 @@ export function answerView(answer, actions) {
     compare.hidden = answer.state !== "done";
     copyText.hidden = !answer.content;
     again.hidden = Boolean(answer.failure); // it has a button
-    foot.hidden = !figures.textContent && (busy || !answer.content);
+    foot.hidden = !figures.textContent && (busy || (again.hidden && !answer.content));
     foot.classList.toggle("busy", busy);
     showComparison(comparison, answer);
   }

@@ -60,11 +60,9 @@ export function add(answer, chunk, seconds) {
   if (delta.reasoning_content) {
     answer.thoughts += delta.reasoning_content;
     answer.state = "thinking";
-  }
-  if (delta.content || calls.length) answer.state = "answering";
-  if (answer.thoughts && (figures.thinking === undefined || answer.state === "thinking")) {
     figures.thinking = seconds - (figures.firstToken ?? seconds);
   }
+  if (delta.content || calls.length) answer.state = "answering";
   answer.content += delta.content ?? "";
   for (const part of calls) {
     const call = (answer.calls[part.index ?? 0] ??= { id: "", name: "", arguments: "" });

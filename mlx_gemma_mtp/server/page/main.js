@@ -63,6 +63,7 @@ const composer = new Composer({
 function changed(conversation) {
   thread.show(conversation.messages);
   composer.show(chat.running);
+  store.set("open", conversation.id);
   document.title = conversation.title ? `${conversation.title} – mgm` : "mgm";
   refreshList();
 }
@@ -127,7 +128,6 @@ function open(id) {
   composer.keep();
   chat.open(id);
   composer.fill(store.typed(chat.conversation.id));
-  store.set("open", chat.conversation.id);
   list.close();
   thread.toBottom();
   focusField();
@@ -211,17 +211,20 @@ function removeAll() {
   open();
 }
 
-/** Keep what is on the page, which may be closed now. */
-function keep() {
+/** Keep what is on the page, which is left now. */
+function leave() {
   composer.keep();
-  for (const { conversation } of chat.runs.values()) store.save(conversation);
+  for (const { conversation, abort } of chat.runs.values()) {
+    store.save(conversation);
+    abort.abort(); // otherwise the browser does, which would look like a broken connection
+  }
 }
 
 byId("new").addEventListener("click", () => open());
 byId("export-all").addEventListener("click", exportAll);
 byId("delete-all").addEventListener("click", removeAll);
 listenToKeys({ stop: () => chat.running && chat.stop(), start: () => open() });
-window.addEventListener("pagehide", keep);
+window.addEventListener("pagehide", leave);
 window.addEventListener("beforeunload", (event) => {
   // An edit or a result that was not sent would be lost.
   const fields = /** @type {NodeListOf<HTMLTextAreaElement>} */ (

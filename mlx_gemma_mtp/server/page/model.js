@@ -15,12 +15,11 @@ export class Model {
   /** Return the name, and show it at the top. Raises a Failure. */
   async name() {
     if (this.#name) return this.#name;
-    const options = { key: this.key() };
-    const models = await (await call("v1/models", options)).json();
-    const props = await (await call("props", options)).json();
-    this.#name = models.data[0].id;
-    const context = props.default_generation_settings?.n_ctx;
-    byId("model").textContent = this.#name;
+    const response = await call("v1/models", { key: this.key() });
+    const [model] = (await response.json()).data;
+    this.#name = model.id;
+    byId("model").textContent = model.id;
+    const context = model.context_length;
     byId("model").title = context ? `A context of ${tokens(context)}` : "";
     return this.#name;
   }

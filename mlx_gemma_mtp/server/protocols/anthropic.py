@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.answers import EventStream, begin, event, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
@@ -27,12 +28,10 @@ from mlx_gemma_mtp.server.protocols.anthropic_answer import (
     usage_of,
 )
 from mlx_gemma_mtp.server.protocols.anthropic_messages import Content, Turn, tools_of, turns_of
+from mlx_gemma_mtp.server.protocols.openai import Effort, thinking_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import anthropic_error
-
-# Tokens of a thought by the effort that is asked for; None for as many as the server allows.
-EFFORTS = {"low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # Anthropic's, and the engine's
 
@@ -45,6 +44,8 @@ NAMES = {
     "stop": "stop_sequences",
     "json_schema": "output_config.format.schema",
     "thinking_budget": "thinking.budget_tokens",
+    "tool_choice": "tool_choice",
+    "prompt": "messages",
 }
 
 
@@ -73,7 +74,7 @@ class Format(Body):
 class OutputConfig(Body):
     """Of the answer."""
 
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     format: Format | None = None
 
 
@@ -123,7 +124,9 @@ class MessagesBody(Body):
         )
 
     def _params(self, service: Service) -> SamplingParams:
-        form = (self.output_config and self.output_config.format) or self.output_format
+        form = self.output_format
+        if self.output_config and self.output_config.format:
+            form = self.output_config.format
         return params_of(
             NAMES,
             max_tokens=self.max_tokens,
@@ -135,23 +138,25 @@ class MessagesBody(Body):
             num_draft_tokens=0 if self.draft is False else None,
             json_schema=form and form.schema_,
             tool_choice=self._choice(),
-            thinking=self.thinks,
-            thinking_budget=self._budget(service) if self.thinks else None,
+            **self._thought(service),
         )
 
     def _choice(self) -> str | None:
         choice = self.tool_choice
-        if choice is None or choice.type != "tool":
-            return choice and CHOICES[choice.type]
+        if choice is None:
+            return None
+        if choice.type != "tool":
+            return CHOICES[choice.type]
         if not choice.name:
             raise Failure("tool_choice.name is missing", field="tool_choice.name")
         return choice.name
 
-    def _budget(self, service: Service) -> int:
-        given = self.thinking and self.thinking.budget_tokens
-        if given is None and self.output_config and self.output_config.effort:
-            given = EFFORTS[self.output_config.effort]
-        return service.settings.thinking_budget if given is None else given
+    def _thought(self, service: Service) -> Any:
+        """Return the settings of the thought. An effort alone asks for none."""
+        if not self.thinking or not self.thinks:
+            return {}
+        effort = self.output_config.effort if self.output_config else None
+        return thinking_of(service, effort, asked=True, budget=self.thinking.budget_tokens)
 
 
 async def messages(request: Request) -> Response:
@@ -165,10 +170,9 @@ async def messages(request: Request) -> Response:
         return EventStream(service, run, _events(service, run), _failed, heartbeat=ping)
     run, [completion] = await whole(service, request, asked)
     blocks = Blocks()
-    events = [one for chunk in run.generations[0] for one in blocks.add(chunk)]
-    content = content_of([*events, *blocks.end()])
-    answer = _message(service, content, usage_of(completion))
-    answer |= _reason(run, blocks)
+    events = [one for _, chunk in run.seen for one in blocks.add(chunk)]
+    content = content_of([*events, *blocks.end()], completion.tool_calls)
+    answer = _message(service, content, usage_of(completion)) | _reason(run, completion, blocks)
     return JSONResponse(answer | statistics(completion))
 
 
@@ -185,14 +189,10 @@ def _message(service: Service, content: list[Any], usage: dict[str, Any]) -> dic
     }
 
 
-def _reason(run: Run, blocks: Blocks) -> dict[str, str | None]:
-    params, completion = run.asked.params, run.generations[0].result()
-    return reason_of(
-        completion,
-        has_calls=blocks.has_calls,
-        stops=params.stop_strings,
-        most=params.max_tokens,
-    )
+def _reason(run: Run, completion: Completion, blocks: Blocks) -> dict[str, str | None]:
+    params = run.asked.params
+    stops, most = params.stop_strings, params.max_tokens
+    return reason_of(completion, has_calls=blocks.has_calls, stops=stops, most=most)
 
 
 async def _events(service: Service, run: Run) -> AsyncIterator[str]:
@@ -208,9 +208,9 @@ async def _events(service: Service, run: Run) -> AsyncIterator[str]:
             yield sent(one)
     for one in blocks.end():
         yield sent(one)
-    completion = run.generations[0].result()
-    delta = {"type": "message_delta", "delta": _reason(run, blocks), "usage": usage_of(completion)}
-    yield sent(delta | statistics(completion))
+    [completion] = run.results()
+    reason, usage = _reason(run, completion, blocks), usage_of(completion)
+    yield sent({"type": "message_delta", "delta": reason, "usage": usage, **statistics(completion)})
     yield sent({"type": "message_stop"})
 
 

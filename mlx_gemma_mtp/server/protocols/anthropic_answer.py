@@ -6,13 +6,12 @@ requests.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.answers import compact
 from mlx_gemma_mtp.server.usage import hash_of, metrics_of, timings_of
+from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 
 Event = dict[str, Any]
@@ -21,18 +20,11 @@ Block = dict[str, Any]
 # Thoughts are not signed here, but some clients drop those without a signature.
 SIGNATURE = "unsigned"
 
-# The delta of a block that continues it, and the field with its text.
-DELTAS = {
-    "text": ("text_delta", "text"),
-    "thinking": ("thinking_delta", "thinking"),
-    "tool_use": ("input_json_delta", "partial_json"),
-}
-
 
 class Blocks:
     """Turns the chunks of an answer into the events of its content blocks.
 
-    has_calls: True once there is a call of a tool.
+    has_calls: True once there is a complete call of a tool.
     """
 
     def __init__(self) -> None:
@@ -44,8 +36,10 @@ class Blocks:
         """Yield the events of a chunk."""
         if chunk.kind != "tool_call" and chunk.text:
             yield from self._say("text" if chunk.kind == "answer" else "thinking", chunk.text)
-        if chunk.tool_call is not None:
-            yield from self._call(chunk.tool_call)
+        for delta in chunk.call_deltas:
+            yield from self._call(delta)
+        if chunk.tool_call is not None and not chunk.tool_call.name:
+            yield from self._say("text", chunk.tool_call.raw)  # clients cannot send it back
 
     def end(self) -> Iterator[Event]:
         """Yield the events that end the last block."""
@@ -59,19 +53,17 @@ class Blocks:
         if self._open != kind:
             empty = {"signature": ""} if kind == "thinking" else {}
             yield from self._start({"type": kind, kind: "", **empty})
-        delta, field = DELTAS[kind]
-        yield self._delta({"type": delta, field: text})
+        yield self._delta({"type": f"{kind}_delta", kind: text})
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
-        if not call.name:  # clients cannot send such a call back
-            yield from self._say("text", call.raw)
-            return
-        self.has_calls = True
-        id_ = f"toolu_{call.id.removeprefix('call_')}"
-        yield from self._start({"type": "tool_use", "id": id_, "name": call.name, "input": {}})
-        arguments = compact(call.function["arguments"])
-        yield self._delta({"type": "input_json_delta", "partial_json": arguments})
-        yield from self.end()
+    def _call(self, delta: CallDelta) -> Iterator[Event]:
+        if delta.name is not None:
+            block = {"type": "tool_use", "id": _id(delta.id), "name": delta.name, "input": {}}
+            yield from self._start(block)
+        if delta.arguments:
+            yield self._delta({"type": "input_json_delta", "partial_json": delta.arguments})
+        if delta.done:
+            self.has_calls = True
+            yield from self.end()
 
     def _start(self, block: Block) -> Iterator[Event]:
         yield from self.end()
@@ -82,25 +74,32 @@ class Blocks:
         return {"type": "content_block_delta", "index": self._number, "delta": delta}
 
 
-def content_of(events: Iterable[Event]) -> list[Block]:
-    """Return the content blocks that these events make."""
+def _id(call: str) -> str:
+    """Return the id of a call as Anthropic's look."""
+    return f"toolu_{call.removeprefix('call_')}"
+
+
+def content_of(events: Iterable[Event], calls: Sequence[ToolCall]) -> list[Block]:
+    """Return the content blocks that these events make.
+
+    calls: the complete ones. One that was cut is left out: it has no input.
+    """
+    inputs = {_id(call.id): call.function["arguments"] for call in calls}
     found: list[Block] = []
-    arguments = ""
     for one in events:
         match one:
-            case {"type": "content_block_start", "content_block": block}:
+            case {"content_block": block}:
                 found.append(dict(block))
-                arguments = ""
-            case {"delta": {"type": "input_json_delta", "partial_json": text}}:
-                arguments += text
+            case {"delta": {"type": "text_delta", "text": text}}:
+                found[-1]["text"] += text
+            case {"delta": {"type": "thinking_delta", "thinking": text}}:
+                found[-1]["thinking"] += text
             case {"delta": {"type": "signature_delta", "signature": signature}}:
                 found[-1]["signature"] = signature
-            case {"delta": delta}:
-                kind = found[-1]["type"]
-                found[-1][kind] += delta[kind]
-            case {"type": "content_block_stop"} if found[-1]["type"] == "tool_use":
-                found[-1]["input"] = json.loads(arguments)
-    return found
+    for block in found:
+        if block["type"] == "tool_use":
+            block["input"] = inputs.get(block["id"])
+    return [block for block in found if block.get("input") is not None or "id" not in block]
 
 
 def reason_of(

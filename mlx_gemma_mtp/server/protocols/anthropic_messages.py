@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from mlx_gemma_mtp.server.body import Body
-from mlx_gemma_mtp.server.content import as_turns
+from mlx_gemma_mtp.server.content import as_turns, checked
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Message
@@ -34,13 +34,14 @@ def turns_of(system: Content | None, turns: Sequence[Turn]) -> list[Message]:
     """Return a conversation as the engine takes it. Raises a Failure that names a block."""
     texts = [BILLING.sub("", _text(*one)) for one in _blocks(system or [], "system")]
     found: list[Message] = [{"role": "system", "content": "\n\n".join(filter(None, texts))}]
+    fields = ["system"]
     for number, turn in enumerate(turns):
-        blocks = list(_blocks(turn.content, f"messages.{number}.content"))
-        if turn.role == "assistant":
-            found.append(_answer(blocks))
-        else:
-            found += _asked(turn.role, blocks)
-    return as_turns(found)
+        at = f"messages.{number}"
+        blocks = list(_blocks(turn.content, f"{at}.content"))
+        answers = turn.role == "assistant"
+        found += [_answer(blocks)] if answers else _asked(turn.role, blocks)
+        fields += [at] * (len(found) - len(fields))
+    return as_turns(checked(found, "messages", fields))
 
 
 def tools_of(given: Sequence[Mapping[str, Any]]) -> list[Schema]:

@@ -66,7 +66,7 @@ class Common(Settings):
     ) -> SamplingParams:
         """Return the settings as the engine takes them. Raises Failure."""
         if (form := self.response_format) is not None:
-            schema = form.json_schema and form.json_schema.schema_
+            schema = form.json_schema.schema_ if form.json_schema else None
             field = "response_format.json_schema.schema"
             others["json_schema"] = form_of(form.type, schema, field)
         return super().params(names, max_tokens, **others)

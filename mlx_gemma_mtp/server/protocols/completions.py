@@ -88,7 +88,7 @@ class CompletionBody(Common):
         return found
 
 
-def _encoded(engine: Engine, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def encoded(engine: Engine, prompts: Sequence[str | list[int]]) -> list[list[int]]:
     """Return prompts as token ids; a text follows <bos>."""
     text = engine.text
     start = [] if text is None or text.bos is None else [text.bos]
@@ -107,9 +107,9 @@ async def completions(request: Request) -> Response:
     prompts = body.prompts()
     try:
         if sum(map(len, prompts)) > LONG:
-            ids = await asyncio.to_thread(_encoded, service.engine, prompts)
+            ids = await asyncio.to_thread(encoded, service.engine, prompts)
         else:
-            ids = _encoded(service.engine, prompts)
+            ids = encoded(service.engine, prompts)
     except UsageError as error:
         raise Failure(str(error), field="prompt") from None
     asked = body.asked(ids)

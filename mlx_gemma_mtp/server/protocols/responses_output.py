@@ -23,14 +23,14 @@ DONE, INCOMPLETE, WORKING = "completed", "incomplete", "in_progress"
 class Shape(NamedTuple):
     """How items with text are called.
 
-    field: of the item, with its one part. index: the field of events with the number of the part.
+    parts: the field of an item with its one part. number: that of events with the part's number.
     """
 
     item: str
     prefix: str  # of ids
     part: str
-    field: str
-    index: str
+    parts: str
+    number: str
     part_event: str
     text_event: str
 
@@ -41,8 +41,8 @@ THOUGHT = Shape("reasoning", "rs_", "reasoning_text", *CONTENT, "response.reason
 # The thought itself, for clients that show summaries only.
 SUMMARY = THOUGHT._replace(
     part="summary_text",
-    field="summary",
-    index="summary_index",
+    parts="summary",
+    number="summary_index",
     part_event="response.reasoning_summary_part",
     text_event="response.reasoning_summary_text",
 )
@@ -77,7 +77,7 @@ class TextItem:
 
     def close(self, status: str) -> Iterator[Event]:
         """Yield the events that end its part."""
-        self.item |= {"status": status, self._shape.field: [self._part]}
+        self.item |= {"status": status, self._shape.parts: [self._part]}
         fields = self._at(text=self._part["text"])
         if self._shape is MESSAGE:
             fields["logprobs"] = self._part["logprobs"]
@@ -85,7 +85,7 @@ class TextItem:
         yield f"{self._shape.part_event}.done", self._at(part=self._part)
 
     def _at(self, **fields: Any) -> dict[str, Any]:
-        return {"item_id": self.item["id"], self._shape.index: 0, **fields}
+        return {"item_id": self.item["id"], self._shape.number: 0, **fields}
 
 
 class CallItem:
