@@ -1,6 +1,5 @@
 """What prompts start with is prefilled once, within a budget, and outputs stay as they are."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import mlx.core as mx

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 
 from mlx_gemma_mtp import SamplingParams
 
@@ -58,7 +58,10 @@ class Said(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What a client got. left: it hung up, and has a part. Seconds from the request on."""
+    """What a client got. left: it hung up, and has a part. refused: times that it had to retry.
+
+    Seconds count from the first request on.
+    """
 
     question: Question
     protocol: str
@@ -66,6 +69,7 @@ class Outcome:
     answers: list[Said] = field(default_factory=list)
     tokens: int = 0  # generated ones, by the usage
     left: bool = False
+    refused: int = 0
     first_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -247,6 +251,30 @@ def _anthropic_whole(answer: dict[str, Any], got: Outcome) -> None:
     got.answers.append(Said(text, tuple(calls)))
 
 
+def _ollama_body(asked: Question) -> dict[str, Any]:
+    given = asked.params
+    options = {"temperature": given.temperature, "num_predict": given.max_tokens}
+    options |= {"seed": given.seed, "stop": [*given.stop_strings]}
+    body: dict[str, Any] = {"messages": _messages(asked), "options": options}
+    if given.json_schema:
+        body["format"] = given.json_schema
+    if asked.has_tools:
+        body["tools"] = [{"type": "function", "function": GET_TIME}]
+    return body
+
+
+def _ollama_streamed(lines: list[dict[str, Any]], got: Outcome) -> None:
+    got.tokens = lines[-1].get("eval_count", 0)
+    messages = [one["message"] for one in lines]
+    functions = [one["function"] for each in messages for one in each.get("tool_calls", ())]
+    calls = tuple((one["name"], compact(one["arguments"])) for one in functions)
+    got.answers.append(Said("".join(one["content"] for one in messages), calls))
+
+
+def _ollama_whole(answer: dict[str, Any], got: Outcome) -> None:
+    _ollama_streamed([answer], got)
+
+
 def compact(value: Any) -> str:
     """JSON as the server writes it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -256,49 +284,79 @@ PROTOCOLS = {
     "chat": Protocol("/v1/chat/completions", _chat_body, _chat_streamed, _chat_whole),
     "responses": Protocol("/v1/responses", _responses_body, _responses_streamed, _responses_whole),
     "messages": Protocol("/v1/messages", _anthropic_body, _anthropic_streamed, _anthropic_whole),
+    "ollama": Protocol("/api/chat", _ollama_body, _ollama_streamed, _ollama_whole),
 }
 
 
-async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in answer.aiter_lines():
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))
+        if (data := line.removeprefix("data: ")).startswith("{"):
+            yield json.loads(data)
 
 
 async def ask(
-    client: httpx.AsyncClient, asked: Question, protocol: str, *, stream: bool, leaves: float | None
+    client: httpx2.AsyncClient,
+    asked: Question,
+    protocol: str,
+    *,
+    stream: bool,
+    leaves: float | None,
 ) -> Outcome:
     """Ask, and hang up in the middle if `leaves` is set: a share of the events, or of a second."""
-    how, got = PROTOCOLS[protocol], Outcome(asked, protocol, stream)
-    body = how.body(asked) | {"stream": stream}
-    if not stream:
-        del body["stream"]
-        body.pop("stream_options", None)
-    start = time.perf_counter()
-    if stream:
-        events = list[dict[str, Any]]()
-        most = None if leaves is None else 1 + int(leaves * (asked.params.max_tokens or 1))
-        async with client.stream("POST", how.path, json=body) as answer:
-            assert answer.status_code == 200, await answer.aread()
-            async for one in _events(answer):
-                got.first_seconds = got.first_seconds or time.perf_counter() - start
-                assert "error" not in one or one["error"] is None, one
-                events.append(one)
-                if len(events) == most:
-                    got.left = True
-                    break
-        how.streamed(events, got)
-    else:
-        got.left = leaves is not None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(leaves):
-                answer = await client.post(how.path, json=body)
-                assert answer.status_code == 200, answer.text
-                how.whole(answer.json(), got)
-                got.left = False
+    got, start = Outcome(asked, protocol, stream), time.perf_counter()
+    while True:
+        try:
+            await (_stream if stream else _post)(client, got, start, leaves)
+        except Refused as error:
+            got.refused += 1
+            await asyncio.sleep(error.seconds)
+        else:
+            break
     got.seconds = time.perf_counter() - start
     got.first_seconds = got.first_seconds or got.seconds
     return got
+
+
+class Refused(Exception):
+    """The queue is full. seconds: after which a client may try again."""
+
+    def __init__(self, answer: httpx2.Response) -> None:
+        self.seconds = int(answer.headers["Retry-After"])
+
+
+async def _stream(
+    client: httpx2.AsyncClient, got: Outcome, start: float, leaves: float | None
+) -> None:
+    how, events = PROTOCOLS[got.protocol], list[dict[str, Any]]()
+    most = None if leaves is None else 1 + int(leaves * (got.question.params.max_tokens or 1))
+    body = how.body(got.question) | {"stream": True}
+    async with client.stream("POST", how.path, json=body) as answer:
+        if answer.status_code == 503:
+            raise Refused(answer)
+        assert answer.status_code == 200, await answer.aread()
+        async for one in _events(answer):
+            got.first_seconds = got.first_seconds or time.perf_counter() - start
+            assert one.get("error") is None, one
+            events.append(one)
+            if len(events) == most:
+                got.left = True
+                break
+    how.streamed(events, got)
+
+
+async def _post(
+    client: httpx2.AsyncClient, got: Outcome, start: float, leaves: float | None
+) -> None:
+    how, got.left = PROTOCOLS[got.protocol], leaves is not None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(leaves):
+            body = how.body(got.question) | {"stream": False}
+            answer = await client.post(how.path, json=body)
+            if answer.status_code == 503:
+                raise Refused(answer)
+            assert answer.status_code == 200, answer.text
+            how.whole(answer.json(), got)
+            got.left = False
 
 
 async def play(
@@ -308,7 +366,7 @@ async def play(
     found = list[Outcome]()
     left = iter(range(requests))
 
-    async def be_client(http: httpx.AsyncClient) -> None:
+    async def be_client(http: httpx2.AsyncClient) -> None:
         for _ in left:
             question = rng.choice(asked)
             protocol = "chat" if question.only_chat else rng.choice([*PROTOCOLS])
@@ -316,9 +374,9 @@ async def play(
             stream = rng.random() < 0.6
             found.append(await ask(http, question, protocol, stream=stream, leaves=leaves))
 
-    limits = httpx.Limits(max_connections=None)
+    limits = httpx2.Limits(max_connections=None)
     async with (
-        httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits) as http,
+        httpx2.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits) as http,
         asyncio.TaskGroup() as group,
     ):
         for _ in range(clients):

@@ -93,7 +93,8 @@ def test_each_of_many_clients_gets_its_own_answer_and_nothing_is_left(
     kinds = Counter((one.protocol, one.streamed) for one in outcomes)
     print(
         f"{len(outcomes)} requests of {CLIENTS} clients in {seconds:.1f} s, "
-        f"{sum(one.left for one in outcomes)} hung up; {dict(kinds)}; first byte after "
+        f"{sum(one.left for one in outcomes)} hung up, "
+        f"{sum(one.refused for one in outcomes)} times 503; {dict(kinds)}; first byte after "
         f"{median(waits):.2f} s, longest {waits[-1]:.2f} s; MLX "
         f"{[one // 10**6 for one, _ in sizes]} MB, RSS {[one // 10**6 for _, one in sizes]} MB"
     )
