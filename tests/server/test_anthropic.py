@@ -99,11 +99,12 @@ def test_the_events_of_a_stream_come_in_anthropics_order(client: TestClient) -> 
     ]
     data = dict(found)
     assert data["message_start"]["message"]["content"] == []
+    usages = [data["message_start"]["message"]["usage"], data["message_delta"]["usage"]]
+    assert usages[0]["input_tokens"] == usages[1]["input_tokens"] > 50
     assert data["content_block_start"]["content_block"]["input"] == {}
     parts = [one["delta"]["partial_json"] for name, one in found if name == "content_block_delta"]
     assert json.loads("".join(parts)) == {"city": "Paris"}
     assert data["message_delta"]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
-    assert data["message_delta"]["usage"]["input_tokens"] > 50
 
 
 @pytest.mark.parametrize("failed", [False, True])

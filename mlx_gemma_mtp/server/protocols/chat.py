@@ -150,7 +150,7 @@ async def chat(request: Request) -> Response:
     run = await begin(service, request, asked)
     frame = Frame(service, "chatcmpl", "chat.completion.chunk")
     choices_of = _Deltas(service, asked).choices
-    return choice_stream(service, run, frame, choices_of, wants_usage=body.wants_usage)
+    return choice_stream(service, run, frame, choices_of, **body.wanted)
 
 
 def _choice(service: Service, run: Run, number: int, completion: Completion) -> Choice:

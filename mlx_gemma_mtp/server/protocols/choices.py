@@ -20,6 +20,7 @@ from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, form_of, new_id, s
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
+from mlx_gemma_mtp.server.usage import Pace
 from mlx_gemma_mtp.text.channels import Kind
 
 MOST_COMPLETIONS = 128  # of one prompt, as OpenAI allows
@@ -49,17 +50,22 @@ class ResponseFormat(Body):
 
 
 class ChoicesBody(OpenAIBody):
-    """The fields that chats and completions share."""
+    """The fields that chats and completions share.
+
+    timings_per_token: llama.cpp's, True for the speed so far in each event of a stream.
+    """
 
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, le=MOST_COMPLETIONS)
     max_tokens: int | None = None
     response_format: ResponseFormat | None = None
+    timings_per_token: bool | None = None
 
     @property
-    def wants_usage(self) -> bool:
-        """True if a stream must end with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def wanted(self) -> dict[str, bool]:
+        """The options of `choice_stream`: if it ends with its usage, and has timings."""
+        usage = self.stream_options and self.stream_options.include_usage
+        return {"wants_usage": bool(usage), "wants_timings": bool(self.timings_per_token)}
 
     def params(
         self, names: Mapping[str, str], max_tokens: int | None, **others: Any
@@ -94,6 +100,7 @@ def choice_stream(
     choices_of: Callable[[int, Chunk], Iterable[Choice]],
     *,
     wants_usage: bool,
+    wants_timings: bool,
 ) -> EventStream:
     """Return an answer that is sent as it comes.
 
@@ -102,14 +109,16 @@ def choice_stream(
     """
 
     async def events() -> AsyncIterator[str]:
-        usage = {"usage": None} if wants_usage else {}
+        usage: dict[str, Any] = {"usage": None} if wants_usage else {}
+        pace = Pace()
         left = len(run.generations)
         last: list[Choice] = []
         async for number, chunk in run.parts():
+            timings = {"timings": pace.after(len(chunk.tokens))} if wants_timings else {}
             for choice in choices_of(number, chunk):
                 left -= choice["finish_reason"] is not None
                 if left:
-                    yield event(frame([choice], **usage))
+                    yield event(frame([choice], **usage, **timings))
                 else:
                     last.append(choice)
         took = statistics(run.results(), run.asked.n)

@@ -122,7 +122,7 @@ async def completions(request: Request) -> Response:
     frame = Frame(service, "cmpl", "text_completion")
     if asked.stream:
         run = await begin(service, request, asked)
-        return choice_stream(service, run, frame, texts.choices, wants_usage=body.wants_usage)
+        return choice_stream(service, run, frame, texts.choices, **body.wanted)
     run, found = await whole(service, request, asked)
     choices = [_joined(texts, run, number) for number in range(len(found))]
     return JSONResponse(frame(choices, **statistics(found, asked.n)))
