@@ -1,0 +1,35 @@
+"""OpenAI's list of models: the one that is served, under each of its names."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mlx_gemma_mtp.server.service import Service
+
+
+async def models(request: Request) -> Response:
+    """Answer /v1/models and /v1/models/NAME."""
+    service: Service = request.app.state.service
+    name = request.path_params.get("name")
+    service.check_model(name)
+    found = [
+        {
+            "id": one,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "local",
+            "context_length": service.context,
+            "max_model_len": service.context,
+        }
+        for one in service.settings.served
+        if name in (None, one)
+    ]
+    return JSONResponse(found[0] if name else {"object": "list", "data": found})
+
+
+routes = [
+    Route("/v1/models", models),
+    Route("/v1/models/{name:path}", models),
+]
