@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import Field
@@ -225,7 +226,7 @@ class _Deltas:
 
 
 async def models(request: Request) -> Response:
-    """Answer /v1/models and /v1/models/NAME."""
+    """Answer /v1/models and /v1/models/NAME, for OpenAI's clients and Anthropic's."""
     service: Service = request.app.state.service
     name = request.path_params.get("name")
     service.check_model(name)
@@ -237,11 +238,15 @@ async def models(request: Request) -> Response:
             "owned_by": "local",
             "context_length": service.context,
             "max_model_len": service.context,
+            "type": "model",
+            "display_name": one,
+            "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
         }
         for one in service.settings.served
         if name in (None, one)
     ]
-    return JSONResponse(found[0] if name else {"object": "list", "data": found})
+    pages = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}
+    return JSONResponse(found[0] if name else {"object": "list", "data": found, **pages})
 
 
 routes = [
