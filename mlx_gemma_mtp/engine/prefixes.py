@@ -19,11 +19,6 @@ from mlx_gemma_mtp.model.config import TargetConfig
 
 log = logging.getLogger("mlx_gemma_mtp")
 
-# Tokens with which a template opens the model's turn: <|turn>model, a newline, and an empty
-# thought. A prompt's cache has that many slots more than a window, so that the window before them
-# is still there when the prompt has been read.
-OPENING = 16
-
 
 class Prefix:
     """Tokens after those of its parent, and what the layers hold of them.
@@ -92,7 +87,7 @@ class Prefixes:
     @property
     def spare(self) -> int:
         """Slots that the sliding layers of a prompt's cache must have more than a window."""
-        return OPENING if self else 0
+        return self._exactness.limits.opening if self else 0
 
     def clear(self) -> bool:
         """Drop everything. Returns whether there was anything."""
@@ -212,7 +207,7 @@ class Prefixes:
         shows the answer as it was generated.
         """
         turns, end = [at for at, token in enumerate(ids) if token == self._turn], len(ids) - 1
-        if turns and len(ids) - turns[-1] <= OPENING:
+        if turns and len(ids) - turns[-1] <= self._exactness.limits.opening:
             end = turns[-1]
         return [*turns[1:2], *turns[-2:], end]
 

@@ -1,6 +1,5 @@
 """What prompts start with is prefilled once, within a budget, and outputs stay as they are."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import mlx.core as mx
@@ -55,7 +54,7 @@ def test_a_turn_prefills_what_is_new_and_at_most_one_answer(
 ) -> None:
     """thoughts: the template leaves a part of the answer out of the next prompt."""
     stepped = caching()
-    history = [TURN, *words(rng, 300)]
+    history, answer = [TURN, *words(rng, 300)], 0
     for turn in range(30):
         question = [TURN, *words(rng, int(rng.integers(1, 9)))]
         prompt = [*history, *question, *OPENING]

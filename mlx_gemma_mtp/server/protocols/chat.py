@@ -22,16 +22,16 @@ from mlx_gemma_mtp.server.content import as_turns, checked, text_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
-    Common,
+    ChoicesBody,
     Frame,
     choice_stream,
     chunks_of,
+    finish_of,
 )
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
     Effort,
     choice_of,
-    finish_of,
     logprob_entries,
     reported,
     schemas_of,
@@ -47,6 +47,8 @@ from mlx_gemma_mtp.text.messages import Message
 # What a model is shown of a message. Clients send back all that an answer had.
 KEPT = ("role", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content")
 
+FIELDS = NAMES | {"prompt": "messages"}
+
 OLD = {"functions": "tools", "function_call": "tool_choice"}
 
 
@@ -56,7 +58,7 @@ class TemplateOptions(Body):
     enable_thinking: bool | None = None
 
 
-class ChatBody(Common):
+class ChatBody(ChoicesBody):
     """A body of /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
@@ -76,15 +78,17 @@ class ChatBody(Common):
     def asked(self, service: Service) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
         self._check()
-        fields = [f"messages.{number}" for number in range(len(self.messages))]
-        given = [*map(_message, self.messages, fields)]
-        messages, schemas = as_turns(checked(given, "messages", fields)), schemas_of(self.tools)
-        most, options = self.max_completion_tokens, self.chat_template_kwargs
+        places = [f"messages.{number}" for number in range(len(self.messages))]
+        given = [*map(_message, self.messages, places)]
+        messages, schemas = as_turns(checked(given, "messages", places)), schemas_of(self.tools)
+        most, options, fields = self.max_completion_tokens, self.chat_template_kwargs, FIELDS
+        if most is not None:
+            fields = FIELDS | {"max_tokens": "max_completion_tokens"}
         return Asked(
             "chat",
             [messages],
             self.params(
-                NAMES,
+                fields,
                 self.max_tokens if most is None else most,
                 tool_choice=choice_of(self.tool_choice),
                 logprobs=(self.top_logprobs or 0) if self._wants_logprobs else None,
@@ -101,7 +105,7 @@ class ChatBody(Common):
             one_call=self.parallel_tool_calls is False,
             priority=self.served_at(priority_of(messages, schemas)),
             stream=bool(self.stream),
-            names=NAMES | {"prompt": "messages"},
+            names=fields,
         )
 
     @property
@@ -147,7 +151,7 @@ async def chat(request: Request) -> Response:
     run = await begin(service, request, asked)
     frame = Frame(service, "chatcmpl", "chat.completion.chunk")
     choices_of = _Deltas(service, asked).choices
-    return choice_stream(service, run, frame, choices_of, wants_usage=body.wants_usage)
+    return choice_stream(service, run, frame, choices_of, **body.wanted)
 
 
 def _choice(service: Service, run: Run, number: int, completion: Completion) -> Choice:

@@ -24,15 +24,15 @@ from mlx_gemma_mtp.server.body import read
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
-    Common,
+    ChoicesBody,
     Frame,
     choice_stream,
     chunks_of,
+    finish_of,
 )
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
     bytes_of,
-    finish_of,
     reported,
     statistics,
 )
@@ -42,10 +42,10 @@ from mlx_gemma_mtp.server.service import Service
 MAX_TOKENS = 16  # as OpenAI's, if a body has none
 MOST_PROMPTS = 1024  # in one body, times n
 
-PROMPT = NAMES | {"prompt": "prompt"}
+FIELDS = NAMES | {"prompt": "prompt"}
 
 
-class CompletionBody(Common):
+class CompletionBody(ChoicesBody):
     """A body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -60,12 +60,12 @@ class CompletionBody(Common):
         return Asked(
             "completions",
             prompts,
-            self.params(PROMPT, most, logprobs=self.logprobs),
+            self.params(FIELDS, most, logprobs=self.logprobs),
             self.model,
             n=self.n or 1,
             priority=self.served_at(),
             stream=bool(self.stream),
-            names=PROMPT,
+            names=FIELDS,
         )
 
     def prompts(self) -> list[str | list[int]]:
@@ -117,7 +117,7 @@ async def completions(request: Request) -> Response:
     frame = Frame(service, "cmpl", "text_completion")
     if asked.stream:
         run = await begin(service, request, asked)
-        return choice_stream(service, run, frame, texts.choices, wants_usage=body.wants_usage)
+        return choice_stream(service, run, frame, texts.choices, **body.wanted)
     run, found = await whole(service, request, asked)
     choices = [_joined(texts, run, number) for number in range(len(found))]
     return JSONResponse(frame(choices, **statistics(found, asked.n)))

@@ -23,7 +23,7 @@ from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
     Effort,
-    Settings,
+    OpenAIBody,
     choice_of,
     form_of,
     logprob_entries,
@@ -87,7 +87,7 @@ class Reasoning(Body):
     summary: str | None = None
 
 
-class ResponsesBody(Settings):
+class ResponsesBody(OpenAIBody):
     """A body of /v1/responses."""
 
     input: str | list[dict[str, Any]]
