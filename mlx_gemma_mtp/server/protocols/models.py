@@ -1,4 +1,4 @@
-"""The list of models of OpenAI's and Anthropic's APIs: the one that is served, under each of its names."""
+"""The list of models, as OpenAI and Anthropic have it: one model, under each of its names."""
 
 from __future__ import annotations
 
