@@ -9,8 +9,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import call_chunks, last_chunk, scripted
+from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.protocols.chat import ChatBody
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
 
 PATH = "/v1/chat/completions"
 SUM: dict[str, Any] = {
@@ -164,6 +168,26 @@ def test_an_answer_with_a_form_may_have_a_thought_before(client: TestClient) -> 
     assert message["reasoning_content"]
 
 
+@pytest.mark.parametrize(
+    ("body", "thinks", "budget"),
+    [
+        ({}, False, None),
+        ({"reasoning_effort": "none", "thinking_budget": 9}, False, 9),
+        ({"reasoning_effort": "low"}, True, 1024),
+        ({"reasoning_effort": "high"}, True, 16_384),
+        ({"reasoning_effort": "low", "thinking_budget": 9}, True, 9),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True, 16_384),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, None),
+    ],
+)
+def test_a_thought_is_as_long_as_the_client_asks(
+    engine: Engine, body: dict[str, Any], thinks: bool, budget: int | None
+) -> None:
+    service = Service(engine, Settings(("demo",)))
+    params = ChatBody.model_validate(SUM | body).asked(service).params
+    assert (params.thinking, params.thinking_budget) == (thinks, budget)
+
+
 def test_a_message_of_the_assistant_at_the_end_is_continued(client: TestClient) -> None:
     messages = [*SUM["messages"], {"role": "assistant", "content": "17 +"}]
     assert choice(client, SUM | {"messages": messages})["message"]["content"] == " 25 = 42"
@@ -204,7 +228,11 @@ def test_unusual_messages_of_clients_are_taken(client: TestClient, before: Any) 
     ("body", "field", "way_out"),
     [
         ({"functions": [{"name": "f"}]}, "functions", "give tools"),
-        ({"function_call": "auto"}, "function_call", "give tool_choice"),
+        ({"function_call": "auto"}, "function_call", "tool_choice"),
+        ({"grammar": "root ::= x"}, "grammar", "response_format"),
+        ({"guided_json": {"type": "object"}}, "guided_json", "response_format"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", "only function"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "needs a name"),
         (

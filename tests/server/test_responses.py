@@ -223,6 +223,7 @@ def test_too_few_tokens_make_a_response_incomplete(client: TestClient) -> None:
 
 def test_logprobs_are_in_the_deltas_and_in_the_answer(client: TestClient) -> None:
     body = SUM | {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    body |= {"stop": ["= 43"]}  # text is held back that may become this
     events = streamed(client, body)
     found = [e for one in events if one["type"].endswith("text.delta") for e in one["logprobs"]]
     [part] = events[-1]["response"]["output"][0]["content"]
@@ -274,7 +275,7 @@ def test_a_stream_over_the_context_fails_with_the_code_that_codex_compacts_for(
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id", "whole conversation"),
         ({"conversation": {"id": "c"}}, "conversation", "whole conversation"),
-        ({"prompt": {"id": "p"}}, "prompt", "as instructions"),
+        ({"prompt": {"id": "p"}}, "prompt", "as input"),
         ({"background": True}, "background", "not supported"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0", "item itself"),
         ({"input": [{"type": "dream"}]}, "input.0.type", "'dream' is not supported"),
