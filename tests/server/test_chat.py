@@ -124,12 +124,14 @@ def test_a_stream_of_several_completions_has_all_of_each(client: TestClient) -> 
         assert [one["finish_reason"] for one in own if one["finish_reason"]] == ["length"]
 
 
-def test_arguments_of_a_call_are_the_same_in_a_stream(client: TestClient) -> None:
-    whole = choice(client, CLOCK)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_arguments_of_a_call_are_the_same_in_a_stream(client: TestClient, parallel: bool) -> None:
+    body = CLOCK | {"parallel_tool_calls": parallel}
+    whole = choice(client, body)
     assert whole["finish_reason"] == "tool_calls"
     assert whole["message"]["content"] is None
     [call] = whole["message"]["tool_calls"]
-    stream = [one["choices"][0] for one in events(client, CLOCK)]
+    stream = [one["choices"][0] for one in events(client, body)]
     deltas = [one for each in stream for one in each["delta"].get("tool_calls", ())]
     assert deltas[0]["function"]["name"] == call["function"]["name"] == "get_time"
     assert deltas[0]["id"]
