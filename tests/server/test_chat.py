@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from helpers.scripted import call_chunks, last_chunk, scripted
+from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.protocols.chat import ChatBody
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.settings import Settings
+from mlx_gemma_mtp.text.tokenizer import Text
 
 PATH = "/v1/chat/completions"
 SUM: dict[str, Any] = {
@@ -92,6 +93,14 @@ def test_logprobs_of_a_stream_are_those_of_the_whole_answer(client: TestClient) 
     assert all(one["top_logprobs"][0]["token"] == one["token"] for one in found)
     thoughts = "".join(one["delta"].get("reasoning_content", "") for one in stream)
     assert thoughts == whole["message"]["reasoning_content"]
+
+
+def test_logprobs_are_sent_while_their_text_is_held_back(text: Text) -> None:
+    stream = events(scripted(held_back(text), text=text), SUM | {"logprobs": True})
+    sent = [one["choices"][0] for one in stream if one["choices"][0]["logprobs"]]
+    assert [one["delta"]["content"] for one in sent] == ["", "", "1+2"]
+    tokens = [entry["token"] for one in sent for entry in one["logprobs"]["content"]]
+    assert tokens == ["1", "+", "2"]
 
 
 def test_drafts_change_neither_the_text_nor_its_hash(client: TestClient) -> None:

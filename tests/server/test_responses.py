@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from helpers.scripted import call_chunks, last_chunk, scripted
+from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.protocols.responses_input import messages_of
+from mlx_gemma_mtp.text.tokenizer import Text
 
 PATH = "/v1/responses"
 SUM: dict[str, Any] = {"input": "What is 17 + 25?", "temperature": 0}
@@ -231,6 +232,17 @@ def test_logprobs_are_in_the_deltas_and_in_the_answer(client: TestClient) -> Non
     assert "".join(one["token"] for one in found) == part["text"]
     assert [one["top_logprobs"][0]["token"] for one in found] == [one["token"] for one in found]
     assert ask(client, SUM)["output"][0]["content"][0]["logprobs"] == []
+
+
+@pytest.mark.parametrize("cut", [None, -2])
+def test_logprobs_wait_for_their_text(text: Text, cut: int | None) -> None:
+    # cut: the text of the last tokens never comes, as before a stop string.
+    chunks = [Chunk("It is ", [1]), *held_back(text)[:cut], last_chunk()]
+    events = streamed(scripted(chunks, text=text), SUM | {"top_logprobs": 0})
+    [part] = events[-1]["response"]["output"][0]["content"]
+    assert [one["token"] for one in part["logprobs"]] == ["1", "+", "2"][: cut and cut + 1]
+    deltas = [one for one in events if one["type"].endswith("text.delta")]
+    assert [entry for one in deltas for entry in one["logprobs"]] == part["logprobs"]
 
 
 def test_an_answer_follows_its_schema(client: TestClient) -> None:
