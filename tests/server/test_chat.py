@@ -154,6 +154,7 @@ def test_parallel_tool_calls_false_gives_one_call() -> None:
     client, body = scripted(chunks), SUM | {"parallel_tool_calls": False}
     whole = choice(client, body)
     assert [one["function"]["name"] for one in whole["message"]["tool_calls"]] == ["f"]
+    assert whole["message"]["content"] is None
     stream = [one["choices"][0] for one in events(client, body)]
     deltas = [one for each in stream for one in each["delta"].get("tool_calls", ())]
     assert {one["index"] for one in deltas} == {0}

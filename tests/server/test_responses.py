@@ -360,6 +360,7 @@ def test_items_become_the_turns_that_they_came_from(client: TestClient) -> None:
                 "output": [{"type": "input_text", "text": "8:00"}],
             },
             {"type": "function_call_output", "call_id": "a", "output": "9:00"},
+            {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Nine."}]},
             {"type": "web_search_call", "id": "ws_1", "status": "completed"},
             {
                 "type": "message",
@@ -379,7 +380,8 @@ def test_items_become_the_turns_that_they_came_from(client: TestClient) -> None:
         "assistant",
         "user",
     ]
-    assert fields == [f"input.{number}" for number in (0, 1, 3, 6, 7, 9, 10)]
+    assert fields == [f"input.{number}" for number in (0, 1, 3, 6, 7, 8, 11)]
+    assert (messages[5]["reasoning"], messages[5]["content"]) == ("Nine.", "9.")
     turn = messages[2]
     assert turn["reasoning"] == "I ask the clock."
     assert [one["id"] for one in turn["tool_calls"]] == ["a", "b"]
