@@ -119,6 +119,9 @@ def test_instructions_in_mid_conversation_stay_where_they_are() -> None:
         (("a", [use("1")], [result("1", 5)]), "messages.2.content.0.content"),
         (("a", [use("1")], [result("1", [{"no": 1}])]), "messages.2.content.0.content.0"),
         (("a", [use("1")], [result("1", ["text"])]), "messages.2.content.0.content.0"),
+        (("a", [use("1")], [result("2")]), "messages.1"),
+        (("a", [use("1")], "b"), "messages.1"),
+        (("a", "b", [result("1")]), "messages.2"),
     ],
 )
 def test_a_block_that_is_wrong_is_named(contents: tuple[Any, ...], at: str) -> None:
