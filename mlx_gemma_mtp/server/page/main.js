@@ -33,7 +33,7 @@ const chat = new Chat(store, {
   changed,
   grown: (answer) => thread.grow(answer),
   shortened: (before) =>
-    notify("The messages after it were removed.", {
+    notify("Later messages were removed.", {
       label: "Undo",
       run: () => chat.restore(before),
     }),

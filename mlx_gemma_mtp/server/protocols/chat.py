@@ -1,10 +1,9 @@
-"""OpenAI's chat completions, and the list of models."""
+"""OpenAI's chat completions."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import Field
@@ -229,32 +228,4 @@ class _Deltas:
             yield choice({}, finish_reason=finish)
 
 
-async def models(request: Request) -> Response:
-    """Answer /v1/models and /v1/models/NAME, for OpenAI's clients and Anthropic's."""
-    service: Service = request.app.state.service
-    name = request.path_params.get("name")
-    service.check_model(name)
-    found = [
-        {
-            "id": one,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "local",
-            "context_length": service.context,
-            "max_model_len": service.context,
-            "type": "model",
-            "display_name": one,
-            "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
-        }
-        for one in service.settings.served
-        if name in (None, one)
-    ]
-    pages = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}
-    return JSONResponse(found[0] if name else {"object": "list", "data": found, **pages})
-
-
-routes = [
-    Route("/v1/chat/completions", chat, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", models),
-]
+routes = [Route("/v1/chat/completions", chat, methods=["POST"])]
