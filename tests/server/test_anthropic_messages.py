@@ -130,6 +130,15 @@ def test_a_block_that_is_wrong_is_named(contents: tuple[Any, ...], at: str) -> N
     assert failure.message.startswith(at)
 
 
+def test_tools_that_come_and_go_in_mid_conversation_are_named() -> None:
+    changes = [
+        {"type": kind, "tool": {"type": "tool_reference", "name": "Grep"}}
+        for kind in ("tool_addition", "tool_removal")
+    ]
+    *_, told = turns_of(None, [turn("user", "Hi"), turn("system", changes)])
+    assert told["content"] == "The tool Grep is available.\nThe tool Grep is no longer available."
+
+
 def test_tools_of_anthropics_servers_are_left_out_next_to_others() -> None:
     [found] = tools_of([READ | {"strict": True, "defer_loading": True}, SEARCH])
     assert found["function"] == {
