@@ -31,7 +31,7 @@ class Prefix:
     def __init__(self, parent: Prefix | None, tokens: list[int], full: list[mx.array]) -> None:
         self.parent = parent
         self.tokens = tokens
-        self.end = len(tokens) + (0 if parent is None else parent.end)
+        self.end: int = len(tokens) + (0 if parent is None else parent.end)
         self.full = full
         self.window: list[mx.array] | None = None
         self.nbytes = _bytes(full)  # of its own arrays
@@ -125,7 +125,7 @@ class Prefixes:
         *ends, last = sorted(self._rounded(end) for end in self._ends(ids))
         found, before = list[int](), start
         for end in sorted({*ends, self._rounded(known.end + matched)}):
-            if min(end - before, last - end) >= self.least:
+            if end < last and end - before >= self.least:
                 found.append(end)
                 before = end
         return [*found, last] if last > start and last >= self.least else found

@@ -16,6 +16,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from helpers.command import SECONDS, start
+from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.run import Run
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
 
 
 class Served(NamedTuple):
@@ -37,6 +42,18 @@ class Served(NamedTuple):
             assert time.monotonic() < until, f"{text!r} is not in {log}"
             time.sleep(0.02)
         return log
+
+
+class Recorded(Service):
+    """Keeps the runs that it starts."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        super().__init__(engine, settings)
+        self.runs: list[Run] = []
+
+    def start(self, asked: Asked) -> Run:
+        self.runs.append(super().start(asked))
+        return self.runs[-1]
 
 
 @contextmanager

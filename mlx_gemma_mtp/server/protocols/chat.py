@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and the list of models."""
+"""OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -228,28 +228,4 @@ class _Deltas:
             yield choice({}, finish_reason=finish)
 
 
-async def models(request: Request) -> Response:
-    """Answer /v1/models and /v1/models/NAME."""
-    service: Service = request.app.state.service
-    name = request.path_params.get("name")
-    service.check_model(name)
-    found = [
-        {
-            "id": one,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "local",
-            "context_length": service.context,
-            "max_model_len": service.context,
-        }
-        for one in service.settings.served
-        if name in (None, one)
-    ]
-    return JSONResponse(found[0] if name else {"object": "list", "data": found})
-
-
-routes = [
-    Route("/v1/chat/completions", chat, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", models),
-]
+routes = [Route("/v1/chat/completions", chat, methods=["POST"])]

@@ -73,18 +73,23 @@ class CompletionBody(ChoicesBody):
         given, n = self.prompt, self.n or 1
         one = isinstance(given, str) or (given and isinstance(given[0], int))
         found: list[Any] = [given] if one else [*given]
-        wrong = {
-            "prompt": (not found or len(found) * n > MOST_PROMPTS)
-            and f"prompt must have from 1 to {MOST_PROMPTS // n} texts or lists of token ids",
-            "suffix": self.suffix and "suffix is not supported: the model only writes what follows",
-            "best_of": self.best_of not in (None, n) and f"best_of must be as n, {n}",
-            "echo": self.echo
-            and self.logprobs is not None
-            and "echo cannot have logprobs: those of a prompt are not computed",
-        }
-        for field, message in wrong.items():
-            if message:
-                raise Failure(message, field=field)
+        checks = (
+            (
+                "prompt",
+                1 <= len(found) * n <= MOST_PROMPTS,
+                f"must have from 1 to {MOST_PROMPTS // n} texts or lists of token ids",
+            ),
+            ("suffix", not self.suffix, "is not supported: the model only writes what follows"),
+            ("best_of", self.best_of in (None, n), f"must be n, which is {n}"),
+            (
+                "echo",
+                not self.echo or self.logprobs is None,
+                "cannot be had with logprobs: those of a prompt are not computed",
+            ),
+        )
+        for field, good, wrong in checks:
+            if not good:
+                raise Failure(f"{field} {wrong}", field=field)
         return found
 
 
@@ -126,13 +131,13 @@ async def completions(request: Request) -> Response:
 def _joined(texts: _Texts, run: Run, number: int) -> Choice:
     """Return the pieces of a completion as one."""
     pieces = [one for chunk in chunks_of(run, number) for one in texts.choices(number, chunk)]
-    whole = {**pieces[-1], "text": "".join(one["text"] for one in pieces)}
-    if whole["logprobs"] is not None:
-        whole["logprobs"] = {
+    joined = {**pieces[-1], "text": "".join(one["text"] for one in pieces)}
+    if joined["logprobs"] is not None:
+        joined["logprobs"] = {
             name: [value for one in pieces for value in one["logprobs"][name]]
-            for name in whole["logprobs"]
+            for name in joined["logprobs"]
         }
-    return whole
+    return joined
 
 
 class _Texts:
