@@ -6,7 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from helpers.browser import HOLD, FakeServer, Reader, Reply, say, wait_until
+
+pytestmark = pytest.mark.slow
 
 # Storage that is full after so many characters, and one that is denied.
 SMALL = """
