@@ -184,14 +184,17 @@ class Prefill:
         """
         if len(self._cuts) != 1 or self.takes(request):
             return 0
-        cuts, prefixes = self._cuts[0], self._prefixes
-        most, worth = prefixes.shared(request.ids, self._prompts[0]), prefixes.least
-        found = max((cut for cut in cuts if self._done < cut <= most), default=0)
-        if most - max(found, self._done) >= worth and not self.requests[0].session:
-            insort(cuts, most)
+        prompt, done, least = self._prompts[0], self._done, self._prefixes.least
+        cuts, worth = [cut for cut in self._cuts[0] if cut > done], request.held + least
+        first = min([done + least, *cuts])
+        if request.ids[done:first] != prompt[done:first]:  # quick, and most share no more
+            return 0
+        most = self._prefixes.shared(request.ids, prompt)
+        found = max((cut for cut in cuts if cut <= most), default=0)
+        if most >= max(found + least, done + least, worth) and not self.requests[0].session:
+            insort(self._cuts[0], most)
             found = most
-        held = prefixes.find(request.ids)
-        return found if found - (0 if held is None else held.end) >= worth else 0
+        return found if found >= worth else 0
 
     def has(self, num_tokens: int) -> bool:
         """True if this many tokens have been read."""

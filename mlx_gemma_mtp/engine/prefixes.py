@@ -310,8 +310,11 @@ def _bytes(arrays: Sequence[mx.array]) -> int:
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens two sequences start with in common."""
-    size = min(len(one), len(other))
-    if one[:size] == other[:size]:  # much quicker than the loop
-        return size
-    pairs = zip(one, other, strict=False)
-    return next(at for at, (mine, theirs) in enumerate(pairs) if mine != theirs)
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low < high - 1:  # slices compare much quicker than tokens in a loop
+        middle = (low + high) // 2
+        same = one[low:middle] == other[low:middle]
+        low, high = (middle, high) if same else (low, middle)
+    return low
