@@ -26,7 +26,7 @@ PARIS = [{"role": "user", "content": "What time is it in Paris?"}]
 @pytest.fixture(scope="module")
 def asking(engine: Engine) -> Iterator[Any]:
     """Ollama's client. Its streams have something to say in every silence."""
-    settings = Settings(("demo", "other"), heartbeat_seconds=0.001)
+    settings = Settings(("demo", "other"), heartbeat_seconds=0.02)
     with listening(app_of(Service(engine, settings))) as url:
         yield ollama.Client(url)
 
@@ -51,7 +51,7 @@ def test_a_stream_has_the_text_and_the_counts_of_the_whole_answer(asking: Any) -
     assert last.eval_count == whole.eval_count > 5
     assert last.prompt_eval_count == whole.prompt_eval_count > 10
     spent = last.load_duration + last.prompt_eval_duration + last.eval_duration
-    assert 10**6 < spent <= last.total_duration < 10**11
+    assert 10**6 < spent <= last.total_duration + 2 < 10**11  # rounded, each
 
 
 def test_a_completion_is_the_answer_to_one_message(asking: Any) -> None:
@@ -83,12 +83,11 @@ def test_calls_have_their_arguments_as_objects(asking: Any, stream: bool) -> Non
     assert told.message.content
 
 
-@pytest.mark.parametrize("think", [True, "low"])
-def test_the_thought_has_a_field_of_its_own(asking: Any, think: Any) -> None:
-    whole = asking.chat("demo", QUESTION, think=think, options=GREEDY)
+def test_the_thought_has_a_field_of_its_own(asking: Any) -> None:
+    whole = asking.chat("demo", QUESTION, think="low", options=GREEDY)
     assert whole.message.thinking
     assert "42" in whole.message.content
-    pieces = [*asking.chat("demo", QUESTION, think=think, options=GREEDY, stream=True)]
+    pieces = [*asking.chat("demo", QUESTION, think=True, options=GREEDY, stream=True)]
     for field in ("thinking", "content"):
         joined = "".join(getattr(piece.message, field) or "" for piece in pieces)
         assert joined == getattr(whole.message, field)
@@ -160,7 +159,6 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "suffix": ("suffix", lambda one: one.generate("demo", SUM, suffix="x")),
     "template": ("template", lambda one: one.generate("demo", SUM, template="x")),
     "image": ("images", lambda one: one.generate("demo", SUM, images=["aGk="])),
-    "long": ("prompt is too long", lambda one: [*one.generate("demo", "x " * 9000, stream=True)]),
 }
 
 
@@ -170,6 +168,15 @@ def test_what_is_refused_says_why(asking: Any, what: str) -> None:
     with pytest.raises(ollama.ResponseError, match=message) as raised:
         ask(asking)
     assert raised.value.status_code in (400, 404, 501)
+
+
+def test_an_error_after_the_first_line_of_a_stream_is_a_line(
+    asking: Any, client: TestClient
+) -> None:
+    body = {"model": "demo", "prompt": "x " * 9000}
+    assert client.post("/api/generate", json=body).status_code == 400
+    with pytest.raises(ollama.ResponseError, match="prompt is too long"):
+        list(asking.generate(**body, stream=True))  # whose silence was too long for a status
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ async def _answer(request: Request, service: Service, asked: Asked, frame: _Fram
         run, [completion] = await whole(service, request, asked)
         calls = [one for one in completion.tool_calls if one.name]
         found = _logprobs(service, asked, chunks_of(run, 0, "answer"))
-        said = frame(completion.text, completion.thought, calls, **found, **_end(run, completion))
+        said = frame(completion.text, completion.thought, calls, **found, **_end(completion))
         return JSONResponse(said)
     run = await begin(service, request, asked)
     return EventStream(
@@ -231,7 +231,7 @@ async def _lines(service: Service, run: Run, frame: _Frame) -> AsyncIterator[str
         if answer or thought or calls or found:
             yield _line(frame(answer, thought, calls, **found))
     [completion] = run.results()
-    yield _line(frame(**_end(run, completion)))
+    yield _line(frame(**_end(completion)))
 
 
 def _line(data: Mapping[str, Any]) -> str:
@@ -244,18 +244,19 @@ def _logprobs(service: Service, asked: Asked, chunks: Sequence[Chunk]) -> dict[s
     return {"logprobs": logprob_entries(service, found)} if found else {}
 
 
-def _end(run: Run, completion: Completion) -> dict[str, Any]:
+def _end(completion: Completion) -> dict[str, Any]:
     """Return the fields that end an answer. Durations are nanoseconds."""
     stats = completion.stats
+    seconds = (stats.queue_seconds, stats.first_token_seconds, stats.decode_seconds)
     return {
         "done": True,
         "done_reason": "length" if completion.finish_reason == "length" else "stop",
-        "total_duration": _nanoseconds(time.perf_counter() - run.started),
-        "load_duration": _nanoseconds(stats.queue_seconds),
+        "total_duration": _nanoseconds(sum(seconds)),
+        "load_duration": _nanoseconds(seconds[0]),
         "prompt_eval_count": stats.prompt_tokens,
-        "prompt_eval_duration": _nanoseconds(stats.first_token_seconds),
+        "prompt_eval_duration": _nanoseconds(seconds[1]),
         "eval_count": stats.generated_tokens,
-        "eval_duration": _nanoseconds(stats.decode_seconds),
+        "eval_duration": _nanoseconds(seconds[2]),
     }
 
 
