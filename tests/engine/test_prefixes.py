@@ -1,7 +1,6 @@
 """What prompts start with is prefilled once, within a budget, and outputs stay as they are."""
 
 from itertools import pairwise
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from helpers.fake_target import CONFIG, VOCAB, WINDOW, output
 from helpers.stepped import LONG, Event, Stepped
-from mlx_gemma_mtp import MgmError, SamplingParams, Status, UsageError, load
+from mlx_gemma_mtp import MgmError
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.memory import Limits
@@ -295,33 +294,3 @@ def test_the_windows_of_a_conversation_stay_few(rng: np.random.Generator) -> Non
         history = [*prompt, *ask(stepped, prompt, 9).tokens]
         sizes.append(held(stepped) - POSITION * len(history))
     assert max(abs(after - before) for before, after in pairwise(sizes[3:])) < POSITION * WINDOW
-
-
-# Engines
-
-
-def test_conversations_in_messages_share_their_instructions_and_continue() -> None:
-    instructions = " ".join(["You help with sums and answer in one short line."] * 12)
-    params = SamplingParams(max_tokens=8, temperature=0)
-    system = {"role": "system", "content": instructions}
-    with load("demo", None, prefix_cache=10**8) as engine, load("demo", None) as plain:
-        num_instructions = engine.count_tokens([system, {"role": "user", "content": "Hi"}]) - 20
-        for question in ("What is 17 + 25?", "What is the capital of France?"):
-            messages = [system, {"role": "user", "content": question}]
-            for turn in range(2):
-                [done] = engine.generate([messages], params)
-                [expected] = plain.generate([messages], params)
-                assert done.tokens == expected.tokens
-                messages += [done.message, {"role": "user", "content": "And 3 + 4?"}]
-                if turn:
-                    assert done.stats.prompt_tokens - done.stats.reused_tokens < 40
-            if question.endswith("France?"):
-                assert done.stats.reused_tokens > num_instructions
-        assert engine.status.prefix_hits == 3
-    assert engine.status == Status()
-
-
-@pytest.mark.parametrize("wrong", [-1, 1.5, "1 GB", True])
-def test_the_budget_is_a_number_of_bytes(wrong: Any) -> None:
-    with pytest.raises(UsageError, match="prefix_cache"):
-        load("demo", prefix_cache=wrong)
