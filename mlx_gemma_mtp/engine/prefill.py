@@ -137,7 +137,7 @@ class Prefill:
 
         0 if not, or if it is not worth it.
         """
-        if len(self._cuts) != 1 or self.takes(request):
+        if not self._prefixes or len(self._cuts) != 1 or self.takes(request):
             return 0
         prompt, done, least = self._prompts[0], self._done, self._prefixes.least
         cuts, worth = [cut for cut in self._cuts[0] if cut > done], request.held + least

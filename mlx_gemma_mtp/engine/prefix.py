@@ -26,7 +26,7 @@ class Prefix:
         self.end: int = len(tokens) + (0 if parent is None else parent.end)
         self.full = list(full)
         self.window: list[mx.array] | None = None
-        self.exact = True if parent is None else parent.exact
+        self.exact: bool = parent is None or parent.exact
         self.used = 0
         self.children: dict[int, Prefix] = {}  # by their first tokens, which differ
         if parent is not None:

@@ -71,6 +71,18 @@ def test_a_turn_prefills_what_is_new_and_at_most_one_answer(
     assert held(stepped) <= POSITION * ((2 if thoughts else 1) * len(history) + 8 * WINDOW + 100)
 
 
+def test_results_of_tools_in_one_turn_of_the_model_are_read_once(rng: np.random.Generator) -> None:
+    """Though the template writes the calls in another way than the model did."""
+    stepped, written, result = caching(), 4, Ids()
+    prompt = [TURN, *words(rng, 100), TURN, *words(rng, 20), *OPENING]
+    for turn in range(8):
+        done = ask(stepped, prompt, 9, 3)
+        if turn:
+            assert num_read(done) <= written + len(result) + len(OPENING)
+        result = words(rng, 60)
+        prompt = [*prompt, *words(rng, written), *result]
+
+
 def test_instructions_are_kept_however_short_the_first_question_is(
     rng: np.random.Generator,
 ) -> None:
