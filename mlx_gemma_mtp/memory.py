@@ -51,10 +51,11 @@ class Limits:
     their first token may wait for the prompts that came with them.
     max_draft_tokens: the most drafts of a round. snapshots: what a session keeps, the end of the
     last prompt and of the one before it. rollback: how many tokens a session can go back without
-    one; no fewer than the smallest chunk, because its cache holds the padding of a pass. slot_step:
-    see `KVCache.empty`. shrink_after: rounds with spare rows before the batch shrinks, because that
-    copies the cache. overlap: False to read each round before the next one starts, so that its
-    parts can be timed.
+    one; no fewer than the smallest chunk, because its cache holds the padding of a pass. opening:
+    the most tokens with which templates open the model's turn, an empty thought included; a prompt
+    can be kept up to there once it is read, see `Prefixes`. slot_step: see `KVCache.empty`.
+    shrink_after: rounds with spare rows before the batch shrinks, because that copies the cache.
+    overlap: False to read each round before the next one starts, so that its parts can be timed.
     """
 
     chunks: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -64,6 +65,7 @@ class Limits:
     max_draft_tokens: int = MAX_DRAFT_TOKENS
     snapshots: int = 2
     rollback: int = 512
+    opening: int = 16
     slot_step: int = SLOT_STEP
     shrink_after: int = 16
     overlap: bool = True
@@ -216,7 +218,7 @@ class Pair(NamedTuple):
             most=limits.most_beyond,
         )
         capacity, chunk = capacity_for(context), min(largest, context)
-        held = limits.rollback if sessions else min(0, context - window)
+        held = limits.rollback if sessions else min(0, context - window) + limits.opening
         prompt = empty(1, capacity=capacity, most=held)
         together = max(1, min(batch, largest // context))
         group = prompt

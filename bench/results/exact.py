@@ -26,7 +26,7 @@ from mlx_gemma_mtp import Completion, Engine, SamplingParams, device
 from mlx_gemma_mtp.decode.round import draft, round_player
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
-from mlx_gemma_mtp.engine.probe import MOST_SECONDS, measure
+from mlx_gemma_mtp.engine.probe import measure
 from mlx_gemma_mtp.engine.worker import mlx_worker
 
 DRAFTS: dict[str, list[NumDrafts]] = {
@@ -90,32 +90,21 @@ def completed(
     return found
 
 
-def main() -> int:
-    """Print a line for each kind of drafts and each batch; return the exit code."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", help="demo, a size such as 26b, or a file as --synthetic takes it")
-    parser.add_argument("--bits", type=int)
-    parser.add_argument("--outputs", type=int, default=40)
-    parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--auto", action="store_true", help='exact="auto" instead of True')
-    parser.add_argument("--batch", default="1,2,4,8")
-    parser.add_argument("--probe-seconds", type=float, default=MOST_SECONDS)
-    given = parser.parse_args()
-    exact: Any = "auto" if given.auto else True
-    pair, prompts = opened(given.model, given.bits, given.outputs)
-    for _ in range(1 if device.backend() == "cpu" else 2):
-        start = time.perf_counter()
-        table = measure(pair.target, pair.drafter, seconds=given.probe_seconds)
-        print(f"measured in {time.perf_counter() - start:.1f} s")
-    pair = pair._replace(table=table)
-    for part, figures in (table.in_words() if table else {"no table": ""}).items():
-        print(f"{part}: {figures}")
+def compare(
+    pair: OpenPair,
+    prompts: list[list[int]],
+    exact: Any = True,
+    *,
+    batches: Sequence[int] = (1, 2, 4, 8),
+    max_tokens: int = 32,
+) -> int:
+    """Print a line for each batch and kind of drafts; return how many exact outputs differ."""
     # Lengths differ, so rows join and leave at different times. Every other output is sampled.
     params = [
         SamplingParams(
             seed=at,
             temperature=float(at % 2),
-            max_tokens=given.max_tokens - given.max_tokens * (at % 7) // 10,
+            max_tokens=max_tokens - max_tokens * (at % 7) // 10,
             ignore_eos=True,
             num_draft_tokens=0,
         )
@@ -127,12 +116,12 @@ def main() -> int:
         wanted = completed(engine, prompts, params, 1)
     print(f"alone and plain: {len(wanted)} outputs, {sum(one.exact for one in wanted)} exact")
     player: Any = round_player
-    if given.model != "demo":
+    if pair.text is None:  # random weights
         known = from_known([one.tokens for one in wanted], [*map(len, prompts)])
         player = partial(round_player, draft=known)
     faults = 0
     with make(player=player) as engine:
-        for batch in [*map(int, given.batch.split(",")), None]:
+        for batch in [*batches, None]:
             some = len(prompts) if batch is None else min(8 * batch, len(prompts))
             for name, drafts in DRAFTS.items():
                 asked = [
@@ -155,7 +144,30 @@ def main() -> int:
                     flush=True,
                 )
     print(f"{faults} outputs of exact passes differ")
-    return 5 if faults else 0
+    return faults
+
+
+def main() -> int:
+    """Measure the passes of a pair and compare its outputs; return the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", help="demo, a size such as 26b, or a file as --synthetic takes it")
+    parser.add_argument("--bits", type=int)
+    parser.add_argument("--outputs", type=int, default=40)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--auto", action="store_true", help='exact="auto" instead of True')
+    parser.add_argument("--batch", default="1,2,4,8")
+    given = parser.parse_args()
+    pair, prompts = opened(given.model, given.bits, given.outputs)
+    for _ in range(1 if device.backend() == "cpu" else 2):
+        start = time.perf_counter()
+        table = measure(pair.target, pair.drafter)
+        print(f"measured in {time.perf_counter() - start:.1f} s")
+    for part, figures in (table.in_words() if table else {"no table": ""}).items():
+        print(f"{part}: {figures}")
+    batches = [*map(int, given.batch.split(","))]
+    exact = "auto" if given.auto else True
+    pair = pair._replace(table=table)
+    return 5 if compare(pair, prompts, exact, batches=batches, max_tokens=given.max_tokens) else 0
 
 
 if __name__ == "__main__":

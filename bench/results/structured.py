@@ -109,30 +109,22 @@ def median_of(times: Sequence[float]) -> str:
     return f"{middle:7.2f} ms ({low:.2f} to {high:.2f})"
 
 
-def main() -> None:
+def compare(
+    pair: OpenPair, batches: Sequence[int], counts: Sequence[int], turns: int, rounds: int
+) -> None:
     """Print two lines for each batch and number of drafts."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", help="demo, or a size such as 26b for random weights")
-    parser.add_argument("--bits", type=int)
-    parser.add_argument("--batch", default="1,4,8")
-    parser.add_argument("--drafts", default="0,3")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=40)
-    given = parser.parse_args()
-    pair, rng = opened(given.model, given.bits), random.Random(0)
+    rng = random.Random(0)
     forms: dict[str, dict[str, Any]] = {
         "free": {"ignore_eos": True},
         "schema": {"json_schema": SCHEMA},
     }
     with Engine(pair, max_batch=8) as engine:
-        for batch, drafts in product(
-            *(map(int, one.split(",")) for one in (given.batch, given.drafts))
-        ):
+        for batch, drafts in product(batches, counts):
             prompts = [[rng.randrange(300, 500) for _ in range(48)] for _ in range(batch)]
             found = {name: list[Times]() for name in forms}
-            for number in range(given.turns + 1):
+            for number in range(turns + 1):
                 for name, form in forms.items():
-                    times = turn(engine, prompts, drafts, given.rounds, **form)
+                    times = turn(engine, prompts, drafts, rounds, **form)
                     if number:  # the first one compiles
                         found[name].append(times)
             for clock in Times._fields:
@@ -146,6 +138,20 @@ def main() -> None:
                     f"schema {median_of(schema)}: {more:+.1%}",
                     flush=True,
                 )
+
+
+def main() -> None:
+    """Open a pair and compare its rounds."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", help="demo, or a size such as 26b for random weights")
+    parser.add_argument("--bits", type=int)
+    parser.add_argument("--batch", default="1,4,8")
+    parser.add_argument("--drafts", default="0,3")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
+    given = parser.parse_args()
+    batches, counts = ([*map(int, one.split(","))] for one in (given.batch, given.drafts))
+    compare(opened(given.model, given.bits), batches, counts, given.turns, given.rounds)
 
 
 if __name__ == "__main__":

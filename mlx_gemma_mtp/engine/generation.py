@@ -40,6 +40,7 @@ class Generation(Future[Completion]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._prompt_tokens: int | None = None
         self._stopping = False  # True once it is cancelled
         self._on_cancel: Callable[[], object] = lambda: None
         self._waiters = _Waiters(weakref.ref(self))
@@ -71,6 +72,11 @@ class Generation(Future[Completion]):
     def text(self) -> str:
         """The answer so far."""
         return "".join(chunk.text for chunk in self._chunks if chunk.kind == "answer")
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt; None before it waits for a row."""
+        return self._prompt_tokens
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end of the request, for at most `timeout` seconds.

@@ -19,11 +19,6 @@ from mlx_gemma_mtp.model.config import TargetConfig
 
 log = logging.getLogger("mlx_gemma_mtp")
 
-# Tokens with which a template opens the model's turn: <|turn>model, a newline, and an empty
-# thought. A prompt's cache has that many slots more than a window, so that the window before them
-# is still there when the prompt has been read.
-OPENING = 16
-
 
 class Prefix:
     """Tokens after those of its parent, and what the layers hold of them.
@@ -36,7 +31,7 @@ class Prefix:
     def __init__(self, parent: Prefix | None, tokens: list[int], full: list[mx.array]) -> None:
         self.parent = parent
         self.tokens = tokens
-        self.end = len(tokens) + (0 if parent is None else parent.end)
+        self.end: int = len(tokens) + (0 if parent is None else parent.end)
         self.full = full
         self.window: list[mx.array] | None = None
         self.nbytes = _bytes(full)  # of its own arrays
@@ -92,7 +87,7 @@ class Prefixes:
     @property
     def spare(self) -> int:
         """Slots that the sliding layers of a prompt's cache must have more than a window."""
-        return OPENING if self else 0
+        return self._exactness.limits.opening if self else 0
 
     def clear(self) -> bool:
         """Drop everything. Returns whether there was anything."""
@@ -130,7 +125,7 @@ class Prefixes:
         *ends, last = sorted(self._rounded(end) for end in self._ends(ids))
         found, before = list[int](), start
         for end in sorted({*ends, self._rounded(known.end + matched)}):
-            if min(end - before, last - end) >= self.least:
+            if end < last and end - before >= self.least:
                 found.append(end)
                 before = end
         return [*found, last] if last > start and last >= self.least else found
@@ -212,7 +207,7 @@ class Prefixes:
         shows the answer as it was generated.
         """
         turns, end = [at for at, token in enumerate(ids) if token == self._turn], len(ids) - 1
-        if turns and len(ids) - turns[-1] <= OPENING:
+        if turns and len(ids) - turns[-1] <= self._exactness.limits.opening:
             end = turns[-1]
         return [*turns[1:2], *turns[-2:], end]
 

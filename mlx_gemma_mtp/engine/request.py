@@ -80,6 +80,7 @@ class Request:
         """Claim its session, and start the clock of its wait. Raises UsageError."""
         if self.session:
             self.session._claim(self.generation)
+        self.generation._prompt_tokens = len(self.ids)
         self.queued = time.perf_counter()
         if self.timeout is not None:
             self.deadline = self.queued + self.timeout

@@ -157,9 +157,9 @@ class Rows:
         """Grow the cache. If memory runs out, fail the longest request and return False."""
         try:
             # Drafts beyond the end of an output are counted by the budget.
-            longest = self.longest - self._limits.most_beyond
-            self._budget.check(longest, len(self.each))
-            self._prefixes.give_way(longest, len(self.each))
+            context = max(1, self.longest - self._limits.most_beyond)
+            self._budget.check(context, len(self.each))
+            self._prefixes.give_way(context, len(self.each))
             self._with_room(partial(self.cache.grow, capacity))
         except (RuntimeError, MemoryError, NotEnoughMemoryError) as error:
             requests = [row.request for row in self.active]

@@ -21,6 +21,7 @@ from mlx_gemma_mtp.server.protocols import (
     chat,
     completions,
     llama,
+    models,
     ollama,
     ollama_models,
     responses,
@@ -39,6 +40,7 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
     metrics = Metrics(service.engine, service.model)
     app = Starlette(
         routes=[
+            *models.routes,
             *chat.routes,
             *completions.routes,
             *responses.routes,

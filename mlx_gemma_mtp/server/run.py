@@ -18,12 +18,14 @@ Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 class Run:
     """Reads the chunks of all completions, in the order in which they come.
 
-    seen: what has been read. failure: what ended it early. left: True if the client hung up.
+    started: when the request came, by `time.perf_counter`. seen: what has been read. failure: what
+    ended it early. left: True if the client hung up.
     """
 
-    def __init__(self, asked: Asked, generations: Sequence[Generation]) -> None:
+    def __init__(self, asked: Asked, generations: Sequence[Generation], started: float) -> None:
         self.asked = asked
         self.generations = generations
+        self.started = started
         self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False

@@ -55,6 +55,7 @@ class Service:
 
     def start(self, asked: Asked) -> Run:
         """Submit a request, in an event loop. Raises Failure."""
+        started = time.perf_counter()
         self.check_model(asked.model)
         generations: list[Generation] = []
         try:
@@ -68,4 +69,4 @@ class Service:
             for generation in generations:
                 generation.cancel()
             raise failure_of(error, asked.names) from None
-        return Run(asked, generations)
+        return Run(asked, generations, started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -42,6 +43,27 @@ def timings_of(stats: Stats) -> dict[str, Any]:
         "draft_n": stats.drafted,
         "draft_n_accepted": stats.accepted,
     }
+
+
+class Pace:
+    """llama.cpp's timings of completions that still run: the tokens so far, and their speed."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._first = self._count = 0
+
+    def after(self, tokens: int) -> dict[str, Any]:
+        """Return them after this many more tokens. The first ones are not part of the speed."""
+        now = time.perf_counter()
+        self._count += tokens
+        if self._started is None:
+            self._started, self._first = now, tokens
+        seconds = now - self._started
+        return {
+            "predicted_n": self._count,
+            "predicted_ms": 1000 * seconds,
+            "predicted_per_second": (self._count - self._first) / seconds if seconds else 0.0,
+        }
 
 
 def metrics_of(completions: Sequence[Completion]) -> dict[str, Any]:

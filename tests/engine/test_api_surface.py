@@ -32,7 +32,8 @@ def test_completion_offers_what_apps_need() -> None:
     with fake_engine() as engine:
         generation, session = engine.submit([5], PARAMS), engine.session()
         shown = {name for name in dir(generation) if name[0] != "_"} - {*dir(Future)}
-        assert shown == {"close", "completion", "text"}
+        assert shown == {"close", "completion", "prompt_tokens", "text"}
+        assert generation.prompt_tokens == 1
         assert [one for one in dir(session) if one[0] != "_"] == ["asave", "close", "fork", "save"]
         generation.result()
 

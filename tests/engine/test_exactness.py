@@ -83,10 +83,12 @@ class Under(Stepped):
         known: PassTable | None,
         depth: Depth | None = None,
         target: Reads | None = None,
+        **options: Any,
     ) -> None:
+        """options: as of Stepped."""
         self.target, depth = target or Reads(), depth or Depth(table=known, exact=exact)
         self.rule = Exactness.of(exact, Depth(table=known, exact=exact), LIMITS, 8)
-        super().__init__(depth=depth, exactness=self.rule, target=self.target)
+        super().__init__(depth=depth, exactness=self.rule, target=self.target, **options)
 
     def play(self, lengths: list[int], rng: np.random.Generator) -> list[bool]:
         """Requests that come together write their outputs; returns which are exact."""
@@ -241,6 +243,46 @@ def test_a_completion_that_says_it_is_exact_is(rng: np.random.Generator, one: Pa
         }
     assert found[True] == {(True, True)}
     assert (True, False) not in found["auto"]
+
+
+@pytest.mark.parametrize("exact", [True, "auto"])
+def test_a_completion_that_says_it_is_exact_is_after_a_hit(
+    rng: np.random.Generator, exact: Exact
+) -> None:
+    """Also if others read what it starts with, or wrote it."""
+    known, found = table(WIDE), set[tuple[bool, bool]]()
+    stepped = Under(exact, known, target=Elsewhere(known), prefix_cache=10**9)
+    talks, requests = [rng.integers(0, VOCAB, 150).tolist() for _ in range(3)], list[Request]()
+    for _ in range(20):
+        n = int(rng.integers(3))
+        prompt = [*talks[n], *rng.integers(0, VOCAB, rng.integers(1, 100)).tolist()]
+        requests.append(stepped.submit(prompt, int(rng.integers(2, 30)), None))
+        stepped.step(int(rng.integers(0, 30)))
+        if requests[-1].ended and len(prompt) < 600:
+            talks[n] = [*prompt, *requests[-1].tokens]
+    stepped.finish()
+    for one in requests:
+        done = one.generation.result(0)
+        found.add((done.exact, done.tokens == output(one.ids, one.max_tokens)))
+    assert sum(one.stats.reused_tokens > 0 for one in requests) > 5
+    assert (True, True) in found
+    assert (True, False) not in found
+    assert exact == "auto" or len(found) == 1
+
+
+def test_prefixes_end_where_a_pass_does_if_passes_follow_from_the_prompt(
+    rng: np.random.Generator,
+) -> None:
+    stepped = Under(True, table(WIDE, chunks=(512,)), prefix_cache=10**9)
+    prompt, reused = rng.integers(0, VOCAB, 600).tolist(), list[int]()
+    for tail in (5, 200, 300):
+        request = stepped.submit([*prompt, *rng.integers(0, VOCAB, tail).tolist()], 30)
+        stepped.finish(request)
+        assert request.generation.result(0).exact
+        reused.append(request.stats.reused_tokens)
+        prompt = [*request.ids, *request.tokens] if tail == 200 else prompt
+    assert reused == [0, 512, 512]
+    assert stepped.target.passes == [(1, 512), (1, 93), (1, 288), (1, 512), (1, 106)]
 
 
 @pytest.mark.parametrize("length", [30, 33, 40])

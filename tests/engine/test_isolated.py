@@ -49,7 +49,7 @@ def load_isolated(model: str | Path = "demo", **options: Any) -> RemoteEngine:
 
 @pytest.fixture(scope="module")
 def isolated() -> Iterator[RemoteEngine]:
-    with load_isolated(max_queue=4) as engine:
+    with load_isolated(max_queue=4, prefix_cache=10**7) as engine:
         yield engine
 
 
@@ -137,6 +137,18 @@ def test_its_outputs_and_facts_are_those_of_an_engine_in_this_process(
         assert isolated.longest_context() == plain.longest_context()
     assert isolated.status[:3] == (0, 0, 0)
     assert isolated.status.memory_bytes > 0
+
+
+def test_prefixes_are_kept_there(isolated: RemoteEngine) -> None:
+    before = isolated.status.prefix_hits
+    for _ in range(2):
+        [done] = isolated.generate([7] * 100, SHORT)
+    assert done.stats.reused_tokens == 99
+    end = time.monotonic() + SECONDS
+    while isolated.status.prefix_hits == before and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert isolated.status.prefix_hits == before + 1
+    assert isolated.status.prefix_bytes > 0
 
 
 def test_sessions_are_saved_forked_and_restored_there(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import mlx.core as mx
 import pytest
 
 from helpers.fake_target import (
@@ -13,9 +14,11 @@ from helpers.fake_target import (
     fake_pair,
     output,
 )
-from mlx_gemma_mtp import Generation, SamplingParams, load
+from mlx_gemma_mtp import Generation, SamplingParams, device, load
+from mlx_gemma_mtp.engine.local import Local
+from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.memory import Budget, Limits, Pair
+from mlx_gemma_mtp.memory import Budget, Limits, Pair, room_for
 
 PAIR = Pair.of(*fake_pair().models)
 LONGEST = 300  # tokens that fit at batch 1
@@ -73,6 +76,33 @@ def test_a_request_that_waits_for_one_in_the_background_lets_it_finish(
         assert background.result(SECONDS).tokens == output([5] * 250, PARAMS.max_tokens or 0)
         assert going[0].result(SECONDS).tokens == output([7] * 250, PARAMS.max_tokens or 0)
     assert len(sizes) > 2  # it came while the other was read
+
+
+def test_prefixes_give_way_to_requests_that_need_the_memory() -> None:
+    spare = 2000
+    limit = PAIR.needs(LONGEST, 1) + spare
+    with fake_engine(memory_limit=limit, prefix_cache=10**9) as engine:
+        for start in range(60):
+            engine.generate([start] * 70, PARAMS)
+        assert engine.status.prefix_bytes > 2 * spare
+        prompt = [5] * (LONGEST - PARAMS.max_tokens)
+        assert engine.generate(prompt, PARAMS)[0].tokens == output(prompt, PARAMS.max_tokens)
+        assert 0 < engine.status.prefix_bytes <= spare
+
+
+def test_without_a_limit_a_prompt_is_checked_against_the_memory_of_the_machine() -> None:
+    available = device.available()
+    with load("demo", None) as engine:
+        assert isinstance(engine._back, Local)
+        most = engine._back.budget.most
+        assert most is not None
+        assert most < available + engine._back.budget.pair.target_bytes + 10**9
+        # What others hold in this process is not there for it.
+        other = mlx_worker().run(lambda: mx.zeros((10**7,), mx.uint8) + 1)
+        mlx_worker().run(lambda: mx.eval(other))
+        assert room_for(engine._back.budget.pair) <= device.available() - 10**7
+    with load("demo", None, force=True) as engine:
+        assert engine._back.budget.most is None
 
 
 def test_a_pair_that_exceeds_its_limit_is_not_loaded() -> None:

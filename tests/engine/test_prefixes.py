@@ -1,6 +1,7 @@
 """What prompts start with is prefilled once, within a budget, and outputs stay as they are."""
 
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from helpers.fake_target import CONFIG, VOCAB, WINDOW, output
 from helpers.stepped import LONG, Event, Stepped
-from mlx_gemma_mtp import MgmError
+from mlx_gemma_mtp import MgmError, SamplingParams, Status, UsageError, load
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.memory import Limits
@@ -54,7 +55,7 @@ def test_a_turn_prefills_what_is_new_and_at_most_one_answer(
 ) -> None:
     """thoughts: the template leaves a part of the answer out of the next prompt."""
     stepped = caching()
-    history = [TURN, *words(rng, 300)]
+    history, answer = [TURN, *words(rng, 300)], 0
     for turn in range(30):
         question = [TURN, *words(rng, int(rng.integers(1, 9)))]
         prompt = [*history, *question, *OPENING]
@@ -69,6 +70,15 @@ def test_a_turn_prefills_what_is_new_and_at_most_one_answer(
     assert status.prefix_tokens > 29 * 300
     # Each token once, but for dropped thoughts, and a window for a few ends.
     assert held(stepped) <= POSITION * ((2 if thoughts else 1) * len(history) + 8 * WINDOW + 100)
+
+
+def test_instructions_are_kept_however_short_the_first_question_is(
+    rng: np.random.Generator,
+) -> None:
+    stepped, system = caching(), [TURN, *words(rng, 100)]
+    for _ in range(2):
+        done = ask(stepped, [*system, TURN, *words(rng, 1), *OPENING])
+    assert done.stats.reused_tokens == len(system)
 
 
 def test_eight_at_once_prefill_what_they_share_once(rng: np.random.Generator) -> None:
@@ -285,3 +295,33 @@ def test_the_windows_of_a_conversation_stay_few(rng: np.random.Generator) -> Non
         history = [*prompt, *ask(stepped, prompt, 9).tokens]
         sizes.append(held(stepped) - POSITION * len(history))
     assert max(abs(after - before) for before, after in pairwise(sizes[3:])) < POSITION * WINDOW
+
+
+# Engines
+
+
+def test_conversations_in_messages_share_their_instructions_and_continue() -> None:
+    instructions = " ".join(["You help with sums and answer in one short line."] * 12)
+    params = SamplingParams(max_tokens=8, temperature=0)
+    system = {"role": "system", "content": instructions}
+    with load("demo", None, prefix_cache=10**8) as engine, load("demo", None) as plain:
+        num_instructions = engine.count_tokens([system, {"role": "user", "content": "Hi"}]) - 20
+        for question in ("What is 17 + 25?", "What is the capital of France?"):
+            messages = [system, {"role": "user", "content": question}]
+            for turn in range(2):
+                [done] = engine.generate([messages], params)
+                [expected] = plain.generate([messages], params)
+                assert done.tokens == expected.tokens
+                messages += [done.message, {"role": "user", "content": "And 3 + 4?"}]
+                if turn:
+                    assert done.stats.prompt_tokens - done.stats.reused_tokens < 40
+            if question.endswith("France?"):
+                assert done.stats.reused_tokens > num_instructions
+        assert engine.status.prefix_hits == 3
+    assert engine.status == Status()
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "1 GB", True])
+def test_the_budget_is_a_number_of_bytes(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="prefix_cache"):
+        load("demo", prefix_cache=wrong)

@@ -70,10 +70,12 @@ def tokens(engine: Engine, prompt: list[int]) -> list[int]:
 
 def test_idle_weights_leave_the_memory_and_come_back_with_the_next_request() -> None:
     before, clock = memory_at_rest(), Clock()
-    engine = Engine(open_pair("demo"), idle_unload=60, after=clock.after)
+    engine = Engine(open_pair("demo"), idle_unload=60, after=clock.after, prefix_cache=10**8)
     with engine:
         loaded = memory_at_rest() - before
         expected = engine.generate("What is 17 + 25?", GREEDY)[0]
+        engine.generate([7] * 100, GREEDY)
+        assert engine.status.prefix_bytes > 0
         clock.pass_by()
         assert not engine.loaded
         assert memory_at_rest() - before < loaded / 100

@@ -6,24 +6,23 @@ The fake speaks the chunks of /v1/chat/completions, and answers at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
+from helpers.server import listening
 from mlx_gemma_mtp.server.page import page
 
 MODEL = "gemma-4-demo-it"
@@ -139,7 +138,7 @@ class FakeServer:
 
     @contextmanager
     def running(self, port: int = 0) -> Iterator[str]:
-        with serving(self.app, port) as self.address:
+        with listening(self.app, port) as self.address:
             yield self.address
 
 
@@ -148,24 +147,7 @@ def _event(choices: list[dict[str, Any]], **others: Any) -> str:
     return f"data: {json.dumps(chunk)}\n\n"
 
 
-@contextmanager
-def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
-    """Serve an app on a thread; yields its address. It ends at once, also with open streams."""
-    config = uvicorn.Config(
-        app, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=0
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(SECONDS)
-
-
-def wait_until(condition: Any) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds. Fails after a time."""
     deadline = time.monotonic() + SECONDS
     while not condition():
@@ -175,14 +157,18 @@ def wait_until(condition: Any) -> None:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Start the system's Chromium; skip the test where there is none."""
+    """Start the system's Chromium or Chrome; skip the tests where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium: install it, or name it in the variable CHROMIUM")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        start = functools.partial(driver.chromium.launch, args=FLAGS)
+        if path is not None:
+            browser = start(executable_path=path)
+        else:
+            try:
+                browser = start(channel="chrome")  # where Google's installer puts it
+            except playwright.Error:
+                pytest.skip("no Chromium and no Chrome: the page is not tested in a browser")
         try:
             yield browser
         finally:
@@ -190,7 +176,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Reader:
-    """Somebody at the page. problems: what the browser's console complains about."""
+    """Somebody who has the page open. problems: what the browser's console complains about."""
 
     def __init__(self, context: Any, address: str) -> None:
         context.set_default_timeout(1000 * SECONDS)

@@ -16,6 +16,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from helpers.command import SECONDS, start
+from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.run import Run
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
 
 
 class Served(NamedTuple):
@@ -39,6 +44,18 @@ class Served(NamedTuple):
         return log
 
 
+class Recorded(Service):
+    """Keeps the runs that it starts."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        super().__init__(engine, settings)
+        self.runs: list[Run] = []
+
+    def start(self, asked: Asked) -> Run:
+        self.runs.append(super().start(asked))
+        return self.runs[-1]
+
+
 @contextmanager
 def served(*arguments: str) -> Iterator[Served]:
     """`mgm serve` of the demo at a free port, with these further arguments."""
@@ -59,18 +76,18 @@ def served(*arguments: str) -> Iterator[Served]:
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
+def listening(app: ASGIApp, port: int = 0) -> Iterator[str]:
     """The address of an app that listens on a thread."""
-    config = uvicorn.Config(app, port=0, ws="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(app, port=port, ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    bound = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{bound}"
     finally:
         server.should_exit = True
         thread.join(SECONDS)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
+from helpers.fake_target import SECONDS, fake_pair, fake_player
+from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Completion, Stats
+from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.protocols.anthropic_answer import reason_of
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -99,11 +106,12 @@ def test_the_events_of_a_stream_come_in_anthropics_order(client: TestClient) -> 
     ]
     data = dict(found)
     assert data["message_start"]["message"]["content"] == []
+    usages = [data["message_start"]["message"]["usage"], data["message_delta"]["usage"]]
+    assert usages[0]["input_tokens"] == usages[1]["input_tokens"] > 50
     assert data["content_block_start"]["content_block"]["input"] == {}
     parts = [one["delta"]["partial_json"] for name, one in found if name == "content_block_delta"]
     assert json.loads("".join(parts)) == {"city": "Paris"}
     assert data["message_delta"]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
-    assert data["message_delta"]["usage"]["input_tokens"] > 50
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -218,3 +226,32 @@ def test_tokens_are_counted_with_tools_instructions_and_thinking(claude: Any) ->
         claude.messages.count_tokens(
             model="demo", messages=[{"role": "user", "content": [{"type": "image"}]}]
         )
+
+
+def test_the_models_that_are_served_are_listed(claude: Any) -> None:
+    assert [one.display_name for one in claude.models.list()] == ["demo", "other"]
+    assert claude.models.retrieve("other").created_at.year >= 2026
+
+
+class Slow(Engine):
+    """Counts only when it is told to."""
+
+    counting, resume = threading.Event(), threading.Event()
+
+    def count_tokens(self, *arguments: Any, **options: Any) -> int:
+        self.counting.set()
+        assert self.resume.wait(SECONDS)
+        return 7
+
+
+def test_others_are_served_while_a_long_prompt_is_counted() -> None:
+    body = {"messages": [SUM]}
+    with Slow(fake_pair(), player=fake_player) as engine, ThreadPoolExecutor(1) as thread:
+        client = TestClient(app_of(Service(engine, Settings(("fake",)))), "http://localhost")
+        with client:
+            counted = thread.submit(client.post, "/v1/messages/count_tokens", json=body)
+            assert engine.counting.wait(SECONDS)
+            assert client.get("/v1/models").status_code == 200
+            assert not counted.done()
+            engine.resume.set()
+            assert counted.result(SECONDS).json() == {"input_tokens": 7}

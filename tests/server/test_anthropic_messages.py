@@ -118,6 +118,7 @@ def test_instructions_in_mid_conversation_stay_where_they_are() -> None:
         (("a", [{"type": "server_tool_use", "id": "1"}]), "messages.1.content.0"),
         (("a", [use("1")], [result("1", 5)]), "messages.2.content.0.content"),
         (("a", [use("1")], [result("1", [{"no": 1}])]), "messages.2.content.0.content.0"),
+        (("a", [use("1")], [result("1", ["text"])]), "messages.2.content.0.content.0"),
     ],
 )
 def test_a_block_that_is_wrong_is_named(contents: tuple[Any, ...], at: str) -> None:

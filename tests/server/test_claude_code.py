@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from helpers.server import Recorded
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.background import BACKGROUND
-from mlx_gemma_mtp.server.run import Run
-from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.settings import Settings
 
 CACHED = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
@@ -23,12 +22,15 @@ HEADERS = {
     "authorization": "Bearer local",
     "user-agent": "claude-cli/2.1.0 (external, cli)",
 }
-RUNS: list[Run] = []
 
 
 @pytest.fixture(scope="module")
-def code(engine: Engine) -> Iterator[TestClient]:
-    service = Service(engine, Settings(("demo",)), [RUNS.append])
+def service(engine: Engine) -> Recorded:
+    return Recorded(engine, Settings(("demo",)))
+
+
+@pytest.fixture(scope="module")
+def code(service: Recorded) -> Iterator[TestClient]:
     with TestClient(app_of(service), "http://localhost", headers=HEADERS) as client:
         yield client
 
@@ -81,7 +83,7 @@ def stream(code: TestClient, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_session_of_an_agent_with_calls_results_and_reminders_is_answered(
-    code: TestClient,
+    code: TestClient, service: Recorded
 ) -> None:
     reminder = text("<system-reminder>\nToday is Monday.\n</system-reminder>")
     question = {"role": "user", "content": [reminder, text("Read a.py and b.py.", **CACHED)]}
@@ -110,12 +112,15 @@ def test_a_session_of_an_agent_with_calls_results_and_reminders_is_answered(
             cch="1",
         ),
     )
+    assert service.runs[-1].asked.priority == 0
     assert second[-2]["usage"]["input_tokens"] > first[-2]["usage"]["input_tokens"] > 500
     counted = code.post("/v1/messages/count_tokens?beta=true", json=asked(question)).json()
     assert counted["input_tokens"] == first[-2]["usage"]["input_tokens"]
 
 
-def test_a_request_for_a_title_is_answered_in_the_background(code: TestClient) -> None:
+def test_a_request_for_a_title_is_answered_in_the_background(
+    code: TestClient, service: Recorded
+) -> None:
     schema: dict[str, Any] = {"type": "object", "properties": {"title": {"enum": ["A greeting"]}}}
     schema |= {"required": ["title"], "additionalProperties": False}
     system = [text("Write a short title for this coding session, as JSON.")]
@@ -125,8 +130,7 @@ def test_a_request_for_a_title_is_answered_in_the_background(code: TestClient) -
     found = stream(code, body)
     deltas = [one["delta"] for one in found if one["type"] == "content_block_delta"]
     assert json.loads("".join(one["text"] for one in deltas)) == {"title": "A greeting"}
-    assert RUNS[-1].asked.priority == BACKGROUND
-    assert RUNS[0].asked.priority == 0
+    assert service.runs[-1].asked.priority == BACKGROUND
 
 
 def test_its_check_of_the_key_is_answered(code: TestClient) -> None:

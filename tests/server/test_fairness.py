@@ -17,12 +17,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.fake_target import SECONDS, FakeTarget, Rounds, fake_engine, output
-from helpers.server import listening
+from helpers.server import Recorded, listening
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.decode.round import Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.server.app import app_of
+from mlx_gemma_mtp.server.exchange import LEFT, Exchange
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.settings import Settings
@@ -44,13 +45,17 @@ class Passes:
 
 
 class Front(NamedTuple):
-    """A server on a thread, its fake engine, and what that does. ended: in the order of ends."""
+    """A server on a thread, its fake engine, and what that does.
+
+    runs: in the order of their starts. ended: requests that have ended.
+    """
 
     url: str
     engine: Engine
     rounds: Rounds
     passes: Passes
-    ended: list[Run]
+    runs: list[Run]
+    ended: list[Exchange]
 
     def ask(self, prompt: list[int], **body: Any) -> httpx2.Response:
         """Ask for a completion, and wait for all of it."""
@@ -67,10 +72,13 @@ class Front(NamedTuple):
         connection.sendall(f"{head}\r\n\r\n".encode() + data)
         return connection
 
-    def wait_for_end(self) -> Run:
-        """Wait until the server knows that a request has ended, and take it."""
-        until(lambda: bool(self.ended))
-        return self.ended.pop(0)
+    def hang_up(self, client: socket.socket) -> Run:
+        """Hang up on the last request, and wait until the server knows."""
+        client.close()
+        run = self.runs[-1]
+        until(lambda: all(one._stopping for one in run.generations))
+        assert run.left
+        return run
 
 
 def asked(prompt: list[int], **body: Any) -> dict[str, Any]:
@@ -87,13 +95,13 @@ def until(true: Any) -> None:
 @contextmanager
 def front(heartbeat: float = 8.0, **options: Any) -> Iterator[Front]:
     """options: as of Engine."""
-    rounds, passes, ended = Rounds(), Passes(), list[Run]()
+    rounds, passes, ended = Rounds(), Passes(), list[Exchange]()
     limits = Limits(chunks=(CHUNK,), decoding_chunk=CHUNK)
     target = FakeTarget(passes)
     with fake_engine(target, player=rounds.player, limits=limits, **options) as engine:
-        settings = Settings(("fake",), heartbeat_seconds=heartbeat)
-        with listening(app_of(Service(engine, settings, [ended.append]))) as url:
-            yield Front(url, engine, rounds, passes, ended)
+        service = Recorded(engine, Settings(("fake",), heartbeat_seconds=heartbeat))
+        with listening(app_of(service, [ended.append])) as url:
+            yield Front(url, engine, rounds, passes, service.runs, ended)
 
 
 @contextmanager
@@ -122,12 +130,12 @@ def test_a_client_that_hangs_up_is_not_decoded_for(stream: bool) -> None:
         with held(server.rounds) as reached:
             client = server.start(PROMPT, stream=stream)
             assert reached.wait(SECONDS)
-            client.close()
-            run = server.wait_for_end()
-        assert run.left
+            run = server.hang_up(client)
         [generation] = run.generations
         assert generation.result(SECONDS).finish_reason == "cancelled"
         assert len(server.rounds.sizes) <= 3  # this one, the one in flight, and no more
+        until(lambda: len(server.ended) == 1)
+        assert server.ended[0].status == LEFT
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -136,9 +144,7 @@ def test_a_client_that_hangs_up_before_its_prompt_is_read_stops_the_reading(stre
         with held(server.passes) as reached:
             client = server.start([7] * 900, stream=stream)
             assert reached.wait(SECONDS)
-            client.close()
-            run = server.wait_for_end()
-        assert run.left
+            run = server.hang_up(client)
         assert run.generations[0].result(SECONDS).tokens == []
         assert sum(map(len, server.passes.rows)) <= 2 * CHUNK
         assert server.rounds.sizes == []
@@ -153,9 +159,7 @@ def test_a_client_that_hangs_up_in_the_queue_gives_its_place_away(stream: bool) 
             client = server.start(OTHER, stream=stream)
             until(lambda: server.engine.status.waiting == 1)
             assert server.ask(OTHER).status_code == 503
-            client.close()
-            run = server.wait_for_end()
-            assert run.left
+            run = server.hang_up(client)
         until(lambda: run.generations[0].done())
         assert server.ask([1, 2, 3], max_tokens=2).status_code == 200
         assert OTHER not in server.passes.rows
@@ -167,8 +171,7 @@ def test_a_client_of_several_completions_that_hangs_up_ends_all_of_them() -> Non
         with held(server.rounds) as reached:
             client = server.start(PROMPT, n=4, stream=True)
             assert reached.wait(SECONDS)
-            client.close()
-            run = server.wait_for_end()
+            run = server.hang_up(client)
         reasons = [one.result(SECONDS).finish_reason for one in run.generations]
         assert reasons == ["cancelled"] * 4
 
@@ -198,12 +201,9 @@ def test_a_background_request_starts_when_nobody_else_needs_the_model() -> None:
             assert reached.wait(SECONDS)
             background = server.start(OTHER, max_tokens=5, priority=1)
             until(lambda: server.engine.status.waiting == 1)
-        runs = [server.wait_for_end(), server.wait_for_end()]
-        assert [run.asked.priority for run in runs] == [0, -1]
-        assert [run.generations[0].result().tokens for run in runs] == [
-            output(PROMPT, 40),
-            output(OTHER, 5),
-        ]
+        until(lambda: len(server.ended) == 2)
+        tokens = [exchange.completions[0].tokens for exchange in server.ended]
+        assert tokens == [output(PROMPT, 40), output(OTHER, 5)]
         assert {*server.rounds.sizes} == {1}
         first.close()
         background.close()
@@ -216,7 +216,9 @@ def test_requests_join_those_that_decode() -> None:
             assert reached.wait(SECONDS)
             second = server.start(OTHER, max_tokens=5)
             until(lambda: server.engine.status.waiting == 1)
-        assert server.wait_for_end().asked.prompts == [OTHER]
+        until(lambda: len(server.ended) == 2)
+        tokens = [exchange.completions[0].tokens for exchange in server.ended]
+        assert tokens == [output(OTHER, 5), output(PROMPT, 200)]
         assert 2 in server.rounds.sizes
         first.close()
         second.close()
@@ -239,7 +241,8 @@ def test_a_stream_is_never_silent_for_long_while_its_prompt_is_read() -> None:
         while not seen.endswith(b"0\r\n\r\n"):
             seen += client.recv(4096)
         assert seen.count(b"data: [DONE]") == 1
-        assert server.wait_for_end().failure is None
+        until(lambda: len(server.ended) == 1)
+        assert server.ended[0].status == 200
         client.close()
 
 

@@ -26,7 +26,7 @@ PARIS = [{"role": "user", "content": "What time is it in Paris?"}]
 @pytest.fixture(scope="module")
 def asking(engine: Engine) -> Iterator[Any]:
     """Ollama's client. Its streams have something to say in every silence."""
-    settings = Settings(("demo", "other"), heartbeat_seconds=0.001)
+    settings = Settings(("demo", "other"), heartbeat_seconds=0.02)
     with listening(app_of(Service(engine, settings))) as url:
         yield ollama.Client(url)
 

@@ -58,7 +58,8 @@ export function answerView(answer, actions) {
       const thinking = answer.state === "thinking";
       const { thinking: seconds = 0 } = answer.figures;
       const sofar = seconds < 1 ? "Thinking…" : `Thinking… ${duration(seconds)}`;
-      summary.textContent = thinking ? sofar : `Thought for ${duration(seconds)}`;
+      const took = seconds < 0.01 ? "Thought" : `Thought for ${duration(seconds)}`;
+      summary.textContent = thinking ? sofar : took;
       summary.classList.toggle("busy", thinking);
       show(thoughts, answer.thoughts);
     }

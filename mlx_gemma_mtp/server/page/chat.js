@@ -20,8 +20,8 @@ import { chunks } from "./stream.js";
  * @property {() => Promise<string>} model the model's name. Raises a Failure
  * @property {(conversation: Conversation) => void} changed messages came, went or ended
  * @property {(answer: Answer) => void} grown an answer grew
- * @property {(conversation: Conversation, before: Conversation) => void} shortened messages were
- *   removed; `before` is what it was
+ * @property {(before: Conversation) => void} shortened messages were removed from what was
+ *   this conversation
  * @property {(conversation: Conversation, answer: Answer) => void} ended an answer is complete,
  *   stopped or failed
  * @property {(conversation: Conversation) => void} save
@@ -135,7 +135,7 @@ export class Chat {
     if (at < 0) return false;
     const before = { ...conversation, messages: [...conversation.messages] };
     conversation.messages.length = at;
-    if (before.messages.length > at + 1) this.page.shortened(conversation, before);
+    if (before.messages.length > at + 1) this.page.shortened(before);
     return true;
   }
 

@@ -19,14 +19,17 @@ export const gone = () =>
 export const broken = () =>
   new Failure("The connection ended before the answer was complete. Retry to ask again.");
 
-/** The failure of a response whose status isn't 2xx. @param {Response} response */
-export async function failureOf(response) {
+/**
+ * The failure of a response whose status isn't 2xx.
+ * @param {Response} response @param {string} key the API key that was sent, may be empty
+ */
+export async function failureOf(response, key) {
   const text = await response.text().catch(() => "");
   const said = messageIn(text);
   const { status } = response;
-  if (status === 401 || status === 403) {
-    const needed = "The server asks for an API key. Enter it in the settings, then retry.";
-    return new Failure(status === 401 ? needed : said || needed, { needsKey: status === 401 });
+  if (status === 401) {
+    const what = key ? "does not accept this API key. Correct" : "asks for an API key. Enter";
+    return new Failure(`The server ${what} it in the settings, then retry.`, { needsKey: true });
   }
   const retryAfter = Number(response.headers.get("retry-after")) || 0;
   if (status === 503 || status === 429) {

@@ -32,7 +32,7 @@ export function line(answer) {
     figures.speed && speed(figures.speed),
     acceptance(answer),
     figures.tokens !== undefined && tokens(figures.tokens),
-    figures.firstToken !== undefined && `first after ${duration(figures.firstToken)}`,
+    figures.firstToken !== undefined && `first token after ${duration(figures.firstToken)}`,
   ];
   return parts.filter(Boolean).join(" · ");
 }

@@ -32,7 +32,11 @@ const chat = new Chat(store, {
   model: () => model.name(),
   changed,
   grown: (answer) => thread.grow(answer),
-  shortened: (_, before) => offerUndo("The messages after it were removed.", before),
+  shortened: (before) =>
+    notify("Later messages were removed.", {
+      label: "Undo",
+      run: () => chat.restore(before),
+    }),
   ended,
   save,
 });
@@ -69,7 +73,12 @@ function changed(conversation) {
 }
 
 function refreshList() {
-  showEntries(store.entries(), chat.conversation.id, { open, rename, save: exportOne, remove });
+  showEntries(store.entries(), chat.conversation.id, {
+    open,
+    rename,
+    save: exportOne,
+    remove: (id) => remove([id]),
+  });
 }
 
 /** @param {string} text */
@@ -94,6 +103,7 @@ function started(answering) {
 
 /** @param {Conversation} conversation @param {Answer} answer */
 function ended(conversation, answer) {
+  if (answer.failure) model.forget();
   if (conversation !== chat.conversation) {
     notify(`“${conversation.title}” has an answer.`, {
       label: "Open",
@@ -140,19 +150,23 @@ function rename(id, title) {
   changed(chat.conversation);
 }
 
-/** @param {string} id */
-function remove(id) {
-  const before = store.load(id);
-  chat.forget(id);
-  store.remove(id);
-  if (id === chat.conversation.id) open();
-  refreshList();
-  if (before) offerUndo(`“${before.title}” was deleted.`, before);
-}
-
-/** @param {string} text @param {Conversation} before */
-function offerUndo(text, before) {
-  notify(text, { label: "Undo", run: () => chat.restore(before) });
+/** @param {string[]} ids */
+function remove(ids) {
+  const before = ids.map((id) => store.load(id)).filter((found) => found !== null);
+  for (const id of ids) {
+    chat.forget(id);
+    store.remove(id);
+  }
+  if (ids.includes(chat.conversation.id)) open();
+  else refreshList();
+  if (!before.length) return;
+  const [{ title }] = before;
+  const what = before.length === 1 ? `“${title}” was` : `${before.length} conversations were`;
+  const run = () => {
+    before.forEach(save);
+    open(before[0].id);
+  };
+  notify(`${what} deleted.`, { label: "Undo", run });
 }
 
 /** @param {string} id */
@@ -200,15 +214,8 @@ function exportAll() {
 }
 
 function removeAll() {
-  const all = store.entries();
-  if (!all.length || !confirm(`Delete all ${all.length} conversations? This cannot be undone.`))
-    return;
-  for (const { id } of all) {
-    chat.forget(id);
-    store.remove(id);
-  }
   settings.dialog.close();
-  open();
+  remove(store.entries().map(({ id }) => id));
 }
 
 /** Keep what is on the page, which is left now. */
@@ -235,6 +242,7 @@ window.addEventListener("beforeunload", (event) => {
 });
 window.addEventListener("storage", ({ key, newValue }) => {
   // Another tab changed a conversation.
+  store.reread();
   const { id } = chat.conversation;
   if (newValue && key === keyOf(id) && !chat.running) chat.open(id);
   else refreshList();

@@ -1,4 +1,5 @@
-// The model that the server has loaded: its name and its context, asked for once.
+// The model that the server has loaded: its name and its context, asked for once, and after a
+// failure.
 
 import { byId } from "./dom.js";
 import { tokens } from "./figures.js";
@@ -22,5 +23,10 @@ export class Model {
     const context = model.context_length;
     byId("model").title = context ? `A context of ${tokens(context)}` : "";
     return this.#name;
+  }
+
+  /** Ask again next time: the server may have another model now. */
+  forget() {
+    this.#name = "";
   }
 }

@@ -2,7 +2,8 @@
 
 import { button, byId, element } from "./dom.js";
 
-const SECONDS = 12;
+const SECONDS = 30; // that an offer stays
+const MOST = 3; // notices at once
 
 /** Say something to screen readers; the answers themselves are not read token by token. @param {string} text */
 export function announce(text) {
@@ -26,6 +27,7 @@ export function notify(text, offer) {
     );
   const notice = element("div", { class: "notice" }, element("p", {}, text), act, close);
   place.append(notice);
+  if (place.children.length > MOST) place.firstElementChild?.remove();
   announce(text);
   if (offer) setTimeout(() => notice.remove(), SECONDS * 1000);
 }

@@ -72,7 +72,8 @@ export function codeElement(text, language) {
 
 /** @param {Block} block */
 function listElement({ start, items = [] }) {
-  const made = element(start == null ? "ul" : "ol", start == null || start === 1 ? {} : { start });
+  const numbers = start == null || start === 1 ? {} : { start };
+  const made = element(start == null ? "ul" : "ol", { dir: "auto", ...numbers });
   for (const { blocks: inside, checked } of items) {
     const children = inside.map((block) =>
       // A paragraph of its own needs no space around it in a list.

@@ -75,6 +75,8 @@ export class Store {
   constructor(storage, limit = LIMIT) {
     this.storage = storage;
     this.limit = limit;
+    /** @type {Map<string, Entry> | undefined} */
+    this.known = undefined; // the entries, once they were read
   }
 
   #keys() {
@@ -83,12 +85,24 @@ export class Store {
 
   /** The conversations, the newest first. @returns {Entry[]} */
   entries() {
-    const entries = this.#keys()
-      .filter((key) => key.startsWith(CONVERSATION))
-      .map((key) => this.load(key.slice(CONVERSATION.length)))
-      .filter((found) => found !== null)
-      .map(({ id, title, changed }) => ({ id, title, changed }));
-    return entries.sort((one, other) => other.changed - one.changed);
+    if (!this.known) {
+      this.known = new Map();
+      for (const key of this.#keys().filter((one) => one.startsWith(CONVERSATION))) {
+        const found = this.load(key.slice(CONVERSATION.length));
+        if (found) this.#note(found);
+      }
+    }
+    return [...this.known.values()].sort((one, other) => other.changed - one.changed);
+  }
+
+  /** Read all entries again: another tab has changed them. */
+  reread() {
+    this.known = undefined;
+  }
+
+  /** @param {Conversation} conversation */
+  #note({ id, title, changed }) {
+    this.known?.set(id, { id, title, changed });
   }
 
   /** A conversation, null if it was removed or cannot be read. @param {string} id @returns {Conversation | null} */
@@ -117,6 +131,7 @@ export class Store {
       this.remove(oldest.id);
       dropped.push(oldest.title);
     }
+    this.#note(conversation);
     return dropped;
   }
 
@@ -139,6 +154,7 @@ export class Store {
 
   /** @param {string} id */
   remove(id) {
+    this.known?.delete(id);
     this.storage.removeItem(keyOf(id));
     this.storage.removeItem(TYPED + id);
   }

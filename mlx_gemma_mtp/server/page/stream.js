@@ -65,7 +65,7 @@ export async function call(path, { key, body, signal }) {
     if (signal?.aborted) throw error;
     throw gone();
   }
-  if (!response.ok) throw await failureOf(response);
+  if (!response.ok) throw await failureOf(response, key);
   return response;
 }
 

@@ -23,6 +23,7 @@ from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.protocols.anthropic_answer import (
     Blocks,
     content_of,
+    first_usage,
     reason_of,
     statistics,
     usage_of,
@@ -201,8 +202,8 @@ async def _events(service: Service, run: Run) -> AsyncIterator[str]:
     def sent(one: dict[str, Any]) -> str:
         return event(one, one["type"])
 
-    # The usage of the prompt is known at the end, and clients take it from there.
-    yield sent({"type": "message_start", "message": _message(service, [], usage_of(None))})
+    usage = first_usage(run.generations[0].prompt_tokens or 0)
+    yield sent({"type": "message_start", "message": _message(service, [], usage)})
     async for _, chunk in run.parts():
         for one in blocks.add(chunk):
             yield sent(one)

@@ -117,10 +117,13 @@ def reason_of(
     return {"stop_reason": reason, "stop_sequence": stop}
 
 
-def usage_of(completion: Completion | None) -> dict[str, Any]:
-    """Return Anthropic's usage; that of an answer that has not started for None."""
-    if completion is None:
-        return _usage(0, 0, 0)
+def first_usage(prompt_tokens: int) -> dict[str, Any]:
+    """Return the usage of an answer that starts: nobody knows yet what is cached of its prompt."""
+    return _usage(prompt_tokens, 0, 0)
+
+
+def usage_of(completion: Completion) -> dict[str, Any]:
+    """Return Anthropic's usage."""
     stats = completion.stats
     read = stats.prompt_tokens - stats.reused_tokens
     thought = {"thinking_tokens": stats.thought_tokens}

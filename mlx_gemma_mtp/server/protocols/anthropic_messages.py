@@ -86,7 +86,8 @@ def _text(block: Block, at: str) -> str:
             return text
         case {"type": "text" | "thinking" | "tool_use" | "tool_result" as kind}:
             raise Failure(f"{at}: this {kind} block is out of place or lacks a field", field=at)
-    what = f"blocks of type {block.get('type')!r:.40}"
+    kind = block.get("type") if isinstance(block, Mapping) else None
+    what = f"blocks of type {kind!r:.40}"
     raise Failure(f"{at}: {what} are not supported, only text", field=at)
 
 

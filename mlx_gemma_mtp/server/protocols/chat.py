@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and the list of models."""
+"""OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mlx_gemma_mtp.server.content import as_turns, checked, text_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
-    Common,
+    ChoicesBody,
     Frame,
     choice_stream,
     chunks_of,
+    finish_of,
 )
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
     Effort,
     choice_of,
-    finish_of,
     logprob_entries,
     reported,
     schemas_of,
@@ -46,6 +46,8 @@ from mlx_gemma_mtp.text.messages import Message
 # What a model is shown of a message. Clients send back all that an answer had.
 KEPT = ("role", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content")
 
+FIELDS = NAMES | {"prompt": "messages"}
+
 OLD = {"functions": "tools", "function_call": "tool_choice"}
 
 
@@ -55,7 +57,7 @@ class TemplateOptions(Body):
     enable_thinking: bool | None = None
 
 
-class ChatBody(Common):
+class ChatBody(ChoicesBody):
     """A body of /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
@@ -75,15 +77,17 @@ class ChatBody(Common):
     def asked(self, service: Service) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
         self._check()
-        fields = [f"messages.{number}" for number in range(len(self.messages))]
-        given = [*map(_message, self.messages, fields)]
-        messages, schemas = as_turns(checked(given, "messages", fields)), schemas_of(self.tools)
-        most, options = self.max_completion_tokens, self.chat_template_kwargs
+        places = [f"messages.{number}" for number in range(len(self.messages))]
+        given = [*map(_message, self.messages, places)]
+        messages, schemas = as_turns(checked(given, "messages", places)), schemas_of(self.tools)
+        most, options, fields = self.max_completion_tokens, self.chat_template_kwargs, FIELDS
+        if most is not None:
+            fields = FIELDS | {"max_tokens": "max_completion_tokens"}
         return Asked(
             "chat",
             [messages],
             self.params(
-                NAMES,
+                fields,
                 self.max_tokens if most is None else most,
                 tool_choice=choice_of(self.tool_choice),
                 logprobs=(self.top_logprobs or 0) if self._wants_logprobs else None,
@@ -100,7 +104,7 @@ class ChatBody(Common):
             one_call=self.parallel_tool_calls is False,
             priority=self.served_at(priority_of(messages, schemas)),
             stream=bool(self.stream),
-            names=NAMES | {"prompt": "messages"},
+            names=fields,
         )
 
     @property
@@ -146,7 +150,7 @@ async def chat(request: Request) -> Response:
     run = await begin(service, request, asked)
     frame = Frame(service, "chatcmpl", "chat.completion.chunk")
     choices_of = _Deltas(service, asked).choices
-    return choice_stream(service, run, frame, choices_of, wants_usage=body.wants_usage)
+    return choice_stream(service, run, frame, choices_of, **body.wanted)
 
 
 def _choice(service: Service, run: Run, number: int, completion: Completion) -> Choice:
@@ -224,28 +228,4 @@ class _Deltas:
             yield choice({}, finish_reason=finish)
 
 
-async def models(request: Request) -> Response:
-    """Answer /v1/models and /v1/models/NAME."""
-    service: Service = request.app.state.service
-    name = request.path_params.get("name")
-    service.check_model(name)
-    found = [
-        {
-            "id": one,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "local",
-            "context_length": service.context,
-            "max_model_len": service.context,
-        }
-        for one in service.settings.served
-        if name in (None, one)
-    ]
-    return JSONResponse(found[0] if name else {"object": "list", "data": found})
-
-
-routes = [
-    Route("/v1/chat/completions", chat, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{name:path}", models),
-]
+routes = [Route("/v1/chat/completions", chat, methods=["POST"])]

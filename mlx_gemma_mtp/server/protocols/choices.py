@@ -12,14 +12,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.results import Chunk
+from mlx_gemma_mtp.engine.results import Chunk, FinishReason
 from mlx_gemma_mtp.server.answers import EventStream, event
 from mlx_gemma_mtp.server.body import Body
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import Settings, form_of, new_id, statistics
+from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, form_of, new_id, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
+from mlx_gemma_mtp.server.usage import Pace
 from mlx_gemma_mtp.text.channels import Kind
 
 MOST_COMPLETIONS = 128  # of one prompt, as OpenAI allows
@@ -48,18 +49,23 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-class Common(Settings):
-    """The fields that chats and completions share."""
+class ChoicesBody(OpenAIBody):
+    """The fields that chats and completions share.
+
+    timings_per_token: llama.cpp's, True for the speed so far in each event of a stream.
+    """
 
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, le=MOST_COMPLETIONS)
     max_tokens: int | None = None
     response_format: ResponseFormat | None = None
+    timings_per_token: bool | None = None
 
     @property
-    def wants_usage(self) -> bool:
-        """True if a stream must end with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def wanted(self) -> dict[str, bool]:
+        """The options of `choice_stream`: if it ends with its usage, and has timings."""
+        usage = self.stream_options and self.stream_options.include_usage
+        return {"wants_usage": bool(usage), "wants_timings": bool(self.timings_per_token)}
 
     def params(
         self, names: Mapping[str, str], max_tokens: int | None, **others: Any
@@ -94,6 +100,7 @@ def choice_stream(
     choices_of: Callable[[int, Chunk], Iterable[Choice]],
     *,
     wants_usage: bool,
+    wants_timings: bool,
 ) -> EventStream:
     """Return an answer that is sent as it comes.
 
@@ -102,14 +109,16 @@ def choice_stream(
     """
 
     async def events() -> AsyncIterator[str]:
-        usage = {"usage": None} if wants_usage else {}
+        usage: dict[str, Any] = {"usage": None} if wants_usage else {}
+        pace = Pace()
         left = len(run.generations)
         last: list[Choice] = []
         async for number, chunk in run.parts():
+            timings = {"timings": pace.after(len(chunk.tokens))} if wants_timings else {}
             for choice in choices_of(number, chunk):
                 left -= choice["finish_reason"] is not None
                 if left:
-                    yield event(frame([choice], **usage))
+                    yield event(frame([choice], **usage, **timings))
                 else:
                     last.append(choice)
         took = statistics(run.results(), run.asked.n)
@@ -122,6 +131,13 @@ def choice_stream(
         yield DONE
 
     return EventStream(service, run, events(), _failed)
+
+
+def finish_of(reason: FinishReason, *, has_calls: bool) -> str:
+    """Return the finish_reason of a choice."""
+    if has_calls and reason != "length":
+        return "tool_calls"
+    return "stop" if reason == "cancelled" else reason
 
 
 def chunks_of(run: Run, number: int, *kinds: Kind) -> list[Chunk]:

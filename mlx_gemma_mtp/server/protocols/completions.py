@@ -24,15 +24,15 @@ from mlx_gemma_mtp.server.body import read
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
-    Common,
+    ChoicesBody,
     Frame,
     choice_stream,
     chunks_of,
+    finish_of,
 )
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
     bytes_of,
-    finish_of,
     reported,
     statistics,
 )
@@ -42,10 +42,10 @@ from mlx_gemma_mtp.server.service import Service
 MAX_TOKENS = 16  # as OpenAI's, if a body has none
 MOST_PROMPTS = 1024  # in one body, times n
 
-PROMPT = NAMES | {"prompt": "prompt"}
+FIELDS = NAMES | {"prompt": "prompt"}
 
 
-class CompletionBody(Common):
+class CompletionBody(ChoicesBody):
     """A body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -60,12 +60,12 @@ class CompletionBody(Common):
         return Asked(
             "completions",
             prompts,
-            self.params(PROMPT, most, logprobs=self.logprobs),
+            self.params(FIELDS, most, logprobs=self.logprobs),
             self.model,
             n=self.n or 1,
             priority=self.served_at(),
             stream=bool(self.stream),
-            names=PROMPT,
+            names=FIELDS,
         )
 
     def prompts(self) -> list[str | list[int]]:
@@ -73,18 +73,23 @@ class CompletionBody(Common):
         given, n = self.prompt, self.n or 1
         one = isinstance(given, str) or (given and isinstance(given[0], int))
         found: list[Any] = [given] if one else [*given]
-        wrong = {
-            "prompt": (not found or len(found) * n > MOST_PROMPTS)
-            and f"prompt must have from 1 to {MOST_PROMPTS // n} texts or lists of token ids",
-            "suffix": self.suffix and "suffix is not supported: the model only writes what follows",
-            "best_of": self.best_of not in (None, n) and f"best_of must be as n, {n}",
-            "echo": self.echo
-            and self.logprobs is not None
-            and "echo cannot have logprobs: those of a prompt are not computed",
-        }
-        for field, message in wrong.items():
-            if message:
-                raise Failure(message, field=field)
+        checks = (
+            (
+                "prompt",
+                1 <= len(found) * n <= MOST_PROMPTS,
+                f"must have from 1 to {MOST_PROMPTS // n} texts or lists of token ids",
+            ),
+            ("suffix", not self.suffix, "is not supported: the model only writes what follows"),
+            ("best_of", self.best_of in (None, n), f"must be n, which is {n}"),
+            (
+                "echo",
+                not self.echo or self.logprobs is None,
+                "cannot be had with logprobs: those of a prompt are not computed",
+            ),
+        )
+        for field, good, wrong in checks:
+            if not good:
+                raise Failure(f"{field} {wrong}", field=field)
         return found
 
 
@@ -117,7 +122,7 @@ async def completions(request: Request) -> Response:
     frame = Frame(service, "cmpl", "text_completion")
     if asked.stream:
         run = await begin(service, request, asked)
-        return choice_stream(service, run, frame, texts.choices, wants_usage=body.wants_usage)
+        return choice_stream(service, run, frame, texts.choices, **body.wanted)
     run, found = await whole(service, request, asked)
     choices = [_joined(texts, run, number) for number in range(len(found))]
     return JSONResponse(frame(choices, **statistics(found, asked.n)))
@@ -126,13 +131,13 @@ async def completions(request: Request) -> Response:
 def _joined(texts: _Texts, run: Run, number: int) -> Choice:
     """Return the pieces of a completion as one."""
     pieces = [one for chunk in chunks_of(run, number) for one in texts.choices(number, chunk)]
-    whole = {**pieces[-1], "text": "".join(one["text"] for one in pieces)}
-    if whole["logprobs"] is not None:
-        whole["logprobs"] = {
+    joined = {**pieces[-1], "text": "".join(one["text"] for one in pieces)}
+    if joined["logprobs"] is not None:
+        joined["logprobs"] = {
             name: [value for one in pieces for value in one["logprobs"][name]]
-            for name in whole["logprobs"]
+            for name in joined["logprobs"]
         }
-    return whole
+    return joined
 
 
 class _Texts:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.engine.results import Chunk, Completion, FinishReason, TokenLogprobs
+from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
+from mlx_gemma_mtp.engine.results import Chunk, Completion, TokenLogprobs
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.body import Body
@@ -26,7 +26,7 @@ MOST_DIGITS = 9  # of a token id
 NO_LIMIT = -1  # a max_tokens, as llama.cpp's clients send it
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-# The most tokens of a thought; None for as many as the server allows.
+# The most tokens of a thought. Others have as many as the server allows.
 EFFORTS = {"none": 0, "minimal": 0, "low": 1024, "medium": 4096}
 
 ANY_OBJECT = {"type": "object", "additionalProperties": True}
@@ -40,8 +40,8 @@ class Forms(Body):
     choice: list[str] | None = None
 
 
-class Settings(Body):
-    """The settings that all endpoints take.
+class OpenAIBody(Body):
+    """The fields that all endpoints take.
 
     draft: False decodes without drafts, to compare. priority: as vLLM's, lower ones come first.
     """
@@ -77,8 +77,10 @@ class Settings(Body):
         given["num_draft_tokens"] = 0 if self.draft is False else None
         if (form := self.structured_outputs) is not None:
             given |= {"json_schema": form.json_, "regex": form.regex, "choices": form.choice}
-        wanted = {name: value for name, value in others.items() if value is not None}
-        return params_of(names, **(given | wanted))
+        given |= {name: value for name, value in others.items() if value is not None}
+        if given.get("tool_choice", "auto") not in ("auto", "none"):  # no answer, so no form
+            given |= dict.fromkeys(FORMS)
+        return params_of(names, **given)
 
     def served_at(self, background: int = 0) -> int:
         """Return the priority for the engine. background: if the client asks for none."""
@@ -93,7 +95,7 @@ class Settings(Body):
         return {int(key): bias for key, bias in given.items()} or None
 
 
-NAMES = {name: name for name in (*Settings.model_fields, "max_tokens")} | {
+NAMES = {name: name for name in (*OpenAIBody.model_fields, "max_tokens")} | {
     "json_schema": "response_format",
     "regex": "structured_outputs.regex",
     "choices": "structured_outputs.choice",
@@ -120,20 +122,18 @@ def form_of(kind: str, schema: Mapping[str, Any] | None, field: str) -> Mapping[
 def choice_of(given: str | Mapping[str, Any] | None) -> str | None:
     """Return a tool_choice as the engine takes it. Raises Failure."""
     field = "tool_choice"
-    if given is None or given in ("auto", "none", "required"):
-        return given if isinstance(given, str) else None
-    kind = given.get("type") if isinstance(given, Mapping) else None
-    if isinstance(given, Mapping) and kind in ("function", "custom"):
-        inner = given.get(kind)
-        name = (inner if isinstance(inner, Mapping) else given).get("name")
-        if isinstance(name, str) and name:
-            return name
-        raise Failure(f"{field}: the name of the {kind} is missing", field=field)
-    if kind == "allowed_tools":
-        raise Failure(
-            f"{field}: allowed_tools is not supported: give only the allowed ones as tools",
-            field=field,
-        )
+    match given:
+        case None | "auto" | "none" | "required":
+            return given
+        case {"type": "function" | "custom" as kind, **others}:
+            inner = others.get(kind, others)  # flat in responses
+            name = inner.get("name") if isinstance(inner, Mapping) else None
+            if isinstance(name, str) and name:
+                return name
+            raise Failure(f"{field}: the name of the {kind} is missing", field=field)
+        case {"type": "allowed_tools"}:
+            message = "allowed_tools is not supported: give only the allowed ones as tools"
+            raise Failure(f"{field}: {message}", field=field)
     raise Failure(f"{field} must be auto, none, required or a function", field=field)
 
 
@@ -148,13 +148,6 @@ def schemas_of(tools: Sequence[Any] | None) -> list[Schema]:
 def new_id(kind: str) -> str:
     """Return a random id of an answer or a part of it."""
     return f"{kind}{secrets.token_hex(12)}"
-
-
-def finish_of(reason: FinishReason, *, has_calls: bool) -> str:
-    """Return the finish_reason of a choice."""
-    if has_calls and reason != "length":
-        return "tool_calls"
-    return "stop" if reason == "cancelled" else reason
 
 
 def statistics(completions: Sequence[Completion], n: int) -> dict[str, Any]:
@@ -172,8 +165,9 @@ def statistics(completions: Sequence[Completion], n: int) -> dict[str, Any]:
 def reported(service: Service, asked: Asked, chunk: Chunk) -> Sequence[TokenLogprobs]:
     """Return the log-probabilities of a chunk, without those of the token that ends the output."""
     found = chunk.logprobs or ()
-    ends = {*service.ends, *asked.params.stop_token_ids}
-    is_end = chunk.finish_reason == "stop" and found and found[-1].token in ends
+    if chunk.finish_reason != "stop" or not found:
+        return found
+    is_end = found[-1].token in {*service.ends, *asked.params.stop_token_ids}
     return found[:-1] if is_end else found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator
 from itertools import chain, starmap
 from typing import Any, Literal
 
@@ -13,8 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
-from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.answers import EventStream, begin, event, whole
+from mlx_gemma_mtp.server.answers import EventStream, begin, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
@@ -23,23 +22,18 @@ from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.openai import (
     NAMES,
     Effort,
-    Settings,
+    OpenAIBody,
     choice_of,
     form_of,
-    logprob_entries,
     new_id,
-    reported,
-    statistics,
     thinking_of,
 )
+from mlx_gemma_mtp.server.protocols.responses_answer import Answer
 from mlx_gemma_mtp.server.protocols.responses_input import messages_of
 from mlx_gemma_mtp.server.protocols.responses_output import (
-    DONE,
-    INCOMPLETE,
     SUMMARY,
     THOUGHT,
     WORKING,
-    Event,
     Output,
 )
 from mlx_gemma_mtp.server.protocols.responses_tools import ResponseTools
@@ -87,7 +81,7 @@ class Reasoning(Body):
     summary: str | None = None
 
 
-class ResponsesBody(Settings):
+class ResponsesBody(OpenAIBody):
     """A body of /v1/responses."""
 
     input: str | list[dict[str, Any]]
@@ -141,6 +135,11 @@ class ResponsesBody(Settings):
     def _wants_logprobs(self) -> bool:
         return self.top_logprobs is not None or LOGPROBS in (self.include or ())
 
+    @property
+    def shows_summary(self) -> bool:
+        """True if the client shows summaries of thoughts: it gets the thought in their place."""
+        return self.reasoning is not None and self.reasoning.summary not in (None, "none")
+
     def echoed(self, service: Service, tools: ResponseTools) -> dict[str, Any]:
         """Return a response that has not started: the fields of the body, as clients expect them.
 
@@ -177,82 +176,21 @@ class ResponsesBody(Settings):
         }
 
 
-class Answer:
-    """A response that grows, and the events that say so.
-
-    response: as it is so far.
-    """
-
-    def __init__(self, service: Service, body: ResponsesBody) -> None:
-        """Raises Failure."""
-        tools = ResponseTools(body.tools or ())
-        self.asked = body.asked(service, tools)
-        self.response = body.echoed(service, tools)
-        self._service = service
-        shows_summary = body.reasoning and body.reasoning.summary not in (None, "none")
-        self._output = Output(tools, SUMMARY if shows_summary else THOUGHT)
-        self._number = 0  # of the next event
-
-    def start(self) -> Iterator[Event]:
-        """Yield the first events."""
-        yield "response.created", {"response": self.response}
-        yield "response.in_progress", {"response": self.response}
-
-    def add(self, chunk: Chunk) -> Iterator[Event]:
-        """Yield the events of a chunk."""
-        is_answer = chunk.kind == "answer"
-        found = reported(self._service, self.asked, chunk) if is_answer else ()
-        yield from self._output.add(chunk, logprob_entries(self._service, found))
-
-    def end(self, completion: Completion) -> Iterator[Event]:
-        """Yield the last events."""
-        status = INCOMPLETE if completion.finish_reason == "length" else DONE
-        yield from self._output.close(status)
-        took = statistics([completion], 1)
-        details = {"reason": "max_output_tokens"} if status == INCOMPLETE else None
-        self.response |= took | {
-            "status": status,
-            "incomplete_details": details,
-            "output": self._output.items,
-            "usage": _usage(took["usage"]),
-        }
-        yield f"response.{status}", {"response": self.response}
-
-    def fail(self, failure: Failure) -> str:
-        """Return the last event, of an error, as it is sent."""
-        error = {"code": failure.code or "server_error", "message": failure.message}
-        self.response |= {"status": "failed", "error": error, "output": self._output.items}
-        return self.sent("response.failed", {"response": self.response})
-
-    def sent(self, kind: str, fields: Mapping[str, Any]) -> str:
-        """Return the next event as it is sent."""
-        number, self._number = self._number, self._number + 1
-        return event({"type": kind, "sequence_number": number, **fields}, kind)
-
-
-def _usage(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the usage of a chat in the words of responses."""
-    cached = given["prompt_tokens_details"]["cached_tokens"]
-    return {
-        "input_tokens": given["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens": given["completion_tokens"],
-        "output_tokens_details": given["completion_tokens_details"],
-        "total_tokens": given["total_tokens"],
-    }
-
-
 async def responses(request: Request) -> Response:
     """Answer /v1/responses."""
     service: Service = request.app.state.service
-    answer = Answer(service, await read(request, ResponsesBody))
-    if not answer.asked.stream:
-        run, [completion] = await whole(service, request, answer.asked)
+    body = await read(request, ResponsesBody)
+    tools = ResponseTools(body.tools or ())
+    asked = body.asked(service, tools)
+    output = Output(tools, SUMMARY if body.shows_summary else THOUGHT)
+    answer = Answer(service, asked, body.echoed(service, tools), output)
+    if not asked.stream:
+        run, [completion] = await whole(service, request, asked)
         for _ in chain(*(answer.add(chunk) for _, chunk in run.seen), answer.end(completion)):
             pass  # the events leave their traces in the response
         return JSONResponse(answer.response)
     try:
-        run = await begin(service, request, answer.asked)
+        run = await begin(service, request, asked)
     except Failure as failure:
         if failure.code != TOO_LONG:
             raise

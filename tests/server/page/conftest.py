@@ -18,21 +18,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
-    server = FakeServer()
-    with server.running():
-        yield server
+def fake() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    with fake.running():
+        yield fake
 
 
 @pytest.fixture
-def visit(browser: Any, server: FakeServer) -> Iterator[Callable[..., Reader]]:
+def visit(browser: Any, fake: FakeServer) -> Iterator[Callable[..., Reader]]:
     """Opens the page as a new reader; takes the options of a browser's context."""
     with ExitStack() as stack:
 
         def visit(**options: Any) -> Reader:
             context = browser.new_context(**options)
             stack.callback(context.close)
-            return Reader(context, server.address)
+            return Reader(context, fake.address)
 
         yield visit
 

@@ -33,22 +33,22 @@ CONTRAST = """(element) => {
 }"""
 
 
-def test_enter_sends_and_shift_enter_starts_a_line(reader: Reader, server: FakeServer) -> None:
+def test_enter_sends_and_shift_enter_starts_a_line(reader: Reader, fake: FakeServer) -> None:
     keyboard = reader.page.keyboard  # the field has the focus from the start
     keyboard.type("one")
     keyboard.press("Shift+Enter")
     keyboard.type("two")
     keyboard.press("Enter")
     reader.see("You said")
-    assert server.bodies[0]["messages"][0]["content"] == "one\ntwo"
+    assert fake.bodies[0]["messages"][0]["content"] == "one\ntwo"
 
 
-def test_enter_that_ends_a_composition_does_not_send(reader: Reader, server: FakeServer) -> None:
+def test_enter_that_ends_a_composition_does_not_send(reader: Reader, fake: FakeServer) -> None:
     reader.type("日本")
     composing = {"key": "Enter", "bubbles": True, "cancelable": True, "isComposing": True}
     reader.page.locator("#question").dispatch_event("keydown", composing)
     assert reader.typed == "日本"
-    assert not server.bodies
+    assert not fake.bodies
 
 
 def test_shortcuts_edit_start_and_list(reader: Reader) -> None:
@@ -67,8 +67,8 @@ def test_shortcuts_edit_start_and_list(reader: Reader) -> None:
     assert reader.page.evaluate("document.activeElement.id") == "question"
 
 
-def test_the_end_is_announced_and_not_every_token(reader: Reader, server: FakeServer) -> None:
-    server.replies = [Reply([*say("Half "), HOLD, *say("done")])]
+def test_the_end_is_announced_and_not_every_token(reader: Reader, fake: FakeServer) -> None:
+    fake.replies = [Reply([*say("Half "), HOLD, *say("done")])]
     reader.ask("Hello", wait=False)
     reader.see("Half")
     page = reader.page
@@ -76,7 +76,7 @@ def test_the_end_is_announced_and_not_every_token(reader: Reader, server: FakeSe
     assert page.locator("[aria-live], [role=status], [role=log], [role=alert]").count() == 1
     answer = page.get_by_role("article", name="Answer")
     assert answer.get_attribute("aria-busy") == "true"
-    server.resume.set()
+    fake.resume.set()
     reader.wait()
     assert page.get_by_role("status").inner_text().startswith("The answer is complete.")
     assert answer.get_attribute("aria-busy") == "false"
@@ -96,9 +96,9 @@ def test_every_control_has_a_name_and_every_field_a_label(reader: Reader) -> Non
 
 
 def test_the_bottom_is_followed_only_by_a_reader_who_is_there(
-    reader: Reader, server: FakeServer
+    reader: Reader, fake: FakeServer
 ) -> None:
-    server.replies = [Reply([*say(LONG), HOLD, *say("\n\n", LONG)])]
+    fake.replies = [Reply([*say(LONG), HOLD, *say("\n\n", LONG)])]
     reader.ask("Tell me", wait=False)
     reader.see("Paragraph 59")
     scroller = reader.page.locator("#scroller")
@@ -108,7 +108,7 @@ def test_the_bottom_is_followed_only_by_a_reader_who_is_there(
     reader.page.mouse.wheel(0, -300)
     reader.page.locator("#newest").wait_for()
     top = scroller.evaluate("(one) => one.scrollTop")
-    server.resume.set()
+    fake.resume.set()
     reader.wait()
     assert scroller.evaluate("(one) => one.scrollTop") == top
     reader.page.locator("#newest").click()
@@ -117,14 +117,14 @@ def test_the_bottom_is_followed_only_by_a_reader_who_is_there(
 
 
 def test_on_a_phone_nothing_sticks_out_and_the_list_is_a_drawer(
-    visit: Callable[..., Reader], server: FakeServer
+    visit: Callable[..., Reader], fake: FakeServer
 ) -> None:
     reader = visit(**PHONE)
     page = reader.page
     wide = (
         f"```\n{'x' * 400}\n```\n\n| {' | '.join('abcdefghijkl')} |\n|{'---|' * 12}\n\n{'y' * 400}"
     )
-    server.replies = [Reply(say(wide))]
+    fake.replies = [Reply(say(wide))]
     reader.ask("Something wide " + "z" * 200)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.evaluate("document.querySelector('#scroller').scrollWidth") <= 360
@@ -145,11 +145,11 @@ def test_on_a_phone_nothing_sticks_out_and_the_list_is_a_drawer(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colors_follow_the_system_or_the_switch_and_can_be_read(
-    visit: Callable[..., Reader], server: FakeServer, scheme: str
+    visit: Callable[..., Reader], fake: FakeServer, scheme: str
 ) -> None:
     reader = visit(color_scheme=scheme)
     page = reader.page
-    server.replies = [
+    fake.replies = [
         Reply(say("`code`, [link](https://example.org)\n\n> quote")),
         Reply(status=500),
     ]
@@ -173,12 +173,12 @@ def test_colors_follow_the_system_or_the_switch_and_can_be_read(
 
 
 def test_nothing_moves_for_who_wants_no_motion(
-    visit: Callable[..., Reader], server: FakeServer
+    visit: Callable[..., Reader], fake: FakeServer
 ) -> None:
-    server.replies = [Reply([HOLD])]
+    fake.replies = [Reply([HOLD])]
     reader = visit(reduced_motion="reduce")
     reader.ask("Hello", wait=False)
     reader.page.locator(".waiting").wait_for()
     assert reader.page.evaluate("document.getAnimations().length") == 0
-    server.resume.set()
+    fake.resume.set()
     reader.wait()

@@ -36,14 +36,14 @@ def test_a_reload_shows_the_same_conversation_and_what_was_typed(reader: Reader)
     assert reader.typed == "Not sent yet"
 
 
-def test_closing_the_page_keeps_the_half_answer(reader: Reader, server: FakeServer) -> None:
-    server.replies = [Reply([*say("Half an answer"), HOLD])]
+def test_closing_the_page_keeps_the_half_answer(reader: Reader, fake: FakeServer) -> None:
+    fake.replies = [Reply([*say("Half an answer"), HOLD])]
     reader.ask("Hello", wait=False)
     reader.see("Half an answer")
     reader.page.reload()
     assert reader.answers == ["Half an answer"]
     reader.see("Stopped.")
-    wait_until(lambda: server.left == 1)
+    wait_until(lambda: fake.left == 1)
 
 
 def test_conversations_are_listed_renamed_and_deleted_with_undo(reader: Reader) -> None:
@@ -77,6 +77,31 @@ def test_conversations_are_listed_renamed_and_deleted_with_undo(reader: Reader) 
     assert not reader.problems
 
 
+def test_all_conversations_are_deleted_with_undo(reader: Reader) -> None:
+    for title in ("one", "two"):
+        reader.ask(title)
+        reader.press("New chat")
+    reader.page.locator("#open-settings").click()
+    reader.press("Delete all")
+    assert reader.titles == []
+    reader.see("2 conversations were deleted.")
+    reader.press("Undo")
+    assert reader.titles == ["two", "one"]
+    reader.page.reload()
+    assert reader.titles == ["two", "one"]
+
+
+def test_leaving_asks_first_if_an_edit_would_be_lost(reader: Reader) -> None:
+    reader.ask("Hello")
+    reader.page.locator("#question").press("ArrowUp")
+    reader.page.get_by_label("Edit your message").press_sequentially("!")
+    with reader.page.expect_event("dialog") as asked:
+        reader.page.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    asked.value.dismiss()
+    assert reader.page.get_by_label("Edit your message").input_value() == "Hello!"
+
+
 def test_a_conversation_is_exported_as_json_without_the_key(reader: Reader, tmp_path: Path) -> None:
     reader.page.locator("#open-settings").click()
     reader.page.get_by_label("API key").fill("secret-key")
@@ -95,15 +120,15 @@ def test_a_conversation_is_exported_as_json_without_the_key(reader: Reader, tmp_
 
 
 def test_an_answer_continues_while_another_conversation_is_open(
-    reader: Reader, server: FakeServer
+    reader: Reader, fake: FakeServer
 ) -> None:
-    server.replies = [Reply([*say("First "), HOLD, *say("answer")])]
+    fake.replies = [Reply([*say("First "), HOLD, *say("answer")])]
     reader.ask("One", wait=False)
     reader.see("First")
     reader.press("New chat")
     reader.ask("Two")
     assert reader.answers == ["You said: Two"]
-    server.resume.set()
+    fake.resume.set()
     reader.see("“One” has an answer.")
     reader.press("Open")
     assert reader.answers == ["First answer"]
@@ -141,9 +166,9 @@ def test_without_storage_the_page_works_and_says_that_nothing_is_kept(
     assert not reader.problems
 
 
-def test_two_tabs_show_the_same_conversations(reader: Reader, server: FakeServer) -> None:
+def test_two_tabs_show_the_same_conversations(reader: Reader, fake: FakeServer) -> None:
     reader.ask("In the first tab")
-    other = reader.open(server.address)
+    other = reader.open(fake.address)
     other.get_by_text("You said: In the first tab").wait_for()
     reader.ask("More")
     other.get_by_text("You said: More").wait_for()

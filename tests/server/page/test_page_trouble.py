@@ -8,21 +8,21 @@ from helpers.browser import FakeServer, Reader, Reply, say
 
 
 def test_a_server_that_is_gone_is_named_and_the_question_is_asked_again(browser: object) -> None:
-    server = FakeServer()
-    with server.running():
-        reader = Reader(browser.new_context(), server.address)  # type: ignore[attr-defined]
+    fake = FakeServer()
+    with fake.running():
+        reader = Reader(browser.new_context(), fake.address)  # type: ignore[attr-defined]
     reader.ask("Are you there?")
     reader.see("The server doesn't answer. Check that mgm serve is running, then retry.")
     assert reader.questions == ["Are you there?"]
-    with server.running(port=int(server.address.rpartition(":")[2])):
+    with fake.running(port=int(fake.address.rpartition(":")[2])):
         reader.press("Retry")
         reader.see("You said: Are you there?")
         assert reader.page.locator(".failure:visible").count() == 0
         reader.context.close()
 
 
-def test_a_busy_server_is_quoted_with_its_time_to_wait(reader: Reader, server: FakeServer) -> None:
-    server.replies = [Reply(status=503, error="The queue is full.", headers={"Retry-After": "5"})]
+def test_a_busy_server_is_quoted_with_its_time_to_wait(reader: Reader, fake: FakeServer) -> None:
+    fake.replies = [Reply(status=503, error="The queue is full.", headers={"Retry-After": "5"})]
     reader.ask("Hello")
     reader.see("The queue is full. Wait 5 s before you retry.")
     reader.page.reload()  # it can be asked again later
@@ -31,9 +31,9 @@ def test_a_busy_server_is_quoted_with_its_time_to_wait(reader: Reader, server: F
     assert len(reader.answers) == 1
 
 
-def test_a_missing_key_is_asked_for_and_sent(browser: object, server: FakeServer) -> None:
-    server.key = "sesame"
-    reader = Reader(browser.new_context(), server.address)  # type: ignore[attr-defined]
+def test_a_missing_key_is_asked_for_and_sent(browser: object, fake: FakeServer) -> None:
+    fake.key = "sesame"
+    reader = Reader(browser.new_context(), fake.address)  # type: ignore[attr-defined]
     reader.see("The server asks for an API key.")
     reader.ask("Hello")
     reader.press("Open the settings")
@@ -41,7 +41,7 @@ def test_a_missing_key_is_asked_for_and_sent(browser: object, server: FakeServer
     reader.page.keyboard.press("Escape")
     reader.press("Retry")
     reader.see("You said: Hello")
-    assert server.keys[-1] == "Bearer sesame"
+    assert fake.keys[-1] == "Bearer sesame"
     reader.context.close()
 
 
@@ -59,9 +59,9 @@ def test_a_missing_key_is_asked_for_and_sent(browser: object, server: FakeServer
     ids=["cut off", "error in the stream", "refused", "without a message"],
 )
 def test_a_failure_keeps_what_came_and_can_be_asked_again(
-    reader: Reader, server: FakeServer, reply: Reply, message: str
+    reader: Reader, fake: FakeServer, reply: Reply, message: str
 ) -> None:
-    server.replies = [reply]
+    fake.replies = [reply]
     reader.ask("Hello")
     reader.see(message)
     if reply.pieces:
@@ -72,11 +72,11 @@ def test_a_failure_keeps_what_came_and_can_be_asked_again(
     assert len(reader.answers) == 1
 
 
-def test_an_answer_that_is_no_stream_is_a_broken_one(reader: Reader, server: FakeServer) -> None:
+def test_an_answer_that_is_no_stream_is_a_broken_one(reader: Reader, fake: FakeServer) -> None:
     from starlette.responses import HTMLResponse
     from starlette.routing import Route
 
-    routes = server.app.router.routes
+    routes = fake.app.router.routes
 
     async def welcome(_: object) -> HTMLResponse:
         return HTMLResponse("<h1>Log in to the network</h1>")

@@ -97,12 +97,18 @@ test("a difference is found in thoughts, texts and calls, but not in the ids of 
 });
 
 test("a failure has the server's words", async () => {
-  const said = async (...given) => (await failureOf(new Response(...given))).message;
+  const said = async (...given) => (await failureOf(new Response(...given), "")).message;
   assert.equal(await said('{"error": {"message": "no"}}', { status: 400 }), "no");
   assert.equal(await said("<html>", { status: 502 }), "The server failed with status 502.");
-  const busy = await failureOf(new Response("", { status: 503, headers: { "Retry-After": "7" } }));
+  const busy = await failureOf(
+    new Response("", { status: 503, headers: { "Retry-After": "7" } }),
+    "",
+  );
   assert.deepEqual([busy.message, busy.retryAfter], ["The server is busy. Retry in a moment.", 7]);
-  assert.equal((await failureOf(new Response("", { status: 401 }))).needsKey, true);
+  const refused = (key) => failureOf(new Response("", { status: 401 }), key);
+  assert.match((await refused("")).message, /asks for an API key/);
+  assert.match((await refused("wrong")).message, /does not accept this API key/);
+  assert.equal((await refused("")).needsKey, true);
 });
 
 /** Storage for some characters. */

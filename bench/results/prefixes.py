@@ -1,0 +1,92 @@
+"""Prefilled tokens and seconds of agents that share instructions, with and without a prefix cache.
+
+    python -m mlx_gemma_mtp.bench.results.prefixes --turns 30
+
+One conversation whose whole history is sent with every turn, and eight requests at once that differ
+in their last message. With the demo's weights, greedily.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+
+from mlx_gemma_mtp import Completion, Engine, SamplingParams
+from mlx_gemma_mtp.engine.pair import open_pair
+
+TOKENS = 24  # of an answer
+PARAMS = SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True)
+BUDGET = 10**9
+TURN, END = "<|turn>", "<turn|>\n"
+
+
+def instructions(engine: Engine, size: int) -> list[int]:
+    """Return a system turn of about this many tokens of random words."""
+    rng = random.Random(0)
+    text = " ".join(
+        rng.choice(["file", "read", "the", "tool", "call", "line"]) for _ in range(size)
+    )
+    ids = engine.encode(f"<bos>{TURN}system\n{text}")[: size - 2]
+    return [*ids, *engine.encode(END)]
+
+
+def asked(engine: Engine, question: str) -> list[int]:
+    """Return a user's turn, and the start of the model's."""
+    return engine.encode(f"{TURN}user\n{question}{END}{TURN}model\n")
+
+
+def conversation(engine: Engine, system: list[int], turns: int) -> list[Completion]:
+    """Return the answers of a conversation; each prompt is all that came before."""
+    history, done = system, list[Completion]()
+    for number in range(turns):
+        prompt = [*history, *asked(engine, f"What is {number} + {number + 1}?")]
+        done += engine.generate(prompt, PARAMS)
+        history = [*prompt, *done[-1].tokens, *engine.encode(END)]
+    return done
+
+
+def at_once(engine: Engine, system: list[int], count: int) -> list[Completion]:
+    """Return the answers to questions that come at the same time."""
+    prompts = [[*system, *asked(engine, f"What is {number} + 25?")] for number in range(count)]
+    return engine.generate(prompts, PARAMS)
+
+
+def show(what: str, start: float, done: Sequence[Completion]) -> None:
+    """Print how long it took since then, and what was prefilled."""
+    seconds = time.perf_counter() - start
+    read = [one.stats.prompt_tokens - one.stats.reused_tokens for one in done]
+    first = max(one.stats.queue_seconds + one.stats.first_token_seconds for one in done)
+    print(
+        f"{what}: {seconds:.2f} s, {sum(read)} tokens prefilled ({read[0]} first, then up to "
+        f"{max(read[1:])}), first token after {first:.2f} s at most",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print one line for each case."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--instructions", type=int, default=2000, help="tokens")
+    given = parser.parse_args()
+    pair, outputs = open_pair("demo"), list[list[list[int]]]()
+    for name, most in (("without", 0), ("with", BUDGET)):
+        for case, play, count in (
+            ("conversation", conversation, given.turns),
+            ("at once", at_once, 8),
+        ):
+            with Engine(pair, prefix_cache=most) as engine:
+                system = instructions(engine, given.instructions)
+                engine.generate([7] * 100, PARAMS)
+                start = time.perf_counter()
+                done = play(engine, system, count)
+                show(f"{case}, {count}, {name} prefixes", start, done)
+                print(f"  {engine.status}")
+            outputs.append([one.tokens for one in done])
+    print("equal outputs:", outputs[:2] == outputs[2:])
+
+
+if __name__ == "__main__":
+    main()

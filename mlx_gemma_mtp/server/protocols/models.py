@@ -1,0 +1,41 @@
+"""The list of models, as OpenAI and Anthropic have it: one model, under each of its names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mlx_gemma_mtp.server.service import Service
+
+
+async def models(request: Request) -> Response:
+    """Answer /v1/models and /v1/models/NAME, for OpenAI's clients and Anthropic's."""
+    service: Service = request.app.state.service
+    name = request.path_params.get("name")
+    service.check_model(name)
+    found = [
+        {
+            "id": one,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "local",
+            "context_length": service.context,
+            "max_model_len": service.context,
+            "type": "model",
+            "display_name": one,
+            "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
+        }
+        for one in service.settings.served
+        if name in (None, one)
+    ]
+    pages = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}
+    return JSONResponse(found[0] if name else {"object": "list", "data": found, **pages})
+
+
+routes = [
+    Route("/v1/models", models),
+    Route("/v1/models/{name:path}", models),
+]
