@@ -52,7 +52,7 @@ class CompletionBody(ChoicesBody):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = None
-    suffix: Annotated[Any, refused("is not supported: the model only writes what follows")] = None
+    suffix: Annotated[Any, refused("not supported, as the model only writes what follows")] = None
 
     def asked(self, prompts: Sequence[list[int]]) -> Asked:
         """Return it in the engine's terms. prompts: as token ids. Raises Failure."""

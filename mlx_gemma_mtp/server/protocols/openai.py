@@ -33,7 +33,7 @@ ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 # A form of an answer in words of llama.cpp, or of older versions of vLLM.
 OtherForm = Annotated[
-    Any, refused("is not supported: give a schema as response_format, or structured_outputs")
+    Any, refused("not supported; give a schema as response_format, or structured_outputs")
 ]
 
 

@@ -93,7 +93,7 @@ class ResponsesBody(OpenAIBody):
     previous_response_id: Stored = None
     conversation: Stored = None
     prompt: Annotated[Any, refused("nothing is stored here: give its text as input")] = None
-    background: Annotated[Any, refused("is not supported: a response ends with its request")] = None
+    background: Annotated[Any, refused("not supported, as a response ends with its request")] = None
 
     def asked(self, service: Service, tools: ResponseTools) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
