@@ -60,11 +60,15 @@ class Run:
         return self.results()
 
     def results(self) -> list[Completion]:
-        """Return the completions, which have ended."""
+        """Return the completions, which have ended; of one call, without what came after it."""
         found = [generation.result() for generation in self.generations]
-        if self.asked.one_call:
-            found = [replace(one, tool_calls=one.tool_calls[:1]) for one in found]
-        return found
+        if not self.asked.one_call:
+            return found
+        texts = [""] * len(found)
+        for number, chunk in self.seen:
+            texts[number] += chunk.text if chunk.kind == "answer" else ""
+        pairs = zip(found, texts, strict=True)
+        return [replace(one, text=text, tool_calls=one.tool_calls[:1]) for one, text in pairs]
 
     def cancel(self) -> None:
         """End all completions within a round."""
