@@ -1,5 +1,6 @@
 """Shared by all tests: one fresh seed per run, a random pair of each kind, and the marks."""
 
+import gc
 import os
 import secrets
 import signal
@@ -52,6 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if MAKE_CHECKPOINTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.torch)
+
+
+def pytest_collection_finish() -> None:
+    # All that is imported stays, half a million objects: collecting garbage need not look at it.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,10 @@ def refused(why: str) -> AfterValidator:
 
 async def read(request: Request, kind: type[B]) -> B:
     """Return the body of a request. Raises a Failure that names the field with a wrong value."""
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Failure(
+            f"bodies encoded as {encoding[:20]!r} are not supported: send plain JSON", 415
+        )
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:

@@ -45,7 +45,7 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """Raise a Failure unless this model is served. None and "" are the one that is."""
         if name and name not in self.settings.served:
-            served = " and ".join(self.settings.served)
+            served = " or ".join(self.settings.served)
             raise Failure(
                 f"the model {name!r:.80} is not served here: use {served}",
                 404,
