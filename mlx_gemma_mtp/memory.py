@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.costs import WIDTHS
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
-from mlx_gemma_mtp.errors import NotEnoughMemoryError
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, PromptTooLongError
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.published import best_fit
 from mlx_gemma_mtp.files.quantization import is_quantized
@@ -266,8 +266,9 @@ class Budget:
         self.pair = pair
         self._contexts = dict[int, int]()  # by batch size
         model = pair.target.max_position_embeddings
-        self.allowed = model if context is None else min(context, model)
-        self.context = min(self._longest(1), self.allowed)
+        allowed = model if context is None else min(context, model)
+        self.context = min(self._longest(1), allowed)
+        self._memory_decides = self.context < allowed
 
     def fits(self, context: int, batch: int) -> bool:
         """Return whether this many rows of up to `context` positions fit."""
@@ -276,6 +277,20 @@ class Budget:
     def left(self, context: int, batch: int) -> int | None:
         """Return the bytes that this many rows of up to `context` positions leave; None: any."""
         return None if self.most is None else self.most - self.pair.needs(context, batch)
+
+    def check_prompt(self, num_tokens: int) -> None:
+        """Raise PromptTooLongError unless a prompt leaves room for an answer."""
+        if num_tokens < self.context:
+            return
+        room, instead = "an answer", ""
+        if self.most is not None and self._memory_decides:
+            room += f" in the {decimal(self.most)} of memory that the engine may take"
+            instead = ", or load with a higher memory_limit"
+        raise PromptTooLongError(
+            # Claude Code reads both numbers from these words, and shortens its conversation.
+            f"prompt is too long: {num_tokens} tokens > {self.context - 1} maximum, which leaves "
+            f"room for {room}: shorten it{instead}"
+        )
 
     def check(self, context: int, batch: int) -> None:
         """Raise NotEnoughMemoryError unless these rows fit."""

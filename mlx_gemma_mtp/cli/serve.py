@@ -113,6 +113,11 @@ def serve(
 
     if stop_when_parent_dies:
         running.stop_with_parent()
+    for name in served_name or ():
+        if not (name.isprintable() and name == name.strip() != ""):
+            raise UsageError("--served-name takes printable text without spaces at its ends")
+    if idle_unload is not None and idle_unload <= 0:
+        raise UsageError("--idle-unload takes more than 0 seconds; leave it out to keep the model")
     pair = options.with_model(pair, model_name, options.given(context))
     origins = tuple(map(_origin, allow_origin or ()))
     sockets = running.bind(host, port)

@@ -74,10 +74,7 @@ class Intake:
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
-        context = self._budget.allowed
-        ids = prompt_ids(
-            prompt, self._text, self._config, context=context, thinking=thinking, tools=schemas
-        )
+        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
         request = self.request_of(ids, params, on_chunk, session, schemas)
         request.priority, request.timeout = priority, timeout
         return request
@@ -91,7 +88,7 @@ class Intake:
         schemas: Sequence[Schema],
     ) -> Request:
         """Make a request of a prompt that is checked. Raises UsageError."""
-        self._budget.check(len(ids) + 1, 1)
+        self._budget.check_prompt(len(ids))
         room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")

@@ -1,11 +1,10 @@
-"""Reading prompts into a cache pass by pass: which of them together, and how much at a time.
+"""Reading prompts into a cache pass by pass, and which of them together.
 
 Knows nothing of batches or of how the queue is kept.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import insort
 from collections.abc import Iterable, Sequence
 
@@ -15,52 +14,8 @@ from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
-
-
-class Pace:
-    """How long prefill takes on this machine, so how much of it fits into a pause."""
-
-    def __init__(self, limits: Limits, *, experts: bool = False) -> None:
-        """experts: the model has them."""
-        self._limits = limits
-        self._experts = experts
-        self._seconds_per_token = math.inf  # a running mean; infinite until measured
-
-    @property
-    def known(self) -> bool:
-        """True once a pass was measured."""
-        return self._seconds_per_token < math.inf
-
-    def measure(self, num_tokens: int, seconds: float) -> None:
-        """Record the duration of one pass. A short one only shows what a token takes at most."""
-        now, before = seconds / num_tokens, self._seconds_per_token
-        if num_tokens < self._limits.chunks[0] or not self.known:
-            self._seconds_per_token = min(before, now)
-        else:
-            self._seconds_per_token = (before + now) / 2
-
-    def chunk(self, pause: float = math.inf, *, most: float = math.inf) -> int:
-        """The largest chunk that should take no longer than `pause` seconds, and is `most` or less.
-
-        The smallest if all take longer or nothing was measured.
-        """
-        chunks = [chunk for chunk in self._limits.chunks if chunk <= most]
-        quick = [chunk for chunk in chunks if chunk * self._seconds_per_token <= pause]
-        return max(quick, default=self._limits.chunks[0])
-
-    def lone_chunk(self, seconds: float) -> int:
-        """The same while no row decodes, so that no request that comes next waits much longer.
-
-        At least a decoding_chunk if nothing was measured, and for experts: each pass reads their
-        weights again, and 512 tokens cost 8 to 30% more than 2,048 (Apple M4 to M5).
-        """
-        chunk, limits = self.chunk(seconds), self._limits
-        if self._experts or not self.known:
-            chunk = max(chunk, self.chunk(math.inf, most=limits.decoding_chunk))
-        return chunk
 
 
 def together(
@@ -182,16 +137,19 @@ class Prefill:
 
         0 if not, or if it is not worth it.
         """
-        if len(self._cuts) != 1 or self.takes(request):
+        if not self._prefixes or len(self._cuts) != 1 or self.takes(request):
             return 0
-        cuts, prefixes = self._cuts[0], self._prefixes
-        most, worth = prefixes.shared(request.ids, self._prompts[0]), prefixes.least
-        found = max((cut for cut in cuts if self._done < cut <= most), default=0)
-        if most - max(found, self._done) >= worth and not self.requests[0].session:
-            insort(cuts, most)
+        prompt, done, least = self._prompts[0], self._done, self._prefixes.least
+        cuts, worth = [cut for cut in self._cuts[0] if cut > done], request.held + least
+        first = min([done + least, *cuts])
+        if request.ids[done:first] != prompt[done:first]:  # quick, and most share no more
+            return 0
+        most = self._prefixes.shared(request.ids, prompt)
+        found = max((cut for cut in cuts if cut <= most), default=0)
+        if most >= max(found + least, done + least, worth) and not self.requests[0].session:
+            insort(self._cuts[0], most)
             found = most
-        held = prefixes.find(request.ids)
-        return found if found - (0 if held is None else held.end) >= worth else 0
+        return found if found >= worth else 0
 
     def has(self, num_tokens: int) -> bool:
         """True if this many tokens have been read."""

@@ -1,4 +1,4 @@
-"""What prompts start with, kept in a tree of keys and values, so that it is prefilled once.
+"""What is kept of prompts and answers, within a budget, so that it is prefilled once.
 
 Full-attention layers hold every token once, whoever shares it. Sliding ones hold a window before
 the ends at which another prompt may continue. Knows nothing of text, nor of who reads what when.
@@ -7,46 +7,18 @@ the ends at which another prompt may continue. Knows nothing of text, nor of who
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 
 from mlx_gemma_mtp.engine.exactness import Exactness
+from mlx_gemma_mtp.engine.prefix import Prefix, common
 from mlx_gemma_mtp.errors import is_lack_of_memory, one_line
 from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import TargetConfig
 
 log = logging.getLogger("mlx_gemma_mtp")
-
-
-class Prefix:
-    """Tokens after those of its parent, and what the layers hold of them.
-
-    end: how many tokens there are up to here. full: `KVCache.taken` of its own tokens. window: of
-    the sliding window before its end; None if no prompt continues here. exact: all passes that gave
-    these bits were, see `exactness`.
-    """
-
-    def __init__(self, parent: Prefix | None, tokens: list[int], full: list[mx.array]) -> None:
-        self.parent = parent
-        self.tokens = tokens
-        self.end: int = len(tokens) + (0 if parent is None else parent.end)
-        self.full = full
-        self.window: list[mx.array] | None = None
-        self.nbytes = _bytes(full)  # of its own arrays
-        self.exact = True
-        self.used = 0  # when, in uses of the tree
-        self.children: dict[int, Prefix] = {}  # by their first tokens, which differ
-
-    @property
-    def path(self) -> list[Prefix]:
-        """All prefixes up to this one, without the empty one."""
-        found, part = list[Prefix](), self
-        while part.parent is not None:
-            found.append(part)
-            part = part.parent
-        return found[::-1]
 
 
 class Prefixes:
@@ -73,7 +45,7 @@ class Prefixes:
         self._most = self._allowed = most
         self._turn = turn
         self._uses = 0
-        self._root = Prefix(None, [], [])
+        self._root = Prefix(None, [])
 
     def __bool__(self) -> bool:
         """True if it keeps anything at all."""
@@ -92,7 +64,7 @@ class Prefixes:
     def clear(self) -> bool:
         """Drop everything. Returns whether there was anything."""
         held, self.nbytes = self.nbytes > 0, 0
-        self._root = Prefix(None, [], [])
+        self._root = Prefix(None, [])
         return held
 
     def give_way(self, context: int, batch: int) -> None:
@@ -106,7 +78,7 @@ class Prefixes:
 
         The prompt's last token is not in it: its logits are needed.
         """
-        found: Prefix | None = self._walk(ids[:-1])[0]
+        found: Prefix | None = self._root.follow(ids[:-1])[0]
         while found is not None and found.window is None:
             found = found.parent
         if found is not None:
@@ -121,7 +93,7 @@ class Prefixes:
         """
         if not self:
             return []
-        known, matched = self._walk(ids)
+        known, matched = self._root.follow(ids)
         *ends, last = sorted(self._rounded(end) for end in self._ends(ids))
         found, before = list[int](), start
         for end in sorted({*ends, self._rounded(known.end + matched)}):
@@ -171,7 +143,7 @@ class Prefixes:
             self._thin(ids[:length], [*self._ends(ids[:prompt]), length])
 
     def _keep(self, cache: KVCache, row: int, ids: Sequence[int], *, exact: bool) -> None:
-        length, (known, matched) = len(ids), self._walk(ids)
+        length, (known, matched) = len(ids), self._root.follow(ids)
         self._use(known.children[ids[known.end]] if matched else known)
         if known.end == length and known.window is not None:
             return
@@ -181,14 +153,12 @@ class Prefixes:
         if not self._make_room(needed):
             return
         if matched:
-            known = self._split(known.children[ids[known.end]], matched)
+            known = known.children[ids[known.end]].split(matched)
         if known.end < length:
             full = cache.taken("full_attention", row, known.end, length)
-            new = Prefix(known, list(ids[known.end :]), full)
-            new.exact, new.used = known.exact, self._uses
-            known.children[new.tokens[0]] = known = new
+            known = Prefix(known, ids[known.end :], full)
+            known.used = self._uses
         known.window = cache.taken("sliding_attention", row, start, length)
-        known.nbytes += _bytes(known.window)
         known.exact &= exact
         self._count()
 
@@ -216,52 +186,20 @@ class Prefixes:
         rule = self._exactness
         return end - end % rule.limits.decoding_chunk if rule.fixed and rule.alone else end
 
-    def _walk(self, ids: Sequence[int]) -> tuple[Prefix, int]:
-        """Return the longest prefix of these ids, and how many more they share with its child."""
-        at = self._root
-        while at.end < len(ids):
-            child = at.children.get(ids[at.end])
-            if child is None:
-                break
-            matched = common(child.tokens, ids[at.end : child.end])
-            if matched < len(child.tokens):
-                return at, matched
-            at = child
-        return at, 0
-
     def _use(self, prefix: Prefix) -> None:
         self._uses += 1
         for part in prefix.path:
             part.used = self._uses
 
-    def _split(self, prefix: Prefix, at: int) -> Prefix:
-        """Divide a prefix after this many of its tokens; returns the first part."""
-        assert prefix.parent is not None
-        positions = mx.arange(len(prefix.tokens))
-        # Copies: a view would keep the whole array when the other part is dropped.
-        halves = [
-            [mx.take(array, some, axis=2) for array in prefix.full]
-            for some in (positions[:at], positions[at:])
-        ]
-        mx.eval(halves)
-        first = Prefix(prefix.parent, prefix.tokens[:at], halves[0])
-        first.exact, first.used = prefix.exact, prefix.used
-        first.parent.children[first.tokens[0]] = first  # type: ignore[union-attr]
-        prefix.parent, prefix.tokens, prefix.full = first, prefix.tokens[at:], halves[1]
-        prefix.nbytes -= first.nbytes
-        first.children[prefix.tokens[0]] = prefix
-        return first
-
     def _thin(self, ids: Sequence[int], ends: Sequence[int]) -> None:
         """Drop the windows on the way to these ids, but for those where prompts part, and the last
         ones up to these ends: so a conversation keeps a few of them, however many turns it has.
         """
-        path = self._walk(ids)[0].path
+        path = self._root.follow(ids)[0].path
         known = [part.end for part in path if part.window is not None]
         kept = {max((at for at in known if at <= end), default=0) for end in ends}
         for part in path:
             if part.window is not None and part.end not in kept and len(part.children) == 1:
-                part.nbytes -= _bytes(part.window)
                 part.window = None
         self._count()
 
@@ -273,7 +211,7 @@ class Prefixes:
         if needed > self._allowed:
             return False
         while self.nbytes + needed > self._allowed:
-            ends = [part for part in self._parts() if not part.children]
+            ends = [part for part in self._root.after() if not part.children]
             oldest = min(ends, key=lambda part: part.used)
             if needed and oldest.used == self._uses:
                 return False
@@ -293,25 +231,5 @@ class Prefixes:
             prefix, parent = parent, parent.parent
         self._count()
 
-    def _parts(self) -> Iterator[Prefix]:
-        left = [*self._root.children.values()]
-        while left:
-            part = left.pop()
-            left += part.children.values()
-            yield part
-
     def _count(self) -> None:
-        self.nbytes = sum(part.nbytes for part in self._parts())
-
-
-def _bytes(arrays: Sequence[mx.array]) -> int:
-    return sum(array.nbytes for array in arrays)
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences start with in common."""
-    size = min(len(one), len(other))
-    if one[:size] == other[:size]:  # much quicker than the loop
-        return size
-    pairs = zip(one, other, strict=False)
-    return next(at for at, (mine, theirs) in enumerate(pairs) if mine != theirs)
+        self.nbytes = sum(part.nbytes for part in self._root.after())

@@ -70,6 +70,11 @@ class Request:
         self._started = self._last_take = 0.0
 
     @property
+    def held(self) -> int:
+        """Tokens of the prompt that need not be read, as far as known."""
+        return len(self.ids) - self.unread
+
+    @property
     def constrained(self) -> bool:
         """True if a constraint may limit the tokens of two rounds, one in flight and the next."""
         if self.constraint is None or self.ended:

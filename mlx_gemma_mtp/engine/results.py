@@ -29,8 +29,8 @@ class Stats:
     """Counts and seconds of one request.
 
     A round drafts up to K tokens and yields one more than it accepts, unless the request ends
-    first. reused_tokens of the prompt were not prefilled for this request: the session held them,
-    or an equal request had them read.
+    first. reused_tokens of the prompt were not prefilled for this request: the session or the
+    prefix cache held them, or an equal request had them read.
     drafted_at[i] counts the rounds that drafted token i (from 0), accepted_at[i] the rounds that
     accepted it. copies_drafted_at and copies_accepted_at count those among them whose drafts were
     copied from the prompt or the output so far, or the only ones that a schema allowed.

@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.line import Line
-from mlx_gemma_mtp.engine.prefill import Pace, Prefill, together
+from mlx_gemma_mtp.engine.pace import Pace
+from mlx_gemma_mtp.engine.prefill import Prefill, together
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.errors import ClosedError, is_lack_of_memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
     body = json.dumps({"messages": [{"role": "user", "content": QUESTION}]})
     bearer = f' -H "Authorization: Bearer ${KEY}"' if key else ""
     python_key = f'os.environ["{KEY}"]' if key else '"none"'
-    token = f"${KEY}" if key else "none"
+    token, quoted = f"${KEY}" if key else "none", shlex.quote(model)
     lines = [
         f"Listening on {url} ({reached}; Ctrl-C stops it)",
         f"  model     {' or '.join(found['models'])}: {found['checkpoint']}, {drafter}",
@@ -55,7 +56,8 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
         "Open it in a browser, or ask it with curl, OpenAI's SDK or Claude Code:",
         f"  curl {url}/v1/chat/completions{bearer} -d '{body}'",
         f'  client = OpenAI(base_url="{url}/v1", api_key={python_key})  # model="{model}"',
-        f"  ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={token} ANTHROPIC_MODEL={model} "
-        f"ANTHROPIC_DEFAULT_HAIKU_MODEL={model} claude",
+        f"  ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={token} ANTHROPIC_MODEL={quoted} "
+        f"ANTHROPIC_DEFAULT_HAIKU_MODEL={quoted} "
+        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={found['context']} claude",
     ]
     return "\n".join(lines)

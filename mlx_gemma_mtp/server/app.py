@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
@@ -71,12 +72,20 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path:.200}"
+    path = f"/v1{request.url.path}"
+    allowed = (error.headers or {}).get("Allow", "")
     if error.status_code == 404:
         message = f"{what} is not served here"
+        if any(isinstance(one, Route) and one.path == path for one in request.app.routes):
+            message += f", but {path} is: end the client's base URL with /v1"
+    elif error.status_code == 405:
+        message = f"{what} is not served here: use {allowed.replace(', ', ' or ')}"
     else:
         message = f"{what}: {error.detail}"
     kind = KINDS.get(error.status_code, "invalid_request_error")
-    return error_response(request.url.path, Failure(message, error.status_code, kind))
+    response = error_response(request.url.path, Failure(message, error.status_code, kind))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _left(_: Request, __: Exception) -> Response:

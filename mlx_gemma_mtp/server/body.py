@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
 from mlx_gemma_mtp.server.failures import Failure
@@ -26,8 +27,26 @@ FIELD = re.compile(r"[a-z_]+")
 TYPES = {"str", "int", "float", "bool"}
 
 
+def refused(why: str) -> AfterValidator:
+    """Return what makes a field refuse all values, but empty ones, for this reason.
+
+    For what a client would otherwise believe to be followed.
+    """
+
+    def check(value: Any) -> Any:
+        if value:
+            raise PydanticCustomError("refused", "{why}", {"why": why})
+        return value
+
+    return AfterValidator(check)
+
+
 async def read(request: Request, kind: type[B]) -> B:
     """Return the body of a request. Raises a Failure that names the field with a wrong value."""
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Failure(
+            f"bodies encoded as {encoding[:20]!r} are not supported: send plain JSON", 415
+        )
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:

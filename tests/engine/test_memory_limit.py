@@ -17,7 +17,7 @@ from helpers.fake_target import (
 from mlx_gemma_mtp import Generation, SamplingParams, device, load
 from mlx_gemma_mtp.engine.local import Local
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, PromptTooLongError, UsageError
 from mlx_gemma_mtp.memory import Budget, Limits, Pair, room_for
 
 PAIR = Pair.of(*fake_pair().models)
@@ -27,8 +27,9 @@ LIMIT = PAIR.needs(LONGEST, 1)
 
 def test_a_prompt_that_does_not_fit_is_refused_and_others_are_served() -> None:
     with fake_engine(memory_limit=LIMIT) as engine, fake_engine() as free:
-        with pytest.raises(NotEnoughMemoryError, match="memory_limit") as refused:
+        with pytest.raises(PromptTooLongError, match="memory_limit") as refused:
             engine.submit([5] * 2 * LONGEST, PARAMS)
+        assert str(refused.value).startswith(f"prompt is too long: {2 * LONGEST} tokens > ")
         assert "\n" not in str(refused.value)
         assert (
             engine.generate([5] * 20, PARAMS)[0].tokens == free.generate([5] * 20, PARAMS)[0].tokens

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.checkpoints import KINDS, VOCAB, PairPaths
 from helpers.forced import Row, is_decisive
-from mlx_gemma_mtp import Engine, SamplingParams
+from mlx_gemma_mtp import Engine, SamplingParams, Status, UsageError, load
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits
@@ -68,3 +69,30 @@ def test_eight_conversations_write_what_they_write_from_scratch(
                 for row, cut in zip(rows, rng.integers(0, 13, 8).tolist(), strict=True)
             ]
         assert min(reused) >= len(system)
+
+
+def test_conversations_in_messages_share_their_instructions_and_continue() -> None:
+    instructions = " ".join(["You help with sums and answer in one short line."] * 12)
+    params = SamplingParams(max_tokens=8, temperature=0)
+    system = {"role": "system", "content": instructions}
+    with load("demo", None, prefix_cache=10**8) as engine, load("demo", None) as plain:
+        num_instructions = engine.count_tokens([system, {"role": "user", "content": "Hi"}]) - 20
+        for question in ("What is 17 + 25?", "What is the capital of France?"):
+            messages = [system, {"role": "user", "content": question}]
+            for turn in range(2):
+                [done] = engine.generate([messages], params)
+                [expected] = plain.generate([messages], params)
+                assert done.tokens == expected.tokens
+                messages += [done.message, {"role": "user", "content": "And 3 + 4?"}]
+                if turn:
+                    assert done.stats.prompt_tokens - done.stats.reused_tokens < 40
+            if question.endswith("France?"):
+                assert done.stats.reused_tokens > num_instructions
+        assert engine.status.prefix_hits == 3
+    assert engine.status == Status()
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "1 GB", True])
+def test_the_budget_is_a_number_of_bytes(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="prefix_cache"):
+        load("demo", prefix_cache=wrong)

@@ -15,7 +15,7 @@ from helpers.stepped import LONG, Stepped
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk
 from mlx_gemma_mtp.decode.division import Shape
-from mlx_gemma_mtp.engine.prefill import Pace
+from mlx_gemma_mtp.engine.pace import Pace
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.memory import Limits
 

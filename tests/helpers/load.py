@@ -35,18 +35,21 @@ PERSON = {
 }
 CITIES = ("Paris", "Rome", "Berlin", "Madrid", "Vienna")
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma")
+WILD = 5.0  # a temperature at which this model says something else with each seed
+CHAT = ("chat",)
+NO_ANTHROPIC = ("chat", "responses", "ollama")  # whose temperatures end at 1
 TIMEOUT = 600.0  # seconds that a client waits at most
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, in the engine's terms. Only chats can ask for all settings."""
+    """What is asked, in the engine's terms. by: the protocols that can ask for it."""
 
     text: str
     params: SamplingParams
     n: int = 1
     has_tools: bool = False
-    only_chat: bool = False
+    by: tuple[str, ...] = ("chat", "responses", "messages", "ollama")
 
 
 class Said(NamedTuple):
@@ -78,35 +81,37 @@ def questions(rng: random.Random, count: int) -> list[Question]:
     """Return different questions of all kinds."""
     kinds: tuple[Callable[[SamplingParams], Question], ...] = (
         lambda own: Question(f"What is {rng.randrange(90)} + {rng.randrange(90)}?", own),
-        lambda own: Question("Tell me a story.", replace(own, temperature=1.0)),
-        lambda own: Question(f"What time is it in {rng.choice(CITIES)}?", own, has_tools=True),
+        lambda own: Question("Tell me a story.", replace(own, temperature=WILD), by=NO_ANTHROPIC),
+        lambda own: Question(  # a call that is cut is in streams alone
+            f"What time is it in {rng.choice(CITIES)}?", replace(own, max_tokens=40), has_tools=True
+        ),
         lambda own: Question(
             f"JSON for: {rng.choice(NAMES)} is {rng.randrange(9, 99)} years old.",
             replace(own, json_schema=PERSON),
         ),
-        lambda own: Question("Tell me a story.", replace(own, temperature=0.9, stop=("a", "."))),
         lambda own: Question(
-            "Tell me a story.", replace(own, temperature=0.8), n=3, only_chat=True
+            "Tell me a story.", replace(own, temperature=WILD, stop=("a", ".")), by=NO_ANTHROPIC
         ),
+        lambda own: Question("Tell me a story.", replace(own, temperature=WILD), n=3, by=CHAT),
         lambda own: Question(
             f"What is {rng.randrange(90)} + {rng.randrange(90)}?",
             replace(own, logprobs=2, num_draft_tokens=0),
-            only_chat=True,
+            by=CHAT,
         ),
         lambda own: Question(
             "Tell me a story.",
-            replace(own, temperature=0.7, presence_penalty=1.0, frequency_penalty=0.5),
-            only_chat=True,
+            replace(own, temperature=WILD, presence_penalty=1.0, frequency_penalty=0.5),
+            by=CHAT,
         ),
         lambda own: Question(
             f"Is {rng.randrange(90)} more than 40?",
             replace(own, choices=["yes", "no"]),
-            only_chat=True,
+            by=CHAT,
         ),
     )
     return [
         kinds[number % len(kinds)](
-            SamplingParams(temperature=0, seed=number, max_tokens=rng.randrange(8, 40))
+            SamplingParams(temperature=0, seed=number, max_tokens=rng.randrange(8, 28))
         )
         for number in range(count)
     ]
@@ -369,7 +374,7 @@ async def play(
     async def be_client(http: httpx2.AsyncClient) -> None:
         for _ in left:
             question = rng.choice(asked)
-            protocol = "chat" if question.only_chat else rng.choice([*PROTOCOLS])
+            protocol = rng.choice(question.by)
             leaves = rng.random() if rng.random() < 1 / 6 else None
             stream = rng.random() < 0.6
             found.append(await ask(http, question, protocol, stream=stream, leaves=leaves))

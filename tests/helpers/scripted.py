@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.testclient import TestClient
 
 from mlx_gemma_mtp.engine.generation import Generation
-from mlx_gemma_mtp.engine.results import Chunk, Completion, Stats
+from mlx_gemma_mtp.engine.results import Chunk, Completion, Stats, TokenLogprobs
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.exchange import Exchange
@@ -31,11 +32,12 @@ class ScriptedEngine:
         self._chunks = chunks
         self._error = error
 
-    def submit(self, *_: Any, **__: Any) -> Generation:
+    def submit(self, _: Any, __: Any, on_chunk: Callable[[Chunk], None], **___: Any) -> Generation:
         """Return a request that has ended already."""
         generation = Generation()
         for chunk in self._chunks:
             generation._add(chunk)
+            on_chunk(chunk)
         if self._error is not None:
             generation._fail(self._error)
         else:
@@ -62,6 +64,14 @@ def call_chunks(index: int, name: str, *arguments: str) -> list[Chunk]:
     chunks = [Chunk("", [1], kind="tool_call", call_deltas=(delta,)) for delta in deltas]
     done = (CallDelta(index, call.id, None, last, done=True),)
     return [*chunks, Chunk("", [1], kind="tool_call", tool_call=call, call_deltas=done)]
+
+
+def held_back(text: Text) -> list[Chunk]:
+    """Return the chunks of "1+2", each token in one of its own, whose text comes with the last."""
+    ids = text.encode("1+2")
+    logprobs = [(TokenLogprobs(one, -0.5, ()),) for one in ids]
+    *first, last = [Chunk("", [one], logprobs=own) for one, own in zip(ids, logprobs, strict=True)]
+    return [*first, replace(last, text="1+2"), last_chunk()]
 
 
 def last_chunk(text: str = "") -> Chunk:

@@ -119,12 +119,24 @@ def test_instructions_in_mid_conversation_stay_where_they_are() -> None:
         (("a", [use("1")], [result("1", 5)]), "messages.2.content.0.content"),
         (("a", [use("1")], [result("1", [{"no": 1}])]), "messages.2.content.0.content.0"),
         (("a", [use("1")], [result("1", ["text"])]), "messages.2.content.0.content.0"),
+        (("a", [use("1")], [result("2")]), "messages.1"),
+        (("a", [use("1")], "b"), "messages.1"),
+        (("a", "b", [result("1")]), "messages.2"),
     ],
 )
 def test_a_block_that_is_wrong_is_named(contents: tuple[Any, ...], at: str) -> None:
     failure = refused(*contents)
     assert failure.field == at
     assert failure.message.startswith(at)
+
+
+def test_tools_that_come_and_go_in_mid_conversation_are_named() -> None:
+    changes = [
+        {"type": kind, "tool": {"type": "tool_reference", "name": "Grep"}}
+        for kind in ("tool_addition", "tool_removal")
+    ]
+    *_, told = turns_of(None, [turn("user", "Hi"), turn("system", changes)])
+    assert told["content"] == "The tool Grep is available.\nThe tool Grep is no longer available."
 
 
 def test_tools_of_anthropics_servers_are_left_out_next_to_others() -> None:

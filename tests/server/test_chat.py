@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from helpers.scripted import call_chunks, last_chunk, scripted
+from helpers.scripted import call_chunks, held_back, last_chunk, scripted
+from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.protocols.chat import ChatBody
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
+from mlx_gemma_mtp.text.tokenizer import Text
 
 PATH = "/v1/chat/completions"
 SUM: dict[str, Any] = {
@@ -90,6 +95,14 @@ def test_logprobs_of_a_stream_are_those_of_the_whole_answer(client: TestClient) 
     assert thoughts == whole["message"]["reasoning_content"]
 
 
+def test_logprobs_are_sent_while_their_text_is_held_back(text: Text) -> None:
+    stream = events(scripted(held_back(text), text=text), SUM | {"logprobs": True})
+    sent = [one["choices"][0] for one in stream if one["choices"][0]["logprobs"]]
+    assert [one["delta"]["content"] for one in sent] == ["", "", "1+2"]
+    tokens = [entry["token"] for one in sent for entry in one["logprobs"]["content"]]
+    assert tokens == ["1", "+", "2"]
+
+
 def test_drafts_change_neither_the_text_nor_its_hash(client: TestClient) -> None:
     drafted, plain = (
         client.post(PATH, json=SUM | {"seed": 7, "temperature": 1, "draft": draft}).json()
@@ -120,12 +133,14 @@ def test_a_stream_of_several_completions_has_all_of_each(client: TestClient) -> 
         assert [one["finish_reason"] for one in own if one["finish_reason"]] == ["length"]
 
 
-def test_arguments_of_a_call_are_the_same_in_a_stream(client: TestClient) -> None:
-    whole = choice(client, CLOCK)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_arguments_of_a_call_are_the_same_in_a_stream(client: TestClient, parallel: bool) -> None:
+    body = CLOCK | {"parallel_tool_calls": parallel}
+    whole = choice(client, body)
     assert whole["finish_reason"] == "tool_calls"
     assert whole["message"]["content"] is None
     [call] = whole["message"]["tool_calls"]
-    stream = [one["choices"][0] for one in events(client, CLOCK)]
+    stream = [one["choices"][0] for one in events(client, body)]
     deltas = [one for each in stream for one in each["delta"].get("tool_calls", ())]
     assert deltas[0]["function"]["name"] == call["function"]["name"] == "get_time"
     assert deltas[0]["id"]
@@ -139,6 +154,7 @@ def test_parallel_tool_calls_false_gives_one_call() -> None:
     client, body = scripted(chunks), SUM | {"parallel_tool_calls": False}
     whole = choice(client, body)
     assert [one["function"]["name"] for one in whole["message"]["tool_calls"]] == ["f"]
+    assert whole["message"]["content"] is None
     stream = [one["choices"][0] for one in events(client, body)]
     deltas = [one for each in stream for one in each["delta"].get("tool_calls", ())]
     assert {one["index"] for one in deltas} == {0}
@@ -162,6 +178,26 @@ def test_an_answer_with_a_form_may_have_a_thought_before(client: TestClient) -> 
     message = choice(client, body)["message"]
     assert json.loads(message["content"]) == {"name": "Anna", "age": 31}
     assert message["reasoning_content"]
+
+
+@pytest.mark.parametrize(
+    ("body", "thinks", "budget"),
+    [
+        ({}, False, None),
+        ({"reasoning_effort": "none", "thinking_budget": 9}, False, 9),
+        ({"reasoning_effort": "low"}, True, 1024),
+        ({"reasoning_effort": "high"}, True, 16_384),
+        ({"reasoning_effort": "low", "thinking_budget": 9}, True, 9),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True, 16_384),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, None),
+    ],
+)
+def test_a_thought_is_as_long_as_the_client_asks(
+    engine: Engine, body: dict[str, Any], thinks: bool, budget: int | None
+) -> None:
+    service = Service(engine, Settings(("demo",)))
+    params = ChatBody.model_validate(SUM | body).asked(service).params
+    assert (params.thinking, params.thinking_budget) == (thinks, budget)
 
 
 def test_a_message_of_the_assistant_at_the_end_is_continued(client: TestClient) -> None:
@@ -204,7 +240,11 @@ def test_unusual_messages_of_clients_are_taken(client: TestClient, before: Any) 
     ("body", "field", "way_out"),
     [
         ({"functions": [{"name": "f"}]}, "functions", "give tools"),
-        ({"function_call": "auto"}, "function_call", "give tool_choice"),
+        ({"function_call": "auto"}, "function_call", "tool_choice"),
+        ({"grammar": "root ::= x"}, "grammar", "response_format"),
+        ({"guided_json": {"type": "object"}}, "guided_json", "response_format"),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type", "only function"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "needs a name"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from helpers.scripted import scripted
+from helpers.scripted import held_back, scripted
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk, Stats, TokenLogprobs
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -84,6 +84,13 @@ def test_logprobs_have_a_text_an_offset_and_their_best_per_token(client: TestCli
 
 def _placed(found: dict[str, list[Any]]) -> list[tuple[str, int]]:
     return [*zip(found["tokens"], found["text_offset"], strict=True)]
+
+
+def test_logprobs_are_sent_while_their_text_is_held_back(text: Text) -> None:
+    stream = streamed(scripted(held_back(text), text=text), {"prompt": [5], "logprobs": 0})
+    sent = [one["choices"][0] for one in stream]
+    assert [one["text"] for one in sent] == ["", "", "1+2", ""]
+    assert [one["logprobs"]["tokens"] for one in sent] == [["1"], ["+"], ["2"], []]
 
 
 def test_tokens_that_are_parts_of_a_character_are_shown_as_bytes(text: Text) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import threading
@@ -18,9 +17,10 @@ from starlette.testclient import TestClient
 
 from helpers.fake_target import SECONDS, FakeTarget, Rounds, fake_engine, output
 from helpers.server import Recorded, listening
-from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp import Engine, Generation
 from mlx_gemma_mtp.decode.round import Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import open_pair
+from mlx_gemma_mtp.errors import QueueFullError
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.exchange import LEFT, Exchange
@@ -293,28 +293,53 @@ def test_an_error_after_output_is_an_event_of_the_protocol_and_the_next_request_
             assert again.json()["stop_reason"] == "max_tokens"
 
 
-def test_two_at_once_both_have_drafts_and_the_text_that_each_has_alone(engine: Engine) -> None:
-    service = Service(engine, Settings(("demo",)))
-    contents = ("Tell me a story.", "What is 17 + 25?")
+def test_a_request_that_joins_another_switches_no_drafts_off(engine: Engine) -> None:
+    service = Recorded(engine, Settings(("demo",)))
 
-    def body(content: str) -> dict[str, Any]:
-        message = {"role": "user", "content": content}
-        return {"messages": [message], "temperature": 0, "max_tokens": 60}
+    def body(content: str, **others: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": content}], "temperature": 0} | others
 
     with listening(app_of(service)) as url:
+        story = body("Tell me a story.", ignore_eos=True, max_tokens=900, stream=True)
+        path = f"{url}/v1/chat/completions"
+        with httpx2.stream("POST", path, json=story, timeout=SECONDS) as stream:
+            lines = stream.iter_lines()  # if it is dropped, the client hangs up
+            next(lines)
+            question = body("What is 17 + 25?", stream=False)
+            joined = httpx2.post(f"{url}/v1/messages", json=question, timeout=SECONDS).json()
+            [first], [second] = (run.generations for run in service.runs)
+            assert not first.done()
+        assert joined["content"][0]["text"] == "17 + 25 = 42"
+        for generation in (first, second):
+            assert generation.result(SECONDS).stats.accepted > 0
 
-        async def ask(client: httpx2.AsyncClient, content: str) -> dict[str, Any]:
-            answer = await client.post(f"{url}/v1/messages", json=body(content))
-            return answer.json()
 
-        async def both() -> list[dict[str, Any]]:
-            async with httpx2.AsyncClient(timeout=SECONDS) as client:
-                return await asyncio.gather(*(ask(client, content) for content in contents))
+class Busy(Engine):
+    """Has a full queue for the first request."""
 
-        together = asyncio.run(both())
-        alone = [
-            httpx2.post(f"{url}/v1/messages", json=body(one), timeout=SECONDS) for one in contents
-        ]
-    for one, other in zip(together, alone, strict=True):
-        assert one["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] > 0
-        assert one["output_hash"] == other.json()["output_hash"]
+    num_asked = 0
+
+    def submit(self, *arguments: Any, **options: Any) -> Generation:
+        self.num_asked += 1
+        if self.num_asked == 1:
+            raise QueueFullError("the queue is full: try again later")
+        return super().submit(*arguments, **options)
+
+
+def test_anthropics_client_asks_again_once_there_may_be_room() -> None:
+    anthropic = pytest.importorskip("anthropic")
+    question = {"role": "user", "content": "What is 17 + 25?"}
+    body = {"model": "demo", "max_tokens": 1, "messages": [question]}
+    with Busy(open_pair("demo")) as engine:
+        app = app_of(Service(engine, Settings(("demo",))))
+        with TestClient(app, "http://localhost") as client:
+            ask = anthropic.Anthropic(
+                base_url="http://localhost", api_key="any", http_client=client
+            )
+            with pytest.raises(anthropic.InternalServerError, match="queue is full") as caught:
+                ask.with_options(max_retries=0).messages.create(**body)
+            assert caught.value.body["error"]["type"] == "overloaded_error"
+            assert int(caught.value.response.headers["retry-after"]) <= 5
+            engine.num_asked = 0
+            assert ask.messages.create(**body).stop_reason == "max_tokens"
+            assert engine.num_asked == 2

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from helpers.scripted import call_chunks, last_chunk, scripted
+from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.protocols.responses_input import messages_of
+from mlx_gemma_mtp.text.tokenizer import Text
 
 PATH = "/v1/responses"
 SUM: dict[str, Any] = {"input": "What is 17 + 25?", "temperature": 0}
@@ -223,6 +224,7 @@ def test_too_few_tokens_make_a_response_incomplete(client: TestClient) -> None:
 
 def test_logprobs_are_in_the_deltas_and_in_the_answer(client: TestClient) -> None:
     body = SUM | {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    body |= {"stop": ["= 43"]}  # text is held back that may become this
     events = streamed(client, body)
     found = [e for one in events if one["type"].endswith("text.delta") for e in one["logprobs"]]
     [part] = events[-1]["response"]["output"][0]["content"]
@@ -230,6 +232,17 @@ def test_logprobs_are_in_the_deltas_and_in_the_answer(client: TestClient) -> Non
     assert "".join(one["token"] for one in found) == part["text"]
     assert [one["top_logprobs"][0]["token"] for one in found] == [one["token"] for one in found]
     assert ask(client, SUM)["output"][0]["content"][0]["logprobs"] == []
+
+
+@pytest.mark.parametrize("cut", [None, -2])
+def test_logprobs_wait_for_their_text(text: Text, cut: int | None) -> None:
+    # cut: the text of the last tokens never comes, as before a stop string.
+    chunks = [Chunk("It is ", [1]), *held_back(text)[:cut], last_chunk()]
+    events = streamed(scripted(chunks, text=text), SUM | {"top_logprobs": 0})
+    [part] = events[-1]["response"]["output"][0]["content"]
+    assert [one["token"] for one in part["logprobs"]] == ["1", "+", "2"][: cut and cut + 1]
+    deltas = [one for one in events if one["type"].endswith("text.delta")]
+    assert [entry for one in deltas for entry in one["logprobs"]] == part["logprobs"]
 
 
 def test_an_answer_follows_its_schema(client: TestClient) -> None:
@@ -274,7 +287,7 @@ def test_a_stream_over_the_context_fails_with_the_code_that_codex_compacts_for(
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id", "whole conversation"),
         ({"conversation": {"id": "c"}}, "conversation", "whole conversation"),
-        ({"prompt": {"id": "p"}}, "prompt", "as instructions"),
+        ({"prompt": {"id": "p"}}, "prompt", "as input"),
         ({"background": True}, "background", "not supported"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0", "item itself"),
         ({"input": [{"type": "dream"}]}, "input.0.type", "'dream' is not supported"),
@@ -347,6 +360,7 @@ def test_items_become_the_turns_that_they_came_from(client: TestClient) -> None:
                 "output": [{"type": "input_text", "text": "8:00"}],
             },
             {"type": "function_call_output", "call_id": "a", "output": "9:00"},
+            {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Nine."}]},
             {"type": "web_search_call", "id": "ws_1", "status": "completed"},
             {
                 "type": "message",
@@ -366,7 +380,8 @@ def test_items_become_the_turns_that_they_came_from(client: TestClient) -> None:
         "assistant",
         "user",
     ]
-    assert fields == [f"input.{number}" for number in (0, 1, 3, 6, 7, 9, 10)]
+    assert fields == [f"input.{number}" for number in (0, 1, 3, 6, 7, 8, 11)]
+    assert (messages[5]["reasoning"], messages[5]["content"]) == ("Nine.", "9.")
     turn = messages[2]
     assert turn["reasoning"] == "I ask the clock."
     assert [one["id"] for one in turn["tool_calls"]] == ["a", "b"]

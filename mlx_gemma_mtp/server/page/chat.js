@@ -43,6 +43,12 @@ export class Chat {
     return this.runs.has(this.conversation.id);
   }
 
+  /** A conversation as it is now, null if it is gone. @param {string} id */
+  find(id) {
+    if (id === this.conversation.id) return this.conversation;
+    return this.runs.get(id)?.conversation ?? this.store.load(id);
+  }
+
   /** Open a saved conversation, or a new one if it is gone. @param {string} [id] */
   open(id) {
     const run = id && this.runs.get(id);
@@ -168,16 +174,12 @@ export class Chat {
       }
       answer.state = "done";
     } catch (error) {
-      if (abort.signal.aborted) {
-        answer.state = "stopped";
-      } else if (error instanceof Failure) {
-        const { message, needsKey, retryAfter } = error;
-        answer.state = "failed";
+      answer.state = abort.signal.aborted ? "stopped" : "failed";
+      if (answer.state === "failed") {
+        if (!(error instanceof Failure)) reportError(error);
+        const known = error instanceof Failure ? error : new Failure(String(error));
+        const { message, needsKey, retryAfter } = known;
         answer.failure = { message, needsKey, retryAfter };
-      } else {
-        answer.state = "failed";
-        answer.failure = { message: String(error), needsKey: false, retryAfter: 0 };
-        throw error;
       }
     } finally {
       if (this.runs.get(conversation.id)?.abort === abort) this.runs.delete(conversation.id);

@@ -11,14 +11,15 @@ import { duration, speed, tokens } from "./figures.js";
 export function showComparison(place, answer) {
   place.hidden = !answer.comparison;
   if (!answer.comparison) return;
-  const { other } = answer.comparison;
-  const [on, off] = answer.asked.drafts ? [answer, other] : [other, answer];
+  const [on, off] = onAndOff(answer);
   const most = Math.max(on.figures.speed ?? 0, off.figures.speed ?? 0);
-  place.replaceChildren(
-    row("Drafts on", on, most),
-    row("Drafts off", off, most),
-    element("p", {}, ...verdict(answer, on, off)),
-  );
+  place.replaceChildren(row("Drafts on", on, most), row("Drafts off", off, most), verdict(answer));
+}
+
+/** The answer with drafts, and the one without. @param {Answer} answer */
+function onAndOff(answer) {
+  const other = answer.comparison?.other ?? answer;
+  return answer.asked.drafts ? [answer, other] : [other, answer];
 }
 
 /** @param {string} name @param {Answer} answer @param {number} most tokens per second */
@@ -36,30 +37,33 @@ function row(name, answer, most) {
   );
 }
 
-/** @param {Answer} answer @param {Answer} on @param {Answer} off */
-function verdict(answer, on, off) {
-  const { other, difference } = answer.comparison ?? {};
-  if (!other || isRunning(other)) {
-    return [`Running again ${on === answer ? "without" : "with"} drafts…`];
-  }
+/** What came of the comparison, in words. @param {Answer} answer */
+export const verdict = (answer) => element("p", {}, ...said(answer));
+
+/** @param {Answer} answer */
+function said(answer) {
+  const { other = answer, difference } = answer.comparison ?? {};
+  if (isRunning(other)) return [`Running again ${other.asked.drafts ? "with" : "without"} drafts…`];
   if (other.failure) return [other.failure.message];
   if (other.state === "stopped") return ["Stopped before the texts could be compared."];
+  const [on, off] = onAndOff(answer);
   const times = ratio(on, off);
   const faster = times && element("strong", {}, `${times.toFixed(1)}× the speed with drafts. `);
-  if (!difference) {
-    const { tokens: count, seconds } = other.figures;
-    const size = count === undefined ? "" : `, ${tokens(count)}`;
-    const saved =
-      seconds && answer.figures.seconds ? Math.abs(seconds - answer.figures.seconds) : 0;
-    const less = saved && times && times > 1 ? ` ${duration(saved)} saved.` : "";
-    return [faster || "", `Same text${size}.${less}`];
+  if (difference) {
+    return [
+      faster || "",
+      `The texts differ after ${difference.at} characters: `,
+      element("code", {}, difference.here || "(end)"),
+      " and ",
+      element("code", {}, difference.there || "(end)"),
+      ". With rounded weights this happens where two tokens are nearly tied.",
+    ];
   }
+  const { tokens: count } = other.figures;
+  const saved = (off.figures.seconds ?? 0) - (on.figures.seconds ?? 0);
   return [
     faster || "",
-    `The texts differ after ${difference.at} characters: `,
-    element("code", {}, difference.here || "(end)"),
-    " and ",
-    element("code", {}, difference.there || "(end)"),
-    ". With rounded weights this happens where two tokens are nearly tied.",
+    count === undefined ? "Same text." : `Same text, ${tokens(count)}.`,
+    times && saved > 0 ? ` ${duration(saved)} saved.` : "",
   ];
 }

@@ -71,6 +71,5 @@ export class Composer {
     const text = this.field.value;
     if (!text.trim() || !this.actions.send(text)) return;
     this.fill("");
-    this.keep();
   }
 }

@@ -28,7 +28,7 @@ export async function failureOf(response, key) {
   const said = messageIn(text);
   const { status } = response;
   if (status === 401) {
-    const what = key ? "does not accept this API key. Correct" : "asks for an API key. Enter";
+    const what = key ? "doesn't accept this API key. Correct" : "asks for an API key. Enter";
     return new Failure(`The server ${what} it in the settings, then retry.`, { needsKey: true });
   }
   const retryAfter = Number(response.headers.get("retry-after")) || 0;

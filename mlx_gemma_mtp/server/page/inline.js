@@ -127,11 +127,11 @@ function codeOf(text) {
 /** An address without the signs that end the sentence around it. @param {string} address */
 function trimmed(address) {
   let end = address.length;
-  for (;;) {
+  let unopened = address.split(")").length - address.split("(").length; // closing parentheses
+  for (; end > 0; end -= 1) {
     const last = address[end - 1];
-    const opened = address.slice(0, end).split("(").length;
-    const closed = address.slice(0, end).split(")").length;
-    if (".,:;!?'*_~]}".includes(last) || (last === ")" && closed > opened)) end -= 1;
-    else return address.slice(0, end);
+    if (last === ")" && unopened > 0) unopened -= 1;
+    else if (!".,:;!?'*_~]}".includes(last)) break;
   }
+  return address.slice(0, end);
 }

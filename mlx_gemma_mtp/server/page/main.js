@@ -2,6 +2,7 @@
 
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
+import { verdict } from "./comparison-view.js";
 import { byId } from "./dom.js";
 import { drawer, showEntries } from "./entries.js";
 import { Failure } from "./failure.js";
@@ -44,7 +45,7 @@ const chat = new Chat(store, {
 const thread = new Thread(
   {
     regenerate: (answer) => started(chat.regenerate(answer)),
-    compare: (answer) => started(chat.compare(answer)),
+    compare,
     result: (id, text) => started(chat.result(id, text)),
     edit: (message, text) => started(chat.edit(message, text)),
     openSettings: () => settings.open(),
@@ -55,9 +56,7 @@ const thread = new Thread(
 const composer = new Composer({
   send,
   stop: () => chat.stop(),
-  keep: (text) => {
-    if (!store.keepTyped(chat.conversation.id, text)) notify(FULL);
-  },
+  keep: keepTyped,
   editLast: () => {
     if (!chat.running) thread.editLast();
   },
@@ -89,8 +88,17 @@ function send(text) {
     focusResult();
     return false;
   }
+  keepTyped("");
   started(chat.send(text));
   return true;
+}
+
+/** Whose field below it is: all new conversations have the same. */
+const typedFor = () => (chat.conversation.messages.length ? chat.conversation.id : "new");
+
+/** @param {string} text */
+function keepTyped(text) {
+  if (!store.keepTyped(typedFor(), text)) notify(FULL);
 }
 
 /** Follow an answer that has just started. @param {Promise<void>} answering */
@@ -99,6 +107,14 @@ function started(answering) {
   focusField();
   announce("Answering…");
   return answering;
+}
+
+/** @param {Answer} answer */
+async function compare(answer) {
+  focusField();
+  announce("Comparing…");
+  await chat.compare(answer);
+  announce(verdict(answer).textContent);
 }
 
 /** @param {Conversation} conversation @param {Answer} answer */
@@ -137,7 +153,7 @@ function save(conversation) {
 function open(id) {
   composer.keep();
   chat.open(id);
-  composer.fill(store.typed(chat.conversation.id));
+  composer.fill(store.typed(typedFor()));
   list.close();
   thread.toBottom();
   focusField();
@@ -145,14 +161,14 @@ function open(id) {
 
 /** @param {string} id @param {string} title */
 function rename(id, title) {
-  const found = id === chat.conversation.id ? chat.conversation : store.load(id);
+  const found = chat.find(id);
   if (found && found.title !== title) save(Object.assign(found, { title }));
   changed(chat.conversation);
 }
 
 /** @param {string[]} ids */
 function remove(ids) {
-  const before = ids.map((id) => store.load(id)).filter((found) => found !== null);
+  const before = ids.map((id) => chat.find(id)).filter((found) => found !== null);
   for (const id of ids) {
     chat.forget(id);
     store.remove(id);
@@ -171,7 +187,7 @@ function remove(ids) {
 
 /** @param {string} id */
 function exportOne(id) {
-  const found = store.load(id);
+  const found = chat.find(id);
   if (found) download(found.title, found);
 }
 
@@ -209,7 +225,7 @@ function focusResult() {
 }
 
 function exportAll() {
-  const all = store.entries().map(({ id }) => store.load(id));
+  const all = store.entries().map(({ id }) => chat.find(id));
   download("conversations", all);
 }
 
@@ -249,7 +265,7 @@ window.addEventListener("storage", ({ key, newValue }) => {
 });
 
 chat.open(store.get("open", ""));
-composer.fill(store.typed(chat.conversation.id));
+composer.fill(store.typed(typedFor()));
 focusField();
 if (!lasts) notify("This browser keeps nothing for this page: conversations end with this tab.");
 greet();

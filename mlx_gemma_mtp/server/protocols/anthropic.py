@@ -193,7 +193,7 @@ def _message(service: Service, content: list[Any], usage: dict[str, Any]) -> dic
 def _reason(run: Run, completion: Completion, blocks: Blocks) -> dict[str, str | None]:
     params = run.asked.params
     stops, most = params.stop_strings, params.max_tokens
-    return reason_of(completion, has_calls=blocks.has_calls, stops=stops, most=most)
+    return reason_of(completion, has_calls=blocks.num_calls > 0, stops=stops, most=most)
 
 
 async def _events(service: Service, run: Run) -> AsyncIterator[str]:

@@ -24,11 +24,11 @@ SIGNATURE = "unsigned"
 class Blocks:
     """Turns the chunks of an answer into the events of its content blocks.
 
-    has_calls: True once there is a complete call of a tool.
+    num_calls: complete calls of tools so far.
     """
 
     def __init__(self) -> None:
-        self.has_calls = False
+        self.num_calls = 0
         self._number = -1  # of the last block
         self._open: str | None = None  # its type, until it ends
 
@@ -62,7 +62,7 @@ class Blocks:
         if delta.arguments:
             yield self._delta({"type": "input_json_delta", "partial_json": delta.arguments})
         if delta.done:
-            self.has_calls = True
+            self.num_calls += 1
             yield from self.end()
 
     def _start(self, block: Block) -> Iterator[Event]:
@@ -99,7 +99,7 @@ def content_of(events: Iterable[Event], calls: Sequence[ToolCall]) -> list[Block
     for block in found:
         if block["type"] == "tool_use":
             block["input"] = inputs.get(block["id"])
-    return [block for block in found if block.get("input") is not None or "id" not in block]
+    return [block for block in found if block.get("input", {}) is not None]
 
 
 def reason_of(

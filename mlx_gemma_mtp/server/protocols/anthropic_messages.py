@@ -84,6 +84,11 @@ def _text(block: Block, at: str) -> str:
             return text
         case {"type": "document", "source": {"type": "text", "data": str(text)}}:
             return text
+        # All tools are declared from the start, so these only say what has changed.
+        case {"type": "tool_addition", "tool": {"name": str(name)}}:
+            return f"The tool {name} is available."
+        case {"type": "tool_removal", "tool": {"name": str(name)}}:
+            return f"The tool {name} is no longer available."
         case {"type": "text" | "thinking" | "tool_use" | "tool_result" as kind}:
             raise Failure(f"{at}: this {kind} block is out of place or lacks a field", field=at)
     kind = block.get("type") if isinstance(block, Mapping) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.server.answers import begin, compact, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
-from mlx_gemma_mtp.server.body import Body, read
+from mlx_gemma_mtp.server.body import Body, read, refused
 from mlx_gemma_mtp.server.content import as_turns, checked, text_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
@@ -48,7 +48,7 @@ KEPT = ("role", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_co
 
 FIELDS = NAMES | {"prompt": "messages"}
 
-OLD = {"functions": "tools", "function_call": "tool_choice"}
+OldTools = Annotated[Any, refused("is an old form: give tools and tool_choice")]
 
 
 class TemplateOptions(Body):
@@ -71,8 +71,8 @@ class ChatBody(ChoicesBody):
     chat_template_kwargs: TemplateOptions | None = None
     thinking_budget: int | None = None
     modalities: list[str] | None = None
-    functions: Any = None
-    function_call: Any = None
+    functions: OldTools = None
+    function_call: OldTools = None
 
     def asked(self, service: Service) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
@@ -113,9 +113,6 @@ class ChatBody(ChoicesBody):
 
     def _check(self) -> None:
         """Refuse what would silently be left out."""
-        for field, new in OLD.items():
-            if getattr(self, field) is not None:
-                raise Failure(f"{field} is an old form: give {new}", field=field)
         for number, tool in enumerate(self.tools or ()):
             if (kind := tool.get("type", "function")) != "function":
                 field = f"tools.{number}.type"

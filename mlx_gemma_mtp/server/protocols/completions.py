@@ -6,7 +6,7 @@ import asyncio
 import codecs
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from starlette.requests import Request
@@ -20,7 +20,7 @@ from mlx_gemma_mtp.engine.results import Chunk, TokenLogprobs
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.answers import begin, whole
 from mlx_gemma_mtp.server.asked import Asked
-from mlx_gemma_mtp.server.body import read
+from mlx_gemma_mtp.server.body import read, refused
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
@@ -52,7 +52,7 @@ class CompletionBody(ChoicesBody):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     best_of: int | None = None
-    suffix: str | None = None
+    suffix: Annotated[Any, refused("is not supported: the model only writes what follows")] = None
 
     def asked(self, prompts: Sequence[list[int]]) -> Asked:
         """Return it in the engine's terms. prompts: as token ids. Raises Failure."""
@@ -79,7 +79,6 @@ class CompletionBody(ChoicesBody):
                 1 <= len(found) * n <= MOST_PROMPTS,
                 f"must have from 1 to {MOST_PROMPTS // n} texts or lists of token ids",
             ),
-            ("suffix", not self.suffix, "is not supported: the model only writes what follows"),
             ("best_of", self.best_of in (None, n), f"must be n, which is {n}"),
             (
                 "echo",

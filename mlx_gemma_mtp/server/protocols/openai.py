@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion, TokenLogprobs
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.asked import Asked, params_of
-from mlx_gemma_mtp.server.body import Body
+from mlx_gemma_mtp.server.body import Body, refused
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.usage import hash_of, metrics_of, timings_of, usage_of
@@ -31,6 +31,11 @@ EFFORTS = {"none": 0, "minimal": 0, "low": 1024, "medium": 4096}
 
 ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
+# A form of an answer in words of llama.cpp, or of older versions of vLLM.
+OtherForm = Annotated[
+    Any, refused("is not supported: give a schema as response_format, or structured_outputs")
+]
+
 
 class Forms(Body):
     """vLLM's forms of an answer."""
@@ -38,6 +43,8 @@ class Forms(Body):
     json_: dict[str, Any] | None = Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
+    grammar: OtherForm = None
+    structural_tag: OtherForm = None
 
 
 class OpenAIBody(Body):
@@ -61,6 +68,12 @@ class OpenAIBody(Body):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     structured_outputs: Forms | None = None
+    grammar: OtherForm = None
+    guided_choice: OtherForm = None
+    guided_grammar: OtherForm = None
+    guided_json: OtherForm = None
+    guided_regex: OtherForm = None
+    json_schema: OtherForm = None
     priority: int | None = None
     draft: bool | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from itertools import chain, starmap
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
 from mlx_gemma_mtp.server.answers import EventStream, begin, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
-from mlx_gemma_mtp.server.body import Body, read
+from mlx_gemma_mtp.server.body import Body, read, refused
 from mlx_gemma_mtp.server.content import as_turns, checked
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.openai import (
@@ -50,13 +50,7 @@ FIELDS = NAMES | {
     "prompt": "input",
 }
 
-# What needs a store, or a server that works on without its client.
-STORED = {
-    "previous_response_id": "nothing is stored here: give the whole conversation as input",
-    "conversation": "nothing is stored here: give the whole conversation as input",
-    "prompt": "nothing is stored here: give its text as instructions",
-    "background": "is not supported: a response ends with its request",
-}
+Stored = Annotated[Any, refused("nothing is stored here: give the whole conversation as input")]
 
 
 class Format(Body):
@@ -96,16 +90,13 @@ class ResponsesBody(OpenAIBody):
     reasoning: Reasoning | None = None
     metadata: dict[str, Any] | None = None
     user: str | None = None
-    previous_response_id: Any = None
-    conversation: Any = None
-    prompt: Any = None
-    background: bool | None = None
+    previous_response_id: Stored = None
+    conversation: Stored = None
+    prompt: Annotated[Any, refused("nothing is stored here: give its text as input")] = None
+    background: Annotated[Any, refused("is not supported: a response ends with its request")] = None
 
     def asked(self, service: Service, tools: ResponseTools) -> Asked:
         """Return it in the engine's terms. Raises Failure."""
-        for field, why in STORED.items():
-            if getattr(self, field):
-                raise Failure(f"{field}: {why}", field=field)
         given, fields = messages_of(self.input)
         if self.instructions:
             given.insert(0, {"role": "system", "content": self.instructions})

@@ -8,6 +8,8 @@ import pytest
 
 from helpers.browser import HOLD, FakeServer, Reader, Reply, say
 
+pytestmark = pytest.mark.slow
+
 LONG = "\n\n".join(f"Paragraph {number} of a long answer." for number in range(60))
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
 

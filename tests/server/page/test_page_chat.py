@@ -177,6 +177,8 @@ def test_comparing_asks_the_same_without_drafts(reader: Reader, fake: FakeServer
         "23.4 tokens/s",
     ]
     reader.see("2.3× the speed with drafts.")
+    announced = reader.page.locator("#announcer").inner_text()
+    assert announced.startswith("2.3× the speed with drafts. Same text")
     first, second = fake.bodies
     assert second == first | {"draft": False}
 

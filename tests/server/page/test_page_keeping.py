@@ -6,7 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from helpers.browser import HOLD, FakeServer, Reader, Reply, say, wait_until
+
+pytestmark = pytest.mark.slow
 
 # Storage that is full after so many characters, and one that is denied.
 SMALL = """
@@ -30,10 +34,26 @@ def test_a_reload_shows_the_same_conversation_and_what_was_typed(reader: Reader)
     figures = reader.page.locator(".figures").inner_text()
     reader.type("Not sent yet")
     reader.page.reload()
+    assert reader.typed == "Not sent yet"
     assert reader.questions == ["Hello"]
     assert reader.answers == ["You said: Hello"]
     assert reader.page.locator(".figures").inner_text() == figures
-    assert reader.typed == "Not sent yet"
+
+
+def test_what_was_typed_for_a_new_conversation_waits_for_the_next_new_one(reader: Reader) -> None:
+    reader.ask("Hello")
+    reader.press("New chat")
+    reader.type("A new thought")
+    reader.page.get_by_role("button", name="Hello", exact=True).click()
+    assert reader.typed == ""
+    reader.press("New chat")
+    assert reader.typed == "A new thought"
+    reader.page.reload()
+    assert reader.typed == "A new thought"
+    reader.page.locator("#question").press("Enter")
+    reader.see("You said: A new thought")
+    reader.press("New chat")
+    assert reader.typed == ""
 
 
 def test_closing_the_page_keeps_the_half_answer(reader: Reader, fake: FakeServer) -> None:

@@ -6,8 +6,12 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from helpers.browser import Reader
 from helpers.server import Served
+
+pytestmark = pytest.mark.slow
 
 WEATHER = {
     "name": "get_weather",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
 
 from helpers.browser import FakeServer, Reader, Reply, say
 
+pytestmark = pytest.mark.slow
 
-def test_a_server_that_is_gone_is_named_and_the_question_is_asked_again(browser: object) -> None:
+
+def test_a_server_that_is_gone_is_named_and_the_question_is_asked_again(browser: Any) -> None:
     fake = FakeServer()
     with fake.running():
-        reader = Reader(browser.new_context(), fake.address)  # type: ignore[attr-defined]
+        reader = Reader(browser.new_context(), fake.address)
     reader.ask("Are you there?")
     reader.see("The server doesn't answer. Check that mgm serve is running, then retry.")
     assert reader.questions == ["Are you there?"]
@@ -31,9 +37,9 @@ def test_a_busy_server_is_quoted_with_its_time_to_wait(reader: Reader, fake: Fak
     assert len(reader.answers) == 1
 
 
-def test_a_missing_key_is_asked_for_and_sent(browser: object, fake: FakeServer) -> None:
+def test_a_missing_key_is_asked_for_and_sent(browser: Any, fake: FakeServer) -> None:
     fake.key = "sesame"
-    reader = Reader(browser.new_context(), fake.address)  # type: ignore[attr-defined]
+    reader = Reader(browser.new_context(), fake.address)
     reader.see("The server asks for an API key.")
     reader.ask("Hello")
     reader.press("Open the settings")
@@ -73,9 +79,6 @@ def test_a_failure_keeps_what_came_and_can_be_asked_again(
 
 
 def test_an_answer_that_is_no_stream_is_a_broken_one(reader: Reader, fake: FakeServer) -> None:
-    from starlette.responses import HTMLResponse
-    from starlette.routing import Route
-
     routes = fake.app.router.routes
 
     async def welcome(_: object) -> HTMLResponse:

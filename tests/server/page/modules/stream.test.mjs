@@ -107,7 +107,7 @@ test("a failure has the server's words", async () => {
   assert.deepEqual([busy.message, busy.retryAfter], ["The server is busy. Retry in a moment.", 7]);
   const refused = (key) => failureOf(new Response("", { status: 401 }), key);
   assert.match((await refused("")).message, /asks for an API key/);
-  assert.match((await refused("wrong")).message, /does not accept this API key/);
+  assert.match((await refused("wrong")).message, /doesn't accept this API key/);
   assert.equal((await refused("")).needsKey, true);
 });
 
