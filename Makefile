@@ -14,6 +14,7 @@ TESTING = $(VENV)/.testing
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
 .PHONY: help run test quick lint type pytest check-wheel check-app docs bench clean
 
 help: ## list these targets
@@ -22,7 +23,10 @@ help: ## list these targets
 run: $(RUNTIME) ## chat with the embedded demo pair; piped lines are questions
 	@$(BIN)/mgm chat
 
-test: lint type pytest check-wheel ## everything that CI checks
+# mypy and the wheel need one core each, so they run together.
+test: lint ## everything that CI checks
+	@$(MAKE) check-wheel & wheel=$$!; $(MAKE) type; type=$$?; wait $$wheel && exit $$type
+	@$(MAKE) pytest
 
 quick: $(QUICK) ## the quick tests, without torch; ARGS="-k name" to choose
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not torch" $(ARGS)

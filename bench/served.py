@@ -1,4 +1,4 @@
-"""A server on a thread of this process, for measurements and tests. Knows nothing of either."""
+"""A server on a thread of this process. Knows nothing of what is measured."""
 
 from __future__ import annotations
 

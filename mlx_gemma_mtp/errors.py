@@ -26,7 +26,7 @@ class UsageError(MgmError):
 
 
 class PromptTooLongError(UsageError):
-    """A prompt that leaves no room for an answer in the model's context."""
+    """A prompt that leaves no room for an answer in the context, or in memory."""
 
 
 class ModelNotFoundError(MgmError):

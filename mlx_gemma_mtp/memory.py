@@ -254,65 +254,6 @@ class Pair(NamedTuple):
         return low
 
 
-class Budget:
-    """What the rows of an engine may take.
-
-    most: bytes, with the weights; None for no limit. context: the most tokens of a prompt and its
-    answer; None for the model's maximum.
-    """
-
-    def __init__(self, pair: Pair, most: int | None = None, context: int | None = None) -> None:
-        self.most = most
-        self.pair = pair
-        self._contexts = dict[int, int]()  # by batch size
-        model = pair.target.max_position_embeddings
-        self.allowed = model if context is None else min(context, model)
-        self.context = min(self._longest(1), self.allowed)
-
-    def fits(self, context: int, batch: int) -> bool:
-        """Return whether this many rows of up to `context` positions fit."""
-        return self.most is None or context <= min(self.context, self._longest(batch))
-
-    def left(self, context: int, batch: int) -> int | None:
-        """Return the bytes that this many rows of up to `context` positions leave; None: any."""
-        return None if self.most is None else self.most - self.pair.needs(context, batch)
-
-    def check(self, context: int, batch: int) -> None:
-        """Raise NotEnoughMemoryError unless these rows fit."""
-        if self.most is not None and not self.fits(context, batch):
-            raise NotEnoughMemoryError(
-                f"{batch} x {context:,} tokens of context need "
-                f"{decimal(self.pair.needs(context, batch))} of memory, but the engine may take "
-                f"{decimal(self.most)}: shorten the request, or load with a higher memory_limit"
-            )
-
-    def check_useful(self) -> None:
-        """Raise NotEnoughMemoryError unless a prompt of one token and its answer fit."""
-        if self.most is not None and self.context < 2:
-            raise NotEnoughMemoryError(
-                f"memory_limit is {decimal(self.most)}, but the model needs "
-                f"{decimal(self.pair.needs(LOAD_CONTEXT, 1))} with {LOAD_CONTEXT:,} tokens of "
-                "context: load with a higher limit"
-            )
-
-    def _longest(self, batch: int) -> int:
-        if self.most is None:
-            return self.pair.target.max_position_embeddings
-        if batch not in self._contexts:
-            longest = self.pair.longest_context(batch=batch, have=self.most)
-            self._contexts[batch] = longest
-        return self._contexts[batch]
-
-
-def room_for(pair: Pair) -> int:
-    """Return the bytes that a loaded pair may take on this machine, its weights included.
-
-    What other models of this process hold is not available.
-    """
-    others = mx.get_active_memory() - pair.target_bytes - pair.drafter_bytes
-    return device.available() - max(0, others)
-
-
 def read_pair(
     folder: Path, beside: Path | None, *, bits: int | None = None, on_mac: bool = False
 ) -> Pair:

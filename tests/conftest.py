@@ -1,9 +1,11 @@
 """Shared by all tests: one fresh seed per run, a random pair of each kind, and the marks."""
 
+import gc
 import os
 import secrets
 import signal
 import tempfile
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +54,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if MAKE_CHECKPOINTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.torch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports and tests stay, half a million objects: collecting garbage need not look at them."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_gemma_mtp.decode.params import FORMS, MAX_BIAS, SamplingParams, is_count, is_duration
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -17,7 +18,6 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -74,10 +74,7 @@ class Intake:
         if not isinstance(params, SamplingParams):
             raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
-        context = self._budget.allowed
-        ids = prompt_ids(
-            prompt, self._text, self._config, context=context, thinking=thinking, tools=schemas
-        )
+        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
         request = self.request_of(ids, params, on_chunk, session, schemas)
         request.priority, request.timeout = priority, timeout
         return request
@@ -91,7 +88,7 @@ class Intake:
         schemas: Sequence[Schema],
     ) -> Request:
         """Make a request of a prompt that is checked. Raises UsageError."""
-        self._budget.check(len(ids) + 1, 1)
+        self._budget.check_prompt(len(ids))
         room = self._budget.context - len(ids)
         if params.stop_strings and self._text is None:
             raise UsageError("stop strings need a tokenizer, and this checkpoint has none")

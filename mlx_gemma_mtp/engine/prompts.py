@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from mlx_gemma_mtp.decode.params import is_count
-from mlx_gemma_mtp.errors import PromptTooLongError, UsageError
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -44,13 +44,12 @@ def prompt_ids(
     text: Text | None,
     config: TargetConfig,
     *,
-    context: int,
     thinking: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt for this model. context: the most tokens, with the answer.
+    """The token ids of a prompt for this model, however many there are.
 
-    Raises as `encoded`, UsageError for a prompt that is empty, and PromptTooLongError.
+    Raises as `encoded`, and UsageError for a prompt that is empty.
     """
     ids = encoded(prompt, text, thinking=thinking, tools=tools)
     if not ids:
@@ -58,12 +57,6 @@ def prompt_ids(
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     if bad is not None:
         raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
-    if len(ids) >= context:
-        raise PromptTooLongError(
-            # Claude Code reads both numbers from these words, and shortens its conversation.
-            f"prompt is too long: {len(ids)} tokens > {context - 1} maximum, which leaves room for "
-            "an answer: shorten it"
-        )
     return ids
 
 

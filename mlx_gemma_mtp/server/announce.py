@@ -57,6 +57,7 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
         f"  curl {url}/v1/chat/completions{bearer} -d '{body}'",
         f'  client = OpenAI(base_url="{url}/v1", api_key={python_key})  # model="{model}"',
         f"  ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={token} ANTHROPIC_MODEL={quoted} "
-        f"ANTHROPIC_DEFAULT_HAIKU_MODEL={quoted} claude",
+        f"ANTHROPIC_DEFAULT_HAIKU_MODEL={quoted} "
+        f"CLAUDE_CODE_MAX_CONTEXT_TOKENS={found['context']} claude",
     ]
     return "\n".join(lines)

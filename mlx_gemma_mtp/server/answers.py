@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.server.asked import Asked
@@ -64,34 +65,40 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
+
+        async def sent(message: Message) -> None:
+            self._last = time.monotonic()
+            await send(message)
+
         self._run.left = True  # until all is sent
+        self._last = time.monotonic()
+        beating = asyncio.create_task(self._beat(sent))
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, sent)
         finally:
+            beating.cancel()
             self._run.cancel()
 
     async def _sent(
         self, events: AsyncIterator[str], failed: Callable[[Failure], str]
     ) -> AsyncIterator[str]:
-        """Yield events, and the heartbeat while there are none."""
-        seconds = self._service.settings.heartbeat_seconds
-        coming = asyncio.ensure_future(anext(events, None))
+        """Yield events, and those of the error that ends them."""
         try:
-            while True:
-                await asyncio.wait({coming}, timeout=seconds)
-                if not coming.done():
-                    yield self._heartbeat
-                    continue
-                if (text := coming.result()) is None:
-                    break
-                coming = asyncio.ensure_future(anext(events, None))
+            async for text in events:
                 yield text
         except Exception as error:  # noqa: BLE001 - the client gets it
             self._run.failure = failure_of(error)
             yield failed(self._run.failure)
-        finally:
-            coming.cancel()
         self._run.left = False
+
+    async def _beat(self, send: Send) -> None:
+        """Send the heartbeat after each silence."""
+        seconds = self._service.settings.heartbeat_seconds
+        beat = {"type": "http.response.body", "body": self._heartbeat.encode(), "more_body": True}
+        while True:
+            await asyncio.sleep(self._last + seconds - time.monotonic())
+            if time.monotonic() >= self._last + seconds:
+                await send(beat)
 
 
 async def begin(service: Service, request: Request, asked: Asked) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -22,19 +22,28 @@ class Run:
     ended it early. left: True if the client hung up.
     """
 
-    def __init__(self, asked: Asked, generations: Sequence[Generation], started: float) -> None:
+    def __init__(self, asked: Asked, started: float) -> None:
+        """To be made in an event loop, and given completions by `add` at once."""
         self.asked = asked
-        self.generations = generations
+        self.generations: list[Generation] = []
         self.started = started
         self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False
+        self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Part | BaseException | None] = asyncio.Queue()
         self._first: list[Part] = []
-        self._reading = [
-            asyncio.create_task(self._read(number, one)) for number, one in enumerate(generations)
-        ]
-        self._open = len(self._reading)
+        self._called: set[int] = set()  # completions whose first call is complete
+        self._num_ended = 0
+
+    def add(self, submit: Callable[[Callable[[Chunk], None]], Generation]) -> None:
+        """Start a completion. submit: is given what each of its chunks is handed to."""
+        number = len(self.generations)
+        # Chunks come from the engine's thread. A task of their own for each completion would double
+        # the work of the event loop.
+        generation = submit(lambda chunk: self._soon(self._take, number, chunk))
+        self.generations.append(generation)
+        generation.add_done_callback(lambda _: self._soon(self._close, generation))
 
     async def ready(self, seconds: float) -> None:
         """Wait for the first output, at most this long. Raises the Failure that came instead.
@@ -76,7 +85,7 @@ class Run:
             generation.cancel()
 
     async def _next(self) -> Part | None:
-        while self._open:
+        while self._num_ended < len(self.generations):
             part = await self._parts.get()
             if isinstance(part, BaseException):
                 self.cancel()
@@ -85,23 +94,25 @@ class Run:
             if part is not None:
                 self.seen.append(part)
                 return part
-            self._open -= 1
+            self._num_ended += 1
         return None
 
-    async def _read(self, number: int, generation: Generation) -> None:
-        try:
-            called = False
-            async for chunk in generation:
-                if self.asked.one_call:
-                    chunk = _of_first_call(chunk, called=called)
-                if not called or chunk.finish_reason is not None:
-                    self._parts.put_nowait((number, chunk))
-                if self.asked.one_call and chunk.tool_call is not None:
-                    called = True
-                    generation.cancel()
-            self._parts.put_nowait(None)
-        except Exception as error:  # noqa: BLE001 - whoever reads the parts gets it
-            self._parts.put_nowait(error)
+    def _soon(self, do: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop was closed, so nobody waits in it
+            self._loop.call_soon_threadsafe(do, *arguments)
+
+    def _take(self, number: int, chunk: Chunk) -> None:
+        called = number in self._called
+        if self.asked.one_call:
+            chunk = _of_first_call(chunk, called=called)
+        if not called or chunk.finish_reason is not None:
+            self._parts.put_nowait((number, chunk))
+        if self.asked.one_call and chunk.tool_call is not None:
+            self._called.add(number)
+            self.generations[number].cancel()
+
+    def _close(self, generation: Generation) -> None:
+        self._parts.put_nowait(generation.exception())
 
 
 def _of_first_call(chunk: Chunk, *, called: bool) -> Chunk:

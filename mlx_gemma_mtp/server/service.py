@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from mlx_gemma_mtp.engine.engine import Engine
-from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.many import repeated
 from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.asked import Asked
@@ -57,16 +57,19 @@ class Service:
         """Submit a request, in an event loop. Raises Failure."""
         started = time.perf_counter()
         self.check_model(asked.model)
-        generations: list[Generation] = []
+        run = Run(asked, started)
         try:
             each = [(prompt, asked.params, None) for prompt in asked.prompts]
             for prompt, params, _ in repeated(each, asked.n):
-                generation = self.engine.submit(
-                    prompt, params, tools=asked.tools or None, priority=asked.priority
+                submit = partial(
+                    self.engine.submit,
+                    prompt,
+                    params,
+                    tools=asked.tools or None,
+                    priority=asked.priority,
                 )
-                generations.append(generation)
+                run.add(submit)
         except MgmError as error:
-            for generation in generations:
-                generation.cancel()
+            run.cancel()
             raise failure_of(error, asked.names) from None
-        return Run(asked, generations, started)
+        return run

@@ -15,10 +15,11 @@ from helpers.fake_target import (
     output,
 )
 from mlx_gemma_mtp import Generation, SamplingParams, device, load
+from mlx_gemma_mtp.engine.budget import Budget, room_for
 from mlx_gemma_mtp.engine.local import Local
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import NotEnoughMemoryError, UsageError
-from mlx_gemma_mtp.memory import Budget, Limits, Pair, room_for
+from mlx_gemma_mtp.errors import NotEnoughMemoryError, PromptTooLongError, UsageError
+from mlx_gemma_mtp.memory import Limits, Pair
 
 PAIR = Pair.of(*fake_pair().models)
 LONGEST = 300  # tokens that fit at batch 1
@@ -27,8 +28,9 @@ LIMIT = PAIR.needs(LONGEST, 1)
 
 def test_a_prompt_that_does_not_fit_is_refused_and_others_are_served() -> None:
     with fake_engine(memory_limit=LIMIT) as engine, fake_engine() as free:
-        with pytest.raises(NotEnoughMemoryError, match="memory_limit") as refused:
+        with pytest.raises(PromptTooLongError, match="memory_limit") as refused:
             engine.submit([5] * 2 * LONGEST, PARAMS)
+        assert str(refused.value).startswith(f"prompt is too long: {2 * LONGEST} tokens > ")
         assert "\n" not in str(refused.value)
         assert (
             engine.generate([5] * 20, PARAMS)[0].tokens == free.generate([5] * 20, PARAMS)[0].tokens
@@ -85,9 +87,12 @@ def test_prefixes_give_way_to_requests_that_need_the_memory() -> None:
         for start in range(60):
             engine.generate([start] * 70, PARAMS)
         assert engine.status.prefix_bytes > 2 * spare
-        prompt = [5] * (LONGEST - PARAMS.max_tokens)
-        assert engine.generate(prompt, PARAMS)[0].tokens == output(prompt, PARAMS.max_tokens)
-        assert 0 < engine.status.prefix_bytes <= spare
+        prompt, meanwhile = [5] * (LONGEST - PARAMS.max_tokens), list[int]()
+        going = engine.submit(
+            prompt, PARAMS, lambda _: meanwhile.append(engine.status.prefix_bytes)
+        )
+        assert going.result(SECONDS).tokens == output(prompt, PARAMS.max_tokens)
+        assert 0 < min(meanwhile) <= spare
 
 
 def test_without_a_limit_a_prompt_is_checked_against_the_memory_of_the_machine() -> None:

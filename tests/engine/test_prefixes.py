@@ -6,46 +6,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import CONFIG, VOCAB, WINDOW, output
-from helpers.stepped import LONG, Event, Stepped
-from mlx_gemma_mtp import MgmError
+from helpers.fake_target import CONFIG, WINDOW, output
+from helpers.prefixes import LEAST, LIMITS, MUCH, OPENING, TURN, Ids, ask, caching, num_read, words
+from helpers.stepped import Event, Stepped
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.memory import Limits
 
-Ids = list[int]
-
-TURN = VOCAB - 1  # starts every message
-OPENING = [TURN, 1, 2]  # of the model's turn
-LEAST = 8
-LIMITS = Limits(
-    chunks=(LEAST, 64), pause_seconds=np.inf, slot_step=1, rollback=24, max_draft_tokens=7
-)
-MUCH = 10**9
 POSITION = 2 * 4 * 2  # bytes in one layer: keys and values, float32, head_dim 2
-
-
-def words(rng: np.random.Generator, count: int) -> Ids:
-    return rng.integers(3, TURN, count).tolist()
-
-
-def caching(most: int = MUCH, limits: Limits = LIMITS, **options: object) -> Stepped:
-    return Stepped(limits=limits, prefix_cache=most, turn=TURN, **options)
 
 
 def held(stepped: Stepped) -> int:
     """Bytes of the prefixes."""
     return stepped.scheduler.status.prefix_bytes
-
-
-def ask(stepped: Stepped, prompt: Ids, max_tokens: int = 5, drafts: int = 0) -> Request:
-    request = stepped.submit(prompt, max_tokens, drafts)
-    stepped.finish(request)
-    return request
-
-
-def num_read(request: Request) -> int:
-    return len(request.ids) - request.stats.reused_tokens
 
 
 @pytest.mark.parametrize("thoughts", [False, True])
@@ -90,75 +62,6 @@ def test_instructions_are_kept_however_short_the_first_question_is(
     for _ in range(2):
         done = ask(stepped, [*system, TURN, *words(rng, 1), *OPENING])
     assert done.stats.reused_tokens == len(system)
-
-
-def test_eight_at_once_prefill_what_they_share_once(rng: np.random.Generator) -> None:
-    stepped = caching()
-    system = [TURN, *words(rng, 400)]
-    prompts = [[*system, TURN, *words(rng, 20), *OPENING] for _ in range(8)]
-    requests = [stepped.submit(prompt, 20, 3) for prompt in prompts]
-    stepped.finish(*requests)
-    assert sum(map(sum, stepped.passes)) == len(system) + 8 * 24
-    assert sorted(num_read(one) for one in requests) == [24] * 7 + [len(system) + 24]
-    assert max(event.size for event in stepped.rounds) == 8
-
-
-def test_requests_that_come_later_wait_for_the_rest_of_a_shared_prefix(
-    rng: np.random.Generator,
-) -> None:
-    """Also one that differs within the first message."""
-    stepped = caching()
-    system = [TURN, *words(rng, 300)]
-    prompts = [[*system, TURN, *words(rng, 9), *OPENING] for _ in range(2)]
-    prompts.append([*system[:200], *words(rng, 50)])
-    requests = [stepped.submit(prompts[0])]
-    stepped.step()
-    requests += map(stepped.submit, prompts[1:])
-    stepped.step()
-    assert stepped.scheduler.status[:3] == (2, 1, 0)
-    stepped.finish(*requests)
-    assert [one.stats.reused_tokens for one in requests] == [0, len(system), 200]
-
-
-@pytest.mark.parametrize("how", ["cancel", "fail"])
-def test_those_that_wait_continue_without_the_one_that_reads(
-    rng: np.random.Generator, how: str
-) -> None:
-    def fail(_: Event) -> None:
-        raise ValueError("broken")
-
-    stepped = caching()
-    system = [TURN, *words(rng, 400)]
-    first, *others = (
-        stepped.submit([*system, TURN, *words(rng, 9), *OPENING], LONG) for _ in range(4)
-    )
-    stepped.step(3)
-    if how == "cancel":
-        first.generation.cancel()
-    else:
-        stepped.then = fail
-        stepped.step()
-        stepped.then = lambda _: None
-        assert isinstance(first.generation.exception(0), MgmError)
-    before = sum(map(sum, stepped.passes))
-    stepped.finish(*others)
-    read = sum(map(sum, stepped.passes)) - before
-    tails = 3 * (9 + 1 + len(OPENING))
-    # What a cancelled one has read is kept.
-    assert read == len(system) + tails - (before if how == "cancel" else 0)
-
-
-def test_one_in_front_does_not_wait_for_one_in_the_background(rng: np.random.Generator) -> None:
-    stepped = caching()
-    system = [TURN, *words(rng, 400)]
-    prompts = [[*system, TURN, *words(rng, 9), *OPENING] for _ in range(2)]
-    background = stepped.submit(prompts[0], 5, priority=-1)
-    stepped.step()
-    front = stepped.submit(prompts[1], 5, priority=0)
-    while not front.ended:
-        stepped.step()
-    assert not background.tokens
-    stepped.finish(background, front)
 
 
 @pytest.mark.parametrize("length", [LEAST + 1, WINDOW, 41])
@@ -287,16 +190,6 @@ def test_a_session_wins_if_it_has_more_and_else_the_prefix_does(rng: np.random.G
     assert third.stats.reused_tokens == len(other.ids) + 4
     fourth = turn([*third.ids, *third.tokens, 5])
     assert fourth.stats.reused_tokens == len(third.ids) + 4
-
-
-def test_equal_prompts_share_a_row_with_the_cache_too(rng: np.random.Generator) -> None:
-    stepped = caching()
-    prompt = words(rng, 300)
-    requests = [stepped.submit([*prompt], 9) for _ in range(5)]
-    stepped.step()
-    requests.append(stepped.submit([*prompt], 9))
-    stepped.finish(*requests)
-    assert sum(map(sum, stepped.passes)) == len(prompt)
 
 
 def test_the_windows_of_a_conversation_stay_few(rng: np.random.Generator) -> None:

@@ -18,11 +18,12 @@ KEY = {"Authorization": "Bearer sk-local"}
 
 @dataclass(frozen=True)
 class Recorded:
-    """A request. headers: those that matter to a server."""
+    """A request. headers: those that matter to a server. says: what is in the demo's answer."""
 
     path: str
     body: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
+    says: str = ANSWER
 
 
 def parameters(*names: str) -> dict[str, Any]:
@@ -42,14 +43,9 @@ def function(name: str, *arguments: str, **others: Any) -> dict[str, Any]:
     return {"type": "function", "function": described | others}
 
 
-NAMES = ("Task", "Bash", "Glob", "Grep", "Read", "Edit", "Write", "WebFetch", "TodoWrite", "Skill")
-AGENT_TOOLS = [
-    {
-        "name": name if number < 10 else f"mcp__files__{name.lower()}_{number}",
-        "description": f"Use {name}.",
-        "input_schema": parameters("path", "text"),
-    }
-    for number, name in enumerate((*NAMES, *NAMES, *NAMES[:8]))
+AGENT_TOOLS = [  # four instead of Claude Code's 28, which test_claude_code.py has
+    {"name": name, "description": f"Use {name}.", "input_schema": parameters("path")}
+    for name in ("Bash", "Read", "Edit", "mcp__files__find")
 ]
 CACHED = {"cache_control": {"type": "ephemeral"}}
 CLAUDE_CODE = {
@@ -167,6 +163,7 @@ REQUESTS: dict[str, Recorded] = {
             "metadata": {"task": "title_generation"},
         },
         KEY,
+        says="",
     ),
     "aider": Recorded(
         CHAT,
@@ -183,6 +180,7 @@ REQUESTS: dict[str, Recorded] = {
             "temperature": 0,
         },
         KEY,
+        says="",
     ),
     "Continue": Recorded(
         CHAT,
@@ -229,6 +227,7 @@ REQUESTS: dict[str, Recorded] = {
             "temperature": 0,
         },
         KEY,
+        says="9:30",
     ),
     "Claude Code": Recorded(
         MESSAGES,
@@ -257,6 +256,7 @@ REQUESTS: dict[str, Recorded] = {
             "stream": True,
         },
         CLAUDE_CODE,
+        says="",
     ),
     "Claude Code, first": Recorded(
         MESSAGES,
@@ -267,6 +267,7 @@ REQUESTS: dict[str, Recorded] = {
             "metadata": {"user_id": "user_0199"},
         },
         CLAUDE_CODE,
+        says="",
     ),
     "Claude Code, counting": Recorded(
         COUNT,
@@ -276,6 +277,7 @@ REQUESTS: dict[str, Recorded] = {
             "tools": AGENT_TOOLS[:1],
         },
         CLAUDE_CODE,
+        says="",
     ),
     "Codex": Recorded(
         RESPONSES,
@@ -342,5 +344,6 @@ REQUESTS: dict[str, Recorded] = {
             "suffix": None,
         },
         KEY,
+        says="=",
     ),
 }

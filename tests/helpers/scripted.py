@@ -32,11 +32,12 @@ class ScriptedEngine:
         self._chunks = chunks
         self._error = error
 
-    def submit(self, *_: Any, **__: Any) -> Generation:
+    def submit(self, _: Any, __: Any, on_chunk: Callable[[Chunk], None], **___: Any) -> Generation:
         """Return a request that has ended already."""
         generation = Generation()
         for chunk in self._chunks:
             generation._add(chunk)
+            on_chunk(chunk)
         if self._error is not None:
             generation._fail(self._error)
         else:

@@ -103,6 +103,24 @@ def test_take_over_moves_the_committed_positions_and_nothing_else(
     assert mine.offset.tolist() == offset
 
 
+def test_what_is_taken_from_a_row_is_given_to_all_rows_of_another_ring(
+    rng: np.random.Generator,
+) -> None:
+    cache, row = filled(rng, 3), 1
+    length = CAPACITY - 3
+    other = KVCache.empty(
+        CONFIG, 2, capacity=CAPACITY, most=MOST + 5, dtype=mx.float32, slot_step=1
+    )
+    for kind in CONFIG.kinds:
+        start = max(0, length - CONFIG.sliding_window) if kind == "sliding_attention" else 0
+        taken = cache.taken(kind, row, start, length)
+        assert sum(one.nbytes for one in taken) == (length - start) * cache.bytes_of(kind)
+        other.put(kind, taken, start)
+        for each in range(2):
+            pairs = zip(other.taken(kind, each, start, length), taken, strict=True)
+            assert all(mx.array_equal(mine, theirs) for mine, theirs in pairs)
+
+
 def test_growing_never_shrinks_and_copies_only_if_it_must(rng: np.random.Generator) -> None:
     cache = filled(rng, 2)
     places = addresses(cache)

@@ -114,6 +114,15 @@ def test_the_events_of_a_stream_come_in_anthropics_order(client: TestClient) -> 
     assert data["message_delta"]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
 
 
+def test_a_stream_pings_while_its_prompt_is_read(engine: Engine) -> None:
+    app = app_of(Service(engine, Settings(("demo",), heartbeat_seconds=0.01)))
+    with TestClient(app, "http://localhost") as client:
+        long = {"role": "user", "content": "Hello " * 100}
+        found = events(client, asked(long, max_tokens=1))
+    assert found[0][0] == "message_start"
+    assert ("ping", {"type": "ping"}) in found
+
+
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_tool_is_called_and_its_result_is_used(claude: Any, failed: bool) -> None:
     first = claude.messages.create(**asked(TIME, tools=[TOOL]))

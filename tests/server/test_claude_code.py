@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.server import Recorded
-from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp import load
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.background import BACKGROUND
 from mlx_gemma_mtp.server.settings import Settings
@@ -25,8 +25,9 @@ HEADERS = {
 
 
 @pytest.fixture(scope="module")
-def service(engine: Engine) -> Recorded:
-    return Recorded(engine, Settings(("demo",)))
+def service() -> Iterator[Recorded]:
+    with load("demo", warm_up=False, probe=False, prefix_cache=1 << 28) as engine:
+        yield Recorded(engine, Settings(("demo",)))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,10 @@ def test_a_session_of_an_agent_with_calls_results_and_reminders_is_answered(
         ),
     )
     assert service.runs[-1].asked.priority == 0
-    assert second[-2]["usage"]["input_tokens"] > first[-2]["usage"]["input_tokens"] > 500
+    before, after = first[-2]["usage"], second[-2]["usage"]
+    assert before["input_tokens"] > 500
+    assert after["cache_read_input_tokens"] > 0.9 * before["input_tokens"]
+    assert after["input_tokens"] > 50
     counted = code.post("/v1/messages/count_tokens?beta=true", json=asked(question)).json()
     assert counted["input_tokens"] == first[-2]["usage"]["input_tokens"]
 

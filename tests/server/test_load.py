@@ -92,12 +92,6 @@ def test_each_of_many_clients_gets_its_own_answer_and_nothing_is_left(
             outcomes += asyncio.run(play(url, rng, asked, clients=CLIENTS, requests=share))
             seconds += time.perf_counter() - start
             sizes.append((memory_at_rest(), resident_bytes()))
-    for got in outcomes:
-        assert_right(got, expected[id(got.question)])
-    assert len(outcomes) == TURNS * (REQUESTS // TURNS)
-    assert Counter(caching.status[:3]) == {0: 3}
-    del expected
-    assert len(under_way()) <= before
     waits = sorted(one.first_seconds for one in outcomes if not one.left)
     kinds = Counter((one.protocol, one.streamed) for one in outcomes)
     hits = caching.status.prefix_hits
@@ -105,8 +99,14 @@ def test_each_of_many_clients_gets_its_own_answer_and_nothing_is_left(
         f"{len(outcomes)} requests of {CLIENTS} clients in {seconds:.1f} s, "
         f"{sum(one.left for one in outcomes)} hung up, "
         f"{sum(one.refused for one in outcomes)} times 503; {dict(kinds)}; first byte after "
-        f"{median(waits):.2f} s, longest {waits[-1]:.2f} s; {hits} hits of prefixes; MLX "
+        f"{median(waits):.2f} s, longest {waits[-1]:.2f} s; last "
+        f"after {max(one.seconds for one in outcomes):.2f} s at most; {hits} hits of prefixes; MLX "
         f"{[one // 10**6 for one, _ in sizes]} MB, RSS {[one // 10**6 for _, one in sizes]} MB"
     )
-    assert hits > REQUESTS / 4
+    for got in outcomes:
+        assert_right(got, expected[id(got.question)])
+    assert len(outcomes) == TURNS * (REQUESTS // TURNS)
+    assert Counter(caching.status[:3]) == {0: 3}
+    del expected
+    assert len(under_way()) <= before
     assert sizes[-1][0] - sizes[0][0] <= PREFIXES

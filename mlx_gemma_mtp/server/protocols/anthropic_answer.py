@@ -99,7 +99,7 @@ def content_of(events: Iterable[Event], calls: Sequence[ToolCall]) -> list[Block
     for block in found:
         if block["type"] == "tool_use":
             block["input"] = inputs.get(block["id"])
-    return [block for block in found if block.get("input") is not None or "id" not in block]
+    return [block for block in found if block.get("input", {}) is not None]
 
 
 def reason_of(
