@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from mlx_gemma_mtp import Engine
     from mlx_gemma_mtp.server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")  # of the extra
 
@@ -136,6 +139,7 @@ def serve(
         prefix_cache=_prefix_bytes(prefix_cache),
         idle_unload=idle_unload,
     ) as engine:
+        warn_of_context(context_tokens, engine)
         _warm_up(engine)
         settings = Settings(
             served=tuple(served_name or names_for_clients(pair.model, engine)),
@@ -217,6 +221,16 @@ def _warm_up(engine: Engine) -> None:
     with spinner("warming up"):
         while engine.warming:
             time.sleep(0.05)
+
+
+def warn_of_context(asked: int | None, engine: Engine) -> None:
+    """Log a warning if --context is more than the model can take."""
+    if asked is not None and asked > engine.context:
+        log.warning(
+            "--context %s is more than this model's maximum: it is %s here",
+            f"{asked:,}",
+            f"{engine.context:,}",
+        )
 
 
 def names_for_clients(asked: str, engine: Engine) -> list[str]:

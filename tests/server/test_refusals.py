@@ -8,6 +8,8 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
+from mlx_gemma_mtp import Engine
+from mlx_gemma_mtp.cli.serve import warn_of_context
 from mlx_gemma_mtp.errors import ClosedError, QueueFullError
 from mlx_gemma_mtp.server.failures import failure_of
 
@@ -48,3 +50,15 @@ def test_a_full_queue_and_an_end_are_said_in_terms_of_the_server() -> None:
     assert "mgm serve with a larger --max-queue" in full.message
     assert "max_queue" not in full.message
     assert failure_of(ClosedError("the engine was closed")).message == "the server is stopping"
+
+
+def test_a_context_beyond_the_models_is_a_warning(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for asked in (None, 100, engine.context):
+        warn_of_context(asked, engine)
+    assert caplog.messages == []
+    warn_of_context(100_000, engine)
+    assert caplog.messages == [
+        "--context 100,000 is more than this model's maximum: it is 4,096 here"
+    ]
