@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import tempfile
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,9 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.torch)
 
 
-def pytest_collection_finish() -> None:
-    # All that is imported stays, half a million objects: collecting garbage need not look at it.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports and tests stay, half a million objects: collecting garbage need not look at them."""
+    gc.disable()
+    collected = yield
     gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,10 @@ def serve(
     Ctrl-C ends all answers and stops; SIGTERM lets them finish for 5 seconds.
     """
     if missing := [one for one in PACKAGES if importlib.util.find_spec(one) is None]:
-        raise MgmError(f"mgm serve needs {', '.join(missing)}: pip install 'mlx-gemma-mtp[serve]'")
+        raise MgmError(
+            f"mgm serve needs {', '.join(missing)}: in the clone, uv tool install '.[serve]', or "
+            "pip install '.[serve]'"
+        )
     if print_service is not None:
         from mlx_gemma_mtp.cli.service import service_file
 

@@ -17,6 +17,7 @@ from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
 from mlx_gemma_mtp.engine.masks import Asked, Masks
@@ -25,7 +26,6 @@ from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row, Stretch
 from mlx_gemma_mtp.engine.rows import Rows
-from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.packing import packing_of
 from mlx_gemma_mtp.model.target import Target

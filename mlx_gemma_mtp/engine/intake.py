@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlx_gemma_mtp.decode.params import FORMS, MAX_BIAS, SamplingParams, is_count, is_duration
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
 from mlx_gemma_mtp.engine.prompts import prompt_ids
 from mlx_gemma_mtp.engine.request import Request
@@ -17,7 +18,6 @@ from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ModelNotFoundError, UsageError
-from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tokenizer import Text

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import is_count, is_duration
+from mlx_gemma_mtp.engine.budget import room_for
 from mlx_gemma_mtp.engine.callbacks import in_a_loop
 from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.loading import Watch
@@ -19,7 +20,7 @@ from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import LoadCancelledError, UsageError, one_line
 from mlx_gemma_mtp.files.remembered import load_table, save_table
-from mlx_gemma_mtp.memory import Pair, room_for
+from mlx_gemma_mtp.memory import Pair
 
 
 def load(

@@ -20,6 +20,7 @@ from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.identity import model_identity
 from mlx_gemma_mtp.engine.loading import Models
@@ -98,7 +99,7 @@ class Local:
         exactness = Exactness.of(exact, depth, limits, max_batch)
         self.copies = copies
         self.has_drafter = has_drafter
-        self.budget = memory.Budget(memory.Pair.of(target, pair.drafter), memory_limit, context)
+        self.budget = Budget(memory.Pair.of(target, pair.drafter), memory_limit, context)
         self.budget.check_useful()
         self.about = About(
             None if pair.text is None else pair.text.folder,

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.prefix import Prefix, common
 from mlx_gemma_mtp.errors import is_lack_of_memory, one_line
-from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.config import TargetConfig
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.about import About, State
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.line import Line
 from mlx_gemma_mtp.engine.process import WorkerProcess
 from mlx_gemma_mtp.engine.remote_session import RemoteSession
@@ -27,7 +28,6 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, as_failure
-from mlx_gemma_mtp.memory import Budget
 from mlx_gemma_mtp.text.forms import as_schema
 
 STOP_SECONDS = 10.0  # after which a worker that was asked to close its engine is killed

@@ -14,12 +14,13 @@ import mlx.core as mx
 from mlx_gemma_mtp.decode.control import counts_of_prompts, has_penalties, of_rows
 from mlx_gemma_mtp.decode.round import Newest
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, is_lack_of_memory
-from mlx_gemma_mtp.memory import Budget, Limits
+from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
 from mlx_gemma_mtp.model.target import Target
 

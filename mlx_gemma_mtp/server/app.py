@@ -66,7 +66,8 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, failure_of(error))
+    failure = request.state.failure = failure_of(error)
+    return error_response(request.url.path, failure)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

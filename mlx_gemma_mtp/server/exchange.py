@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.run import Run
 
 LEFT = 499  # the status of a request whose client hung up, as nginx logs it
@@ -22,7 +23,7 @@ class Exchange:
 
     is_known: True if there is something at its path. status: of the answer; of a stream that fails,
     what it would have been; `LEFT` if the client hung up before. seconds: from its start to its
-    end. run: None if it ran no model.
+    end. run: None if it ran no model. failure: why a protocol refused it or it failed.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Exchange:
     status: int = LEFT
     seconds: float = 0.0
     run: Run | None = None
+    failure: Failure | None = None
 
     @property
     def completions(self) -> list[Completion]:
@@ -42,7 +44,7 @@ class Exchange:
 class Exchanges:
     """Calls each of `tell` with every request that has ended, on the event loop.
 
-    What runs the model puts its `Run` into the state of the request.
+    What runs the model puts its `Run` into the state of the request, and what fails the `Failure`.
     """
 
     def __init__(self, app: ASGIApp, tell: Sequence[Callable[[Exchange], object]]) -> None:
@@ -69,7 +71,8 @@ class Exchanges:
             exchange.status = 500
             raise
         finally:
-            exchange.run = scope.get("state", {}).get("run")
+            state = scope.get("state", {})
+            exchange.run, exchange.failure = state.get("run"), state.get("failure")
             exchange.seconds = time.perf_counter() - started
             # The engine takes up to a round to end what was cancelled.
             task = asyncio.create_task(self._end(exchange))
@@ -83,6 +86,6 @@ class Exchanges:
             if run.left:
                 exchange.status = LEFT
             elif run.failure is not None:
-                exchange.status = run.failure.status
+                exchange.status, exchange.failure = run.failure.status, run.failure
         for tell in self._tell:
             tell(exchange)

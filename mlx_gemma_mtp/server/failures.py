@@ -22,6 +22,10 @@ SETTING = re.compile(r"[a-z_]+")
 
 RETRY_SECONDS = 5  # until a row or memory may be free
 
+# What the engine says of these is for programs that load it themselves.
+QUEUE_FULL = "the queue is full: try again later, or start mgm serve with a larger --max-queue"
+STOPPING = "the server is stopping"
+
 INTERNAL = "the request failed in the server: its log says why"
 
 
@@ -70,10 +74,15 @@ def failure_of(error: BaseException, names: Mapping[str, str] | None = None) -> 
             if word and name:
                 message = name + message[word.end() :]
             return Failure(message, field=name)
-        case QueueFullError() | NotEnoughMemoryError():
-            code = "queue_full" if isinstance(error, QueueFullError) else "not_enough_memory"
-            return Failure(message, 503, "server_error", code=code, retry_after=RETRY_SECONDS)
-        case WorkerDiedError() | ClosedError():
+        case QueueFullError():
+            code, after = "queue_full", RETRY_SECONDS
+            return Failure(QUEUE_FULL, 503, "server_error", code=code, retry_after=after)
+        case NotEnoughMemoryError():
+            code, after = "not_enough_memory", RETRY_SECONDS
+            return Failure(message, 503, "server_error", code=code, retry_after=after)
+        case ClosedError():
+            return Failure(STOPPING, 503, "server_error", code="unavailable", retry_after=1)
+        case WorkerDiedError():
             return Failure(message, 503, "server_error", code="unavailable", retry_after=1)
         case RequestTimeoutError():
             return Failure(message, 504, "server_error", code="timeout")

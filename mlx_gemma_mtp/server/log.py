@@ -17,6 +17,8 @@ from mlx_gemma_mtp.server.exchange import LEFT, Exchange
 # Pages, lists and figures, which programs ask for all the time; logged if they fail.
 UNLOGGED = ("GET", "HEAD", "OPTIONS")
 
+PATH_LIMIT = 200  # characters that are logged
+
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -29,17 +31,15 @@ def facts(exchange: Exchange, model: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "time": time.strftime(TIME),
         "method": exchange.method,
-        "path": exchange.path,
+        "path": exchange.path[:PATH_LIMIT],
         "status": exchange.status,
         "seconds": round(exchange.seconds, 3),
     }
-    if (run := exchange.run) is None:
-        return found
-    done = exchange.completions
-    found |= {"protocol": run.asked.protocol, "model": run.asked.model or model}
-    if run.failure is not None:
-        found |= {"error": run.failure.code or run.failure.kind, "field": run.failure.field}
-    if done:
+    if (run := exchange.run) is not None:
+        found |= {"protocol": run.asked.protocol, "model": run.asked.model or model}
+    if (failure := exchange.failure) is not None:
+        found |= {"error": failure.code or failure.kind, "field": failure.field}
+    if done := exchange.completions:
         each = [one.stats for one in done]
         generated, drafted = (
             sum(getattr(one, name) for one in each) for name in ("generated_tokens", "drafted")
@@ -63,7 +63,7 @@ def facts(exchange: Exchange, model: str) -> dict[str, Any]:
 def line(exchange: Exchange, model: str) -> str:
     """Return these facts for people."""
     found = facts(exchange, model)
-    what = f"{exchange.method} {ascii(exchange.path[:100])[1:-1]}"  # it may hold escape sequences
+    what = f"{exchange.method} {_plain(found['path'])}"
     parts = [found["time"][11:19], found.get("protocol", what)]
     parts += [found["model"]] if "model" in found else []
     if "prompt_tokens" in found:
@@ -83,11 +83,16 @@ def line(exchange: Exchange, model: str) -> str:
     elif exchange.status >= 400:
         parts += [
             str(exchange.status),
-            *(found[name] for name in ("error", "field") if name in found),
+            *(_plain(found[name]) for name in ("error", "field") if name in found),
         ]
     else:
         parts.append(found.get("finish_reason", str(exchange.status)))
     return "  ".join([*parts, f"{found['seconds']:.2f} s"])
+
+
+def _plain(text: str) -> str:
+    """Return what a client sent without its escape sequences and line breaks."""
+    return ascii(text[:100])[1:-1]
 
 
 class Log:

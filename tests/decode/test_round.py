@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.checkpoints import VOCAB, PairPaths
-from helpers.plain import some_kind
+from helpers.plain import each_structure, some_kind
 from helpers.rounds import (
     CAPACITY,
     FILTERED,
@@ -50,6 +50,7 @@ STALE = 1e3
 # No copy of the cache
 
 
+@each_structure
 def test_a_round_copies_no_cache(models: Models, rng: np.random.Generator) -> None:
     at = start(models.target, rng, [40, 25], capacity=8192)
     settings = row_settings([FILTERED] * 2)
@@ -81,6 +82,7 @@ def test_a_round_copies_no_cache(models: Models, rng: np.random.Generator) -> No
     del held
 
 
+@each_structure
 def test_the_buffers_of_an_engine_at_work_never_move(
     pair: PairPaths, rng: np.random.Generator
 ) -> None:
@@ -118,6 +120,7 @@ def test_nor_do_they_with_very_large_command_buffers() -> None:
 # Rolling back
 
 
+@each_structure
 def test_a_round_writes_its_own_slots_and_advances_by_what_it_accepted(
     models: Models, rng: np.random.Generator
 ) -> None:
@@ -174,6 +177,7 @@ def test_a_round_writes_its_own_slots_and_advances_by_what_it_accepted(
 # Free rows
 
 
+@each_structure
 def test_free_rows_stay_where_they_are_and_stay_finite(
     models: Models, rng: np.random.Generator
 ) -> None:
@@ -191,6 +195,7 @@ def test_free_rows_stay_where_they_are_and_stay_finite(
     assert moved[1] >= offsets[1] + 5
 
 
+@each_structure
 def test_free_rows_do_not_change_the_live_ones(models: Models, rng: np.random.Generator) -> None:
     at = start(models.target, rng, [40, 0, 25, 33])
     live = [0, 3]
@@ -229,6 +234,7 @@ def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "synchronize", Mock(side_effect=refused))
 
 
+@each_structure
 @pytest.mark.usefixtures("nobody_waits")
 @pytest.mark.parametrize("num_draft_tokens", [0, 3])
 def test_a_round_makes_no_host_read(

@@ -15,10 +15,11 @@ from helpers.fake_target import (
     output,
 )
 from mlx_gemma_mtp import Generation, SamplingParams, device, load
+from mlx_gemma_mtp.engine.budget import Budget, room_for
 from mlx_gemma_mtp.engine.local import Local
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, PromptTooLongError, UsageError
-from mlx_gemma_mtp.memory import Budget, Limits, Pair, room_for
+from mlx_gemma_mtp.memory import Limits, Pair
 
 PAIR = Pair.of(*fake_pair().models)
 LONGEST = 300  # tokens that fit at batch 1
@@ -86,9 +87,12 @@ def test_prefixes_give_way_to_requests_that_need_the_memory() -> None:
         for start in range(60):
             engine.generate([start] * 70, PARAMS)
         assert engine.status.prefix_bytes > 2 * spare
-        prompt = [5] * (LONGEST - PARAMS.max_tokens)
-        assert engine.generate(prompt, PARAMS)[0].tokens == output(prompt, PARAMS.max_tokens)
-        assert 0 < engine.status.prefix_bytes <= spare
+        prompt, meanwhile = [5] * (LONGEST - PARAMS.max_tokens), list[int]()
+        going = engine.submit(
+            prompt, PARAMS, lambda _: meanwhile.append(engine.status.prefix_bytes)
+        )
+        assert going.result(SECONDS).tokens == output(prompt, PARAMS.max_tokens)
+        assert 0 < min(meanwhile) <= spare
 
 
 def test_without_a_limit_a_prompt_is_checked_against_the_memory_of_the_machine() -> None:

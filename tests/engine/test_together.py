@@ -8,12 +8,13 @@ import pytest
 from helpers.fake_target import CONFIG, VOCAB, FakeTarget, output
 from helpers.stepped import LONG, PARAMS, Stepped
 from mlx_gemma_mtp import Chunk, MgmError
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.session import Session
-from mlx_gemma_mtp.memory import Budget, Limits, Pair
+from mlx_gemma_mtp.memory import Limits, Pair
 
 CHUNKS = Limits().chunks
 QUICK = Limits(start_seconds=1e9, pause_seconds=1e6)  # as on the quickest machine

@@ -52,8 +52,10 @@ DRAFTER_CONFIG = {
         **LAYERS,
     },
 }
-HUGE_CONFIG = TARGET_CONFIG | {  # 2 TB
-    "vocab_size": 400_000_000,
+# More than 1 TB, in long rows: the plan of a load lists slices of rows.
+HUGE_CONFIG = TARGET_CONFIG | {
+    "hidden_size": 32 * 10**6,
+    "vocab_size": 2 * 10**4,
     **dict.fromkeys(("head_dim", "global_head_dim", "intermediate_size"), 64),
 }
 Files = dict[str, bytes]

@@ -23,6 +23,8 @@ DRAFTS = (1, 2, 3, 5, 7)
 BATCHES = (1, 2, 4, 5, 8)
 NUM_ROWS = 8
 some_kind = pytest.mark.parametrize("kind", ["E2B"], indirect=True)  # if all kinds do the same
+# If only the layers matter: with per-layer embeddings and shared K/V, with experts, and dense.
+each_structure = pytest.mark.parametrize("kind", ["E4B", "26B-A4B", "31B"], indirect=True)
 # Rows whose output of `short` tokens passes the end of the ring twice, one for each kind.
 LONG_ROWS = (0, 2, 4, 6, 7)
 FULL = 256  # the first capacity of full-attention layers by default

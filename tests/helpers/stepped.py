@@ -12,10 +12,11 @@ from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.engine.batch import Batch
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.scheduler import Scheduler
-from mlx_gemma_mtp.memory import Budget, Limits, Pair
+from mlx_gemma_mtp.memory import Limits, Pair
 from mlx_gemma_mtp.model.cache import KVCache
 
 PARAMS = SamplingParams().resolved({})

@@ -104,6 +104,18 @@ def test_a_line_stays_one_line_whatever_the_path(asked: TestClient, kept: Kept) 
     assert shown.isprintable()
     assert len(shown) < 200
     assert "404" in shown
+    assert len(facts(one, "demo")["path"]) <= 200
+
+
+def test_a_refusal_is_logged_with_its_reason_and_the_field(asked: TestClient, kept: Kept) -> None:
+    asked.post(CHAT, json=ENDLESS | {"temperature": SECRET})
+    asked.post(CHAT, json=ENDLESS | {"logit_bias": {"\n\x1b[31m": 1}})
+    refused, escaped = kept.wait_for(2)
+    assert facts(refused, "demo")["error"] == "invalid_request_error"
+    assert "400  invalid_request_error  temperature" in line(refused, "demo")
+    assert SECRET not in json.dumps(facts(refused, "demo"))
+    assert "logit_bias." in line(escaped, "demo")
+    assert line(escaped, "demo").isprintable()
 
 
 def test_a_client_that_hangs_up_is_logged_as_such_with_what_it_got(

@@ -8,6 +8,9 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
+from mlx_gemma_mtp.errors import ClosedError, QueueFullError
+from mlx_gemma_mtp.server.failures import failure_of
+
 PATH = "/v1/chat/completions"
 SUM = {"messages": [{"role": "user", "content": "What is 17 + 25?"}]}
 
@@ -38,3 +41,10 @@ def test_a_compressed_body_is_refused_as_such(client: TestClient) -> None:
     answer = client.post(PATH, content=body, headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 415
     assert "'gzip'" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_and_an_end_are_said_in_terms_of_the_server() -> None:
+    full = failure_of(QueueFullError("try again later, or load with a larger max_queue"))
+    assert "mgm serve with a larger --max-queue" in full.message
+    assert "max_queue" not in full.message
+    assert failure_of(ClosedError("the engine was closed")).message == "the server is stopping"

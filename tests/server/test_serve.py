@@ -234,7 +234,7 @@ def test_a_model_that_is_not_there_exits_with_3(mgm_here: Here) -> None:
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
 def test_without_the_extra_one_line_says_how_to_install_it(package: str) -> None:
     before = f"sys.modules[{package!r}] = None"
-    assert_one_line(mgm(["serve"], before=before), 1, "pip install 'mlx-gemma-mtp[serve]'")
+    assert_one_line(mgm(["serve"], before=before), 1, "uv tool install '.[serve]'")
 
 
 def test_help_needs_no_extra() -> None:
