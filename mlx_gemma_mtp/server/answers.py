@@ -40,8 +40,8 @@ def compact(data: Any) -> str:
 class EventStream(StreamingResponse):
     """Events as they come.
 
-    heartbeat: sent after some silence. failed: the events of an error, for which another status
-    comes too late. If the client leaves, the request ends within a round.
+    heartbeat: makes what is sent after some silence. failed: the events of an error, for which
+    another status comes too late. If the client leaves, the request ends within a round.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class EventStream(StreamingResponse):
         events: AsyncIterator[str],
         failed: Callable[[Failure], str],
         *,
-        heartbeat: str = COMMENT,
+        heartbeat: Callable[[], str] = lambda: COMMENT,
         media_type: str = "text/event-stream",
     ) -> None:
         self._service = service
@@ -94,11 +94,11 @@ class EventStream(StreamingResponse):
     async def _beat(self, send: Send) -> None:
         """Send the heartbeat after each silence."""
         seconds = self._service.settings.heartbeat_seconds
-        beat = {"type": "http.response.body", "body": self._heartbeat.encode(), "more_body": True}
         while True:
             await asyncio.sleep(self._last + seconds - time.monotonic())
             if time.monotonic() >= self._last + seconds:
-                await send(beat)
+                body = self._heartbeat().encode()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def begin(service: Service, request: Request, asked: Asked) -> Run:

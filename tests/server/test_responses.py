@@ -10,9 +10,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import call_chunks, held_back, last_chunk, scripted
+from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk, Stats
 from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.protocols.responses_input import messages_of
+from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.settings import Settings
 from mlx_gemma_mtp.text.tokenizer import Text
 
 PATH = "/v1/responses"
@@ -265,6 +269,15 @@ def test_an_error_after_output_is_a_failed_response() -> None:
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["response"]["status"] == "failed"
     assert events[-1]["response"]["error"]["code"] == "internal_error"
+
+
+def test_a_stream_has_events_while_its_prompt_is_read(engine: Engine) -> None:
+    app = app_of(Service(engine, Settings(("demo",), heartbeat_seconds=0.01)))
+    with TestClient(app, "http://localhost") as client:
+        found = streamed(client, {"input": "Hello " * 100, "max_output_tokens": 1})
+    kinds = [one["type"].removeprefix("response.") for one in found]
+    assert kinds[:3] == ["created", "in_progress", "in_progress"]
+    assert kinds[-1] == "incomplete"
 
 
 def test_a_stream_over_the_context_fails_with_the_code_that_codex_compacts_for(

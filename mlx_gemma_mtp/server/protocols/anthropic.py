@@ -168,7 +168,7 @@ async def messages(request: Request) -> Response:
     if asked.stream:
         run = await begin(service, request, asked)
         ping = event({"type": "ping"}, "ping")
-        return EventStream(service, run, _events(service, run), _failed, heartbeat=ping)
+        return EventStream(service, run, _events(service, run), _failed, heartbeat=lambda: ping)
     run, [completion] = await whole(service, request, asked)
     blocks = Blocks()
     events = [one for _, chunk in run.seen for one in blocks.add(chunk)]

@@ -215,7 +215,7 @@ async def _answer(request: Request, service: Service, asked: Asked, frame: _Fram
         run,
         _lines(service, run, frame),
         lambda failure: _line(ollama_error(failure)),
-        heartbeat=_line(frame()),
+        heartbeat=lambda: _line(frame()),
         media_type=LINES,
     )
 

@@ -188,7 +188,7 @@ async def responses(request: Request) -> Response:
         # Codex compacts a conversation if a stream says so, not for a status.
         events = [*starmap(answer.sent, answer.start()), answer.fail(failure)]
         return StreamingResponse(iter(events), media_type="text/event-stream")
-    return EventStream(service, run, _events(answer, run), answer.fail)
+    return EventStream(service, run, _events(answer, run), answer.fail, heartbeat=answer.beat)
 
 
 async def _events(answer: Answer, run: Run) -> AsyncIterator[str]:

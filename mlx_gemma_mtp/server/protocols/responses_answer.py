@@ -34,6 +34,10 @@ class Answer:
         yield "response.created", {"response": self.response}
         yield "response.in_progress", {"response": self.response}
 
+    def beat(self) -> str:
+        """Return an event for a silence: Codex leaves after some minutes with comments alone."""
+        return self.sent("response.in_progress", {"response": self.response})
+
     def add(self, chunk: Chunk) -> Iterator[Event]:
         """Yield the events of a chunk."""
         is_answer = chunk.kind == "answer"
