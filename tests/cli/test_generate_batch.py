@@ -149,7 +149,7 @@ def test_a_request_that_fails_is_a_line_and_is_retried(mgm_here: Here, tmp_path:
     for times in (1, 2):
         done, (one, two, three) = batch(mgm_here, tmp_path, lines, "--max-tokens", "2")
         assert (done.returncode, done.stdout) == (1, "")
-        expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4096.*\n$"
+        expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4095.*\n$"
         assert re.search(expected, done.stderr)
         assert ("2 results are already done" in done.stderr) is (times == 2)
         assert (one["id"], three["id"], len(one["tokens"])) == (1, 3, 2)
