@@ -47,7 +47,8 @@ class Service:
         if name and name not in self.settings.served:
             served = " or ".join(self.settings.served)
             raise Failure(
-                f"the model {name!r:.80} is not served here: use {served}",
+                f"the model {name!r:.80} is not served here: use {served}, or start mgm serve "
+                "with --served-name NAME",
                 404,
                 code="model_not_found",
                 field="model",
