@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,12 @@ QUESTION = "What is 17 + 25?"
 KEY = "MGM_API_KEY"  # the variable with the key
 
 
+ALL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that mean all addresses, and this machine's
+
+
 def url_of(host: str, port: int) -> str:
     """Return the address to use on this machine for a server at this host."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # these mean all addresses
+    shown = ALL.get(host, host)
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
@@ -47,8 +51,14 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
     bearer = f' -H "Authorization: Bearer ${KEY}"' if key else ""
     python_key = f'os.environ["{KEY}"]' if key else '"none"'
     token, quoted = f"${KEY}" if key else "none", shlex.quote(model)
+    elsewhere = []
+    if settings.host in ALL:
+        port = url.rpartition(":")[2]
+        name = url_of(socket.gethostname(), port)
+        elsewhere = [f"  network   {name}, or the IP address of this machine; with the API key"]
     lines = [
         f"Listening on {url} ({reached}; Ctrl-C stops it)",
+        *elsewhere,
         f"  model     {' or '.join(found['models'])}: {found['checkpoint']}, {drafter}",
         f"  context   {found['context']:,} tokens",
         f"  requests  {found['max_batch']} at once; {found['max_queue']} more wait",

@@ -21,8 +21,9 @@ import pytest
 from helpers.command import MGM, SECONDS, Here, assert_one_line, assert_plain, environment, mgm
 from helpers.server import Served, served
 from mlx_gemma_mtp.errors import MgmError, UsageError
-from mlx_gemma_mtp.server.announce import url_of
+from mlx_gemma_mtp.server.announce import block, url_of
 from mlx_gemma_mtp.server.running import GRACE_SECONDS, bind, listen, only_local, port_of
+from mlx_gemma_mtp.server.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -285,3 +286,14 @@ def test_a_port_of_the_system_is_one_line() -> None:
 )
 def test_the_address_that_is_shown_can_be_used(host: str, url: str) -> None:
     assert url_of(host, 80) == url
+
+
+def test_a_server_at_all_addresses_says_how_other_machines_reach_it() -> None:
+    found = {"models": ["demo"], "checkpoint": "demo", "drafter": None, "context": 4096}
+    found |= {"url": "http://127.0.0.1:8080", "max_batch": 8, "max_queue": 256, "needs_key": True}
+    own = f"http://{socket.gethostname()}:8080, or the IP address"
+    settings = Settings(("demo",), host="0.0.0.0", local=False, api_key="secret")
+    said = block(found, settings)
+    assert own in said
+    assert "secret" not in said
+    assert own not in block(found, Settings(("demo",)))
