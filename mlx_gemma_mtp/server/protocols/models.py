@@ -1,4 +1,7 @@
-"""The list of models, as OpenAI and Anthropic have it: one model, under each of its names."""
+"""The list of models, as OpenAI and Anthropic have it: one model, under each of its names.
+
+Also says that it has no embeddings, which OpenAI's clients and Ollama's ask for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.service import Service
 
 
@@ -35,7 +39,13 @@ async def models(request: Request) -> Response:
     return JSONResponse(found[0] if name else {"object": "list", "data": found, **pages})
 
 
+async def embeddings(_: Request) -> Response:
+    """Refuse /v1/embeddings, and Ollama's paths for them."""
+    raise Failure("this model has no embeddings", 501)
+
+
 routes = [
     Route("/v1/models", models),
     Route("/v1/models/{name:path}", models),
+    Route("/v1/embeddings", embeddings, methods=["POST"]),
 ]

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.failures import Failure
+from mlx_gemma_mtp.server.protocols.models import embeddings
 from mlx_gemma_mtp.server.service import Service
 
 # The version of Ollama whose API this is: the first one with log-probabilities. Clients such as
@@ -22,8 +23,8 @@ LATEST = ":latest"  # the tag of names that have none
 FAMILY = "gemma4"
 NEVER = "9999-12-31T23:59:59Z"  # when the model leaves the memory
 
-# What would change the models of a machine, or needs another kind of model.
-REFUSED = ("blobs/{digest}", "copy", "create", "delete", "embed", "embeddings", "pull", "push")
+# What would change the models of a machine.
+REFUSED = ("blobs/{digest}", "copy", "create", "delete", "pull", "push")
 
 
 class ShowBody(Body):
@@ -99,12 +100,9 @@ async def show(request: Request) -> Response:
 
 async def refused(request: Request) -> Response:
     """Answer what is not supported."""
-    path = request.url.path
-    if path.startswith("/api/embed"):
-        raise Failure("this model has no embeddings", 501)
     raise Failure(
-        f"{path:.80} is not supported: the server has the model that it was started with, and "
-        "mgm pull downloads others",
+        f"{request.url.path:.80} is not supported: the server has the model that it was started "
+        "with, and mgm pull downloads others",
         501,
     )
 
@@ -142,5 +140,6 @@ routes = [
     Route("/api/tags", tags),
     Route("/api/ps", running),
     Route("/api/show", show, methods=["POST"]),
+    *(Route(f"/api/{one}", embeddings, methods=["POST"]) for one in ("embed", "embeddings")),
     *(Route(f"/api/{one}", refused, methods=["POST", "DELETE", "HEAD"]) for one in REFUSED),
 ]
