@@ -56,7 +56,8 @@ def prompt_ids(
         raise UsageError("the prompt is empty")
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     if bad is not None:
-        raise UsageError(f"token id {bad} is outside the vocabulary of {config.vocab_size} tokens")
+        size = config.vocab_size
+        raise UsageError(f"prompt: token id {bad} is outside the vocabulary of {size} tokens")
     return ids
 
 

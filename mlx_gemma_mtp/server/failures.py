@@ -18,7 +18,7 @@ from mlx_gemma_mtp.errors import (
 
 log = logging.getLogger("mlx_gemma_mtp.server")
 
-SETTING = re.compile(r"[a-z_]+")
+SETTING = re.compile(r"(?:the )?([a-z_]+)")  # at the start of the message of a UsageError
 
 RETRY_SECONDS = 5  # until a row or memory may be free
 
@@ -70,7 +70,7 @@ def failure_of(error: BaseException, names: Mapping[str, str] | None = None) -> 
             return Failure(message, code="context_length_exceeded", field=names.get("prompt"))
         case UsageError():
             word = SETTING.match(message)
-            name = names.get(word[0]) if word else None
+            name = names.get(word[1]) if word else None
             if word and name:
                 message = name + message[word.end() :]
             return Failure(message, field=name)

@@ -42,14 +42,17 @@ def _bytes(content: str) -> bytes:
 class Detokenizer:
     """Turns tokens into text, one after another. An id without a token has no text."""
 
-    def __init__(self, bytes_of: Mapping[int, bytes]) -> None:
-        """bytes_of: the bytes of every token."""
+    def __init__(self, bytes_of: Mapping[int, bytes], silent: int | None = None) -> None:
+        """bytes_of: the bytes of every token. silent: one that has no text."""
+        self._silent = silent
         self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
         """Return the text that is complete with this token; U+FFFD for bytes that aren't text."""
-        return self._decoder.decode(self._bytes_of.get(token, b""))
+        return self._decoder.decode(
+            b"" if token == self._silent else self._bytes_of.get(token, b"")
+        )
 
     def finish(self) -> str:
         """Return U+FFFD if the last character is not complete. Further tokens start over."""

@@ -192,7 +192,7 @@ class Text:
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Return a new stream of text that ends at any of the stop strings."""
-        return TextStream(Detokenizer(self._bytes_of), stop, self.markers)
+        return TextStream(Detokenizer(self._bytes_of, self.bos), stop, self.markers)
 
     def _bos(self, folder: Path) -> int | None:
         """Return the id of <bos> by its name, or else by the configs."""

@@ -46,6 +46,29 @@ def test_a_text_is_continued_after_bos_and_not_put_into_a_turn(
         assert ask(client, SUM | {"prompt": same})["output_hash"] == answer["output_hash"]
 
 
+def test_bos_has_no_text(client: TestClient) -> None:
+    # The demo writes <bos> after itself.
+    answer = ask(client, {"prompt": "", "seed": 3, "temperature": 1, "logprobs": 0})
+    [choice] = answer["choices"]
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"][0] == "<bos>"
+    assert "<bos>" not in choice["text"]
+    others = [
+        (token, choice["text"][at : at + len(token)])
+        for token, at in zip(logprobs["tokens"], logprobs["text_offset"], strict=True)
+        if token != "<bos>"
+    ]
+    assert others
+    assert all(token == text for token, text in others)
+
+
+def test_a_wrong_token_id_names_the_prompt(client: TestClient) -> None:
+    for prompt in ([10**8], [[]]):
+        answer = client.post(PATH, json={"prompt": prompt})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "prompt"
+
+
 def test_several_prompts_give_n_completions_each_in_their_order(client: TestClient) -> None:
     body = SUM | {"prompt": [TURN, TURN.replace("17", "3")], "n": 2, "echo": True}
     answer = ask(client, body)

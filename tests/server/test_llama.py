@@ -57,6 +57,7 @@ def test_pieces_are_text_or_the_bytes_of_a_part_of_a_character(client: TestClien
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": "Hi"}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": [1, 10**8]}, "tokens"),
     ],
 )
 def test_a_wrong_body_is_refused_with_the_name_of_its_field(

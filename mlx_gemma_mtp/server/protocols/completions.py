@@ -173,9 +173,11 @@ class _Texts:
 
     def _logprobs(self, number: int, found: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
         """Return log-probabilities in the shape of completions. Offsets count characters."""
-        offsets = []
+        offsets, model = [], self._service.engine.text
         for one in found:
             offsets.append(self._lengths[number])
+            if model and one.token == model.bos:  # has no text
+                continue
             text = self._decoders[number].decode(bytes_of(self._service, one.token))
             self._lengths[number] += len(text)
         return {

@@ -94,6 +94,10 @@ async def detokenize(request: Request) -> Response:
     """Answer /detokenize."""
     service: Service = request.app.state.service
     body = await read(request, DetokenizeBody)
+    text = service.engine.text
+    for token in body.tokens:
+        if text is not None and not text.has_token(token):
+            raise Failure(f"tokens: {token} is not a token of this model", field="tokens")
     try:
         return JSONResponse({"content": service.engine.decode(body.tokens)})
     except UsageError as error:
