@@ -43,7 +43,8 @@ def _arguments(context: typer.Context) -> list[str]:
             found.append(parameter.secondary_opts[0])
         else:
             for one in value if isinstance(value, list | tuple) else [value]:
-                found += [name, _in_full(str(one)) if parameter.name == "drafter" else str(one)]
+                shown = str(one).removesuffix(".0") if isinstance(one, float) else str(one)
+                found += [name, _in_full(shown) if parameter.name == "drafter" else shown]
     return found
 
 

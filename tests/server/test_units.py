@@ -86,6 +86,8 @@ def test_a_printed_service_runs_the_options_that_were_given(
     given = ["--no-copies", "--port", "9000", "--served-name", "a b", "--served-name", "c"]
     assert printed(mgm_here, "e4b", *given, "--quiet") == ["e4b", *given, "--quiet"]
     assert printed(mgm_here, "-m", "e4b") == ["e4b"]
+    for seconds in ("600", "0.5"):
+        assert printed(mgm_here, "--idle-unload", seconds) == ["demo", "--idle-unload", seconds]
     monkeypatch.setenv("MGM_MODEL", "12b")  # which a service does not have
     assert printed(mgm_here) == ["12b"]
 

@@ -22,7 +22,7 @@ export function duration(seconds) {
 export function acceptance({ asked, figures }) {
   if (!asked.drafts) return "drafts off";
   if (!figures.drafted) return undefined;
-  return `${Math.round((100 * (figures.accepted ?? 0)) / figures.drafted)} % of drafts accepted`;
+  return `${Math.round((100 * (figures.accepted ?? 0)) / figures.drafted)}% of drafts accepted`;
 }
 
 /** The line under an answer. @param {Answer} answer */

@@ -22,7 +22,7 @@ def test_an_answer_is_shown_as_it_comes_and_its_figures_under_it(
     assert reader.page.locator("article.answer strong").inner_text() == "42"
     figures = reader.page.locator(".figures").inner_text()
     assert figures.startswith(
-        "54.2 tokens/s · 78 % of drafts accepted · 2 tokens · first token after "
+        "54.2 tokens/s · 78% of drafts accepted · 2 tokens · first token after "
     )
     assert reader.questions == ["What is 17 + 25?"]
     assert reader.typed == ""
