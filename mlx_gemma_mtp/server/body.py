@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.requests import Request
 
 from mlx_gemma_mtp.server.failures import Failure
@@ -25,6 +26,22 @@ B = TypeVar("B", bound=Body)
 
 FIELD = re.compile(r"[a-z_]+")
 TYPES = {"str", "int", "float", "bool"}
+
+# What a value must be, by pydantic's names of errors, with the fields of their contexts.
+MUST = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+IS = {"missing": "missing", "too_short": "empty", "json_invalid": "not JSON: {error}"}
 
 
 def refused(why: str) -> AfterValidator:
@@ -50,12 +67,28 @@ async def read(request: Request, kind: type[B]) -> B:
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        # Of a union, the type that got furthest says most.
-        first = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
-        names = [str(part) for part in first["loc"] if _is_name(part)]
-        field = ".".join(names) or None
-        message = first["msg"]
-        raise Failure(f"{field}: {message}" if field else message, field=field) from None
+        raise _failure(error.errors(include_url=False)) from None
+
+
+def _failure(errors: Sequence[ErrorDetails]) -> Failure:
+    """Return what is wrong with one field, in plain words."""
+    # Of a union, the types that got furthest say most.
+    field = max(map(_field, errors), key=lambda one: one.count("."))
+    found = [one for one in errors if _field(one) == field]
+    first, name = found[0], field or "the body"
+    kinds = [MUST[one["type"]].format(**one.get("ctx", {})) for one in found if one["type"] in MUST]
+    if kinds:
+        message = f"{name} must be {' or '.join(dict.fromkeys(kinds))}"
+    elif first["type"] in IS:
+        message = f"{name} is {IS[first['type']].format(**first.get('ctx', {}))}"
+    else:
+        message = f"{name}: {first['msg']}"
+    return Failure(message, field=field or None)
+
+
+def _field(error: ErrorDetails) -> str:
+    """Return where an error is, as "messages.0.content"; "" for the whole body."""
+    return ".".join(str(part) for part in error["loc"] if _is_name(part))
 
 
 def _is_name(part: str | int) -> bool:

@@ -36,6 +36,14 @@ def text_of(content: Any, field: str) -> str:
     return "".join(texts)
 
 
+def content_of(message: Mapping[str, Any], at: str) -> str:
+    """Return the content of a message as text. Raises Failure, also if a user's has none."""
+    content = message.get("content")
+    if content is None and message.get("role") in ("user", *INSTRUCTIONS):
+        raise Failure(f"{at}.content is missing", field=f"{at}.content")
+    return text_of(content, f"{at}.content")
+
+
 def checked(messages: Sequence[Message], field: str, fields: Sequence[str]) -> Sequence[Message]:
     """Return messages that a model can be shown. Raises a Failure that names the wrong one.
 

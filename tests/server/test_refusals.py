@@ -20,7 +20,55 @@ SUM = {"messages": [{"role": "user", "content": "What is 17 + 25?"}]}
 def test_a_model_that_is_not_served_is_answered_with_those_that_are(client: TestClient) -> None:
     answer = client.post(PATH, json=SUM | {"model": "gpt-4"})
     assert answer.status_code == 404
-    assert "use demo or other" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "use demo or other" in message
+    assert "--served-name" in message
+
+
+def test_embeddings_are_refused_as_such(client: TestClient) -> None:
+    answer = client.post("/v1/embeddings", json={"model": "demo", "input": "Hi"})
+    assert answer.status_code == 501
+    assert answer.json()["error"]["message"] == "this model has no embeddings"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (PATH, [], "the body must be an object"),
+        (PATH, {}, "messages is missing"),
+        (PATH, SUM | {"stop": 5}, "stop must be a string or a list"),
+        (PATH, SUM | {"n": 0}, "n must be at least 1"),
+        (PATH, SUM | {"stream": "yes"}, "stream must be true or false"),
+        (PATH, SUM | {"reasoning_effort": 5}, "reasoning_effort must be 'none', 'minimal', "),
+        ("/v1/messages", {"messages": []}, "messages is empty"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content must"),
+    ],
+)
+def test_a_wrong_body_is_refused_in_plain_words(
+    client: TestClient, path: str, body: object, message: str
+) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(message)
+
+
+def test_a_body_that_is_not_json_is_refused_as_such(client: TestClient) -> None:
+    answer = client.post(PATH, content="{")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("the body is not JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [(PATH, "messages"), ("/v1/responses", "input"), ("/api/chat", "messages")]
+)
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_a_message_of_a_user_needs_a_content(
+    client: TestClient, path: str, field: str, role: str
+) -> None:
+    for message in ({"role": role}, {"role": role, "content": None}):
+        answer = client.post(path, json={field: [*SUM["messages"], message]})
+        assert answer.status_code == 400
+        assert f"{field}.1.content is missing" in answer.text
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/models", "/responses", "/messages"])

@@ -17,7 +17,7 @@ from mlx_gemma_mtp.server.answers import begin, compact, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
-from mlx_gemma_mtp.server.content import as_turns, checked, text_of
+from mlx_gemma_mtp.server.content import as_turns, checked, content_of, text_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
@@ -129,9 +129,9 @@ def _message(given: Mapping[str, Any], at: str) -> Message:
     if role == "function" or called:
         new = "the role tool, with a tool_call_id" if role == "function" else "tool_calls"
         raise Failure(f"{at}: functions are an old form: give {new}", field=at)
-    texts = [text_of(given.get(name), f"{at}.{name}") for name in ("content", "refusal")]
+    content = content_of(given, at) + text_of(given.get("refusal"), f"{at}.refusal")
     shown = {name: given[name] for name in KEPT if given.get(name) is not None}
-    return {**shown, "content": "".join(texts)}
+    return {**shown, "content": content}
 
 
 async def chat(request: Request) -> Response:

@@ -18,7 +18,7 @@ from mlx_gemma_mtp.server.answers import EventStream, begin, compact, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
-from mlx_gemma_mtp.server.content import as_turns, checked, text_of
+from mlx_gemma_mtp.server.content import as_turns, checked, content_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.choices import chunks_of
 from mlx_gemma_mtp.server.protocols.completions import encoded
@@ -134,8 +134,7 @@ def _message(given: Mapping[str, Any], at: str) -> Message:
     names = {"tool_calls": "tool_calls", "tool_call_id": "tool_call_id"}
     names |= {"tool_name": "name", "thinking": "reasoning"}
     found = {new: given[old] for old, new in names.items() if given.get(old)}
-    content = text_of(given.get("content"), f"{at}.content")
-    return {"role": given.get("role"), "content": content, **found}
+    return {"role": given.get("role"), "content": content_of(given, at), **found}
 
 
 async def chat(request: Request) -> Response:

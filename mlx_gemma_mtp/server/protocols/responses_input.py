@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_gemma_mtp.server.content import text_of
+from mlx_gemma_mtp.server.content import content_of, text_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.responses_tools import INPUT, joined_name
 from mlx_gemma_mtp.text.messages import Message
@@ -86,7 +86,7 @@ def _add_thought(messages: list[Message], thought: str) -> None:
 
 
 def _add_message(messages: list[Message], item: Mapping[str, Any], at: str) -> None:
-    role, content = item.get("role"), text_of(item.get("content"), f"{at}.content")
+    role, content = item.get("role"), content_of(item, at)
     if not isinstance(role, str):
         raise Failure(f"{at}.role must be a string", field=f"{at}.role")
     if role == "assistant" and _is_open(messages):
