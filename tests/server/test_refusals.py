@@ -25,6 +25,12 @@ def test_a_model_that_is_not_served_is_answered_with_those_that_are(client: Test
     assert "--served-name" in message
 
 
+def test_a_list_of_models_with_a_slash_at_its_end_is_the_list(client: TestClient) -> None:
+    answer = client.get("/v1/models/")
+    assert answer.status_code == 200
+    assert answer.json() == client.get("/v1/models").json()
+
+
 def test_embeddings_are_refused_as_such(client: TestClient) -> None:
     answer = client.post("/v1/embeddings", json={"model": "demo", "input": "Hi"})
     assert answer.status_code == 501

@@ -18,7 +18,7 @@ from mlx_gemma_mtp.server.service import Service
 async def models(request: Request) -> Response:
     """Answer /v1/models and /v1/models/NAME, for OpenAI's clients and Anthropic's."""
     service: Service = request.app.state.service
-    name = request.path_params.get("name")
+    name = request.path_params.get("name") or None
     service.check_model(name)
     found = [
         {
@@ -26,8 +26,8 @@ async def models(request: Request) -> Response:
             "object": "model",
             "created": service.created,
             "owned_by": "local",
-            "context_length": service.context,
-            "max_model_len": service.context,
+            "context_length": service.engine.context,
+            "max_model_len": service.engine.context,
             "type": "model",
             "display_name": one,
             "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
