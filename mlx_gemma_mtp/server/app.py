@@ -30,8 +30,6 @@ from mlx_gemma_mtp.server.protocols import (
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
-KINDS = {404: "not_found_error", 405: "invalid_request_error"}
-
 
 def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) -> Starlette:
     """Return the app that serves this engine. Its errors have the shape of the path's protocol.
@@ -83,7 +81,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         message = f"{what} is not served here: use {allowed.replace(', ', ' or ')}"
     else:
         message = f"{what}: {error.detail}"
-    kind = KINDS.get(error.status_code, "invalid_request_error")
+    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     response = error_response(request.url.path, Failure(message, error.status_code, kind))
     response.headers.update(error.headers or {})
     return response

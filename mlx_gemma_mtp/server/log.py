@@ -41,9 +41,8 @@ def facts(exchange: Exchange, model: str) -> dict[str, Any]:
         found |= {"error": failure.code or failure.kind, "field": failure.field}
     if done := exchange.completions:
         each = [one.stats for one in done]
-        generated, drafted = (
-            sum(getattr(one, name) for one in each) for name in ("generated_tokens", "drafted")
-        )
+        generated = sum(one.generated_tokens for one in each)
+        drafted = sum(one.drafted for one in each)
         decoding = max(one.decode_seconds for one in each)
         first = min(one.queue_seconds + one.first_token_seconds for one in each)
         found |= {

@@ -11,6 +11,7 @@ from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.text.channels import Kind
 
 Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 
@@ -18,15 +19,13 @@ Part = tuple[int, Chunk]  # the number of a completion, and a piece of it
 class Run:
     """Reads the chunks of all completions, in the order in which they come.
 
-    started: when the request came, by `time.perf_counter`. seen: what has been read. failure: what
-    ended it early. left: True if the client hung up.
+    seen: what has been read. failure: what ended it early. left: True if the client hung up.
     """
 
-    def __init__(self, asked: Asked, started: float) -> None:
+    def __init__(self, asked: Asked) -> None:
         """To be made in an event loop, and given completions by `add` at once."""
         self.asked = asked
         self.generations: list[Generation] = []
-        self.started = started
         self.seen: list[Part] = []
         self.failure: Failure | None = None
         self.left = False
@@ -73,11 +72,14 @@ class Run:
         found = [generation.result() for generation in self.generations]
         if not self.asked.one_call:
             return found
-        texts = [""] * len(found)
-        for number, chunk in self.seen:
-            texts[number] += chunk.text if chunk.kind == "answer" else ""
+        texts = ("".join(one.text for one in self.chunks(n, "answer")) for n in range(len(found)))
         pairs = zip(found, texts, strict=True)
         return [replace(one, text=text, tool_calls=one.tool_calls[:1]) for one, text in pairs]
+
+    def chunks(self, number: int, *kinds: Kind) -> list[Chunk]:
+        """Return what has been read of the completion of this number, of some kinds or all."""
+        own = (chunk for other, chunk in self.seen if other == number)
+        return [chunk for chunk in own if not kinds or chunk.kind in kinds]
 
     def cancel(self) -> None:
         """End all completions within a round."""

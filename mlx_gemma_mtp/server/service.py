@@ -33,17 +33,12 @@ class Service:
         return self.settings.served[0]
 
     @property
-    def context(self) -> int:
-        """The most tokens of a prompt and its answer together."""
-        return self.engine.context
-
-    @property
     def template(self) -> str:
         """The chat template; empty if there is none."""
         return self.engine.text.chat_template if self.engine.text else ""
 
     def check_model(self, name: str | None) -> None:
-        """Raise a Failure unless this model is served. None and "" are the one that is."""
+        """Raise a Failure unless this model is served. None and "" are the model itself."""
         if name and name not in self.settings.served:
             served = " or ".join(self.settings.served)
             raise Failure(
@@ -56,9 +51,8 @@ class Service:
 
     def start(self, asked: Asked) -> Run:
         """Submit a request, in an event loop. Raises Failure."""
-        started = time.perf_counter()
         self.check_model(asked.model)
-        run = Run(asked, started)
+        run = Run(asked)
         try:
             each = [(prompt, asked.params, None) for prompt in asked.prompts]
             for prompt, params, _ in repeated(each, asked.n):

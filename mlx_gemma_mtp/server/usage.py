@@ -72,9 +72,9 @@ def metrics_of(completions: Sequence[Completion]) -> dict[str, Any]:
     acceptance_histogram[j] counts the rounds that accepted exactly j drafts.
     """
     each = [one.stats for one in completions]
-    rounds, drafted, accepted = (
-        sum(getattr(one, name) for one in each) for name in ("rounds", "drafted", "accepted")
-    )
+    rounds = sum(one.rounds for one in each)
+    drafted = sum(one.drafted for one in each)
+    accepted = sum(one.accepted for one in each)
     longest = max((len(one.drafted_at) for one in each), default=0)
     at_least = np.zeros(longest + 2, dtype=int)
     at_least[0] = rounds
@@ -91,6 +91,14 @@ def metrics_of(completions: Sequence[Completion]) -> dict[str, Any]:
             "num_spec_tokens": longest,
         }
     }
+
+
+def statistics_of(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Return the fields of an answer that say what it took, besides its protocol's own usage."""
+    found = {"metrics": metrics_of(completions), "output_hash": hash_of(completions)}
+    if len(completions) == 1:
+        found["timings"] = timings_of(completions[0].stats)
+    return found
 
 
 def hash_of(completions: Sequence[Completion]) -> str:

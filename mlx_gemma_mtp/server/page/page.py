@@ -57,7 +57,7 @@ FILES = _files()
 def _serve(request: Request) -> Response:
     file = FILES.get(request.path_params.get("name", "index.html"))
     if file is None:
-        raise HTTPException(404, f"{request.url.path} is not part of the page")
+        raise HTTPException(404)
     headers = HEADERS | {"ETag": file.tag}
     known = request.headers.get("if-none-match", "").split(",")
     if file.tag in [tag.strip().removeprefix("W/") for tag in known]:

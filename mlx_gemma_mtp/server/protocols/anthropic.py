@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
@@ -25,14 +24,14 @@ from mlx_gemma_mtp.server.protocols.anthropic_answer import (
     content_of,
     first_usage,
     reason_of,
-    statistics,
     usage_of,
 )
 from mlx_gemma_mtp.server.protocols.anthropic_messages import Content, Turn, tools_of, turns_of
-from mlx_gemma_mtp.server.protocols.openai import Effort, thinking_of
+from mlx_gemma_mtp.server.protocols.openai import Effort, new_id, thinking_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import anthropic_error
+from mlx_gemma_mtp.server.usage import statistics_of
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # Anthropic's, and the engine's
 
@@ -174,12 +173,12 @@ async def messages(request: Request) -> Response:
     events = [one for _, chunk in run.seen for one in blocks.add(chunk)]
     content = content_of([*events, *blocks.end()], completion.tool_calls)
     answer = _message(service, content, usage_of(completion)) | _reason(run, completion, blocks)
-    return JSONResponse(answer | statistics(completion))
+    return JSONResponse(answer | statistics_of([completion]))
 
 
 def _message(service: Service, content: list[Any], usage: dict[str, Any]) -> dict[str, Any]:
     return {
-        "id": f"msg_{secrets.token_hex(12)}",
+        "id": new_id("msg_"),
         "type": "message",
         "role": "assistant",
         "model": service.model,
@@ -211,7 +210,9 @@ async def _events(service: Service, run: Run) -> AsyncIterator[str]:
         yield sent(one)
     [completion] = run.results()
     reason, usage = _reason(run, completion, blocks), usage_of(completion)
-    yield sent({"type": "message_delta", "delta": reason, "usage": usage, **statistics(completion)})
+    yield sent(
+        {"type": "message_delta", "delta": reason, "usage": usage, **statistics_of([completion])}
+    )
     yield sent({"type": "message_stop"})
 
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.usage import hash_of, metrics_of, timings_of
 from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 
@@ -138,13 +137,4 @@ def _usage(read: int, reused: int, generated: int) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": reused,
         "output_tokens": generated,
-    }
-
-
-def statistics(completion: Completion) -> dict[str, Any]:
-    """Return the fields of an answer that Anthropic has not: what it took, as in OpenAI's."""
-    return {
-        "metrics": metrics_of([completion]),
-        "timings": timings_of(completion.stats),
-        "output_hash": hash_of([completion]),
     }

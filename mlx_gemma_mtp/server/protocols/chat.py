@@ -24,7 +24,6 @@ from mlx_gemma_mtp.server.protocols.choices import (
     ChoicesBody,
     Frame,
     choice_stream,
-    chunks_of,
     finish_of,
 )
 from mlx_gemma_mtp.server.protocols.openai import (
@@ -161,7 +160,7 @@ def _choice(service: Service, run: Run, number: int, completion: Completion) -> 
     return {
         "index": number,
         "message": message,
-        "logprobs": _logprobs(service, run.asked, chunks_of(run, number, "answer")),
+        "logprobs": _logprobs(service, run.asked, run.chunks(number, "answer")),
         "finish_reason": finish_of(completion.finish_reason, has_calls=bool(calls)),
     }
 

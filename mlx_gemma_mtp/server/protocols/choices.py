@@ -21,7 +21,6 @@ from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
 from mlx_gemma_mtp.server.usage import Pace
-from mlx_gemma_mtp.text.channels import Kind
 
 MOST_COMPLETIONS = 128  # of one prompt, as OpenAI allows
 
@@ -138,13 +137,6 @@ def finish_of(reason: FinishReason, *, has_calls: bool) -> str:
     if has_calls and reason != "length":
         return "tool_calls"
     return "stop" if reason == "cancelled" else reason
-
-
-def chunks_of(run: Run, number: int, *kinds: Kind) -> list[Chunk]:
-    """Return the chunks of the completion of this number, of some kinds or all."""
-    return [
-        chunk for one, chunk in run.seen if one == number and (not kinds or chunk.kind in kinds)
-    ]
 
 
 def _failed(failure: Failure) -> str:

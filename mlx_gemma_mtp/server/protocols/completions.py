@@ -27,7 +27,6 @@ from mlx_gemma_mtp.server.protocols.choices import (
     ChoicesBody,
     Frame,
     choice_stream,
-    chunks_of,
     finish_of,
 )
 from mlx_gemma_mtp.server.protocols.openai import (
@@ -83,7 +82,7 @@ class CompletionBody(ChoicesBody):
             (
                 "echo",
                 not self.echo or self.logprobs is None,
-                "cannot be had with logprobs: those of a prompt are not computed",
+                "is not supported with logprobs: those of a prompt are not computed",
             ),
         )
         for field, good, wrong in checks:
@@ -129,7 +128,7 @@ async def completions(request: Request) -> Response:
 
 def _joined(texts: _Texts, run: Run, number: int) -> Choice:
     """Return the pieces of a completion as one."""
-    pieces = [one for chunk in chunks_of(run, number) for one in texts.choices(number, chunk)]
+    pieces = [one for chunk in run.chunks(number) for one in texts.choices(number, chunk)]
     joined = {**pieces[-1], "text": "".join(one["text"] for one in pieces)}
     if joined["logprobs"] is not None:
         joined["logprobs"] = {

@@ -41,7 +41,7 @@ async def props(request: Request) -> Response:
     return JSONResponse(
         {
             "default_generation_settings": {
-                "n_ctx": service.context,
+                "n_ctx": engine.context,
                 "speculative": engine.has_drafter,
             },
             "total_slots": engine.max_batch,
@@ -62,7 +62,7 @@ async def slots(request: Request) -> Response:
     """Answer /slots: which rows of the batch are at work. No prompts are shown."""
     service: Service = request.app.state.service
     engine, status = service.engine, service.engine.status
-    same = {"n_ctx": service.context, "speculative": engine.has_drafter}
+    same = {"n_ctx": engine.context, "speculative": engine.has_drafter}
     at_work = status.reading + status.decoding
     return JSONResponse(
         [

@@ -20,7 +20,6 @@ from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.content import as_turns, checked, content_of
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.choices import chunks_of
 from mlx_gemma_mtp.server.protocols.completions import encoded
 from mlx_gemma_mtp.server.protocols.ollama_models import name_of, shown
 from mlx_gemma_mtp.server.protocols.openai import (
@@ -44,6 +43,14 @@ PENALTIES = ("presence_penalty", "frequency_penalty")
 SAME = ("temperature", "top_k", "top_p", "min_p", "seed", "stop", *PENALTIES)
 NAMES = {name: f"options.{RENAMED.get(name, name)}" for name in (*RENAMED, *SAME)}
 NAMES |= {"json_schema": "format", "logprobs": "top_logprobs"}
+
+# What a model is shown of a message besides its role and content, and the engine's names of it.
+KEPT = {
+    "tool_calls": "tool_calls",
+    "tool_call_id": "tool_call_id",
+    "tool_name": "name",
+    "thinking": "reasoning",
+}
 
 
 class Options(Body):
@@ -131,9 +138,7 @@ def _message(given: Mapping[str, Any], at: str) -> Message:
     if given.get("images"):
         field = f"{at}.images"
         raise Failure(f"{field}: images are not supported, only text", field=field)
-    names = {"tool_calls": "tool_calls", "tool_call_id": "tool_call_id"}
-    names |= {"tool_name": "name", "thinking": "reasoning"}
-    found = {new: given[old] for old, new in names.items() if given.get(old)}
+    found = {new: given[old] for old, new in KEPT.items() if given.get(old)}
     return {"role": given.get("role"), "content": content_of(given, at), **found}
 
 
@@ -205,7 +210,7 @@ async def _answer(request: Request, service: Service, asked: Asked, frame: _Fram
     if not asked.stream:
         run, [completion] = await whole(service, request, asked)
         calls = [one for one in completion.tool_calls if one.name]
-        found = _logprobs(service, asked, chunks_of(run, 0, "answer"))
+        found = _logprobs(service, asked, run.chunks(0, "answer"))
         said = frame(completion.text, completion.thought, calls, **found, **_end(completion))
         return JSONResponse(said)
     run = await begin(service, request, asked)

@@ -61,7 +61,7 @@ async def tags(request: Request) -> Response:
 async def running(request: Request) -> Response:
     """Answer /api/ps: the models in memory."""
     service: Service = request.app.state.service
-    about = {"expires_at": NEVER, "context_length": service.context}
+    about = {"expires_at": NEVER, "context_length": service.engine.context}
     about["size_vram"] = service.engine.status.memory_bytes
     found = _models(service) if service.engine.loaded else []
     return JSONResponse({"models": [one | about for one in found]})
@@ -86,7 +86,7 @@ async def show(request: Request) -> Response:
                 "general.basename": service.model,
                 f"{FAMILY}.attention.head_count": config.num_attention_heads,
                 f"{FAMILY}.block_count": len(config.layers),
-                f"{FAMILY}.context_length": service.context,
+                f"{FAMILY}.context_length": service.engine.context,
                 f"{FAMILY}.embedding_length": config.hidden_size,
                 f"{FAMILY}.vocab_size": config.vocab_size,
             },

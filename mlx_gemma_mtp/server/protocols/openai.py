@@ -18,7 +18,7 @@ from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.body import Body, refused
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.usage import hash_of, metrics_of, timings_of, usage_of
+from mlx_gemma_mtp.server.usage import statistics_of, usage_of
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.tools import declared
 
@@ -165,14 +165,7 @@ def new_id(kind: str) -> str:
 
 def statistics(completions: Sequence[Completion], n: int) -> dict[str, Any]:
     """Return the fields of an answer that say what it took. n: completions of each prompt."""
-    found = {
-        "usage": usage_of(completions, n),
-        "metrics": metrics_of(completions),
-        "output_hash": hash_of(completions),
-    }
-    if len(completions) == 1:
-        found["timings"] = timings_of(completions[0].stats)
-    return found
+    return {"usage": usage_of(completions, n), **statistics_of(completions)}
 
 
 def reported(service: Service, asked: Asked, chunk: Chunk) -> Sequence[TokenLogprobs]:
