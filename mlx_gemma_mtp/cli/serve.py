@@ -33,7 +33,7 @@ def serve(
     pair: options.Loading,
     model_name: options.ModelName = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Any but this machine's own needs a key.")
+        str, typer.Option(help="Address to listen on. Any but loopback needs a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8080,
     api_key: Annotated[
@@ -53,7 +53,7 @@ def serve(
     context_tokens: Annotated[
         int | None,
         typer.Option(
-            "--context", min=1, help="Most tokens of a prompt and its answer [the model's limit]."
+            "--context", min=1, help="Maximum tokens of prompt and answer [the model's limit]."
         ),
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=8, help="Requests to run at once.")] = 8,
@@ -64,7 +64,7 @@ def serve(
         float | None,
         typer.Option(
             min=0,
-            help="GB for prompts that are not read twice; 0: off [1/8 of memory, up to 8].",
+            help="GB for cached prompts; 0: off [1/8 of memory, up to 8].",
         ),
     ] = None,
     idle_unload: Annotated[
@@ -79,7 +79,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="<str>",
-            help="Web page that may use it, as https://example.org, or * for all; repeatable.",
+            help="Web page that may use it, such as https://example.org, or *; repeatable.",
         ),
     ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MB.")] = 32,
@@ -180,7 +180,7 @@ def _run(
     def start() -> None:
         print(json.dumps(found) if log_json else announce.block(found, settings), flush=True)
 
-    def tell(text: str, interrupted: bool = False) -> None:
+    def report(text: str, interrupted: bool = False) -> None:
         if not log_json:  # whose reader takes JSON only
             say(options.interruption(text) if interrupted else f"mgm: {text}")
 
@@ -190,7 +190,7 @@ def _run(
         answers = "1 answer" if under_way == 1 else f"{under_way} answers"
         what = "ending" if interrupted else "finishing"
         ends = f"{what} {answers}; Ctrl-C stops at once" if under_way else "stopping"
-        tell(ends, interrupted)
+        report(ends, interrupted)
 
     server = Server(
         app_of(service, [] if quiet else [Log(service.model, as_json=log_json)]),
@@ -200,7 +200,7 @@ def _run(
         at_once=options.INTERRUPTED,
     )
     server.run(sockets)
-    tell("stopped")
+    report("stopped")
     return server.was_interrupted
 
 

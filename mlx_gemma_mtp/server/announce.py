@@ -25,7 +25,7 @@ def url_of(host: str, port: int) -> str:
 
 
 def facts(service: Service, url: str, max_queue: int) -> dict[str, Any]:
-    """Return what there is to say, by name.
+    """Return what is announced, by name.
 
     context: tokens of a prompt and its answer that fit in memory now.
     """

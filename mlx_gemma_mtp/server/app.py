@@ -31,10 +31,10 @@ from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import error_response
 
 
-def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) -> Starlette:
+def app_of(service: Service, observers: Sequence[Callable[[Exchange], object]] = ()) -> Starlette:
     """Return the app that serves this engine. Its errors have the shape of the path's protocol.
 
-    tell: called with every request that has ended, for a log.
+    observers: called with every request that has ended, as a log is.
     """
     metrics = Metrics(service.engine, service.model)
     app = Starlette(
@@ -50,7 +50,7 @@ def app_of(service: Service, tell: Sequence[Callable[[Exchange], object]] = ()) 
             *metrics.routes,
             *page.routes,
         ],
-        middleware=[Middleware(Exchanges, [metrics, *tell]), *guards(service.settings)],
+        middleware=[Middleware(Exchanges, [metrics, *observers]), *guards(service.settings)],
         exception_handlers={
             ClientDisconnect: _left,
             HTTPException: _refused,

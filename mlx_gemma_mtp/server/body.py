@@ -45,9 +45,9 @@ IS = {"missing": "missing", "too_short": "empty", "json_invalid": "not JSON: {er
 
 
 def refused(why: str) -> AfterValidator:
-    """Return what makes a field refuse all values, but empty ones, for this reason.
+    """Return a validator that refuses all values but empty ones, for this reason.
 
-    For what a client would otherwise believe to be followed.
+    For fields that a client would otherwise expect to be followed.
     """
 
     def check(value: Any) -> Any:

@@ -42,13 +42,13 @@ class Exchange:
 
 
 class Exchanges:
-    """Calls each of `tell` with every request that has ended, on the event loop.
+    """Calls all observers with every request that has ended, on the event loop.
 
-    What runs the model puts its `Run` into the state of the request, and what fails the `Failure`.
+    Handlers put the `Run` of the model into the state of a request, and the `Failure` that ends it.
     """
 
-    def __init__(self, app: ASGIApp, tell: Sequence[Callable[[Exchange], object]]) -> None:
-        self._app, self._tell = app, tell
+    def __init__(self, app: ASGIApp, observers: Sequence[Callable[[Exchange], object]]) -> None:
+        self._app, self._observers = app, observers
         self._ending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,5 +87,5 @@ class Exchanges:
                 exchange.status = LEFT
             elif run.failure is not None:
                 exchange.status, exchange.failure = run.failure.status, run.failure
-        for tell in self._tell:
-            tell(exchange)
+        for observer in self._observers:
+            observer(exchange)

@@ -23,7 +23,7 @@ from mlx_gemma_mtp.server.shapes import error_response
 
 BODY_SECONDS = 30.0  # the longest silence in the middle of a body
 
-# What needs no key: health checks have none, and the page asks for it.
+# Paths that need no key: health checks have none, and the page asks for it.
 PUBLIC = ("/", "/health")
 PUBLIC_FOLDER = "/page/"
 
@@ -169,7 +169,7 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal size, complete
-            if complete:  # what comes now is that the client has left
+            if complete:  # the next message is that the client has left
                 return await receive()
             if declared.isdecimal() and int(declared) > self._limit:
                 raise self._too_large()

@@ -97,7 +97,7 @@ class _EngineFigures(Collector):
         self._engine, self._model = engine, model
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all of it."""
+        """Yield the figures."""
         status = self._engine.status
         requests = GaugeMetricFamily(
             "mgm_engine_requests", "Requests in the engine by what they do.", labels=["state"]

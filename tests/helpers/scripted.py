@@ -49,11 +49,11 @@ def scripted(
     chunks: Sequence[Chunk],
     error: MgmError | None = None,
     text: Text | None = None,
-    tell: Sequence[Callable[[Exchange], object]] = (),
+    observers: Sequence[Callable[[Exchange], object]] = (),
 ) -> TestClient:
-    """Return a client of a server whose engine plays this script. tell: as of `app_of`."""
+    """Return a client of a server whose engine plays this script. observers: as of `app_of`."""
     engine: Any = ScriptedEngine(chunks, error, text)
-    return TestClient(app_of(Service(engine, Settings(("demo",))), tell), "http://localhost")
+    return TestClient(app_of(Service(engine, Settings(("demo",))), observers), "http://localhost")
 
 
 def call_chunks(index: int, name: str, *arguments: str) -> list[Chunk]:

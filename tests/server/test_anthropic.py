@@ -158,7 +158,7 @@ def test_an_answer_that_is_cut_says_whose_limit_was_met(claude: Any) -> None:
     assert claude.messages.create(**asked(SUM, max_tokens=3)).stop_reason == "max_tokens"
     full = Completion("17", [5] * 3, "length", Stats(generated_tokens=3), 0)
     for most in (None, 4):
-        found = reason_of(full, has_calls=True, stops=(), most=most)
+        found = reason_of(full, has_calls=True, stops=(), max_tokens=most)
         assert found["stop_reason"] == "model_context_window_exceeded"
 
 

@@ -299,7 +299,7 @@ def test_an_answer_survives_whoever_counts_it() -> None:
     def fails(_: object) -> None:
         raise RuntimeError
 
-    client = scripted([last_chunk("Hi")], tell=[fails])
+    client = scripted([last_chunk("Hi")], observers=[fails])
     assert choice(client, SUM)["message"]["content"] == "Hi"
     assert events(client, SUM)[-1]["choices"][0]["finish_reason"] == "stop"
 

@@ -72,7 +72,7 @@ class Format(Body):
 
 
 class OutputConfig(Body):
-    """Of the answer."""
+    """How long to think, and the form of the answer."""
 
     effort: Effort | None = None
     format: Format | None = None
@@ -191,8 +191,12 @@ def _message(service: Service, content: list[Any], usage: dict[str, Any]) -> dic
 
 def _reason(run: Run, completion: Completion, blocks: Blocks) -> dict[str, str | None]:
     params = run.asked.params
-    stops, most = params.stop_strings, params.max_tokens
-    return reason_of(completion, has_calls=blocks.num_calls > 0, stops=stops, most=most)
+    return reason_of(
+        completion,
+        has_calls=blocks.num_calls > 0,
+        stops=params.stop_strings,
+        max_tokens=params.max_tokens,
+    )
 
 
 async def _events(service: Service, run: Run) -> AsyncIterator[str]:

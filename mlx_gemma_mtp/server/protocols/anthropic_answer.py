@@ -102,12 +102,12 @@ def content_of(events: Iterable[Event], calls: Sequence[ToolCall]) -> list[Block
 
 
 def reason_of(
-    completion: Completion, *, has_calls: bool, stops: Collection[str], most: int | None
+    completion: Completion, *, has_calls: bool, stops: Collection[str], max_tokens: int | None
 ) -> dict[str, str | None]:
-    """Return why an answer ended. most: the tokens that its request allowed."""
+    """Return why an answer ended. stops, max_tokens: of its request."""
     reason, stop = "end_turn", None
     if completion.finish_reason == "length":
-        full = most is None or completion.stats.generated_tokens < most
+        full = max_tokens is None or completion.stats.generated_tokens < max_tokens
         reason = "model_context_window_exceeded" if full else "max_tokens"
     elif has_calls:
         reason = "tool_use"

@@ -51,7 +51,7 @@ OldTools = Annotated[Any, refused("is an old form: give tools and tool_choice")]
 
 
 class TemplateOptions(Body):
-    """Of the chat template, as vLLM and llama.cpp take them."""
+    """Options of the chat template, as vLLM and llama.cpp take them."""
 
     enable_thinking: bool | None = None
 
@@ -101,7 +101,7 @@ class ChatBody(ChoicesBody):
             schemas,
             self.n or 1,
             one_call=self.parallel_tool_calls is False,
-            priority=self.served_at(priority_of(messages, schemas)),
+            priority=self.engine_priority(priority_of(messages, schemas)),
             stream=bool(self.stream),
             names=fields,
         )

@@ -30,7 +30,7 @@ Choice = Mapping[str, Any]
 
 
 class StreamOptions(Body):
-    """Of a stream."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
 

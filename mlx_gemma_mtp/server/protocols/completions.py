@@ -62,7 +62,7 @@ class CompletionBody(ChoicesBody):
             self.params(FIELDS, most, logprobs=self.logprobs),
             self.model,
             n=self.n or 1,
-            priority=self.served_at(),
+            priority=self.engine_priority(),
             stream=bool(self.stream),
             names=FIELDS,
         )

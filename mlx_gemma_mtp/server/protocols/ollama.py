@@ -112,7 +112,7 @@ class GenerateBody(Common):
     raw: bool | None = None
     images: list[Any] | None = None
 
-    def of(self, service: Service) -> Prompt:
+    def to_prompt(self, service: Service) -> Prompt:
         """Return its prompt. Raises a Failure for what is not supported."""
         wrong = {
             "suffix": self.suffix and "suffix is not supported: the model only writes what follows",
@@ -168,7 +168,7 @@ async def generate(request: Request) -> Response:
     """Answer /api/generate."""
     service: Service = request.app.state.service
     body = await read(request, GenerateBody)
-    prompt = await asyncio.to_thread(body.of, service) if body.prompt else []
+    prompt = await asyncio.to_thread(body.to_prompt, service) if body.prompt else []
     asked = Asked(
         "ollama",
         [prompt],

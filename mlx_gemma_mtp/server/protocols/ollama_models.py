@@ -99,7 +99,7 @@ async def show(request: Request) -> Response:
 
 
 async def refused(request: Request) -> Response:
-    """Answer what is not supported."""
+    """Refuse what would change the models of this machine."""
     raise Failure(
         f"{request.url.path:.80} is not supported: the server has the model that it was started "
         "with, and mgm pull downloads others",

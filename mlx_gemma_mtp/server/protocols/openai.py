@@ -95,8 +95,8 @@ class OpenAIBody(Body):
             given |= dict.fromkeys(FORMS)
         return params_of(names, **given)
 
-    def served_at(self, background: int = 0) -> int:
-        """Return the priority for the engine. background: if the client asks for none."""
+    def engine_priority(self, background: int = 0) -> int:
+        """Return the priority as of `Engine.submit`. background: if the client asks for none."""
         return background if self.priority is None else -self.priority
 
     def _bias(self) -> dict[int, float] | None:

@@ -63,13 +63,13 @@ class Format(Body):
 
 
 class TextOptions(Body):
-    """Of the answer."""
+    """Options of the answer."""
 
     format: Format | None = None
 
 
 class Reasoning(Body):
-    """Of the thought."""
+    """Options of the thought."""
 
     effort: Effort | None = None
     summary: str | None = None
@@ -117,7 +117,7 @@ class ResponsesBody(OpenAIBody):
             self.model,
             tools.schemas,
             one_call=self.parallel_tool_calls is False,
-            priority=self.served_at(priority_of(messages, tools.schemas)),
+            priority=self.engine_priority(priority_of(messages, tools.schemas)),
             stream=bool(self.stream),
             names=FIELDS,
         )
