@@ -191,7 +191,7 @@ class Text:
         return self.chat([{"role": "user", "content": prompt}], tools, enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
-        """Return a new stream of text that ends at any of the stop strings."""
+        """Return a new stream of text that ends at any of the stop strings. <bos> has no text."""
         return TextStream(Detokenizer(self._bytes_of, self.bos), stop, self.markers)
 
     def _bos(self, folder: Path) -> int | None:
