@@ -46,7 +46,7 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
     """Return these facts for people, and how to ask with curl, OpenAI's SDK and Claude Code."""
     url, model, key = found["url"], found["models"][0], found["needs_key"]
     drafter = f"drafter {found['drafter']}" if found["drafter"] else "no drafter"
-    reached = "this machine only" if settings.local else "and other machines"
+    reached = "this machine only" if settings.local else "other machines, too"
     body = json.dumps({"messages": [{"role": "user", "content": QUESTION}]})
     bearer = f' -H "Authorization: Bearer ${KEY}"' if key else ""
     python_key = f'os.environ["{KEY}"]' if key else '"none"'

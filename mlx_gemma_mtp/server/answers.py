@@ -101,7 +101,7 @@ class EventStream(StreamingResponse):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def begin(service: Service, request: Request, asked: Asked) -> Run:
+async def start_stream(service: Service, request: Request, asked: Asked) -> Run:
     """Start a request, and wait a little for its first output, so that a refusal has a status.
 
     With that wait, the first heartbeat comes after ten seconds. Raises Failure, and
@@ -117,7 +117,7 @@ async def begin(service: Service, request: Request, asked: Asked) -> Run:
 
 
 async def whole(service: Service, request: Request, asked: Asked) -> tuple[Run, list[Completion]]:
-    """Start a request, and wait for all of it. Raises as `begin`."""
+    """Start a request, and wait for all of it. Raises as `start_stream`."""
     run = request.state.run = service.start(asked)
     try:
         return run, await _unless_left(request, run, run.completions())

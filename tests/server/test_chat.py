@@ -133,7 +133,7 @@ def test_a_stream_of_several_completions_has_all_of_each(client: TestClient) -> 
 
 @pytest.mark.parametrize("parallel", [True, False])
 def test_arguments_of_a_call_are_the_same_in_a_stream(client: TestClient, parallel: bool) -> None:
-    body = CLOCK | {"parallel_tool_calls": parallel}
+    body = CLOCK | {"parallel_tool_calls": parallel, "draft": False}
     whole = choice(client, body)
     assert whole["finish_reason"] == "tool_calls"
     assert whole["message"]["content"] is None

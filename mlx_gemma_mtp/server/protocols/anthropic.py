@@ -14,7 +14,7 @@ from starlette.routing import Route
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.server.answers import EventStream, begin, event, whole
+from mlx_gemma_mtp.server.answers import EventStream, event, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
@@ -165,7 +165,7 @@ async def messages(request: Request) -> Response:
     body = await read(request, MessagesBody)
     asked = body.asked(service)
     if asked.stream:
-        run = await begin(service, request, asked)
+        run = await start_stream(service, request, asked)
         ping = event({"type": "ping"}, "ping")
         return EventStream(service, run, _events(service, run), _failed, heartbeat=lambda: ping)
     run, [completion] = await whole(service, request, asked)

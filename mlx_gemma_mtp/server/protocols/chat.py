@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.answers import begin, compact, whole
+from mlx_gemma_mtp.server.answers import compact, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
@@ -47,7 +47,7 @@ KEPT = ("role", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_co
 
 FIELDS = NAMES | {"prompt": "messages"}
 
-OldTools = Annotated[Any, refused("is an old form: give tools and tool_choice")]
+OldTools = Annotated[Any, refused("not supported any more; give tools and tool_choice")]
 
 
 class TemplateOptions(Body):
@@ -143,7 +143,7 @@ async def chat(request: Request) -> Response:
         frame = Frame(service, "chatcmpl", "chat.completion")
         choices = [_choice(service, run, number, one) for number, one in enumerate(completions)]
         return JSONResponse(frame(choices, **statistics(completions, asked.n)))
-    run = await begin(service, request, asked)
+    run = await start_stream(service, request, asked)
     frame = Frame(service, "chatcmpl", "chat.completion.chunk")
     choices_of = _Deltas(service, asked).choices
     return choice_stream(service, run, frame, choices_of, **body.wanted)

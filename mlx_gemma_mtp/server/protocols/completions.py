@@ -18,7 +18,7 @@ from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.prompts import LONG
 from mlx_gemma_mtp.engine.results import Chunk, TokenLogprobs
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.server.answers import begin, whole
+from mlx_gemma_mtp.server.answers import start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.body import read, refused
 from mlx_gemma_mtp.server.failures import Failure
@@ -119,7 +119,7 @@ async def completions(request: Request) -> Response:
     texts = _Texts(service, asked, prompts if body.echo else [""] * len(prompts))
     frame = Frame(service, "cmpl", "text_completion")
     if asked.stream:
-        run = await begin(service, request, asked)
+        run = await start_stream(service, request, asked)
         return choice_stream(service, run, frame, texts.choices, **body.wanted)
     run, found = await whole(service, request, asked)
     choices = [_joined(texts, run, number) for number in range(len(found))]

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS, SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.server.answers import EventStream, begin, compact, whole
+from mlx_gemma_mtp.server.answers import EventStream, compact, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
@@ -213,7 +213,7 @@ async def _answer(request: Request, service: Service, asked: Asked, frame: _Fram
         found = _logprobs(service, asked, run.chunks(0, "answer"))
         said = frame(completion.text, completion.thought, calls, **found, **_end(completion))
         return JSONResponse(said)
-    run = await begin(service, request, asked)
+    run = await start_stream(service, request, asked)
     return EventStream(
         service,
         run,

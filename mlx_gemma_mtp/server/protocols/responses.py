@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
-from mlx_gemma_mtp.server.answers import EventStream, begin, whole
+from mlx_gemma_mtp.server.answers import EventStream, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
@@ -181,7 +181,7 @@ async def responses(request: Request) -> Response:
             pass  # the events leave their traces in the response
         return JSONResponse(answer.response)
     try:
-        run = await begin(service, request, asked)
+        run = await start_stream(service, request, asked)
     except Failure as failure:
         if failure.code != TOO_LONG:
             raise
