@@ -14,13 +14,13 @@ from mlx_gemma_mtp.server.settings import Settings
 QUESTION = "What is 17 + 25?"
 KEY = "MGM_API_KEY"  # the variable with the key
 
-
-ALL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # hosts that mean all addresses, and this machine's
+# Hosts that mean all addresses, each with the one to use on this machine.
+ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def url_of(host: str, port: int) -> str:
     """Return the address to use on this machine for a server at this host."""
-    shown = ALL.get(host, host)
+    shown = ALL_ADDRESSES.get(host, host)
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
@@ -52,9 +52,8 @@ def block(found: Mapping[str, Any], settings: Settings) -> str:
     python_key = f'os.environ["{KEY}"]' if key else '"none"'
     token, quoted = f"${KEY}" if key else "none", shlex.quote(model)
     elsewhere = []
-    if settings.host in ALL:
-        port = url.rpartition(":")[2]
-        name = url_of(socket.gethostname(), port)
+    if settings.host in ALL_ADDRESSES:
+        name = url_of(socket.gethostname(), int(url.rpartition(":")[2]))
         elsewhere = [f"  network   {name}, or the IP address of this machine; with the API key"]
     lines = [
         f"Listening on {url} ({reached}; Ctrl-C stops it)",

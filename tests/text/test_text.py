@@ -71,6 +71,11 @@ def test_a_character_is_shown_whole_with_its_last_byte(text: Text, character: st
     assert stream(text, [*tokens, *tokens]) == [*once, *once, ""]
 
 
+def test_bos_has_no_text(text: Text) -> None:
+    assert text.bos is not None
+    assert "".join(stream(text, [text.bos, *text.encode("Hi"), text.bos])) == "Hi"
+
+
 def test_two_streams_do_not_mix(text: Text) -> None:
     one, other = text.stream(), text.stream()
     pieces: list[list[str]] = [[], []]
