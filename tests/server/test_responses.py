@@ -142,6 +142,15 @@ def test_a_thought_is_an_item_of_its_own(
     )
 
 
+def test_thoughts_one_after_another_are_one_thought_of_the_answer_that_follows() -> None:
+    thoughts = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": t}]} for t in "ab"
+    ]
+    question = {"role": "user", "content": "Hi"}
+    messages, _ = messages_of([question, *thoughts, {"role": "assistant", "content": "Hello"}])
+    assert messages[1:] == [{"role": "assistant", "content": "Hello", "reasoning": "a\nb"}]
+
+
 def test_a_tool_is_called_and_its_result_is_used(client: TestClient) -> None:
     events = streamed(client, CLOCK)
     assert kinds(events) == items(CALL)
