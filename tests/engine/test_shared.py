@@ -90,7 +90,7 @@ def test_outputs_of_a_shared_prompt_equal_separate_ones(
     pair, prompt = random_pair(rng), rng.integers(4, 200, length).tolist()
     each = [
         SamplingParams(
-            max_tokens=30, temperature=(0, 1, 0.7)[n % 3], seed=n, ignore_eos=True, top_k=64 * n
+            max_tokens=30, temperature=(0, 1, 5)[n % 3], seed=n, ignore_eos=True, top_k=64 * n
         )
         for n in range(6)
     ]
