@@ -139,7 +139,7 @@ def test_eight_requests_at_once_read_their_common_prefix_once(caching_url: str, 
 def test_arguments_of_a_call_are_not_silent_until_they_are_complete(client: TestClient) -> None:
     tool = function("write", text={"type": "string", "minLength": 40, "maxLength": 60})
     body = asked("Tell me a story.", tools=[tool], tool_choice="required", max_tokens=200)
-    events = streamed(client, body)
+    events = streamed(client, body | {"draft": False})  # with drafts, pieces have several tokens
     calls = [
         call["function"].get("arguments", "")
         for event in events
