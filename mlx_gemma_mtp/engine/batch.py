@@ -15,12 +15,13 @@ import mlx.core as mx
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
+from mlx_gemma_mtp.decode.constraint import Mask
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
 from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
-from mlx_gemma_mtp.engine.masks import Asked, Masks
+from mlx_gemma_mtp.engine.masks import Masks
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
@@ -136,7 +137,7 @@ class Batch:
         assert self._flight is None
         requests, rows = prefill.requests, self._rows
         settings = rows.settings_of(requests)
-        masks = self._masks.of([None if one.ended else (one, ()) for one in requests])
+        masks = [[] if request.ended else self._masks.of(request) for request in requests]
         if any(request.constrained for request in requests):
             settings = settings._replace(masks=self._masks.laid_out(masks, 1))
         counts, least = rows.counts_of(requests), self.exactness.least
@@ -289,14 +290,12 @@ class Batch:
 
     def _first_masks(self, plan: Plan) -> mx.array:
         """Return the masks uint32 [B, 1, W] of the drafter's first drafts."""
-        playing = zip(self._rows.each, plan.division.drafts, plan.copied, strict=True)
-        asked: list[Asked | None] = [
-            (row.request, ())
-            if row and row.request.constrained and count > 0 and not copied
-            else None
-            for row, count, copied in playing
-        ]
-        return self._masks.laid_out(self._masks.of(asked), 1)
+        each = [list[Mask]() for _ in self._rows.each]
+        for index, row in enumerate(self._rows.each):
+            drafts = plan.division.drafts[index] > 0 and not plan.copied[index]
+            if row and row.request.constrained and drafts:
+                each[index] = self._masks.of(row.request)
+        return self._masks.laid_out(each, 1)
 
     def _constrain(
         self, drafts: mx.array, most: list[int], stretches: Sequence[Stretch | None]
@@ -306,17 +305,16 @@ class Batch:
         Waits for the drafts. most: how many of its drafts each row verifies; becomes less where one
         is not allowed.
         """
-        texts, asked = cast(list[list[int]], drafts.tolist()), list[Asked | None]()
+        texts, each = cast(list[list[int]], drafts.tolist()), list[list[Mask]]()
         for index, (row, stretch) in enumerate(zip(self._rows.each, stretches, strict=True)):
             if stretch is not None:
                 copied = stretch.tokens[1:][: len(texts[index])]
                 texts[index][: len(copied)] = copied
-            limited = row is not None and row.request.constrained and most[index] >= 0
-            asked.append((row.request, texts[index][: most[index]]) if row and limited else None)
-        each = self._masks.of(asked)
-        for index, (one, masks) in enumerate(zip(asked, each, strict=True)):
-            if one is not None:
+            masks = list[Mask]()
+            if row is not None and row.request.constrained and most[index] >= 0:
+                masks = self._masks.of(row.request, texts[index][: most[index]])
                 most[index] = min(most[index], len(masks) - 1)
+            each.append(masks)
         num_positions = drafts.shape[1] + 1
         drafts = mx.array(texts, mx.int32).reshape(drafts.shape)
         return drafts, self._masks.laid_out(each, num_positions)
