@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from helpers.server import server  # noqa: F401 - a fixture
+from helpers.server import listening, server  # noqa: F401 - a fixture
 from mlx_gemma_mtp import Engine, load
 from mlx_gemma_mtp.server.app import app_of
 from mlx_gemma_mtp.server.service import Service
@@ -25,3 +25,10 @@ def client(engine: Engine) -> Iterator[TestClient]:
     app = app_of(Service(engine, Settings(("demo", "other"))))
     with TestClient(app, "http://localhost") as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def url(engine: Engine) -> Iterator[str]:
+    """The address of a server, for clients that need one."""
+    with listening(app_of(Service(engine, Settings(("demo",))))) as url:
+        yield url

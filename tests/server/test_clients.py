@@ -6,18 +6,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, SecretStr
 
 from helpers.command import SECONDS
-from helpers.server import listening
-from mlx_gemma_mtp import Engine
-from mlx_gemma_mtp.server.app import app_of
-from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.settings import Settings
 
 SUM, ANSWER = "What is 17 + 25?", "17 + 25 = 42"
 ANNA = "JSON for: Anna is 31 years old."
@@ -26,12 +20,6 @@ ANNA = "JSON for: Anna is 31 years old."
 class Person(BaseModel):
     name: str
     age: int
-
-
-@pytest.fixture(scope="module")
-def url(engine: Engine) -> Iterator[str]:
-    with listening(app_of(Service(engine, Settings(("demo",))))) as url:
-        yield url
 
 
 LITELLM = """

@@ -9,29 +9,17 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
-import pytest
 
 from helpers import fuzz
 from helpers.recorded import REQUESTS
-from helpers.server import listening
 from mlx_gemma_mtp import Engine
-from mlx_gemma_mtp.server.app import app_of
-from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.settings import Settings
 
 COUNT = int(os.environ.get("MGM_TEST_FUZZ", "150"))
 SECONDS = 2.0  # without a byte, after which it hangs up as well
 MOST = 6_000  # characters, after which the client hangs up: a limit may be gone
-
-
-@pytest.fixture(scope="module")
-def url(engine: Engine) -> Iterator[str]:
-    with listening(app_of(Service(engine, Settings(("demo",))))) as url:
-        yield url
 
 
 def short(body: dict[str, Any]) -> dict[str, Any]:

@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.command import SECONDS
-from helpers.server import listening
-from mlx_gemma_mtp import Engine
-from mlx_gemma_mtp.server.app import app_of
-from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -60,12 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm cannot install the clients here")
     (folder / "ask.mjs").write_text(SCRIPT)
     return folder
-
-
-@pytest.fixture(scope="module")
-def url(engine: Engine) -> Iterator[str]:
-    with listening(app_of(Service(engine, Settings(("demo",))))) as url:
-        yield url
 
 
 def test_javascript_clients_get_the_same_answer_by_every_way(folder: Path, url: str) -> None:

@@ -11,12 +11,8 @@ from pydantic import BaseModel
 
 from helpers.scripted import scripted
 from helpers.server import listening
-from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.server.app import app_of
-from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.settings import Settings
 
 openai = pytest.importorskip("openai")
 
@@ -42,14 +38,8 @@ class Person(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def url(engine: Engine) -> Iterator[str]:
-    with listening(app_of(Service(engine, Settings(("demo",))))) as url:
-        yield f"{url}/v1"
-
-
-@pytest.fixture(scope="module")
 def client(url: str) -> Iterator[Any]:
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -162,7 +152,7 @@ def test_answers_at_once_are_those_of_one_alone(client: Any, url: str) -> None:
     plain = {"draft": False}
 
     async def all_at_once() -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
             create = client.chat.completions.create
             return await asyncio.gather(*(create(seed=seed, **asked) for seed in range(4)))
 
