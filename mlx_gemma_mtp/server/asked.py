@@ -9,9 +9,12 @@ from typing import Any
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.many import SEEDS
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.server.failures import failure_of
+from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
+from mlx_gemma_mtp.text.tools import declared
+
+ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,11 @@ def params_of(names: Mapping[str, str], **given: Any) -> SamplingParams:
         return SamplingParams(**given)
     except UsageError as error:
         raise failure_of(error, names) from None
+
+
+def schemas_of(tools: Sequence[Any] | None) -> list[Schema]:
+    """Return the schemas of tools. Raises Failure."""
+    try:
+        return declared(tools)
+    except UsageError as error:
+        raise Failure(str(error), field="tools") from None

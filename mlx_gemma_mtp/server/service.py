@@ -37,6 +37,22 @@ class Service:
         """The chat template; empty if there is none."""
         return self.engine.text.chat_template if self.engine.text else ""
 
+    def raw_ids(self, prompt: str | list[int]) -> list[int]:
+        """Return a prompt without a template as token ids; a text follows <bos>.
+
+        Raises UsageError.
+        """
+        if not isinstance(prompt, str):
+            return prompt
+        text, ids = self.engine.text, self.engine.encode(prompt)
+        start = [] if text is None or text.bos is None else [text.bos]
+        return ids if ids[:1] == start else start + ids
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes of a token, which may be a part of a character."""
+        text = self.engine.text
+        return b"" if text is None else text.bytes_of(token)
+
     def check_model(self, name: str | None) -> None:
         """Raise a Failure unless this model is served. None and "" are the model itself."""
         if name and name not in self.settings.served:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.server.answers import EventStream, event, start_stream, whole
+from mlx_gemma_mtp.server.answers import EventStream, event, new_id, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
@@ -27,10 +27,10 @@ from mlx_gemma_mtp.server.protocols.anthropic_answer import (
     usage_of,
 )
 from mlx_gemma_mtp.server.protocols.anthropic_messages import Content, Turn, tools_of, turns_of
-from mlx_gemma_mtp.server.protocols.openai import Effort, new_id, thinking_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import anthropic_error
+from mlx_gemma_mtp.server.thinking import Effort, thinking_of
 from mlx_gemma_mtp.server.usage import statistics_of
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # Anthropic's, and the engine's

@@ -14,11 +14,12 @@ from starlette.routing import Route
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.server.answers import compact, start_stream, whole
-from mlx_gemma_mtp.server.asked import Asked
+from mlx_gemma_mtp.server.asked import Asked, schemas_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
 from mlx_gemma_mtp.server.content import as_turns, checked, content_of, text_of
 from mlx_gemma_mtp.server.failures import Failure
+from mlx_gemma_mtp.server.logprobs import logprob_entries, reported
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
     ChoicesBody,
@@ -26,18 +27,10 @@ from mlx_gemma_mtp.server.protocols.choices import (
     choice_stream,
     finish_of,
 )
-from mlx_gemma_mtp.server.protocols.openai import (
-    NAMES,
-    Effort,
-    choice_of,
-    logprob_entries,
-    reported,
-    schemas_of,
-    statistics,
-    thinking_of,
-)
+from mlx_gemma_mtp.server.protocols.openai import NAMES, choice_of, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.thinking import Effort, thinking_of
 from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, FinishReason
-from mlx_gemma_mtp.server.answers import EventStream, event
+from mlx_gemma_mtp.server.answers import EventStream, event, new_id
 from mlx_gemma_mtp.server.body import Body
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, form_of, new_id, statistics
+from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, form_of, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error

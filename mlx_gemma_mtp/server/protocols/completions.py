@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
-from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.engine.prompts import LONG
 from mlx_gemma_mtp.engine.results import Chunk, TokenLogprobs
 from mlx_gemma_mtp.errors import UsageError
@@ -22,6 +21,7 @@ from mlx_gemma_mtp.server.answers import start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.body import read, refused
 from mlx_gemma_mtp.server.failures import Failure
+from mlx_gemma_mtp.server.logprobs import reported
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
     ChoicesBody,
@@ -29,12 +29,7 @@ from mlx_gemma_mtp.server.protocols.choices import (
     choice_stream,
     finish_of,
 )
-from mlx_gemma_mtp.server.protocols.openai import (
-    NAMES,
-    bytes_of,
-    reported,
-    statistics,
-)
+from mlx_gemma_mtp.server.protocols.openai import NAMES, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 
@@ -91,28 +86,14 @@ class CompletionBody(ChoicesBody):
         return found
 
 
-def encoded(engine: Engine, prompts: Sequence[str | list[int]]) -> list[list[int]]:
-    """Return prompts as token ids; a text follows <bos>."""
-    text = engine.text
-    start = [] if text is None or text.bos is None else [text.bos]
-    found = []
-    for prompt in prompts:
-        ids = engine.encode(prompt) if isinstance(prompt, str) else prompt
-        has_start = not isinstance(prompt, str) or ids[:1] == start
-        found.append(ids if has_start else start + ids)
-    return found
-
-
 async def completions(request: Request) -> Response:
     """Answer /v1/completions."""
     service: Service = request.app.state.service
     body = await read(request, CompletionBody)
     prompts = body.prompts()
     try:
-        if sum(map(len, prompts)) > LONG:
-            ids = await asyncio.to_thread(encoded, service.engine, prompts)
-        else:
-            ids = encoded(service.engine, prompts)
+        each = map(service.raw_ids, prompts)  # lazy
+        ids = await asyncio.to_thread(list, each) if sum(map(len, prompts)) > LONG else [*each]
     except UsageError as error:
         raise Failure(str(error), field="prompt") from None
     asked = body.asked(ids)
@@ -177,7 +158,7 @@ class _Texts:
             offsets.append(self._lengths[number])
             if model and one.token == model.bos:  # has no text
                 continue
-            text = self._decoders[number].decode(bytes_of(self._service, one.token))
+            text = self._decoders[number].decode(self._service.bytes_of(one.token))
             self._lengths[number] += len(text)
         return {
             "tokens": [self._shown(one.token) for one in found],
@@ -191,7 +172,7 @@ class _Texts:
 
     def _shown(self, token: int) -> str:
         """Return the text of a token; its bytes if they are a part of a character."""
-        raw = bytes_of(self._service, token)
+        raw = self._service.bytes_of(token)
         try:
             return raw.decode()
         except UnicodeDecodeError:

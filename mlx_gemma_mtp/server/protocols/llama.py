@@ -9,12 +9,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp import __version__
-from mlx_gemma_mtp.engine.engine import Engine
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.completions import encoded
-from mlx_gemma_mtp.server.protocols.openai import bytes_of
 from mlx_gemma_mtp.server.service import Service
 
 
@@ -77,17 +74,14 @@ async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read(request, TokenizeBody)
     try:
-        tokens = await asyncio.to_thread(_tokens, service.engine, body)
+        encode = service.raw_ids if body.add_special else service.engine.encode
+        tokens = await asyncio.to_thread(encode, body.content)
     except UsageError as error:
         raise Failure(str(error), field="content") from None
     if not body.with_pieces:
         return JSONResponse({"tokens": tokens})
     pieces = [{"id": token, "piece": _piece(service, token)} for token in tokens]
     return JSONResponse({"tokens": pieces})
-
-
-def _tokens(engine: Engine, body: TokenizeBody) -> list[int]:
-    return encoded(engine, [body.content])[0] if body.add_special else engine.encode(body.content)
 
 
 async def detokenize(request: Request) -> Response:
@@ -106,7 +100,7 @@ async def detokenize(request: Request) -> Response:
 
 def _piece(service: Service, token: int) -> str | list[int]:
     """Return the text of a token; its bytes if they are a part of a character."""
-    raw = bytes_of(service, token)
+    raw = service.bytes_of(token)
     try:
         return raw.decode()
     except UnicodeDecodeError:

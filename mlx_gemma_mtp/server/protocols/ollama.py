@@ -15,23 +15,17 @@ from starlette.routing import Route
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS, SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.server.answers import EventStream, compact, start_stream, whole
-from mlx_gemma_mtp.server.asked import Asked, params_of
+from mlx_gemma_mtp.server.asked import ANY_OBJECT, Asked, params_of, schemas_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.content import as_turns, checked, content_of
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.completions import encoded
+from mlx_gemma_mtp.server.logprobs import logprob_entries, reported
 from mlx_gemma_mtp.server.protocols.ollama_models import name_of, shown
-from mlx_gemma_mtp.server.protocols.openai import (
-    ANY_OBJECT,
-    logprob_entries,
-    reported,
-    schemas_of,
-    thinking_of,
-)
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import ollama_error
+from mlx_gemma_mtp.server.thinking import thinking_of
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message, Prompt
 
@@ -124,7 +118,7 @@ class GenerateBody(Common):
             if message:
                 raise Failure(message, field=field)
         if self.raw:
-            return encoded(service.engine, [self.prompt or ""])[0]
+            return service.raw_ids(self.prompt or "")
         return as_turns(
             [
                 {"role": "system", "content": self.system or ""},

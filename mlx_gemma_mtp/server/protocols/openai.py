@@ -1,35 +1,24 @@
-"""What OpenAI's endpoints share: settings of a body, tool choices, parts of answers.
+"""What OpenAI's endpoints share: settings of a body, tool choices, statistics.
 
 Fields of vLLM's and llama.cpp's servers are taken as well. Knows none of the endpoints.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from mlx_gemma_mtp.decode.params import FORMS, SamplingParams
-from mlx_gemma_mtp.engine.results import Chunk, Completion, TokenLogprobs
-from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.server.asked import Asked, params_of
+from mlx_gemma_mtp.engine.results import Completion
+from mlx_gemma_mtp.server.asked import ANY_OBJECT, params_of
 from mlx_gemma_mtp.server.body import Body, refused
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.usage import statistics_of, usage_of
-from mlx_gemma_mtp.text.functions import Schema
-from mlx_gemma_mtp.text.tools import declared
 
 MOST_DIGITS = 9  # of a token id
 NO_LIMIT = -1  # a max_tokens, as llama.cpp's clients send it
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-# The most tokens of a thought. Others have as many as the server allows.
-EFFORTS = {"none": 0, "minimal": 0, "low": 1024, "medium": 4096}
-
-ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 # A form of an answer in words of llama.cpp, or of older versions of vLLM.
 OtherForm = Annotated[
@@ -117,14 +106,6 @@ NAMES = {name: name for name in (*OpenAIBody.model_fields, "max_tokens")} | {
 }
 
 
-def thinking_of(service: Service, effort: Effort | None, *, asked: bool, budget: int | None) -> Any:
-    """Return the settings of the thought. asked, budget: what the client says next to an effort."""
-    thinks = asked if effort is None else EFFORTS.get(effort) != 0
-    if thinks and budget is None:
-        budget = EFFORTS.get(effort or "") or service.settings.thinking_budget
-    return {"thinking": thinks, "thinking_budget": budget}
-
-
 def form_of(kind: str, schema: Mapping[str, Any] | None, field: str) -> Mapping[str, Any] | None:
     """Return the schema of an answer; None if it is free. field: where the schema must be."""
     if kind == "json_schema" and schema is None:
@@ -150,47 +131,6 @@ def choice_of(given: str | Mapping[str, Any] | None) -> str | None:
     raise Failure(f"{field} must be auto, none, required or a function", field=field)
 
 
-def schemas_of(tools: Sequence[Any] | None) -> list[Schema]:
-    """Return the schemas of tools. Raises Failure."""
-    try:
-        return declared(tools)
-    except UsageError as error:
-        raise Failure(str(error), field="tools") from None
-
-
-def new_id(kind: str) -> str:
-    """Return a random id of an answer or a part of it."""
-    return f"{kind}{secrets.token_hex(12)}"
-
-
 def statistics(completions: Sequence[Completion], n: int) -> dict[str, Any]:
     """Return the fields of an answer that say what it took. n: completions of each prompt."""
     return {"usage": usage_of(completions, n), **statistics_of(completions)}
-
-
-def reported(service: Service, asked: Asked, chunk: Chunk) -> Sequence[TokenLogprobs]:
-    """Return the log-probabilities of a chunk, without those of the token that ends the output."""
-    found = chunk.logprobs or ()
-    if chunk.finish_reason != "stop" or not found:
-        return found
-    is_end = found[-1].token in {*service.ends, *asked.params.stop_token_ids}
-    return found[:-1] if is_end else found
-
-
-def bytes_of(service: Service, token: int) -> bytes:
-    """Return the bytes of a token, which may be a part of a character."""
-    text = service.engine.text
-    return b"" if text is None else text.bytes_of(token)
-
-
-def logprob_entries(service: Service, found: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-    """Return log-probabilities in the shape of chats and responses."""
-
-    def entry(token: int, logprob: float) -> dict[str, Any]:
-        raw = bytes_of(service, token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": [*raw]}
-
-    return [
-        {**entry(one.token, one.logprob), "top_logprobs": [entry(*top) for top in one.top]}
-        for one in found
-    ]

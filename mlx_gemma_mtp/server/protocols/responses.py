@@ -13,21 +13,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
-from mlx_gemma_mtp.server.answers import EventStream, start_stream, whole
+from mlx_gemma_mtp.server.answers import EventStream, new_id, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
 from mlx_gemma_mtp.server.content import as_turns, checked
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import (
-    NAMES,
-    Effort,
-    OpenAIBody,
-    choice_of,
-    form_of,
-    new_id,
-    thinking_of,
-)
+from mlx_gemma_mtp.server.protocols.openai import NAMES, OpenAIBody, choice_of, form_of
 from mlx_gemma_mtp.server.protocols.responses_answer import Answer
 from mlx_gemma_mtp.server.protocols.responses_input import messages_of
 from mlx_gemma_mtp.server.protocols.responses_output import (
@@ -39,6 +31,7 @@ from mlx_gemma_mtp.server.protocols.responses_output import (
 from mlx_gemma_mtp.server.protocols.responses_tools import ResponseTools
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.server.thinking import Effort, thinking_of
 
 TOO_LONG = "context_length_exceeded"
 LOGPROBS = "message.output_text.logprobs"  # in `include`

@@ -9,7 +9,8 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.server.answers import event
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import logprob_entries, reported, statistics
+from mlx_gemma_mtp.server.logprobs import logprob_entries, reported
+from mlx_gemma_mtp.server.protocols.openai import statistics
 from mlx_gemma_mtp.server.protocols.responses_output import DONE, INCOMPLETE, Event, Output
 from mlx_gemma_mtp.server.service import Service
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mlx_gemma_mtp.server.asked import schemas_of
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import schemas_of
 
 INPUT = "input"  # the one parameter of a custom tool
 CALLABLE = ("function", "custom")
