@@ -16,17 +16,9 @@ from typing import Any, NamedTuple
 
 import httpx2
 
+from helpers.clock import ANTHROPIC_TOOL, CHAT_TOOL, RESPONSES_TOOL
 from mlx_gemma_mtp import SamplingParams
 
-GET_TIME = {
-    "name": "get_time",
-    "description": "Get the time in a city.",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "description": "The city's name."}},
-        "required": ["city"],
-    },
-}
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
@@ -151,7 +143,7 @@ def _chat_body(asked: Question) -> dict[str, Any]:
         form = {"name": "person", "schema": given.json_schema}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     if asked.has_tools:
-        body["tools"] = [{"type": "function", "function": GET_TIME}]
+        body["tools"] = [CHAT_TOOL]
     return body
 
 
@@ -192,7 +184,7 @@ def _responses_body(asked: Question) -> dict[str, Any]:
         form = {"type": "json_schema", "name": "person", "schema": given.json_schema}
         body["text"] = {"format": form}
     if asked.has_tools:
-        body["tools"] = [{"type": "function", **GET_TIME}]
+        body["tools"] = [RESPONSES_TOOL]
     return body
 
 
@@ -228,8 +220,7 @@ def _anthropic_body(asked: Question) -> dict[str, Any]:
     if given.json_schema:
         body["output_config"] = {"format": {"type": "json_schema", "schema": given.json_schema}}
     if asked.has_tools:
-        described = {name: GET_TIME[name] for name in ("name", "description")}
-        body["tools"] = [described | {"input_schema": GET_TIME["parameters"]}]
+        body["tools"] = [ANTHROPIC_TOOL]
     return body
 
 
@@ -264,7 +255,7 @@ def _ollama_body(asked: Question) -> dict[str, Any]:
     if given.json_schema:
         body["format"] = given.json_schema
     if asked.has_tools:
-        body["tools"] = [{"type": "function", "function": GET_TIME}]
+        body["tools"] = [CHAT_TOOL]
     return body
 
 

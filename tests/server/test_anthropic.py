@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
+from helpers.clock import ANTHROPIC_TOOL, QUESTION
 from helpers.fake_target import SECONDS, fake_pair, fake_player
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Completion, Stats
@@ -23,16 +24,7 @@ anthropic = pytest.importorskip("anthropic")
 
 GREEDY = {"temperature": 0}  # the client has no name for it
 SUM = {"role": "user", "content": "What is 17 + 25?"}
-TIME = {"role": "user", "content": "What time is it in Paris?"}
-TOOL = {
-    "name": "get_time",
-    "description": "Get the time in a city.",
-    "input_schema": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "description": "The city's name."}},
-        "required": ["city"],
-    },
-}
+TIME = {"role": "user", "content": QUESTION}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +86,7 @@ def test_a_stream_is_the_whole_answer_thought_included(claude: Any) -> None:
 
 
 def test_the_events_of_a_stream_come_in_anthropics_order(client: TestClient) -> None:
-    found = events(client, asked(TIME, tools=[TOOL]))
+    found = events(client, asked(TIME, tools=[ANTHROPIC_TOOL]))
     assert all(name == data["type"] for name, data in found)
     names = [name for name, _ in found if name != "content_block_delta"]
     assert names == [
@@ -125,7 +117,7 @@ def test_a_stream_pings_while_its_prompt_is_read(engine: Engine) -> None:
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_tool_is_called_and_its_result_is_used(claude: Any, failed: bool) -> None:
-    first = claude.messages.create(**asked(TIME, tools=[TOOL]))
+    first = claude.messages.create(**asked(TIME, tools=[ANTHROPIC_TOOL]))
     assert first.stop_reason == "tool_use"
     [use] = first.content
     assert (use.type, use.name, use.input) == ("tool_use", "get_time", {"city": "Paris"})
@@ -133,13 +125,15 @@ def test_a_tool_is_called_and_its_result_is_used(claude: Any, failed: bool) -> N
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "9:30", "is_error": failed}
     messages = [TIME, {"role": "assistant", "content": first.content}]
     messages.append({"role": "user", "content": [result]})
-    second = claude.messages.create(**asked(*messages, tools=[TOOL]))
+    second = claude.messages.create(**asked(*messages, tools=[ANTHROPIC_TOOL]))
     assert second.content[0].text == "It is 9:30 in Paris."
 
 
 def test_tool_choice_forces_forbids_and_names_a_tool(claude: Any) -> None:
     def kinds(choice: dict[str, Any], **others: Any) -> list[str]:
-        answer = claude.messages.create(**asked(tools=[TOOL], tool_choice=choice, **others))
+        answer = claude.messages.create(
+            **asked(tools=[ANTHROPIC_TOOL], tool_choice=choice, **others)
+        )
         return [block.type for block in answer.content]
 
     for choice in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool"}):
@@ -226,7 +220,7 @@ def test_tokens_are_counted_with_tools_instructions_and_thinking(claude: Any) ->
         found = claude.messages.count_tokens(model="demo", messages=[TIME], **others)
         return int(found.input_tokens)
 
-    everything = {"tools": [TOOL], "system": [{"type": "text", "text": "Be short."}]}
+    everything = {"tools": [ANTHROPIC_TOOL], "system": [{"type": "text", "text": "Be short."}]}
     thinking = {"thinking": {"type": "adaptive"}}
     assert len({count(), count(**everything), count(**everything, **thinking)}) == 3
     answer = claude.messages.create(**asked(TIME, max_tokens=1, **everything, **thinking))

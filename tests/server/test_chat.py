@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from helpers.clock import CHAT_TOOL, QUESTION
 from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk
@@ -23,22 +24,9 @@ SUM: dict[str, Any] = {
     "temperature": 0,
 }
 CLOCK: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "What time is it in Paris?"}],
+    "messages": [{"role": "user", "content": QUESTION}],
     "temperature": 0,
-    "tools": [
-        {
-            "type": "function",
-            "function": {
-                "name": "get_time",
-                "description": "Get the time in a city.",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"city": {"type": "string", "description": "The city."}},
-                    "required": ["city"],
-                },
-            },
-        }
-    ],
+    "tools": [CHAT_TOOL],
 }
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 

@@ -17,7 +17,8 @@ from statistics import median
 
 import pytest
 
-from helpers.load import GET_TIME, Outcome, Question, Said, compact, play, questions
+from helpers.clock import CHAT_TOOL
+from helpers.load import Outcome, Question, Said, compact, play, questions
 from helpers.server import listening
 from helpers.traffic import memory_at_rest
 from mlx_gemma_mtp import Engine, Generation, load
@@ -35,7 +36,7 @@ TURNS = 4  # between which the memory is measured
 
 
 def alone(engine: Engine, asked: Question) -> list[Completion]:
-    tools = [{"type": "function", "function": GET_TIME}] if asked.has_tools else None
+    tools = [CHAT_TOOL] if asked.has_tools else None
     return engine.generate([asked.text], asked.params, tools=tools, n=asked.n)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from helpers.clock import CHAT_TOOL, QUESTION, RESPONSES_TOOL
 from helpers.scripted import scripted
 from helpers.server import listening
 from mlx_gemma_mtp.engine.results import Chunk
@@ -17,19 +18,9 @@ from mlx_gemma_mtp.errors import MgmError
 openai = pytest.importorskip("openai")
 
 SUM: Any = [{"role": "user", "content": "What is 17 + 25?"}]
-CLOCK: Any = [{"role": "user", "content": "What time is it in Paris?"}]
+CLOCK: Any = [{"role": "user", "content": QUESTION}]
 PERSON = "JSON for: Anna is 31 years old."
 GREEDY: Any = {"model": "demo", "temperature": 0}
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "description": "The city."}},
-    "required": ["city"],
-}
-GET_TIME: Any = {
-    "name": "get_time",
-    "description": "Get the time in a city.",
-    "parameters": CITY,
-}
 
 
 class Person(BaseModel):
@@ -79,7 +70,7 @@ def test_a_pydantic_model_is_parsed(client: Any) -> None:
 
 
 def test_a_chat_calls_a_tool_and_uses_its_result(client: Any) -> None:
-    tools = [{"type": "function", "function": GET_TIME}]
+    tools = [CHAT_TOOL]
     with client.chat.completions.stream(messages=CLOCK, tools=tools, **GREEDY) as stream:
         message = stream.get_final_completion().choices[0].message
     [call] = message.tool_calls
@@ -103,7 +94,7 @@ def test_a_response_is_answered_whole_and_streamed(client: Any) -> None:
 
 
 def test_a_response_calls_a_tool_and_uses_its_result(client: Any) -> None:
-    asked = GREEDY | {"tools": [{"type": "function", **GET_TIME}]}
+    asked = GREEDY | {"tools": [RESPONSES_TOOL]}
     with client.responses.stream(input=CLOCK, **asked) as stream:
         first = stream.get_final_response()
     [call] = first.output

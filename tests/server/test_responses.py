@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from helpers.clock import QUESTION, RESPONSES_TOOL
 from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk, Stats
@@ -21,18 +22,7 @@ from mlx_gemma_mtp.text.tokenizer import Text
 
 PATH = "/v1/responses"
 SUM: dict[str, Any] = {"input": "What is 17 + 25?", "temperature": 0}
-TOOL = {
-    "type": "function",
-    "name": "get_time",
-    "description": "Get the time in a city.",
-    "strict": False,
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string", "description": "The city."}},
-        "required": ["city"],
-    },
-}
-CLOCK: dict[str, Any] = {"input": "What time is it in Paris?", "temperature": 0, "tools": [TOOL]}
+CLOCK: dict[str, Any] = {"input": QUESTION, "temperature": 0, "tools": [RESPONSES_TOOL]}
 
 # The events of a part, after those of its item.
 TEXT = ["content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
@@ -169,7 +159,12 @@ def test_a_tool_is_called_and_its_result_is_used(client: TestClient) -> None:
 
 
 def test_a_function_of_a_namespace_is_called_by_both_of_its_names(client: TestClient) -> None:
-    group = {"type": "namespace", "name": "mcp__clock", "description": "", "tools": [TOOL]}
+    group = {
+        "type": "namespace",
+        "name": "mcp__clock",
+        "description": "",
+        "tools": [RESPONSES_TOOL],
+    }
     body = CLOCK | {"tools": [group], "tool_choice": "required"}
     [call] = ask(client, body)["output"]
     assert (call["namespace"], call["name"]) == ("mcp__clock", "get_time")
@@ -407,4 +402,7 @@ def test_items_become_the_turns_that_they_came_from(client: TestClient) -> None:
     turn = messages[2]
     assert turn["reasoning"] == "I ask the clock."
     assert [one["id"] for one in turn["tool_calls"]] == ["a", "b"]
-    assert ask(client, body | {"max_output_tokens": 1, "tools": [TOOL]})["status"] == "incomplete"
+    assert (
+        ask(client, body | {"max_output_tokens": 1, "tools": [RESPONSES_TOOL]})["status"]
+        == "incomplete"
+    )
