@@ -1,27 +1,21 @@
 """The probe: what it measures in how much time, which passes it finds to agree, and its manners."""
 
-from __future__ import annotations
-
 import dataclasses
-import math
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from helpers.fake_target import CONFIG, PARAMS, SECONDS, Rounds, fake_engine, fake_pair, output
+from helpers.fake_target import PARAMS, SECONDS, Rounds, fake_engine, output
 from helpers.random_pair import EXPERTS, random_pair
-from mlx_gemma_mtp import load
+from helpers.slow_target import Clock, Layer, Pass, SlowTarget
 from mlx_gemma_mtp.decode.table import PassClass, PassTable
-from mlx_gemma_mtp.engine.agreement import BATCHES, CAPACITIES, WIDTHS, runs
-from mlx_gemma_mtp.engine.load import with_table
-from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
-from mlx_gemma_mtp.engine.passes import Passes, Shaped, digests
+from mlx_gemma_mtp.engine.agreement import CAPACITIES, WIDTHS
+from mlx_gemma_mtp.engine.passes import Passes, Shaped
 from mlx_gemma_mtp.engine.probe import (
     EXPERT_POINTS,
     LEAST_POINTS,
@@ -30,128 +24,10 @@ from mlx_gemma_mtp.engine.probe import (
     measure,
 )
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.files.remembered import load_table, save_table
 from mlx_gemma_mtp.memory import Limits
-from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import KINDS, LayerKind
-from mlx_gemma_mtp.model.experts import default_ways
-from mlx_gemma_mtp.model.packing import Packing
-from mlx_gemma_mtp.model.prompt import prompt_reach
 
 ALL = (1, 64, 1, 16)  # the class of a target all of whose passes agree
 CHUNKS = Limits().chunks
-
-
-class Clock:
-    """Time passes when somebody says so, and with each look if `look` is set."""
-
-    now = look = 0.0
-
-    def __call__(self) -> float:
-        self.now += self.look
-        return self.now
-
-
-@dataclasses.dataclass
-class Pass:
-    """What the bits of a pass may depend on."""
-
-    batch: int
-    positions: int
-    width: int
-    capacity: int
-
-
-class Layer:
-    """Experts that take their time. They have other bits with `all`, and from `odd_from` tokens."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        seconds: Callable[[str, int], float],
-        bits: int = 4,
-        odd_from: float = math.inf,
-    ) -> None:
-        self._clock, self._seconds, self._bits, self._odd_from = clock, seconds, bits, odd_from
-        self.experts = self
-
-    def parameters(self) -> dict[str, mx.array]:
-        return {"weight": mx.zeros((self._bits,))}
-
-    def router(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        return mx.zeros((len(x), 2), mx.uint32), mx.ones((len(x), 2))
-
-    def __call__(self, x: mx.array, chosen: mx.array, shares: mx.array, way: str) -> mx.array:
-        assert len(x) == len(chosen) == len(shares)
-        self._clock.now += self._seconds(way, len(x))
-        return x + (1.0 if way == "all" or len(x) >= self._odd_from else 0.0)
-
-
-class SlowTarget:
-    """A target whose passes take a time that is known, and may differ in the last bit.
-
-    seconds: of a pass of this many tokens. quirk: added to the states of a pass. kept_quirk: to
-    its keys. read_quirk, read_kept_quirk: the same of a pass over this many tokens of a prompt.
-    """
-
-    dtype = mx.float32
-
-    def __init__(
-        self,
-        seconds: Callable[[int], float] = lambda _: 0.001,
-        quirk: Callable[[Pass], float] = lambda _: 0,
-        kept_quirk: Callable[[Pass], float] = lambda _: 0,
-        read_quirk: Callable[[int], float] = lambda _: 0,
-        read_kept_quirk: Callable[[int], float] = lambda _: 0,
-        experts: Callable[[str, int], float] | None = None,
-    ) -> None:
-        self.clock = Clock()
-        sizes = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 1}
-        self.config = dataclasses.replace(CONFIG, **sizes) if experts else CONFIG
-        self.ways = self.before = default_ways(self.config)
-        self.layers = [Layer(self.clock, experts)] * 6 if experts else []
-        self.used: list[str] = []
-        self._seconds, self._quirk = seconds, quirk
-        self._kept_quirk = kept_quirk
-        self._read_quirk, self._read_kept_quirk = read_quirk, read_kept_quirk
-
-    def set_ways(self, ways: dict[int, str]) -> None:
-        self.ways = default_ways(self.config).measured(ways)
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        return hidden * mx.arange(1.0, 5.0)
-
-    def __call__(
-        self, tokens: mx.array, cache: KVCache, packing: Packing | None = None
-    ) -> mx.array:
-        batch, positions = tokens.shape
-        width = tokens.size if packing is None else packing.rows.size
-        shape = Pass(batch, positions, width, cache.capacity("full_attention"))
-        self.clock.now += self._seconds(width)
-        self.used.append(self.ways[width])
-        reaches = {kind: cache.reach(kind, positions) for kind in KINDS}
-        self._write(tokens + self._kept_quirk(shape), cache, reaches)
-        hidden = tokens[..., None] + mx.array(self._quirk(shape))
-        return hidden if packing is None else packing.pack(hidden)
-
-    def read(
-        self, tokens: mx.array, cache: KVCache, start: int, lengths: Sequence[int], least: int = 1
-    ) -> mx.array:
-        size = tokens.shape[1]
-        self.clock.now += self._seconds(size)
-        reaches = {kind: prompt_reach(cache, kind, size, start) for kind in KINDS}
-        self._write(tokens + self._read_kept_quirk(size), cache, reaches)
-        hidden = tokens[..., None] + mx.array(self._read_quirk(size))
-        return mx.take_along_axis(hidden, mx.array(lengths)[:, None, None] - 1, axis=1)
-
-    def _write(self, tokens: mx.array, cache: KVCache, reaches: dict[LayerKind, Any]) -> None:
-        for index, layer in enumerate(self.config.layers):
-            k = mx.repeat(tokens[:, None, :, None].astype(mx.float32), 2, axis=3)
-            cache.write(index, k, 2 * k, reaches[layer.kind])
 
 
 def measured(target: SlowTarget, **options: Any) -> PassTable | None:
@@ -380,115 +256,6 @@ def test_it_gives_up_if_others_take_all_the_time() -> None:
     target.clock.now += 100
     assert not mlx_worker().run(busy_step)
     assert probe.table is None
-
-
-@pytest.fixture
-def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Under which a table may be kept in a file of this test."""
-    monkeypatch.setenv("MGM_CACHE_DIR", str(tmp_path))
-    return "model 0"
-
-
-def slow_pair(key: str | None, **options: Any) -> OpenPair:
-    pair = fake_pair(SlowTarget(**options))  # type: ignore[arg-type]
-    return pair._replace(drafter=None, fingerprint=key)
-
-
-def test_a_pair_is_measured_once(key: str) -> None:
-    shares = list[float]()
-    pair = with_table(slow_pair(key), True, shares.append)
-    assert shares == sorted(shares)
-    assert pair.table is not None
-    assert load_table(key) == pair.table
-    again = with_table(slow_pair(key), True, pytest.fail)
-    assert again.table == pair.table
-    assert with_table(slow_pair(key), "auto").table == pair.table  # measured or not
-
-
-def test_exact_measures_again_if_no_passes_were_found_to_agree(key: str) -> None:
-    pair = with_table(slow_pair(key), True)
-    assert pair.table is not None
-    save_table(key, dataclasses.replace(pair.table, classes=()))
-    assert with_table(slow_pair(key), "auto", pytest.fail).table != pair.table
-    again = with_table(slow_pair(key), True).table
-    assert again is not None
-    assert again == load_table(key)
-    assert again.classes == pair.table.classes
-
-
-@pytest.mark.parametrize("exact", ["auto", False])
-def test_on_a_cpu_only_exact_needs_it(key: str, exact: Any) -> None:
-    assert with_table(slow_pair(key), exact, pytest.fail).table is None
-    assert load_table(key) is None
-
-
-def test_interrupted_it_keeps_nothing_and_starts_again_next_time(key: str) -> None:
-    pair, calls = slow_pair(key), list[float]()
-
-    def interrupt(share: float) -> None:
-        calls.append(share)
-        if len(calls) == 30:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        with_table(pair, True, interrupt)
-    assert load_table(key) is None
-    assert with_table(pair, True).table is not None
-
-
-def test_if_memory_is_short_there_is_no_table_but_a_note(key: str) -> None:
-    def fail(_: int) -> float:
-        raise RuntimeError("[malloc] Unable to allocate 1024 bytes.")
-
-    pair = with_table(slow_pair(key, seconds=fail), True)
-    assert pair.table is None
-    assert "could not be measured" in pair.notes[-1]
-    assert load_table(key) is None
-
-
-def test_a_pair_without_a_key_is_measured_but_not_kept(tmp_path: Path, key: str) -> None:
-    assert with_table(slow_pair(None), True).table is not None
-    assert not list(tmp_path.iterdir())
-
-
-def test_load_measures_unless_told_not_to(key: str) -> None:
-    own = open_pair("demo").fingerprint
-    assert own is not None
-    load("demo", probe=pytest.fail).close()  # on a CPU
-    with pytest.raises(UsageError, match="probe must be"):
-        load("demo", probe=10)  # type: ignore[arg-type]
-    load("demo", exact=True, probe=False).close()
-    assert load_table(own) is None
-    save_table(own, PassTable(passes={1: 0.1}, classes=(PassClass(1, 64, 1, 16),)))
-    load("demo", exact=True, probe=pytest.fail).close()  # one is kept
-
-
-def test_bits_that_differ_have_other_digests(rng: np.random.Generator) -> None:
-    for dtype in (mx.float32, mx.bfloat16):
-        drawn = rng.standard_normal((4, 33))
-        drawn[:, 1] = 1.3 * drawn[:, 0]  # never equal, as types of few bits may be
-        x = mx.array(drawn).astype(dtype)
-        assert digests(x).tolist() == digests(mx.array(x)).tolist()
-        swapped = x[:, mx.array([1, 0, *range(2, 33)])]
-        assert all((digests(x) != digests(swapped)).tolist())
-        bits = x.view(mx.uint32 if dtype == mx.float32 else mx.uint16)
-        flipped = mx.concatenate([bits[:, :7], bits[:, 7:8] ^ 1, bits[:, 8:]], axis=1).view(dtype)
-        assert all((digests(x) != digests(flipped)).tolist())
-
-
-def test_runs_are_the_largest_ranges_that_agree() -> None:
-    one, other = {(0, 0): (1,)}, {(0, 0): (2,)}
-    assert runs({}) == []
-    assert runs({4: one, 1: one, 2: one}) == [(1, 4)]
-    assert runs({1: one, 2: other, 3: other, 9: one}) == [(1, 1), (2, 3), (9, 9)]
-    assert runs({1: one, 2: None, 3: one}) == [(1, 1), (3, 3)]
-    # What only the wide ones have counts as well.
-    assert runs({1: one, 2: {**one, (0, 1): (1,)}, 3: {**one, (0, 1): (2,)}}) == [(1, 2), (3, 3)]
-
-
-def test_what_is_compared_has_both_ends() -> None:
-    assert {1, 8} <= {*BATCHES}
-    assert {*POINTS} <= {*WIDTHS}
 
 
 def test_two_probes_at_once_take_turns() -> None:
