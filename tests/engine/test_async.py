@@ -4,8 +4,8 @@ import asyncio
 import concurrent.futures
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from helpers.fake_target import ENDLESS, MAX_POSITIONS, PARAMS, SECONDS, fake_engine, output
+from helpers.held import held
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Engine, Generation, MgmError
 from mlx_gemma_mtp.engine.prompts import LONG
-from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError, UsageError
 
 Ids = list[int]
@@ -25,17 +25,6 @@ Ids = list[int]
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(main, SECONDS))
-
-
-@asynccontextmanager
-async def held() -> AsyncIterator[None]:
-    """The worker stands still while this is open: whoever waits for it never comes back."""
-    over = threading.Event()
-    mlx_worker().submit(lambda: over.wait(SECONDS))
-    try:
-        yield
-    finally:
-        over.set()
 
 
 # Awaiting and reading
@@ -254,7 +243,7 @@ def test_nothing_that_has_an_async_form_or_is_published_waits_for_the_worker(
             session = engine.session()
             await engine.submit(prompts[0], PARAMS, session=session)
             path = tmp_path / "talk"
-            async with held():  # a call that waits would not return
+            with held():  # a call that waits would not return
                 assert engine.longest_context() > 0
                 engine.plain_tokens_per_second()
                 assert engine.session() is not session

@@ -1,32 +1,20 @@
 """Engines shared by threads: the queue, waiting for results, callbacks, closing."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from helpers.fake_target import ENDLESS, SECONDS, Rounds, fake_engine, output
+from helpers.held import held
 from mlx_gemma_mtp import Engine, Generation, MgmError, load
 from mlx_gemma_mtp.engine.status import Status
-from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import QueueFullError, UsageError
 
 PARAMS = replace(ENDLESS, max_tokens=16)
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """The worker waits while this is open, so that all requests are there at once."""
-    over = threading.Event()
-    mlx_worker().submit(lambda: over.wait(SECONDS))
-    yield
-    over.set()
 
 
 def tokens(generation: Generation) -> list[int]:

@@ -1,6 +1,5 @@
 """Plain outputs of a pair, decoded without a drafter, and engines that must generate them again."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ import pytest
 
 from helpers.checkpoints import KINDS, VOCAB
 from helpers.forced import Forced, Row, is_decisive
+from helpers.held import held
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Draft, draft, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
@@ -149,13 +149,13 @@ def again(
     engine: Engine, rows: Sequence[Row], num_tokens: int, num_draft_tokens: Sequence[int]
 ) -> list[Completion]:
     """The rows' prompts decoded side by side."""
-    all_here = threading.Event()
-    mlx_worker().submit(all_here.wait)  # otherwise the first could start before the last is there
-    running = [
-        engine.submit(row.prompt, replace(row.params, max_tokens=num_tokens, num_draft_tokens=k))
-        for row, k in zip(rows, num_draft_tokens, strict=True)
-    ]
-    all_here.set()
+    with held():
+        running = [
+            engine.submit(
+                row.prompt, replace(row.params, max_tokens=num_tokens, num_draft_tokens=k)
+            )
+            for row, k in zip(rows, num_draft_tokens, strict=True)
+        ]
     return [one.result() for one in running]
 
 
