@@ -14,10 +14,8 @@ from mlx_gemma_mtp.decode.params import is_count
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
-from mlx_gemma_mtp.text.tokenizer import Text
+from mlx_gemma_mtp.text.tokenizer import LONG, Text
 from mlx_gemma_mtp.text.tools import Tool
-
-LONG = 10_000  # characters, which take about 7 ms, or token ids
 
 FORMS = 'a prompt is text, a list of token ids, or a list of {"role", "content"} messages'
 

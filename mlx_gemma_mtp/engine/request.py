@@ -19,7 +19,7 @@ from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.errors import ClosedError, RequestTimeoutError, UsageError, as_failure
 from mlx_gemma_mtp.text.channels import ChannelParser, Kind, Piece, joined
 from mlx_gemma_mtp.text.functions import Schema
-from mlx_gemma_mtp.text.tokenizer import TextStream
+from mlx_gemma_mtp.text.text_stream import TextStream
 
 log = logging.getLogger("mlx_gemma_mtp")
 

@@ -13,7 +13,8 @@ from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.call_grammar import call_rules
 from mlx_gemma_mtp.text.constraints import Rule
 from mlx_gemma_mtp.text.forms import form_of
-from mlx_gemma_mtp.text.tokenizer import Markers, Text
+from mlx_gemma_mtp.text.markers import Markers
+from mlx_gemma_mtp.text.tokenizer import Text
 
 
 def rule_of(

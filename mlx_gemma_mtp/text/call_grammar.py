@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_gemma_mtp.text.forms import literal
-from mlx_gemma_mtp.text.tokenizer import Markers
+from mlx_gemma_mtp.text.markers import Markers
 
 BARE_KEY = re.compile(r"[^\W\d][\w.-]*")  # others stand in quotes
 NUMBERS = {"type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}

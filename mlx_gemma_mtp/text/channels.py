@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 from mlx_gemma_mtp.text.call_reader import MARK, QUOTE
 from mlx_gemma_mtp.text.call_stream import CallDelta, CallStream, joined_deltas
 from mlx_gemma_mtp.text.calls import ToolCall
-from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
+from mlx_gemma_mtp.text.markers import Markers
+from mlx_gemma_mtp.text.text_stream import TextStream
 from mlx_gemma_mtp.text.unmarked import UnmarkedCall
 
 Kind = Literal["answer", "thought", "tool_call"]

@@ -1,4 +1,4 @@
-"""Between text and tokens: prompts as token ids, and the text of a stream of tokens.
+"""The tokenizer and chat templates of a checkpoint: prompts as token ids, and their text.
 
 Reads the tokenizer's own files, and of config.json only its <bos>. Knows nothing of models, engines
 and terminals, nor of what a model's markers mean.
@@ -6,43 +6,25 @@ and terminals, nor of what a model's markers mean.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import dropwhile, pairwise
+from itertools import chain, dropwhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
+from mlx_gemma_mtp.text.disguise import Disguise, check_writable
 from mlx_gemma_mtp.text.grammar import Grammars
+from mlx_gemma_mtp.text.markers import MARKERS, markers_of
 from mlx_gemma_mtp.text.messages import Message, is_answer, normalized
+from mlx_gemma_mtp.text.text_stream import TextStream
 from mlx_gemma_mtp.text.tool_turns import in_json, laid_out
 from mlx_gemma_mtp.text.tools import Tool, declared, for_google
 
-LONG = 10_000  # characters, which take about 7 ms
-NOTHING = r"(?!)"  # a pattern that never matches
-FIRST_DISGUISE = 0xD800  # and up: lone surrogates, which no UTF-8 text contains
-
-
-class Markers(NamedTuple):
-    """The ids of the tokens that separate channels; None if the tokenizer has no such token.
-
-    turn: opens a turn, in which no thought or call is open yet.
-    """
-
-    channel: int | None = None
-    channel_end: int | None = None
-    call: int | None = None
-    call_end: int | None = None
-    quote: int | None = None
-    turn: int | None = None
-
-
-# In the same order.
-MARKERS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>")
+LONG = 10_000  # characters, which take about 7 ms, or token ids
 
 BOS = "<bos>"
 # What ends a model's turn: its own end, and the result of a tool, which another writes.
@@ -79,16 +61,11 @@ class Text:
         if self.bos is not None:  # whatever tokenizer_config.json says, a template may write it
             self._named["bos_token"] = str(self._tokenizer.id_to_token(self.bos))
         added = self._tokenizer.get_added_tokens_decoder()
-        self.markers = _markers({token.content: number for number, token in added.items()})
+        self.markers = markers_of({token.content: number for number, token in added.items()})
         shown = {*MARKERS, *TURN_ENDS, *self._named.values()}
         marked = {number: t for number, t in added.items() if t.special or t.content in shown}
         self._special_ids = frozenset(marked)
-        special = [token.content for token in marked.values()]
-        firsts = sorted({ord(content[0]) for content in special})
-        self._disguise = {first: FIRST_DISGUISE + at for at, first in enumerate(firsts)}
-        self._undisguise = {disguise: first for first, disguise in self._disguise.items()}
-        self._special = re.compile("|".join(map(re.escape, special)) or NOTHING)
-        self._disguised = re.compile("|".join(map(chr, self._undisguise)) or NOTHING)
+        self._disguise = Disguise([token.content for token in marked.values()])
 
     @property
     def has_template(self) -> bool:
@@ -122,7 +99,7 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens included; adds none at its start."""
-        _check_writable(text)
+        check_writable(text)
         if len(text) < LONG:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         # The same, while other threads run.
@@ -154,8 +131,8 @@ class Text:
         turns, google = normalized(messages), GOOGLES in chosen
         try:
             if schemas:
-                options["tools"] = self._in_disguise(for_google(schemas) if google else schemas)
-            turns = self._in_disguise(turns if google else in_json(turns))
+                options["tools"] = self._disguise.put_on(for_google(schemas) if google else schemas)
+            turns = self._disguise.put_on(turns if google else in_json(turns))
         except RecursionError:
             raise UsageError("these messages are nested too deeply for a chat template") from None
         except (TypeError, ValueError) as error:
@@ -244,41 +221,16 @@ class Text:
         except MgmError:  # such a template says nothing of ends; a prompt will show its fault
             return None
         _, shown, rest = written.rpartition(answer)
-        found = self._special.match(rest.lstrip()) if shown else None
+        found = self._disguise.special.match(rest.lstrip()) if shown else None
         return found[0] if found else None
-
-    def _in_disguise(self, value: Any) -> Any:
-        """Return a value with every character replaced that special tokens start with.
-
-        One character stands for one, so that templates can cut and trim the strings.
-        """
-        if isinstance(value, str):
-            _check_writable(value)
-            return value.translate(self._disguise)
-        if isinstance(value, Mapping):
-            return {self._in_disguise(key): self._in_disguise(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._in_disguise(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        raise UsageError(  # a template could call its methods
-            f"messages and tools must be plain JSON values; convert the {type(value).__name__}"
-        )
 
     def _encode_plain(self, text: str) -> list[int]:
         """Return the token ids of a text in which nothing is a special token."""
-        return self._encode_disguised(self._in_disguise(text))
+        return self._encode_disguised(self._disguise.put_on(text))
 
     def _encode_disguised(self, written: str) -> list[int]:
         """Return the token ids of a text in which disguised characters start no special token."""
-        text = written.translate(self._undisguise)
-        starts = (found.start() for found in self._disguised.finditer(written))
-        # Encoded in parts, cut after the first character of each string that only looks special.
-        cuts = [at + 1 for at in starts if self._special.match(text, at)]
-        ids: list[int] = []
-        for start, end in pairwise([0, *cuts, len(text)]):
-            ids += self.encode(text[start:end])
-        return ids
+        return [*chain.from_iterable(map(self.encode, self._disguise.parts(written)))]
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
@@ -292,58 +244,3 @@ def _special_tokens(folder: Path) -> dict[str, str]:
             if name.endswith("_token") and isinstance(content, str):
                 found[name] = content
     return found
-
-
-def _markers(ids: Mapping[str, int]) -> Markers:
-    """Return the markers among these tokens; one that opens needs the one that closes."""
-    found = Markers(*map(ids.get, MARKERS))
-    if None in (found.channel, found.channel_end):
-        found = found._replace(channel=None, channel_end=None)
-    if None in (found.call, found.call_end):
-        found = found._replace(call=None, call_end=None)
-    return found
-
-
-def _check_writable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError("the prompt is not valid UTF-8 text") from None  # half a character
-
-
-class TextStream:
-    """Turns tokens into text, and holds back what may still become a stop string.
-
-    `stop` is the one that was found: it and everything after it are not part of the text.
-    """
-
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str], markers: Markers) -> None:
-        self.markers = markers
-        self._detokenizer = detokenizer
-        self._stops = stop
-        self._held = ""
-        self.stop: str | None = None
-
-    def add(self, token: int, *, stopping: bool = True) -> str:
-        """Return the text that is certain with this token. stopping: look for stop strings."""
-        self._held += self._detokenizer.add(token)
-        return self._release(self._stops if stopping else (), final=False)
-
-    def finish(self, *, stopping: bool = True) -> str:
-        """Return the text that was held back; bytes of an unfinished character become U+FFFD."""
-        self._held += self._detokenizer.finish()
-        return self._release(self._stops if stopping else (), final=True)
-
-    def _release(self, stops: Sequence[str], *, final: bool) -> str:
-        if self.stop is not None:
-            return ""
-        # The stop string that is complete first, however the text was cut into tokens.
-        places = [(self._held.find(stop), stop) for stop in stops]
-        found = [(at + len(stop), at, stop) for at, stop in places if at >= 0]
-        starts = (stop[:size] for stop in stops for size in range(1, len(stop)))
-        undecided = [len(start) for start in starts if not final and self._held.endswith(start)]
-        end = len(self._held) - max(undecided, default=0)
-        if found:
-            _, end, self.stop = min(found)
-        piece, self._held = self._held[:end], self._held[end:]
-        return piece

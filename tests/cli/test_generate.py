@@ -40,7 +40,8 @@ from mlx_gemma_mtp.decode.round import round_player
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import VerificationError
 from mlx_gemma_mtp.files.names import DEMO
-from mlx_gemma_mtp.text.tokenizer import MARKERS, Text
+from mlx_gemma_mtp.text.markers import MARKERS
+from mlx_gemma_mtp.text.tokenizer import Text
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from helpers.fake_target import ENDLESS, MAX_POSITIONS, PARAMS, SECONDS, fake_en
 from helpers.held import held
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Engine, Generation, MgmError
-from mlx_gemma_mtp.engine.prompts import LONG
 from mlx_gemma_mtp.errors import ClosedError, UsageError
+from mlx_gemma_mtp.text.tokenizer import LONG
 
 Ids = list[int]
 

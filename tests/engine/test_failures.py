@@ -15,7 +15,8 @@ from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Generation, MgmError
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import GenerationError, NotEnoughMemoryError
-from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
+from mlx_gemma_mtp.text.markers import Markers
+from mlx_gemma_mtp.text.text_stream import TextStream
 
 NO_MEMORY = "[malloc] Unable to allocate 1024 bytes."
 BUFFERS = 4  # of a fake pair's cache: keys and values of two layers

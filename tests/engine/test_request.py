@@ -13,7 +13,8 @@ from mlx_gemma_mtp.demo.recipe.tools import TOOLS
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files.names import DEMO
-from mlx_gemma_mtp.text.tokenizer import Text, TextStream
+from mlx_gemma_mtp.text.text_stream import TextStream
+from mlx_gemma_mtp.text.tokenizer import Text
 
 
 def play(

@@ -15,7 +15,8 @@ from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.engine.rules import rule_of
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.text.constraints import Rule
-from mlx_gemma_mtp.text.tokenizer import Markers, Text
+from mlx_gemma_mtp.text.markers import Markers
+from mlx_gemma_mtp.text.tokenizer import Text
 
 SIZE = 2048
 ENDS = (1, 50, 106)

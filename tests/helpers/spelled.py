@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlx_gemma_mtp.text.tokenizer import Markers, TextStream
+from mlx_gemma_mtp.text.markers import Markers
+from mlx_gemma_mtp.text.text_stream import TextStream
 
 MARKERS = Markers(100, 101, 48, 49, 52, 105)  # the demo's
 CHANNEL, CHANNEL_END, CALL, CALL_END, QUOTE, TURN = MARKERS

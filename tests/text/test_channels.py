@@ -23,7 +23,9 @@ from helpers.spelled import (
 from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.channels import ChannelParser, Piece, joined
-from mlx_gemma_mtp.text.tokenizer import Markers, Text, TextStream
+from mlx_gemma_mtp.text.markers import Markers
+from mlx_gemma_mtp.text.text_stream import TextStream
+from mlx_gemma_mtp.text.tokenizer import Text
 
 LIMITS = {CHANNEL, CHANNEL_END, CALL, CALL_END}
 

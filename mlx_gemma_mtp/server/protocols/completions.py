@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
-from mlx_gemma_mtp.engine.prompts import LONG
 from mlx_gemma_mtp.engine.results import Chunk, TokenLogprobs
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.answers import start_stream, whole
@@ -32,6 +31,7 @@ from mlx_gemma_mtp.server.protocols.choices import (
 from mlx_gemma_mtp.server.protocols.openai import NAMES, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
+from mlx_gemma_mtp.text.tokenizer import LONG
 
 MAX_TOKENS = 16  # as OpenAI's, if a body has none
 MOST_PROMPTS = 1024  # in one body, times n
