@@ -1,7 +1,7 @@
 """What a pair, a context and a batch need at their peak, and what this machine has for them.
 
 Counted before anything is loaded: from configs, from weights that are not read yet, and from what
-prefill, joining and rounds allocate. Knows nothing of what is running.
+prefill, joining and rounds hold at once. Knows nothing of what is running.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import mlx.core as mx
 from rich.filesize import decimal
@@ -25,11 +25,9 @@ from mlx_gemma_mtp.files.quantization import is_quantized
 from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.files.weights import num_bytes
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
-from mlx_gemma_mtp.model.config import DrafterConfig, LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.config import DrafterConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
-from mlx_gemma_mtp.model.experts import Way, default_ways, num_computed
-from mlx_gemma_mtp.model.layers import MAX_SCORES_BYTES
-from mlx_gemma_mtp.model.prompt import CUT
+from mlx_gemma_mtp.model.pass_bytes import prompt_bytes, round_bytes
 from mlx_gemma_mtp.model.target import Target
 
 LOAD_CONTEXT = 2048  # tokens of context that must fit, or a model is not loaded
@@ -78,95 +76,6 @@ class Limits:
         A session that takes the row over still needs the window before the end.
         """
         return 2 * (self.max_draft_tokens + 1)
-
-
-def _sliding(cache: KVCache) -> int:
-    """Return the bytes of the sliding layers' keys and values."""
-    buffers = zip(cache.config.layers, cache.keys, cache.values, strict=False)
-    return sum(
-        keys.nbytes + values.nbytes
-        for layer, keys, values in buffers
-        if layer.kind == "sliding_attention"
-    )
-
-
-def _round(cache: KVCache, length: int) -> int:
-    """Return what a round over the next `length` positions of every row allocates, without K/V."""
-    config, num_tokens = cache.config, cache.offset.size * length
-    slots = {kind: cache.capacity(kind) for kind in config.kinds}
-    size, queries = cache.values[0].itemsize, num_tokens * config.num_attention_heads
-    most = max(
-        _layer(config, layer, num_tokens, queries * slots[layer.kind], size, get_args(Way))
-        for layer in config.layers
-    )
-    return _forward(cache, num_tokens, most, masks=num_tokens * sum(slots.values()))
-
-
-def _reading(cache: KVCache, context: int, length: int) -> int:
-    """Return what a pass over the last `length` positions of prompts allocates, without K/V.
-
-    Layers that own no keys and values see one position only. Queries attend in pieces, of which two
-    are in memory. A sliding layer puts the keys and values that its queries see in a row, a window
-    before them included.
-    """
-    config, batch, size = cache.config, cache.offset.size, cache.values[0].itemsize
-    num_tokens, window = batch * length, min(config.sliding_window, context - length)
-    pieces = min(length, CUT), min(max(0, length - CUT), CUT)
-    most, masks, ways = 0, 0, [default_ways(config)[num_tokens]]
-    for layer in config.layers[: config.num_kv_layers]:
-        seen, kv = context, 0
-        if layer.kind == "sliding_attention":
-            seen = window + pieces[0]
-            kv = 2 * layer.num_key_value_heads * layer.head_dim * batch * (window + length) * size
-        scores = pieces[0] * seen + pieces[1] * (seen - pieces[0])
-        scores *= batch * config.num_attention_heads
-        most = max(most, _layer(config, layer, num_tokens, scores, size, ways) + kv)
-        masks = max(masks, length * seen)
-    return _forward(cache, num_tokens, most, masks)
-
-
-def _forward(cache: KVCache, num_tokens: int, most: int, masks: int) -> int:
-    """Return the bytes that a pass allocates. most: those alive in one layer.
-
-    MLX allocates an operation's output when it schedules it, frees the inputs once it has run, and
-    schedules some 50 operations ahead: while a layer's attention, by far its slowest part, is
-    computed, the rest up to the end of the MLP is already allocated. Elementwise operations reuse
-    the memory of an input that nothing else holds.
-    """
-    config, itemsize = cache.config, cache.values[0].itemsize
-    per_layer = config.hidden_size_per_layer_input * len(config.layers)
-    return most + itemsize * num_tokens * per_layer + masks
-
-
-def _layer(
-    config: TargetConfig,
-    layer: LayerConfig,
-    num_tokens: int,
-    scores: int,
-    itemsize: int,
-    ways: Iterable[Way],
-) -> int:
-    """Return the most bytes alive in this layer: in its attention or its experts.
-
-    scores: numbers of them, if they are in memory all at once. ways: in which experts may be
-    computed; in a round any, because they are measured once the weights are loaded.
-    """
-    heads = config.num_attention_heads * layer.head_dim
-    kv = layer.num_key_value_heads * layer.head_dim * (1 if layer.k_eq_v else 2)
-    # Queries, keys and values; the weighted values, and the same with heads in a row.
-    attention = num_tokens * (heads + layer.owns_kv * kv + 2 * heads)
-    attention += min(scores, MAX_SCORES_BYTES // itemsize)
-    width, size = config.moe_intermediate_size, config.hidden_size
-    # Gate, up and GELU; outputs; with chosen experts also inputs, and outputs by token.
-    experts = max(
-        num_computed(config, way, num_tokens) * (4 * width + (1 if way == "all" else 3) * size)
-        for way in ways
-    )
-    # Gate and up, and two products of the gate inside GELU.
-    mlp = 4 * layer.intermediate_size
-    # Input, attention's and MLP's output, two sums; three norms, with the squares of each.
-    hidden = 11 * size
-    return itemsize * (num_tokens * (mlp + hidden) + max(attention, experts))
 
 
 class Pair(NamedTuple):
@@ -224,18 +133,19 @@ class Pair(NamedTuple):
         group = prompt
         if together > 1:
             group = empty(together, capacity=capacity, most=context - window)
-        kept = sessions * (prompt.nbytes + limits.snapshots * _sliding(prompt))
+        sliding = prompt.capacity("sliding_attention") * prompt.bytes_of("sliding_attention")
+        kept = sessions * (prompt.nbytes + limits.snapshots * sliding)
         others = kept - prompt.nbytes if sessions else 0  # one of them lends its cache
         rows_then = rows.nbytes if batch > together else 0  # allocated after the first prompts
         if batch > max(together, 2):  # a prompt is overtaken by others, of as many tokens together
             rows_then += prompt.nbytes
-        reading = others + rows_then + group.nbytes + _reading(group, context, chunk)
+        reading = others + rows_then + group.nbytes + prompt_bytes(group, context, chunk)
         # While a buffer is copied, old and new are both held.
         joining = others + rows_then + group.nbytes + max(keys.nbytes for keys in rows.keys)
         positions = limits.max_draft_tokens + 1
         most_tokens = min(batch * positions, WIDTHS[-1])
         logits = 4 * LOGITS_COPIES * most_tokens * self.target.vocab_size
-        playing = others + rows.nbytes + max(_round(rows, positions), logits)
+        playing = others + rows.nbytes + max(round_bytes(rows, positions), logits)
         leaving = kept + rows.nbytes
         return self.target_bytes + self.drafter_bytes + max(reading, joining, playing, leaving)
 
