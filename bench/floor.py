@@ -16,8 +16,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gemma_mtp import device
-from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, TargetConfig
 from mlx_gemma_mtp.model.drafter import Drafter
+from mlx_gemma_mtp.model.layer_config import LayerKind
 from mlx_gemma_mtp.model.target import Target
 
 BUFFER_BYTES = 1 << 31  # large enough that the launch takes no time next to it

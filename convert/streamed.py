@@ -21,7 +21,8 @@ from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.files import weights
 from mlx_gemma_mtp.files.tensors import read_tensors
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, Reach
-from mlx_gemma_mtp.model.config import LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.layer_config import LayerKind
 from mlx_gemma_mtp.model.target import Target, TargetLayer
 
 from .source import read_rows

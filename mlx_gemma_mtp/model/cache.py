@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.model.config import DecoderConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import DecoderConfig, TargetConfig
+from mlx_gemma_mtp.model.layer_config import LayerKind
 from mlx_gemma_mtp.model.layers import kv_dtype, laid_out
 
 SLOT_STEP = 32  # capacities are multiples of this

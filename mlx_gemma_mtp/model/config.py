@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mlx_gemma_mtp.errors import CheckpointError
 from mlx_gemma_mtp.model.defaults import (
@@ -17,37 +17,12 @@ from mlx_gemma_mtp.model.defaults import (
     text_section,
     with_integers,
 )
+from mlx_gemma_mtp.model.layer_config import KINDS, LayerConfig, LayerKind, read_layers
 from mlx_gemma_mtp.model.rope import RopeConfig
-
-LayerKind = Literal["sliding_attention", "full_attention"]
-KINDS: tuple[LayerKind, LayerKind] = ("sliding_attention", "full_attention")
 
 TARGET_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 _ARCHITECTURE = re.compile(r"Gemma4(Unified)?(Text)?(ForCausalLM|ForConditionalGeneration|Model)")
 DRAFTER_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """One decoder layer.
-
-    kv_source: the layer whose keys and values this one reads: itself, or for a KV-shared layer the
-    last layer of the same kind that owns any. k_eq_v: the values come from the key projection.
-    A drafter's layers own nothing, and their kv_source means nothing.
-    """
-
-    kind: LayerKind
-    head_dim: int
-    num_key_value_heads: int
-    k_eq_v: bool
-    intermediate_size: int
-    owns_kv: bool
-    kv_source: int
-
-    def __post_init__(self) -> None:
-        check_sizes(self, "head_dim", "num_key_value_heads", "intermediate_size")
-        if self.head_dim % 2:
-            raise CheckpointError(f"config.json: head_dim must be even, not {self.head_dim}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,59 +228,6 @@ def _decoder_fields(text: dict[str, Any], *, num_shared: int) -> dict[str, Any]:
     same = ("vocab_size", "hidden_size", "num_attention_heads", "rms_norm_eps", "sliding_window")
     return {
         **{key: text[key] for key in same},
-        "layers": _layers(text, num_shared),
+        "layers": read_layers(text, num_shared),
         "rope": {kind: RopeConfig.from_dict(text, kind) for kind in KINDS},
     }
-
-
-def _layers(text: dict[str, Any], num_shared: int) -> tuple[LayerConfig, ...]:
-    """The layers, of which the last num_shared own no keys and values; in a drafter, all."""
-    count = text["num_hidden_layers"]
-    kinds = text["layer_types"]
-    if len(kinds) != count or set(kinds) - set(KINDS):
-        raise CheckpointError(
-            f"config.json: layer_types must list {count} layers, each {' or '.join(KINDS)}"
-        )
-    if kinds[-1:] == ["sliding_attention"]:  # which Transformers overrides, and other tools don't
-        raise CheckpointError("config.json: the last of layer_types must be full_attention")
-    num_own = count - num_shared
-    if not 0 <= num_own <= count:
-        raise CheckpointError(
-            f"config.json: num_kv_shared_layers is {num_shared}, but there are {count} layers"
-        )
-    last_owner = {kinds[index]: index for index in range(num_own)}
-    overrides = text.get("per_layer_config")
-    if overrides is not None:  # keys are layer numbers, padded with zeros: "05"
-        overrides = {int(key): value for key, value in overrides.items()}
-        for index, own in overrides.items():
-            other = own.keys() - {"head_dim", "num_key_value_heads"}
-            if other or not 0 <= index < count:
-                raise CheckpointError(
-                    f"config.json: per_layer_config.{index} is not supported: {own}"
-                )
-    layers = []
-    for index, kind in enumerate(kinds):
-        full = kind == "full_attention"
-        k_eq_v = bool(text.get("attention_k_eq_v")) and full
-        head_dim, kv_heads = text["head_dim"], text["num_key_value_heads"]
-        if overrides is not None:
-            own = overrides.get(index, {})
-            head_dim = own.get("head_dim", head_dim)
-            kv_heads = own.get("num_key_value_heads", kv_heads)
-        elif full:
-            head_dim = text["global_head_dim"]
-            kv_heads = (k_eq_v and text.get("num_global_key_value_heads")) or kv_heads
-        owns_kv = index < num_own
-        wide = 2 if num_own and not owns_kv and text.get("use_double_wide_mlp") else 1
-        layers.append(
-            LayerConfig(
-                kind=kind,
-                head_dim=head_dim,
-                num_key_value_heads=kv_heads,
-                k_eq_v=k_eq_v,
-                intermediate_size=text["intermediate_size"] * wide,
-                owns_kv=owns_kv,
-                kv_source=index if owns_kv else last_owner.get(kind, index),
-            )
-        )
-    return tuple(layers)

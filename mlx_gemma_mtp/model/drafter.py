@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.model.cache import SharedKV
-from mlx_gemma_mtp.model.config import DrafterConfig, LayerKind
+from mlx_gemma_mtp.model.config import DrafterConfig
+from mlx_gemma_mtp.model.layer_config import LayerKind
 from mlx_gemma_mtp.model.layers import DecoderLayer
 
 

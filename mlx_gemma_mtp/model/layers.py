@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.device import backend
-from mlx_gemma_mtp.model.config import DecoderConfig, LayerConfig
+from mlx_gemma_mtp.model.config import DecoderConfig
+from mlx_gemma_mtp.model.layer_config import LayerConfig
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.rope import Rope
 

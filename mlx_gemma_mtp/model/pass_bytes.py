@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import get_args
 
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import LayerConfig, TargetConfig
+from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.experts import Way, default_ways, num_computed
+from mlx_gemma_mtp.model.layer_config import LayerConfig
 from mlx_gemma_mtp.model.layers import MAX_SCORES_BYTES
 from mlx_gemma_mtp.model.prompt import CUT
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_gemma_mtp.model.cache import KVCache, Reach, rounded_up
-from mlx_gemma_mtp.model.config import LayerKind
+from mlx_gemma_mtp.model.layer_config import LayerKind
 
 CUT = 512  # queries that attend together
 ALIGNED = 8  # products of 16-bit rows are slow if the rows do not start at multiples of 16 bytes

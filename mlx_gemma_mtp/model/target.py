@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma_mtp.model.cache import KVCache, Reach
-from mlx_gemma_mtp.model.config import LayerConfig, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.experts import Experts, Way, default_ways
+from mlx_gemma_mtp.model.layer_config import LayerConfig, LayerKind
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
 from mlx_gemma_mtp.model.packing import Packing, packing_of
 from mlx_gemma_mtp.model.prompt import last_reach, prompt_reach

@@ -18,7 +18,8 @@ from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, Reach
-from mlx_gemma_mtp.model.config import KINDS, LayerKind, TargetConfig
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.layer_config import KINDS, LayerKind
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.prompt import prompt_reach
 

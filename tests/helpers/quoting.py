@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from helpers.fake_target import CONFIG, FakeTarget, output
 from mlx_gemma_mtp.model.cache import KVCache, Reach
-from mlx_gemma_mtp.model.config import LayerKind
+from mlx_gemma_mtp.model.layer_config import LayerKind
 
 DISTANCE = 23  # from a token to its repetition
 CHANGE = 17  # positions that are multiples of this quote nothing

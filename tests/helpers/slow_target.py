@@ -11,8 +11,8 @@ import mlx.core as mx
 
 from helpers.fake_target import CONFIG
 from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.config import KINDS, LayerKind
 from mlx_gemma_mtp.model.experts import default_ways
+from mlx_gemma_mtp.model.layer_config import KINDS, LayerKind
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.prompt import prompt_reach
 

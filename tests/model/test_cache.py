@@ -11,7 +11,7 @@ import pytest
 from helpers import fake_target
 from helpers.rounds import CAPACITY, MOST, addresses, buffers, copies
 from mlx_gemma_mtp.model.cache import SLOT_STEP, KVCache, capacity_for
-from mlx_gemma_mtp.model.config import LayerKind
+from mlx_gemma_mtp.model.layer_config import LayerKind
 
 # Four sliding layers and two full ones, with two key/value heads each.
 CONFIG = replace(

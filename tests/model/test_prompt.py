@@ -11,7 +11,8 @@ from mlx_gemma_mtp.decode.round import prefill
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.files.weights import load_target
 from mlx_gemma_mtp.model.cache import KVCache, capacity_for
-from mlx_gemma_mtp.model.config import KINDS, TargetConfig
+from mlx_gemma_mtp.model.config import TargetConfig
+from mlx_gemma_mtp.model.layer_config import KINDS
 from mlx_gemma_mtp.model.prompt import prompt_reach
 from mlx_gemma_mtp.model.target import Target
 
