@@ -1,7 +1,8 @@
 """The requests of an isolated engine: in its worker process, or waiting for one.
 
-Has the methods of a `Scheduler` that an engine needs. All of them run on this process's own worker,
-which calls back; the model is in the other process. Knows nothing of prompts as text.
+Has the methods of a `Local`: what an engine needs of the place where its model is. Requests start
+and end on this process's own worker; the model is in the other process. Knows nothing of prompts as
+text, nor of how a worker process is kept.
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.scheduler import CLOSED
 from mlx_gemma_mtp.engine.session import Session
 from mlx_gemma_mtp.engine.status import Status
+from mlx_gemma_mtp.engine.supervisor import Supervisor
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import CheckpointError, MgmError, as_failure
+from mlx_gemma_mtp.errors import MgmError, as_failure
 from mlx_gemma_mtp.text.forms import as_schema
-
-STOP_SECONDS = 10.0  # after which a worker that was asked to close its engine is killed
 
 Call = tuple[Any, ...]  # a kind of message, then what belongs to it
 
@@ -56,21 +56,23 @@ class Remote:
         self.copies: bool = options["copies"]
         self.has_drafter = about.pair.drafter is not None
         self.budget = Budget(about.pair, about.memory_limit, options["context"])
-        self._options = options
-        self._process: WorkerProcess | None = process  # one that has loaded the model
         self._waiting = Line(about.max_batch, max_queue)
         self._numbers = count()
         self._requests: dict[int, Request] = {}
         self._held: dict[int, float] = {}  # seconds until they were sent
         self._timers: dict[int, threading.Timer] = {}
         self._calls: dict[int, tuple[Future[None], Call]] = {}
-        self._closed = threading.Event()
         self._abandoned = False
         self.state = state
         self._session_numbers = count()
-        self._latest = process
-        self._running = True  # until `_lost`
-        self._runner = self._run(process)
+        self._supervisor = Supervisor(
+            process,
+            options,
+            about.identity,
+            on_ready=self._send_all,
+            on_message=self._take,
+            on_lost=self._lost,
+        )
 
     @property
     def status(self) -> Status:
@@ -83,7 +85,7 @@ class Remote:
     @property
     def loaded(self) -> bool:
         """False while there is no worker that has the weights in memory."""
-        return self._process is not None and self.state.loaded
+        return self.pid is not None and self.state.loaded
 
     @property
     def warming(self) -> bool:
@@ -103,8 +105,7 @@ class Remote:
     @property
     def pid(self) -> int | None:
         """The process; None while there is none that has loaded the model."""
-        process = self._process
-        return None if process is None else process.pid
+        return self._supervisor.pid
 
     def warm_up(self, *, on_cpu: bool) -> None:
         """As `Engine.warm_up`, in the worker."""
@@ -123,7 +124,7 @@ class Remote:
         number = next(self._numbers)
         self._waiting.add(request)
         self._requests[number] = request
-        if self._closed.is_set():
+        if self._supervisor.closed:
             self._fail(number, CLOSED)
             return
         soon = partial(mlx_worker().submit, partial(self._cancel, number))
@@ -134,9 +135,9 @@ class Remote:
             self._timers[number] = timer = threading.Timer(seconds, expire)
             timer.daemon = True
             timer.start()
-        if self._process is not None:
-            self._ask(self._process, number)
-        self._start()
+        if self.pid is not None:
+            self._ask(number)
+        self._supervisor.start()
         request.generation._when_cancelled(soon)
 
     def call(self, kind: str, *content: Any) -> None:
@@ -147,9 +148,7 @@ class Remote:
 
     def send(self, *message: Any) -> None:
         """Send a message that needs no answer, from any thread; it is lost without a worker."""
-        process = self._process
-        if process is not None:
-            process.send(*message)
+        self._supervisor.send(*message)
 
     def close(self) -> None:
         """End everything with an MgmError, also what is added later, and the worker process.
@@ -157,73 +156,24 @@ class Remote:
         Waits for it, from any other thread.
         """
         mlx_worker().run(self._close)
-        self.join()
+        self._supervisor.join()
 
     def _close(self) -> None:
-        self._closed.set()
-        self.send("close", 0)
-        self._process = None
+        self._supervisor.close()
         self._waiting.close()
         self._fail_all(CLOSED)
-
-    def join(self) -> None:
-        """Wait until the worker has ended, after `close`; from any other thread."""
-        self._runner.join(STOP_SECONDS)
-        if self._runner.is_alive():
-            self._latest.kill()
-            self._runner.join()
 
     def abandon(self) -> None:
         """Nobody will ask for more: close when all that is under way has ended."""
         self._abandoned = True
-        if not self._requests and not self._closed.is_set():
+        if not self._requests and not self._supervisor.closed:
             self._close()
 
-    # The life of a worker
-
-    def _start(self) -> None:
-        """Start a worker unless there is one, or one is on its way."""
-        if not self._running:
-            self._running = True
-            self._runner = self._run(None)
-
-    def _run(self, process: WorkerProcess | None) -> threading.Thread:
-        runner = threading.Thread(target=self._live, args=[process], daemon=True)
-        runner.start()
-        return runner
-
-    def _live(self, process: WorkerProcess | None) -> None:
-        """Start a worker if there is none, and take its messages until it has ended."""
-        try:
-            if process is None:
-                process = self._latest = WorkerProcess(self._options)
-                about, _ = process.loaded({}, self._closed.is_set, self._options["model"])
-                if about.identity != self.about.identity:
-                    process.end()
-                    raise CheckpointError("the model on disk has changed: load it again")
-                mlx_worker().submit(partial(self._ready, process))
-            while True:
-                mlx_worker().submit(partial(self._take, *process.receive()))
-        except BaseException as error:  # noqa: BLE001 - all who wait get it
-            mlx_worker().submit(partial(self._lost, error))
-
-    def _ready(self, process: WorkerProcess) -> None:
-        if self._closed.is_set():
-            process.send("close", 0)
-            return
-        self._process = process
-        for number, (_, (kind, *content)) in self._calls.items():
-            process.send(kind, number, *content)
-        for number in self._requests:
-            self._ask(process, number)
+    # What comes from the worker
 
     def _lost(self, error: BaseException) -> None:
-        self._running = False
-        if not self._closed.is_set():
-            self._process, self.state = None, State(available=self.state.available)
-            self._fail_all(error)
-
-    # What comes from the worker
+        self.state = State(available=self.state.available)
+        self._fail_all(error)
 
     def _take(self, kind: str, *content: Any) -> None:
         if kind == "state":
@@ -288,31 +238,37 @@ class Remote:
 
     # What goes to the worker
 
-    def _ask(self, process: WorkerProcess, number: int) -> None:
+    def _send_all(self) -> None:
+        """Send a worker that has just loaded everything that waits for it."""
+        for number, (_, (kind, *content)) in self._calls.items():
+            self.send(kind, number, *content)
+        for number in self._requests:
+            self._ask(number)
+
+    def _ask(self, number: int) -> None:
         request = self._requests[number]
         self._held[number] = time.perf_counter() - request.queued
         session = request.session._number if isinstance(request.session, RemoteSession) else None
         params, schemas = _plain(request.params), [*request.schemas]
         priority = int(request.priority)
-        process.send("submit", number, request.ids, params, schemas, session, priority)
+        self.send("submit", number, request.ids, params, schemas, session, priority)
 
     def _call(self, future: Future[None], call: Call) -> None:
-        if self._closed.is_set():
+        if self._supervisor.closed:
             future.set_exception(as_failure(CLOSED))
             return
         number = next(self._numbers)
         self._calls[number] = future, call
-        if self._process is not None:
-            kind, *content = call
-            self._process.send(kind, number, *content)
-        self._start()
+        kind, *content = call
+        self.send(kind, number, *content)
+        self._supervisor.start()
 
     def _cancel(self, number: int) -> None:
         request = self._requests.get(number)
         if request is None:
             return
-        if self._process is not None:
-            self._process.send("cancel", number)
+        if self.pid is not None:
+            self.send("cancel", number)
         else:
             self._forget(number).cancel()
             self._rest()

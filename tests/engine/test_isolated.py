@@ -321,12 +321,14 @@ def test_closing_ends_the_worker_and_what_is_under_way() -> None:
 
 def test_an_engine_that_is_dropped_ends_its_worker_after_its_requests() -> None:
     engine = load_isolated()
-    remote, going = engine._remote, engine.submit(QUESTION, SHORT)
+    pid, supervisor = engine.worker_pid, engine._remote._supervisor
+    going = engine.submit(QUESTION, SHORT)
     del engine
     gc.collect()
     assert len(going.result(SECONDS).tokens) == 8
-    remote.join()
-    assert not remote._runner.is_alive()
+    supervisor.join()
+    assert pid is not None
+    assert is_gone(pid)
 
 
 # No guard for its own file. A child that it forks holds no pipe of the worker.
