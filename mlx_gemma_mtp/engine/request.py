@@ -31,7 +31,7 @@ class Request:
     num_draft_tokens: None for the number that the engine chooses. on_chunk: called with every piece
     of output, on the engine's thread; an error in it, or in any other work on the host, ends this
     request alone. session: claimed by `queue`, and released at its end. priority: higher ones are
-    served first, negative ones in the background: see `Scheduler`. deadline: when it fails if it
+    served first, negative ones in the background: see `PromptReader`. deadline: when it fails if it
     has not ended, by `time.perf_counter`. timeout: seconds from `queue` to its deadline; None to
     leave that as it is. generation: gets the output and the end. constraint: what
     its output may be; None for anything. schemas: of the tools, which the prompt names.
