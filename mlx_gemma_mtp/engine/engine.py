@@ -1,20 +1,20 @@
 """The engine: prompts in, completions out.
 
-Checks prompts and settings in the caller's thread. The scheduler does the work, on the one thread
-that uses MLX.
+What apps call. Prompts and settings are checked in the caller's thread; the work is done on the one
+thread that uses MLX, or in another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
+from mlx_gemma_mtp.engine.admission import Admission
 from mlx_gemma_mtp.engine.callbacks import Callback, in_a_loop, running_loop
 from mlx_gemma_mtp.engine.chat import MAX_ROUNDS, Chat, first_messages, read_chat, saved_session
 from mlx_gemma_mtp.engine.generation import Generation
@@ -29,7 +29,7 @@ from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.session import Session, checked_path
 from mlx_gemma_mtp.engine.status import Status
 from mlx_gemma_mtp.engine.worker import mlx_worker
-from mlx_gemma_mtp.errors import ClosedError, MgmError, UsageError, as_failure
+from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -60,11 +60,10 @@ class Engine:
         self.name = about.name
         self.drafter_name = about.drafter_name
         self._back = back
-        self._closed = False
+        self._admission = Admission(back)
         self._intake = Intake(
             text, about.defaults, back.budget, has_drafter=self.has_drafter, copies=back.copies
         )
-        self._owner = object()  # of its sessions
         log.info("opened %r", self)
 
     def __repr__(self) -> str:
@@ -87,7 +86,7 @@ class Engine:
     @property
     def closed(self) -> bool:
         """True once `close` is called."""
-        return self._closed
+        return self._admission.closed
 
     @property
     def loaded(self) -> bool:
@@ -106,7 +105,7 @@ class Engine:
         closing twice is fine. Raises UsageError in an `on_chunk` callback.
         """
         mlx_worker().check_may_wait()
-        was_closed, self._closed = self._closed, True
+        was_closed, self._admission.closed = self.closed, True
         if not was_closed:
             self._back.close()
             log.info("closed %r", self)
@@ -168,12 +167,9 @@ class Engine:
             self._request, prompt, params, session, tools, priority, timeout, on_chunk, generation
         )
         if loop is not None and (is_long(prompt) or has_rule(params)):
-            self._check(session)
-            if session is not None:
-                session._claim(generation)
-            threading.Thread(target=self._submit_later, args=[request, generation, session]).start()
+            self._admission.admit_later(request, generation, session)
         else:
-            self._submit(request())
+            self._admission.admit(request())
         if callback is not None:
             generation._call_back(callback)
         return generation
@@ -230,9 +226,9 @@ class Engine:
             for prompt, one, session in asked
         ]
 
-        submit = partial(self._submit, patient=True)
+        admit = partial(self._admission.admit, patient=True)
         # Enough to keep every row busy; the rest of the queue is for other callers.
-        return finish_all(requests, submit, most=2 * self._back.about.max_batch)
+        return finish_all(requests, admit, most=2 * self._back.about.max_batch)
 
     def session(self, saved: str | Path | None = None) -> Session:
         """A conversation whose turns are not prefilled twice; pass it to `submit` and `stream`.
@@ -241,10 +237,10 @@ class Engine:
         wrote with this model; reading it waits for the worker, see `asession`. Raises
         CheckpointError for any other file.
         """
-        self._check()
+        self._admission.check()
         if saved is not None:
             saved = checked_path(saved, "saved")
-        session = self._back.session(self._owner)
+        session = self._back.session(self._admission.owner)
         if saved is not None:
             session._restore(saved)
         return session
@@ -252,7 +248,7 @@ class Engine:
     @property
     def status(self) -> Status:
         """What it is doing, as of the last round; all 0 once it is closed. Never waits."""
-        return Status() if self._closed else self._back.status
+        return Status() if self.closed else self._back.status
 
     async def asession(self, saved: str | Path | None = None) -> Session:
         """Do what `session` does without blocking the event loop."""
@@ -280,7 +276,7 @@ class Engine:
         Raises UsageError, and CheckpointError for another file. If the saved session is of another
         model, the messages are prefilled again.
         """
-        self._check()
+        self._admission.check()
         if saved is None:
             given, session = messages, self.session()
         else:
@@ -338,7 +334,7 @@ class Engine:
         generation: Generation | None = None,
     ) -> Request:
         """Return a request of `Intake.request`, if the engine is open."""
-        self._check(session)
+        self._admission.check(session)
         request = self._intake.request(
             prompt, params, on_chunk, session, tools=tools, priority=priority, timeout=timeout
         )
@@ -355,53 +351,10 @@ class Engine:
         priority: int,
     ) -> Generation:
         """Start a completion of a prompt that another process has checked."""
-        self._check(session)
+        self._admission.check(session)
         request = self._intake.request_of(ids, params, on_chunk, session, schemas)
         request.priority = priority
-        return self._submit(request)
-
-    def _submit(self, request: Request, *, patient: bool = False) -> Generation:
-        """Queue a request; if patient, wait for a place in the queue."""
-        self._check()
-        request.queue()
-        try:
-            self._back.reserve(patient=patient)
-        except MgmError:
-            request.unqueue()
-            raise
-        mlx_worker().submit(partial(self._back.add, request))
-        return request.generation
-
-    def _submit_later(
-        self, request: Callable[[], Request], generation: Generation, session: Session | None
-    ) -> None:
-        """Make a request and queue it, on a thread of its own."""
-        made = None
-        try:
-            made = request()
-            self._submit(made)
-        except BaseException as error:  # noqa: BLE001 - the submitter gets it
-            if session is not None:
-                session._release(generation)
-            if made is not None and generation._stopping:  # its session may have another request
-                mlx_worker().submit(made.cancel)
-            else:
-                generation._fail(as_failure(error))
-
-    def _check(self, session: Session | None = None) -> None:
-        """Raise ClosedError, or UsageError for a session of others."""
-        mlx_worker()  # raises in a forked child, whose locks may never be released
-        if self.closed:
-            raise ClosedError("this engine is closed: load the model again")
-        if session is None:
-            return
-        if not isinstance(session, Session):
-            raise UsageError(f"session must come from engine.session(), not {session!r}")
-        if session._owner is not self._owner:
-            raise UsageError(
-                "this session belongs to another engine: start one with engine.session(), or save "
-                "it and open the file with the same model"
-            )
+        return self._admission.admit(request)
 
     @property
     def _tokenizer(self) -> Text:
