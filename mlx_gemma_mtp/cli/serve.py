@@ -113,12 +113,13 @@ def serve(
         print(service_file(print_service, context), end="")
         return
     from mlx_gemma_mtp.cli.engine import load_engine
-    from mlx_gemma_mtp.server import running
     from mlx_gemma_mtp.server.log import log_trouble
+    from mlx_gemma_mtp.server.server import stop_with_parent
     from mlx_gemma_mtp.server.settings import Settings
+    from mlx_gemma_mtp.server.sockets import allow_connections, bind, only_local
 
     if stop_when_parent_dies:
-        running.stop_with_parent()
+        stop_with_parent()
     for name in served_name or ():
         if not (name.isprintable() and name == name.strip() != ""):
             raise UsageError("--served-name takes printable text without spaces at its ends")
@@ -126,10 +127,10 @@ def serve(
         raise UsageError("--idle-unload takes more than 0 seconds; leave it out to keep the model")
     pair = options.with_model(pair, model_name, options.given(context))
     origins = tuple(map(_origin, allow_origin or ()))
-    sockets = running.bind(host, port)
-    local = running.only_local(sockets)
+    sockets = bind(host, port)
+    local = only_local(sockets)
     _check_key(api_key, host, local=local)
-    running.allow_connections()
+    allow_connections()
     log_trouble(as_json=log_json)
     with load_engine(
         pair.chosen(),
@@ -168,8 +169,9 @@ def _run(
     from mlx_gemma_mtp.server import announce
     from mlx_gemma_mtp.server.app import app_of
     from mlx_gemma_mtp.server.log import Log
-    from mlx_gemma_mtp.server.running import Server, listen, port_of
+    from mlx_gemma_mtp.server.server import Server
     from mlx_gemma_mtp.server.service import Service
+    from mlx_gemma_mtp.server.sockets import listen, port_of
     from mlx_gemma_mtp.show import say
 
     service = Service(engine, settings)

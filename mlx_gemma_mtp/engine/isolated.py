@@ -46,7 +46,7 @@ def serve(pipe: Connection) -> None:
         os.dup2(2, 1)  # what is printed here must not get into the app's output
     inbox: SimpleQueue[list[Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=[pipe, inbox], daemon=True).start()
-    Server(pipe).run(inbox)
+    MessageLoop(pipe).run(inbox)
     os._exit(0)  # MLX has nothing to clean up, and the parent waits
 
 
@@ -58,7 +58,7 @@ def _listen(pipe: Connection, inbox: SimpleQueue[list[Any]]) -> None:
         os._exit(0)  # the parent has ended
 
 
-class Server:
+class MessageLoop:
     """What the parent's messages do, on one thread."""
 
     def __init__(self, pipe: Connection) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.many import SEEDS
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.failures import failure_of, of_field
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Prompt
 from mlx_gemma_mtp.text.tools import declared
@@ -60,7 +60,5 @@ def params_of(names: Mapping[str, str], **given: Any) -> SamplingParams:
 
 def schemas_of(tools: Sequence[Any] | None) -> list[Schema]:
     """Return the schemas of tools. Raises Failure."""
-    try:
+    with of_field("tools"):
         return declared(tools)
-    except UsageError as error:
-        raise Failure(str(error), field="tools") from None

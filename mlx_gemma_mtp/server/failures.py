@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from mlx_gemma_mtp.errors import (
     ClosedError,
@@ -53,6 +54,15 @@ class Failure(Exception):
         self.code = code
         self.field = field
         self.retry_after = retry_after
+
+
+@contextmanager
+def of_field(name: str) -> Iterator[None]:
+    """Raise a UsageError of the engine as a Failure of this field."""
+    try:
+        yield
+    except UsageError as error:
+        raise Failure(str(error), field=name) from None
 
 
 def failure_of(error: BaseException, names: Mapping[str, str] | None = None) -> Failure:

@@ -45,7 +45,7 @@ def timings_of(stats: Stats) -> dict[str, Any]:
     }
 
 
-class Pace:
+class Timings:
     """llama.cpp's timings of completions that still run: the tokens so far, and their speed."""
 
     def __init__(self) -> None:

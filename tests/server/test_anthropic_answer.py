@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_gemma_mtp.engine.results import Chunk
-from mlx_gemma_mtp.server.protocols.anthropic_answer import Blocks, content_of
+from mlx_gemma_mtp.server.protocols.anthropic_answer import Blocks, blocks_of
 from mlx_gemma_mtp.text.call_stream import CallDelta
 from mlx_gemma_mtp.text.calls import ToolCall
 
@@ -28,7 +28,7 @@ def events(blocks: Blocks, *chunks: Chunk) -> list[dict[str, Any]]:
 
 
 def content(chunks: Sequence[Chunk], *calls: ToolCall) -> list[dict[str, Any]]:
-    return content_of(events(Blocks(), *chunks), calls)
+    return blocks_of(events(Blocks(), *chunks), calls)
 
 
 def test_arguments_are_given_as_they_come() -> None:

@@ -22,8 +22,9 @@ from helpers.command import MGM, SECONDS, Here, assert_one_line, assert_plain, e
 from helpers.server import Served, served
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.server.announce import block, url_of
-from mlx_gemma_mtp.server.running import GRACE_SECONDS, bind, listen, only_local, port_of
+from mlx_gemma_mtp.server.server import GRACE_SECONDS
 from mlx_gemma_mtp.server.settings import Settings
+from mlx_gemma_mtp.server.sockets import bind, listen, only_local, port_of
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.protocols.anthropic_answer import (
     Blocks,
-    content_of,
+    blocks_of,
     first_usage,
     reason_of,
     usage_of,
@@ -171,7 +171,7 @@ async def messages(request: Request) -> Response:
     run, [completion] = await whole(service, request, asked)
     blocks = Blocks()
     events = [one for _, chunk in run.seen for one in blocks.add(chunk)]
-    content = content_of([*events, *blocks.end()], completion.tool_calls)
+    content = blocks_of([*events, *blocks.end()], completion.tool_calls)
     answer = _message(service, content, usage_of(completion)) | _reason(run, completion, blocks)
     return JSONResponse(answer | statistics_of([completion]))
 

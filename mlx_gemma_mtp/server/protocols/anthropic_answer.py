@@ -78,7 +78,7 @@ def _id(call: str) -> str:
     return f"toolu_{call.removeprefix('call_')}"
 
 
-def content_of(events: Iterable[Event], calls: Sequence[ToolCall]) -> list[Block]:
+def blocks_of(events: Iterable[Event], calls: Sequence[ToolCall]) -> list[Block]:
     """Return the content blocks that these events make.
 
     calls: the complete ones. One that was cut is left out: it has no input.

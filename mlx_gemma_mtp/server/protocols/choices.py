@@ -16,11 +16,11 @@ from mlx_gemma_mtp.engine.results import Chunk, FinishReason
 from mlx_gemma_mtp.server.answers import EventStream, event, new_id
 from mlx_gemma_mtp.server.body import Body
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, form_of, statistics
+from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, answer_schema, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
-from mlx_gemma_mtp.server.usage import Pace
+from mlx_gemma_mtp.server.usage import Timings
 
 MOST_COMPLETIONS = 128  # of one prompt, as OpenAI allows
 
@@ -73,7 +73,7 @@ class ChoicesBody(OpenAIBody):
         if (form := self.response_format) is not None:
             schema = form.json_schema.schema_ if form.json_schema else None
             field = "response_format.json_schema.schema"
-            others["json_schema"] = form_of(form.type, schema, field)
+            others["json_schema"] = answer_schema(form.type, schema, field)
         return super().params(names, max_tokens, **others)
 
 
@@ -109,15 +109,15 @@ def choice_stream(
 
     async def events() -> AsyncIterator[str]:
         usage: dict[str, Any] = {"usage": None} if wants_usage else {}
-        pace = Pace()
+        timings = Timings()
         left = len(run.generations)
         last: list[Choice] = []
         async for number, chunk in run.parts():
-            timings = {"timings": pace.after(len(chunk.tokens))} if wants_timings else {}
+            so_far = {"timings": timings.after(len(chunk.tokens))} if wants_timings else {}
             for choice in choices_of(number, chunk):
                 left -= choice["finish_reason"] is not None
                 if left:
-                    yield event(frame([choice], **usage, **timings))
+                    yield event(frame([choice], **usage, **so_far))
                 else:
                     last.append(choice)
         took = statistics(run.results(), run.asked.n)

@@ -15,11 +15,10 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
 from mlx_gemma_mtp.engine.results import Chunk, TokenLogprobs
-from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.answers import start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.body import read, refused
-from mlx_gemma_mtp.server.failures import Failure
+from mlx_gemma_mtp.server.failures import Failure, of_field
 from mlx_gemma_mtp.server.logprobs import reported
 from mlx_gemma_mtp.server.protocols.choices import (
     Choice,
@@ -91,11 +90,9 @@ async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read(request, CompletionBody)
     prompts = body.prompts()
-    try:
+    with of_field("prompt"):
         each = map(service.raw_ids, prompts)  # lazy
         ids = await asyncio.to_thread(list, each) if sum(map(len, prompts)) > LONG else [*each]
-    except UsageError as error:
-        raise Failure(str(error), field="prompt") from None
     asked = body.asked(ids)
     texts = _Texts(service, asked, prompts if body.echo else [""] * len(prompts))
     frame = Frame(service, "cmpl", "text_completion")

@@ -9,9 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp import __version__
-from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.server.body import Body, read
-from mlx_gemma_mtp.server.failures import Failure
+from mlx_gemma_mtp.server.failures import Failure, of_field
 from mlx_gemma_mtp.server.service import Service
 
 
@@ -73,11 +72,9 @@ async def tokenize(request: Request) -> Response:
     """Answer /tokenize."""
     service: Service = request.app.state.service
     body = await read(request, TokenizeBody)
-    try:
+    with of_field("content"):
         encode = service.raw_ids if body.add_special else service.engine.encode
         tokens = await asyncio.to_thread(encode, body.content)
-    except UsageError as error:
-        raise Failure(str(error), field="content") from None
     if not body.with_pieces:
         return JSONResponse({"tokens": tokens})
     pieces = [{"id": token, "piece": _piece(service, token)} for token in tokens]
@@ -92,10 +89,8 @@ async def detokenize(request: Request) -> Response:
     for token in body.tokens:
         if text is not None and not text.has_token(token):
             raise Failure(f"tokens: {token} is not a token of this model", field="tokens")
-    try:
+    with of_field("tokens"):
         return JSONResponse({"content": service.engine.decode(body.tokens)})
-    except UsageError as error:
-        raise Failure(str(error), field="tokens") from None
 
 
 def _piece(service: Service, token: int) -> str | list[int]:

@@ -15,6 +15,11 @@ from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.service import Service
 
 
+def time_of(seconds: float) -> str:
+    """Return a time, in seconds since 1970, as Anthropic and Ollama write it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
 async def models(request: Request) -> Response:
     """Answer /v1/models and /v1/models/NAME, for OpenAI's clients and Anthropic's."""
     service: Service = request.app.state.service
@@ -30,7 +35,7 @@ async def models(request: Request) -> Response:
             "max_model_len": service.engine.context,
             "type": "model",
             "display_name": one,
-            "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
+            "created_at": time_of(service.created),
         }
         for one in service.settings.served
         if name in (None, one)

@@ -21,7 +21,8 @@ from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.content import as_turns, checked, content_of
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.logprobs import logprob_entries, reported
-from mlx_gemma_mtp.server.protocols.ollama_models import name_of, shown
+from mlx_gemma_mtp.server.protocols.models import time_of
+from mlx_gemma_mtp.server.protocols.ollama_models import name_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import ollama_error
@@ -193,7 +194,7 @@ class _Frame:
             said = {"message": said}
         else:
             said["response"] = text
-        same = {"model": self._model, "created_at": shown(time.time())}
+        same = {"model": self._model, "created_at": time_of(time.time())}
         return {**same, **said, "done": False, **others}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.models import embeddings
+from mlx_gemma_mtp.server.protocols.models import embeddings, time_of
 from mlx_gemma_mtp.server.service import Service
 
 # The version of Ollama whose API this is: the first one with log-probabilities. Clients such as
@@ -41,11 +40,6 @@ def name_of(service: Service, model: str | None) -> str | None:
     return model.removesuffix(LATEST)
 
 
-def shown(seconds: float) -> str:
-    """Return a time, in seconds since 1970, as Ollama writes it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
 async def version(_: Request) -> Response:
     """Answer /api/version."""
     return JSONResponse({"version": VERSION})
@@ -54,7 +48,7 @@ async def version(_: Request) -> Response:
 async def tags(request: Request) -> Response:
     """Answer /api/tags: the models that can be asked for."""
     service: Service = request.app.state.service
-    modified = {"modified_at": shown(service.created)}
+    modified = {"modified_at": time_of(service.created)}
     return JSONResponse({"models": [one | modified for one in _models(service)]})
 
 
@@ -76,7 +70,7 @@ async def show(request: Request) -> Response:
     abilities = {"tools": "tools", "thinking": "enable_thinking"}
     return JSONResponse(
         {
-            "modified_at": shown(service.created),
+            "modified_at": time_of(service.created),
             "modelfile": "",
             "parameters": "",
             "template": template,

@@ -106,7 +106,9 @@ NAMES = {name: name for name in (*OpenAIBody.model_fields, "max_tokens")} | {
 }
 
 
-def form_of(kind: str, schema: Mapping[str, Any] | None, field: str) -> Mapping[str, Any] | None:
+def answer_schema(
+    kind: str, schema: Mapping[str, Any] | None, field: str
+) -> Mapping[str, Any] | None:
     """Return the schema of an answer; None if it is free. field: where the schema must be."""
     if kind == "json_schema" and schema is None:
         raise Failure(f"{field} is missing", field=field)

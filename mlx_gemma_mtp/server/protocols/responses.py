@@ -19,7 +19,7 @@ from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
 from mlx_gemma_mtp.server.content import as_turns, checked
 from mlx_gemma_mtp.server.failures import Failure
-from mlx_gemma_mtp.server.protocols.openai import NAMES, OpenAIBody, choice_of, form_of
+from mlx_gemma_mtp.server.protocols.openai import NAMES, OpenAIBody, answer_schema, choice_of
 from mlx_gemma_mtp.server.protocols.responses_answer import Answer
 from mlx_gemma_mtp.server.protocols.responses_input import messages_of
 from mlx_gemma_mtp.server.protocols.responses_output import (
@@ -103,7 +103,7 @@ class ResponsesBody(OpenAIBody):
                 FIELDS,
                 self.max_output_tokens,
                 tool_choice=choice_of(self.tool_choice),
-                json_schema=form and form_of(form.type, form.schema_, "text.format.schema"),
+                json_schema=form and answer_schema(form.type, form.schema_, "text.format.schema"),
                 logprobs=(self.top_logprobs or 0) if self._wants_logprobs else None,
                 **thinking_of(service, reasoning.effort, asked=False, budget=None),
             ),
