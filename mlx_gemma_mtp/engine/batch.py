@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -17,7 +18,14 @@ from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.constraint import Mask
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
+from mlx_gemma_mtp.decode.round import (
+    Allowed,
+    Copies,
+    Layout,
+    RoundPlayer,
+    first_token,
+    with_copies,
+)
 from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
@@ -160,7 +168,8 @@ class Batch:
         are ready, a request that has ended costs no further pass of the target, and MLX updates
         every buffer in place, because nothing that reads it is left. Without drafts the device
         would wait for the host: see `_runs_ahead`.
-        A constraint needs the tokens before it and the drafts on the host: then both are read.
+        A constraint needs the tokens before it and the drafts on the host: then both are read, the
+        drafts while the target verifies them.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
@@ -267,7 +276,10 @@ class Batch:
         return self._overlaps and (guess.plan.division.shape.num_steps == 0 or quick)
 
     def _lay_out_verify(self, guess: Guess) -> Verify:
-        """Lay out the second half of a round, which takes the host a while, and run nothing yet."""
+        """Lay out the second half of a round, which takes the host a while, and run nothing yet.
+
+        With constraints its pass is dispatched, and what they allow is found while it runs.
+        """
         rows, cache = self._rows, self._rows.cache
         full = rows.settings.full or self._full
         settings, self._full = rows.settings._replace(full=full), False
@@ -281,11 +293,14 @@ class Batch:
         drafts, missing = guess.drafts, shape.num_positions - 1 - shape.num_steps
         if missing:
             drafts = mx.pad(drafts, [(0, 0), (0, missing)])
+        allow: tuple[Any, ...] = ()
         if self._constrained:
-            drafts, masks = self._constrain(drafts, most, stretches)
-            copies, settings = None, settings._replace(masks=masks)
+            if copies is not None:
+                drafts = with_copies(drafts, copies, rows.newest.token, cache.offset)
+            mx.async_eval(drafts)  # apart from the pass, for which their reader need not wait
+            copies, allow = None, (partial(self._allowed, drafts, most),)
         layout = Layout(mx.array(most, mx.int32), packing, copies)
-        played = self._player.verify(cache, rows.newest, settings, layout, drafts)
+        played = self._player.verify(cache, rows.newest, settings, layout, drafts, *allow)
         return Verify(Flight(played, list(rows.each), guess, stretches), cache)
 
     def _first_masks(self, plan: Plan) -> mx.array:
@@ -297,27 +312,20 @@ class Batch:
                 each[index] = self._masks.of(row.request)
         return self._masks.laid_out(each, 1)
 
-    def _constrain(
-        self, drafts: mx.array, most: list[int], stretches: Sequence[Stretch | None]
-    ) -> tuple[mx.array, mx.array]:
-        """Return the drafts [B, T - 1] with copies among them, and the masks of all positions.
+    def _allowed(self, drafts: mx.array, most: Sequence[int]) -> Allowed:
+        """Return what constraints leave of drafts [B, T - 1], of which each row verifies `most`.
 
-        Waits for the drafts. most: how many of its drafts each row verifies; becomes less where one
-        is not allowed.
+        Waits for the drafts.
         """
-        texts, each = cast(list[list[int]], drafts.tolist()), list[list[Mask]]()
-        for index, (row, stretch) in enumerate(zip(self._rows.each, stretches, strict=True)):
-            if stretch is not None:
-                copied = stretch.tokens[1:][: len(texts[index])]
-                texts[index][: len(copied)] = copied
+        each, left = list[list[Mask]](), [*most]
+        texts = cast(list[list[int]], drafts.tolist())
+        for index, (row, text) in enumerate(zip(self._rows.each, texts, strict=True)):
             masks = list[Mask]()
             if row is not None and row.request.constrained and most[index] >= 0:
-                masks = self._masks.of(row.request, texts[index][: most[index]])
-                most[index] = min(most[index], len(masks) - 1)
+                masks = self._masks.of(row.request, text[: most[index]])
+                left[index] = min(most[index], len(masks) - 1)
             each.append(masks)
-        num_positions = drafts.shape[1] + 1
-        drafts = mx.array(texts, mx.int32).reshape(drafts.shape)
-        return drafts, self._masks.laid_out(each, num_positions)
+        return Allowed(self._masks.laid_out(each, drafts.shape[1] + 1), mx.array(left, mx.int32))
 
     def _lay_out_copies(self, copied: list[bool]) -> tuple[list[Stretch | None], Copies | None]:
         """Return where the drafts of these rows are copied from, on the host and on the device.
