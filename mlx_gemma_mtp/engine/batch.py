@@ -9,17 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
-from mlx_gemma_mtp.decode.constraint import Mask
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.round import (
-    Allowed,
     Copies,
     Layout,
     RoundPlayer,
@@ -145,9 +143,9 @@ class Batch:
         assert self._flight is None
         requests, rows = prefill.requests, self._rows
         settings = rows.settings_of(requests)
-        masks = [[] if request.ended else self._masks.of(request) for request in requests]
+        masks = self._masks.first([None if one.ended else one for one in requests])
         if any(request.constrained for request in requests):
-            settings = settings._replace(masks=self._masks.laid_out(masks, 1))
+            settings = settings._replace(masks=masks)
         counts, least = rows.counts_of(requests), self.exactness.least
         first = first_token(self.target, *prefill.ends(), settings, least, counts)
         landed = Landed.of(first)
@@ -258,7 +256,9 @@ class Batch:
         self._shapes.add(compiled)
         settings = rows.settings
         if constrained and shape.num_steps:
-            settings = settings._replace(masks=self._first_masks(plan))
+            drafting = zip(plan.division.drafts, plan.copied, strict=True)
+            own = [0 if is_copied else count for count, is_copied in drafting]
+            settings = settings._replace(masks=self._masks.first(self._limited_rows(own, 1)))
         drafts = self._player.draft(rows.cache, rows.newest, settings, shape.num_steps)
         mx.async_eval(drafts)
         follows = self._flight is not None
@@ -298,34 +298,19 @@ class Batch:
             if copies is not None:
                 drafts = with_copies(drafts, copies, rows.newest.token, cache.offset)
             mx.async_eval(drafts)  # apart from the pass, for which their reader need not wait
-            copies, allow = None, (partial(self._allowed, drafts, most),)
+            limited = self._limited_rows(most, 0)
+            copies, allow = None, (partial(self._masks.allowed, limited, drafts, most),)
         layout = Layout(mx.array(most, mx.int32), packing, copies)
         played = self._player.verify(cache, rows.newest, settings, layout, drafts, *allow)
         return Verify(Flight(played, list(rows.each), guess, stretches), cache)
 
-    def _first_masks(self, plan: Plan) -> mx.array:
-        """Return the masks uint32 [B, 1, W] of the drafter's first drafts."""
-        each = [list[Mask]() for _ in self._rows.each]
-        for index, row in enumerate(self._rows.each):
-            drafts = plan.division.drafts[index] > 0 and not plan.copied[index]
-            if row and row.request.constrained and drafts:
-                each[index] = self._masks.of(row.request)
-        return self._masks.laid_out(each, 1)
-
-    def _allowed(self, drafts: mx.array, most: Sequence[int]) -> Allowed:
-        """Return what constraints leave of drafts [B, T - 1], of which each row verifies `most`.
-
-        Waits for the drafts.
-        """
-        each, left = list[list[Mask]](), [*most]
-        texts = cast(list[list[int]], drafts.tolist())
-        for index, (row, text) in enumerate(zip(self._rows.each, texts, strict=True)):
-            masks = list[Mask]()
-            if row is not None and row.request.constrained and most[index] >= 0:
-                masks = self._masks.of(row.request, text[: most[index]])
-                left[index] = min(most[index], len(masks) - 1)
-            each.append(masks)
-        return Allowed(self._masks.laid_out(each, drafts.shape[1] + 1), mx.array(left, mx.int32))
+    def _limited_rows(self, drafts: Sequence[int], least: int) -> list[Request | None]:
+        """Return the requests of rows with a constraint and at least so many drafts; else None."""
+        rows = zip(self._rows.each, drafts, strict=True)
+        return [
+            row.request if row and row.request.constrained and count >= least else None
+            for row, count in rows
+        ]
 
     def _lay_out_copies(self, copied: list[bool]) -> tuple[list[Stretch | None], Copies | None]:
         """Return where the drafts of these rows are copied from, on the host and on the device.
