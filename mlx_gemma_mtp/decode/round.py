@@ -49,6 +49,21 @@ class Layout(NamedTuple):
     copies: Copies | None = None
 
 
+class Allowed(NamedTuple):
+    """What constraints leave of a pass."""
+
+    masks: mx.array  # uint32 [B, T, W], the tokens that may follow each position
+    max_accepted: mx.array  # int32 [B], the drafts of each row that may stand
+
+
+class Pass(NamedTuple):
+    """What the target makes of the newest token and the drafts, as the layout packs them."""
+
+    drafts: mx.array  # int32 [B, T - 1], with the copies
+    hidden: mx.array
+    logits: mx.array
+
+
 class Round(NamedTuple):
     """The result of one round: row b's new tokens are tokens[b, : accepted[b] + 1]."""
 
@@ -67,11 +82,12 @@ class RoundPlayer(NamedTuple):
 
     draft(cache, newest, settings, num_steps) returns drafts [B, num_steps] and changes nothing.
     verify(cache, newest, settings, layout, drafts [B, T - 1]) returns the Round and advances the
-    cache.
+    cache. With a fifth argument, allow(), it starts the pass of the target, asks what is allowed
+    while the device is busy with it, and only then chooses tokens.
     """
 
     draft: Callable[[KVCache, Newest, RowSettings, int], mx.array]
-    verify: Callable[[KVCache, Newest, RowSettings, Layout, mx.array], Round]
+    verify: Callable[..., Round]
 
 
 MOST_CAPACITIES = 8  # whose compiled rounds are kept
@@ -117,13 +133,13 @@ def agreeing_prefix(drafts: mx.array, chosen: mx.array) -> mx.array:
     return mx.cumprod(equal, axis=1).sum(axis=1)
 
 
-def with_copies(drafts: mx.array, copies: Copies, token: mx.array, position: mx.array) -> mx.array:
+def with_copies(drafts: mx.array, copies: Copies, token: mx.array, offset: mx.array) -> mx.array:
     """Replace drafts [B, T - 1] by copied tokens in rows whose newest token is the expected one.
 
-    token [B] stands at position[:, 0] of position [B, T]. Drafts after the copies' end stay.
+    token [B] stands at position offset [B]. Drafts after the copies' end stay.
     """
     length = copies.tokens.shape[1]
-    at = position - copies.start[:, None]
+    at = (offset - copies.start)[:, None] + mx.arange(drafts.shape[1] + 1)
     copied = mx.take_along_axis(copies.tokens, mx.clip(at, 0, length - 1), axis=1)
     has_one = (copies.start[:, None] >= 0) & (at >= 0) & (at < length) & (copied >= 0)
     expected = has_one[:, :1] & (copied[:, :1] == token[:, None])
@@ -148,12 +164,37 @@ def verify(
     is not sure ends the prefix before it. A row whose first one is not sure accepts -1 and stays
     where it is; it needs a pass with `settings.full`.
     """
-    max_accepted, packing, copies = layout
-    position = cache.offset[:, None] + mx.arange(drafts.shape[1] + 1)  # of the tokens
-    if copies is not None:
-        drafts = with_copies(drafts, copies, newest.token, position)
-    hidden = target(mx.concatenate([newest.token[:, None], drafts], axis=1), cache, packing)
-    logits, following = target.logits(hidden), position + 1
+    passed = run(target, cache, newest, layout, drafts)
+    played = judge(target, cache.offset, newest, settings, layout, passed, agree=agree)
+    cache.offset = cache.offset + played.accepted + 1
+    return played
+
+
+def run(target: Target, cache: KVCache, newest: Newest, layout: Layout, drafts: mx.array) -> Pass:
+    """Run the target over the newest token and the drafts: the first part of `verify`."""
+    if layout.copies is not None:
+        drafts = with_copies(drafts, layout.copies, newest.token, cache.offset)
+    tokens = mx.concatenate([newest.token[:, None], drafts], axis=1)
+    hidden = target(tokens, cache, layout.packing)
+    return Pass(drafts, hidden, target.logits(hidden))
+
+
+def judge(
+    target: Target,
+    offset: mx.array,
+    newest: Newest,
+    settings: RowSettings,
+    layout: Layout,
+    passed: Pass,
+    *,
+    agree: Agree = agreeing_prefix,
+) -> Round:
+    """Choose tokens and compare the drafts with them: the second part of `verify`.
+
+    offset: of the cache, int32 [B], which stays for the caller to advance.
+    """
+    packing, (drafts, hidden, logits) = layout.packing, passed
+    following = offset[:, None] + mx.arange(drafts.shape[1] + 1) + 1
     counts = None if newest.counts is None else _counts(newest.counts, drafts, packing)
     if packing is not None:  # nothing is chosen for padding; every token has settings of its own
         kept = slice(packing.num_tokens)
@@ -168,14 +209,13 @@ def verify(
         sure = None if sure is None else packing.unpack(sure.T)
         if found is not None:
             found = Logprobs(*(packing.unpack(part.swapaxes(0, 1)) for part in found))
-    accepted = mx.minimum(agree(drafts, chosen), max_accepted)
+    accepted = mx.minimum(agree(drafts, chosen), layout.max_accepted)
     if sure is not None:
         accepted = mx.minimum(accepted, mx.cumprod(sure.astype(mx.int32), axis=1).sum(axis=1) - 1)
     stays, last = accepted < 0, mx.maximum(accepted, 0)[:, None]
     token = mx.where(stays, newest.token, mx.take_along_axis(chosen, last, axis=1)[:, 0])
     hidden = mx.take_along_axis(hidden, last[..., None], axis=1)
     hidden = mx.where(stays[:, None, None], newest.hidden, hidden)
-    cache.offset = cache.offset + accepted + 1
     counts = newest.counts
     if counts is not None:
         counts = counted(counts, chosen, mx.arange(chosen.shape[1]) <= accepted[:, None])
@@ -210,22 +250,41 @@ def round_player(
         cache = KVCache(target.config, buffers)
         return verify(target, cache, *rest, agree=agree), cache.buffers
 
-    @lru_cache(MOST_CAPACITIES)
-    def halves(_capacity: int) -> tuple[Any, Any]:
-        if device.backend() == "cpu":
-            return guess, check
-        return mx.compile(guess), mx.compile(check)
+    def start(buffers: Buffers, *rest: Any) -> tuple[Pass, Buffers]:
+        cache = KVCache(target.config, buffers)
+        return run(target, cache, *rest), cache.buffers
 
-    def compiled(cache: KVCache) -> tuple[Any, Any]:
-        return halves(cache.capacity("full_attention"))
+    def end(*rest: Any) -> Round:
+        return judge(target, *rest, agree=agree)
+
+    @lru_cache(MOST_CAPACITIES)
+    def parts(_capacity: int) -> tuple[Any, ...]:
+        functions = guess, check, start, end
+        return functions if device.backend() == "cpu" else tuple(map(mx.compile, functions))
 
     def play_draft(cache: KVCache, *rest: Any) -> mx.array:
-        drafts: mx.array = compiled(cache)[0](cache.buffers, *rest)
+        drafts: mx.array = parts(cache.capacity("full_attention"))[0](cache.buffers, *rest)
         return drafts
 
-    def play_verify(cache: KVCache, *rest: Any) -> Round:
+    def play_verify(
+        cache: KVCache,
+        newest: Newest,
+        settings: RowSettings,
+        layout: Layout,
+        drafts: mx.array,
+        allow: Callable[[], Allowed] | None = None,
+    ) -> Round:
+        _, check, start, end = parts(cache.capacity("full_attention"))
         played: Round
-        played, cache.buffers = compiled(cache)[1](cache.buffers, *rest)
+        if allow is None:
+            played, cache.buffers = check(cache.buffers, newest, settings, layout, drafts)
+            return played
+        passed, cache.buffers = start(cache.buffers, newest, layout, drafts)
+        mx.async_eval(passed, cache.buffers)
+        masks, most = allow()
+        layout = layout._replace(max_accepted=mx.minimum(layout.max_accepted, most))
+        played = end(cache.offset, newest, settings._replace(masks=masks), layout, passed)
+        cache.offset = cache.offset + played.accepted + 1
         return played
 
     return RoundPlayer(play_draft, play_verify)

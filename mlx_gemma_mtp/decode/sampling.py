@@ -17,11 +17,13 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.candidates import NUM_CANDIDATES, candidates, narrows
 from mlx_gemma_mtp.decode.control import Control, changed, control_of, is_allowed, of_rows
-from mlx_gemma_mtp.decode.params import NO_FILTER, SamplingParams
+from mlx_gemma_mtp.decode.params import SamplingParams
 
 LEAST_TEMPERATURE = 1e-6  # logits divided by much less would overflow float32
 
 MOST_TOP_K = 64  # half of NUM_BEST, so that many tokens may tie with the last one
+PAIR_BITS = 17  # of a pair of tokens, in the key of its noise
+SPREAD = 0x9E3779B9  # 2**32 divided by the golden ratio
 # A softcap may swap two logits that differ by a unit in the last place of float32.
 ROUNDING = 1e-6
 
@@ -33,7 +35,7 @@ class RowSettings(NamedTuple):
     """Sampling settings of every row on the device, and which steps the batch needs."""
 
     temperature: mx.array  # float32 [B, 1], 1 if greedy
-    top_k: mx.array  # int32 [B, 1]
+    kth: mx.array  # int32 [B, 1], -top_k: its last one in ascending scores; 0 keeps all
     top_p: mx.array  # float32 [B, 1]
     seed: mx.array  # uint32 [B, 1]
     suppress: mx.array | None  # int32 [S], the tokens that must not be chosen
@@ -59,7 +61,7 @@ class RowSettings(NamedTuple):
         control, masks = self.control, self.masks
         return self._replace(
             temperature=self.temperature[rows],
-            top_k=self.top_k[rows],
+            kth=self.kth[rows],
             top_p=self.top_p[rows],
             seed=self.seed[rows],
             is_greedy=of_rows(self.is_greedy, rows),
@@ -103,7 +105,7 @@ def row_settings(
     has_min_p = any(row.min_p for row in sampled)
     return RowSettings(
         temperature=column(temperatures, mx.float32),
-        top_k=column([row.top_k for row in filled], mx.int32),
+        kth=column([-row.top_k for row in filled], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),
         suppress=suppress,
@@ -188,7 +190,7 @@ def _draw(
     threshold = sure = None
     if left_out is not None:
         ranked = mx.sort(scores, axis=-1)
-        kth = _kth(ranked, settings.top_k[..., None])
+        kth = _kth(ranked, settings.kth[..., None])
         threshold = _threshold(ranked, kth, settings.top_p[..., None])
         sure = _is_below(_scores(left_out, settings, softcap), kth - ROUNDING * mx.abs(kth))[..., 0]
     elif settings.filtered:
@@ -208,13 +210,15 @@ def gumbel(seed: mx.array, position: mx.array, size: int, ids: mx.array | None =
     Without ids, of all `size` tokens. Each number is a function of its own three: it doesn't depend
     on which other tokens there are. Two tokens share a key, which gives two random words.
     """
-    seed, position = seed[..., None].astype(mx.uint32), position[..., None].astype(mx.uint32)
-    rows = _threefry(mx.where(mx.array([True, False]), seed, position))
+    seed, position = (part[..., None, None].astype(mx.uint32) for part in (seed, position))
     pairs = mx.arange((size + 1) // 2)[:, None] if ids is None else ids[..., None] >> 1
-    keys = rows[..., None, :] ^ (pairs.astype(mx.uint32) * mx.array([0, 1], mx.uint32))
-    words = _threefry(keys)
+    # 64 bits of a key for 32 of the seed, 17 of the pair, and the position: its upper bits, from
+    # 32,768 on, change the seed.
+    low = position << PAIR_BITS ^ pairs.astype(mx.uint32)
+    high = seed ^ (position >> (32 - PAIR_BITS)) * SPREAD
+    words = _threefry(mx.where(mx.array([True, False]), high, low))
     if ids is None:
-        words = words.reshape(*rows.shape[:-1], -1)[..., :size]
+        words = words.reshape(*words.shape[:-2], -1)[..., :size]
     else:
         words = mx.where((ids & 1) == 0, words[..., 0], words[..., 1])
     # A uniform number in (-1, 0). Near 0, where the large noise comes from, all 32 bits count.
@@ -257,12 +261,9 @@ def _scores(logits: mx.array, settings: RowSettings, softcap: float | None) -> m
     return _capped(logits.astype(mx.float32), softcap) / settings.temperature[..., None]
 
 
-def _kth(ranked: mx.array, top_k: mx.array) -> mx.array:
-    """Return the k-th largest [B, T, 1] of ascending scores; the largest for k = 0."""
-    size = ranked.shape[-1]
-    place = mx.clip(size - top_k, 0, size - 1)
-    place = mx.broadcast_to(place, (*ranked.shape[:-1], 1))
-    return mx.take_along_axis(ranked, place, axis=-1)
+def _kth(ranked: mx.array, place: mx.array) -> mx.array:
+    """Return the score [B, T, 1] at this place, from the end if negative, of ascending scores."""
+    return mx.take_along_axis(ranked, mx.broadcast_to(place, (*ranked.shape[:-1], 1)), axis=-1)
 
 
 def _threshold(ranked: mx.array, kth: mx.array, top_p: mx.array) -> mx.array:
@@ -271,9 +272,9 @@ def _threshold(ranked: mx.array, kth: mx.array, top_p: mx.array) -> mx.array:
     top_k comes first, as in Transformers; top_p is the smallest set of that probability in what is
     left. Equal scores stay or go together.
     """
-    probabilities = mx.softmax(mx.where(ranked >= kth, ranked, -mx.inf), axis=-1)
-    larger = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
-    inside = (larger < top_p) | (top_p >= 1)
+    shares = mx.where(ranked >= kth, mx.exp(ranked - ranked[..., -1:]), 0)
+    larger = mx.cumsum(shares, axis=-1, reverse=True, inclusive=False)
+    inside = (larger < top_p * (larger[..., :1] + shares[..., :1])) | (top_p >= 1)
     lowest = mx.where(inside, ranked, mx.inf).min(axis=-1, keepdims=True)
     return mx.maximum(kth, lowest)
 
@@ -285,14 +286,14 @@ def _is_below(score: mx.array, kth: mx.array) -> mx.array:
 
 def _threshold_of_all(scores: mx.array, settings: RowSettings) -> mx.array:
     """Return the `_threshold` [B, T, 1] of each row in the scores of the whole vocabulary."""
-    top_k, top_p = settings.top_k[..., None], settings.top_p[..., None]
+    place, top_p = settings.kth[..., None], settings.top_p[..., None]
     ranked = mx.sort(scores, axis=-1)
-    kth = mx.where(top_k == NO_FILTER, -mx.inf, _kth(ranked, top_k))
+    kth = _kth(ranked, mx.maximum(place, -scores.shape[-1]))
     threshold = _threshold(ranked, kth, top_p)
     if not settings.narrow or not narrows(scores.shape[-1]):
         return threshold
     # Sums of other lengths are rounded differently. So a row that might have candidates sums up as
     # many scores, unless top_k leaves more.
     following, best = ranked[..., -NUM_CANDIDATES - 1, None], ranked[..., -NUM_CANDIDATES:]
-    fits = (top_k >= 1) & (top_k <= MOST_TOP_K) & _is_below(following, kth)
+    fits = (place < 0) & (place >= -MOST_TOP_K) & _is_below(following, kth)
     return mx.where(fits, _threshold(best, kth, top_p), threshold)

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
-from mlx_gemma_mtp.decode.constraint import Mask
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Copies, Layout, RoundPlayer, first_token
+from mlx_gemma_mtp.decode.round import (
+    Copies,
+    Layout,
+    RoundPlayer,
+    first_token,
+    with_copies,
+)
 from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
@@ -137,9 +143,9 @@ class Batch:
         assert self._flight is None
         requests, rows = prefill.requests, self._rows
         settings = rows.settings_of(requests)
-        masks = [[] if request.ended else self._masks.of(request) for request in requests]
+        masks = self._masks.first([None if one.ended else one for one in requests])
         if any(request.constrained for request in requests):
-            settings = settings._replace(masks=self._masks.laid_out(masks, 1))
+            settings = settings._replace(masks=masks)
         counts, least = rows.counts_of(requests), self.exactness.least
         first = first_token(self.target, *prefill.ends(), settings, least, counts)
         landed = Landed.of(first)
@@ -160,7 +166,8 @@ class Batch:
         are ready, a request that has ended costs no further pass of the target, and MLX updates
         every buffer in place, because nothing that reads it is left. Without drafts the device
         would wait for the host: see `_runs_ahead`.
-        A constraint needs the tokens before it and the drafts on the host: then both are read.
+        A constraint needs the tokens before it and the drafts on the host: then both are read, the
+        drafts while the target verifies them.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
@@ -249,7 +256,9 @@ class Batch:
         self._shapes.add(compiled)
         settings = rows.settings
         if constrained and shape.num_steps:
-            settings = settings._replace(masks=self._first_masks(plan))
+            drafting = zip(plan.division.drafts, plan.copied, strict=True)
+            own = [0 if is_copied else count for count, is_copied in drafting]
+            settings = settings._replace(masks=self._masks.first(self._limited_rows(own, 1)))
         drafts = self._player.draft(rows.cache, rows.newest, settings, shape.num_steps)
         mx.async_eval(drafts)
         follows = self._flight is not None
@@ -267,7 +276,10 @@ class Batch:
         return self._overlaps and (guess.plan.division.shape.num_steps == 0 or quick)
 
     def _lay_out_verify(self, guess: Guess) -> Verify:
-        """Lay out the second half of a round, which takes the host a while, and run nothing yet."""
+        """Lay out the second half of a round, which takes the host a while, and run nothing yet.
+
+        With constraints its pass is dispatched, and what they allow is found while it runs.
+        """
         rows, cache = self._rows, self._rows.cache
         full = rows.settings.full or self._full
         settings, self._full = rows.settings._replace(full=full), False
@@ -281,43 +293,24 @@ class Batch:
         drafts, missing = guess.drafts, shape.num_positions - 1 - shape.num_steps
         if missing:
             drafts = mx.pad(drafts, [(0, 0), (0, missing)])
+        allow: tuple[Any, ...] = ()
         if self._constrained:
-            drafts, masks = self._constrain(drafts, most, stretches)
-            copies, settings = None, settings._replace(masks=masks)
+            if copies is not None:
+                drafts = with_copies(drafts, copies, rows.newest.token, cache.offset)
+            mx.async_eval(drafts)  # apart from the pass, for which their reader need not wait
+            limited = self._limited_rows(most, 0)
+            copies, allow = None, (partial(self._masks.allowed, limited, drafts, most),)
         layout = Layout(mx.array(most, mx.int32), packing, copies)
-        played = self._player.verify(cache, rows.newest, settings, layout, drafts)
+        played = self._player.verify(cache, rows.newest, settings, layout, drafts, *allow)
         return Verify(Flight(played, list(rows.each), guess, stretches), cache)
 
-    def _first_masks(self, plan: Plan) -> mx.array:
-        """Return the masks uint32 [B, 1, W] of the drafter's first drafts."""
-        each = [list[Mask]() for _ in self._rows.each]
-        for index, row in enumerate(self._rows.each):
-            drafts = plan.division.drafts[index] > 0 and not plan.copied[index]
-            if row and row.request.constrained and drafts:
-                each[index] = self._masks.of(row.request)
-        return self._masks.laid_out(each, 1)
-
-    def _constrain(
-        self, drafts: mx.array, most: list[int], stretches: Sequence[Stretch | None]
-    ) -> tuple[mx.array, mx.array]:
-        """Return the drafts [B, T - 1] with copies among them, and the masks of all positions.
-
-        Waits for the drafts. most: how many of its drafts each row verifies; becomes less where one
-        is not allowed.
-        """
-        texts, each = cast(list[list[int]], drafts.tolist()), list[list[Mask]]()
-        for index, (row, stretch) in enumerate(zip(self._rows.each, stretches, strict=True)):
-            if stretch is not None:
-                copied = stretch.tokens[1:][: len(texts[index])]
-                texts[index][: len(copied)] = copied
-            masks = list[Mask]()
-            if row is not None and row.request.constrained and most[index] >= 0:
-                masks = self._masks.of(row.request, texts[index][: most[index]])
-                most[index] = min(most[index], len(masks) - 1)
-            each.append(masks)
-        num_positions = drafts.shape[1] + 1
-        drafts = mx.array(texts, mx.int32).reshape(drafts.shape)
-        return drafts, self._masks.laid_out(each, num_positions)
+    def _limited_rows(self, drafts: Sequence[int], least: int) -> list[Request | None]:
+        """Return the requests of rows with a constraint and at least so many drafts; else None."""
+        rows = zip(self._rows.each, drafts, strict=True)
+        return [
+            row.request if row and row.request.constrained and count >= least else None
+            for row, count in rows
+        ]
 
     def _lay_out_copies(self, copied: list[bool]) -> tuple[list[Stretch | None], Copies | None]:
         """Return where the drafts of these rows are copied from, on the host and on the device.

@@ -239,7 +239,7 @@ def launches(rows: list[SamplingParams | None], num_tokens: int) -> list[Launch]
 @pytest.mark.parametrize(("batch", "num_tokens"), [(1, 1), (4, 4)])
 def test_gemmas_defaults_take_few_launches_and_bytes(batch: int, num_tokens: int) -> None:
     found = launches([DEFAULTS] * batch, num_tokens)
-    assert sum(one.launches for one in found) <= 30
+    assert sum(one.launches for one in found) <= 25
     nbytes = sum(one.nbytes for one in found) / (batch * num_tokens)
     # Once over the bfloat16 logits is the least.
     assert 2 * GEMMAS < nbytes < 2e6
