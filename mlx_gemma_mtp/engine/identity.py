@@ -15,7 +15,7 @@ MOST_FLAT = 2**31 - 1  # values along one axis in MLX; an embedding of E4B in bf
 
 
 def model_identity(target: Target) -> str:
-    """Identifies the weights that keys and values come from: configuration, types, and values.
+    """Return a digest of the weights that keys and values come from: config, types and values.
 
     Of large arrays SAMPLES values, evenly spread; of others all. Evaluates arrays: on the worker.
     """

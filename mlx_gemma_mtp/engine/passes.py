@@ -5,8 +5,8 @@ For what a pass costs and which passes give the same bits; neither is decided he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import mlx.core as mx
 
@@ -16,6 +16,9 @@ from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, rounded_up
 from mlx_gemma_mtp.model.packing import packing_of
 from mlx_gemma_mtp.model.target import Target
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST_ROWS = SIZES[-1]
 MOST_POSITIONS = 16
@@ -62,7 +65,7 @@ class Passes:
             hidden = target(rest[0], cache, rest[1])
             return hidden, target.logits(hidden), cache.buffers
 
-        self._play = play if device.backend() == "cpu" else mx.compile(play)
+        self._play = compiled(play)
 
     def near(self, batch: int) -> KVCache:
         """Return rows with little context and few slots, always the same ones."""
@@ -120,6 +123,11 @@ class Passes:
                 mx.eval(buffers[index])
         cache.offset = mx.full((batch,), context, mx.int32)
         return cache
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function as a round would run it."""
+    return function if device.backend() == "cpu" else mx.compile(function)
 
 
 def digests(x: mx.array) -> mx.array:

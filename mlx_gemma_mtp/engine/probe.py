@@ -18,11 +18,10 @@ from typing import Any, TypeVar, get_args
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.agreement import agreeing_chunks, find_classes
 from mlx_gemma_mtp.engine.loading import Watch
-from mlx_gemma_mtp.engine.passes import Passes, Shaped
+from mlx_gemma_mtp.engine.passes import Passes, Shaped, compiled
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits
@@ -202,12 +201,12 @@ class Probe:
                     token = mx.take_along_axis(ids, token[..., None], axis=-1)[..., 0]
             return token
 
-        compiled = _compiled(steps)
+        play = compiled(steps)
 
         def run(batch: int) -> mx.array:
             hidden = mx.ones((batch, 1, target.config.hidden_size), target.dtype)
             token = mx.zeros((batch, 1), mx.int32)
-            return compiled(passes.near(batch).buffers, token, hidden)
+            return play(passes.near(batch).buffers, token, hidden)
 
         times = yield from self._time(STEPS, {batch: partial(run, batch) for batch in SIZES})
         return {batch: seconds / STEPS_TOGETHER for batch, seconds in times.items()}
@@ -228,11 +227,11 @@ class Probe:
                 h = mx.fast.rms_norm(layer.experts(h, experts, shares, way), None, 1e-6)
             return h
 
-        compiled = _compiled(through)
+        play = compiled(through)
 
         def run(count: int, way: Way) -> mx.array:
             routed = [(experts[:count], shares[:count]) for experts, shares in chosen]
-            return compiled(x[:count], routed, way)
+            return play(x[:count], routed, way)
 
         runs = {one: partial(run, *one) for one in product(EXPERT_POINTS, get_args(Way))}
         nothing = yield from self._time(EXPERTS, {None: lambda: x + 0})
@@ -259,8 +258,3 @@ def _quickest(
         ways[count] = now
         seconds[count] = max(times[count, now] - least, times[count, now] / 10) * scale
     return seconds, ways
-
-
-def _compiled(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Return the function as a round would run it."""
-    return function if device.backend() == "cpu" else mx.compile(function)

@@ -24,9 +24,9 @@ from typing import Any
 
 from mlx_gemma_mtp.engine.about import About, State
 from mlx_gemma_mtp.engine.isolated import serve
+from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.errors import LoadCancelledError, MgmError, WorkerDiedError, one_line
 
-Watch = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
 Message = tuple[Any, ...]  # its kind, then what belongs to it
 
 POLL_SECONDS = 0.1  # between two looks at whether a load is cancelled

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma_mtp.engine.engine import Engine
-from mlx_gemma_mtp.engine.process import Watch, WorkerProcess
+from mlx_gemma_mtp.engine.loading import Watch
+from mlx_gemma_mtp.engine.process import WorkerProcess
 from mlx_gemma_mtp.engine.remote import Remote
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
@@ -36,11 +35,6 @@ def event(data: Any, name: str | None = None) -> str:
 def compact(data: Any) -> str:
     """Return JSON on one line, as UTF-8 text without needless spaces."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-
-
-def new_id(kind: str) -> str:
-    """Return a random id of an answer or a part of it."""
-    return f"{kind}{secrets.token_hex(12)}"
 
 
 class EventStream(StreamingResponse):

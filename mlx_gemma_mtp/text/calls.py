@@ -15,9 +15,9 @@ from typing import Any
 UNREADABLE = "unreadable"  # templates take arguments that cannot be read as {UNREADABLE: text}
 
 
-def new_id() -> str:
-    """Return a random id for a call."""
-    return f"call_{secrets.token_hex(8)}"
+def new_id(kind: str = "call_") -> str:
+    """Return a random id of a call, or of something else that starts with `kind`."""
+    return f"{kind}{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.errors import MgmError
-from mlx_gemma_mtp.server.answers import EventStream, event, new_id, start_stream, whole
+from mlx_gemma_mtp.server.answers import EventStream, event, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
@@ -32,6 +32,7 @@ from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import anthropic_error
 from mlx_gemma_mtp.server.thinking import Effort, thinking_of
 from mlx_gemma_mtp.server.usage import statistics_of
+from mlx_gemma_mtp.text.calls import new_id
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # Anthropic's, and the engine's
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, FinishReason
-from mlx_gemma_mtp.server.answers import EventStream, event, new_id
+from mlx_gemma_mtp.server.answers import EventStream, event
 from mlx_gemma_mtp.server.body import Body
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, answer_schema, statistics
@@ -21,6 +21,7 @@ from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.shapes import openai_error
 from mlx_gemma_mtp.server.usage import Timings
+from mlx_gemma_mtp.text.calls import new_id
 
 MOST_COMPLETIONS = 128  # of one prompt, as OpenAI allows
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import MAX_LOGPROBS
-from mlx_gemma_mtp.server.answers import EventStream, new_id, start_stream, whole
+from mlx_gemma_mtp.server.answers import EventStream, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read, refused
@@ -32,6 +32,7 @@ from mlx_gemma_mtp.server.protocols.responses_tools import ResponseTools
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
 from mlx_gemma_mtp.server.thinking import Effort, thinking_of
+from mlx_gemma_mtp.text.calls import new_id
 
 TOO_LONG = "context_length_exceeded"
 LOGPROBS = "message.output_text.logprobs"  # in `include`

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_gemma_mtp.engine.results import Chunk
-from mlx_gemma_mtp.server.answers import new_id
 from mlx_gemma_mtp.server.protocols.responses_tools import INPUT, Called, ResponseTools
 from mlx_gemma_mtp.text.call_stream import CallDelta
+from mlx_gemma_mtp.text.calls import new_id
 
 Event = tuple[str, dict[str, Any]]  # its type, and its other fields
 Logprobs = Sequence[Mapping[str, Any]]
