@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.server.error_shapes import error_response
 from mlx_gemma_mtp.server.exchange import LEFT, Exchange, Exchanges
 from mlx_gemma_mtp.server.failures import Failure, failure_of
 from mlx_gemma_mtp.server.guard import guards
@@ -28,7 +29,6 @@ from mlx_gemma_mtp.server.protocols import (
     responses,
 )
 from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.shapes import error_response
 
 
 def app_of(service: Service, observers: Sequence[Callable[[Exchange], object]] = ()) -> Starlette:

@@ -17,9 +17,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_gemma_mtp.server.error_shapes import error_response
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.settings import Settings
-from mlx_gemma_mtp.server.shapes import error_response
 
 BODY_SECONDS = 30.0  # the longest silence in the middle of a body
 

@@ -13,12 +13,12 @@ from starlette.routing import Route
 
 from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Completion
-from mlx_gemma_mtp.errors import MgmError
 from mlx_gemma_mtp.server.answers import EventStream, event, start_stream, whole
 from mlx_gemma_mtp.server.asked import Asked, params_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
-from mlx_gemma_mtp.server.failures import Failure, failure_of
+from mlx_gemma_mtp.server.error_shapes import anthropic_error
+from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.anthropic_answer import (
     Blocks,
     blocks_of,
@@ -29,7 +29,6 @@ from mlx_gemma_mtp.server.protocols.anthropic_answer import (
 from mlx_gemma_mtp.server.protocols.anthropic_messages import Content, Turn, tools_of, turns_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.shapes import anthropic_error
 from mlx_gemma_mtp.server.thinking import Effort, thinking_of
 from mlx_gemma_mtp.server.usage import statistics_of
 from mlx_gemma_mtp.text.calls import new_id
@@ -232,10 +231,7 @@ async def count_tokens(request: Request) -> Response:
     service.check_model(body.model)
     prompt, tools = turns_of(body.system, body.messages), tools_of(body.tools or ())
     count = service.engine.count_tokens
-    try:
-        tokens = await asyncio.to_thread(count, prompt, tools, thinking=body.thinks)
-    except MgmError as error:
-        raise failure_of(error) from None
+    tokens = await asyncio.to_thread(count, prompt, tools, thinking=body.thinks)
     return JSONResponse({"input_tokens": tokens})
 
 

@@ -15,11 +15,11 @@ from mlx_gemma_mtp.decode.params import SamplingParams
 from mlx_gemma_mtp.engine.results import Chunk, FinishReason
 from mlx_gemma_mtp.server.answers import EventStream, event
 from mlx_gemma_mtp.server.body import Body
+from mlx_gemma_mtp.server.error_shapes import openai_error
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.protocols.openai import OpenAIBody, answer_schema, statistics
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.shapes import openai_error
 from mlx_gemma_mtp.server.usage import Timings
 from mlx_gemma_mtp.text.calls import new_id
 

@@ -19,13 +19,13 @@ from mlx_gemma_mtp.server.asked import ANY_OBJECT, Asked, params_of, schemas_of
 from mlx_gemma_mtp.server.background import priority_of
 from mlx_gemma_mtp.server.body import Body, read
 from mlx_gemma_mtp.server.content import as_turns, checked, content_of
+from mlx_gemma_mtp.server.error_shapes import ollama_error
 from mlx_gemma_mtp.server.failures import Failure
 from mlx_gemma_mtp.server.logprobs import logprob_entries, reported
 from mlx_gemma_mtp.server.protocols.models import time_of
 from mlx_gemma_mtp.server.protocols.ollama_models import name_of
 from mlx_gemma_mtp.server.run import Run
 from mlx_gemma_mtp.server.service import Service
-from mlx_gemma_mtp.server.shapes import ollama_error
 from mlx_gemma_mtp.server.thinking import thinking_of
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import Message, Prompt

@@ -1,4 +1,4 @@
-"""A failure as the clients of each protocol expect it."""
+"""A failure as the clients of each protocol read it."""
 
 from __future__ import annotations
 
