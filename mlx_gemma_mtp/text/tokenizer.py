@@ -15,6 +15,7 @@ from typing import Any
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
+from mlx_gemma_mtp.text.channels import THOUGHT
 from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
 from mlx_gemma_mtp.text.disguise import Disguise, check_writable
 from mlx_gemma_mtp.text.grammar import Grammars
@@ -205,7 +206,7 @@ class Text:
     def _start_of_answer(self, message: Message, after: str) -> str:
         """Return the thought and text of a disguised message, as they follow the turn's opening."""
         content, thought = message["content"], message.get("reasoning", "")
-        opens, closes = f"{MARKERS[0]}thought\n", MARKERS[1]
+        opens, closes = f"{MARKERS[0]}{THOUGHT}", MARKERS[1]
         if after.endswith(opens):  # as after the result of a tool
             return f"{thought}\n{closes}{content}" if thought else f"{closes}{content}"
         may_think = self.markers.channel is not None and not after.endswith(closes)
