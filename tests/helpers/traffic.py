@@ -32,13 +32,14 @@ class Watched(Engine):
     def forget(self) -> None:
         self.requests, self.generations, self.ends = [], [], Counter()
 
-    def _submit(self, request: Request, **options: Any) -> Generation:
+    def _request(self, *args: Any, **options: Any) -> Request:
+        request = super()._request(*args, **options)
         with self._lock:
             number = len(self.generations)
             self.requests.append(weakref.ref(request))
             self.generations.append(request.generation)
         request.generation.add_done_callback(lambda _: self.ends.update([number]))
-        return super()._submit(request, **options)
+        return request
 
     def __enter__(self) -> "Watched":
         self.forget()
