@@ -59,7 +59,7 @@ class Remote:
         self._waiting = Line(about.max_batch, max_queue)
         self._numbers = count()
         self._requests: dict[int, Request] = {}
-        self._held: dict[int, float] = {}  # seconds until they were sent
+        self._waited: dict[int, float] = {}  # seconds, until they were sent
         self._timers: dict[int, threading.Timer] = {}
         self._calls: dict[int, tuple[Future[None], Call]] = {}
         self._abandoned = False
@@ -128,7 +128,7 @@ class Remote:
             self._fail(number, CLOSED)
             return
         soon = partial(mlx_worker().submit, partial(self._cancel, number))
-        self._held[number] = 0.0
+        self._waited[number] = 0.0
         if request.deadline is not None:
             seconds = min(request.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
             expire = partial(mlx_worker().submit, partial(self._expire, number))
@@ -166,8 +166,7 @@ class Remote:
     def abandon(self) -> None:
         """Nobody will ask for more: close when all that is under way has ended."""
         self._abandoned = True
-        if not self._requests and not self._supervisor.closed:
-            self._close()
+        self._close_if_idle()
 
     # What comes from the worker
 
@@ -200,21 +199,21 @@ class Remote:
         if not request.tokens and request in self._waiting:
             self._waiting.take(request)
         if chunk.stats is not None:
-            chunk.stats.queue_seconds += self._held[number]
+            chunk.stats.queue_seconds += self._waited[number]
         request.relay(chunk)
         if request.ended:  # its callback raised
             self.send("cancel", number)
             self._forget(number)
-            self._rest()
+            self._close_if_idle()
 
     def _finish(self, number: int, completion: Completion) -> None:
-        completion.stats.queue_seconds += self._held[number]
+        completion.stats.queue_seconds += self._waited[number]
         self._forget(number).finish(completion)
-        self._rest()
+        self._close_if_idle()
 
     def _fail(self, number: int, error: BaseException) -> None:
         self._forget(number).fail(error)
-        self._rest()
+        self._close_if_idle()
 
     def _fail_all(self, error: BaseException) -> None:
         calls, self._calls = self._calls, {}
@@ -225,16 +224,17 @@ class Remote:
 
     def _forget(self, number: int) -> Request:
         request = self._requests.pop(number)
-        self._held.pop(number, None)
+        self._waited.pop(number, None)
         if number in self._timers:
             self._timers.pop(number).cancel()
         if not request.tokens and request in self._waiting:
             self._waiting.take(request)
         return request
 
-    def _rest(self) -> None:
-        if self._abandoned:
-            self.abandon()
+    def _close_if_idle(self) -> None:
+        """Close it if it is abandoned and nothing is under way."""
+        if self._abandoned and not self._requests and not self._supervisor.closed:
+            self._close()
 
     # What goes to the worker
 
@@ -247,7 +247,7 @@ class Remote:
 
     def _ask(self, number: int) -> None:
         request = self._requests[number]
-        self._held[number] = time.perf_counter() - request.queued
+        self._waited[number] = time.perf_counter() - request.queued
         session = request.session._number if isinstance(request.session, RemoteSession) else None
         params, schemas = _plain(request.params), [*request.schemas]
         priority = int(request.priority)
@@ -271,13 +271,13 @@ class Remote:
             self.send("cancel", number)
         else:
             self._forget(number).cancel()
-            self._rest()
+            self._close_if_idle()
 
     def _expire(self, number: int) -> None:
         if number in self._requests:
             self.send("cancel", number)
             self._forget(number).time_out()
-            self._rest()
+            self._close_if_idle()
 
 
 def _plain(params: SamplingParams) -> dict[str, Any]:
