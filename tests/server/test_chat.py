@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from helpers import asking
 from helpers.clock import CHAT_TOOL, QUESTION
 from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp import Engine
@@ -30,23 +32,17 @@ CLOCK: dict[str, Any] = {
 }
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
+events = partial(asking.events, PATH)
+
 
 def choice(client: TestClient, body: dict[str, Any]) -> Any:
-    answer = client.post(PATH, json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]
+    return asking.answer(PATH, client, body)["choices"][0]
 
 
 def error(client: TestClient, body: dict[str, Any]) -> Any:
     answer = client.post(PATH, json=SUM | body)
     assert answer.status_code == 400, answer.text
     return answer.json()["error"]
-
-
-def events(client: TestClient, body: dict[str, Any]) -> list[Any]:
-    lines = client.post(PATH, json=body | {"stream": True}).text.split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
 def test_a_stream_has_the_text_of_the_whole_answer(client: TestClient) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from helpers import asking
 from helpers.scripted import held_back, scripted
 from mlx_gemma_mtp import Engine
 from mlx_gemma_mtp.engine.results import Chunk, Stats, TokenLogprobs
@@ -17,17 +18,8 @@ PATH = "/v1/completions"
 TURN = "<|turn>user\nWhat is 17 + 25?<turn|>\n<|turn>model\n"
 SUM: dict[str, Any] = {"prompt": TURN, "temperature": 0}
 
-
-def ask(client: TestClient, body: dict[str, Any]) -> Any:
-    answer = client.post(PATH, json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def streamed(client: TestClient, body: dict[str, Any]) -> list[Any]:
-    lines = client.post(PATH, json=body | {"stream": True}).text.split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+ask = partial(asking.answer, PATH)
+streamed = partial(asking.events, PATH)
 
 
 def test_a_text_is_continued_after_bos_and_not_put_into_a_turn(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from helpers import asking
 from helpers.clock import QUESTION, RESPONSES_TOOL
 from helpers.scripted import call_chunks, held_back, last_chunk, scripted
 from mlx_gemma_mtp import Engine
@@ -36,11 +38,7 @@ SUMMARY = [
 CALL = ["function_call_arguments.delta", "function_call_arguments.done"]
 CUSTOM = ["custom_tool_call_input.delta", "custom_tool_call_input.done"]
 
-
-def ask(client: TestClient, body: dict[str, Any]) -> Any:
-    answer = client.post(PATH, json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+ask = partial(asking.answer, PATH)
 
 
 def streamed(client: TestClient, body: dict[str, Any]) -> list[Any]:

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from helpers import asking
 from helpers.server import listening
 from mlx_gemma_mtp import Engine, load
 from mlx_gemma_mtp.server.app import app_of
@@ -32,9 +33,7 @@ def asked(text: str, **others: Any) -> dict[str, Any]:
 
 
 def whole(client: TestClient, body: dict[str, Any], path: str = CHAT) -> Any:
-    answer = client.post(path, json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    return asking.answer(path, client, body)
 
 
 def streamed(client: TestClient, body: dict[str, Any], path: str = CHAT) -> list[Any]:
