@@ -232,8 +232,7 @@ class Generation(Future[Completion]):
     def _add(self, chunk: Chunk) -> None:
         """Add a piece of output."""
         self._chunks.append(chunk)
-        if self._waiting:
-            self._tell_waiting()
+        self._tell_waiting()
 
     def _finish(self, completion: Completion) -> None:
         """End it, after the last callback if those run in a loop."""

@@ -63,6 +63,25 @@ def test_a_stream_works_before_it_is_read(prompts: list[Ids]) -> None:
         assert ended.wait(SECONDS)
 
 
+def test_a_chunk_that_comes_just_as_somebody_starts_to_wait_is_read_at_once() -> None:
+    generation, read = Generation(), list[Chunk]()
+
+    class Late(list[Any]):
+        """Those who wait; the chunk comes before the first is noted."""
+
+        def append(self, one: Any) -> None:
+            adding = threading.Thread(target=generation._add, args=[Chunk("a", [1])], daemon=True)
+            adding.start()
+            adding.join(0.1)  # it may have to wait for this
+            super().append(one)
+
+    generation._waiting = Late()
+    reading = threading.Thread(target=lambda: read.append(next(generation)), daemon=True)
+    reading.start()
+    reading.join(SECONDS)
+    assert [chunk.text for chunk in read] == ["a"]
+
+
 def test_what_failed_is_raised_after_the_chunks_before_it() -> None:
     generation = Generation()
     generation._add(Chunk("a", [1]))
