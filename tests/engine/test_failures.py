@@ -1,6 +1,5 @@
 """What fails ends the requests that depend on it, and no others; the scheduler continues."""
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -136,11 +135,6 @@ def test_a_request_for_which_the_cache_cannot_grow_fails_and_the_others_continue
 def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
     prompts: list[list[int]],
 ) -> None:
-    def held() -> int:
-        del stepped.cache
-        gc.collect()
-        return mx.get_active_memory()
-
     def fail(event: Event) -> None:
         if event.what == "round" and len(stepped.rounds) == count + 6:
             raise RuntimeError("broken")
@@ -148,7 +142,7 @@ def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
     stepped = Stepped(max_batch=2)
     stepped.submit(prompts[0])
     stepped.finish()
-    memory, count = held(), len(stepped.rounds)
+    memory, count = stepped.memory_at_rest(), len(stepped.rounds)
     stepped.then = fail
     requests = [stepped.submit(prompt) for prompt in prompts]
     stepped.finish(*requests[2:])
@@ -157,7 +151,7 @@ def test_an_error_in_a_round_ends_its_rows_and_those_that_wait_are_served(
         assert type(error) is GenerationError
         assert "broken" in str(error.__cause__)
     assert errors[0] is not errors[1]
-    assert held() <= memory + 10_000  # `errors` keeps nothing
+    assert stepped.memory_at_rest() <= memory + 10_000  # `errors` keeps nothing
 
 
 def test_an_error_between_the_rounds_ends_everything_and_the_scheduler_continues(

@@ -1,6 +1,5 @@
 """The order of requests, pauses, cancelling, rows and the rounds timed for Depth, step by step."""
 
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle, groupby, pairwise, repeat
@@ -242,20 +241,15 @@ def test_memory_of_a_long_request_is_returned_when_the_batch_shrinks(
 
 
 def test_an_idle_engine_holds_no_cache(prompts: list[list[int]]) -> None:
-    def held() -> int:
-        del stepped.cache
-        gc.collect()
-        return mx.get_active_memory()
-
     stepped = Stepped()
     stepped.submit(prompts[0])
     stepped.finish()
-    before = held()
+    before = stepped.memory_at_rest()
     requests = [stepped.submit(prompt, LONG) for prompt in prompts]
     stepped.step(9)
     assert stepped.cache.nbytes > 20_000
     stepped.finish(*requests)
-    assert held() <= before + 10_000
+    assert stepped.memory_at_rest() <= before + 10_000
     stepped.step()  # drops what the test itself held
     assert mx.get_cache_memory() == 0
 

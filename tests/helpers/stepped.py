@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,12 @@ class Stepped:
         while self.scheduler.step():
             pass
         assert_complete(*complete)
+
+    def memory_at_rest(self) -> int:
+        """What MLX holds once the cache of the last round is dropped."""
+        del self.cache
+        gc.collect()
+        return mx.get_active_memory()
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
