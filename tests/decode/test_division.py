@@ -126,6 +126,14 @@ def test_padding_that_is_cheaper_is_filled_with_drafts() -> None:
     assert (alone.shape.num_tokens, alone.shape.width) == (4, 8)
 
 
+def test_a_pass_is_not_padded_for_what_two_timings_differ() -> None:
+    def width(saved: float) -> int:
+        return PassTable({2: 0.0148, 3: 0.0148 * (1 - saved)}).cheapest(2, 1)
+
+    assert [width(saved) for saved in (-0.1, 0, 0.054, 0.09)] == [2] * 4  # 5.4%: see WORTH_PADDING
+    assert [width(saved) for saved in (0.11, 0.5)] == [3] * 2
+
+
 def test_the_class_in_use_lets_most_rows_decode_and_is_the_cheapest() -> None:
     assert Depth(table=CUDA).pass_class == PassClass(8, 64, 2, 8)
     wide = PassTable(MAC.passes, classes=(PassClass(13, 64, 1, 16), *MAC.classes))
