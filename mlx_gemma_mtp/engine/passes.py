@@ -5,8 +5,9 @@ For what a pass costs and which passes give the same bits; neither is decided he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 import mlx.core as mx
 
@@ -14,7 +15,7 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, rounded_up
-from mlx_gemma_mtp.model.packing import packing_of
+from mlx_gemma_mtp.model.packing import Packing, packing_of
 from mlx_gemma_mtp.model.target import Target
 
 P = ParamSpec("P")
@@ -59,13 +60,15 @@ class Passes:
         draw = mx.random.randint(0, target.config.vocab_size, (MOST_ROWS, MOST_POSITIONS), key=_KEY)
         self._tokens = draw.astype(mx.int32)
         self._near = dict[int, KVCache]()
+        self._play = _compiled_pass(target)
 
-        def play(buffers: Buffers, *rest: Any) -> tuple[mx.array, mx.array, Buffers]:
-            cache = KVCache(target.config, buffers)
-            hidden = target(rest[0], cache, rest[1])
-            return hidden, target.logits(hidden), cache.buffers
-
-        self._play = compiled(play)
+    def with_ways(self, ways: Mapping[int, str]) -> Passes:
+        """Return passes in the same caches that compute experts in these ways."""
+        passes = copy(self)
+        passes.target = copy(self.target)  # the same weights
+        passes.target.set_ways(ways)
+        passes._play = _compiled_pass(passes.target)
+        return passes
 
     def near(self, batch: int) -> KVCache:
         """Return rows with little context and few slots, always the same ones."""
@@ -136,6 +139,19 @@ def digests(x: mx.array) -> mx.array:
     bits = x.view(kinds[x.itemsize]).astype(mx.uint32)
     odd = 2 * mx.random.randint(0, 2**31 - 1, x.shape[1:], key=_KEY).astype(mx.uint32) + 1
     return (bits * odd).sum(axis=1)
+
+
+def _compiled_pass(
+    target: Target,
+) -> Callable[[Buffers, mx.array, Packing | None], tuple[mx.array, mx.array, Buffers]]:
+    def play(
+        buffers: Buffers, tokens: mx.array, packing: Packing | None
+    ) -> tuple[mx.array, mx.array, Buffers]:
+        cache = KVCache(target.config, buffers)
+        hidden = target(tokens, cache, packing)
+        return hidden, target.logits(hidden), cache.buffers
+
+    return compiled(play)
 
 
 def _divided(number: int, parts: int) -> list[int]:

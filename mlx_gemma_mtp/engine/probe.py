@@ -20,6 +20,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.agreement import agreeing_chunks, find_classes
+from mlx_gemma_mtp.engine.expert_ways import Alone, quickest, rivals, settled
 from mlx_gemma_mtp.engine.loading import Watch
 from mlx_gemma_mtp.engine.passes import Passes, Shaped, compiled
 from mlx_gemma_mtp.engine.rows import SIZES
@@ -42,9 +43,6 @@ EXPERT_LAYERS = 4  # whose experts are timed: together more than a cache holds
 
 TIMINGS = 3  # of each, the shortest counts; fewer if there is no time
 STEPS_TOGETHER = 4  # of the drafter, as in a round
-# A way is left for another if that is this much quicker. With 1.1, rounds of 32 tokens of 26B-A4B
-# in 4 bits took 39 ms on an H200, as pairs; with all experts they took 37.
-TIE = 1.05
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -130,13 +128,16 @@ class Probe:
             mx.clear_cache()
 
     def _measure(self) -> Generator[None]:
-        experts, ways = yield from self._time_experts()
+        alone = yield from self._time_experts()
+        ways = quickest(alone)
         target = copy(self._target)  # the same weights
         target.set_ways(ways)
         passes = Passes(target, self._limits)
-        seconds = yield from self._time_passes(passes)
+        seconds = yield from self._time_passes(dict.fromkeys(POINTS, passes))
         if len(seconds) < LEAST_POINTS:
             return
+        ways, seconds = yield from self._try_rivals(passes, alone, ways, seconds)
+        target.set_ways(ways)
         steps = yield from self._time_steps(passes)
         passes = Passes(target, self._limits)  # frees the caches of those that were timed
         classes = yield from find_classes(passes, partial(self._over, CLASSES))
@@ -145,7 +146,14 @@ class Probe:
         chunks = yield from agreeing_chunks(
             target, self._limits.chunks, lambda tokens: self._over(CHUNKS, tokens * per_token)
         )
-        self.table = PassTable(dict(sorted(seconds.items())), experts, ways, steps, classes, chunks)
+        self.table = PassTable(
+            passes=dict(sorted(seconds.items())),
+            experts=alone.of_a_pass(ways),
+            ways=dict(ways),
+            steps=steps,
+            classes=classes,
+            chunks=chunks,
+        )
 
     def _over(self, share: float, seconds: float = 0.0) -> bool:
         """True if this share of the time is over, or would be after some more seconds."""
@@ -174,14 +182,33 @@ class Probe:
                 yield
         return times
 
-    def _time_passes(self, passes: Passes) -> Generator[None, None, dict[int, float]]:
-        """Return the seconds of passes by their tokens."""
+    def _time_passes(self, passes: Mapping[int, Passes]) -> Generator[None, None, dict[int, float]]:
+        """Return the seconds of one of these passes for each number of tokens, as time allows."""
 
         def run(count: int) -> Any:
             shaped = Shaped.of(count)
-            return passes.run(passes.near(len(shaped.counts)), shaped)
+            return passes[count].run(passes[count].near(len(shaped.counts)), shaped)
 
-        return (yield from self._time(PASSES, {count: partial(run, count) for count in POINTS}))
+        return (yield from self._time(PASSES, {count: partial(run, count) for count in passes}))
+
+    def _try_rivals(
+        self, passes: Passes, alone: Alone, ways: dict[int, Way], seconds: dict[int, float]
+    ) -> Generator[None, None, tuple[dict[int, Way], dict[int, float]]]:
+        """Return the ways that whole passes decide on, and the seconds of passes in these ways.
+
+        ways, seconds: as found without rivals. A pass that now has another way, and was not timed
+        with it, is left out.
+        """
+        tried = rivals(alone, ways)
+        by_way = {way: passes.with_ways({max(ways): way}) for way in set(tried.values())}
+        found = yield from self._time_passes({n: by_way[way] for n, way in tried.items()})
+        ways = settled(ways, tried, seconds, found)
+        new = passes.with_ways(ways)
+        changed = [n for n in seconds if new.target.ways[n] != passes.target.ways[n]]
+        rest = [n for n in changed if n not in found]  # numbers between those that were tried
+        found |= yield from self._time_passes(dict.fromkeys(rest, new))
+        kept = {n: one for n, one in seconds.items() if n not in changed}
+        return ways, kept | {n: found[n] for n in changed if n in found}
 
     def _time_steps(self, passes: Passes) -> Generator[None, None, dict[int, float]]:
         """Return the seconds of a step of the drafter by batch size."""
@@ -211,11 +238,11 @@ class Probe:
         times = yield from self._time(STEPS, {batch: partial(run, batch) for batch in SIZES})
         return {batch: seconds / STEPS_TOGETHER for batch, seconds in times.items()}
 
-    def _time_experts(self) -> Generator[None, None, tuple[dict[int, float], dict[int, str]]]:
-        """Return the seconds of all experts in a pass, and the quickest way, by tokens."""
+    def _time_experts(self) -> Generator[None, None, Alone]:
+        """Return the seconds of the experts of some layers; nothing for a model without any."""
         target, config = self._target, self._target.config
         if not config.num_experts:
-            return {}, {}
+            return Alone({}, 0.0, 0.0)
         some = target.layers[:: max(1, len(target.layers) // EXPERT_LAYERS)][:EXPERT_LAYERS]
         x = mx.random.normal((max(EXPERT_POINTS), config.hidden_size), key=mx.random.key(0))
         x = x.astype(target.dtype)
@@ -236,25 +263,4 @@ class Probe:
         runs = {one: partial(run, *one) for one in product(EXPERT_POINTS, get_args(Way))}
         nothing = yield from self._time(EXPERTS, {None: lambda: x + 0})
         times = yield from self._time(EXPERTS, runs)
-        least = nothing.get(None, 0.0)  # what each timing takes anyway
-        return _quickest(times, least, len(target.layers) / len(some))
-
-
-def _quickest(
-    times: dict[tuple[int, Way], float], least: float, scale: float
-) -> tuple[dict[int, float], dict[int, str]]:
-    """Return the seconds of all layers and the way, by tokens, where every way was timed.
-
-    A way is left where another is quicker there and at the next number of tokens, not for a blip.
-    """
-    every = get_args(Way)
-    counts = sorted(count for count, way in times if way == every[-1])
-    seconds, ways = dict[int, float](), dict[int, str]()
-    now = every[0]
-    for count, following in zip(counts, [*counts[1:], *counts[-1:]], strict=True):
-        best = min(every, key=lambda way: times[count, way])
-        if all(times[n, now] > TIE * times[n, best] for n in (count, following)):
-            now = best
-        ways[count] = now
-        seconds[count] = max(times[count, now] - least, times[count, now] / 10) * scale
-    return seconds, ways
+        return Alone(times, nothing.get(None, 0.0), len(target.layers) / len(some))

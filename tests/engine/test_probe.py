@@ -162,6 +162,13 @@ def test_experts_of_every_format_limit_the_classes() -> None:
     assert [tuple(one) for one in found(target).classes] == [(1, 12, 1, 16)]
 
 
+def test_without_rivals_no_pass_is_timed_with_another_way() -> None:
+    target = SlowTarget(experts=lambda way, _: 0.0001 if way == "pairs" else 0.0002)
+    table = found(target)
+    assert {*target.used} == {*table.ways.values()} == {"pairs"}
+    assert list(table.passes) == sorted(POINTS)
+
+
 def test_ways_change_for_good_reasons_only() -> None:
     equal = found(SlowTarget(experts=lambda way, n: (100 + (len(way) + n) % 3) * 1e-6))
     assert {*equal.ways.values()} == {"pairs"}
@@ -170,6 +177,42 @@ def test_ways_change_for_good_reasons_only() -> None:
         return 0.001 if tokens == 8 and way != "tiles" else 1e-5 + len(way) * 1e-6
 
     assert {*found(SlowTarget(experts=one_blip)).ways.values()} == {"all"}
+
+
+def in_pass(way: str, tokens: int) -> float:
+    """Pairs of more than 10 tokens slow a pass down."""
+    return 0.01 if way == "pairs" and tokens > 10 else 0.0
+
+
+def nearly(way: str, tokens: int) -> float:
+    """Alone, all experts take a little longer than pairs, from 12 to 32 tokens; others longer."""
+    longer = 1.1 if 12 <= tokens < 48 else 0.9 if tokens >= 48 else 1.5
+    return {"pairs": 1.0, "all": longer}.get(way, 2.0) * 1e-4
+
+
+def test_whole_passes_decide_between_ways_that_take_nearly_as_long_alone() -> None:
+    target = SlowTarget(lambda tokens: tokens / 1e4, experts=nearly, in_pass=in_pass)
+    table = found(target)
+    assert table.ways == {n: "all" if n >= 12 else "pairs" for n in sorted(EXPERT_POINTS)}
+    # Of passes in these ways, also of 13, 20 and 33 tokens.
+    assert table.passes == pytest.approx({n: n / 1e4 for n in sorted(POINTS)})
+    assert table.experts == pytest.approx({n: 6 * nearly(way, n) for n, way in table.ways.items()})
+    assert [tuple(one) for one in table.classes] == [(1, 10, 1, 16)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "all_from", "left_out"),
+    [(0.04, 12, set()), (0.055, 12, {13, 20, 33}), (0.06, 32, {33}), (0.07, 48, set())],
+)
+def test_rivals_are_tried_in_the_time_that_all_passes_leave(
+    seconds: float, all_from: int, left_out: set[int]
+) -> None:
+    assert {*EXPERT_POINTS} <= {*POINTS}
+    table = found(SlowTarget(lambda _: seconds, experts=nearly, in_pass=in_pass))
+    assert table.ways == {n: "all" if n >= all_from else "pairs" for n in sorted(EXPERT_POINTS)}
+    # No pass has the seconds of another way.
+    expected = {n: seconds + in_pass("all" if n >= all_from else "pairs", n) for n in POINTS}
+    assert table.passes == pytest.approx({n: expected[n] for n in {*POINTS} - left_out})
 
 
 def test_a_real_pair_is_measured_whole(rng: np.random.Generator) -> None:

@@ -67,6 +67,8 @@ class SlowTarget:
 
     seconds: of a pass of this many tokens. quirk: added to the states of a pass. kept_quirk: to
     its keys. read_quirk, read_kept_quirk: the same of a pass over this many tokens of a prompt.
+    experts: seconds of those of a layer, alone, by way and tokens; None: a dense model. in_pass:
+    what they add to a whole pass.
     """
 
     dtype = mx.float32
@@ -79,6 +81,7 @@ class SlowTarget:
         read_quirk: Callable[[int], float] = lambda _: 0,
         read_kept_quirk: Callable[[int], float] = lambda _: 0,
         experts: Callable[[str, int], float] | None = None,
+        in_pass: Callable[[str, int], float] = lambda way, tokens: 0.0,
     ) -> None:
         self.clock = Clock()
         sizes = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 1}
@@ -86,7 +89,7 @@ class SlowTarget:
         self.ways = self.before = default_ways(self.config)
         self.layers = [Layer(self.clock, experts)] * 6 if experts else []
         self.used: list[str] = []
-        self._seconds, self._quirk = seconds, quirk
+        self._seconds, self._in_pass, self._quirk = seconds, in_pass, quirk
         self._kept_quirk = kept_quirk
         self._read_quirk, self._read_kept_quirk = read_quirk, read_kept_quirk
 
@@ -105,7 +108,7 @@ class SlowTarget:
         batch, positions = tokens.shape
         width = tokens.size if packing is None else packing.rows.size
         shape = Pass(batch, positions, width, cache.capacity("full_attention"))
-        self.clock.now += self._seconds(width)
+        self.clock.now += self._seconds(width) + self._in_pass(self.ways[width], width)
         self.used.append(self.ways[width])
         reaches = {kind: cache.reach(kind, positions) for kind in KINDS}
         self._write(tokens + self._kept_quirk(shape), cache, reaches)
