@@ -260,7 +260,9 @@ def round_player(
     @lru_cache(MOST_CAPACITIES)
     def parts(_capacity: int) -> tuple[Any, ...]:
         functions = guess, check, start, end
-        return functions if device.backend() == "cpu" else tuple(map(mx.compile, functions))
+        if device.backend() == "cpu":
+            return functions
+        return tuple(mx.compile(part) for part in functions)
 
     def play_draft(cache: KVCache, *rest: Any) -> mx.array:
         drafts: mx.array = parts(cache.capacity("full_attention"))[0](cache.buffers, *rest)

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.candidates import NUM_CANDIDATES, candidates, narrows
 from mlx_gemma_mtp.decode.control import Control, changed, control_of, is_allowed, of_rows
-from mlx_gemma_mtp.decode.params import SamplingParams
+from mlx_gemma_mtp.decode.params import NO_FILTER, SamplingParams
 
 LEAST_TEMPERATURE = 1e-6  # logits divided by much less would overflow float32
 
@@ -105,7 +105,7 @@ def row_settings(
     has_min_p = any(row.min_p for row in sampled)
     return RowSettings(
         temperature=column(temperatures, mx.float32),
-        kth=column([-row.top_k for row in filled], mx.int32),
+        kth=column([-(row.top_k or NO_FILTER) for row in filled], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),
         suppress=suppress,
