@@ -100,12 +100,17 @@ def row_settings(
     temperatures = [
         1 if flag else row.temperature for row, flag in zip(filled, is_greedy, strict=True)
     ]
+    # Any top_k may stand next to temperature 0, also more than there are candidates.
+    top_ks = [
+        NO_FILTER if flag else row.top_k or NO_FILTER
+        for row, flag in zip(filled, is_greedy, strict=True)
+    ]
     sampled = [row for row, flag in zip(rows, is_greedy, strict=True) if row and not flag]
     is_narrow = [1 <= (row.top_k or 0) <= MOST_TOP_K for row in sampled]
     has_min_p = any(row.min_p for row in sampled)
     return RowSettings(
         temperature=column(temperatures, mx.float32),
-        kth=column([-(row.top_k or NO_FILTER) for row in filled], mx.int32),
+        kth=column([-one for one in top_ks], mx.int32),
         top_p=column([row.top_p for row in filled], mx.float32),
         seed=column([row.seed for row in filled], mx.uint32),
         suppress=suppress,

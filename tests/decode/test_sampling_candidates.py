@@ -176,6 +176,16 @@ def test_choices_are_sure_until_more_blocks_tie_than_are_kept(distance: int) -> 
         assert chosen.sure.item() is expected
 
 
+def test_a_greedy_row_asks_for_no_place_among_candidates(rng: np.random.Generator) -> None:
+    """Whatever its top_k is: a place that does not exist would be read anyway."""
+    settings = row_settings([params(0, top_k, 1) for top_k in (0, 64, 5000, 10**6)] + [DEFAULTS])
+    assert not settings.full
+    assert settings.kth.flatten().tolist() == [0, 0, 0, 0, -64]
+    logits = some_logits(rng, "float32", (5, 1, GEMMAS))
+    tokens = choose(logits, mx.zeros((5, 1), mx.int32), settings).tokens
+    assert tokens[:4].tolist() == mx.argmax(logits[:4], axis=-1).tolist()
+
+
 # Outputs of a target whose logits tie
 
 
