@@ -171,6 +171,19 @@ def test_a_function_of_a_namespace_is_called_by_both_of_its_names(client: TestCl
     ask(client, CLOCK | {"input": conversation, "tools": [group], "max_output_tokens": 1})
 
 
+def test_a_model_may_leave_the_namespace_out_if_one_tool_alone_has_the_name() -> None:
+    def called(*namespaces: str) -> tuple[Any, ...]:
+        groups = [
+            {"type": "namespace", "name": name, "tools": [RESPONSES_TOOL]} for name in namespaces
+        ]
+        client = scripted([*call_chunks(0, "get_time", "{}"), last_chunk()])
+        [call] = ask(client, CLOCK | {"tools": groups})["output"]
+        return call.get("namespace"), call["name"]
+
+    assert called("mcp__clock") == ("mcp__clock", "get_time")
+    assert called("mcp__clock", "mcp__watch") == (None, "get_time")
+
+
 def test_a_custom_tool_gets_text(client: TestClient) -> None:
     tool = {
         "type": "custom",

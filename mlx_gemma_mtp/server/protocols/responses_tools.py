@@ -51,8 +51,14 @@ class ResponseTools:
         self.schemas = schemas_of(found)
 
     def called(self, name: str) -> Called:
-        """Return what the client calls the tool that the model calls by this name."""
-        return self._called.get(name, Called(name))
+        """Return what the client calls the tool that the model calls by this name.
+
+        A model may leave the namespace out: that is understood if one tool alone has the name.
+        """
+        if name in self._called:
+            return self._called[name]
+        same = [one for one in self._called.values() if one.name == name]
+        return same[0] if len(same) == 1 else Called(name)
 
     def _function(self, tool: Mapping[str, Any], namespace: str | None, at: str) -> dict[str, Any]:
         """Return the function that the model sees."""
