@@ -28,7 +28,9 @@ WORDS = {  # llguidance's reasons for people
     r"Unknown format: (.*)": r'the format "\1" is not supported: leave it out, or give a pattern',
     r"NoExtensionBias": "nothing matches it",
 }
-MISSING = "this needs llguidance: pip install 'mlx-gemma-mtp[structured]'"
+MISSING = (
+    "this needs llguidance: pip install llguidance, or in the clone, pip install '.[structured]'"
+)
 
 
 class Grammars:
