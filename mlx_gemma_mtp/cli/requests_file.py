@@ -71,7 +71,7 @@ def read(path: Path, params: SamplingParams, system: str | None) -> tuple[list[L
     if bad:
         first, *others = bad
         named = ", ".join(map(str, others[:10])) + (", …" if others[10:] else "")
-        more = f" ({len(others)} more bad lines: {named})" if others else ""
+        more = f" (also bad: {named})" if others else ""
         raise UsageError(f"{path}, line {first}: {bad[first]}{more}")
     if not lines:
         raise UsageError(f'{path} has no requests: write {{"id": 1, "prompt": "…"}} lines')

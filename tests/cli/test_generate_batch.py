@@ -197,7 +197,7 @@ def test_a_bad_line_is_named_before_any_work(tmp_path: Path, line: bytes, reason
     with pytest.raises(UsageError, match=re.escape(f"{path}, line 3: ")) as refused:
         read(path, SHORT, None)
     assert reason in str(refused.value)
-    assert str(refused.value).endswith("(1 more bad lines: 4)")
+    assert str(refused.value).endswith("(also bad: 4)")
     assert "\n" not in str(refused.value)
 
 
