@@ -132,20 +132,16 @@ def run(chat: Chat, command: str, rest: str) -> None:
 
 
 def _think(chat: Chat, rest: str) -> None:
-    note = chat.screen.note
     if rest in ("on", "off"):
         chat.params = replace(chat.params, thinking=rest == "on")
-        note(f"(thinking is {rest})")
     elif rest in ("open", "fold"):
         chat.folds = rest == "fold"
-        note("(thoughts are hidden)" if chat.folds else "(thoughts are shown)")
     elif rest:
         raise UsageError("/think takes on, off, open or fold")
-    else:
-        if chat.transcript.answer:
-            chat.screen.aside(chat.transcript.answer.get("reasoning", ""))
-        on = "on" if chat.params.thinking else "off"
-        note(f"(thinking is {on}; thoughts are {'hidden' if chat.folds else 'shown'})")
+    elif chat.transcript.answer:
+        chat.screen.aside(chat.transcript.answer.get("reasoning", ""))
+    on, shown = "on" if chat.params.thinking else "off", "hidden" if chat.folds else "shown"
+    chat.screen.note(f"(thinking is {on}; thoughts are {shown})")
 
 
 def _switch(chat: Chat, name: str) -> None:

@@ -125,8 +125,8 @@ def test_thoughts_are_dim_and_counted_or_hidden(person: Person) -> None:
     person.say("/think fold")
     assert person.say(SUM).splitlines() == shown[-2:]
     assert thought in person.say("/think")
-    person.say("/think open")
-    person.say("/think off")
+    assert person.say("/think off") == "(thinking is off; thoughts are hidden)"
+    assert person.say("/think open") == "(thinking is off; thoughts are shown)"
 
 
 def test_other_numbers_of_drafts_give_the_same_text_for_a_seed(person: Person) -> None:
