@@ -4,6 +4,7 @@
     python bench/results/structured.py e4b --bits 16 --batch 1,8
 
 Turns alternate. A round lasts from one chunk of the first row to its next, while all rows decode.
+Copies are off: text with a schema repeats itself in other rounds than text without one.
 With a size, weights are random, no draft is right unless the schema forces it, and the tokenizer is
 the demo's with made-up words up to the model's vocabulary.
 """
@@ -118,7 +119,7 @@ def compare(
         "free": {"ignore_eos": True},
         "schema": {"json_schema": SCHEMA},
     }
-    with Engine(pair, max_batch=8) as engine:
+    with Engine(pair, max_batch=8, copies=False) as engine:
         for batch, drafts in product(batches, counts):
             prompts = [[rng.randrange(300, 500) for _ in range(48)] for _ in range(batch)]
             found = {name: list[Times]() for name in forms}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple, get_args
 
+from mlx_gemma_mtp.decode.acceptance import FIRST_RATE
 from mlx_gemma_mtp.model.experts import Way
 
 # Of a pass. 5% is within what two timings differ: on an H200, 26B-A4B was padded from 2 to 3 tokens
@@ -73,17 +74,28 @@ class PassTable:
         return best if saved > WORTH_PADDING else needed
 
     def best_class(self, most_rows: int) -> PassClass | None:
-        """Return the class in which most rows decode without drafts, and of those the cheapest."""
+        """Return the class in which most rows decode without drafts, and of those the fastest."""
 
         def worth(one: PassClass) -> tuple[int, float]:
             rows = min(one.most_width, most_rows)
-            widths = (
-                self.cheapest(count, one.least_width, one.most_width)
-                for count in range(1, rows + 1)
-            )
-            return rows, -sum(map(self.seconds, range(1, rows + 1), widths))
+            return rows, sum(self._speed(one, count) for count in range(1, rows + 1))
 
         return max(self.classes, key=worth, default=None)
+
+    def _speed(self, one: PassClass, rows: int) -> float:
+        """Return the most tokens per second of each of these rows in passes of a class.
+
+        With as many drafts for each, accepted at FIRST_RATE.
+        """
+        most = min(one.most_width // rows, one.most_positions) if self.steps else 1
+        speeds = []
+        for positions in range(1, most + 1):
+            count = rows * positions
+            width = self.cheapest(count, one.least_width, one.most_width)
+            steps = (positions - 1) * self.step_seconds(rows)
+            tokens = sum(FIRST_RATE**drafts for drafts in range(positions))
+            speeds.append(tokens / (self.seconds(count, width) + steps))
+        return max(speeds)
 
     def in_words(self) -> dict[str, str]:
         """Return what was measured, for people: each part with its name."""

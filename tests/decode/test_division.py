@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,18 @@ def test_a_pass_is_not_padded_for_what_two_timings_differ() -> None:
     assert [width(saved) for saved in (0.11, 0.5)] == [3] * 2
 
 
-def test_the_class_in_use_lets_most_rows_decode_and_is_the_cheapest() -> None:
+def test_the_class_in_use_lets_most_rows_decode_and_is_the_fastest_with_drafts() -> None:
+    # E2B in bfloat16 on an H200: in the first class, eight rows would have no room for drafts.
+    passes = {1: 6.7, 2: 9.4, 4: 8.4, 8: 8.9, 16: 9.2, 24: 9.1, 32: 9.1, 48: 9.4, 64: 11.7}
+    classes = PassClass(2, 8, 1, 16), PassClass(16, 48, 1, 16), PassClass(64, 64, 1, 16)
+    small = PassTable(passes, steps={1: 0.79, 8: 0.79}, classes=classes)
+    assert Depth(table=small).pass_class == classes[1]
+    assert Depth(table=replace(small, steps={})).pass_class == classes[0]  # no drafter
+    tile = PassClass(13, 32, 1, 16)
+    assert Depth(table=replace(MAC, classes=(tile, *MAC.classes))).pass_class == MAC.classes[0]
+
+
+def test_the_class_in_use_lets_most_rows_decode_and_is_the_cheapest_without() -> None:
     assert Depth(table=CUDA).pass_class == PassClass(8, 64, 2, 8)
     wide = PassTable(MAC.passes, classes=(PassClass(13, 64, 1, 16), *MAC.classes))
     assert Depth(table=wide).pass_class == MAC.classes[0]
