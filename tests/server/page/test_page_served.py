@@ -27,7 +27,7 @@ WEATHER = {
 def test_a_reader_asks_compares_thinks_and_calls(browser: Any, server: Served) -> None:
     reader = Reader(browser.new_context(), server.url)
     page = reader.page
-    assert page.locator("#model").inner_text() == "demo"
+    page.locator("#model", has_text="demo").wait_for()
     page.locator("#open-settings").click()
     page.get_by_label("Temperature").fill("0")
     page.keyboard.press("Escape")
