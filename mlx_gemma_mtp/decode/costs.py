@@ -79,7 +79,12 @@ class _Learned:
         room[0] = np.inf
         self.covariance += np.diag(np.minimum(grown, room))
         most = SIGMAS * math.sqrt(float(direction @ self.covariance @ direction) + NOISE**2)
-        self.learn(direction, min(max(surprise, -most), most), NOISE)
+        # A width that little is known of may cost this much, or this timing was held up: others
+        # will tell.
+        width = direction[2:]
+        doubt = math.sqrt(max(0.0, float(width @ self.covariance[2:, 2:] @ width)))
+        noise = max(NOISE, min(surprise / 2, doubt))
+        self.learn(direction, min(max(surprise, -most), most), noise)
 
     def learn(self, direction: Floats, surprise: float, noise: float) -> None:
         """Learn that the mean is off by this in a direction."""

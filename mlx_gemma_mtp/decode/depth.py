@@ -188,7 +188,10 @@ class Depth:
     def _cheaper(self, options: Options, best: Option) -> Option | None:
         """Return what is the best if the costs that are uncertain are low."""
         batch, widths = options.slots.batch, tuple(one.width for one in options.passes)
-        luck = np.exp(LUCK * self._rounds.costs.doubt(batch, widths, best.target.width))
+        doubts = LUCK * self._rounds.costs.doubt(batch, widths, best.target.width)
+        if not self._rounds.costs.measured_plain(batch):  # a slip must not rule out plain decoding
+            doubts *= [2.0 if one.num_tokens <= batch else 1.0 for one in options.passes]
+        luck = np.exp(doubts)
         merits = options.tokens / options.seconds * luck
         if best.target.exact:  # the class is left to time a width once
             timed = self._rounds.costs.timed(batch)

@@ -249,7 +249,25 @@ def test_few_rounds_are_compiled(rng: Rng, name: str, text: str) -> None:
 
 def test_probes_lose_no_more_than_their_share(rng: Rng) -> None:
     played = play(rng, Depth(), machine("mixture"), steady("0", LEARNING))
-    assert 0 < played.behind_plain(500) < 1.2 * PROBE_SHARE
+    # One more probe may fall into these rounds than is paid for in them.
+    assert 0 < played.behind_plain(500) < 1.6 * PROBE_SHARE
+
+
+@pytest.mark.parametrize("times", [3, 10])
+def test_one_slow_timing_does_not_rule_out_plain_decoding(
+    rng: Rng, monkeypatch: pytest.MonkeyPatch, times: float
+) -> None:
+    depth, slips = Depth(), [times]
+    record = depth.round_took
+
+    def took(shape: Shape, seconds: float) -> None:
+        slip = slips.pop() if slips and not shape.num_steps else 1
+        record(shape, slip * seconds)
+
+    monkeypatch.setattr(depth, "round_took", took)
+    played = play(rng, depth, machine("mixture"), steady("0", LEARNING))
+    assert not slips
+    assert played.behind_plain(500) < 0.03
 
 
 def test_the_shapes_of_rows_that_differ_are_few(rng: Rng) -> None:
