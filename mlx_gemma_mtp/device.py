@@ -6,12 +6,15 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import mlx.core as mx
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # GB (of 2**30 bytes) that Macs with Apple silicon have been sold with.
 MAC_SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
@@ -24,6 +27,14 @@ def backend() -> Literal["cpu", "metal", "cuda"]:
     if mx.default_device() == mx.Device(mx.cpu):
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function of arrays, compiled if the device is a GPU.
+
+    On a CPU, `mx.compile` would need a C++ compiler at run time.
+    """
+    return function if backend() == "cpu" else mx.compile(function)
 
 
 def available(meminfo: Path = MEMINFO) -> int:

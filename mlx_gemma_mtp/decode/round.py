@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import device
 from mlx_gemma_mtp.decode.control import counted, counts_at
 from mlx_gemma_mtp.decode.logprobs import Logprobs, logprobs
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
+from mlx_gemma_mtp.device import compiled
 from mlx_gemma_mtp.model.cache import Buffers, KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.packing import Packing
@@ -239,8 +239,7 @@ def round_player(
 
     They are traced again for each number of rows, steps, positions, tokens and width, and each
     capacity, but not for each division of the tokens. `Target.ways` must stay as they are. The
-    traces of the capacities that were used last are kept. On a CPU, `mx.compile` would need a C++
-    compiler at run time, so the functions run as they are.
+    traces of the capacities that were used last are kept.
     """
 
     def guess(buffers: Buffers, *rest: Any) -> mx.array:
@@ -259,10 +258,7 @@ def round_player(
 
     @lru_cache(MOST_CAPACITIES)
     def parts(_capacity: int) -> tuple[Any, ...]:
-        functions = guess, check, start, end
-        if device.backend() == "cpu":
-            return functions
-        return tuple(mx.compile(part) for part in functions)
+        return compiled(guess), compiled(check), compiled(start), compiled(end)
 
     def play_draft(cache: KVCache, *rest: Any) -> mx.array:
         drafts: mx.array = parts(cache.capacity("full_attention"))[0](cache.buffers, *rest)

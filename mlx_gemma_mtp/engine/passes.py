@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlx_gemma_mtp import device
+from mlx_gemma_mtp.device import compiled
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import Buffers, KVCache, rounded_up
 from mlx_gemma_mtp.model.packing import Packing, packing_of
 from mlx_gemma_mtp.model.target import Target
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 MOST_ROWS = SIZES[-1]
 MOST_POSITIONS = 16
@@ -126,11 +123,6 @@ class Passes:
                 mx.eval(buffers[index])
         cache.offset = mx.full((batch,), context, mx.int32)
         return cache
-
-
-def compiled(function: Callable[P, T]) -> Callable[P, T]:
-    """Return a function as a round would run it."""
-    return function if device.backend() == "cpu" else mx.compile(function)
 
 
 def digests(x: mx.array) -> mx.array:

@@ -19,10 +19,11 @@ from typing import Any, TypeVar, get_args
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.table import PassTable
+from mlx_gemma_mtp.device import compiled
 from mlx_gemma_mtp.engine.agreement import agreeing_chunks, find_classes
 from mlx_gemma_mtp.engine.expert_ways import Alone, quickest, rivals, settled
 from mlx_gemma_mtp.engine.loading import Watch
-from mlx_gemma_mtp.engine.passes import Passes, Shaped, compiled
+from mlx_gemma_mtp.engine.passes import Passes, Shaped
 from mlx_gemma_mtp.engine.rows import SIZES
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits
