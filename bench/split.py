@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Newest, Round
 from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.target import Target

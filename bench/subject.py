@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma_mtp import Engine, device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
-from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.decode.player import round_player
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.local import Player
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair

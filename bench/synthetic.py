@@ -16,7 +16,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_gemma_mtp.command_buffers import Shape, choose_limits
-from mlx_gemma_mtp.decode.round import Round, RoundPlayer, agreeing_prefix, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Round, agreeing_prefix
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.files import published

@@ -15,7 +15,8 @@ from helpers.checkpoints import VOCAB
 from helpers.random_pair import EXPERTS, SUPPRESSED, random_pair
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.check import Report, compare
-from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix, round_player
+from mlx_gemma_mtp.decode.player import round_player
+from mlx_gemma_mtp.decode.round import Agree, agreeing_prefix
 from mlx_gemma_mtp.decode.sampling import choose, gumbel, row_settings
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker

@@ -22,7 +22,8 @@ from mlx_gemma_mtp.bench.prompts import of_noise
 from mlx_gemma_mtp.bench.record import NumDrafts
 
 from mlx_gemma_mtp import Completion, Engine, SamplingParams, device
-from mlx_gemma_mtp.decode.round import draft, round_player
+from mlx_gemma_mtp.decode.player import round_player
+from mlx_gemma_mtp.decode.round import draft
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.engine.probe import measure

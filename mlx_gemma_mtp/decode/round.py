@@ -8,16 +8,14 @@ tokens a round yields. Nothing here reads the device from the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlx_gemma_mtp.decode.control import counted, counts_at
 from mlx_gemma_mtp.decode.logprobs import Logprobs, logprobs
 from mlx_gemma_mtp.decode.sampling import RowSettings, choose
-from mlx_gemma_mtp.device import compiled
-from mlx_gemma_mtp.model.cache import Buffers, KVCache
+from mlx_gemma_mtp.model.cache import KVCache
 from mlx_gemma_mtp.model.drafter import Drafter
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.target import Target
@@ -73,24 +71,7 @@ class Round(NamedTuple):
     logprobs: Logprobs | None = None  # of `tokens`; None if no row asks for them
 
 
-Draft = Callable[[Target, Drafter | None, KVCache, Newest, RowSettings, int], mx.array]
 Agree = Callable[[mx.array, mx.array], mx.array]
-
-
-class RoundPlayer(NamedTuple):
-    """The two halves of a round for one pair, so that the host can do something in between.
-
-    draft(cache, newest, settings, num_steps) returns drafts [B, num_steps] and changes nothing.
-    verify(cache, newest, settings, layout, drafts [B, T - 1]) returns the Round and advances the
-    cache. With a fifth argument, allow(), it starts the pass of the target, asks what is allowed
-    while the device is busy with it, and only then chooses tokens.
-    """
-
-    draft: Callable[[KVCache, Newest, RowSettings, int], mx.array]
-    verify: Callable[..., Round]
-
-
-MOST_CAPACITIES = 8  # whose compiled rounds are kept
 
 
 def draft(
@@ -230,62 +211,6 @@ def _counts(counts: mx.array, drafts: mx.array, packing: Packing | None) -> mx.a
         return counts_at(counts, drafts, packing.rows[kept], packing.positions[kept])[:, None]
     rows, positions = mx.repeat(mx.arange(batch), length), mx.tile(mx.arange(length), batch)
     return counts_at(counts, drafts, rows, positions).reshape(batch, length, -1)
-
-
-def round_player(
-    target: Target, drafter: Drafter | None, *, draft: Draft = draft, agree: Agree = agreeing_prefix
-) -> RoundPlayer:
-    """Both halves for this pair, compiled if the device is a GPU.
-
-    They are traced again for each number of rows, steps, positions, tokens and width, and each
-    capacity, but not for each division of the tokens. `Target.ways` must stay as they are. The
-    traces of the capacities that were used last are kept.
-    """
-
-    def guess(buffers: Buffers, *rest: Any) -> mx.array:
-        return draft(target, drafter, KVCache(target.config, buffers), *rest)
-
-    def check(buffers: Buffers, *rest: Any) -> tuple[Round, Buffers]:
-        cache = KVCache(target.config, buffers)
-        return verify(target, cache, *rest, agree=agree), cache.buffers
-
-    def start(buffers: Buffers, *rest: Any) -> tuple[Pass, Buffers]:
-        cache = KVCache(target.config, buffers)
-        return run(target, cache, *rest), cache.buffers
-
-    def end(*rest: Any) -> Round:
-        return judge(target, *rest, agree=agree)
-
-    @lru_cache(MOST_CAPACITIES)
-    def parts(_capacity: int) -> tuple[Any, ...]:
-        return compiled(guess), compiled(check), compiled(start), compiled(end)
-
-    def play_draft(cache: KVCache, *rest: Any) -> mx.array:
-        drafts: mx.array = parts(cache.capacity("full_attention"))[0](cache.buffers, *rest)
-        return drafts
-
-    def play_verify(
-        cache: KVCache,
-        newest: Newest,
-        settings: RowSettings,
-        layout: Layout,
-        drafts: mx.array,
-        allow: Callable[[], Allowed] | None = None,
-    ) -> Round:
-        _, check, start, end = parts(cache.capacity("full_attention"))
-        played: Round
-        if allow is None:
-            played, cache.buffers = check(cache.buffers, newest, settings, layout, drafts)
-            return played
-        passed, cache.buffers = start(cache.buffers, newest, layout, drafts)
-        mx.async_eval(passed, cache.buffers)
-        masks, most = allow()
-        layout = layout._replace(max_accepted=mx.minimum(layout.max_accepted, most))
-        played = end(cache.offset, newest, settings._replace(masks=masks), layout, passed)
-        cache.offset = cache.offset + played.accepted + 1
-        return played
-
-    return RoundPlayer(play_draft, play_verify)
 
 
 def prefill(

@@ -17,13 +17,8 @@ from mlx_gemma_mtp import device
 from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import (
-    Copies,
-    Layout,
-    RoundPlayer,
-    first_token,
-    with_copies,
-)
+from mlx_gemma_mtp.decode.player import RoundPlayer
+from mlx_gemma_mtp.decode.round import Copies, Layout, first_token, with_copies
 from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify

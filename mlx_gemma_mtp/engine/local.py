@@ -17,7 +17,7 @@ from mlx_gemma_mtp import device, memory
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.division import Exact
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
 from mlx_gemma_mtp.engine.about import About
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.budget import Budget

@@ -12,7 +12,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from mlx_gemma_mtp.decode.round import RoundPlayer
+from mlx_gemma_mtp.decode.player import RoundPlayer
 from mlx_gemma_mtp.engine.activity import hold_awake
 from mlx_gemma_mtp.engine.batch import Batch
 from mlx_gemma_mtp.engine.loading import Models, Watch

@@ -24,7 +24,8 @@ from mlx_gemma_mtp.bench.synthetic import Draws, expected_tokens
 from mlx_gemma_mtp.bench.turn import Rounds, Turn, our_rounds, timed
 
 from mlx_gemma_mtp.decode.params import SamplingParams
-from mlx_gemma_mtp.decode.round import Layout, Newest, RoundPlayer, draft, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Layout, Newest, draft
 from mlx_gemma_mtp.decode.sampling import row_settings
 from mlx_gemma_mtp.decode.table import PassClass, PassTable
 from mlx_gemma_mtp.engine.pair import OpenPair

@@ -36,7 +36,7 @@ from helpers.talk import TerminalOut
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.chat.screen import Screen
 from mlx_gemma_mtp.cli.generate import answer
-from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.decode.player import round_player
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import VerificationError
 from mlx_gemma_mtp.files.names import DEMO

@@ -32,14 +32,8 @@ from helpers.rounds import (
 )
 from mlx_gemma_mtp import Engine, SamplingParams, device
 from mlx_gemma_mtp.decode.control import counts_of_prompts
-from mlx_gemma_mtp.decode.round import (
-    Layout,
-    Newest,
-    Round,
-    RoundPlayer,
-    agreeing_prefix,
-    round_player,
-)
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Layout, Newest, Round, agreeing_prefix
 from mlx_gemma_mtp.decode.sampling import RowSettings, row_settings
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.model.cache import Buffers, KVCache

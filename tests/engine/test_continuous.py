@@ -21,7 +21,8 @@ from helpers.spelled import NumbersText, spelled
 from helpers.traffic import assert_counted, assert_told_once
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import Draft, draft
+from mlx_gemma_mtp.decode.player import Draft
+from mlx_gemma_mtp.decode.round import draft
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError
 from mlx_gemma_mtp.memory import Limits

@@ -24,7 +24,8 @@ from helpers.traffic import tokens_of
 from helpers.tying import TyingTarget, guess
 from mlx_gemma_mtp import Chunk, Completion, SamplingParams
 from mlx_gemma_mtp.decode.constraint import Mask
-from mlx_gemma_mtp.decode.round import Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.errors import GenerationError, UsageError

@@ -15,7 +15,7 @@ from helpers.quoting import DISTANCE, QuotingTarget, quoting
 from helpers.stepped import PARAMS as RESOLVED
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
 from mlx_gemma_mtp.decode.acceptance import Acceptance
-from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.decode.player import round_player
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.row import Row
 from mlx_gemma_mtp.model.cache import KVCache

@@ -35,7 +35,7 @@ from helpers.spelled import NumbersText, spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Engine, MgmError, SamplingParams
 from mlx_gemma_mtp.decode.depth import Depth
-from mlx_gemma_mtp.decode.round import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
 from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import GenerationError, UsageError

@@ -27,7 +27,8 @@ from helpers.forced import Forced, Row, always, is_decisive
 from helpers.stepped import Stepped, assert_complete
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Completion, Engine, SamplingParams, Session
-from mlx_gemma_mtp.decode.round import draft, round_player
+from mlx_gemma_mtp.decode.player import round_player
+from mlx_gemma_mtp.decode.round import draft
 from mlx_gemma_mtp.engine.identity import model_identity
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.request import Request

@@ -28,7 +28,7 @@ from helpers.traffic import (
     tokens_of,
 )
 from mlx_gemma_mtp import Chunk, Completion, Engine, SamplingParams
-from mlx_gemma_mtp.decode.round import round_player
+from mlx_gemma_mtp.decode.player import round_player
 from mlx_gemma_mtp.demo.recipe.tasks import held_out
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import GenerationError

@@ -14,7 +14,8 @@ from helpers.forced import Row
 from helpers.plain import again
 from helpers.tying import TyingTarget, guess
 from mlx_gemma_mtp import Completion
-from mlx_gemma_mtp.decode.round import Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.decode.sampling import RowSettings
 from mlx_gemma_mtp.memory import Limits
 from mlx_gemma_mtp.model.cache import KVCache

@@ -19,7 +19,8 @@ from helpers.fake_target import (
 from mlx_gemma_mtp import Engine, SamplingParams
 from mlx_gemma_mtp.decode.depth import MOST, Depth
 from mlx_gemma_mtp.decode.division import Shape
-from mlx_gemma_mtp.decode.round import Round, RoundPlayer
+from mlx_gemma_mtp.decode.player import RoundPlayer
+from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.engine.warm_up import PROMPT, first_drafts
 from mlx_gemma_mtp.engine.worker import mlx_worker

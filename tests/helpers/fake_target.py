@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from helpers.random_pair import SHAPE
 from mlx_gemma_mtp import Engine, SamplingParams
-from mlx_gemma_mtp.decode.round import Newest, Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Newest, Round
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.model.cache import KVCache, Reach
 from mlx_gemma_mtp.model.config import TargetConfig

@@ -13,7 +13,8 @@ from helpers.checkpoints import KINDS, VOCAB
 from helpers.forced import Forced, Row, is_decisive
 from helpers.held import held
 from mlx_gemma_mtp import Completion, Engine, SamplingParams
-from mlx_gemma_mtp.decode.round import Draft, draft, round_player
+from mlx_gemma_mtp.decode.player import Draft, round_player
+from mlx_gemma_mtp.decode.round import draft
 from mlx_gemma_mtp.engine.pair import OpenPair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits

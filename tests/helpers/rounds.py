@@ -11,19 +11,17 @@ import numpy as np
 from helpers.checkpoints import VOCAB, PairPaths
 from helpers.forced import Row
 from mlx_gemma_mtp import Engine, SamplingParams
+from mlx_gemma_mtp.decode.player import Draft, RoundPlayer, round_player
 from mlx_gemma_mtp.decode.round import (
     Agree,
     Copies,
-    Draft,
     Layout,
     Newest,
     Round,
-    RoundPlayer,
     agreeing_prefix,
     draft,
     first_token,
     prefill,
-    round_player,
     verify,
 )
 from mlx_gemma_mtp.decode.sampling import RowSettings

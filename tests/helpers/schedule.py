@@ -20,7 +20,8 @@ from helpers.forced import Row, is_decisive
 from helpers.spelled import spelled
 from helpers.traffic import tokens_of
 from mlx_gemma_mtp import Chunk, Completion, Engine, Generation, SamplingParams
-from mlx_gemma_mtp.decode.round import Draft, Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import Draft, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.memory import Limits

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 from helpers.fake_target import SECONDS, FakeTarget, Rounds, fake_engine, output
 from helpers.server import Recorded, listening
 from mlx_gemma_mtp import Engine, Generation
-from mlx_gemma_mtp.decode.round import Round, RoundPlayer, round_player
+from mlx_gemma_mtp.decode.player import RoundPlayer, round_player
+from mlx_gemma_mtp.decode.round import Round
 from mlx_gemma_mtp.engine.pair import open_pair
 from mlx_gemma_mtp.errors import QueueFullError
 from mlx_gemma_mtp.memory import Limits
