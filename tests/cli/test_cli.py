@@ -43,6 +43,18 @@ def test_input_that_is_not_text_is_one_line_and_exit_code_2(handling: str, tmp_p
     assert_one_line(done, 2, "UTF-8 text")
 
 
+@pytest.mark.parametrize("module", ["typer", "huggingface_hub"])  # before a command, and in it
+def test_ctrl_c_during_an_import_is_neither_lost_nor_a_traceback(
+    module: str, tmp_path: Path
+) -> None:
+    code = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    (tmp_path / f"{module}.py").write_text(code)
+    command = [sys.executable, "-m", "mlx_gemma_mtp", "pull", "--dry-run", "e2b"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("line", ["", "talk", "--nope", "chat --nope 1", "chat --temperature hot"])
 def test_a_command_line_that_makes_no_sense_exits_with_2(mgm_here: Here, line: str) -> None:
     done = mgm_here(*line.split())
