@@ -181,4 +181,4 @@ def broken(text: Text, width: int) -> list[Text]:
 
 def can_draw(stream: IO[Any] | None = None) -> bool:
     """Return True if a stream, by default stderr, is a terminal that can do more than print."""
-    return (stream or sys.stderr).isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return (stream or sys.stderr).isatty() and (os.environ.get("TERM") or "dumb") != "dumb"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,15 +169,24 @@ class Chat:
             if answered or self.interrupts is None:
                 self.screen.end_answer()
             done = generation.result()
+        except (SystemExit, OSError):  # a signal, or the screen is gone: the window was closed
+            generation.cancel()
+            with suppress(MgmError):
+                self._keep(generation.result(), again=again)
+            raise
         finally:
-            generation.cancel()  # the screen may be gone, for example
+            generation.cancel()
         self.last = done.stats
+        self._keep(done, again=again)
+        self._warn_if_unsaved()
+        self._remark(done)
+
+    def _keep(self, done: Completion, *, again: bool) -> None:
+        """Add an answer to the conversation, unless it was stopped before it started."""
         if done.text or done.finish_reason != "cancelled":
             # Nothing here runs a tool, and templates leave the turn open until it is answered.
             message = {key: done.message[key] for key in done.message if key != "tool_calls"}
             self.transcript.answered(message, again=again)
-            self._warn_if_unsaved()
-        self._remark(done)
 
     def _show(self, chunks: queue.SimpleQueue[Chunk | None]) -> bool:
         """Show everything as it arrives; return True if there was an answer."""

@@ -9,6 +9,7 @@ import subprocess
 from typing import TextIO
 
 from mlx_gemma_mtp.errors import MgmError
+from mlx_gemma_mtp.show import can_draw
 
 # Programs that read the text from stdin, and the variable that shows the desktop of each.
 PROGRAMS = (
@@ -34,7 +35,7 @@ def copy(text: str, terminal: TextIO) -> str:
             except (OSError, subprocess.SubprocessError) as error:
                 raise MgmError(f"{command[0]} failed: {error}") from None
             return f"copied with {command[0]}"
-    if not terminal.isatty() or os.environ.get("TERM") == "dumb":
+    if not can_draw(terminal):
         raise MgmError("no clipboard found: install pbcopy, wl-copy, xclip or xsel")
     if len(data) > MAX_OSC_BYTES:
         raise MgmError("the answer is too long for the terminal's clipboard: use /save FILE")

@@ -58,6 +58,8 @@ class Editor:
         if can_draw(screen):
             output = Vt100_Output.from_pty(screen, os.environ.get("TERM"))
             output.enable_cpr = False  # some terminals never answer where the cursor is
+        if not os.environ.get("TERM"):
+            os.environ["TERM"] = "dumb"  # as `can_draw` takes it; prompt_toolkit would draw
         # Not given as its output: then it would draw on a dumb terminal, too.
         with create_app_session(output=output):
             self._session: PromptSession[str] = PromptSession(

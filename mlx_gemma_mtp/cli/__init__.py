@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -33,6 +34,7 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError, 
 
 # click's UsageError: of the package, or of the copy of it inside newer versions of typer.
 CLICKS_ERROR: Any = typer.BadParameter.__base__
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit code that shells give to SIGPIPE
 
 
@@ -54,12 +56,16 @@ class Commands(TyperGroup):
                 result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The rest of the buffers goes nowhere, without a complaint.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for number in (1, 2):
-                os.dup2(nowhere, number)
+            _drop_output(1, 2)
             raise typer.Exit(BROKEN_PIPE) from None
         return result
+
+
+def _drop_output(*streams: int) -> None:
+    """Let the rest of the buffers of these streams go nowhere, without a complaint."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in streams:
+        os.dup2(nowhere, number)
 
 
 @contextmanager
@@ -163,6 +169,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(error, MgmError):
             line, exit_code = str(error), error.exit_code
             line += _from_environment(error, sys.argv[1:] if args is None else args)
+        elif isinstance(error, OSError) and error.errno in DISK_FULL:
+            line = f"{error.filename or 'the output'} cannot be written: {error.strerror}"
+            _drop_output(1)
         from mlx_gemma_mtp.show import say
 
         say(f"mgm: {line}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gemma_mtp.decode.params import SamplingParams, is_count
 from mlx_gemma_mtp.engine.generation import Generation
+from mlx_gemma_mtp.engine.intake import check_settings
 from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.runner import is_async
 from mlx_gemma_mtp.engine.session import Session, checked_path
@@ -56,8 +57,7 @@ class Chat:
         session: Session,
     ) -> None:
         """Raises UsageError."""
-        if params is not None and not isinstance(params, SamplingParams):
-            raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
+        check_settings(params, priority, timeout)
         if not is_count(max_rounds) or max_rounds < 1:
             raise UsageError("max_rounds must be at least 1")
         self.tools: list[Schema] = declared(tools)

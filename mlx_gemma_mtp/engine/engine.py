@@ -71,6 +71,9 @@ class Engine:
         closed = ", closed" if self.closed else ""
         return f"<Engine {self.name or 'without a name'}{drafter}{closed}>"
 
+    def __reduce__(self) -> str:
+        raise UsageError("an engine cannot be copied or sent to another process: load it there")
+
     def __enter__(self) -> Engine:
         return self
 

@@ -28,6 +28,16 @@ Tools = Sequence[Any] | None
 GEMMA_EOS = 1  # for a checkpoint that names no end of a turn
 
 
+def check_settings(params: object, priority: object, timeout: object) -> None:
+    """Raise UsageError unless a request may have these, as of `Engine.submit`."""
+    if not is_count(priority):
+        raise UsageError(f"priority must be an integer, not {priority!r}")
+    if timeout is not None and not is_duration(timeout):
+        raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    if params is not None and not isinstance(params, SamplingParams):
+        raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
+
+
 class Intake:
     """Makes the requests of an engine."""
 
@@ -66,13 +76,8 @@ class Intake:
         """Check a prompt and its settings, and make a request of them. Raises UsageError."""
         if on_chunk is not None and not callable(on_chunk):
             raise UsageError(f"on_chunk must be a function, not {on_chunk!r}")
-        if not is_count(priority):
-            raise UsageError(f"priority must be an integer, not {priority!r}")
-        if timeout is not None and not is_duration(timeout):
-            raise UsageError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        check_settings(params, priority, timeout)
         params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise UsageError(f"settings must be SamplingParams, not {type(params).__name__}")
         schemas, thinking = declared(tools), params.thinking
         ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
         request = self.request_of(ids, params, on_chunk, session, schemas)

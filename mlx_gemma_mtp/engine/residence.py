@@ -6,6 +6,7 @@ A Mac is kept awake while there is work. The worker calls everything.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,8 @@ from mlx_gemma_mtp.engine.scheduler import CLOSED, Scheduler
 from mlx_gemma_mtp.engine.worker import mlx_worker
 from mlx_gemma_mtp.errors import ClosedError
 from mlx_gemma_mtp.model.target import Target
+
+log = logging.getLogger("mlx_gemma_mtp")
 
 After = Callable[[float, Callable[[], object]], Callable[[], None]]
 
@@ -105,6 +108,7 @@ class Residence:
             self._on_unload()
             self._batch.unload()
             mx.clear_cache()
+            log.info("the weights left the memory after %g s without a request", self._seconds)
 
     def _reload(self, scheduler: Scheduler) -> None:
         """Load the models, on a thread of its own; what waits can be cancelled meanwhile."""
@@ -132,6 +136,7 @@ class Residence:
             self._failed(scheduler, error)
         else:
             self._loading = False
+            log.info("the weights are loaded again")
             mlx_worker().repeat(scheduler.step)
 
     def _failed(self, scheduler: Scheduler, error: BaseException) -> None:

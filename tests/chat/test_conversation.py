@@ -117,6 +117,19 @@ def test_ctrl_c_stops_a_prefill_and_regen_answers_the_message(delay: float) -> N
     assert talk.messages[-1] == ("assistant", "42")
 
 
+@pytest.mark.parametrize("error", [SystemExit(128 + signal.SIGHUP), OSError("the screen is gone")])
+def test_an_answer_so_far_is_kept_if_the_window_is_closed(error: BaseException) -> None:
+    class Closed(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise error
+
+    talk = Talk(reply("So far", finish_reason="cancelled"))
+    talk.chat.screen = Screen(Closed(), talk.err)
+    with pytest.raises(type(error)):
+        talk.ask(SUM)
+    assert talk.messages == [("user", SUM), ("assistant", "So far")]
+
+
 def test_ctrl_c_in_a_long_prefill_is_acknowledged_at_once() -> None:
     def prefill() -> Generation:
         generation = Generation()

@@ -205,8 +205,11 @@ def test_ctrl_z_suspends_an_answer_and_fg_continues_it(tmp_path: Path) -> None:
     person.child.close(force=True)
 
 
-def test_a_dumb_terminal_gets_text_alone_and_no_keep_leaves_no_trace(tmp_path: Path) -> None:
-    person = Person(tmp_path, "--temperature", "0", "--no-keep", columns=80, TERM="dumb")
+@pytest.mark.parametrize("term", ["dumb", ""])
+def test_a_dumb_terminal_gets_text_alone_and_no_keep_leaves_no_trace(
+    tmp_path: Path, term: str
+) -> None:
+    person = Person(tmp_path, "--temperature", "0", "--no-keep", columns=80, TERM=term)
     assert "demo · drafts from gemma-4-demo-it-assistant" in person.seen
     assert "The demo is a toy" in person.seen
     assert SUM_ANSWER in person.say(SUM)

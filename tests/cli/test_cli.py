@@ -43,6 +43,31 @@ def test_input_that_is_not_text_is_one_line_and_exit_code_2(handling: str, tmp_p
     assert_one_line(done, 2, "UTF-8 text")
 
 
+@pytest.mark.parametrize("module", ["typer", "huggingface_hub"])  # before a command, and in it
+def test_ctrl_c_during_an_import_is_neither_lost_nor_a_traceback(
+    module: str, tmp_path: Path
+) -> None:
+    code = [
+        "import signal",
+        "try: signal.raise_signal(signal.SIGINT)",
+        "except BaseException: pass",
+    ]
+    (tmp_path / f"{module}.py").write_text("\n".join(code))
+    command = [sys.executable, "-m", "mlx_gemma_mtp", "pull", "--dry-run", "e2b"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_output_on_a_full_disk_is_one_line_that_says_so() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = start(["paths"], stdout=full)
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert errors == "mgm: the output cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize("line", ["", "talk", "--nope", "chat --nope 1", "chat --temperature hot"])
 def test_a_command_line_that_makes_no_sense_exits_with_2(mgm_here: Here, line: str) -> None:
     done = mgm_here(*line.split())

@@ -98,6 +98,9 @@ def test_a_chat_is_refused_what_it_cannot_use(text: Text) -> None:
     for why, tools, params, rounds in wrong:
         with pytest.raises(UsageError, match=why):
             Chat(engine, [], tools, params, rounds, 0, None, cast(Any, None))
+    for name, priority, timeout in (("priority", "high", None), ("timeout", 0, -1)):
+        with pytest.raises(UsageError, match=name):
+            Chat(engine, [], None, None, 8, cast(Any, priority), timeout, cast(Any, None))
     with pytest.raises(UsageError, match="system"):
         first_messages(cast(Any, 5), [])
     with pytest.raises(UsageError, match="message 1"):

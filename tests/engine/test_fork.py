@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_target import ENDLESS, PARAMS, fake_engine
-from mlx_gemma_mtp import Engine, Generation, MgmError, load
+from mlx_gemma_mtp import Engine, Generation, MgmError, UsageError, load
 
 SECONDS = 20  # after which a child that waits is ended
 
@@ -78,3 +79,8 @@ def test_a_forked_child_cannot_wait_for_a_request_of_its_parent(
     assert "spawn" in in_a_child(lambda: wait(generation))
     generation.cancel()
     assert generation.result(SECONDS).finish_reason == "cancelled"
+
+
+def test_an_engine_that_is_sent_to_another_process_is_refused() -> None:
+    with fake_engine() as engine, pytest.raises(UsageError, match="load it there"):
+        pickle.dumps(engine)

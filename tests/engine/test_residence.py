@@ -2,6 +2,7 @@
 keeps them, whatever is submitted, cancelled, closed or saved meanwhile.
 """
 
+import logging
 import random
 import shutil
 import threading
@@ -68,7 +69,10 @@ def tokens(engine: Engine, prompt: list[int]) -> list[int]:
     return engine.generate([prompt], PARAMS)[0].tokens
 
 
-def test_idle_weights_leave_the_memory_and_come_back_with_the_next_request() -> None:
+def test_idle_weights_leave_the_memory_and_come_back_with_the_next_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "mlx_gemma_mtp")
     before, clock = memory_at_rest(), Clock()
     engine = Engine(open_pair("demo"), idle_unload=60, after=clock.after, prefix_cache=10**8)
     with engine:
@@ -85,6 +89,11 @@ def test_idle_weights_leave_the_memory_and_come_back_with_the_next_request() -> 
         assert (done.tokens, done.text) == (expected.tokens, expected.text)
         assert done.stats.queue_seconds > expected.stats.queue_seconds
     assert memory_at_rest() - before < SMALL
+    words = [word for word in caplog.messages if word.startswith("the weights")]
+    assert words == [
+        "the weights left the memory after 60 s without a request",
+        "the weights are loaded again",
+    ]
 
 
 def test_an_engine_that_has_had_no_request_gets_idle_too() -> None:

@@ -35,7 +35,11 @@ def command(before: str = "") -> list[str]:
     Torch is only for other tests: users do not have it, and Transformers would import it.
     """
     code = ["import sys; sys.modules['torch'] = None", before]
-    return [sys.executable, "-c", "\n".join([*code, "from mlx_gemma_mtp.cli import main; main()"])]
+    return [
+        sys.executable,
+        "-c",
+        "\n".join([*code, "from mlx_gemma_mtp.__main__ import main; main()"]),
+    ]
 
 
 MGM = command()
