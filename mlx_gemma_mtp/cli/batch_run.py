@@ -49,7 +49,7 @@ def run(
         lines = [line.seeded(results.seed) for line in requests]
         todo = [line for line in lines if line.number not in results.done]
         if results.done and todo:
-            say(f"{len(results.done)} results are already done")
+            say(f"already done: {len(results.done)} of {len(lines)}")
         try:
             failures = _answer(pair, todo, results, max_batch) if todo else {}
             results.publish(failures)

@@ -301,6 +301,9 @@ class Engine:
         ids = isinstance(tokens, Sequence) and all(is_count(t) and 0 <= t < 2**31 for t in tokens)
         if not ids:
             raise UsageError("tokens must be a list of token ids")
+        unknown = next((one for one in tokens if not self._tokenizer.has_token(one)), None)
+        if unknown is not None:
+            raise UsageError(f"tokens: {unknown} is not a token of this model")
         return self._tokenizer.decode(tokens)
 
     def count_tokens(self, prompt: Prompt, tools: Tools = None, *, thinking: bool = False) -> int:

@@ -104,7 +104,7 @@ def test_a_batch_interrupted_twice_has_the_results_of_an_uninterrupted_one(
     done = here(*command)
     assert_plain(done)
     assert (done.returncode, done.stdout) == (0, "")
-    expected = rf"{100 - left} results are already done\n{left} answers?, \d+ tokens, "
+    expected = rf"already done: {100 - left} of 100\n{left} answers?, \d+ tokens, "
     assert re.match(expected, done.stderr)
     assert not kept.exists()
 
@@ -151,7 +151,7 @@ def test_a_request_that_fails_is_a_line_and_is_retried(mgm_here: Here, tmp_path:
         assert (done.returncode, done.stdout) == (1, "")
         expected = r"\nmgm: 1 of 3 requests failed, the first on line 2 \(.*4095.*\n$"
         assert re.search(expected, done.stderr)
-        assert ("2 results are already done" in done.stderr) is (times == 2)
+        assert ("already done: 2 of 3" in done.stderr) is (times == 2)
         assert (one["id"], three["id"], len(one["tokens"])) == (1, 3, 2)
         assert (two["id"], {*two}) == (2, {"id", "error"})
 

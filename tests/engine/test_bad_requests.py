@@ -60,6 +60,13 @@ def test_tokens_of_a_wrong_kind_are_refused(engine: Engine, tokens: Any) -> None
     refusal(UsageError, lambda: engine.decode(tokens))
 
 
+def test_an_id_without_a_token_is_not_decoded(engine: Engine) -> None:
+    for unknown in (engine.config.vocab_size, 2**31 - 1):
+        assert f"{unknown} is not a token" in refusal(
+            UsageError, lambda unknown=unknown: engine.decode([5, unknown])
+        )
+
+
 @pytest.mark.parametrize("text", [None, 5, b"Hi", ["Hi"], "\ud83d"], ids=ascii)
 def test_text_of_a_wrong_kind_is_refused(engine: Engine, text: Any) -> None:
     refusal(UsageError, lambda: engine.encode(text))
