@@ -39,6 +39,8 @@ GUESS = 0.4  # of a guessed one: near widths are alike,
 OCTAVES = 2.0  # and those that are this many doublings apart hardly
 GUESSED = 1.0  # of a guessed step
 
+RETRY = 32  # timings from a change of the machine until plain decoding is timed again
+
 LARGEST = 50  # of a saved logarithm
 FIRST = math.log(0.03)  # seconds of a round before anything was timed
 
@@ -66,10 +68,24 @@ class _Learned:
         self.timed = 0  # when the last timing came, counted in timings of all batch sizes
         self.timings = 0
         self.widths = set[int]()  # that were timed, also in earlier runs
-        self.plain = 0  # timings of this run without drafts
+        self.plain = 0  # timings of this run without drafts,
+        self.last_plain = 0  # when the last one came, counted in timings of this batch size
+        self.odd = False  # the last timing was off by more than SIGMAS
+        self.changed: int | None = None  # when the machine did, by the same count
 
-    def timing(self, direction: Floats, surprise: float, now: int) -> None:
-        """Learn from a round that took longer than expected by this."""
+    @property
+    def plain_due(self) -> bool:
+        """True if plain decoding should be timed again because the machine changed.
+
+        A busy machine delays short rounds the most, and drafts look cheap. The next times are
+        further and further apart, until it changes again.
+        """
+        if self.changed is None:
+            return False
+        return self.timings - self.last_plain >= max(RETRY, 2 * (self.last_plain - self.changed))
+
+    def timing(self, direction: Floats, surprise: float, now: int, plain: bool) -> None:
+        """Learn from a round that took longer than expected by this; plain: without drafts."""
         rounds, self.timed = now - self.timed, now
         self.timings += 1
         grown = np.full(len(self.mean), rounds * OWN**2)
@@ -79,6 +95,19 @@ class _Learned:
         room[0] = np.inf
         self.covariance += np.diag(np.minimum(grown, room))
         most = SIGMAS * math.sqrt(float(direction @ self.covariance @ direction) + NOISE**2)
+        odd = abs(surprise) > most
+        # One odd timing is an outlier. Two in a row are a change of the machine, and so is one of
+        # plain decoding after many other rounds: its own cost is then believed to have changed.
+        age = min(1.0, (self.timings - self.last_plain) / RETRY) if plain else 0.0
+        if odd and (self.odd or age == 1):
+            self.changed = self.timings
+        self.odd = odd
+        if odd and plain:
+            self.covariance[2:, 2:] += np.diag(direction[2:] * (age * surprise / 2) ** 2)
+            most = max(most, age * abs(surprise))
+        if plain:
+            self.last_plain = self.timings
+            self.plain += 1
         # A width that little is known of may cost this much, or this timing was held up: others
         # will tell.
         width = direction[2:]
@@ -115,9 +144,9 @@ class Costs:
         total = float(passed[0]) + steps
         near = _near((shape.width,))[0]
         direction = np.concatenate([[1, steps / total], passed / total * near])
-        learned.timing(direction, math.log(seconds / total), self._now)
+        plain = shape.num_tokens <= shape.batch and not shape.num_steps
+        learned.timing(direction, math.log(seconds / total), self._now, plain)
         learned.widths.add(shape.width)
-        learned.plain += shape.num_tokens <= shape.batch and not shape.num_steps
 
     def seconds(self, batch: int, passes: tuple[tuple[int, int], ...], num_steps: int) -> Floats:
         """Return the expected seconds of rounds with 0 .. num_steps steps: [steps + 1, passes].
@@ -147,6 +176,10 @@ class Costs:
         learned = self._learned.get(batch)
         return learned is not None and learned.plain >= MEASURED
 
+    def plain_due(self, batch: int) -> bool:
+        """True if rounds without drafts should be timed again."""
+        return self._of(batch).plain_due
+
     def to_json(self) -> dict[str, Any]:
         """Return what was learned, by batch size."""
         return {
@@ -172,6 +205,7 @@ class Costs:
         costs = cls(table)
         for batch, one in saved.items():
             learned = costs._of(int(batch))
+            learned.changed = 0  # that run may have been on a busy machine
             found = {0: one["pace"], 1: one["step"]}
             numbers = [*found.values(), *one["widths"].values()]
             if not all(abs(number) < LARGEST for number in numbers):  # nan isn't either

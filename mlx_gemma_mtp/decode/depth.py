@@ -9,9 +9,9 @@ Speed lost against the best division known afterwards, in percent, mean (worst) 
 table is off by 7 % in every entry, and of a shorter context (`tests/helpers/gains.py play`).
 
                                     with a table   without
-    120 runs, rows alike               1.6 (5.0)   2.5 (6.1)
-    24 runs, rows that differ          2.1 (5.2)   3.1 (5.3)
-    all, behind plain decoding       worst   2.5       4.9
+    120 runs, rows alike               1.7 (5.0)   2.6 (11.6)
+    24 runs, rows that differ          2.2 (4.7)   3.2 (5.1)
+    all, behind plain decoding       worst   3.0       3.7
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ class Depth:
 
     Normally it takes the round of most expected tokens per second. Besides,
     - one that would be it if its uncertain cost turned out well gets a few rounds,
-    - and so does one that would be it if further drafts of a row were accepted; rows take turns.
-    What such a probe is expected to lose is paid from PROBE_SHARE of the rounds, saved up before.
+    - so does one that would be it if further drafts of a row were accepted; rows take turns,
+    - and so does plain decoding after the machine changed: busy, it makes drafts look cheap.
+    What such a probe is expected to lose is paid from PROBE_SHARE of the rounds, saved up before;
+    for plain decoding also afterwards.
 
     exact: whether passes stay in `pass_class`; "auto": where that costs less than EXACT_GAIN. Where
     the class has no room for drafts, "auto" leaves it a few times to see how they do at all, and
@@ -170,14 +172,18 @@ class Depth:
         """Return a round that is due, may turn out to be the best, and is paid for."""
         if state.round < state.probed + SPACING or state.saved <= 0:
             return None
-        if state.turn % 2:
+        due = self._rounds.costs.plain_due(len(rows)) and not options.slots.deepest
+        probe: Option | None
+        if due:
+            probe = self._best((options.exact() if best.target.exact else options).plain())
+        elif state.turn % 2:
             probe = self._cheaper(options, best)
         else:
             probe = self._likelier(rows, best, state.turn // 2 % len(rows))
         loss = 0.0
         if probe is not None:
             loss = HOLD * max(0, probe.seconds / best.seconds - probe.tokens / best.tokens)
-            if loss > state.saved:
+            if loss > state.saved and not due:
                 state.turn += loss > MOST_SAVED  # it can never be paid: another's turn
                 return None
             state.probed = state.round

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from mlx_gemma_mtp.decode.costs import WIDTHS, Costs
 from mlx_gemma_mtp.decode.division import Chances, Division, Exact, Floats, Shape, Slots
 from mlx_gemma_mtp.decode.params import MAX_DRAFT_TOKENS
@@ -52,7 +50,13 @@ class Options(NamedTuple):
 
     def exact(self) -> Options:
         """Return only those in the class in use."""
-        kept = np.array([one.exact for one in self.passes])
+        return self._only([one.exact for one in self.passes])
+
+    def plain(self) -> Options:
+        """Return only those with the fewest drafts: none, unless rows are pinned."""
+        return self._only([one.num_tokens == self.slots.num_tokens for one in self.passes])
+
+    def _only(self, kept: list[bool]) -> Options:
         return self._replace(tokens=self.tokens * kept, hoped=self.hoped * kept)
 
 

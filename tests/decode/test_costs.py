@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_gemma_mtp.decode.acceptance import DOUBTFUL, Acceptance
-from mlx_gemma_mtp.decode.costs import Costs
+from mlx_gemma_mtp.decode.costs import RETRY, Costs
 from mlx_gemma_mtp.decode.division import Shape
 from mlx_gemma_mtp.decode.table import PassTable
 
@@ -125,6 +125,36 @@ def test_a_cost_that_was_not_timed_for_long_is_doubted_more_and_more() -> None:
         timed(costs, (4, 2.0, 100))
         doubted.append(doubt(costs, 1, 4))
     assert 0.01 < doubted[0] < doubted[1] < doubted[2] < doubted[3] < 0.1
+
+
+def test_plain_decoding_is_timed_again_after_a_busy_time_and_its_new_cost_believed() -> None:
+    costs = Costs()
+    for _ in range(50):
+        timed(costs, (1, 1.0, 2), (4, 2.0, 2))
+    timed(costs, (4, 2.0, 4 * RETRY))
+    assert not costs.plain_due(1)  # nothing changed
+    for _ in range(30):  # busy: short rounds suffer the most
+        timed(costs, (1, 2.8, 2), (4, 4.0, 2))
+    timed(costs, (4, 2.0, RETRY))
+    assert costs.plain_due(1)
+    assert seconds(costs, 1)[0] > 1.2
+    timed(costs, (1, 1.0, 2))
+    assert not costs.plain_due(1)
+    assert seconds(costs, 1) == pytest.approx([1], rel=0.1)
+
+
+def test_plain_decoding_is_timed_more_and_more_rarely_while_nothing_changes() -> None:
+    costs = Costs.from_json(timed(Costs(), (1, 1.0, 40), (4, 2.0, 40)).to_json())
+    timings = [0]  # of passes of 4 tokens until it is due
+    for _ in range(3):
+        timings.append(0)
+        while not costs.plain_due(1):
+            timed(costs, (4, 2.0, 1))
+            timings[-1] += 1
+        timed(costs, (1, 1.0, 2))
+    assert timings[1] == RETRY
+    assert timings[2] > 1.8 * timings[1]
+    assert timings[3] > 1.8 * timings[2]
 
 
 def test_an_unknown_cost_is_guessed_from_those_nearest() -> None:
