@@ -36,12 +36,18 @@ def spread(shape: tuple[int, ...], key: mx.array) -> mx.array:
     return 6 * mx.random.normal(shape, key=key)
 
 
+def few(logits: mx.array) -> mx.array:
+    """Return logits of which few are finite, and at least one of each row."""
+    largest = logits.max(axis=-1, keepdims=True)
+    return mx.where((logits > 15) | (logits == largest), logits, -mx.inf)
+
+
 # What the logits of a row may be. Hundreds tie among integers, most among five values.
 LOGITS: dict[str, Logits] = {
     "float32": spread,
     "bfloat16": lambda *where: spread(*where).astype(mx.bfloat16),
     "beyond the softcap": lambda *where: 40 * spread(*where),
-    "few finite": lambda *where: mx.where(spread(*where) > 15, spread(*where), -mx.inf),
+    "few finite": lambda *where: few(spread(*where)),
     "integers": lambda *where: mx.round(spread(*where)).astype(mx.bfloat16),
     "five values": lambda *where: mx.round(spread(*where) / 12),
     "all equal": lambda shape, _: mx.zeros(shape),
