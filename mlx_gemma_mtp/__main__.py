@@ -10,7 +10,7 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 128 + signal.SIGINT  # the exit code that shells give to SIGINT
+from mlx_gemma_mtp.errors import INTERRUPTED
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,8 @@ import traceback
 # "cudaMallocAsync(…) failed: out of memory", "Insufficient Memory". (On a CPU the process ends.)
 OUT_OF_MEMORY = ("malloc", "out of memory", "insufficient memory")
 
+INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
+
 
 class MgmError(Exception):
     """Base class of all errors that this package raises on purpose."""

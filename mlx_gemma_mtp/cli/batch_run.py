@@ -21,7 +21,7 @@ from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.engine import load_engine
 from mlx_gemma_mtp.cli.requests_file import Line, read
 from mlx_gemma_mtp.cli.results_file import ResultsFile
-from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.errors import INTERRUPTED, MgmError, UsageError
 from mlx_gemma_mtp.progress import progress
 from mlx_gemma_mtp.show import say
 
@@ -57,7 +57,7 @@ def run(
             command = "the same command again" + (" without --restart" if restart else "")
             kept = f"interrupted; {len(results.done)} of {len(lines)} results are kept"
             say(options.interruption(f"{kept}: run {command} to continue"))
-            raise typer.Exit(options.INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
         if failures:
             first = min(failures)
             why = f"the first on line {first} ({failures[first]['error']})"

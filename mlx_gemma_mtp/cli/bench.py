@@ -15,7 +15,7 @@ import typer
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.bench_plan import Measured
 from mlx_gemma_mtp.cli.check import check_batches
-from mlx_gemma_mtp.errors import MgmError, ModelNotFoundError, UsageError, one_line
+from mlx_gemma_mtp.errors import INTERRUPTED, MgmError, ModelNotFoundError, UsageError, one_line
 from mlx_gemma_mtp.show import say
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _measure(pair: options.Pair, measured: Measured, shown: Shown) -> None:
     keep()
     shown.show([record])
     if isinstance(ended, KeyboardInterrupt):
-        raise typer.Exit(options.INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     if ended is not None:
         raise ended
 

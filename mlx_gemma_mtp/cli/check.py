@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mlx_gemma_mtp.cli import options
-from mlx_gemma_mtp.errors import VerificationError
+from mlx_gemma_mtp.errors import INTERRUPTED, VerificationError
 
 if TYPE_CHECKING:
     from mlx_gemma_mtp.bench.record import Plan
@@ -60,4 +59,4 @@ def check_batches(
     if report.faults:
         raise VerificationError(report.summary)
     if not report.complete:
-        raise typer.Exit(options.INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)

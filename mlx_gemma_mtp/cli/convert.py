@@ -10,6 +10,7 @@ import typer
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.download import fetch_missing
+from mlx_gemma_mtp.errors import INTERRUPTED
 from mlx_gemma_mtp.progress import progress
 from mlx_gemma_mtp.show import can_draw, say
 
@@ -123,4 +124,4 @@ def convert(
     except KeyboardInterrupt:
         then = "; add --resume to continue" if partial_of(out).exists() else ""
         say(options.interruption(f"interrupted{then}"))
-        raise typer.Exit(options.INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None

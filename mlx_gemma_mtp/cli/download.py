@@ -20,7 +20,13 @@ from rich.filesize import decimal
 
 from mlx_gemma_mtp.cli import options
 from mlx_gemma_mtp.cli.question import can_ask, confirm
-from mlx_gemma_mtp.errors import CheckpointError, MgmError, NotEnoughMemoryError, UsageError
+from mlx_gemma_mtp.errors import (
+    INTERRUPTED,
+    CheckpointError,
+    MgmError,
+    NotEnoughMemoryError,
+    UsageError,
+)
 from mlx_gemma_mtp.progress import clock, progress, spinner
 from mlx_gemma_mtp.show import can_draw, columns, say, wrapped
 
@@ -246,7 +252,7 @@ def stoppable() -> Iterator[None]:
         fresh = "\x1b[?25h\r\x1b[2K" if can_draw() else ""
         line = wrapped(f"mgm: {STOPPED}", columns(sys.stderr))
         os.write(2, f"{fresh}{line}\n".encode())  # not print: the signal may have come within one
-        os._exit(options.INTERRUPTED)
+        os._exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, leave)
     try:

@@ -44,8 +44,6 @@ Exact = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
-
 
 def default_model() -> str:
     """Return the model of a command that names none."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mlx_gemma_mtp.cli import options
-from mlx_gemma_mtp.errors import MgmError, UsageError
+from mlx_gemma_mtp.errors import INTERRUPTED, MgmError, UsageError
 
 if TYPE_CHECKING:
     from socket import socket
@@ -153,7 +153,7 @@ def serve(
         )
         interrupted = _run(engine, settings, sockets, max_queue, quiet=quiet, log_json=log_json)
     if interrupted:
-        raise typer.Exit(options.INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _run(
@@ -199,7 +199,7 @@ def _run(
         on_start=start,
         on_stop=stop,
         cancel=engine.close,
-        at_once=options.INTERRUPTED,
+        at_once=INTERRUPTED,
     )
     server.run(sockets)
     report("stopped")
