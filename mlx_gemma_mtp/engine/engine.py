@@ -311,7 +311,7 @@ class Engine:
 
         thinking: as of SamplingParams. It may be too long for the model. Raises UsageError.
         """
-        return len(encoded(prompt, self.text, thinking=thinking, tools=tools))
+        return len(encoded(prompt, self.text, self.config, thinking=thinking, tools=tools))
 
     @property
     def context(self) -> int:

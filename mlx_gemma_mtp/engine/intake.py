@@ -12,7 +12,7 @@ from typing import Any
 from mlx_gemma_mtp.decode.params import FORMS, MAX_BIAS, SamplingParams, is_count, is_duration
 from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.defaults import EOS, GENERATION, STOP, token_ids
-from mlx_gemma_mtp.engine.prompts import prompt_ids
+from mlx_gemma_mtp.engine.prompts import encoded
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk
 from mlx_gemma_mtp.engine.rules import rule_of
@@ -79,7 +79,9 @@ class Intake:
         check_settings(params, priority, timeout)
         params = SamplingParams() if params is None else params
         schemas, thinking = declared(tools), params.thinking
-        ids = prompt_ids(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        ids = encoded(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        if not ids:
+            raise UsageError("the prompt is empty")
         request = self.request_of(ids, params, on_chunk, session, schemas)
         request.priority, request.timeout = priority, timeout
         return request

@@ -37,7 +37,7 @@ def is_long(prompt: Prompt) -> bool:
     return len(prompt) > LONG or sum(len(str(one)) for one in prompt if _is_message(one)) > LONG
 
 
-def prompt_ids(
+def encoded(
     prompt: Prompt,
     text: Text | None,
     config: TargetConfig,
@@ -45,28 +45,7 @@ def prompt_ids(
     thinking: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt for this model, however many there are.
-
-    Raises as `encoded`, and UsageError for a prompt that is empty.
-    """
-    ids = encoded(prompt, text, thinking=thinking, tools=tools)
-    if not ids:
-        raise UsageError("the prompt is empty")
-    bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
-    if bad is not None:
-        size = config.vocab_size
-        raise UsageError(f"prompt: token id {bad} is outside the vocabulary of {size} tokens")
-    return ids
-
-
-def encoded(
-    prompt: Prompt,
-    text: Text | None,
-    *,
-    thinking: bool = False,
-    tools: Sequence[Tool] | None = None,
-) -> list[int]:
-    """The token ids of a prompt, however many there are. tools: as of `Text.chat`.
+    """The token ids of a prompt for this model, however many there are. tools: as of `Text.chat`.
 
     Raises UsageError for anything that is not a prompt, and what `Text.prompt` raises.
     """
@@ -79,12 +58,18 @@ def encoded(
         for wanted, what in ((thinking, "thinking needs"), (tools, "tools need")):
             if wanted and prompt:
                 raise UsageError(f"{what} the chat template: give text or messages, not ids")
-        return [int(cast(int, item)) for item in prompt]
-    if not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
+        ids = [int(cast(int, item)) for item in prompt]
+    elif not isinstance(prompt, str) and not all(_is_message(item) for item in prompt):
         raise UsageError(FORMS)
-    if text is None:
+    elif text is None:
         raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
-    return text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking, tools=tools)
+    else:
+        ids = text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking, tools=tools)
+    size = config.vocab_size
+    bad = next((i for i in ids if not 0 <= i < size), None)
+    if bad is not None:
+        raise UsageError(f"prompt: token id {bad} is outside the vocabulary of {size} tokens")
+    return ids
 
 
 def _listed(value: Any) -> Any:

@@ -79,7 +79,7 @@ def test_an_engine_shows_what_it_is_and_counts_tokens(text: Text) -> None:
 
 def test_a_prompt_is_counted_with_its_template_and_its_tools(text: Text) -> None:
     tool = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
-    with fake_engine(text=text) as engine:
+    with mlx_gemma_mtp.load("demo", None) as engine:
         alone = engine.count_tokens("Hi")
         assert alone == len(text.prompt("Hi"))
         assert engine.count_tokens("Hi", tools=[{"type": "function", "function": tool}]) > alone

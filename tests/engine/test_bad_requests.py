@@ -85,8 +85,12 @@ def test_an_empty_prompt_or_a_batch_to_stream_is_refused(engine: Engine) -> None
 
 @pytest.mark.parametrize("token", [VOCAB, -1, 2**31, 2**70, -(2**70), np.int64(VOCAB)])
 def test_an_id_outside_the_vocabulary_is_named(plain_engine: Engine, token: int) -> None:
-    for prompt in ([token], [5, token, 6], [[5], [6, token]]):
-        message = refusal(UsageError, partial(plain_engine.generate, prompt, GREEDY))
+    asks = [
+        partial(plain_engine.generate, prompt, GREEDY)
+        for prompt in ([token], [5, token, 6], [[5], [6, token]])
+    ]
+    for ask in (*asks, partial(plain_engine.count_tokens, [5, token])):
+        message = refusal(UsageError, ask)
         assert str(token) in message
         assert str(VOCAB) in message
 
