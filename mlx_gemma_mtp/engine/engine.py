@@ -28,7 +28,7 @@ from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.session import Session, checked_path
 from mlx_gemma_mtp.engine.status import Status
-from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.engine.worker import mlx_worker, only_here
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.functions import Schema
 from mlx_gemma_mtp.text.messages import Message, Prompt
@@ -71,8 +71,7 @@ class Engine:
         closed = ", closed" if self.closed else ""
         return f"<Engine {self.name or 'without a name'}{drafter}{closed}>"
 
-    def __reduce__(self) -> str:
-        raise UsageError("an engine cannot be copied or sent to another process: load it there")
+    __reduce__ = only_here("an engine", "load it there")
 
     def __enter__(self) -> Engine:
         return self

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from mlx_gemma_mtp.engine.callbacks import AsyncCallback, running_loop
 from mlx_gemma_mtp.engine.chunks import Chunks
 from mlx_gemma_mtp.engine.results import Chunk, Completion
-from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.engine.worker import mlx_worker, only_here
 from mlx_gemma_mtp.errors import UsageError, as_failure
 
 log = logging.getLogger("mlx_gemma_mtp")
@@ -60,6 +60,8 @@ class Generation(Future[Completion]):
             done = self.completion
             state = done.finish_reason if done else "failed"
         return f"<Generation {state}, {num_tokens} tokens>"
+
+    __reduce__ = only_here("a generation", "send its result()")
 
     # Results
 

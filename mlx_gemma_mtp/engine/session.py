@@ -20,7 +20,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 
 from mlx_gemma_mtp.engine.generation import Generation
-from mlx_gemma_mtp.engine.worker import mlx_worker
+from mlx_gemma_mtp.engine.worker import mlx_worker, only_here
 from mlx_gemma_mtp.errors import CheckpointError, SaveError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import replacing
 from mlx_gemma_mtp.memory import Limits
@@ -72,6 +72,8 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {len(self._tokens)} tokens{', busy' if self._holder else ''}>"
+
+    __reduce__ = only_here("a session", "fork() copies it here, save() writes it to a file")
 
     def close(self) -> None:
         """Drop everything; the next turn starts from scratch."""

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mlx_gemma_mtp.errors import MgmError, UsageError
 
@@ -122,6 +122,15 @@ def mlx_worker() -> Worker:
             'load it in the child only, or start the child with multiprocessing\'s "spawn" method'
         )
     return _worker
+
+
+def only_here(what: str, instead: str) -> Callable[[object], NoReturn]:
+    """Return a `__reduce__` that refuses to copy or pickle an object with a part on the worker."""
+
+    def refuse(_: object) -> NoReturn:
+        raise UsageError(f"{what} cannot be copied or sent to another process: {instead}")
+
+    return refuse
 
 
 def _forked() -> None:

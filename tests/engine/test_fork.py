@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import copy
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +83,15 @@ def test_a_forked_child_cannot_wait_for_a_request_of_its_parent(
     assert generation.result(SECONDS).finish_reason == "cancelled"
 
 
-def test_an_engine_that_is_sent_to_another_process_is_refused() -> None:
-    with fake_engine() as engine, pytest.raises(UsageError, match="load it there"):
-        pickle.dumps(engine)
+def test_what_belongs_to_this_process_is_not_copied_or_sent_to_another() -> None:
+    with fake_engine() as engine:
+        generation = engine.submit([5], PARAMS)
+        for one, instead in {
+            engine: "load it there",
+            engine.session(): "save() writes it to a file",
+            generation: "send its result()",
+        }.items():
+            for send in (pickle.dumps, copy.copy, copy.deepcopy):
+                with pytest.raises(UsageError, match=re.escape(instead)):
+                    send(one)
+        assert pickle.loads(pickle.dumps(generation.result(SECONDS))).tokens
