@@ -20,7 +20,7 @@ from mlx_gemma_mtp.files import checkpoint, hub
 from mlx_gemma_mtp.files.arrays import open_arrays, refuse_unknown
 from mlx_gemma_mtp.files.checkpoint import INDEX
 from mlx_gemma_mtp.files.find import find_pair
-from mlx_gemma_mtp.files.names import DEMO, is_folder
+from mlx_gemma_mtp.files.names import DEMO, is_file, is_folder, no_such
 from mlx_gemma_mtp.files.tensors import CODES, StoredTensor, read_tensors
 from mlx_gemma_mtp.files.weights import checked, dtype_name
 from mlx_gemma_mtp.model.config import check_pair
@@ -50,8 +50,10 @@ def verify(folder: Path, on_progress: Update = lambda *_: None) -> list[Verdict]
     """Check a model folder and its drafter, in it or next to it; or a drafter's folder alone.
 
     A folder without manifest.json is checked for complete tensors of the right shapes and for a
-    matching pair. Raises ModelNotFoundError if there is no folder.
+    matching pair. Raises ModelNotFoundError if there is no folder, and as `no_such` for a file.
     """
+    if is_file(folder):
+        raise no_such(folder)
     if not is_folder(folder):
         raise ModelNotFoundError(f"no folder {str(folder)!r}: mgm verify checks a local folder")
     target, drafter = find_pair(folder, "auto")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mlx_gemma_mtp.errors import CheckpointError, MgmError, ModelNotFoundError
@@ -29,15 +30,24 @@ _OTHER_FORMAT = re.compile(
 def split_name(name: str) -> tuple[str, str]:
     """Return a Hub name's repository and revision. Raises what `no_such` returns."""
     match = _HUB_NAME.fullmatch(name)
-    if match is None:
+    if match is None or is_file(name):
         raise no_such(name)
     return match[1], match[2] or MAIN
 
 
 def is_folder(name: str | Path) -> bool:
     """Return True if this is a folder."""
+    return _is(name, Path.is_dir)
+
+
+def is_file(name: str | Path) -> bool:
+    """Return True if this is a file."""
+    return _is(name, Path.is_file)
+
+
+def _is(name: str | Path, kind: Callable[[Path], bool]) -> bool:
     try:
-        return str(name) != "" and Path(name).expanduser().is_dir()
+        return str(name) != "" and kind(Path(name).expanduser())
     except (OSError, RuntimeError):  # a name too long to be one; a user without a home
         return False
 
@@ -52,7 +62,7 @@ def no_such(name: str | Path) -> MgmError:
     short = str(name)[:200]
     if short.casefold().endswith(".gguf"):
         return CheckpointError(f"{short}: GGUF files are not supported; {_instead(short)}")
-    if Path(short).suffix in (".safetensors", ".json"):
+    if is_file(name) or Path(short).suffix in (".safetensors", ".json"):
         return ModelNotFoundError(f"{short} is a file: give the folder that holds the model")
     meant = did_you_mean(short)
     if meant is not None:
@@ -72,6 +82,8 @@ def drafter_called(name: str | Path | None) -> str | Path | None:
         return name
     if (size := size_of(name)) is not None:
         return size.drafter()
+    if is_file(name):
+        raise no_such(name)
     if _HUB_NAME.fullmatch(name):
         return name
     names = {one.drafter().rpartition("/")[2].casefold(): one.drafter() for one in SIZES}

@@ -145,6 +145,28 @@ def test_a_name_below_a_folder_that_is_here_is_said_to_be_no_folder(
         assert_one_line(mgm_here("generate", SUM, "-m", name), 3, word)
 
 
+def test_a_file_in_place_of_a_folder_is_said_to_be_one(
+    hub_cache: HubCache, mgm_here: Here, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    for name, code, word in (
+        ("notes.txt", 3, "notes.txt is a file: give the folder that holds the model"),
+        ("models/weights", 3, "models/weights is a file: give the folder"),  # also a Hub name
+        ("models/model.gguf", 1, "GGUF files are not supported"),
+    ):
+        (tmp_path / name).touch()
+        for path in (name, f"./{name}", str(tmp_path / name)):
+            for line in (
+                ("generate", SUM, "-m", path),
+                ("generate", SUM, "--drafter", path),
+                ("estimate", path),
+                ("pull", path),
+                ("verify", path),
+            ):
+                assert_one_line(mgm_here(*line), code, word)
+    assert hub_cache.network == []
+
+
 def test_an_error_about_the_default_model_names_the_variable(
     mgm_here: Here, hub_cache: HubCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
