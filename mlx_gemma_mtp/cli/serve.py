@@ -114,7 +114,7 @@ def serve(
         return
     from mlx_gemma_mtp.cli.engine import load_engine
     from mlx_gemma_mtp.server.log import log_trouble
-    from mlx_gemma_mtp.server.server import stop_with_parent
+    from mlx_gemma_mtp.server.server import leaving_at_sigterm, stop_with_parent
     from mlx_gemma_mtp.server.settings import Settings
     from mlx_gemma_mtp.server.sockets import allow_connections, bind, only_local
 
@@ -132,14 +132,17 @@ def serve(
     _check_key(api_key, host, local=local)
     allow_connections()
     log_trouble(as_json=log_json)
-    with load_engine(
-        pair.chosen(),
-        max_batch=max_batch,
-        max_queue=max_queue,
-        context=context_tokens,
-        prefix_cache=_prefix_bytes(prefix_cache),
-        idle_unload=idle_unload,
-    ) as engine:
+    with (
+        leaving_at_sigterm(),
+        load_engine(
+            pair.chosen(),
+            max_batch=max_batch,
+            max_queue=max_queue,
+            context=context_tokens,
+            prefix_cache=_prefix_bytes(prefix_cache),
+            idle_unload=idle_unload,
+        ) as engine,
+    ):
         warn_of_context(context_tokens, engine)
         _warm_up(engine)
         settings = Settings(

@@ -18,7 +18,16 @@ from contextlib import closing, contextmanager
 import httpx2
 import pytest
 
-from helpers.command import MGM, SECONDS, Here, assert_one_line, assert_plain, environment, mgm
+from helpers.command import (
+    MGM,
+    SECONDS,
+    Here,
+    assert_one_line,
+    assert_plain,
+    environment,
+    mgm,
+    start,
+)
 from helpers.server import Served, served
 from mlx_gemma_mtp.errors import MgmError, UsageError
 from mlx_gemma_mtp.server.announce import block, url_of
@@ -116,6 +125,17 @@ def test_sigterm_lets_answers_finish_and_ends_those_that_take_too_long() -> None
         for stream in streams:
             assert "unavailable" in stream.end()
         assert ended(server) == 0
+
+
+def test_sigterm_before_it_listens_has_the_same_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as hub:
+        hub.settimeout(SECONDS)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        process = start(["serve", "me/model", "--port", "0"])
+        with closing(hub.accept()[0]):  # it waits for an answer
+            process.terminate()
+            assert process.communicate(timeout=SECONDS) == ("", "")
+            assert process.returncode == 0
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
