@@ -23,6 +23,7 @@ NAMED = re.compile(r"(\A|\n\n|\n|(?<=\.) )(\w+(?:,\s\w+)*):\s")
 
 # Public to the package's own rooms, and not for apps.
 INSIDE = {
+    "Engine": "check_length",
     "Generation": "add_done_callback set_exception set_result",
     "SamplingParams": "resolved stop_strings",
     "Stats": "count_round",

@@ -37,14 +37,19 @@ class Budget:
         """Return the bytes that this many rows of up to `context` positions leave; None: any."""
         return None if self.most is None else self.most - self.pair.needs(context, batch)
 
-    def check_prompt(self, num_tokens: int) -> None:
-        """Raise PromptTooLongError unless a prompt leaves room for an answer."""
+    def check_prompt(self, num_tokens: int, *, counted: bool = True) -> None:
+        """Raise PromptTooLongError unless a prompt leaves room for an answer.
+
+        counted: False if it may have more tokens.
+        """
         if num_tokens < self.context:
             return
         room, instead = "an answer", ""
         if self.most is not None and self._memory_decides:
             room += f" in the {decimal(self.most)} of memory that the engine may take"
             instead = ", or load with a higher memory_limit"
+        if not counted:
+            room += f"; it was not counted, but has at least {num_tokens} tokens"
         raise PromptTooLongError(
             # Claude Code reads both numbers from these words, and shortens its conversation.
             f"prompt is too long: {num_tokens} tokens > {self.context - 1} maximum, which leaves "

@@ -308,9 +308,15 @@ class Engine:
     def count_tokens(self, prompt: Prompt, tools: Tools = None, *, thinking: bool = False) -> int:
         """Return how many tokens a prompt has, with its template; 0 if it is empty.
 
-        thinking: as of SamplingParams. It may be too long for the model. Raises UsageError.
+        thinking: as of SamplingParams. The prompt may be too long for the model. Raises UsageError;
+        PromptTooLongError, without counting, if it has too many characters to fit.
         """
-        return len(encoded(prompt, self.text, self.config, thinking=thinking, tools=tools))
+        budget = self._back.budget
+        return len(encoded(prompt, self.text, budget, thinking=thinking, tools=tools))
+
+    def check_length(self, text: str) -> None:
+        """Raise PromptTooLongError if a text has too many characters to fit, however encoded."""
+        self._back.budget.check_prompt(self._tokenizer.fewest_tokens(text), counted=False)
 
     @property
     def context(self) -> int:

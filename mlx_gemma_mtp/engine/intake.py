@@ -79,7 +79,7 @@ class Intake:
         check_settings(params, priority, timeout)
         params = SamplingParams() if params is None else params
         schemas, thinking = declared(tools), params.thinking
-        ids = encoded(prompt, self._text, self._config, thinking=thinking, tools=schemas)
+        ids = encoded(prompt, self._text, self._budget, thinking=thinking, tools=schemas)
         if not ids:
             raise UsageError("the prompt is empty")
         request = self.request_of(ids, params, on_chunk, session, schemas)

@@ -6,13 +6,14 @@ Knows nothing of requests, or of what a model makes of a prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from mlx_gemma_mtp.decode.params import is_count
+from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.errors import UsageError
-from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.text.messages import Message, Prompt
 from mlx_gemma_mtp.text.tokenizer import LONG, Text
 from mlx_gemma_mtp.text.tools import Tool
@@ -40,14 +41,15 @@ def is_long(prompt: Prompt) -> bool:
 def encoded(
     prompt: Prompt,
     text: Text | None,
-    config: TargetConfig,
+    budget: Budget,
     *,
     thinking: bool = False,
     tools: Sequence[Tool] | None = None,
 ) -> list[int]:
-    """The token ids of a prompt for this model, however many there are. tools: as of `Text.chat`.
+    """The token ids of a prompt for this model. tools: as of `Text.chat`.
 
-    Raises UsageError for anything that is not a prompt, and what `Text.prompt` raises.
+    It may be too long for the budget. Raises PromptTooLongError if its text has too many characters
+    to fit, UsageError for anything that is not a prompt, and what `Text.prompt` raises.
     """
     prompt = _listed(prompt)
     if not isinstance(prompt, str) and not _is_list(prompt):
@@ -64,8 +66,10 @@ def encoded(
     elif text is None:
         raise UsageError("this checkpoint has no tokenizer: give the prompt as token ids")
     else:
-        ids = text.prompt(cast(str | Sequence[Message], prompt), thinking=thinking, tools=tools)
-    size = config.vocab_size
+        given = cast(str | Sequence[Message], prompt)
+        check = partial(budget.check_prompt, counted=False)
+        ids = text.prompt(given, thinking=thinking, tools=tools, check=check)
+    size = budget.pair.target.vocab_size
     bad = next((i for i in ids if not 0 <= i < size), None)
     if bad is not None:
         raise UsageError(f"prompt: token id {bad} is outside the vocabulary of {size} tokens")

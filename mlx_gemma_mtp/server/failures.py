@@ -61,6 +61,8 @@ def of_field(name: str) -> Iterator[None]:
     """Raise a UsageError of the engine as a Failure of this field."""
     try:
         yield
+    except PromptTooLongError as error:
+        raise failure_of(error, {"prompt": name}) from None
     except UsageError as error:
         raise Failure(str(error), field=name) from None
 

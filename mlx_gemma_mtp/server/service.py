@@ -37,6 +37,11 @@ class Service:
         """The chat template; empty if there is none."""
         return self.engine.text.chat_template if self.engine.text else ""
 
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text. Raises UsageError, also if it cannot fit."""
+        self.engine.check_length(text)
+        return self.engine.encode(text)
+
     def raw_ids(self, prompt: str | list[int]) -> list[int]:
         """Return a prompt without a template as token ids; a text follows <bos>.
 
@@ -44,7 +49,7 @@ class Service:
         """
         if not isinstance(prompt, str):
             return prompt
-        text, ids = self.engine.text, self.engine.encode(prompt)
+        text, ids = self.engine.text, self.encode(prompt)
         start = [] if text is None or text.bos is None else [text.bos]
         return ids if ids[:1] == start else start + ids
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPACE = "▁"  # stands for a space in the vocabulary
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_SPLITTERS = {"Sequence", "Split", "Digits", "Punctuation"}
 _DECODERS = [
     {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
     {"type": "ByteFallback"},
@@ -30,6 +33,27 @@ def token_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
         raise CheckpointError("its decoder is not that of a Gemma tokenizer")
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return {number: _bytes(content) for content, number in vocabulary.items()}
+
+
+def keeps_all(tokenizer: Tokenizer) -> bool:
+    """True if every character of a text is sure to be in one of its tokens, or in several."""
+    from tokenizers.models import BPE
+
+    normalizer, splitter = (
+        part and part.__getstate__().decode()
+        for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    )
+    model = tokenizer.model
+    added = tokenizer.get_added_tokens_decoder().values()
+    return (
+        json.loads(normalizer or "null") == _NORMALIZER
+        and {*re.findall(r'"type":"(\w+)"', splitter or "")} <= _SPLITTERS
+        and "Removed" not in (splitter or "")
+        and isinstance(model, BPE)
+        and model.byte_fallback
+        and all(tokenizer.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+        and not any(token.lstrip or token.rstrip for token in added)
+    )
 
 
 def _bytes(content: str) -> bytes:

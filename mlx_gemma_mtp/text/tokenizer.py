@@ -6,7 +6,7 @@ and terminals, nor of what a model's markers mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, dropwhile
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlx_gemma_mtp.errors import CheckpointError, MgmError, UsageError, one_line
 from mlx_gemma_mtp.files.checkpoint import read_json
 from mlx_gemma_mtp.text import template
 from mlx_gemma_mtp.text.channels import THOUGHT
-from mlx_gemma_mtp.text.detokenizer import Detokenizer, token_bytes
+from mlx_gemma_mtp.text.detokenizer import Detokenizer, keeps_all, token_bytes
 from mlx_gemma_mtp.text.disguise import Disguise, check_writable
 from mlx_gemma_mtp.text.grammar import Grammars
 from mlx_gemma_mtp.text.markers import MARKERS, markers_of
@@ -24,6 +24,9 @@ from mlx_gemma_mtp.text.messages import Message, is_answer, normalized
 from mlx_gemma_mtp.text.text_stream import TextStream
 from mlx_gemma_mtp.text.tool_turns import in_json, laid_out
 from mlx_gemma_mtp.text.tools import Tool, declared, for_google
+
+# Called before a prompt is encoded, with a lower bound of its tokens; it may raise.
+Check = Callable[[int], object]
 
 LONG = 10_000  # characters, which take about 7 ms, or token ids
 
@@ -53,6 +56,9 @@ class Text:
             self._bytes_of = token_bytes(self._tokenizer)
         except Exception as error:  # tokenizers raises bare Exception for a broken file
             raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from error
+        # No token has more characters than bytes.
+        self._longest = max(map(len, self._bytes_of.values()), default=1)
+        self._keeps_all = keeps_all(self._tokenizer)
         # Training tools save the length that they cut and pad their texts to.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -106,12 +112,20 @@ class Text:
         # The same, while other threads run.
         return list(self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
 
+    def fewest_tokens(self, text: str) -> int:
+        """Return a lower bound of the tokens of a text, from its length; 0 if nothing is known."""
+        return -(-len(text) // self._longest) if self._keeps_all else 0
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def chat(
-        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Any
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+        check: Check | None = None,
+        **options: Any,
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's next turn.
 
@@ -149,7 +163,7 @@ class Text:
             written += self._model_turn(chosen, options)
         if started is not None:
             written += self._start_of_answer(started, after=written)
-        return self._after_bos(self._encode_disguised(written))
+        return self._after_bos(self._encode_disguised(written, check))
 
     def prompt(
         self,
@@ -157,16 +171,18 @@ class Text:
         *,
         thinking: bool = False,
         tools: Sequence[Tool] | None = None,
+        check: Check | None = None,
     ) -> list[int]:
         """Return the token ids of a prompt. A string is one user turn if there is a chat template.
 
         Raises as `chat`, and UsageError for thinking or tools without a template.
         """
         if not isinstance(prompt, str):
-            return self.chat(prompt, tools, enable_thinking=thinking)
+            return self.chat(prompt, tools, check, enable_thinking=thinking)
         if not self.has_template and not thinking and not declared(tools):
-            return self._after_bos(self._encode_plain(prompt))
-        return self.chat([{"role": "user", "content": prompt}], tools, enable_thinking=thinking)
+            return self._after_bos(self._encode_plain(prompt, check))
+        turns = [{"role": "user", "content": prompt}]
+        return self.chat(turns, tools, check, enable_thinking=thinking)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Return a new stream of text that ends at any of the stop strings. <bos> has no text."""
@@ -225,12 +241,14 @@ class Text:
         found = self._disguise.special.match(rest.lstrip()) if shown else None
         return found[0] if found else None
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str, check: Check | None = None) -> list[int]:
         """Return the token ids of a text in which nothing is a special token."""
-        return self._encode_disguised(self._disguise.put_on(text))
+        return self._encode_disguised(self._disguise.put_on(text), check)
 
-    def _encode_disguised(self, written: str) -> list[int]:
+    def _encode_disguised(self, written: str, check: Check | None = None) -> list[int]:
         """Return the token ids of a text in which disguised characters start no special token."""
+        if check is not None:
+            check(self.fewest_tokens(written))
         return [*chain.from_iterable(map(self.encode, self._disguise.parts(written)))]
 
 

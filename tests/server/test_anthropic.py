@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -213,6 +214,18 @@ def test_a_prompt_over_the_context_is_refused_in_the_words_that_make_clients_sho
         claude.messages.create(**asked(long, stream=stream))
     expected = f"prompt is too long: {counted} tokens > 4095 maximum"
     assert caught.value.body["error"]["message"].startswith(expected)
+
+
+def test_a_prompt_far_over_the_context_is_not_counted(claude: Any) -> None:
+    long = {"role": "user", "content": "Hello " * 50_000}
+    for use in (
+        lambda: claude.messages.create(**asked(long)),
+        lambda: claude.messages.count_tokens(model="demo", messages=[long]),
+    ):
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            use()
+        message = caught.value.body["error"]["message"]
+        assert re.match(r"prompt is too long: \d{5} tokens > 4095 maximum, .* at least", message)
 
 
 def test_tokens_are_counted_with_tools_instructions_and_thinking(claude: Any) -> None:

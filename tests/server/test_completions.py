@@ -54,6 +54,21 @@ def test_bos_has_no_text(client: TestClient) -> None:
     assert all(token == text for token, text in others)
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [(PATH, "prompt"), ("/tokenize", "content"), ("/api/generate", "prompt")],
+)
+def test_a_text_far_over_the_context_is_refused_before_it_is_encoded(
+    client: TestClient, path: str, field: str
+) -> None:
+    answer = client.post(path, json={field: "Hello " * 50_000, "raw": True})
+    assert answer.status_code == 400
+    assert "at least 18750 tokens" in answer.text
+    if path != "/api/generate":
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+
+
 def test_a_wrong_token_id_names_the_prompt(client: TestClient) -> None:
     for prompt in ([10**8], [[]]):
         answer = client.post(PATH, json={"prompt": prompt})

@@ -1,11 +1,16 @@
 """Streamed text: nothing is lost, doubled or shown too early, however it is cut into tokens."""
 
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
 
 LOST = "\ufffd"  # in place of bytes that are no character
@@ -165,3 +170,40 @@ def test_an_id_beyond_the_tokenizer_has_no_text(text: Text) -> None:
     assert stream(text, [*letter, 2048, 2111, *letter]) == ["a", "", "", "a", ""]
     assert "".join(stream(text, [*emoji[:2], 2048, *emoji[2:]])) == "😀"
     assert text.decode([*letter, 2048, *letter]) == "aa"
+
+
+def test_a_text_has_at_least_its_fewest_tokens(text: Text, rng: np.random.Generator) -> None:
+    drawn = [text.decode(rng.integers(0, 2048, 40).tolist()) for _ in range(100)]
+    for string in (*TEXTS, *drawn, "", " " * 999, "▁" * 999, "\n" * 999, "<bos>" * 99):
+        assert text.fewest_tokens(string) <= len(text.encode(string))
+    longest = max((text.decode([token]) for token in range(2048)), key=len)
+    assert text.fewest_tokens(longest * 500) == len(text.encode(longest * 500)) == 500
+
+
+STRIPS = {"id": 0, "content": "<pad>", "lstrip": True, "rstrip": False, "normalized": False}
+SPLIT = {"type": "Split", "pattern": {"String": "\n"}, "behavior": "Removed", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "NFKC"}},
+        {"normalizer": None},
+        {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+        {"pre_tokenizer": SPLIT},
+        {"added_tokens": [STRIPS | {"single_word": False, "special": True}]},
+        {"model": {"byte_fallback": False}},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_may_drop_characters_has_no_fewest_tokens(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    for path in DEMO.glob("*token*"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    for name, value in change.items():
+        raw[name] = raw[name] | value if name == "model" else value
+    path.write_text(json.dumps(raw))
+    assert Text(tmp_path).fewest_tokens("a" * 999) == 0

@@ -73,7 +73,7 @@ async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await read(request, TokenizeBody)
     with of_field("content"):
-        encode = service.raw_ids if body.add_special else service.engine.encode
+        encode = service.raw_ids if body.add_special else service.encode
         tokens = await asyncio.to_thread(encode, body.content)
     if not body.with_pieces:
         return JSONResponse({"tokens": tokens})
