@@ -138,6 +138,11 @@ def _keys() -> KeyBindings:
         else:
             event.app.exit(exception=KeyboardInterrupt)
 
+    @keys.add(Keys.Vt100MouseEvent)
+    @keys.add(Keys.CPRResponse)
+    def ignore(event: KeyPressEvent) -> None:
+        """Do nothing: a terminal was not asked for these, so they were typed or pasted."""
+
     return keys
 
 
