@@ -238,6 +238,12 @@ def _problems(
         yield f"{cache.path} is not writable, so nothing can be downloaded: set HF_HOME"
     if not depth.writable:
         yield f"{depth.path} is not writable, so timings are not kept: set MGM_CACHE_DIR"
+    for what, folder in (
+        ("chats are not saved", folders.sessions_folder()),
+        ("the history of chats is not kept", folders.history_file().parent),
+    ):
+        if not _place(folder).writable:
+            yield f"{folder} is not writable, so {what}: set MGM_DATA_DIR"
 
 
 def mlx_problems(chip: str, path: Path) -> Iterator[str]:

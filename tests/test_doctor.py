@@ -223,8 +223,15 @@ def test_a_problem_of_the_machine_is_exit_code_1(
     assert "HF_HOME" in downloads
     assert "MGM_CACHE_DIR" in timings
     with monkeypatch.context() as patch:
+        patch.setenv("MGM_DATA_DIR", f"{unusable}/mgm")
+        chats, history = problems()
+    assert f"{unusable}/mgm/sessions is not writable, so chats" in chats
+    assert f"{unusable}/mgm is not writable, so the history" in history
+    assert "MGM_DATA_DIR" in chats
+    assert "MGM_DATA_DIR" in history
+    with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
-        assert len(problems()) == 2
+        assert len(problems()) == 4
     [problem] = doctor.examine(("mlx", "no-such-package")).problems
     assert "no-such-package" in problem
     with monkeypatch.context() as patch:
