@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx_gemma_mtp.device import backend
 from mlx_gemma_mtp.model.config import DecoderConfig
 from mlx_gemma_mtp.model.layer_config import LayerConfig
+from mlx_gemma_mtp.model.linear import Linear
 from mlx_gemma_mtp.model.packing import Packing
 from mlx_gemma_mtp.model.rope import Rope
 
@@ -144,14 +145,14 @@ class Attention(nn.Module):
         self._rope = Rope(layer.head_dim, config.rope[layer.kind])
         query_width = config.num_attention_heads * layer.head_dim
         kv_width = layer.num_key_value_heads * layer.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_width)
         self.q_norm = nn.RMSNorm(layer.head_dim, eps=config.rms_norm_eps)
         if layer.owns_kv:
-            self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+            self.k_proj = Linear(config.hidden_size, kv_width)
             self.k_norm = nn.RMSNorm(layer.head_dim, eps=config.rms_norm_eps)
             if not layer.k_eq_v:
-                self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+                self.v_proj = Linear(config.hidden_size, kv_width)
+        self.o_proj = Linear(query_width, config.hidden_size)
 
     def queries(self, x: mx.array, position: mx.array, packing: Packing | None = None) -> mx.array:
         """Queries [B, heads, T, head_dim] of x [B, T, H], whose rows start at position [B].
@@ -209,9 +210,9 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
         gate, up = mx.split(project(self, x, "gate_up_proj"), 2, axis=-1)

@@ -13,6 +13,7 @@ from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.experts import Way, default_ways, num_computed
 from mlx_gemma_mtp.model.layer_config import LayerConfig
 from mlx_gemma_mtp.model.layers import MAX_SCORES_BYTES
+from mlx_gemma_mtp.model.linear import DEQUANTIZED_FROM
 from mlx_gemma_mtp.model.prompt import CUT
 
 
@@ -46,9 +47,18 @@ def prompt_bytes(cache: KVCache, context: int, length: int) -> int:
             kv = 2 * layer.num_key_value_heads * layer.head_dim * batch * (window + length) * size
         scores = pieces[0] * seen + pieces[1] * (seen - pieces[0])
         scores *= batch * config.num_attention_heads
+        if num_tokens >= DEQUANTIZED_FROM:  # this layer's weights and the next one's
+            kv += 2 * size * _num_weights(config, layer)
         most = max(most, _layer(config, layer, num_tokens, scores, size, ways) + kv)
         masks = max(masks, length * seen)
     return _forward(cache, num_tokens, most, masks)
+
+
+def _num_weights(config: TargetConfig, layer: LayerConfig) -> int:
+    """Return how many weights the linear maps of a layer have, without its experts'."""
+    kv = layer.num_key_value_heads * (1 if layer.k_eq_v else 2)
+    attention = layer.head_dim * (2 * config.num_attention_heads + kv)
+    return config.hidden_size * (attention + 3 * layer.intermediate_size)
 
 
 def _forward(cache: KVCache, num_tokens: int, most: int, masks: int) -> int:

@@ -14,6 +14,7 @@ from mlx_gemma_mtp.model.config import TargetConfig
 from mlx_gemma_mtp.model.experts import Experts, Way, default_ways
 from mlx_gemma_mtp.model.layer_config import LayerConfig, LayerKind
 from mlx_gemma_mtp.model.layers import DecoderLayer, gelu_tanh, rms_norm
+from mlx_gemma_mtp.model.linear import dequantizes
 from mlx_gemma_mtp.model.packing import Packing, packing_of
 from mlx_gemma_mtp.model.prompt import last_reach, prompt_reach
 from mlx_gemma_mtp.model.router import ExpertRouter
@@ -216,5 +217,8 @@ def _through(
     extra: the per-layer embeddings of its tokens for these layers, if any.
     """
     for index, layer in enumerate(layers):
-        h = layer(h, None if extra is None else extra[:, :, index], through)
+        before, h = h, layer(h, None if extra is None else extra[:, :, index], through)
+        if dequantizes(h):  # with the weights of two layers in memory, not of all
+            mx.async_eval(h)
+            mx.eval(before)
     return h
