@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from mlx_gemma_mtp.bench import subject
 
 from mlx_gemma_mtp import Chunk, Engine, SamplingParams
+from mlx_gemma_mtp.engine.load import with_table
 from mlx_gemma_mtp.engine.pair import OpenPair, open_pair
 from mlx_gemma_mtp.files.names import DEMO
 from mlx_gemma_mtp.text.tokenizer import Text
@@ -76,7 +77,7 @@ def opened(model: str, bits: int | None) -> OpenPair:
     pair = subject.random(model, bits=bits, accept=[[0.0]]).draw().pair
     with tempfile.TemporaryDirectory() as folder:
         text = made_up(pair.target.config.vocab_size, Path(folder))
-    return pair._replace(text=text)
+    return with_table(pair._replace(text=text))
 
 
 def turn(

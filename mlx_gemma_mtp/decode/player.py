@@ -13,7 +13,6 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.round import (
     Agree,
-    Allowed,
     Layout,
     Newest,
     Pass,
@@ -40,12 +39,13 @@ class RoundPlayer(NamedTuple):
 
     draft(cache, newest, settings, num_steps) returns drafts [B, num_steps] and changes nothing.
     verify(cache, newest, settings, layout, drafts [B, T - 1]) returns the Round and advances the
-    cache. With a fifth argument, allow(), it starts the pass of the target, asks what is allowed
-    while the device is busy with it, and only then chooses tokens.
+    cache. Both only lay out their half; the caller dispatches it. If the settings have masks, the
+    Round has the pass of the target, which needs neither the masks nor `layout.max_accepted`: it
+    can be dispatched before they are known.
     """
 
     draft: Callable[[KVCache, Newest, RowSettings, int], mx.array]
-    verify: Callable[..., Round]
+    verify: Callable[[KVCache, Newest, RowSettings, Layout, mx.array], Round]
 
 
 def round_player(
@@ -81,24 +81,16 @@ def round_player(
         return drafts
 
     def play_verify(
-        cache: KVCache,
-        newest: Newest,
-        settings: RowSettings,
-        layout: Layout,
-        drafts: mx.array,
-        allow: Callable[[], Allowed] | None = None,
+        cache: KVCache, newest: Newest, settings: RowSettings, layout: Layout, drafts: mx.array
     ) -> Round:
         _, check, start, end = parts(cache.capacity("full_attention"))
         played: Round
-        if allow is None:
+        if settings.masks is None:
             played, cache.buffers = check(cache.buffers, newest, settings, layout, drafts)
             return played
         passed, cache.buffers = start(cache.buffers, newest, layout, drafts)
-        mx.async_eval(passed, cache.buffers)
-        masks, most = allow()
-        layout = layout._replace(max_accepted=mx.minimum(layout.max_accepted, most))
-        played = end(cache.offset, newest, settings._replace(masks=masks), layout, passed)
+        played = end(cache.offset, newest, settings, layout, passed)
         cache.offset = cache.offset + played.accepted + 1
-        return played
+        return played._replace(passed=passed)
 
     return RoundPlayer(play_draft, play_verify)

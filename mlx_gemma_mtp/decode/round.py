@@ -47,13 +47,6 @@ class Layout(NamedTuple):
     copies: Copies | None = None
 
 
-class Allowed(NamedTuple):
-    """What constraints leave of a pass."""
-
-    masks: mx.array  # uint32 [B, T, W], the tokens that may follow each position
-    max_accepted: mx.array  # int32 [B], the drafts of each row that may stand
-
-
 class Pass(NamedTuple):
     """What the target makes of the newest token and the drafts, as the layout packs them."""
 
@@ -69,6 +62,7 @@ class Round(NamedTuple):
     accepted: mx.array  # int32 [B]; -1 for a row that stayed where it was
     newest: Newest
     logprobs: Logprobs | None = None  # of `tokens`; None if no row asks for them
+    passed: Pass | None = None  # what they are chosen from, if that can start before: see `player`
 
 
 Agree = Callable[[mx.array, mx.array], mx.array]

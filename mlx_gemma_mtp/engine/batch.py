@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import mlx.core as mx
 
@@ -18,7 +16,7 @@ from mlx_gemma_mtp.command_buffers import rounds_may_overlap
 from mlx_gemma_mtp.decode.acceptance import Acceptance
 from mlx_gemma_mtp.decode.depth import Depth
 from mlx_gemma_mtp.decode.player import RoundPlayer
-from mlx_gemma_mtp.decode.round import Copies, Layout, first_token, with_copies
+from mlx_gemma_mtp.decode.round import first_token
 from mlx_gemma_mtp.engine.budget import Budget
 from mlx_gemma_mtp.engine.exactness import Exactness
 from mlx_gemma_mtp.engine.flight import Flight, Guess, Landed, Plan, Verify
@@ -26,10 +24,9 @@ from mlx_gemma_mtp.engine.masks import Masks
 from mlx_gemma_mtp.engine.prefill import Prefill
 from mlx_gemma_mtp.engine.prefixes import Prefixes
 from mlx_gemma_mtp.engine.request import Request
-from mlx_gemma_mtp.engine.row import Row, Stretch
+from mlx_gemma_mtp.engine.round_builder import RoundBuilder
+from mlx_gemma_mtp.engine.row import Row
 from mlx_gemma_mtp.engine.rows import Rows
-from mlx_gemma_mtp.model.cache import KVCache
-from mlx_gemma_mtp.model.packing import packing_of
 from mlx_gemma_mtp.model.target import Target
 
 LIKELY = 2048  # tokens that an output is expected to have at most
@@ -57,7 +54,6 @@ class Batch:
         self.loaded = True
         self.exactness = exactness
         self.limits = limits = exactness.limits
-        self._player = player
         self._depth = depth
         self._budget = budget
         self._overlaps = limits.overlap and rounds_may_overlap(target.config)
@@ -67,7 +63,7 @@ class Batch:
         self.prefixes = Prefixes(target.config, exactness, budget, prefix_cache, turn)
         self._rows = Rows(target, suppressed, exactness.max_batch, limits, budget, self.prefixes)
         self._masks = Masks(target.config.vocab_size, suppressed)
-        self._shapes: set[tuple[object, ...]] = set()  # a round is compiled for each
+        self._builder = RoundBuilder(self._rows, player, self._masks, limits)
         self._landed_at = 0.0
         self._full = False  # the next round must choose on the full path: see `verify`
         self._flight: Flight | None = None
@@ -81,11 +77,6 @@ class Batch:
     def num_free(self) -> int:
         """How many more requests may have a row."""
         return self._rows.num_free if self.loaded else 0
-
-    @property
-    def _constrained(self) -> bool:
-        """True if the tokens of a row must be read before the next ones are limited."""
-        return any(request.constrained for request in self.active)
 
     def clear(self) -> None:
         """Drop every row and return the memory."""
@@ -113,12 +104,12 @@ class Batch:
         self.clear()
         self.prefixes.clear()
         self.loaded = False
-        del self.target, self._player
+        del self.target, self._builder
 
     def load(self, target: Target, player: RoundPlayer) -> None:
         """Take the models back."""
-        self.target, self._player, self.loaded = target, player, True
-        self._shapes.clear()
+        self.target, self.loaded = target, True
+        self._builder = RoundBuilder(self._rows, player, self._masks, self.limits)
 
     def fail(self, error: BaseException) -> None:
         """End all requests with this error and drop their rows."""
@@ -138,9 +129,10 @@ class Batch:
         assert self._flight is None
         requests, rows = prefill.requests, self._rows
         settings = rows.settings_of(requests)
-        masks = self._masks.first([None if one.ended else one for one in requests])
+        masks = self._masks.blank(len(requests), 1)
+        self._masks.write(masks, [None if one.ended else one for one in requests])
         if any(request.constrained for request in requests):
-            settings = settings._replace(masks=masks)
+            settings = settings._replace(masks=masks.array)
         counts, least = rows.counts_of(requests), self.exactness.least
         first = first_token(self.target, *prefill.ends(), settings, least, counts)
         landed = Landed.of(first)
@@ -160,32 +152,89 @@ class Batch:
         So the device is busy with the drafts while the host reads, tokens are handed out when they
         are ready, a request that has ended costs no further pass of the target, and MLX updates
         every buffer in place, because nothing that reads it is left. Without drafts the device
-        would wait for the host: see `_runs_ahead`.
-        A constraint needs the tokens before it and the drafts on the host: then both are read, the
-        drafts while the target verifies them.
+        would wait for the host: see `_runs_ahead`. For constraints see `_play_constrained`.
         settled: no request is about to get a row, so spare rows may go.
         """
         self.free_ended()
         if settled and self._rows.may_shrink():
             self.land()
             self._rows.shrink()
-        if self._constrained or not self.limits.overlap:
+        if not self.limits.overlap:
             self.land()
-        in_flight = 0 if self._flight is None else 1
-        continues = any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
-        guess = self._dispatch_drafts() if continues else None
-        following = None if guess is None else self._lay_out_verify(guess)
-        ahead = guess is not None and self._runs_ahead(guess)
-        if following and ahead:
-            self._dispatch_verify(following)
+        if self._rows.constrained:
+            self._play_constrained()
+        else:
+            self._play_free()
+
+    def _play_free(self) -> None:
+        guess = self._guess(self._plan()) if self._continues else None
+        following = ahead = None
+        if guess is not None:
+            mx.async_eval(guess.drafts)
+            following = self._builder.verify(guess, full=self._full)
+            ahead = self._runs_ahead(guess)
+            if ahead:
+                self._dispatch(following)
         self.land(guess)
         if not self.active:
             self.clear()
-        elif following and guess:
+        elif guess and following:
             if not ahead:
-                following = self._lay_out_verify(guess) if self._full else following
-                self._dispatch_verify(following)
+                following = self._builder.verify(guess, full=True) if self._full else following
+                self._dispatch(following)
             self._flight = following.flight
+
+    def _play_constrained(self) -> None:
+        """Play a round that needs the tokens before it, and its drafts, on the host.
+
+        To lay a round out takes the host a while. So one like that in flight is laid out before
+        that is read, with blanks for what depends on its tokens, and dropped if it turns out to be
+        another one. The target is busy with the drafts while these are read. Without any drafts
+        its pass depends on nothing that is read.
+        """
+        following = self._lay_out_likely()
+        early = following and all(request.num_draft_tokens == 0 for request in self.active)
+        if following and early:
+            self._start(following)
+        self.land(following.flight.guess if following else None)
+        if not early:
+            if not self._rows.constrained:  # that row has ended
+                self._play_free()
+                return
+            following = self._known(following)
+            if following:
+                self._start(following)
+        if not self.active:
+            self.clear()
+        elif following:
+            self._builder.fill_verify(following)
+            self._dispatch(following)
+            self._flight = following.flight
+
+    def _lay_out_likely(self) -> Verify | None:
+        """Lay out a round like the one in flight; None if there is none, or nothing like it."""
+        if self._flight is None or not self._continues:
+            return None
+        plan = self._flight.guess.plan
+        rows = zip(self._rows.each, plan.division.drafts, strict=True)
+        if any((row is None) != (drafts < 0) for row, drafts in rows) or self._builder.is_new(plan):
+            return None
+        return self._lay_out(plan)
+
+    def _known(self, likely: Verify | None) -> Verify | None:
+        """Return the next round, its drafts dispatched: the likely one, if that is what it is.
+
+        All tokens have been read. None if no row is left to play it.
+        """
+        plan, guess = self._plan(), None if likely is None else likely.flight.guess
+        if guess is None or self._full or plan.division != guess.plan.division:
+            likely, guess = None, self._guess(plan)
+        if guess is None:
+            return None
+        self._builder.limit_drafts(guess, plan)
+        mx.async_eval(guess.drafts)
+        likely = likely or self._builder.verify(guess, full=self._full)
+        return self._builder.with_copies(likely, plan)
 
     def land(self, following: Guess | None = None) -> None:
         """Wait for the round in flight, if any, and give its tokens to the requests.
@@ -232,32 +281,26 @@ class Batch:
             drafted = Acceptance(self._limited) if request.constrained else self._depth.row()
         return Row(request, drafted, Acceptance(copied) if copied and most != 0 else None)
 
-    def _dispatch_drafts(self) -> Guess | None:
-        """Start the first half of a round; None if no row is left to play it."""
-        plan = self._plan()
-        shape = plan.division.shape
-        assert shape.num_positions <= self.limits.max_draft_tokens + 1
-        rows, held = self._rows, self._rows.cache.capacity("full_attention")
-        capacity = max(held, rows.capacity(rows.longest + shape.num_positions))
-        constrained = self._constrained
-        copied = any(plan.copied) and not constrained
-        compiled = (shape, copied, constrained, capacity, rows.settings.steps)
-        is_new = capacity > held or compiled not in self._shapes
+    @property
+    def _continues(self) -> bool:
+        """True if a row needs a round after the one in flight."""
+        in_flight = 0 if self._flight is None else 1
+        return any(len(r.tokens) + in_flight < r.max_tokens for r in self.active)
+
+    def _guess(self, plan: Plan) -> Guess | None:
+        """Lay out the first half of a round; None if no row is left to play it."""
+        builder, is_new = self._builder, self._builder.is_new(plan)
         if is_new:
             self.land()  # so that no round's time includes the compiling and copying
-            if not self.active or not rows.grow(capacity):
+            if not self.active or not self._rows.grow(builder.capacity(plan)):
                 return None
-        start = time.perf_counter()
-        self._shapes.add(compiled)
-        settings = rows.settings
-        if constrained and shape.num_steps:
-            drafting = zip(plan.division.drafts, plan.copied, strict=True)
-            own = [0 if is_copied else count for count, is_copied in drafting]
-            settings = settings._replace(masks=self._masks.first(self._limited_rows(own, 1)))
-        drafts = self._player.draft(rows.cache, rows.newest, settings, shape.num_steps)
-        mx.async_eval(drafts)
-        follows = self._flight is not None
-        return Guess(plan, drafts, follows, start if is_new else None)
+        start = time.perf_counter() if is_new else None
+        return builder.guess(plan, follows=self._flight is not None, compiled_from=start)
+
+    def _lay_out(self, plan: Plan) -> Verify | None:
+        """Lay out a round; None if no row is left to play it."""
+        guess = self._guess(plan)
+        return None if guess is None else self._builder.verify(guess, full=self._full)
 
     def _runs_ahead(self, guess: Guess) -> bool:
         """True if the verify pass of these drafts is dispatched before the round before is read.
@@ -270,63 +313,17 @@ class Batch:
         quick = device.backend() == "cuda" and len(self._rows.each) == 1
         return self._overlaps and (guess.plan.division.shape.num_steps == 0 or quick)
 
-    def _lay_out_verify(self, guess: Guess) -> Verify:
-        """Lay out the second half of a round, which takes the host a while, and run nothing yet.
+    def _start(self, verify: Verify) -> None:
+        """Start the drafts and the pass of a round whose tokens are limited later."""
+        assert verify.blanks is not None
+        self._rows.cache = verify.cache
+        mx.async_eval(verify.blanks.drafts)  # apart from the pass: who reads them need not wait
+        mx.async_eval(verify.flight.round.passed)
 
-        With constraints its pass is dispatched, and what they allow is found while it runs.
-        """
-        rows, cache = self._rows, self._rows.cache
-        full = rows.settings.full or self._full
-        settings, self._full = rows.settings._replace(full=full), False
-        if self._flight is not None:  # the request may end in it, then this cache is needed
-            cache = KVCache(self.target.config, cache.buffers)
-        division, shape = guess.plan.division, guess.plan.division.shape
-        stretches, copies = self._lay_out_copies(guess.plan.copied)
-        playing = zip(rows.each, division.drafts, strict=True)
-        most = [drafts if row else -1 for row, drafts in playing]
-        packing = packing_of(division.counts, shape.num_positions, shape.width)
-        drafts, missing = guess.drafts, shape.num_positions - 1 - shape.num_steps
-        if missing:
-            drafts = mx.pad(drafts, [(0, 0), (0, missing)])
-        allow: tuple[Any, ...] = ()
-        if self._constrained:
-            if copies is not None:
-                drafts = with_copies(drafts, copies, rows.newest.token, cache.offset)
-            mx.async_eval(drafts)  # apart from the pass, for which their reader need not wait
-            limited = self._limited_rows(most, 0)
-            copies, allow = None, (partial(self._masks.allowed, limited, drafts, most),)
-        layout = Layout(mx.array(most, mx.int32), packing, copies)
-        played = self._player.verify(cache, rows.newest, settings, layout, drafts, *allow)
-        return Verify(Flight(played, list(rows.each), guess, stretches), cache)
-
-    def _limited_rows(self, drafts: Sequence[int], least: int) -> list[Request | None]:
-        """Return the requests of rows with a constraint and at least so many drafts; else None."""
-        rows = zip(self._rows.each, drafts, strict=True)
-        return [
-            row.request if row and row.request.constrained and count >= least else None
-            for row, count in rows
-        ]
-
-    def _lay_out_copies(self, copied: list[bool]) -> tuple[list[Stretch | None], Copies | None]:
-        """Return where the drafts of these rows are copied from, on the host and on the device.
-
-        For two rounds, because the tokens of the one in flight are not known.
-        """
-        count, rows = 2 * (self.limits.max_draft_tokens + 1), self._rows.each
-        if not any(copied):
-            return [None] * len(rows), None
-        stretches = [
-            row.stretch(count) if row and one else None
-            for row, one in zip(rows, copied, strict=True)
-        ]
-        known = [one.tokens if one else [] for one in stretches]
-        tokens = [each + [-1] * (count - len(each)) for each in known]
-        start = [one.start if one else -1 for one in stretches]
-        return stretches, Copies(mx.array(tokens, mx.int32), mx.array(start, mx.int32))
-
-    def _dispatch_verify(self, verify: Verify) -> None:
-        """Start the second half of a round."""
-        flight, self._rows.cache = verify
+    def _dispatch(self, verify: Verify) -> None:
+        """Start the second half of a round, or the rest of it."""
+        flight, self._rows.cache = verify.flight, verify.cache
+        self._full &= not verify.full
         for row, drafts in zip(self._rows.each, flight.guess.plan.division.drafts, strict=True):
             if row:
                 row.length += drafts + 1

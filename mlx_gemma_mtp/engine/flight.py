@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlx_gemma_mtp.decode.division import Chances, Division
 from mlx_gemma_mtp.decode.round import Round
+from mlx_gemma_mtp.engine.masks import Blank
 from mlx_gemma_mtp.engine.results import TokenLogprobs
 from mlx_gemma_mtp.engine.row import Row, Stretch
 from mlx_gemma_mtp.model.cache import KVCache
@@ -30,14 +31,17 @@ class Plan(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """The first half of a round: its drafts, dispatched before the round before them is read.
+    """The first half of a round: its drafts, laid out or dispatched.
 
-    follows: that round was in flight, so the device did not wait. compiled_from: when this half was
-    dispatched, if it is the first of its shape.
+    limited: by constraints. mask: blank for what the first draft of each row may be; None if it may
+    be any, or without steps. follows: the round before was in flight, so the device did not wait.
+    compiled_from: when this half was laid out, if it is the first of its shape.
     """
 
     plan: Plan
     drafts: mx.array  # int32 [B, num_steps]
+    limited: bool
+    mask: Blank | None
     follows: bool
     compiled_from: float | None
 
@@ -72,7 +76,7 @@ class Landed(NamedTuple):
     @classmethod
     def of(cls, played: Round) -> Landed:
         """Read a round."""
-        tokens, accepted, _, found = played
+        tokens, accepted, found = played.tokens, played.accepted, played.logprobs
         read: Any = (None, [], []) if found is None else (part.tolist() for part in found)
         return cls(cast(Any, tokens.tolist()), cast(Any, accepted.tolist()), *read)
 
@@ -92,8 +96,22 @@ class Landed(NamedTuple):
         return found
 
 
+class Blanks(NamedTuple):
+    """What constraints leave of a round, not known yet, and the drafts that it depends on."""
+
+    masks: Blank  # uint32 [B, T, W], the tokens that may follow each position
+    max_accepted: Blank  # int32 [B], the drafts of each row that may stand
+    copied: Blank  # int32 [B, T - 1], drafts in place of the drafter's; -1 leaves those
+    drafts: mx.array  # int32 [B, T - 1], with the copies
+
+
 class Verify(NamedTuple):
-    """The second half of a round, not dispatched yet, and the cache as it will be then."""
+    """The second half of a round, not dispatched yet, and the cache as it will be then.
+
+    full: its tokens are chosen on the full path. blanks: None without constraints.
+    """
 
     flight: Flight
     cache: KVCache
+    full: bool
+    blanks: Blanks | None

@@ -7,14 +7,14 @@ drafts are made, or of what a round costs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_gemma_mtp.decode.constraint import Mask
 from mlx_gemma_mtp.decode.params import MAX_BIAS
-from mlx_gemma_mtp.decode.round import Allowed
 from mlx_gemma_mtp.engine.request import Request
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.grammar import mask_of, num_words, without
@@ -25,6 +25,23 @@ NOTHING_LEFT = (
 )
 
 
+class Blank(NamedTuple):
+    """An array that work for the device is laid out with before its content is known.
+
+    content shares its memory, as MLX documents for NumPy. It must be written before anything that
+    reads the array is dispatched.
+    """
+
+    array: mx.array
+    content: NDArray[Any]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: type[np.int32 | np.uint32]) -> Blank:
+        """Return a blank of zeros."""
+        array = mx.array(np.zeros(shape, dtype))
+        return cls(array, np.array(array, copy=False))
+
+
 class Masks:
     """Asks for the masks of requests to one target."""
 
@@ -32,24 +49,30 @@ class Masks:
         self._num_words = num_words(vocab_size)
         self._open = without(mask_of(range(vocab_size), vocab_size), suppressed)
 
-    def first(self, requests: Sequence[Request | None]) -> mx.array:
-        """Return the masks uint32 [B, 1, W] of each row's next token; None: it may be any."""
-        return self._laid_out([self._of(one) if one else [] for one in requests], 1)
+    def blank(self, batch: int, num_positions: int) -> Blank:
+        """Return a blank for masks uint32 [B, T, W]."""
+        return Blank.of((batch, num_positions, self._num_words), np.uint32)
 
-    def allowed(
-        self, requests: Sequence[Request | None], drafts: mx.array, most: Sequence[int]
-    ) -> Allowed:
-        """Return what is left of drafts [B, T - 1], of which each row verifies `most`.
+    def write(
+        self,
+        blank: Blank,
+        requests: Sequence[Request | None],
+        drafts: Sequence[Sequence[int]] | None = None,
+    ) -> list[int]:
+        """Write what the next token of each row may be, and what may follow each of its drafts.
 
-        Waits for the drafts. None for a row that may take any.
+        Returns how many drafts of each are allowed, -1 if its request failed. None for a row that
+        may take any; all of its drafts are allowed.
         """
-        texts, left, each = cast(list[list[int]], drafts.tolist()), [*most], list[list[Mask]]()
+        allowed = []
+        blank.content[:] = 2**32 - 1
         for row, request in enumerate(requests):
-            masks = self._of(request, texts[row][: most[row]]) if request else []
-            if request:
-                left[row] = min(most[row], len(masks) - 1)
-            each.append(masks)
-        return Allowed(self._laid_out(each, drafts.shape[1] + 1), mx.array(left, mx.int32))
+            texts = [] if drafts is None else drafts[row]
+            masks = self._of(request, texts) if request else []
+            for at, mask in enumerate(masks):
+                blank.content[row, at] = mask
+            allowed.append(len(masks) - 1 if request else len(texts))
+        return allowed
 
     def _of(self, request: Request, drafts: Sequence[int] = ()) -> list[Mask]:
         """Return what the next token may be, and what may follow each draft that is allowed.
@@ -72,11 +95,3 @@ class Masks:
             request.fail(error)
             return []
         return kept
-
-    def _laid_out(self, each: Sequence[Sequence[Mask]], num_positions: int) -> mx.array:
-        """Return masks of the first positions of each row as uint32 [B, T, W]; others allow all."""
-        masks = np.full((len(each), num_positions, self._num_words), 2**32 - 1, np.uint32)
-        for row, own in zip(masks, each, strict=True):
-            for at, mask in zip(row, own, strict=False):
-                at[:] = mask
-        return mx.array(masks)

@@ -56,12 +56,19 @@ class Row:
             most = max(0, min(most, left - 1))
         else:
             pinned = most = min(most, pinned)
-        copied = self._copies_reached(most, coming)[:most]
+        copied, num_forced = self._copies_reached(most, coming)
+        if pinned is not None and self._drafted is not None and len(copied) == num_forced:
+            copied = []  # forced tokens replace drafts, and the round is laid out as the last one
         most = most if pinned is not None else min(most, MOST)
         drafted = [] if self._drafted is None else self._drafted.reached[:most]
         if copied and sum(copied) >= sum(drafted):
             return Chances(copied, pinned, copied=True)
         return Chances(drafted, pinned)
+
+    def forced(self, count: int) -> list[int]:
+        """Return the next tokens, up to `count`, as far as a constraint allows nothing else."""
+        constraint = self.request.constraint
+        return [] if constraint is None else constraint.forced(count)
 
     def stretch(self, count: int) -> Stretch | None:
         """Return up to `count` tokens of a copy, the last known one first; None without a copy."""
@@ -105,20 +112,22 @@ class Row:
         """
         if not count:
             return [], 0
-        constraint = self.request.constraint
-        forced = [] if constraint is None else constraint.forced(count)
+        forced = self.forced(count)
         copied = [] if self._source is None else self._source.expected(count)
         return copied if copied[: len(forced)] == forced else forced, len(forced)
 
-    def _copies_reached(self, most: int, coming: int) -> list[float]:
-        """The chances of copied drafts; those in flight must be right as well, all of them."""
+    def _copies_reached(self, most: int, coming: int) -> tuple[list[float], int]:
+        """The chances of up to `most` copied drafts, and how many of these are forced.
+
+        Those in flight must be right as well, all of them.
+        """
         expected, num_forced = self._expected(most)
         certain = [1.0] * num_forced
         if self._copied is None or len(expected) == num_forced:
-            return certain
+            return certain, num_forced
         reached = self._copied.reached
         there = reached[min(coming, len(reached)) - 1] if coming else 1.0
-        return certain + [there * one for one in reached]
+        return (certain + [there * one for one in reached])[:most], num_forced
 
     def _is_on(self, stretch: Stretch) -> bool:
         """True if the text has been as expected so far, as far as the device looks."""

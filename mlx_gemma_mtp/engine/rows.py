@@ -65,6 +65,11 @@ class Rows:
         return self._sizes[-1] - len(self.active)
 
     @property
+    def constrained(self) -> bool:
+        """True if the tokens of a row must be read before the next ones are limited."""
+        return any(row.request.constrained for row in self.active)
+
+    @property
     def longest(self) -> int:
         """The most positions that any row may have committed."""
         return max((row.length for row in self.each if row), default=0)

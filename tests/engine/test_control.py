@@ -16,7 +16,7 @@ import pytest
 from helpers.checkpoints import VOCAB
 from helpers.control import HashRule, Ruled, assert_as_in_a_loop, logits_of, packed
 from helpers.depths import AnyDepth
-from helpers.fake_target import CONFIG, PARAMS, FakeTarget, fake_pair, fake_player, output
+from helpers.fake_target import CONFIG, PARAMS, fake_pair, fake_player, output
 from helpers.forced import Forced, Row, at_random
 from helpers.plain import again
 from helpers.random_pair import SUPPRESSED, random_pair
@@ -273,29 +273,6 @@ def test_a_constraint_that_fails_ends_its_request_alone(after: int, drafts: int)
         for one in running[1:]:
             assert one.result().tokens == output([5, 6, 7], 16)
         assert engine.generate([8, 9], PARAMS)[0].tokens == output([8, 9], 16)
-
-
-def test_what_may_follow_drafts_is_found_while_the_target_runs_over_them() -> None:
-    events = list[tuple[str, int]]()
-
-    class Noting(FakeTarget):
-        def __call__(self, tokens: mx.array, *others: Any) -> mx.array:
-            events.append(("pass", tokens.shape[1]))
-            return super().__call__(tokens, *others)
-
-    class Asked(Fails):
-        def masks(self, tokens: Sequence[int]) -> list[Mask | None]:
-            if tokens:
-                events.append(("asked", 1 + len(tokens)))
-            return super().masks(tokens)
-
-    with Ruled(fake_pair(Noting()), player=fake_player) as engine:
-        engine.rules = {1: partial(Asked, 99)}
-        engine.generate([5, 6], replace(PARAMS, seed=1, num_draft_tokens=3))
-    asked = [number for number, (what, _) in enumerate(events) if what == "asked"]
-    assert len(asked) > 2
-    for number in asked:
-        assert events[number - 1] == ("pass", events[number][1])
 
 
 class Only(HashRule):
