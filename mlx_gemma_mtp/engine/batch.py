@@ -190,10 +190,11 @@ class Batch:
         To lay a round out takes the host a while. So one like that in flight is laid out before
         that is read, with blanks for what depends on its tokens, and dropped if it turns out to be
         another one. The target is busy with the drafts while these are read. Without any drafts
-        its pass depends on nothing that is read.
+        its pass depends on nothing that is read, and runs ahead of it: see `_runs_ahead`.
         """
         following = self._lay_out_likely()
-        early = following and all(request.num_draft_tokens == 0 for request in self.active)
+        plain = all(request.num_draft_tokens == 0 for request in self.active)
+        early = following and plain and self._overlaps
         if following and early:
             self._start(following)
         self.land(following.flight.guess if following else None)
@@ -219,7 +220,8 @@ class Batch:
         rows = zip(self._rows.each, plan.division.drafts, strict=True)
         if any((row is None) != (drafts < 0) for row, drafts in rows) or self._builder.is_new(plan):
             return None
-        return self._lay_out(plan)
+        guess = self._builder.guess(plan, follows=True, compiled_from=None)
+        return self._builder.verify(guess, full=self._full)
 
     def _known(self, likely: Verify | None) -> Verify | None:
         """Return the next round, its drafts dispatched: the likely one, if that is what it is.
@@ -296,11 +298,6 @@ class Batch:
                 return None
         start = time.perf_counter() if is_new else None
         return builder.guess(plan, follows=self._flight is not None, compiled_from=start)
-
-    def _lay_out(self, plan: Plan) -> Verify | None:
-        """Lay out a round; None if no row is left to play it."""
-        guess = self._guess(plan)
-        return None if guess is None else self._builder.verify(guess, full=self._full)
 
     def _runs_ahead(self, guess: Guess) -> bool:
         """True if the verify pass of these drafts is dispatched before the round before is read.
