@@ -20,7 +20,7 @@ from mlx_gemma_mtp.decode.table import PassTable
 from mlx_gemma_mtp.files.atomic import keep
 from mlx_gemma_mtp.files.folders import depth_file
 
-FORMAT = 4  # of the file; another one counts as empty
+FORMAT = 5  # of the file; another one counts as empty
 DAMAGED = (KeyError, ValueError, TypeError, AttributeError, ArithmeticError)
 
 
