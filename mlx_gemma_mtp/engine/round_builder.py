@@ -33,6 +33,8 @@ class RoundBuilder:
         self._player = player
         self._masks = masks
         self._limits = limits
+        # Tokens of a copy, for two rounds: those of the one in flight may not be known.
+        self._num_copied = 2 * (limits.max_draft_tokens + 1)
         self._shapes: set[tuple[object, ...]] = set()  # a round is compiled for each
 
     def capacity(self, plan: Plan) -> int:
@@ -153,11 +155,8 @@ class RoundBuilder:
         return Blanks(masks, Blank.of((batch,), np.int32), copied, drafts)
 
     def _stretches(self, plan: Plan) -> list[Stretch | None]:
-        """Return where the drafts of these rows are copied from.
-
-        For two rounds, as the tokens of the one in flight may not be known.
-        """
-        count = 2 * (self._limits.max_draft_tokens + 1)
+        """Return where the drafts of these rows are copied from."""
+        count = self._num_copied
         rows = zip(self._rows.each, plan.copied, strict=True)
         return [row.stretch(count) if row and is_copied else None for row, is_copied in rows]
 
@@ -165,8 +164,7 @@ class RoundBuilder:
         """Return these on the device; None if there are none."""
         if not any(stretches):
             return None
-        count = 2 * (self._limits.max_draft_tokens + 1)
         known = [one.tokens if one else [] for one in stretches]
-        tokens = [each + [-1] * (count - len(each)) for each in known]
+        tokens = [each + [-1] * (self._num_copied - len(each)) for each in known]
         start = [one.start if one else -1 for one in stretches]
         return Copies(mx.array(tokens, mx.int32), mx.array(start, mx.int32))
