@@ -67,8 +67,8 @@ class Row:
 
     def forced(self, count: int) -> list[int]:
         """Return the next tokens, up to `count`, as far as a constraint allows nothing else."""
-        constraint = self.request.constraint
-        return [] if constraint is None else constraint.forced(count)
+        constraint, ended = self.request.constraint, self.request.ended
+        return [] if constraint is None or ended else constraint.forced(count)
 
     def stretch(self, count: int) -> Stretch | None:
         """Return up to `count` tokens of a copy, the last known one first; None without a copy."""
