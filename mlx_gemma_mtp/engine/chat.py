@@ -21,6 +21,7 @@ from mlx_gemma_mtp.engine.results import Completion
 from mlx_gemma_mtp.engine.runner import is_async
 from mlx_gemma_mtp.engine.session import Session, checked_path
 from mlx_gemma_mtp.engine.turn import Turn
+from mlx_gemma_mtp.engine.worker import only_here
 from mlx_gemma_mtp.errors import CheckpointError, SaveError, UsageError, one_line
 from mlx_gemma_mtp.files.atomic import write_whole
 from mlx_gemma_mtp.text.functions import Function, Schema
@@ -44,6 +45,8 @@ class Chat:
     runs on the thread that reads the turn; in an event loop, async ones run in the loop and others
     on a thread. params: the settings of turns that start from now on.
     """
+
+    __reduce__ = only_here("a chat", "fork() copies it here, save() writes it to a file")
 
     def __init__(
         self,

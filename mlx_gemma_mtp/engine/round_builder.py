@@ -138,7 +138,7 @@ class RoundBuilder:
         return [drafts if row else -1 for row, drafts in rows]
 
     def _limited(self, drafts: Sequence[int], least: int) -> list[Request | None]:
-        """Return the requests of rows with a constraint and at least this many drafts; else None."""
+        """Return the requests of rows with a constraint and `least` drafts or more; else None."""
         rows = zip(self._rows.each, drafts, strict=True)
         return [
             row.request if row and row.request.constrained and count >= least else None

@@ -18,6 +18,7 @@ from mlx_gemma_mtp.engine.callbacks import running_loop
 from mlx_gemma_mtp.engine.generation import Generation
 from mlx_gemma_mtp.engine.results import Chunk, Completion
 from mlx_gemma_mtp.engine.runner import Result, Runner
+from mlx_gemma_mtp.engine.worker import only_here
 from mlx_gemma_mtp.errors import NotEnoughMemoryError, PromptTooLongError, UsageError
 from mlx_gemma_mtp.text.calls import ToolCall
 from mlx_gemma_mtp.text.messages import INSTRUCTIONS, Message
@@ -51,6 +52,8 @@ class Turn:
     If it raises, the chat keeps the calls that have results, or is as it was before. Of a result
     that leaves no room for an answer, the model only gets to know its length.
     """
+
+    __reduce__ = only_here("a turn", "read its events, or fork() its chat")
 
     def __init__(self, chat: Chat, content: str | Sequence[Message]) -> None:
         """Raises UsageError for content that is empty."""

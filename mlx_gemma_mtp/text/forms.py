@@ -50,6 +50,12 @@ def json_form(schema: object) -> str:
         nodes = list(_schemas(plain))
     except (TypeError, ValueError, RecursionError):
         raise UsageError("json_schema must be a JSON schema, of plain JSON values") from None
+    patterned = (one for one in nodes if "patternProperties" in one)
+    if any(one.get("minProperties", 0) not in (0, 1) for one in patterned):
+        raise UsageError(
+            "json_schema cannot be followed: with patternProperties a key may come twice, so that "
+            "minProperties does not hold. Name the properties instead"
+        )
     combines = any("allOf" in one or ("properties" in one and OTHERS & {*one}) for one in nodes)
     if not combines:
         for node in nodes:

@@ -126,7 +126,10 @@ class Match:
         self._next: tuple[Mask, bool] | None = None  # what `next_tokens` returned
 
     def next_tokens(self) -> tuple[Mask, bool]:
-        """Return the tokens that may follow, and True if the text may end here. Raises MgmError."""
+        """Return the tokens that may follow, and True if the text may end here.
+
+        Raises UsageError if the grammar turns out to be too large.
+        """
         if self._next is None:
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32).copy()
             self._check()
@@ -140,7 +143,7 @@ class Match:
         return [*takewhile(lambda token: token < self._size, found)]
 
     def add(self, token: int) -> None:
-        """Add a token to the text. Raises MgmError if it does not fit."""
+        """Add a token to the text. Raises UsageError if it does not fit."""
         self._next = None
         self._matcher.consume_token(token)
         self._check()
@@ -155,7 +158,7 @@ class Match:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
-            raise MgmError(f"the output cannot follow its grammar: {reason}")
+            raise UsageError(f"the output cannot follow its grammar: {reason}")
 
 
 def escaped(regex: str) -> str:

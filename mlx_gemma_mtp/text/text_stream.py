@@ -37,7 +37,8 @@ class TextStream:
         # The stop string that is complete first, however the text was cut into tokens.
         places = [(self._held.find(stop), stop) for stop in stops]
         found = [(at + len(stop), at, stop) for at, stop in places if at >= 0]
-        starts = (stop[:size] for stop in stops for size in range(1, len(stop)))
+        most = len(self._held) + 1
+        starts = (stop[:size] for stop in stops for size in range(1, min(len(stop), most)))
         undecided = [len(start) for start in starts if not final and self._held.endswith(start)]
         end = len(self._held) - max(undecided, default=0)
         if found:

@@ -84,5 +84,6 @@ def _without_tool_turns(messages: Sequence[Message]) -> list[Message]:
 def _with_results(messages: Sequence[Message]) -> Iterator[tuple[Message, list[Message]]]:
     """Yield each message with the results of its calls."""
     for at, message in enumerate(messages, 1):
-        results = takewhile(lambda one: one["role"] == "tool", messages[at:])
+        later = map(messages.__getitem__, range(at, len(messages)))
+        results = takewhile(lambda one: one["role"] == "tool", later)
         yield message, list(results) if message.get("tool_calls") else []

@@ -1,5 +1,8 @@
 """The messages of a chat: they can be replaced, and what is no message or tool is refused."""
 
+import copy
+import pickle
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +55,14 @@ def test_a_full_chat_says_that_old_messages_can_be_dropped(text: Text) -> None:
     with pytest.raises(PromptTooLongError, match=r"or drop old messages: chat\.messages = …$"):
         chat.send("Next")
     assert shape(chat.messages) == ["Hi", "Hello."]
+
+
+def test_a_chat_and_its_turns_are_not_copied(text: Text) -> None:
+    chat = Scripted(text, "Hi").chat()
+    for one, instead in ((chat, "fork() copies it"), (chat.stream("Hello"), "read its events")):
+        for send in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(UsageError, match=re.escape(instead)):
+                send(one)
 
 
 def test_a_chat_and_its_turns_show_what_they_are(text: Text) -> None:

@@ -51,6 +51,10 @@ def test_without_such_settings_there_is_no_rule(text: Text) -> None:
         ({"tool_choice": "h"}, "tool_choice='h' is not the name of a tool: f, g"),
         ({"json_schema": "{}"}, "json_schema must be a mapping or a pydantic model"),
         ({"json_schema": {"not": {}}}, 'json_schema cannot be followed: "not" is not'),
+        (
+            {"json_schema": {"patternProperties": {"^a": {}}, "minProperties": 2}},
+            "json_schema cannot be followed: .* minProperties",
+        ),
         ({"regex": "a("}, "regex cannot be followed: .*unclosed group"),
         ({"regex": ""}, "regex must be"),
         *(({"choices": choices}, "choices must be") for choices in ([], "ab", ["a", ""], [1])),

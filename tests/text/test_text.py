@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,12 @@ def test_a_stop_string_inside_the_text_of_one_token_ends_the_text_there(text: Te
     for stop, left in (("pit", " ca"), (" ", ""), ("c", " "), ("capital", " "), ("al", " capit")):
         assert stream(text, tokens, stop)[:2] == [left, ""]
         assert_stops(text, [tokens], [stop])
+
+
+def test_a_very_long_stop_string_takes_no_time(text: Text) -> None:
+    start = time.perf_counter()
+    assert "".join(stream(text, 20 * text.encode("word by word "), "word " * 1_000_000))
+    assert time.perf_counter() - start < 2  # 240 tokens; minutes if each looked at all of it
 
 
 def test_stop_strings_follow_the_rule_for_any_text_stops_and_tokens(
