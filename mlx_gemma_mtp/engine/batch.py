@@ -236,7 +236,7 @@ class Batch:
         self._builder.limit_drafts(guess, plan)
         mx.async_eval(guess.drafts)
         likely = likely or self._builder.verify(guess, full=self._full)
-        return self._builder.with_copies(likely, plan)
+        return self._builder.fill_copies(likely, plan)
 
     def land(self, following: Guess | None = None) -> None:
         """Wait for the round in flight, if any, and give its tokens to the requests.

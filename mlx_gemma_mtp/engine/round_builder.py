@@ -90,7 +90,7 @@ class RoundBuilder:
             own = [0 if is_copied else count for count, is_copied in drafting]
             self._masks.write(guess.mask, self._limited(own, 1))
 
-    def with_copies(self, verify: Verify, plan: Plan) -> Verify:
+    def fill_copies(self, verify: Verify, plan: Plan) -> Verify:
         """Write the drafts that are copied or forced, after the round before was read.
 
         plan: divides the round as that of the guess does. Returns the round with it, whose pass may
