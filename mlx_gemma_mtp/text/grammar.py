@@ -124,6 +124,7 @@ class Match:
         self._matcher = matcher
         self._size = size
         self._next: tuple[Mask, bool] | None = None  # what `next_tokens` returned
+        self._forced: list[int] | None = None  # what `forced_tokens` returned
 
     def next_tokens(self) -> tuple[Mask, bool]:
         """Return the tokens that may follow, and True if the text may end here.
@@ -139,19 +140,21 @@ class Match:
 
     def forced_tokens(self) -> list[int]:
         """Return the tokens that must follow: each is the only one that may."""
-        found = self._matcher.compute_ff_tokens()
-        return [*takewhile(lambda token: token < self._size, found)]
+        if self._forced is None:
+            found = self._matcher.compute_ff_tokens()
+            self._forced = [*takewhile(lambda token: token < self._size, found)]
+        return self._forced
 
     def add(self, token: int) -> None:
         """Add a token to the text. Raises UsageError if it does not fit."""
-        self._next = None
+        self._next = self._forced = None
         self._matcher.consume_token(token)
         self._check()
 
     def remove(self, count: int) -> None:
         """Remove the last tokens from the text."""
         if count:
-            self._next = None
+            self._next = self._forced = None
             self._matcher.rollback(count)
             self._check()
 

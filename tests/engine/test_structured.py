@@ -161,9 +161,13 @@ def test_forced_tokens_are_those_that_the_masks_allow_alone(
         one, other = rule(text, **options), rule(text, **options)
         assert one is not None
         assert other is not None
-        for token in sample(other, rng, ENDS)[:-1]:
-            forced = one.forced(5)
+        tokens = sample(other, rng, ENDS)
+        for length, token in enumerate(tokens[:-1]):
+            forced, same = one.forced(5), rule(text, **options)
             num_forced += len(forced)
+            assert same is not None
+            same.accept(tokens[:length])
+            assert forced == same.forced(5)
             masks = one.masks(forced)[: len(forced)]
             assert [tokens_of(mask, SIZE) for mask in masks] == [[alone] for alone in forced]
             one.accept([token])
