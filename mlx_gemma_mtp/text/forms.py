@@ -48,7 +48,10 @@ def json_form(schema: object) -> str:
     try:
         plain = json.loads(json.dumps(schema, allow_nan=False))
         nodes = list(_schemas(plain))
-    except (TypeError, ValueError, RecursionError):
+    except RecursionError:
+        deep = "json_schema cannot be followed: it is nested too deeply: name its parts in $defs"
+        raise UsageError(deep) from None
+    except (TypeError, ValueError):
         raise UsageError("json_schema must be a JSON schema, of plain JSON values") from None
     patterned = (one for one in nodes if "patternProperties" in one)
     if any(one.get("minProperties", 0) not in (0, 1) for one in patterned):

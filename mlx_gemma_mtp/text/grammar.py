@@ -27,6 +27,10 @@ WORDS = {  # llguidance's reasons for people
     r"Unimplemented keys: \[(.*)\]": r"\1 is not supported: leave it out, and check the answer",
     r"Unknown format: (.*)": r'the format "\1" is not supported: leave it out, or give a pattern',
     r"NoExtensionBias": "nothing matches it",
+    r".*recursion limit exceeded.*": "it is nested too deeply: name its parts in $defs",
+    r"Resource '(?:json-schema:///)?(.*?)' is not present.*": (
+        r'the $ref "\1" lies outside of the schema: copy it into $defs'
+    ),
 }
 MISSING = (
     "this needs llguidance: pip install llguidance, or in the clone, pip install '.[structured]'"

@@ -20,6 +20,8 @@ CONFIGS = ("tokenizer_config.json", "chat_template.json", "processor_config.json
 # What clients call the thought of a message. Transformers gives it to templates as the first two.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
+TOO_DEEP = "these messages or tools are nested too deeply for a chat template: make them flatter"
+
 
 def read_templates(folder: Path) -> dict[str, str]:
     """Return a checkpoint's chat templates by name, from the first place that has a default.
@@ -95,12 +97,13 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **options: Any)
     shown = [_with_reasoning(message) for message in messages]
     try:
         return compiled(template).render(messages=shown, **options)
+    except RecursionError:
+        raise UsageError(TOO_DEEP) from None
     except (
         TemplateError,
         ArithmeticError,
         AttributeError,
         LookupError,
-        RecursionError,
         SyntaxError,
         TypeError,
         ValueError,

@@ -149,7 +149,7 @@ class Text:
                 options["tools"] = self._disguise.put_on(for_google(schemas) if google else schemas)
             turns = self._disguise.put_on(turns if google else in_json(turns))
         except RecursionError:
-            raise UsageError("these messages are nested too deeply for a chat template") from None
+            raise UsageError(template.TOO_DEEP) from None
         except (TypeError, ValueError) as error:
             raise UsageError(f"the result of a tool is not JSON: {one_line(error)}") from None
         options = self._named | options

@@ -42,7 +42,9 @@ def declared(tools: Sequence[Tool] | None) -> list[Schema]:
 def _checked(tool: Any) -> Schema:
     try:
         found = json.loads(json.dumps(tool, default=dict))  # a copy of plain values
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UsageError("a tool is nested too deeply: make its schema flatter") from None
+    except (TypeError, ValueError) as error:
         if not isinstance(tool, Mapping):
             raise UsageError(f"{FORMS}, not of {type(tool).__name__}") from None
         raise UsageError(f"a tool must be a JSON schema: {one_line(error)}") from None

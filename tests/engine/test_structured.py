@@ -9,7 +9,7 @@ import pytest
 
 from helpers.fake_target import fake_engine, output
 from helpers.sampled import read, sample, tokens_of
-from helpers.schemas import random_schema
+from helpers.schemas import nested, random_schema
 from helpers.structured import answers, count, float32_demo
 from mlx_gemma_mtp import SamplingParams
 from mlx_gemma_mtp.engine.rules import rule_of
@@ -55,6 +55,8 @@ def test_without_such_settings_there_is_no_rule(text: Text) -> None:
             {"json_schema": {"patternProperties": {"^a": {}}, "minProperties": 2}},
             "json_schema cannot be followed: .* minProperties",
         ),
+        ({"json_schema": {"$ref": "other.json#/a"}}, r'the \$ref "other.json" .* copy it into'),
+        *(({"json_schema": nested(deep)}, r"nested too deeply: .* \$defs") for deep in (200, 5000)),
         ({"regex": "a("}, "regex cannot be followed: .*unclosed group"),
         ({"regex": ""}, "regex must be"),
         *(({"choices": choices}, "choices must be") for choices in ([], "ab", ["a", ""], [1])),

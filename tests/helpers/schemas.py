@@ -20,6 +20,14 @@ def random_tool(rng: np.random.Generator, name: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """An array of arrays and so on, so deep."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 def random_object(rng: np.random.Generator, depth: int) -> dict[str, Any]:
     names = [str(name) for name in rng.permutation(NAMES)[: rng.integers(1, 5)]]
     required = [name for name in names if rng.random() < 0.6]

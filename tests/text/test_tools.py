@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict, ca
 
 import pytest
 
+from helpers.schemas import nested
 from helpers.templates import NEWEST, OTHER, TEMPLATES, with_template
 from mlx_gemma_mtp.errors import UsageError
 from mlx_gemma_mtp.text.functions import Function, result_of
@@ -231,6 +232,9 @@ WRONG: dict[str, Any] = {
     "its properties": [SCHEMA | {"parameters": {"properties": one}} for one in ([], {"a": 5})],
     "what is required": [SCHEMA | {"parameters": {"required": ["a"]}}],
     "JSON schema": [SCHEMA | {"parameters": {"a": object()}}],
+    "nested too deeply": [
+        SCHEMA | {"parameters": {"properties": {"a": nested(depth)}}} for depth in (200, 5000)
+    ],
     "refers to": [
         SCHEMA | {"parameters": {"properties": {"a": {"$ref": where}}}} for where in ("#/x", "x")
     ],
