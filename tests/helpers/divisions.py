@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from helpers.checkpoints import VOCAB
 from helpers.forced import Row
@@ -35,10 +36,15 @@ def some_drafts(
     rng: np.random.Generator, row: Row, done: int, num_drafts: int
 ) -> tuple[list[int], int]:
     """Drafts after the first `done` tokens of a row, and how many of them are right in a row."""
-    right = np.array([*row.tokens, *[0] * num_drafts])[done : done + num_drafts]
+    right = right_drafts(row, done, num_drafts)
     is_right = rng.random(num_drafts) < 0.85
     drafts = np.where(is_right, right, (right + rng.integers(1, VOCAB, num_drafts)) % VOCAB)
     return drafts.tolist(), int(np.cumprod(is_right).sum())
+
+
+def right_drafts(row: Row, done: int, num_drafts: int) -> NDArray[np.int64]:
+    """Return the tokens after the first `done` of a row, then zeros."""
+    return np.array([*row.tokens, *[0] * num_drafts])[done : done + num_drafts]
 
 
 def some_copies(
@@ -96,8 +102,9 @@ def assert_plain(
             if source == 1:
                 copies, counting = some_copies(rng, rows, done, drafts)
                 hits = np.minimum(hits, counting)
-                # What comes from elsewhere is wrong wherever the copies are right.
-                drafts = [[(token + 1) % VOCAB for token in own] for own in drafts]
+                # What comes from elsewhere is wrong.
+                right = [right_drafts(*pair, num_drafts) for pair in zip(rows, done, strict=True)]
+                drafts = tuple(((own + 1) % VOCAB).tolist() for own in right)
             functions["draft"] = lambda *_, drafts=drafts: mx.array(drafts, mx.int32).reshape(
                 size, -1
             )
