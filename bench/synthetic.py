@@ -46,7 +46,8 @@ def settings(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
         found = json.loads(file.read_text(encoding="utf-8-sig"))
         return found["target"], found["drafter"]
     except OSError:
-        raise UsageError(f"--synthetic must be one of {', '.join(SIZES)}, not {size!r}") from None
+        sizes = ", ".join(SIZES)
+        raise UsageError(f"--synthetic must be one of {sizes}, or a file, not {size!r}") from None
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{size} does not describe a target and a drafter") from None
 

@@ -17,6 +17,8 @@ from mlx_gemma_mtp.files.folders import free_bytes
 from mlx_gemma_mtp.files.journal import Journal
 
 FORMAT = "mgm conversion 1"
+JOURNAL, MODEL, REPLACED = "journal", "model", "replaced"
+PARTS = {JOURNAL, MODEL, REPLACED}  # of a conversion in the making
 
 
 def check_place(out: Path, *, resume: bool, force: bool) -> None:
@@ -28,10 +30,14 @@ def check_place(out: Path, *, resume: bool, force: bool) -> None:
             raise UsageError(f"{out} exists: --force replaces it, --out names another folder")
         if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").exists()):
             raise UsageError(f"{out} is not a model's folder: --force replaces only those")
-    if partial_of(out).exists() and not resume and not force:
+    partial = partial_of(out)
+    if not partial.exists():
+        return
+    if not partial.is_dir() or {path.name for path in partial.iterdir()} - PARTS:
+        raise UsageError(f"{partial} is not an unfinished conversion: move it, or change --out")
+    if not resume and not force:
         raise UsageError(
-            f"{partial_of(out)} is an unfinished conversion: --resume continues it, "
-            "--force starts over"
+            f"{partial} is an unfinished conversion: --resume continues it, --force starts over"
         )
 
 
@@ -51,11 +57,11 @@ class Partial:
         """
         self._out = out
         self._folder = partial_of(out)
-        self._replaced = self._folder / "replaced"
-        self.model = self._folder / "model"  # the output in the making
+        self._replaced = self._folder / REPLACED
+        self.model = self._folder / MODEL  # the output in the making
         self.finished: dict[str, dict[str, int]] = {}  # rows on the disk, by model and weight
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(self._folder / "journal", str(self._folder))
+        self._journal = Journal(self._folder / JOURNAL, str(self._folder))
         try:
             if self._replaced.exists():  # killed in `publish`
                 if out.exists():

@@ -63,6 +63,10 @@ class Shown:
 
         if self.out and (self.out.is_dir() or not self.out.absolute().parent.is_dir()):
             raise UsageError(f"--out must name a file in an existing folder, not {self.out}")
+        if self.out and self.out.is_file():
+            raise UsageError(
+                f"{self.out} exists: --out writes a new file, --from shows that of an earlier run"
+            )
         if self.plot is not None:
             need_matplotlib()
             if self.plot.exists() and not self.plot.is_dir():

@@ -14,6 +14,10 @@ from mlx_gemma_mtp.errors import INTERRUPTED
 from mlx_gemma_mtp.progress import progress
 from mlx_gemma_mtp.show import can_draw, say
 
+NO_TOKENIZER = (
+    "warning: the source has no tokenizer.json, so the output will take and give token ids, but no "
+    "text: copy that of the checkpoint into it."
+)
 FLOAT16 = (
     "warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with these "
     "weights; other tools may write garbage. --dtype bfloat16 avoids that."
@@ -84,6 +88,8 @@ def convert(
             say(f"{plan.kind} {plan.source.origin.name}: {plan.size}")
         if len(plans) == 1:
             say("no drafter")
+        if not (plans[0].source.folder / "tokenizer.json").exists():
+            say(NO_TOKENIZER)
         if any(plan.recipe.dtype == "float16" for plan in plans):
             say(FLOAT16)
 

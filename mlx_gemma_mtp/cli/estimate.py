@@ -52,7 +52,8 @@ def estimate(
     chances, batches = options.chances(accept), options.batches(batch)
     plans = estimate.plans(model, bits=bits)
     found = find_chip(chip) if chip else own_chip(chip_name())
-    tokens = context or min(CONTEXT, plans[0].pair.target.max_position_embeddings)
+    most = plans[0].pair.target.max_position_embeddings
+    tokens = min(CONTEXT, most) if context is None else context
     predicted = [
         [
             estimate.predict(planned, found, batch=rows, context=tokens, accept=chances)

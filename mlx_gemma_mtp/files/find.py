@@ -93,7 +93,7 @@ def check_tokenizer(model: str) -> None:
         return
     read_target_config(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(f"tokenizer.json is missing from {folder}: download it again")
+        raise CheckpointError(f"tokenizer.json is missing from {folder}: download or copy it")
 
 
 def target_name(model: str | Path, folder: Path) -> str:

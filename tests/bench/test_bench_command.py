@@ -305,6 +305,10 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["faults"] == []
     assert_one_line(here("--from", out), 2, "was not written by")
+    written = out.read_bytes()
+    for options in ([], ["--check"]):
+        assert_one_line(here(*options, "--out", out), 2, "exists: --out writes a new file")
+    assert out.read_bytes() == written
 
 
 @pytest.mark.parametrize(
@@ -348,7 +352,7 @@ def test_a_check_compares_the_output_and_measures_nothing(here: Any, tmp_path: P
         ("--synthetic E2B --accept x", "--accept takes chances from 0 to 1"),
         ("--synthetic 31B --accept 2", "--accept takes chances from 0 to 1"),
         ("--synthetic E2B --bits 3", "bits must be 4 or 8, not 3"),
-        ("--synthetic 7B", "must be one of E2B, E4B, 12B, 26B-A4B, 31B"),
+        ("--synthetic 7B", "must be one of E2B, E4B, 12B, 26B-A4B, 31B, or a file"),
         ("--synthetic 31B --tasks code", "leave --tasks out"),
         ("--synthetic 31B --recommend", "leave --recommend out"),
         ("--num-draft-tokens 0,3 --recommend", "--num-draft-tokens 0,3,auto"),

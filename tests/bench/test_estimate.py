@@ -287,6 +287,7 @@ def test_a_size_is_predicted_in_bfloat16_8_and_4_bits(mgm_here: Here) -> None:
         (["12B", "--chip", "M4", "--batch", "1;2"], 2, "--batch"),
         (["12B", "--chip", "M4", "--batch", "3"], 2, "--batch takes 1, 2, 4, 8"),
         (["12B", "--chip", "M4", "--context", "1000000"], 2, "1 to 262,144 for 12B"),
+        (["12B", "--chip", "M4", "--context", "0"], 2, "1 to 262,144 for 12B"),
         (["12B", "--chip", "M4", "--accept", "84,71"], 2, "0 to 1"),
         (["12B", "--chip", "M4", "--bits", "3"], 2, "4 or 8"),
     ],

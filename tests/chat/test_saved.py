@@ -166,7 +166,7 @@ def test_a_checkpoint_without_tokenizer_is_refused_before_it_is_loaded(
     mgm_here: Here, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_bytes((DEMO / "config.json").read_bytes())
-    why = f"tokenizer.json is missing from {tmp_path}: download it again"
+    why = f"tokenizer.json is missing from {tmp_path}: download or copy it"
     assert_one_line(mgm_here("chat", tmp_path), 1, why)
     assert_one_line(mgm_here("generate", "Hi", "--model", tmp_path), 1, why)
 

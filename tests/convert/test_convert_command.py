@@ -81,6 +81,17 @@ def test_a_damaged_source_is_refused(
     assert hashes(broken.target) == before
 
 
+def test_a_source_without_a_tokenizer_is_converted_with_a_warning(
+    mgm_here: Here, broken: PairPaths, out: Path
+) -> None:
+    tokenizer = broken.target / "tokenizer.json"
+    for there in (True, False):
+        tokenizer.write_text("{}") if there else tokenizer.unlink()
+        done = mgm_here("convert", broken.target, "--out", out, "--force")
+        assert done.returncode == 0
+        assert ("no tokenizer.json" in done.stderr) != there
+
+
 def test_other_models_are_refused(mgm_here: Here, tiny: PairPaths, out: Path) -> None:
     for exit_code, word, arguments in (
         (1, "this is a drafter", (tiny.drafter,)),
@@ -173,9 +184,13 @@ def test_force_replaces_neither_other_files_nor_the_source(
     letter = tmp_path / "papers" / "letter.txt"
     letter.parent.mkdir()
     letter.write_text("dear")
-    before = hashes(tmp_path)
     other, source = "not a model's folder", "holds the source"
     places = {letter: other, letter.parent: other, broken.target: source, broken.drafter: source}
+    notes = tmp_path / "out.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    places[tmp_path / "out"] = "not an unfinished conversion"
+    before = hashes(tmp_path)
     for place, word in places.items():
         assert_refused(mgm_here("convert", broken.target, "--out", place, "--force"), 2, word)
     assert hashes(tmp_path) == before
