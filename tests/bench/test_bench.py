@@ -296,7 +296,7 @@ def test_a_quantized_random_pair_is_like_one_loaded_with_bits(tiny: str) -> None
 
 def test_a_size_is_a_known_name_or_a_file(tiny: str, tmp_path: Any) -> None:
     assert synthetic.settings("26b") == synthetic.settings("26B-A4B")
-    with pytest.raises(UsageError, match="one of E2B, E4B, 12B, 26B-A4B, 31B, not '7B'"):
+    with pytest.raises(UsageError, match="one of E2B, E4B, 12B, 26B-A4B, 31B, or a file, not '7B'"):
         synthetic.settings("7B")
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UsageError, match="does not describe"):
