@@ -15,8 +15,8 @@ from mlx_gemma_mtp.progress import progress
 from mlx_gemma_mtp.show import can_draw, say
 
 NO_TOKENIZER = (
-    "warning: the source has no tokenizer.json, so the output will take and give token ids, but no "
-    "text: copy that of the checkpoint into it."
+    "warning: the source has no tokenizer.json, so the output takes token ids, but no text: copy "
+    "the checkpoint's into it."
 )
 FLOAT16 = (
     "warning: Gemma 4's activations overflow in float16. mgm computes in bfloat16 with these "

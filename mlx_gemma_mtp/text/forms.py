@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlx_gemma_mtp.errors import UsageError, one_line
-from mlx_gemma_mtp.text.grammar import escaped
+from mlx_gemma_mtp.text.grammar import TOO_DEEP, escaped
 
 # As `json.dumps` writes it: with free white space, a model can write spaces without end.
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -49,8 +49,7 @@ def json_form(schema: object) -> str:
         plain = json.loads(json.dumps(schema, allow_nan=False))
         nodes = list(_schemas(plain))
     except RecursionError:
-        deep = "json_schema cannot be followed: it is nested too deeply: name its parts in $defs"
-        raise UsageError(deep) from None
+        raise UsageError(f"json_schema cannot be followed: {TOO_DEEP}") from None
     except (TypeError, ValueError):
         raise UsageError("json_schema must be a JSON schema, of plain JSON values") from None
     patterned = (one for one in nodes if "patternProperties" in one)

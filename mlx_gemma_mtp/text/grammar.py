@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 MOST_KEPT = 32  # compiled grammars
 MOST_TEXTS = 1024  # that grammars force, such as keys, with their tokens
+TOO_DEEP = "it is nested too deeply: name its parts in $defs"
 WORDS = {  # llguidance's reasons for people
     r"Unimplemented keys: \[(.*)\]": r"\1 is not supported: leave it out, and check the answer",
     r"Unknown format: (.*)": r'the format "\1" is not supported: leave it out, or give a pattern',
     r"NoExtensionBias": "nothing matches it",
-    r".*recursion limit exceeded.*": "it is nested too deeply: name its parts in $defs",
+    r".*recursion limit exceeded.*": TOO_DEEP,
     r"Resource '(?:json-schema:///)?(.*?)' is not present.*": (
         r'the $ref "\1" lies outside of the schema: copy it into $defs'
     ),
